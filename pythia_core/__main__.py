@@ -1,0 +1,221 @@
+"""The command line: `python -m pythia_core COMMAND` (installed as `pythia-book COMMAND`).
+
+Every command does what a function of the library does; nothing here computes. Heavy modules are
+imported by the command that needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pythia_core.config import OFFICIAL_SIZES, PRECISIONS, SCALES, SIZES, SWAPS
+from pythia_core.errors import PythiaError
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from pythia_core.config import scale_named
+    from pythia_core.prepare import prepare
+
+    data = prepare(scale_named(args.scale).data)
+    print(json.dumps(data.manifest, indent=1))
+    print(f"{data.rows.n_rows:,} rows of {data.config.seq_len + 1} tokens in {data.folder}")
+
+
+def _run_config(args: argparse.Namespace) -> Any:
+    from dataclasses import replace
+
+    from pythia_core.config import scale_named
+    from pythia_core.metrics import best_precision
+
+    scale = scale_named(args.scale)
+    if args.steps:
+        scale = replace(scale, steps=args.steps)
+    if args.batch_size:
+        scale = replace(scale, batch_size=args.batch_size)
+    overrides: dict[str, Any] = {"precision": args.precision or best_precision()}
+    if args.lr:
+        overrides["lr_max"] = args.lr
+    if args.micro_batch:
+        overrides["micro_batch"] = args.micro_batch
+    config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
+    if args.swap:
+        start = scale.fork_step(133) if args.start is None else args.start
+        config = config.fork(args.swap, start, args.stop)
+    return config
+
+
+def _train(args: argparse.Namespace) -> None:
+    from pythia_core.runs import find_or_train
+
+    run = find_or_train(_run_config(args))
+    last = run.metrics()[-1]
+    print(
+        f"run {run.id}: {len(run.steps)} checkpoints, last loss {last['loss']:.4f}, "
+        f"{run.seconds:.0f} s of training\nweights sha256 {run.final_sha256}\n{run.folder}"
+    )
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    from pythia_core.order import batch_hash
+    from pythia_core.runs import find_run
+
+    run = find_run(args.run)
+    batch = run.batch(args.step)
+    logged = {row["step"]: row for row in run.metrics()}.get(args.step + 1)
+    print(
+        f"run {run.id}: batch of the update from step {args.step} to {args.step + 1}\n"
+        f"rows {args.step * len(batch)}..{(args.step + 1) * len(batch) - 1}, "
+        f"{batch.shape[1] - 1} tokens each (+1 as the last label), hash {batch_hash(batch)}"
+    )
+    if logged:
+        agrees = "equals" if logged["batch_hash"] == batch_hash(batch) else "DIFFERS FROM"
+        print(f"this {agrees} the hash that training logged; loss there {logged['loss']:.4f}")
+    changed = set()
+    if run.ledger is not None:
+        control = run.data.batch(args.step, len(batch))
+        changed = set(zip(*(index.tolist() for index in (control != batch).nonzero()), strict=True))
+        print(f"{len(changed)} tokens are swapped, shown as [control>this run]")
+    decode = run.data.tokenizer.decode
+    for number, row in enumerate(batch[: args.rows]):
+        if changed:
+            parts = [
+                f"[{decode([int(control[number, i])])}>{decode([int(token)])}]"
+                if (number, i) in changed
+                else decode([int(token)], skip_special_tokens=False)
+                for i, token in enumerate(row)
+            ]
+            text = "".join(parts)
+        else:
+            text = decode(row.tolist(), skip_special_tokens=False)
+        print(f"\n--- row {number} ---\n{text}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from pythia_core.checkpoint import duplicates, load_checkpoint, step_folder
+    from pythia_core.runs import find_run
+
+    run = find_run(args.run)
+    for step in run.steps:
+        load_checkpoint(step_folder(run.checkpoints, step))
+    for row in run.metrics():
+        from pythia_core.order import batch_hash
+
+        if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
+            raise PythiaError(f"the batch of update {row['step'] - 1} is not what was trained on")
+    print(
+        f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
+        f"{len(run.metrics())} batches match the log"
+    )
+    for steps in duplicates(run.checkpoints):
+        known = " (expected: the first update runs at learning rate 0)" if steps == [0, 1] else ""
+        print(f"equal weights at steps {', '.join(map(str, steps))}{known}")
+
+
+def _study(args: argparse.Namespace) -> None:
+    from pythia_core.notebooks import parse_parameters, run_study
+
+    path, ran = run_study(args.study, args.scale, parse_parameters(args.parameter), args.force)
+    print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
+
+
+def _record(args: argparse.Namespace) -> None:
+    from pythia_core.recorded import record_run
+
+    print(f"recorded in {record_run(args.study, args.scale)}; review and commit it")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from pythia_core.bench import bench_train, markdown
+
+    sizes = tuple(filter(None, args.sizes.split(",")))
+    result = bench_train(sizes, args.rounds, args.precision or "")
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    print(markdown(result))
+    if args.readme:
+        from pythia_core.paths import project_root
+        from pythia_core.recorded import fill_block
+
+        fill_block(project_root() / "README.md", "bench", markdown(result))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of every command."""
+    top = argparse.ArgumentParser(prog="pythia_core", description=__doc__.split("\n\n")[0])
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    p = command("prepare", _prepare, "fetch the corpus, train the tokenizer, lay out the rows")
+    p.add_argument("--scale", default="laptop", choices=sorted(SCALES))
+
+    p = command("train", _train, "train a run, or find it if it exists")
+    p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
+    p.add_argument("--scale", default="laptop", help=f"one of {', '.join(SCALES)}")
+    p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")
+    p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
+    p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")
+    p.add_argument("--lr", type=float, help="peak learning rate (default: the size's)")
+    p.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where hardware has it")
+    p.add_argument("--order-seed", type=int, default=1234)
+    p.add_argument("--weight-seed", type=int, default=1234)
+    p.add_argument("--swap", choices=SWAPS, help="train a fork whose data is swapped from --start")
+    p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
+    p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
+
+    p = command("inspect", _inspect, "show the decoded batch that a run saw at a step")
+    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
+    p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
+
+    p = command("verify", _verify, "check every checkpoint and batch of a run against its hashes")
+    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+
+    p = command("study", _study, "run a study's notebook, unless its results are up to date")
+    p.add_argument("study", help="name of a notebook, e.g. gender_bias")
+    p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
+    p.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument("--force", action="store_true", help="run even if up to date")
+
+    p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
+    p.add_argument("study")
+    p.add_argument("--scale", default="laptop")
+
+    p = command("bench", _bench, "measure the training step against transformers, in one run")
+    p.add_argument("what", choices=("train",))
+    p.add_argument("--device", default="cpu", choices=("cpu",))
+    p.add_argument("--sizes", default="", help="comma list (default: the laptop ladder)")
+    p.add_argument("--rounds", type=int, default=10, help="alternating rounds of 2 steps each")
+    p.add_argument("--precision", choices=PRECISIONS)
+    p.add_argument("--json", help="also write the full result to this file")
+    p.add_argument("--readme", action="store_true", help="write the table into README.md")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code. Deliberate errors become one message, no traceback."""
+    args = parser().parse_args(arguments)
+    try:
+        args.function(args)
+    except PythiaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `... | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,454 @@
+"""What a run is: small frozen dataclasses, the table of sizes, the scales, and a stable hash.
+
+A field that changes what is computed is in here and therefore in a run's identity; anything else
+(progress bars, folders, number of checkpoints kept) is an argument of the function that needs it.
+Sizes and learning rates are those of the released configs (EleutherAI/pythia, models/*/*.yml), not
+of the paper's table, where the two differ (1B: 2.5e-4, not 3.0e-4).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.schedule import LR_FORMS, linear_step
+
+GELUS = ("tanh", "erf")
+INITS = ("small_wang", "normal_scaled")
+PRECISIONS = ("fp32", "bf16")
+EPOCH_POLICIES = ("joint", "separate")
+SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
+DOMAINS = (
+    "books",
+    "scripture",
+    "dictionary",
+    "news",
+    "speech",
+    "encyclopedic",
+    "biographies",
+    "legal",
+    "biomedical",
+)
+"""Domains of the pocket Pile (pythia_core.corpus), in the order in which they are read."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a GPT-NeoX model (paper section 2.1; GPT-NeoX v1.0)."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    vocab_size: int
+    """Rows of the embedding: the padded vocabulary; rows past the tokenizer's are never targets."""
+    max_seq_len: int = 2048
+    rotary_fraction: float = 0.25
+    rotary_base: float = 10_000.0
+    parallel_residual: bool = True
+    gelu: str = "tanh"
+    """"tanh" is what training used (fused bias-GELU); the hub's configs declare "erf"."""
+    init: str = "small_wang"
+    """"small_wang" for 14M-2.8B; 6.9B and 12B got GPT-NeoX's default, "normal_scaled"."""
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("n_layers", "d_model", "n_heads", "vocab_size", "max_seq_len")
+            if getattr(self, name) < 1
+        ]
+        if not problems and self.d_model % self.n_heads:
+            problems.append(
+                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
+                "choose a number of heads that does"
+            )
+        elif not problems and self.rotary_dims % 2:
+            problems.append(
+                f"rotary_fraction={self.rotary_fraction} of head dim {self.head_dim} gives "
+                f"{self.rotary_dims} rotary dims; an even number is needed"
+            )
+        if not 0 <= self.rotary_fraction <= 1:
+            problems.append(f"rotary_fraction must be in 0..1, got {self.rotary_fraction}")
+        if self.gelu not in GELUS:
+            problems.append(one_of(self.gelu, GELUS, "gelu"))
+        if self.init not in INITS:
+            problems.append(one_of(self.init, INITS, "init"))
+        raise_all(ConfigError, problems, "ModelConfig")
+
+    @property
+    def head_dim(self) -> int:
+        return self.d_model // self.n_heads
+
+    @property
+    def rotary_dims(self) -> int:
+        """Leading dims of each query and key head that are rotated."""
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def d_ff(self) -> int:
+        return 4 * self.d_model
+
+    @property
+    def n_params_non_embedding(self) -> int:
+        """L(12d^2 + 13d) + 2d: everything but the two vocabulary matrices."""
+        d = self.d_model
+        return self.n_layers * (12 * d * d + 13 * d) + 2 * d
+
+    @property
+    def n_params(self) -> int:
+        return self.n_params_non_embedding + 2 * self.vocab_size * self.d_model
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which tokens, in which order. With the corpus' bytes this determines every batch."""
+
+    corpus: str = "pocket-pile"
+    """"pocket-pile", a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face datasets."""
+    domains: tuple[str, ...] = DOMAINS
+    tokenizer: str = "bpe-4096"
+    """"bpe-N" trains a byte-level BPE of N entries on the corpus; else the path of a tokenizer.json."""
+    seq_len: int = 128
+    epochs: int = 1
+    """How many copies of the document list the order holds."""
+    epoch_policy: str = "joint"
+    """"joint": copies are shuffled together, as GPT-NeoX v1.0 did; "separate": one after another."""
+    order_seed: int = 1234
+    heldout_fraction: float = 0.01
+    """Share of documents (chosen by content hash) kept out of training."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "domains", tuple(self.domains))
+        problems = []
+        if self.seq_len < 2:
+            problems.append(f"seq_len must be at least 2, got {self.seq_len}")
+        if self.epochs < 1:
+            problems.append(f"epochs must be at least 1, got {self.epochs}")
+        if self.epoch_policy not in EPOCH_POLICIES:
+            problems.append(one_of(self.epoch_policy, EPOCH_POLICIES, "epoch_policy"))
+        if not 0 <= self.heldout_fraction < 1:
+            problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
+        if not 0 <= self.order_seed < 2**32:
+            problems.append(f"order_seed must be in 0..2^32-1, got {self.order_seed}")
+        if self.corpus == "pocket-pile":
+            if not self.domains:
+                problems.append(f"no domains; accepted: {', '.join(DOMAINS)}")
+            problems += [one_of(d, DOMAINS, "domain") for d in self.domains if d not in DOMAINS]
+        if self.tokenizer.startswith("bpe-"):
+            size = self.tokenizer.removeprefix("bpe-")
+            if not size.isdigit() or not 260 <= int(size) <= 65_500:
+                problems.append(f"tokenizer {self.tokenizer!r}: N of bpe-N must be in 260..65500")
+        raise_all(ConfigError, problems, "DataConfig")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation (paper appendix; Pythia's configs): AdamW, warm-up, clipped cosine, clip at 1."""
+
+    steps: int
+    batch_size: int
+    """Rows per update (1,024 officially)."""
+    lr_max: float
+    lr_min_ratio: float = 0.1
+    lr_form: str = "neox"
+    warmup_fraction: float = 0.01
+    first_update_at_lr_zero: bool = True
+    """True is what happened (step 0 = step 1 in every released model); False shifts the LR by one."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    weight_seed: int = 1234
+    precision: str = "fp32"
+    """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights."""
+    micro_batch: int = 0
+    """Rows per forward/backward; 0 = the whole batch. Changes sums by rounding, hence in here."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least 1, got {getattr(self, name)}"
+            for name in ("steps", "batch_size")
+            if getattr(self, name) < 1
+        ]
+        if self.micro_batch < 0 or (self.micro_batch and self.batch_size % self.micro_batch):
+            problems.append(
+                f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}"
+            )
+        if self.lr_max <= 0:
+            problems.append(f"lr_max must be positive, got {self.lr_max}")
+        if not 0 <= self.lr_min_ratio <= 1:
+            problems.append(f"lr_min_ratio must be in 0..1, got {self.lr_min_ratio}")
+        if not 0 <= self.warmup_fraction < 1:
+            problems.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        if self.grad_clip <= 0:
+            problems.append(f"grad_clip must be positive, got {self.grad_clip}")
+        if self.lr_form not in LR_FORMS:
+            problems.append(one_of(self.lr_form, LR_FORMS, "lr_form"))
+        if self.precision not in PRECISIONS:
+            problems.append(one_of(self.precision, PRECISIONS, "precision"))
+        raise_all(ConfigError, problems, "TrainConfig")
+
+
+@dataclass(frozen=True)
+class InterventionConfig:
+    """A change of the training data from step `start` on, up to but not including step `stop`."""
+
+    swap: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.swap not in SWAPS:
+            problems.append(one_of(self.swap, SWAPS, "swap"))
+        if not 0 <= self.start < self.stop:
+            problems.append(f"the window [{self.start}, {self.stop}) is empty or negative")
+        raise_all(ConfigError, problems, "InterventionConfig")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run: a model, data, an optimisation, and for a fork the intervention on the parent's data.
+
+    A fork has its parent's model, data and train settings by construction (`fork` below), so that
+    the intervention is the only difference between the two.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    intervention: InterventionConfig | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.data.seq_len > self.model.max_seq_len:
+            problems.append(
+                f"seq_len={self.data.seq_len} exceeds max_seq_len={self.model.max_seq_len}"
+            )
+        if self.intervention and self.intervention.stop > self.train.steps:
+            problems.append(
+                f"the intervention ends at step {self.intervention.stop}, "
+                f"after the run's last step {self.train.steps}"
+            )
+        raise_all(ConfigError, problems, "RunConfig")
+
+    @property
+    def parent(self) -> RunConfig | None:
+        """The control run that this one forks from, or None for a run from scratch."""
+        return replace(self, intervention=None) if self.intervention else None
+
+    def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
+        """The same run with its data changed in the updates [start, stop); default: to the end."""
+        if self.intervention:
+            raise ConfigError("a fork of a fork is not supported; fork the control run instead")
+        window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
+        return replace(self, intervention=window)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON types."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def stable_hash(value: Any) -> str:
+    """sha256 of a value's canonical JSON: the same on every machine and Python version."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
+    """The inverse of `config_dict` for a RunConfig.
+
+    Raises:
+        ConfigError: naming every unknown or missing key.
+    """
+
+    def build(kind: type, given: Any, where: str) -> Any:
+        if not isinstance(given, dict):
+            raise ConfigError(f"{where} must be an object, got {type(given).__name__}")
+        known = {f.name for f in fields(kind)}
+        problems = [one_of(key, sorted(known), f"key in {where}") for key in given.keys() - known]
+        try:
+            raise_all(ConfigError, problems, where)
+            return kind(**given)
+        except TypeError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+    window = values.get("intervention")
+    return RunConfig(
+        model=build(ModelConfig, values.get("model"), "model"),
+        data=build(DataConfig, values.get("data"), "data"),
+        train=build(TrainConfig, values.get("train"), "train"),
+        intervention=build(InterventionConfig, window, "intervention") if window else None,
+    )
+
+
+def config_differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    """Every key at which two (nested) config dicts differ, as "key: ours != theirs"."""
+    lines = []
+    for key in sorted(ours.keys() | theirs.keys()):
+        a, b = ours.get(key, "<absent>"), theirs.get(key, "<absent>")
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += config_differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} != {b!r}")
+    return lines
+
+
+# --- sizes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """One rung of a ladder of model sizes."""
+
+    name: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    lr_max: float
+    vocab_size: int | None = None
+    """Padded vocabulary; None: the tokenizer's, padded to a multiple of 128."""
+    init: str = "small_wang"
+
+    def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+        """This size as a ModelConfig; `vocab_size` is needed where the size does not fix it."""
+        rows = self.vocab_size or vocab_size
+        if rows is None:
+            raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
+        shape = {"n_layers": self.n_layers, "d_model": self.d_model, "n_heads": self.n_heads}
+        return ModelConfig(**{**shape, "vocab_size": rows, "init": self.init, **overrides})
+
+
+OFFICIAL_SIZES = {
+    size.name: size
+    for size in (
+        # name, layers, width, heads, peak LR, padded vocabulary, init
+        Size("14m", 6, 128, 4, 1.0e-3, 50_304),
+        Size("31m", 6, 256, 8, 1.0e-3, 50_304),
+        Size("70m", 6, 512, 8, 1.0e-3, 50_304),
+        Size("160m", 12, 768, 12, 6.0e-4, 50_304),
+        Size("410m", 24, 1024, 16, 3.0e-4, 50_304),
+        Size("1b", 16, 2048, 8, 2.5e-4, 50_304),
+        Size("1.4b", 24, 2048, 16, 2.0e-4, 50_304),
+        Size("2.8b", 32, 2560, 32, 1.6e-4, 50_304),
+        Size("6.9b", 32, 4096, 32, 1.2e-4, 50_432, "normal_scaled"),
+        Size("12b", 36, 5120, 40, 1.2e-4, 50_688, "normal_scaled"),
+    )
+}
+"""The ten official sizes, named as on the hub by *total* parameters."""
+
+LAPTOP_SIZES = {
+    size.name: size
+    for size in (
+        Size("7k", 2, 16, 2, 1.0e-2),
+        Size("25k", 2, 32, 2, 1.0e-2),
+        Size("85k", 3, 48, 3, 1.0e-2),
+        Size("150k", 3, 64, 4, 8.0e-3),
+        Size("450k", 4, 96, 4, 6.0e-3),
+        Size("800k", 4, 128, 4, 5.0e-3),
+        Size("1.5m", 5, 160, 5, 4.0e-3),
+        Size("2.7m", 6, 192, 6, 4.0e-3),
+    )
+}
+"""Eight sizes for two cores, named by *non-embedding* parameters; depth, width and heads rise
+together as in the official suite."""
+
+SIZES = {**LAPTOP_SIZES, **OFFICIAL_SIZES}
+
+
+def size_named(name: str) -> Size:
+    """Look a size up.
+
+    Raises:
+        ConfigError: unknown name; lists the accepted ones.
+    """
+    if name not in SIZES:
+        raise ConfigError(one_of(name, SIZES, "size"))
+    return SIZES[name]
+
+
+# --- scales ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One setting of the book-wide switch: how much of everything a study uses."""
+
+    name: str
+    machine: str
+    """What it is meant for, in words."""
+    steps: int
+    batch_size: int
+    data: DataConfig = field(default_factory=DataConfig)
+    sizes: tuple[str, ...] = ()
+    """The ladder of the suite at this scale."""
+
+    def run(
+        self, size: str, order_seed: int = 1234, weight_seed: int = 1234, **train: Any
+    ) -> RunConfig:
+        """The control run of one size at this scale.
+
+        The vocabulary is that of the scale's tokenizer, padded to a multiple of 128 as in GPT-NeoX.
+        """
+        rung = size_named(size)
+        vocab = 50_304
+        if self.data.tokenizer.startswith("bpe-"):
+            vocab = -(-int(self.data.tokenizer.removeprefix("bpe-")) // 128) * 128
+        model = rung.model(vocab, max_seq_len=self.data.seq_len)
+        return RunConfig(
+            model=model,
+            data=replace(self.data, order_seed=order_seed),
+            train=TrainConfig(
+                **{
+                    "steps": self.steps,
+                    "batch_size": self.batch_size,
+                    "lr_max": rung.lr_max,
+                    "weight_seed": weight_seed,
+                    **train,
+                }
+            ),
+        )
+
+    def fork_step(self, index: int) -> int:
+        """Step of this scale that corresponds to official step 1000 * `index`."""
+        return linear_step(index, self.steps)
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "smoke",
+            "2 cores: tests, seconds a notebook",
+            steps=16,
+            batch_size=8,
+            data=DataConfig(domains=("biographies",), tokenizer="bpe-512", seq_len=64),
+            sizes=("7k", "25k"),
+        ),
+        Scale(
+            "laptop",
+            "2 cores, no GPU: minutes a study",
+            steps=572,
+            batch_size=32,
+            data=DataConfig(),
+            sizes=tuple(LAPTOP_SIZES),
+        ),
+    )
+}
+"""The scales that can be run. The full design has two more, for a GPU and for a cluster."""
+
+
+def scale_named(name: str) -> Scale:
+    """Look a scale up.
+
+    Raises:
+        ConfigError: unknown name; lists the accepted ones.
+    """
+    if name not in SCALES:
+        raise ConfigError(one_of(name, SCALES, "scale"))
+    return SCALES[name]

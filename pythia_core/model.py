@@ -1,0 +1,181 @@
+"""GPT-NeoX, the architecture of Pythia, in one file (paper section 2.1; GPT-NeoX v1.0).
+
+What is unusual against a plain GPT: attention and MLP read the same residual in parallel, each
+through its own LayerNorm; rotary embedding on the first quarter of each head; untied embedding and
+unembedding, the latter without a bias; no dropout; no reset of attention at document ends.
+
+Not here: parallelism, logging, optimisation. Operations come from pythia_core.kernels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pythia_core import kernels
+from pythia_core.config import ModelConfig
+from pythia_core.errors import ConfigError
+
+
+class Linear(nn.Module):
+    """A linear map with bias whose products run on a copy of its weights in the compute dtype.
+
+    `weight_c` and `bias_c` are the parameters themselves until an optimizer in bf16 replaces them
+    (pythia_core.optim.FlatParameters).
+    """
+
+    def __init__(self, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(d_out))
+        self.copies: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight_c = self.copies.get("weight", self.weight)
+        bias_c = self.copies.get("bias", self.bias)
+        return kernels.linear(x, self.weight, self.bias, weight_c, bias_c)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.n_heads, config.head_dim
+        self.query_key_value = Linear(config.d_model, 3 * config.d_model)
+        self.dense = Linear(config.d_model, config.d_model)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: int) -> Tensor:
+        qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
+        qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
+        return self.dense(kernels.attention(qkv, cos, sin).flatten(0, 1))  # (B*T, d)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gelu_form = config.gelu
+        self.dense_h_to_4h = Linear(config.d_model, config.d_ff)
+        self.dense_4h_to_h = Linear(config.d_ff, config.d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense_4h_to_h(kernels.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.eps = config.layer_norm_eps
+        self.weight = nn.Parameter(torch.empty(config.d_model))
+        self.bias = nn.Parameter(torch.empty(config.d_model))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Block(nn.Module):
+    r"""One layer.
+
+    parallel (Pythia):  x --+--> LN --> attention --+--> out = x + attention(LN1 x) + mlp(LN2 x)
+                            +--> LN --> MLP --------+
+                            +-----------------------+
+
+    sequential:         x = x + attention(LN1 x);  out = x + mlp(LN2 x)
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.parallel = config.parallel_residual
+        self.input_layernorm = LayerNorm(config)
+        self.post_attention_layernorm = LayerNorm(config)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: int) -> Tensor:
+        compute = cos.dtype
+        attended = self.attention(self.input_layernorm(x).to(compute), cos, sin, batch)
+        if self.parallel:
+            return x + attended + self.mlp(self.post_attention_layernorm(x).to(compute))
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x).to(compute))
+
+
+class GPTNeoX(nn.Module):
+    """A Pythia model. Weights are uninitialised until `init_weights` or a load."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.embed_in = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.final_layer_norm = LayerNorm(config)
+        self.embed_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.embed_out_copy: Tensor | None = None
+        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def init_weights(self, seed: int) -> None:
+        """Initialise every tensor from one seed, in the order of `named_parameters`.
+
+        small_wang (14M-2.8B):   N(0, 2/(5d)) for embeddings, QKV, MLP up;
+                                 N(0, (2/(L sqrt d))^2) for attention output and MLP down.
+        normal_scaled (6.9B, 12B: GPT-NeoX's defaults, as their configs name no rule):
+                                 N(0, 0.02^2), and 0.02/sqrt(2L) for the two output maps.
+        Biases are 0, LayerNorm weights 1, under both.
+        """
+        d, n_layers = self.config.d_model, self.config.n_layers
+        if self.config.init == "small_wang":
+            std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
+        else:
+            std, std_output = 0.02, 0.02 / math.sqrt(2 * n_layers)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                if name.endswith("bias"):
+                    p.zero_()
+                elif "layernorm" in name or "layer_norm" in name:
+                    p.fill_(1.0)
+                else:
+                    output = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+                    p.normal_(0.0, std_output if output else std, generator=generator)
+
+    def _rotary(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = (seq_len, device, self.compute_dtype)
+        if key not in self._tables:
+            c = self.config
+            tables = kernels.rotary_tables(seq_len, c.rotary_dims, c.rotary_base, device)
+            self._tables = {key: tuple(t.to(self.compute_dtype) for t in tables)}
+        return self._tables[key]
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Hidden states after the final norm, (B, T, d), of token ids (B, T).
+
+        Raises:
+            ConfigError: a row longer than `max_seq_len`.
+        """
+        batch, seq_len = ids.shape
+        if seq_len > self.config.max_seq_len:
+            raise ConfigError(
+                f"rows of {seq_len} tokens exceed the model's max_seq_len={self.config.max_seq_len}"
+            )
+        cos, sin = self._rotary(seq_len, ids.device)
+        x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()
+        # (B*T, d): weights are read in the compute dtype, the residual stream stays fp32
+        for layer in self.layers:
+            x = layer(x, cos, sin, batch)
+        return self.final_layer_norm(x).view(batch, seq_len, -1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Unembed hidden states (..., d) into fp32 logits (..., vocab_size)."""
+        return self.embed_out(hidden).float()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, vocab_size) of token ids (B, T)."""
+        return self.logits(self.hidden(ids))
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """Mean next-token cross-entropy in nats over rows of S+1 tokens, (B, S+1) int64."""
+        hidden = self.hidden(rows[:, :-1]).flatten(0, 1).to(self.compute_dtype)
+        weight = self.embed_out.weight
+        weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
+        return kernels.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)

@@ -1,0 +1,285 @@
+"""Find a run by what it is, or train it. Runs live in results/runs, named by their identity.
+
+The identity is the hash of the config, the data's fingerprint and the versions that matter; asking
+for a run that exists loads it, a half-trained one is continued, and a folder whose identity is not
+the one asked for is an error that names the differing keys. A fork (a run with an intervention)
+finds or trains its control first, takes its exact state at the branching step and replays the
+control's batches with the swap.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pythia_core.checkpoint import load_checkpoint, newest_loadable, saved_steps, step_folder
+from pythia_core.config import (
+    RunConfig,
+    config_dict,
+    config_differences,
+    run_config_from_dict,
+    stable_hash,
+)
+from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.intervene import Ledger, make_ledger
+from pythia_core.metrics import device_info, read_metrics
+from pythia_core.model import GPTNeoX
+from pythia_core.paths import atomic_file, results_dir
+from pythia_core.prepare import PreparedData, prepare
+from pythia_core.schedule import linear_step
+from pythia_core.train import TRAJECTORY_VERSION, Trainer, train
+
+FORK_INDICES = (113, 133)
+"""Checkpoints (of 143) at which the paper's interventions branch off: 21 % and 7 % before the end.
+Every run keeps its full state there."""
+
+
+def identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
+    """All that determines a run's trajectory, as JSON."""
+    major, minor = torch.__version__.split(".")[:2]
+    return {
+        "config": config_dict(config),
+        "data": data.fingerprint,
+        "code": {
+            "trajectory": TRAJECTORY_VERSION,
+            "torch": f"{major}.{minor}",
+            "device": device_info()["kind"],
+        },
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run on disk."""
+
+    folder: Path
+    config: RunConfig
+    data: PreparedData
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of the identity's hash."""
+        return self.folder.name.rsplit("-", 1)[1]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def states(self) -> Path:
+        return self.folder / "states"
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with saved weights; a fork's begin at its branching point."""
+        return saved_steps(self.checkpoints)
+
+    @cached_property
+    def ledger(self) -> Ledger | None:
+        """Every token that the intervention changed; None for a control."""
+        window = self.config.intervention
+        if window is None:
+            return None
+        path = self.folder / "ledger.safetensors"
+        if not path.exists():
+            make_ledger(self.data, window, self.config.train.batch_size).save(path)
+        return Ledger.load(path)
+
+    def batch(self, step: int) -> np.ndarray:
+        """The rows (batch_size, S+1) of the update that leads from `step` to `step + 1`."""
+        size = self.config.train.batch_size
+        if not 0 <= step < self.config.train.steps:
+            raise DataError(
+                f"step {step} is outside this run's updates 0..{self.config.train.steps - 1}"
+            )
+        batch = self.data.batch(step, size)
+        return batch if self.ledger is None else self.ledger.apply(batch, step * size)
+
+    def model(self, step: int | None = None) -> GPTNeoX:
+        """The model at a saved step (default: the last), in fp32, ready to evaluate.
+
+        Raises:
+            CheckpointError: no such checkpoint (the steps there are are listed), or a corrupt one.
+        """
+        steps = self.steps
+        step = self.config.train.steps if step is None else step
+        if step not in steps:
+            near = sorted(steps, key=lambda s: abs(s - step))[:4]
+            raise CheckpointError(
+                f"run {self.id} has no checkpoint of step {step}; it has {len(steps)}, "
+                f"the nearest are {sorted(near)}"
+            )
+        files, _ = load_checkpoint(step_folder(self.checkpoints, step))
+        model = GPTNeoX(self.config.model)
+        model.load_state_dict({name: t.float() for name, t in files["model"].items()})
+        return model.eval().requires_grad_(False)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl: step, loss, lr, grad_norm, batch_hash, tokens_per_s."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def _done(self) -> Path:
+        return self.folder / "done.json"
+
+    @property
+    def finished(self) -> bool:
+        return self._done.exists()
+
+    @property
+    def final_sha256(self) -> str:
+        """Hash of the final fp32 weights."""
+        return json.loads(self._done.read_text())["final_sha256"]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent training, all sittings together, saving included."""
+        return json.loads(self._done.read_text())["seconds"]
+
+
+def _role(config: RunConfig) -> str:
+    window = config.intervention
+    return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
+
+
+def locate(config: RunConfig, progress: bool = True) -> Run:
+    """The run that `config` describes, trained or not; prepares its data.
+
+    Raises:
+        CheckpointError: the folder exists under another identity (differing keys are named).
+    """
+    data = prepare(config.data, progress=progress)
+    if data.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+            f"{data.vocab_size} entries: ids past it have no embedding"
+        )
+    available = data.rows.n_rows // config.train.batch_size
+    if config.train.steps > available:
+        raise ConfigError(
+            f"{config.train.steps} steps of {config.train.batch_size} rows need more data than "
+            f"there is: the order has {data.rows.n_rows} rows, enough for {available} steps. "
+            "Use fewer steps, more epochs (DataConfig.epochs) or a larger corpus."
+        )
+    who = identity(config, data)
+    shape = f"L{config.model.n_layers}-d{config.model.d_model}"
+    folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(who)[:12]}"
+    record = folder / "identity.json"
+    if record.exists():
+        try:
+            found = json.loads(record.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{record} is corrupt ({error}); delete the folder") from error
+        if found != who:
+            differing = "; ".join(config_differences(who, found))
+            raise CheckpointError(
+                f"{folder} belongs to another run: {differing}. Move it away or ask for that run."
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(record, who)
+    return Run(folder, config, data)
+
+
+def open_run(folder: Path) -> Run:
+    """A run by its folder, for looking at it from a shell.
+
+    Raises:
+        CheckpointError: not a run's folder.
+    """
+    try:
+        who = json.loads((Path(folder) / "identity.json").read_text())
+        config = run_config_from_dict(who["config"])
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder} is not a run: no readable identity.json ({error}). Runs lie in "
+            f"{results_dir() / 'runs'}."
+        ) from error
+    return Run(Path(folder), config, prepare(config.data, progress=False))
+
+
+def find_run(name: str) -> Run:
+    """A run by folder, folder name, or (the beginning of) its id.
+
+    Raises:
+        CheckpointError: none or several match; lists what there is.
+    """
+    if Path(name).is_dir():
+        return open_run(Path(name))
+    runs = sorted((results_dir() / "runs").glob("*"))
+    found = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
+    if len(found) != 1:
+        listing = "\n  ".join(r.name for r in runs) or "none yet"
+        raise CheckpointError(f"{len(found)} runs match {name!r}; there are:\n  {listing}")
+    return open_run(found[0])
+
+
+def _parent_state(config: RunConfig, progress: bool) -> tuple[int, dict[str, Any]]:
+    """The control's exact state at the branching step, replayed from an older one if need be."""
+    assert config.parent and config.intervention
+    parent, start = find_or_train(config.parent, progress), config.intervention.start
+    if start == 0:
+        return 0, Trainer(config.parent, torch.device("cpu")).state()
+    if start not in saved_steps(parent.states):
+        replay = parent.folder / "replays"
+        older = newest_loadable(parent.states, at_most=start)
+        train(
+            config.parent,
+            parent.batch,
+            replay,
+            initial=(older[0], older[1]) if older else None,
+            first_saved_step=config.train.steps + 1,
+            stop_at=start,
+            keep_states=frozenset({start}),
+            progress=progress,
+            label=f"replay to {start}",
+        )
+        files, _ = load_checkpoint(step_folder(replay / "states", start))
+    else:
+        files, _ = load_checkpoint(step_folder(parent.states, start))
+    return start, files
+
+
+def find_or_train(config: RunConfig, progress: bool = True) -> Run:
+    """The finished run that `config` describes: loaded if it exists, continued or trained if not.
+
+    Raises:
+        ConfigError: too little data or too small a vocabulary for the config.
+        CheckpointError, TrainingError: see pythia_core.checkpoint and pythia_core.train.
+    """
+    run = locate(config, progress)
+    if run.finished:
+        return run
+    window = config.intervention
+    started = time.monotonic()
+    initial = _parent_state(config, progress) if window else None
+    spent_file = run.folder / "seconds.json"
+    before = json.loads(spent_file.read_text()) if spent_file.exists() else 0.0
+    try:
+        sha256 = train(
+            config,
+            run.batch,
+            run.folder,
+            initial=initial,
+            keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
+            first_saved_step=window.start if window else 0,
+            progress=progress,
+            label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
+        )
+    finally:
+        _write_json(spent_file, round(before + time.monotonic() - started, 3))
+    seconds = json.loads(spent_file.read_text())
+    _write_json(run._done, {"final_sha256": sha256, "seconds": seconds, "machine": device_info()})
+    return run

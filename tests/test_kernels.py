@@ -1,0 +1,170 @@
+"""Every operation against its reference: values, all gradients, and bf16 error within 2x of plain.
+
+The bound for bf16 is relative to what plain torch in bf16 loses against fp64 on the same inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pythia_core import kernels
+from pythia_core.kernels.attention import SHORT, attention_reference
+from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
+from pythia_core.kernels.gelu import gelu_reference
+from pythia_core.kernels.layer_norm import layer_norm_reference
+from pythia_core.kernels.linear import linear_reference
+from pythia_core.kernels.rotary import rotary_reference, rotate_
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def results(
+    function: Callable[..., Tensor], inputs: list[Tensor], dtype: torch.dtype
+) -> list[Tensor]:
+    """Output and gradients, in fp64, of `function` on inputs of `dtype`."""
+    leaves = [x.to(dtype).requires_grad_() for x in inputs]
+    out = function(*leaves)
+    out.backward(normal(*out.shape, seed=99).to(out.dtype))
+    return [out.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+
+
+def error(actual: Tensor, exact: Tensor) -> float:
+    return ((actual - exact).norm() / exact.norm().clamp_min(1e-30)).item()
+
+
+def check(
+    fast: Callable[..., Tensor],
+    reference: Callable[..., Tensor],
+    inputs: list[Tensor],
+    dtype: torch.dtype,
+) -> None:
+    """fp32: within 1e-6 of fp64. bf16: at most twice the error of the reference in bf16."""
+    exact = results(reference, [x.to(dtype).double() for x in inputs], torch.float64)
+    plain, ours = results(reference, inputs, dtype), results(fast, inputs, dtype)
+    for e, p, o in zip(exact, plain, ours, strict=True):
+        bound = 1e-6 if dtype == torch.float32 else max(2 * error(p, e), 4e-3)
+        assert error(o, e) <= bound
+    again = results(fast, inputs, dtype)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again, strict=True)), "not deterministic"
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+@DTYPES
+@pytest.mark.parametrize("seq", [1, 2, 37, 128])
+@pytest.mark.parametrize("head_dim", [8, 20, 32, 64, 80, 128])
+def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
+    cos, sin = kernels.rotary_tables(seq, int(0.25 * head_dim) // 2 * 2, 10_000.0)
+
+    def fast(qkv: Tensor) -> Tensor:
+        return kernels.attention(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
+
+    def reference(qkv: Tensor) -> Tensor:
+        return attention_reference(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
+
+    check(fast, reference, [normal(2, seq, 3, 3, head_dim)], dtype)
+
+
+def test_attention_of_long_rows_takes_the_library_path() -> None:
+    qkv = normal(1, SHORT + 1, 1, 3, 8)
+    cos, sin = kernels.rotary_tables(SHORT + 1, 2, 10_000.0)
+    out = kernels.attention(qkv.bfloat16(), cos.bfloat16(), sin.bfloat16()).double()
+    assert error(out, attention_reference(qkv, cos, sin)) < 2e-2
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
+def test_rotary_against_the_formula(head_dim: int) -> None:
+    dims, base, seq = head_dim // 4, 10_000.0, 50
+    x = normal(seq, head_dim)
+    cos, sin = kernels.rotary_tables(seq, dims, base)
+    rotated = rotary_reference(x, cos, sin)
+    assert torch.equal(rotated[:, dims:], x[:, dims:])
+    for position in (0, 1, 49):
+        for i in range(dims // 2):
+            turn = torch.polar(torch.tensor(1.0), torch.tensor(position * base ** (-2 * i / dims)))
+            z = torch.complex(x[position, i], x[position, i + dims // 2]) * turn
+            expected = torch.stack((z.real, z.imag))
+            actual = rotated[position, [i, i + dims // 2]]
+            torch.testing.assert_close(actual, expected.double(), atol=2e-5, rtol=0)
+    there_and_back = x.clone()
+    rotate_(there_and_back, cos, sin)
+    torch.testing.assert_close(there_and_back, rotated)
+    rotate_(there_and_back, cos, -sin)
+    torch.testing.assert_close(there_and_back, x, atol=1e-6, rtol=1e-6)
+
+
+def test_rotary_scores_depend_on_the_distance_only() -> None:
+    q, k = normal(1, 16).expand(40, 16), normal(1, 16, seed=1).expand(40, 16)
+    cos, sin = (t.double() for t in kernels.rotary_tables(40, 16, 10_000.0))
+    scores = rotary_reference(q, cos, sin) @ rotary_reference(k, cos, sin).T
+    for distance in (0, 3, 17):
+        diagonal = scores.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=0)
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", [1, 37, 600])
+@pytest.mark.parametrize("vocab", [97, 4096])
+def test_linear_cross_entropy(dtype: torch.dtype, rows: int, vocab: int) -> None:
+    targets = torch.randint(0, vocab, (rows,), generator=torch.Generator().manual_seed(2))
+
+    def fast(hidden: Tensor, weight: Tensor) -> Tensor:
+        return kernels.linear_cross_entropy(hidden, weight, targets, weight.detach())
+
+    def reference(hidden: Tensor, weight: Tensor) -> Tensor:
+        if hidden.dtype == torch.float64:  # the reference's loss is fp32 by definition
+            return torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
+        return linear_cross_entropy_reference(hidden, weight, targets)
+
+    check(fast, reference, [normal(rows, 24), normal(vocab, 24, seed=1)], dtype)
+
+
+def test_a_hopeless_token_has_a_finite_loss() -> None:
+    weight = torch.tensor([[500.0], [-500.0]])
+    loss = kernels.linear_cross_entropy(torch.ones(1, 1), weight, torch.tensor([1]), weight)
+    assert 87 < loss.item() < 88
+
+
+@DTYPES
+def test_linear(dtype: torch.dtype) -> None:
+    def fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return kernels.linear(x, weight, bias, weight.detach(), bias.detach())
+
+    check(fast, linear_reference, [normal(37, 24), normal(40, 24, seed=1), normal(40)], dtype)
+
+
+@DTYPES
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+def test_gelu(dtype: torch.dtype, form: str) -> None:
+    inputs = [4 * normal(37, 24)]
+    check(lambda x: kernels.gelu(x, form), lambda x: gelu_reference(x, form), inputs, dtype)
+
+
+def test_the_two_gelus_differ_by_less_than_5e_4() -> None:
+    x = torch.linspace(-6, 6, 10_001, dtype=torch.float64)
+    difference = (gelu_reference(x, "tanh") - gelu_reference(x, "erf")).abs().max().item()
+    assert 4e-4 < difference < 5e-4
+
+
+@DTYPES
+def test_layer_norm(dtype: torch.dtype) -> None:
+    weight, bias = normal(24, seed=1).float(), normal(24, seed=2).float()
+
+    def fast(x: Tensor) -> Tensor:
+        return kernels.layer_norm(x, weight.to(_wide(x)), bias.to(_wide(x)), 1e-5)
+
+    def reference(x: Tensor) -> Tensor:
+        return layer_norm_reference(x, weight.to(_wide(x)), bias.to(_wide(x)), 1e-5)
+
+    check(fast, reference, [3 + normal(37, 24)], dtype)
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
