@@ -2,12 +2,12 @@
 
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
-    6  __main__  bench  records  figures  papermill_engine
+    6  __main__  bench  records  recorded  notebooks  cleaning  figures*  papermill_engine
     5  studies/*  published
     4  train  evaluate  runs
     3  distributed  checkpoint  hf  metrics
-    2  model  optim  intervene  corpus  items  prepare
-    1  kernels/*   tokens -> order
+    2  model  optim  intervene  pronouns  corpus*  wheels  items  prepare  heldout
+    1  kernels/*  tokenizer  tokens -> order
     0  errors  paths  config  schedule
 
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.

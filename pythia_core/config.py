@@ -110,12 +110,13 @@ class DataConfig:
     """"pocket-pile", a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face datasets."""
     domains: tuple[str, ...] = DOMAINS
     tokenizer: str = "bpe-4096"
-    """"bpe-N" trains a byte-level BPE of N entries on the corpus; else the path of a tokenizer.json."""
+    """"bpe-N": a byte-level BPE of N entries trained on the corpus; "neox-20b"; or the path of a
+    tokenizer.json."""
     seq_len: int = 128
     epochs: int = 1
     """How many copies of the document list the order holds."""
     epoch_policy: str = "joint"
-    """"joint": copies are shuffled together, as GPT-NeoX v1.0 did; "separate": one after another."""
+    """"joint": copies are shuffled together, as GPT-NeoX v1.0 did; "separate": one by one."""
     order_seed: int = 1234
     heldout_fraction: float = 0.01
     """Share of documents (chosen by content hash) kept out of training."""
@@ -146,7 +147,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation (paper appendix; Pythia's configs): AdamW, warm-up, clipped cosine, clip at 1."""
+    """Optimisation as in Pythia's configs: AdamW, warm-up, clipped cosine, gradient clip 1."""
 
     steps: int
     batch_size: int
@@ -156,7 +157,7 @@ class TrainConfig:
     lr_form: str = "neox"
     warmup_fraction: float = 0.01
     first_update_at_lr_zero: bool = True
-    """True is what happened (step 0 = step 1 in every released model); False shifts the LR by one."""
+    """True, as it happened: step 0 = step 1 in every released model. False shifts the LR by one."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -427,7 +428,7 @@ SCALES = {
             "2 cores: tests, seconds a notebook",
             steps=16,
             batch_size=8,
-            data=DataConfig(domains=("biographies",), tokenizer="bpe-512", seq_len=64),
+            data=DataConfig(domains=("biographies",), tokenizer="bpe-1024", seq_len=64),
             sizes=("7k", "25k"),
         ),
         Scale(

@@ -16,7 +16,7 @@ class ConfigError(PythiaError):
 
 
 class DataError(PythiaError):
-    """A corpus, tokenizer, token file or evaluation item that is missing, malformed or unsuitable."""
+    """A corpus, tokenizer, token file or evaluation item that is missing or malformed."""
 
 
 class FetchError(PythiaError):
@@ -28,7 +28,7 @@ class CheckpointError(PythiaError):
 
 
 class TrainingError(PythiaError):
-    """Training cannot go on: a non-finite loss, no space left, or a run locked by another process."""
+    """Training cannot go on: a non-finite loss, no space left, a run locked by another process."""
 
 
 class MissingDependencyError(PythiaError):

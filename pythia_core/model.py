@@ -18,6 +18,9 @@ from pythia_core import kernels
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError
 
+Rotary = tuple[Tensor, Tensor]
+"""cos and sin of every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
+
 
 class Linear(nn.Module):
     """A linear map with bias whose products run on a copy of its weights in the compute dtype.
@@ -45,10 +48,10 @@ class Attention(nn.Module):
         self.query_key_value = Linear(config.d_model, 3 * config.d_model)
         self.dense = Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, batch: int) -> Tensor:
         qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
-        return self.dense(kernels.attention(qkv, cos, sin).flatten(0, 1))  # (B*T, d)
+        return self.dense(kernels.attention(qkv, *rotary).flatten(0, 1))  # (B*T, d)
 
 
 class MLP(nn.Module):
@@ -69,8 +72,8 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.d_model))
         self.bias = nn.Parameter(torch.empty(config.d_model))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
 class Block(nn.Module):
@@ -91,13 +94,12 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: int) -> Tensor:
-        compute = cos.dtype
-        attended = self.attention(self.input_layernorm(x).to(compute), cos, sin, batch)
+    def forward(self, x: Tensor, rotary: Rotary, batch: int, dtype: torch.dtype) -> Tensor:
+        attended = self.attention(self.input_layernorm(x, dtype), rotary, batch)
         if self.parallel:
-            return x + attended + self.mlp(self.post_attention_layernorm(x).to(compute))
+            return x + (attended + self.mlp(self.post_attention_layernorm(x, dtype)))
         x = x + attended
-        return x + self.mlp(self.post_attention_layernorm(x).to(compute))
+        return x + self.mlp(self.post_attention_layernorm(x, dtype))
 
 
 class GPTNeoX(nn.Module):
@@ -112,7 +114,7 @@ class GPTNeoX(nn.Module):
         self.final_layer_norm = LayerNorm(config)
         self.embed_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.embed_out_copy: Tensor | None = None
-        self._tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[int, torch.device], Rotary] = {}
 
     def init_weights(self, seed: int) -> None:
         """Initialise every tensor from one seed, in the order of `named_parameters`.
@@ -139,12 +141,13 @@ class GPTNeoX(nn.Module):
                     output = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
                     p.normal_(0.0, std_output if output else std, generator=generator)
 
-    def _rotary(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        key = (seq_len, device, self.compute_dtype)
+    def _rotary(self, seq_len: int, device: torch.device) -> Rotary:
+        key = (seq_len, device)
         if key not in self._tables:
             c = self.config
-            tables = kernels.rotary_tables(seq_len, c.rotary_dims, c.rotary_base, device)
-            self._tables = {key: tuple(t.to(self.compute_dtype) for t in tables)}
+            self._tables = {
+                key: kernels.rotary_tables(seq_len, c.rotary_dims, c.rotary_base, device)
+            }
         return self._tables[key]
 
     def hidden(self, ids: Tensor) -> Tensor:
@@ -158,11 +161,11 @@ class GPTNeoX(nn.Module):
             raise ConfigError(
                 f"rows of {seq_len} tokens exceed the model's max_seq_len={self.config.max_seq_len}"
             )
-        cos, sin = self._rotary(seq_len, ids.device)
+        rotary = self._rotary(seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()
         # (B*T, d): weights are read in the compute dtype, the residual stream stays fp32
         for layer in self.layers:
-            x = layer(x, cos, sin, batch)
+            x = layer(x, rotary, batch, self.compute_dtype)
         return self.final_layer_norm(x).view(batch, seq_len, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def project_root() -> Path:
-    """The checkout this package was installed from (`pip install -e .`), else the working folder."""
+    """The checkout that this package was installed from, else the working folder."""
     root = Path(__file__).resolve().parent.parent
     return root if (root / "notebooks").is_dir() else Path.cwd()
 
@@ -26,7 +26,7 @@ def results_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """The user's cache: `PYTHIA_CACHE`, else `$XDG_CACHE_HOME/pythia-book`, else ~/.cache/pythia-book."""
+    """The user's cache: `PYTHIA_CACHE`, else pythia-book/ in `$XDG_CACHE_HOME` or ~/.cache."""
     if explicit := os.environ.get("PYTHIA_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pythia-book"
@@ -43,7 +43,7 @@ def fsync_dir(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write `target` wholly or not at all: yields a temporary path beside it, renames at the end."""
+    """Write `target` wholly or not at all: yields a temporary path, renames at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
     os.close(handle)

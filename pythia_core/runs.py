@@ -29,6 +29,7 @@ from pythia_core.config import (
 )
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.intervene import Ledger, make_ledger
+from pythia_core.kernels import native
 from pythia_core.metrics import device_info, read_metrics
 from pythia_core.model import GPTNeoX
 from pythia_core.paths import atomic_file, results_dir
@@ -51,6 +52,7 @@ def identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
             "trajectory": TRAJECTORY_VERSION,
             "torch": f"{major}.{minor}",
             "device": device_info()["kind"],
+            "kernels": "native" if native.library() else "torch",
         },
     }
 

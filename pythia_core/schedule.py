@@ -9,6 +9,7 @@ Updates are counted from 0, hence update 0 runs at learning rate 0 and step 0 eq
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from pythia_core.errors import ConfigError, one_of
 
@@ -37,7 +38,7 @@ def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
     steps |= {round(i * total_steps / N_LINEAR) for i in range(1, N_LINEAR + 1)}
     while len(steps) < N_CHECKPOINTS:
         ordered = sorted(steps)
-        gap, left = max(((b - a, -a) for a, b in zip(ordered, ordered[1:], strict=False)))
+        gap, left = max((b - a, -a) for a, b in pairwise(ordered))
         steps.add(-left + gap // 2)
     return tuple(sorted(steps))
 

@@ -17,7 +17,7 @@ from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_reference
 from pythia_core.kernels.linear import linear_reference
-from pythia_core.kernels.rotary import rotary_reference, rotate_
+from pythia_core.kernels.rotary import rotary_reference
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -64,7 +64,7 @@ def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
     cos, sin = kernels.rotary_tables(seq, int(0.25 * head_dim) // 2 * 2, 10_000.0)
 
     def fast(qkv: Tensor) -> Tensor:
-        return kernels.attention(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
+        return kernels.attention(qkv, cos, sin)
 
     def reference(qkv: Tensor) -> Tensor:
         return attention_reference(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
@@ -75,7 +75,7 @@ def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
 def test_attention_of_long_rows_takes_the_library_path() -> None:
     qkv = normal(1, SHORT + 1, 1, 3, 8)
     cos, sin = kernels.rotary_tables(SHORT + 1, 2, 10_000.0)
-    out = kernels.attention(qkv.bfloat16(), cos.bfloat16(), sin.bfloat16()).double()
+    out = kernels.attention(qkv.bfloat16(), cos, sin).double()
     assert error(out, attention_reference(qkv, cos, sin)) < 2e-2
 
 
@@ -93,11 +93,6 @@ def test_rotary_against_the_formula(head_dim: int) -> None:
             expected = torch.stack((z.real, z.imag))
             actual = rotated[position, [i, i + dims // 2]]
             torch.testing.assert_close(actual, expected.double(), atol=2e-5, rtol=0)
-    there_and_back = x.clone()
-    rotate_(there_and_back, cos, sin)
-    torch.testing.assert_close(there_and_back, rotated)
-    rotate_(there_and_back, cos, -sin)
-    torch.testing.assert_close(there_and_back, x, atol=1e-6, rtol=1e-6)
 
 
 def test_rotary_scores_depend_on_the_distance_only() -> None:
@@ -126,10 +121,10 @@ def test_linear_cross_entropy(dtype: torch.dtype, rows: int, vocab: int) -> None
     check(fast, reference, [normal(rows, 24), normal(vocab, 24, seed=1)], dtype)
 
 
-def test_a_hopeless_token_has_a_finite_loss() -> None:
+def test_a_hopeless_token_has_the_right_loss() -> None:
     weight = torch.tensor([[500.0], [-500.0]])
     loss = kernels.linear_cross_entropy(torch.ones(1, 1), weight, torch.tensor([1]), weight)
-    assert 87 < loss.item() < 88
+    assert loss.item() == 1000
 
 
 @DTYPES
@@ -155,16 +150,19 @@ def test_the_two_gelus_differ_by_less_than_5e_4() -> None:
 
 @DTYPES
 def test_layer_norm(dtype: torch.dtype) -> None:
-    weight, bias = normal(24, seed=1).float(), normal(24, seed=2).float()
+    inputs = [3 + normal(37, 24), normal(24, seed=1), normal(24, seed=2)]  # fp32 in any case
 
-    def fast(x: Tensor) -> Tensor:
-        return kernels.layer_norm(x, weight.to(_wide(x)), bias.to(_wide(x)), 1e-5)
+    def fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return kernels.layer_norm(x, weight, bias, 1e-5, dtype)
 
-    def reference(x: Tensor) -> Tensor:
-        return layer_norm_reference(x, weight.to(_wide(x)), bias.to(_wide(x)), 1e-5)
+    def reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return layer_norm_reference(x, weight, bias, 1e-5, dtype)
 
-    check(fast, reference, [3 + normal(37, 24)], dtype)
+    def exact(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return layer_norm_reference(x, weight, bias, 1e-5, torch.float64)
 
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
+    expected = results(exact, [x.float().double() for x in inputs], torch.float64)
+    plain = results(reference, inputs, torch.float32)
+    ours = results(fast, inputs, torch.float32)
+    for e, p, o in zip(expected, plain, ours, strict=True):
+        assert error(o, e) <= (1e-6 if dtype == torch.float32 else 2 * error(p, e))

@@ -1,10 +1,9 @@
 """Unembedding and cross-entropy in one, without ever holding all logits.
 
-Rows are taken in chunks that stay in the cache; in a forward that will be differentiated the
-gradients with respect to the hidden states and the weight are computed in the same pass (they only
-need scaling later). A token's loss is capped at 87 nats, where fp32 probabilities end. The softmax and the loss are fp32 whatever the dtype of the products, as in
-GPT-NeoX with `fp16_lm_cross_entropy` false. Padded vocabulary rows take part in the softmax, as
-they did in training.
+Rows are taken in chunks that stay in the cache; the gradients with respect to the hidden states and
+the weight are computed in the same pass and only need scaling later. The softmax and loss are
+fp32 whatever the dtype of the products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. Padded
+vocabulary rows take part in the softmax, as they did in training.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from pythia_core.kernels import native
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits per chunk, measured on two cores: half or double is slower at every laptop size."""
@@ -23,6 +24,22 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
+def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits (n, vocab) into softmax - onehot(target) in place; returns the n losses."""
+    cross_entropy = native.function("cross_entropy", logits)
+    if cross_entropy:
+        losses = logits.new_empty(len(logits), dtype=torch.float32)
+        cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
+        return losses
+    logp = torch.log_softmax(logits.float(), -1)
+    index = torch.arange(len(logits), device=logits.device)
+    losses = -logp[index, targets]
+    p = logp.exp_()
+    p[index, targets] -= 1
+    logits.copy_(p)
+    return losses
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -31,31 +48,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         n, d = hidden.shape
         vocab = weight_c.shape[0]
         chunk = max(1, min(n, CHUNK_ELEMENTS // vocab))
-        narrow = hidden.dtype != torch.float32
         losses = hidden.new_empty(n, dtype=torch.float32)
         dhidden = torch.empty_like(hidden)
         dweight = hidden.new_zeros(vocab, d, dtype=torch.float32)
-        # workspaces are reused by every chunk: fresh ones would cost a page fault per 4 KB
-        wide = hidden.new_empty(chunk, vocab, dtype=torch.float32)
-        products = torch.empty_like(wide, dtype=hidden.dtype) if narrow else wide
-        rows = torch.arange(chunk, device=hidden.device)
+        # the workspace is reused by every chunk: fresh memory would cost a page fault per 4 KB
+        workspace = hidden.new_empty(chunk, vocab)
         for start in range(0, n, chunk):
             part = slice(start, min(start + chunk, n))
-            h, target, index = hidden[part], targets[part], rows[: min(chunk, n - start)]
-            logits, p = products[: len(h)], wide[: len(h)]
-            torch.mm(h, weight_c.t(), out=logits)
-            if narrow:
-                p.copy_(logits)
-            torch.softmax(p, -1, out=p)
-            p_target = p[index, target]
-            losses[part] = -p_target.clamp_min(torch.finfo(torch.float32).tiny).log()
-            p[index, target] = p_target - 1  # now the gradient with respect to the logits
-            if narrow:
-                logits.copy_(p)
-                dweight += torch.mm(logits.t(), h)
-            else:
-                dweight.addmm_(p.t(), h)
+            h = hidden[part]
+            logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
+            losses[part] = _to_gradient_(logits, targets[part])
             torch.mm(logits, weight_c, out=dhidden[part])
+            if h.dtype == torch.float32:
+                dweight.addmm_(logits.t(), h)
+            else:
+                dweight += torch.mm(logits.t(), h)
         ctx.save_for_backward(dhidden, dweight)
         return losses.mean()
 

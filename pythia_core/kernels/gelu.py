@@ -10,6 +10,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from pythia_core.kernels import native
 
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:
@@ -19,6 +22,25 @@ def gelu_reference(x: Tensor, form: str) -> Tensor:
     return x * 0.5 * (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
 
 
+class _NativeGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        native.function("gelu_forward", x)(x, y, x.numel())
+        return y
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dy: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        native.function("gelu_backward", x)(x, dy.contiguous(), dx, x.numel())
+        return dx
+
+
 def gelu(x: Tensor, form: str) -> Tensor:
     """GELU of any tensor; `form` is "tanh" or "erf"."""
+    if form == "tanh" and native.function("gelu_forward", x):
+        return _NativeGelu.apply(x)
     return torch.nn.functional.gelu(x, approximate="tanh" if form == "tanh" else "none")

@@ -27,12 +27,3 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
-
-
-def rotate_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """`rotary_reference` in place; the inverse rotation (the gradient) is `rotate_(x, cos, -sin)`."""
-    half = cos.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    rotated = first * cos - second * sin
-    second.copy_(second * cos + first * sin)
-    first.copy_(rotated)

@@ -1,0 +1,329 @@
+"""Log-likelihoods, held-out loss and last-word accuracy: the measures the studies are made of.
+
+The scorer follows the harness behind the released numbers: the log-probability of a continuation
+is the *sum* over its tokens given everything before it, a text on its own is scored after one EOD,
+and "greedy" means that every token of the continuation is the most likely one. Requests are
+tokenised and packed once (`pack`) and the packing is reused for every checkpoint; only the
+positions that predict a continuation token reach the vocabulary matrix, in fp32.
+
+Not here: which items are scored and what is made of the numbers (studies/*), generation, and the
+language-model evaluation harness itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pythia_core.errors import ConfigError, DataError
+
+VERSION = 1
+"""Part of the key under which studies keep results: raise it when any number here would change."""
+TOKEN_BUDGET = 4096
+"""Tokens of a batch, padding included: small, for a CPU's caches. Results do not depend on it."""
+LOGIT_ROWS = 1024
+"""Positions sent through the vocabulary matrix at a time: bounds memory at any batch size."""
+
+
+class Scorable(Protocol):
+    """What is needed of a model: hidden states and, for chosen ones, logits."""
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor: ...  # [B, T] -> [B, T, d]
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [..., d] -> [..., V]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Score `continuation` given `context`; both are token ids, neither is empty."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One entry a request, in the order of the requests."""
+
+    logprob: np.ndarray
+    """float64[n], nats: the total over the continuation's tokens (the released harness' rule)."""
+    n_tokens: np.ndarray
+    """int64[n]: tokens of the continuation."""
+    greedy: np.ndarray
+    """bool[n]: every token of the continuation is the most likely one at its place."""
+
+    @property
+    def per_token(self) -> np.ndarray:
+        """float64[n], nats a token: orders texts as perplexity does (the paper's wording)."""
+        return self.logprob / self.n_tokens
+
+
+@dataclass(frozen=True)
+class _Batch:
+    ids: np.ndarray  # int64[B, T], padded on the right with 0
+    slots: np.ndarray  # int64[p]: flat positions of `ids` whose logits are needed, distinct
+    slot_of: np.ndarray  # int64[q]: for every wanted token, its entry of `slots`
+    targets: np.ndarray  # int64[q]: the wanted tokens
+    owner: np.ndarray  # int64[q]: the request each belongs to
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Requests made ready for a model: padded batches, longest first, and where to look in them."""
+
+    batches: tuple[_Batch, ...]
+    n_tokens: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.n_tokens)
+
+
+def pack(requests: Sequence[Request], max_seq_len: int, token_budget: int = TOKEN_BUDGET) -> Packed:
+    """Sort requests by length and lay them out in padded batches of at most `token_budget` tokens.
+
+    Requests that feed the model the same tokens (one context, several one-token continuations)
+    share a row. A request that is too long loses the beginning of its context.
+
+    Raises:
+        DataError: an empty context or continuation, or a continuation longer than `max_seq_len`.
+        ConfigError: a budget below one token.
+    """
+    if token_budget < 1:
+        raise ConfigError(f"token_budget must be at least 1, got {token_budget}")
+    rows: dict[tuple[int, ...], list[int]] = {}
+    for index, request in enumerate(requests):
+        size = len(request.continuation)
+        if not request.context or not size:
+            what = "context" if size else "continuation"
+            raise DataError(f"request {index} has an empty {what}; put EOD before a bare text")
+        if size > max_seq_len:
+            raise DataError(
+                f"the continuation of request {index} has {size} tokens, but the model reads at "
+                f"most {max_seq_len}; shorten the text or use a longer max_seq_len"
+            )
+        fed = (request.context + request.continuation)[:-1][-max_seq_len:]
+        rows.setdefault(fed, []).append(index)
+    ordered = sorted(rows.items(), key=lambda row: len(row[0]), reverse=True)
+    batches, start = [], 0
+    while start < len(ordered):
+        width = len(ordered[start][0])
+        stop = start + max(1, token_budget // width)
+        batches.append(_lay_out(ordered[start:stop], width, requests))
+        start = stop
+    return Packed(tuple(batches), np.array([len(r.continuation) for r in requests], np.int64))
+
+
+def _lay_out(
+    rows: list[tuple[tuple[int, ...], list[int]]], width: int, requests: Sequence[Request]
+) -> _Batch:
+    ids = np.zeros((len(rows), width), np.int64)
+    where, targets, owner = [], [], []
+    for r, (fed, members) in enumerate(rows):
+        ids[r, : len(fed)] = fed
+        for index in members:
+            wanted = requests[index].continuation
+            last = r * width + len(fed)  # one past the position that predicts the last token
+            where += range(last - len(wanted), last)
+            targets += wanted
+            owner += [index] * len(wanted)
+    slots, slot_of = np.unique(np.array(where, np.int64), return_inverse=True)
+    return _Batch(ids, slots, slot_of, np.array(targets, np.int64), np.array(owner, np.int64))
+
+
+@torch.no_grad()
+def score(model: Scorable, packed: Packed) -> Scores:
+    """Log-probability of every request under `model`."""
+    device = _device(model)
+    logprob = np.zeros(len(packed), np.float64)
+    greedy = np.ones(len(packed), bool)
+    for batch in packed.batches:
+        states = model.hidden(torch.from_numpy(batch.ids).to(device))
+        states = states.flatten(0, 1)[torch.from_numpy(batch.slots).to(device)]
+        # Sorted by slot, the wanted tokens of a chunk of slots are a contiguous run.
+        order = np.argsort(batch.slot_of, kind="stable")
+        bounds = np.searchsorted(
+            batch.slot_of[order], np.arange(0, len(batch.slots) + LOGIT_ROWS, LOGIT_ROWS)
+        )
+        for first, (low, high) in enumerate(itertools.pairwise(bounds)):
+            pick = order[low:high]
+            begin = first * LOGIT_ROWS
+            logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
+            top = logits.amax(-1)
+            norm = torch.logsumexp(logits, -1)
+            slot = torch.from_numpy(batch.slot_of[pick] - begin).to(device)
+            chosen = logits[slot, torch.from_numpy(batch.targets[pick]).to(device)]
+            np.add.at(logprob, batch.owner[pick], (chosen - norm[slot]).double().cpu().numpy())
+            np.logical_and.at(greedy, batch.owner[pick], (chosen >= top[slot]).cpu().numpy())
+    return Scores(logprob, packed.n_tokens, greedy)
+
+
+def _device(model: Any) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+# --- texts -----------------------------------------------------------------------------------
+
+
+def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
+    """Text -> ids without special tokens, for a `tokenizers.Tokenizer`."""
+    return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def text_requests(
+    texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], eod_id: int
+) -> list[Request]:
+    """Requests for whole texts, each after one EOD, as the harness scores CrowS-Pairs.
+
+    Raises:
+        DataError: a text without tokens.
+    """
+    requests = []
+    for text in texts:
+        ids = encode(text)
+        if not ids:
+            raise DataError(f"the text {text!r} has no tokens; give texts that are not empty")
+        requests.append(Request((eod_id,), ids))
+    return requests
+
+
+def score_texts(
+    model: Scorable,
+    texts: Sequence[str],
+    encode: Callable[[str], tuple[int, ...]],
+    eod_id: int,
+    max_seq_len: int,
+) -> Scores:
+    """Log-likelihood of whole texts; `.logprob` is the sum, `.per_token` the paper's wording."""
+    return score(model, pack(text_requests(texts, encode, eod_id), max_seq_len))
+
+
+def continuation_requests(
+    contexts: Sequence[str],
+    candidates: Sequence[str],
+    encode: Callable[[str], tuple[int, ...]],
+    eod_id: int,
+) -> list[Request]:
+    """Every candidate after every context, context-major; candidates carry their leading space.
+
+    Raises:
+        DataError: a context that ends in a space (a candidate's space belongs to the candidate).
+    """
+    for context in contexts:
+        if context != context.rstrip():
+            raise DataError(
+                f"the context {context!r} ends in white space; end it with its last word"
+            )
+    heads = [(eod_id, *encode(context)) for context in contexts]
+    tails = [encode(candidate) for candidate in candidates]
+    return [Request(head, tail) for head in heads for tail in tails]
+
+
+def next_token_logprobs(
+    model: Scorable,
+    contexts: Sequence[str],
+    candidates: Sequence[str],
+    encode: Callable[[str], tuple[int, ...]],
+    eod_id: int,
+    max_seq_len: int,
+) -> np.ndarray:
+    """float64[contexts, candidates]: log-probability of each candidate right after each context.
+
+    A candidate of several tokens gets the probability of all of them in a row.
+    """
+    requests = continuation_requests(contexts, candidates, encode, eod_id)
+    found = score(model, pack(requests, max_seq_len))
+    return found.logprob.reshape(len(contexts), len(candidates))
+
+
+# --- rows of tokens --------------------------------------------------------------------------
+
+
+def stream_rows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
+    """int64[n, seq_len+1]: up to `n_rows` windows spread evenly over a stream, without overlap of
+    targets (neighbouring windows share one token, as in training).
+
+    Raises:
+        DataError: the stream is shorter than one window.
+    """
+    available = (len(tokens) - 1) // seq_len
+    if available < 1:
+        raise DataError(
+            f"{len(tokens)} held-out tokens do not fill one row of {seq_len + 1}; "
+            "raise heldout_fraction or lower seq_len"
+        )
+    picks = np.linspace(0, available - 1, min(n_rows, available)).round().astype(int)
+    return np.stack([np.asarray(tokens[i * seq_len : i * seq_len + seq_len + 1]) for i in picks])
+
+
+@torch.no_grad()
+def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
+    """float64[n]: mean loss of each row in nats a token; rows int[n, S+1], inputs and targets."""
+    device = _device(model)
+    rows = np.asarray(rows).astype(np.int64)
+    step = max(1, token_budget // (rows.shape[1] - 1))
+    losses = []
+    for start in range(0, len(rows), step):
+        ids = torch.from_numpy(rows[start : start + step]).to(device)
+        states = model.hidden(ids[:, :-1]).flatten(0, 1)
+        targets = ids[:, 1:].flatten()
+        parts = [
+            torch.nn.functional.cross_entropy(model.logits(s).float(), t, reduction="none")
+            for s, t in zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        ]
+        losses.append(torch.cat(parts).double().view(len(ids), -1).mean(1).cpu().numpy())
+    return np.concatenate(losses)
+
+
+def heldout_loss(model: Scorable, rows: np.ndarray) -> float:
+    """Mean loss over rows int[n, S+1], in nats a token."""
+    return float(row_losses(model, rows).mean())
+
+
+def last_words(
+    rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24
+) -> list[Request]:
+    """LAMBADA-like requests: the last word of the last complete sentence in each held-out row.
+
+    How a passage is cut: in a row of S+1 tokens, find the last word (a token of a space and letters
+    with the letters-only tokens that follow it) that is directly followed by a token starting with
+    ".", "!" or "?". The continuation is that word; the context is everything before it in the row
+    that belongs to the same document, after one EOD. Rows without such a word, or with fewer than
+    `min_context` tokens before it, give no request. Unlike LAMBADA's, these words were not chosen
+    to be guessable from far away, nor are names or function words left out.
+    """
+    texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
+    begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])
+    goes_on = np.array([bool(re.fullmatch(r"[^\W\d_]+", t)) for t in texts])
+    ends = np.array([t[:1] in (".", "!", "?") for t in texts])
+    requests = []
+    for row in np.asarray(rows).astype(np.int64):
+        for stop in np.flatnonzero(ends[row])[::-1]:
+            start = stop - 1
+            while start > 0 and goes_on[row[start]]:
+                start -= 1
+            if start < 0 or not begins[row[start]]:
+                continue
+            breaks = np.flatnonzero(row[:start] == eod_id)
+            context = row[breaks[-1] + 1 : start] if len(breaks) else row[:start]
+            if len(context) >= min_context:
+                requests.append(
+                    Request((eod_id, *context.tolist()), tuple(row[start:stop].tolist()))
+                )
+            break
+    return requests
+
+
+def last_word_accuracy(model: Scorable, requests: Sequence[Request], max_seq_len: int) -> float:
+    """Share of `last_words` requests whose every token is the most likely one (greedy match).
+
+    Raises:
+        DataError: no requests.
+    """
+    if not requests:
+        raise DataError("no passages to predict the last word of; give more held-out rows")
+    return float(score(model, pack(requests, max_seq_len)).greedy.mean())

@@ -1,0 +1,203 @@
+/* Element-wise passes of a training step on a CPU, one pass over memory each.
+ *
+ * Compiled on first use by pythia_core/kernels/native.py with the system's C compiler, cached, and
+ * called through ctypes; without a compiler the torch code beside each caller runs instead. Matrix
+ * products stay in torch. Every function exists for float and for bfloat16 (stored as uint16_t).
+ * Rows are split statically over OpenMP threads and each row is reduced by one thread, so results
+ * do not change from call to call. Statistics and sums are fp32.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef int64_t i64;
+typedef uint16_t bf16;
+
+static inline float bits_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline uint32_t float_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline float load_bf16(bf16 b) { return bits_float((uint32_t)b << 16); }
+static inline bf16 store_bf16(float f) { /* round to nearest even; NaN stays NaN */
+  uint32_t u = float_bits(f), rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return (bf16)((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+static inline float load_f32(float f) { return f; }
+static inline float store_f32(float f) { return f; }
+
+/* e^x to about 1 ulp for x in [-87, 88], constant outside: 2^n times a polynomial in the rest. */
+static inline float exp_fast(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  float n = rintf(x * 1.44269504f);
+  float r = fmaf(n, -0.693145752f, x); /* ln 2 in two parts */
+  r = fmaf(n, -1.42860677e-6f, r);
+  float p = 1.98756915e-4f;
+  p = fmaf(p, r, 1.39819994e-3f);
+  p = fmaf(p, r, 8.33345205e-3f);
+  p = fmaf(p, r, 4.16657962e-2f);
+  p = fmaf(p, r, 1.66666657e-1f);
+  p = fmaf(p, r, 5.00000000e-1f);
+  p = fmaf(p, r * r, r) + 1.0f;
+  return p * bits_float((uint32_t)((int32_t)n + 127) << 23);
+}
+
+/* x/2 (1 + tanh(0.79788456 x (1 + 0.044715 x^2))) = x sigmoid(2 * that argument) */
+#define GELU_A 1.59576912f
+#define GELU_B 0.0713548162f
+
+#define DEFINE(T, SUFFIX, LOAD, STORE)                                                             \
+                                                                                                   \
+  void gelu_forward_##SUFFIX(const T *x, T *y, i64 n) {                                            \
+    _Pragma("omp parallel for simd schedule(static)") for (i64 i = 0; i < n; i++) {                \
+      float v = LOAD(x[i]), u = v * fmaf(GELU_B * v, v, GELU_A);                                   \
+      y[i] = STORE(v / (1.0f + exp_fast(-u)));                                                     \
+    }                                                                                              \
+  }                                                                                                \
+                                                                                                   \
+  void gelu_backward_##SUFFIX(const T *x, const T *dy, T *dx, i64 n) {                             \
+    _Pragma("omp parallel for simd schedule(static)") for (i64 i = 0; i < n; i++) {                \
+      float v = LOAD(x[i]), u = v * fmaf(GELU_B * v, v, GELU_A);                                   \
+      float s = 1.0f / (1.0f + exp_fast(-u)), du = fmaf(3.0f * GELU_B * v, v, GELU_A);             \
+      dx[i] = STORE(LOAD(dy[i]) * fmaf(v * s * (1.0f - s), du, s));                                \
+    }                                                                                              \
+  }                                                                                                \
+                                                                                                   \
+  /* qkv (batch, seq, heads, 3, dim) -> packed (3, batch, heads, seq, dim), q and k rotated */     \
+  void pack_rotated_##SUFFIX(const T *qkv, T *packed, const float *cos, const float *sin,          \
+                             i64 batch, i64 seq, i64 heads, i64 dim, i64 half) {                   \
+    _Pragma("omp parallel for collapse(2) schedule(static)") for (i64 b = 0; b < batch; b++)       \
+      for (i64 h = 0; h < heads; h++)                                                              \
+        for (i64 part = 0; part < 3; part++)                                                       \
+          for (i64 t = 0; t < seq; t++) {                                                          \
+            const T *from = qkv + (((b * seq + t) * heads + h) * 3 + part) * dim;                  \
+            T *to = packed + (((part * batch + b) * heads + h) * seq + t) * dim;                   \
+            memcpy(to, from, dim * sizeof(T));                                                     \
+            if (part == 2) continue;                                                               \
+            for (i64 i = 0; i < half; i++) {                                                       \
+              float c = cos[t * half + i], s = sin[t * half + i];                                  \
+              float p = LOAD(from[i]), q = LOAD(from[half + i]);                                   \
+              to[i] = STORE(p * c - q * s);                                                        \
+              to[half + i] = STORE(q * c + p * s);                                                 \
+            }                                                                                      \
+          }                                                                                        \
+  }                                                                                                \
+                                                                                                   \
+  /* the gradient of pack_rotated: back to the packed layout of the product, rotated back */       \
+  void unpack_rotated_##SUFFIX(const T *packed, T *qkv, const float *cos, const float *sin,        \
+                               i64 batch, i64 seq, i64 heads, i64 dim, i64 half) {                 \
+    _Pragma("omp parallel for collapse(2) schedule(static)") for (i64 b = 0; b < batch; b++)       \
+      for (i64 t = 0; t < seq; t++)                                                                \
+        for (i64 h = 0; h < heads; h++)                                                            \
+          for (i64 part = 0; part < 3; part++) {                                                   \
+            T *to = qkv + (((b * seq + t) * heads + h) * 3 + part) * dim;                          \
+            const T *from = packed + (((part * batch + b) * heads + h) * seq + t) * dim;           \
+            memcpy(to, from, dim * sizeof(T));                                                     \
+            if (part == 2) continue;                                                               \
+            for (i64 i = 0; i < half; i++) {                                                       \
+              float c = cos[t * half + i], s = sin[t * half + i];                                  \
+              float p = LOAD(from[i]), q = LOAD(from[half + i]);                                   \
+              to[i] = STORE(p * c + q * s);                                                        \
+              to[half + i] = STORE(q * c - p * s);                                                 \
+            }                                                                                      \
+          }                                                                                        \
+  }                                                                                                \
+                                                                                                   \
+  /* scores (n, seq, seq) -> causal softmax of scale * scores, in place; the future becomes 0 */   \
+  void causal_softmax_##SUFFIX(T *scores, float scale, i64 n, i64 seq) {                           \
+    _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n * seq; r++) {               \
+      T *row = scores + r * seq;                                                                   \
+      i64 length = r % seq + 1;                                                                    \
+      float e[length], top = -INFINITY, sum = 0.0f;                                                \
+      _Pragma("omp simd reduction(max : top)") for (i64 i = 0; i < length; i++) {                  \
+        e[i] = LOAD(row[i]) * scale;                                                               \
+        top = e[i] > top ? e[i] : top;                                                             \
+      }                                                                                            \
+      _Pragma("omp simd reduction(+ : sum)") for (i64 i = 0; i < length; i++) {                    \
+        e[i] = exp_fast(e[i] - top);                                                               \
+        sum += e[i];                                                                               \
+      }                                                                                            \
+      float inverse = 1.0f / sum;                                                                  \
+      _Pragma("omp simd") for (i64 i = 0; i < length; i++) row[i] = STORE(e[i] * inverse);         \
+      memset(row + length, 0, (seq - length) * sizeof(T));                                         \
+    }                                                                                              \
+  }                                                                                                \
+                                                                                                   \
+  /* grad = scale * p * (grad - sum(grad * p)) row by row, in place; p is 0 in the future */       \
+  void causal_softmax_backward_##SUFFIX(const T *p, T *grad, float scale, i64 n, i64 seq) {        \
+    _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n * seq; r++) {               \
+      const T *prob = p + r * seq;                                                                 \
+      T *row = grad + r * seq;                                                                     \
+      i64 length = r % seq + 1;                                                                    \
+      float dot = 0.0f;                                                                            \
+      _Pragma("omp simd reduction(+ : dot)") for (i64 i = 0; i < length; i++)                      \
+        dot += LOAD(prob[i]) * LOAD(row[i]);                                                       \
+      _Pragma("omp simd") for (i64 i = 0; i < length; i++)                                         \
+        row[i] = STORE(scale * LOAD(prob[i]) * (LOAD(row[i]) - dot));                              \
+      memset(row + length, 0, (seq - length) * sizeof(T));                                         \
+    }                                                                                              \
+  }                                                                                                \
+                                                                                                   \
+  /* logits (n, vocab) -> softmax - onehot(target), in place; losses (n) in nats */                \
+  void cross_entropy_##SUFFIX(T *logits, const i64 *target, float *losses, i64 n, i64 vocab) {     \
+    _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n; r++) {                     \
+      T *row = logits + r * vocab;                                                                 \
+      float top = -INFINITY, sum = 0.0f, at_target = LOAD(row[target[r]]);                         \
+      _Pragma("omp simd reduction(max : top)") for (i64 i = 0; i < vocab; i++) {                   \
+        float v = LOAD(row[i]);                                                                    \
+        top = v > top ? v : top;                                                                   \
+      }                                                                                            \
+      _Pragma("omp simd reduction(+ : sum)") for (i64 i = 0; i < vocab; i++)                       \
+        sum += exp_fast(LOAD(row[i]) - top);                                                       \
+      float inverse = 1.0f / sum;                                                                  \
+      losses[r] = logf(sum) + top - at_target;                                                     \
+      float p_target = exp_fast(at_target - top) * inverse;                                        \
+      _Pragma("omp simd") for (i64 i = 0; i < vocab; i++)                                          \
+        row[i] = STORE(exp_fast(LOAD(row[i]) - top) * inverse);                                    \
+      row[target[r]] = STORE(p_target - 1.0f);                                                     \
+    }                                                                                              \
+  }                                                                                                \
+                                                                                                   \
+  /* LayerNorm of x (n, d) float -> y (n, d); keeps mean and 1/std */                              \
+  void layer_norm_##SUFFIX(const float *x, const float *weight, const float *bias, T *y,           \
+                           float *mean, float *rstd, float eps, i64 n, i64 d) {                    \
+    _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n; r++) {                     \
+      const float *row = x + r * d;                                                                \
+      float sum = 0.0f, square = 0.0f;                                                             \
+      _Pragma("omp simd reduction(+ : sum)") for (i64 i = 0; i < d; i++) sum += row[i];            \
+      float m = sum / d;                                                                           \
+      _Pragma("omp simd reduction(+ : square)") for (i64 i = 0; i < d; i++)                        \
+        square += (row[i] - m) * (row[i] - m);                                                     \
+      float s = 1.0f / sqrtf(square / d + eps);                                                    \
+      _Pragma("omp simd") for (i64 i = 0; i < d; i++)                                              \
+        y[r * d + i] = STORE(fmaf((row[i] - m) * s, weight[i], bias[i]));                          \
+      mean[r] = m, rstd[r] = s;                                                                    \
+    }                                                                                              \
+  }                                                                                                \
+                                                                                                   \
+  /* its gradients; dweight and dbias get one partial sum per block of rows, (blocks, d) */        \
+  void layer_norm_backward_##SUFFIX(const float *x, const T *dy, const float *weight,              \
+                                    const float *mean, const float *rstd, float *dx,               \
+                                    float *dweight, float *dbias, i64 n, i64 d, i64 blocks) {      \
+    _Pragma("omp parallel for schedule(static)") for (i64 block = 0; block < blocks; block++) {    \
+      float *dw = dweight + block * d, *db = dbias + block * d;                                    \
+      memset(dw, 0, d * sizeof(float)), memset(db, 0, d * sizeof(float));                          \
+      for (i64 r = n * block / blocks; r < n * (block + 1) / blocks; r++) {                        \
+        const float *row = x + r * d;                                                              \
+        float m = mean[r], s = rstd[r], sum = 0.0f, dot = 0.0f;                                    \
+        _Pragma("omp simd reduction(+ : sum, dot)") for (i64 i = 0; i < d; i++) {                  \
+          float g = LOAD(dy[r * d + i]), hat = (row[i] - m) * s, gw = g * weight[i];               \
+          dw[i] += g * hat;                                                                        \
+          db[i] += g;                                                                              \
+          sum += gw;                                                                               \
+          dot += gw * hat;                                                                         \
+        }                                                                                          \
+        sum /= d, dot /= d;                                                                        \
+        _Pragma("omp simd") for (i64 i = 0; i < d; i++) {                                          \
+          float gw = LOAD(dy[r * d + i]) * weight[i];                                              \
+          dx[r * d + i] = s * (gw - sum - (row[i] - m) * s * dot);                                 \
+        }                                                                                          \
+      }                                                                                            \
+    }                                                                                              \
+  }
+
+DEFINE(float, f32, load_f32, store_f32)
+DEFINE(bf16, bf16, load_bf16, store_bf16)

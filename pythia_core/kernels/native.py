@@ -1,0 +1,99 @@
+"""Compiles native.c once with the system's C compiler and calls it on torch tensors.
+
+`function(name, tensor)` returns the compiled function for the tensor's dtype, or None where there
+is no compiler, the tensor is not on the CPU, or `PYTHIA_NATIVE=0` is set; every caller has a torch
+path for that. The library is linked to the OpenMP runtime that torch has loaded, so both share
+their threads. It is cached by a hash of source, flags, compiler and processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pythia_core.paths import atomic_file, cache_dir
+
+SOURCE = Path(__file__).with_name("native.c")
+FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS += ("-mprefer-vector-width=512",)  # compilers default to half of AVX-512's width
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+log = logging.getLogger(__name__)
+
+
+def _cpu_flags() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled library, or None with one logged line that says why."""
+    if os.environ.get("PYTHIA_NATIVE") == "0":
+        return None
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        log.warning("no C compiler found: the slower torch operations are used")
+        return None
+    try:
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=True
+        ).stdout
+        key = hashlib.sha256(
+            SOURCE.read_bytes() + version + " ".join((compiler, *FLAGS, _cpu_flags())).encode()
+        ).hexdigest()[:16]
+        path = cache_dir() / "native" / f"kernels-{key}.so"
+        if not path.exists():
+            with atomic_file(path) as temporary:
+                command = [compiler, *FLAGS, "-shared", "-o", str(temporary), str(SOURCE), "-lm"]
+                subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=True)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", b"") or b""
+        log.warning(
+            "compiling native.c failed (%s %s): the slower torch operations are used",
+            error,
+            detail.decode(errors="replace")[-500:],
+        )
+        return None
+
+
+def function(name: str, tensor: Tensor) -> Callable[..., None] | None:
+    """The native function `name` for tensors like this one, or None."""
+    if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX:
+        return None
+    found = library()
+    return None if found is None else _bound(name, _SUFFIX[tensor.dtype])
+
+
+@functools.cache
+def _bound(name: str, suffix: str) -> Callable[..., None]:
+    native = getattr(library(), f"{name}_{suffix}")
+    native.restype = None
+
+    def call(*arguments: Tensor | int | float) -> None:
+        native(*(_argument(value) for value in arguments))
+
+    return call
+
+
+def _argument(value: Tensor | int | float) -> ctypes._SimpleCData:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous()
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)

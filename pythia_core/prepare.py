@@ -1,0 +1,345 @@
+"""From text to rows: everything a training run reads, made once and cached.
+
+Each document is encoded and followed by the end-of-document token, as in the Pile's token files
+(paper section 2.2). A share of the documents, chosen by the hash of their text, is held out, so
+that copies of a text are always on one side. The order of training is written out as rows of S+1
+tokens (pythia_core.order), after which a batch is a slice of a file.
+
+Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer, token files), shared by
+all orders of the same tokens, and `rows-KEY`. Each has a manifest with the sha256 of every file.
+Text is streamed: memory does not grow with the corpus. Not here: changing tokens (intervene).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from pythia_core.config import DataConfig, stable_hash
+from pythia_core.corpus import Tally, corpus_identity, open_corpus
+from pythia_core.errors import DataError
+from pythia_core.heldout import choose_heldout
+from pythia_core.order import PreshuffledRows, RowOrder, write_rows
+from pythia_core.paths import atomic_dir, cache_dir
+from pythia_core.tokenizer import (
+    EOD,
+    NEOX_20B,
+    encode_documents,
+    id_limit,
+    load_tokenizer,
+    sample,
+    train_bpe,
+)
+from pythia_core.tokens import IndexedWriter, MegatronIndexed, file_sha256
+from pythia_core.wheels import WHEELS, wheel_bytes
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FORMAT = 1
+FULL_CHECK_BYTES = 1 << 28
+"""Up to this size the digests are checked at every opening (0.5 s at most), beyond only sizes."""
+_BATCH = 1 << 20
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """Tokens in training order; made by `prepare`.
+
+    Attributes:
+        folder: of the rows and their manifest. config: what was asked for.
+        manifest: counts, hashes and settings; holds no path and no time.
+    """
+
+    folder: Path
+    config: DataConfig
+    manifest: dict[str, Any]
+
+    @property
+    def tokens_folder(self) -> Path:
+        """Folder of the tokenizer and the token files."""
+        return self.folder.parent / self.manifest["tokens"]["folder"]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 that determines every batch: corpus, tokenizer, tokens, order settings."""
+        return _fingerprint(self.manifest)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokens_folder / "tokenizer.json")
+
+    @property
+    def eod_id(self) -> int:
+        """Id of the token that ends every document (0)."""
+        return self.manifest["tokens"]["eod_id"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Usable ids: 0..vocab_size-1; a model's embedding may be padded beyond."""
+        return self.manifest["tokens"]["vocab_size"]
+
+    @cached_property
+    def tokens(self) -> MegatronIndexed:
+        """The training documents."""
+        return MegatronIndexed(self.tokens_folder / "train")
+
+    @cached_property
+    def heldout(self) -> MegatronIndexed:
+        """The documents that are not trained on; none if heldout_fraction is 0."""
+        return MegatronIndexed(self.tokens_folder / "heldout")
+
+    @cached_property
+    def order(self) -> RowOrder:
+        c = self.config
+        return RowOrder(self.tokens.sizes, c.seq_len, c.order_seed, c.epochs, c.epoch_policy)
+
+    @cached_property
+    def rows(self) -> PreshuffledRows:
+        dtype = self.tokens.dtype
+        return PreshuffledRows([self.folder / "rows.bin"], self.config.seq_len, dtype)
+
+    def batch(self, step: int, batch_size: int) -> NDArray:
+        """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+        return self.rows.batch(step, batch_size)
+
+    def verify(self, full: bool = True) -> None:
+        """Check the files against the manifests: sizes, and with `full` their sha256.
+
+        Raises:
+            DataError: naming the first file that is not what it was.
+        """
+        for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
+            files = self.manifest[part]["files"]
+            total = sum(entry["bytes"] for entry in files.values())
+            for name, entry in files.items():
+                path = folder / name
+                size = path.stat().st_size if path.is_file() else None
+                if size != entry["bytes"]:
+                    raise _damaged(folder, f"{name} has {size} bytes, not {entry['bytes']}")
+                if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
+                    raise _damaged(folder, f"{name} does not have sha256 {entry['sha256']}")
+
+
+def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
+    """Tokens and rows of `data`; from the cache if they were made before.
+
+    Raises:
+        FetchError, DataError: the corpus or the tokenizer cannot be had or used, too little text,
+            no space left, or a damaged cache (the folder to delete is named).
+    """
+    tokenizer = _tokenizer_source(data)
+    settings = {
+        "format": FORMAT,
+        "corpus": corpus_identity(data),
+        "domains": sorted(data.domains) if data.corpus == "pocket-pile" else [],
+        "tokenizer": tokenizer.identity,
+        "heldout_fraction": data.heldout_fraction,
+    }
+    order = {
+        "seq_len": data.seq_len,
+        "seed": data.order_seed,
+        "epochs": data.epochs,
+        "policy": data.epoch_policy,
+    }
+    root = cache_dir() / "data"
+    tokens = root / f"tokens-{stable_hash(settings)[:16]}"
+    rows = root / f"rows-{stable_hash([settings, order])[:16]}"
+    with _storage_errors(root):
+        if not rows.is_dir():
+            if not tokens.is_dir():
+                with atomic_dir(tokens) as folder:
+                    made = _make_tokens(data, tokenizer, folder, progress)
+                    _write_manifest(folder, made)
+            with atomic_dir(rows) as folder:
+                made = {"tokens": {"folder": tokens.name, **_read_manifest(tokens)}}
+                made["rows"] = _make_rows(tokens, order, folder, progress)
+                _write_manifest(folder, {**made, "fingerprint": _fingerprint(made)})
+        prepared = PreparedData(rows, data, _read_manifest(rows))
+        try:
+            same = prepared.manifest["fingerprint"] == prepared.fingerprint
+            same = same and prepared.manifest["rows"]["order"] == order
+            prepared.verify(full=False)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(rows, f"its manifest lacks {error}") from error
+        if not same:
+            raise _damaged(rows, "its manifest contradicts itself")
+        # opening them checks their structure too
+        _ = prepared.tokens, prepared.heldout, prepared.rows
+    return prepared
+
+
+# --- the tokenizer ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TokenizerSource:
+    identity: list[str]
+    make: Callable[[Iterator[str], int], str]
+    """(texts, their number of characters) -> tokenizer.json; only "bpe-N" looks at them."""
+
+
+def _tokenizer_source(data: DataConfig) -> _TokenizerSource:
+    if data.tokenizer.startswith("bpe-"):
+        size = int(data.tokenizer.removeprefix("bpe-"))
+        return _TokenizerSource(
+            ["bpe", str(size)],
+            lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
+        )
+    if data.tokenizer == "neox-20b":
+        pin = WHEELS[NEOX_20B[0]]
+        return _TokenizerSource(
+            [pin.file, pin.sha256], lambda *_: wheel_bytes(*NEOX_20B).decode("utf-8")
+        )
+    load_tokenizer(data.tokenizer)  # complains well if it is none
+    path = Path(data.tokenizer).expanduser()
+    return _TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+def _make_tokens(
+    data: DataConfig, source: _TokenizerSource, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """Write tokenizer.json, train.* and heldout.* into `folder`; returns their manifest."""
+    from tqdm import tqdm
+
+    first: Tally = {}
+    held, characters = choose_heldout(data, first, progress)
+
+    def training_texts() -> Iterator[str]:
+        documents = enumerate(open_corpus(data, progress=False))
+        return (document.text for i, document in documents if i not in held)
+
+    (folder / "tokenizer.json").write_text(source.make(training_texts(), characters), "utf-8")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
+
+    again: Tally = {}
+    domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
+    n_bytes = sum(tally.bytes for tally in first.values())
+    with contextlib.ExitStack() as stack:
+        train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
+        heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
+        bar = tqdm(
+            total=n_bytes,
+            desc="encoding",
+            unit="B",
+            unit_scale=True,
+            mininterval=1,
+            disable=None if progress else True,
+        )
+        stack.enter_context(bar)
+        number = 0
+        for batch in _batches(data, again):
+            encoded = encode_documents(tokenizer, [text for _, text in batch])
+            for (domain, text), ids in zip(batch, encoded, strict=True):
+                ids.append(eod)
+                out = heldout if number in held else train
+                out.add(ids)
+                entry = domains[domain]
+                entry["heldout_documents"] += out is heldout
+                entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
+                bar.update(len(text.encode("utf-8")))
+                number += 1
+    if {d: t.summary() for d, t in again.items()} != {d: t.summary() for d, t in first.items()}:
+        raise DataError(f"the corpus {data.corpus!r} changed while it was read; run again")
+    return {
+        "format": FORMAT,
+        "corpus": domains,
+        "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
+        "vocab_size": vocab_size,
+        "eod_id": eod,
+        "train": {"documents": train.n_documents, "tokens": train.n_tokens},
+        "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
+        "files": _files(folder),
+    }
+
+
+_NO_TOKENS = {"heldout_documents": 0, "train_tokens": 0, "heldout_tokens": 0}
+
+
+def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
+    """(domain, text) in lists of about a million characters."""
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for document in open_corpus(data, progress=False, tally=tally):
+        batch.append((document.domain, document.text))
+        size += len(document.text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# --- rows and manifests ----------------------------------------------------------------------
+
+
+def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
+    data = MegatronIndexed(tokens / "train")
+    rows = RowOrder(data.sizes, order["seq_len"], order["seed"], order["epochs"], order["policy"])
+    write_rows(folder / "rows.bin", rows, data, progress)
+    return {"order": order, "n_rows": rows.n_rows, "files": _files(folder)}
+
+
+def _fingerprint(manifest: dict[str, Any]) -> str:
+    tokens = manifest["tokens"]
+    return stable_hash(
+        {
+            "corpus": [[d["sha256"], d["documents"]] for d in tokens["corpus"].values()],
+            "tokenizer": tokens["tokenizer_sha256"],
+            "files": {name: entry["sha256"] for name, entry in tokens["files"].items()},
+            "order": manifest["rows"]["order"],
+        }
+    )
+
+
+def _files(folder: Path) -> dict[str, dict[str, int | str]]:
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        value = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"its manifest cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise _damaged(folder, "its manifest is not an object")
+    return value
+
+
+def _damaged(folder: Path, what: str) -> DataError:
+    return DataError(
+        f"the prepared data in {folder} are damaged: {what}. Delete that folder; it will be made "
+        "again from the corpus"
+    )
+
+
+@contextlib.contextmanager
+def _storage_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"no space left for prepared data in {root} ({error.strerror}); nothing half-written "
+            "was kept. Free some (about four times the text), or set PYTHIA_CACHE to another folder"
+        ) from error

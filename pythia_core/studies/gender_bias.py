@@ -1,0 +1,311 @@
+"""The gender-bias intervention (paper section 3.1): train on, with the pronouns swapped.
+
+For each size and seed: a control run, and two forks of it that replay exactly its batches with
+masculine pronouns replaced by feminine ones (or the mirror) in the last 7 % and the last 21 % of
+training. The forks leave at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
+paper. Seed i gives both the order and the weights the seed 1234 + i.
+
+Measured over the branch and at the end (gender_measures); every effect is a paired difference with
+its bootstrap interval (stats). Only tables come out of here: figures are drawn in
+pythia_core.figures, and training is find-or-train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_core.config import SWAPS, RunConfig, scale_named, size_named
+from pythia_core.errors import ConfigError, PythiaError, one_of, raise_all
+from pythia_core.studies.gender_claims import claims_table
+from pythia_core.studies.gender_measures import FEW, Battery, Items, Measured, measured
+from pythia_core.studies.stats import Estimate, estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.published import Published
+    from pythia_core.runs import Run
+
+STUDY = "gender_bias"
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "85k,450k,800k"}
+ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
+"""Arm -> the evenly spaced checkpoint at which it forks from the control."""
+BEFORE = (0, 13, 33, 53, 73, 93)
+BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
+"""Evenly spaced checkpoints at which arms are measured: before the first fork, and from it on."""
+BASE_SEED = 1234
+
+Key = tuple[str, str, int]
+"""(size, arm, step)."""
+
+
+@dataclass(frozen=True)
+class GenderBiasParams:
+    """Parameters of the study; a bad one is refused with what is accepted."""
+
+    scale: str = "laptop"
+    sizes: str = ""
+    """Comma list of sizes; empty: the default of the scale."""
+    seeds: int = 1
+    swap: str = "masculine_to_feminine"
+    bootstrap: int = 2000
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, kind in (("scale", str), ("sizes", str), ("swap", str)):
+            if not isinstance(getattr(self, name), kind):
+                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
+        for name, low, high in (("seeds", 1, 100), ("bootstrap", 100, 1_000_000)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
+        if not problems:
+            for check in (lambda: scale_named(self.scale), lambda: self.size_list):
+                try:
+                    check()
+                except ConfigError as error:
+                    problems.append(str(error))
+            if self.swap not in SWAPS:
+                problems.append(one_of(self.swap, SWAPS, "swap"))
+        raise_all(ConfigError, problems, "GenderBiasParams")
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        """The sizes as a tuple, smallest first."""
+        given = self.sizes or DEFAULT_SIZES.get(self.scale, "")
+        names = [name.strip() for name in given.split(",") if name.strip()]
+        if not names:
+            raise ConfigError(f"no sizes for scale {self.scale!r}; name some, e.g. sizes=85k,450k")
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
+        rungs = [size_named(name) for name in names]
+        rungs.sort(key=lambda s: s.n_layers * s.d_model**2)
+        return tuple(rung.name for rung in rungs)
+
+    def control(self, size: str, seed: int) -> RunConfig:
+        """The control run of one size and seed."""
+        both = BASE_SEED + seed
+        return scale_named(self.scale).run(size, order_seed=both, weight_seed=both)
+
+    def arm(self, size: str, seed: int, arm: str) -> RunConfig:
+        """The run of one arm."""
+        control, index = self.control(size, seed), ARMS[arm]
+        if index is None:
+            return control
+        return control.fork(self.swap, scale_named(self.scale).fork_step(index))
+
+    def steps(self, arm: str) -> tuple[int, ...]:
+        """Steps at which an arm is measured; a fork's first point is its parent's."""
+        scale = scale_named(self.scale)
+        first = ARMS[arm]
+        indices = (*BEFORE, *BRANCH) if first is None else [i for i in BRANCH if i > first]
+        steps = {scale.fork_step(i) for i in indices} | {scale.steps}
+        return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the study found, ready to be drawn and recorded."""
+
+    params: GenderBiasParams
+    tables: dict[str, pd.DataFrame]
+    """levels, effects, branch, occupations, ledger: columns as in `_tables`."""
+    values: dict[str, Any]
+    """For prose: numbers, names, and estimates as {"value", "low", "high"}."""
+    claims: list[dict[str, Any]]
+    runs: list[Run]
+    published: Published | None
+    started: float
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self.params)
+
+
+def run(
+    params: GenderBiasParams,
+    progress: bool = True,
+    items: Items | None = None,
+    find_or_train: Callable[..., Run] | None = None,
+    published: Published | None = None,
+) -> Result:
+    """Find or train every run, measure, compare.
+
+    Args:
+        items: the evaluation items; default: those of the pinned wheels.
+        find_or_train: how a run is had; default: pythia_core.runs.find_or_train.
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    """
+    from tqdm.auto import tqdm
+
+    if find_or_train is None:
+        from pythia_core.runs import find_or_train
+    if published is None:
+        from pythia_core.published import find
+
+        published = find()
+    started = time.time()
+    items = items or Items.load()
+    cells = [
+        (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
+    ]
+    n_points = sum(len(params.steps(arm)) for _, _, arm in cells)
+    runs: list[Run] = []
+    found: dict[Key, list[Measured]] = {}
+    ledgers = []
+    battery, fingerprint = None, None
+    bar = tqdm(
+        total=len(cells) + n_points, desc=STUDY, mininterval=1, disable=None if progress else True
+    )
+    with bar:
+        for size, i, arm in cells:
+            bar.set_postfix_str(f"{size} seed {i} {arm}: training")
+            config = params.arm(size, i, arm)
+            try:
+                done = find_or_train(config, progress=progress)
+            except PythiaError as error:
+                error.add_note(f"(while getting size {size}, seed {i}, arm {arm} of the study)")
+                raise
+            runs.append(done)
+            bar.update()
+            if battery is None or done.data.fingerprint != fingerprint:
+                battery = Battery(items, done.data, config.model.max_seq_len)
+                fingerprint = done.data.fingerprint
+            bar.set_postfix_str(f"{size} seed {i} {arm}: measuring")
+            for step in params.steps(arm):
+                here = measured(done, step, step == config.train.steps, battery)
+                found.setdefault((size, arm, step), []).append(here)
+                bar.update()
+            if done.ledger is not None:
+                ledgers.append({"size": size, "seed": i, "arm": arm, **_ledger_row(done)})
+    tables = _tables(params, items, found, ledgers)
+    arrays = {key: _stack(measures) for key, measures in found.items()}
+    final = {
+        (s, a): arrays[s, a, scale_named(params.scale).steps]
+        for s in params.size_list
+        for a in ARMS
+    }
+    claims = claims_table(params, final, published)
+    values = _values(params, items, final, tables)
+    values["n_too_long"] = sum(battery.too_long.values())
+    return Result(params, tables, values, claims, runs, published, started)
+
+
+def _ledger_row(done: Run) -> dict[str, Any]:
+    ledger = done.ledger
+    window = (ledger.stop - ledger.start) * ledger.batch_size * done.config.data.seq_len
+    changed = len(ledger.row)
+    return {
+        "start": ledger.start,
+        "stop": ledger.stop,
+        "tokens_in_window": window,
+        "tokens_changed": changed,
+        "share": changed / window,
+    }
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _stack(measures: list[Measured]) -> dict[str, np.ndarray]:
+    """Per measure float[seeds, items]; only what every seed has."""
+    names = [n for n in measures[0] if all(n in other for other in measures)]
+    return {name: np.stack([other[name] for other in measures]) for name in names}
+
+
+def _estimate_columns(e: Estimate) -> dict[str, Any]:
+    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n_items, "seeds": e.n_seeds}
+
+
+def _tables(
+    params: GenderBiasParams, items: Items, found: dict[Key, list[Measured]], ledgers: list[dict]
+) -> dict[str, pd.DataFrame]:
+    """levels: size arm measure value low high n seeds (final weights).
+    effects: the same with value = arm - control, paired.
+    branch: levels of FEW at every measured step, percent = 100 step / steps; a fork begins with
+    its parent's point.
+    occupations: size arm occupation value n (contexts). ledger: what each fork changed.
+    """
+    import pandas as pd
+
+    scale = scale_named(params.scale)
+    arrays = {key: _stack(measures) for key, measures in found.items()}
+    for size in params.size_list:  # a fork's first point is the control's at the fork
+        for arm, index in ARMS.items():
+            if index is not None:
+                step = scale.fork_step(index)
+                arrays[size, arm, step] = arrays[size, "control", step]
+
+    def summary(values: np.ndarray) -> dict[str, Any]:
+        return _estimate_columns(estimate(values, params.bootstrap))
+
+    branch, levels, effects, occupations = [], [], [], []
+    jobs, job_of = items.jobs()
+    contexts = np.bincount(job_of, minlength=len(jobs))
+    for (size, arm, step), measures in sorted(arrays.items(), key=lambda cell: cell[0][2]):
+        place = {"size": size, "arm": arm}
+        percent = {"step": step, "percent": 100 * step / scale.steps}
+        for name in FEW:
+            branch.append({**place, "measure": name, **percent, **summary(measures[name])})
+        if step != scale.steps:
+            continue
+        for name, values in measures.items():
+            levels.append({**place, "measure": name, **summary(values)})
+            if arm != "control":
+                change = values - arrays[size, "control", step][name]
+                effects.append({**place, "measure": name, **summary(change)})
+        share = measures["feminine_share"].mean(0)
+        for job, value, n in zip(jobs, share, contexts, strict=True):
+            occupations.append({**place, "occupation": job, "value": value, "n": n})
+    tables = {
+        "levels": pd.DataFrame(levels),
+        "effects": pd.DataFrame(effects),
+        "branch": pd.DataFrame(branch),
+        "occupations": pd.DataFrame(
+            occupations, columns=["size", "arm", "occupation", "value", "n"]
+        ),
+        "ledger": pd.DataFrame(ledgers),
+    }
+    ranks = {name: rank for names in (params.size_list, ARMS) for rank, name in enumerate(names)}
+    return {
+        name: frame.sort_values(
+            ["size", "arm"], key=lambda c: c.map(ranks), kind="stable", ignore_index=True
+        )
+        for name, frame in tables.items()
+    }
+
+
+def _values(
+    params: GenderBiasParams, items: Items, final: dict, tables: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """Names and numbers that prose may quote; measures are those of the largest size."""
+    largest = params.size_list[-1]
+    ledger = tables["ledger"]
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": largest,
+        "seeds": params.seeds,
+        "n_contexts": len(items.contexts),
+    }
+    split = [
+        n for n in ("winobias_feminine", "winobias_masculine") if n in final[largest, "control"]
+    ]
+    named = ("winobias", *split, "crows", "stereoset", "feminine_share", "loss", "last_word")
+    for name in named:
+        values[f"n_{name}"] = int(final[largest, "control"][name].shape[1])
+        for arm in ARMS:
+            level = estimate(final[largest, arm][name], params.bootstrap)
+            values[f"{name}_{arm}"] = level.interval()
+            if arm != "control":
+                change = final[largest, arm][name] - final[largest, "control"][name]
+                values[f"{name}_change_{arm}"] = estimate(change, params.bootstrap).interval()
+    for arm in ("swap_7", "swap_21"):
+        mine = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
+        values[f"tokens_changed_{arm}"] = round(mine.tokens_changed.mean())
+        values[f"share_changed_{arm}"] = float(mine.share.mean())
+    return values

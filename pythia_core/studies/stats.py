@@ -1,0 +1,93 @@
+"""Paired bootstrap intervals and the rules that turn an interval into a verdict.
+
+Two arms are scored on the same items, so what is resampled is the per-item *difference*: both arms
+see the same resample by construction. With several seeds, seeds are resampled too, independently
+of the items; with one seed an interval speaks about the items only, not about training again.
+Percentile intervals at 95 %; the resampling is seeded, so that a table can be made again exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from pythia_core.errors import ConfigError, DataError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over items (and seeds) with its interval."""
+
+    value: float
+    low: float
+    high: float
+    n_items: int
+    n_seeds: int
+
+    def interval(self) -> dict[str, float]:
+        """As a record stores it."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+def estimate(values: np.ndarray, draws: int, seed: int = 0) -> Estimate:
+    """Mean of values float[seeds, items] and its bootstrap interval; pass differences for effects.
+
+    Raises:
+        DataError: no items, the wrong shape, or a value that is not finite.
+        ConfigError: fewer than 100 draws.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or not values.size:
+        raise DataError(
+            f"values of shape {values.shape}: give (seeds, items), at least one of each"
+        )
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{(~np.isfinite(values)).sum()} of {values.size} measured values are not finite"
+        )
+    if draws < 100:
+        raise ConfigError(f"bootstrap={draws} draws are too few for an interval; use at least 100")
+    seeds, items = values.shape
+    means = _counts(items, draws, seed) @ values.T / items  # (draws, seeds)
+    if seeds > 1:
+        picks = np.random.default_rng([seed, 1]).integers(seeds, size=(draws, seeds))
+        means = np.take_along_axis(means, picks, axis=1)
+    low, high = np.quantile(means.mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(values.mean()), float(low), float(high), items, seeds)
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(items: int, draws: int, seed: int) -> np.ndarray:
+    """float64[draws, items]: how often each item is drawn; the same draws for every measure."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.float64)
+
+
+def directional_verdict(low: float, high: float, direction: int) -> str:
+    """Verdict on "the difference has this sign" (+1 or -1).
+
+    The interval excludes 0 on the claimed side: "reproduced"; on the other: "not reproduced";
+    it includes 0: "no effect", meaning that none was seen, not that there is none.
+    """
+    if direction not in (-1, 1):
+        raise ConfigError(f"direction must be +1 or -1, got {direction}")
+    if low <= 0 <= high:
+        return "no effect"
+    return "reproduced" if (low > 0) == (direction > 0) else "not reproduced"
+
+
+def small_cost_verdict(low: float, high: float, bound: float) -> str:
+    """Verdict on "the cost is marginal", a cost being positive and marginal below `bound`.
+
+    The whole interval lies below the bound: "reproduced"; above it: "not reproduced"; across it:
+    "not testable here", too wide to tell.
+    """
+    if bound <= 0:
+        raise ConfigError(f"bound must be positive, got {bound}")
+    if high < bound:
+        return "reproduced"
+    return "not reproduced" if low > bound else "not testable here"

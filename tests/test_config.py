@@ -1,0 +1,120 @@
+"""Configs refuse what cannot work, naming every problem, and hash the same everywhere."""
+
+from __future__ import annotations
+
+import pytest
+
+from pythia_core.config import (
+    LAPTOP_SIZES,
+    OFFICIAL_SIZES,
+    SCALES,
+    DataConfig,
+    InterventionConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    config_dict,
+    config_differences,
+    run_config_from_dict,
+    scale_named,
+    size_named,
+    stable_hash,
+)
+from pythia_core.errors import ConfigError
+
+
+def run() -> RunConfig:
+    return SCALES["laptop"].run("800k")
+
+
+def test_round_trip_and_stable_hash() -> None:
+    fork = run().fork("masculine_to_feminine", 532)
+    assert run_config_from_dict(config_dict(fork)) == fork
+    assert fork.parent == run()
+    assert run().parent is None
+    assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1})
+    assert stable_hash({"a": 1}) != stable_hash({"a": 2})
+    # frozen: a change here orphans every run that anybody has trained
+    assert stable_hash(config_dict(ModelConfig(2, 16, 2, 128)))[:16] == "16e188be42cc1324"
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(steps=0, batch_size=6, lr_max=-1, micro_batch=4, precision="fp8")
+    message = str(caught.value)
+    for part in (
+        "TrainConfig has 4 problems",
+        "steps must be at least 1, got 0",
+        "micro_batch=4 does not divide batch_size=6",
+        "lr_max must be positive, got -1",
+        "unknown precision 'fp8'; accepted: fp32, bf16",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(2, 64, 5, 97), "n_heads=5 does not divide d_model=64"),
+        (lambda: ModelConfig(2, 12, 2, 97, rotary_fraction=0.5), "3 rotary dims; an even number"),
+        (lambda: ModelConfig(0, 64, 4, 97), "n_layers must be at least 1, got 0"),
+        (lambda: ModelConfig(2, 64, 4, 97, rotary_fraction=2), "rotary_fraction must be in 0..1"),
+        (lambda: DataConfig(domains=("book",)), "unknown domain 'book'.*Did you mean 'books'"),
+        (lambda: DataConfig(domains=()), "no domains; accepted: books"),
+        (lambda: DataConfig(tokenizer="bpe-10"), "N of bpe-N must be in 260..65500"),
+        (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
+        (lambda: InterventionConfig("he", 1, 2), "unknown swap 'he'; accepted: masculine"),
+        (lambda: run().fork("masculine_to_feminine", 572), "empty or negative"),
+        (lambda: run().fork("masculine_to_feminine", 5, 900), "after the run's last step 572"),
+        (lambda: size_named("800"), "unknown size '800'.*Did you mean '800k'"),
+        (lambda: scale_named("laptob"), "unknown scale 'laptob'.*Did you mean 'laptop'"),
+        (lambda: LAPTOP_SIZES["7k"].model(), "needs a vocab_size"),
+    ],
+)
+def test_refusals(make, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_rows_must_fit_the_model() -> None:
+    with pytest.raises(ConfigError, match="seq_len=128 exceeds max_seq_len=64"):
+        RunConfig(ModelConfig(1, 16, 2, 97, max_seq_len=64), DataConfig(), TrainConfig(1, 1, 1.0))
+
+
+def test_a_fork_of_a_fork_is_refused() -> None:
+    with pytest.raises(ConfigError, match="fork the control run instead"):
+        run().fork("masculine_to_feminine", 5).fork("masculine_to_feminine", 6)
+
+
+def test_differences_are_named_by_key() -> None:
+    ours, theirs = config_dict(run()), config_dict(SCALES["laptop"].run("800k", order_seed=5))
+    assert config_differences(ours, theirs) == ["data.order_seed: 1234 != 5"]
+
+
+@pytest.mark.parametrize("values", [{}, {"model": 1}, {"model": {"layers": 3}}])
+def test_a_damaged_config_is_a_named_error(values: dict) -> None:
+    with pytest.raises(ConfigError):
+        run_config_from_dict(values)
+
+
+def test_the_laptop_ladder_rises_in_every_proportion() -> None:
+    sizes = list(LAPTOP_SIZES.values())
+    for name in ("n_layers", "d_model", "n_heads"):
+        values = [getattr(size, name) for size in sizes]
+        assert values == sorted(values)
+    params = [size.model(4096).n_params_non_embedding for size in sizes]
+    assert len(sizes) == 8
+    assert params[0] < 10_000
+    assert params[-1] > 2_000_000
+    for size, n in zip(sizes, params, strict=True):
+        scale = 1e6 if size.name.endswith("m") else 1e3
+        assert float(size.name[:-1]) * scale == pytest.approx(n, rel=0.07)
+
+
+def test_scales_use_known_sizes_and_fork_where_the_paper_did() -> None:
+    for scale in SCALES.values():
+        assert scale.sizes
+        for size in scale.sizes:
+            assert size not in OFFICIAL_SIZES
+            scale.run(size)
+    assert [SCALES["laptop"].fork_step(i) for i in (113, 133, 143)] == [452, 532, 572]

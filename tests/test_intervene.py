@@ -1,0 +1,183 @@
+"""A fork's batches are its parent's plus the ledger: exactly there, and only in the window."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core.config import DataConfig, InterventionConfig
+from pythia_core.errors import DataError
+from pythia_core.intervene import Ledger, PronounSwap, make_ledger
+from pythia_core.order import batch_hash
+from pythia_core.prepare import PreparedData, prepare
+
+WINDOW = InterventionConfig("masculine_to_feminine", 3, 7)
+BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+    folder = tmp_path_factory.mktemp("data")
+    rng = random.Random(1)
+    words = "he his him she her himself herself Himself Herself the nurse saw that".split()
+    words += "other history said and".split()
+    with open(folder / "x.jsonl", "w") as file:
+        for _ in range(120):
+            text = " ".join(rng.choices(words, k=rng.randrange(3, 60))).capitalize() + "."
+            file.write(json.dumps({"text": text}) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHIA_CACHE", str(folder / "cache"))
+        config = DataConfig(corpus=str(folder / "x.jsonl"), tokenizer="bpe-420", seq_len=12)
+        return prepare(config)
+
+
+@pytest.fixture(scope="module")
+def ledger(data: PreparedData) -> Ledger:
+    return make_ledger(data, WINDOW, BATCH, chunk=7)
+
+
+def test_batches_differ_exactly_at_the_ledger(data: PreparedData, ledger: Ledger) -> None:
+    listed = {
+        (int(r), int(c)): (int(o), int(n))
+        for r, c, o, n in zip(ledger.row, ledger.column, ledger.old, ledger.new, strict=True)
+    }
+    assert len(listed) == len(ledger.row) > 30
+    seen = {}
+    for step in range(data.rows.n_rows // BATCH):
+        ours = data.batch(step, BATCH)
+        changed = ledger.apply(ours, step * BATCH)
+        assert batch_hash(data.batch(step, BATCH)) == batch_hash(ours)  # a copy was changed
+        assert changed.dtype == ours.dtype and changed.shape == ours.shape
+        inside = WINDOW.start <= step < WINDOW.stop
+        assert (batch_hash(changed) != batch_hash(ours)) == inside
+        for r, c in zip(*np.nonzero(changed != ours), strict=True):
+            seen[step * BATCH + int(r), int(c)] = int(ours[r, c]), int(changed[r, c])
+    assert seen == listed
+
+
+def test_ledger_is_the_swap_of_the_whole_stream(data: PreparedData, ledger: Ledger) -> None:
+    """The stream of shuffled documents swapped in one piece, then cut into rows."""
+    stream = np.concatenate([data.tokens.document(int(d)) for d in data.order.documents])
+    swap = PronounSwap.from_tokenizer(data.tokenizer, WINDOW.swap)
+    whole = stream.copy()[None]
+    _, column, _, new = swap.changes(whole, np.ones_like(whole, bool), 0, 0)
+    whole[0, column] = new
+    length = data.config.seq_len
+    for row in range(WINDOW.start * BATCH, WINDOW.stop * BATCH):
+        start = int(data.order.shuffle[row]) * length
+        ours = ledger.apply(data.rows.rows(row, row + 1), row)[0]
+        assert ours.tolist() == whole[0, start : start + length + 1].tolist()
+
+
+def test_decoded_text_and_counts(data: PreparedData, ledger: Ledger) -> None:
+    summary = ledger.summary()
+    assert summary["tokens"] == (7 - 3) * BATCH * 13
+    assert summary["tokens_changed"] == len(ledger.row)
+    assert summary["share_changed"] == len(ledger.row) / summary["tokens"]
+    assert summary["unmapped"] == {} and summary["pronouns"] == sum(summary["by_form"].values())
+    before, after = Counter[str](), Counter[str]()
+    for step in range(WINDOW.start, WINDOW.stop):
+        batch = data.batch(step, BATCH)
+        for counter, rows in ((before, batch), (after, ledger.apply(batch, step * BATCH))):
+            for row in rows[:, 1:-1].tolist():  # words cut at the edges aside
+                counter.update(data.tokenizer.decode(row).lower().replace(".", " ").split())
+    assert before["his"] > 5 and after["his"] <= before["his"] / 5
+    assert after["history"] == before["history"] > 0 and after["other"] == before["other"]
+    assert after["her"] > before["her"] + before["his"] / 2
+
+
+def test_the_mirror(data: PreparedData) -> None:
+    other = make_ledger(data, replace(WINDOW, swap="feminine_to_masculine"), BATCH)
+    assert other.swap == "feminine_to_masculine" and len(other.row) > 20
+    first = {ids[0] for _, _, ids, _ in PronounSwap.from_tokenizer(
+        data.tokenizer, "feminine_to_masculine").table}  # fmt: skip
+    assert set(other.old.tolist()) & first
+
+
+def test_save_and_load(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.save(tmp_path / "ledger.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["ledger.safetensors"]
+    again = Ledger.load(tmp_path / "ledger.safetensors")
+    assert again.summary() == ledger.summary()
+    for name in ("row", "column", "old", "new"):
+        ours, theirs = getattr(ledger, name), getattr(again, name)
+        assert ours.dtype == theirs.dtype and ours.tolist() == theirs.tolist()
+
+
+def test_damaged_ledgers(ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.safetensors"
+    with pytest.raises(DataError, match="not a readable ledger"):
+        Ledger.load(path)
+    ledger.save(path)
+    good = path.read_bytes()
+    for bad in (good[: len(good) // 2], b"", good[:-1], b"\xff" * 64):
+        path.write_bytes(bad)
+        with pytest.raises(DataError, match="not a readable ledger"):
+            Ledger.load(path)
+    for wrong in (
+        replace(ledger, row=ledger.row[::-1]),
+        replace(ledger, row=ledger.row + 1000),
+        replace(ledger, old=ledger.old[:-1]),
+        replace(ledger, new=ledger.new.astype(np.int64)),
+    ):
+        wrong.save(path)
+        with pytest.raises(DataError, match="not a readable ledger"):
+            Ledger.load(path)
+    from safetensors.numpy import save_file
+
+    save_file({"row": ledger.row}, path)
+    with pytest.raises(DataError, match="not a readable ledger"):
+        Ledger.load(path)
+
+
+def test_other_data_are_refused(data: PreparedData, ledger: Ledger) -> None:
+    batch = data.batch(4, BATCH)
+    r, c = int(ledger.row[0]), int(ledger.column[0])
+    spoiled = data.rows.rows(r, r + 1)
+    spoiled[0, c] ^= 1
+    with pytest.raises(DataError, match=rf"row {r}, column {c} holds token"):
+        ledger.apply(spoiled, r)
+    with pytest.raises(DataError, match="other data or to another order"):
+        ledger.apply(batch, 4 * BATCH + 1)
+    with pytest.raises(DataError, match="the ledger changes column"):
+        ledger.apply(data.rows.rows(15, 35)[:, :2], 15)
+
+
+def test_window_past_the_end(data: PreparedData) -> None:
+    last = data.rows.n_rows // BATCH
+    make_ledger(data, replace(WINDOW, stop=last), BATCH)
+    with pytest.raises(DataError, match=rf"the last full batch of 5 is step {last - 1}"):
+        make_ledger(data, replace(WINDOW, stop=last + 1), BATCH)
+
+
+def test_window_without_pronouns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("nothing of the kind\n" * 50)
+    config = DataConfig(
+        corpus=str(tmp_path / "a.txt"), tokenizer="bpe-300", seq_len=8, heldout_fraction=0
+    )
+    prepared = prepare(config)
+    ledger = make_ledger(prepared, InterventionConfig(WINDOW.swap, 0, 2), 2)
+    assert ledger.summary()["tokens_changed"] == 0
+    ledger.save(tmp_path / "l.safetensors")
+    assert Ledger.load(tmp_path / "l.safetensors").apply(prepared.batch(0, 2), 0).tolist() == (
+        prepared.batch(0, 2).tolist()
+    )
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_pocket_pile_window_is_quick() -> None:
+    prepared = prepare(DataConfig(), progress=False)
+    started = time.perf_counter()
+    found = make_ledger(prepared, InterventionConfig(WINDOW.swap, 452, 572), 32).summary()
+    assert time.perf_counter() - started < 2
+    assert 2500 < found["pronouns"] < 4500 and found["tokens"] == 120 * 32 * 129
+    assert found["unmapped"] == {}

@@ -1,0 +1,78 @@
+"""The command line does what the library does, and fails with one clear message."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pythia_core.__main__ import main
+
+COMMANDS = ("prepare", "train", "inspect", "verify", "study", "record", "bench")
+
+
+def test_help_answers_without_heavy_imports() -> None:
+    code = (
+        "import sys; from pythia_core.__main__ import parser; parser().format_help();"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "usage: pythia_core" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "800"], "unknown size '800'; accepted: 7k"),
+        (["train", "7k", "--scale", "huge"], "unknown scale 'huge'; accepted: smoke, laptop"),
+        (["train", "7k", "--micro-batch", "5"], "micro_batch=5 does not divide batch_size=32"),
+        (["study", "gender_bia"], "unknown study 'gender_bia'.*Did you mean 'gender_bias'"),
+        (["study", "gender_bias", "-p", "seed=1"], "unknown parameter 'seed'"),
+        (["inspect", "nothing", "--step", "3"], "0 runs match 'nothing'; there are:\n  none yet"),
+        (["bench", "train", "--sizes", "9k"], "unknown size '9k'"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_1(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    import re
+
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert re.search(message, captured.err)
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.wheels
+def test_train_inspect_verify(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    common = ["train", "7k", "--scale", "smoke", "--steps", "12"]
+    assert main(common) == 0
+    first = capsys.readouterr().out
+    assert "13 checkpoints" in first
+    assert main(common) == 0
+    assert capsys.readouterr().out == first, "asking again must return the same run at once"
+    assert main([*common, "--swap", "masculine_to_feminine", "--start", "8"]) == 0
+    fork = capsys.readouterr().out.split()[1].rstrip(":")
+    assert main(["inspect", fork, "--step", "9", "--rows", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "this equals the hash that training logged" in shown
+    assert "tokens are swapped" in shown
+    assert main(["verify", fork]) == 0
+    assert "match their hashes" in capsys.readouterr().out

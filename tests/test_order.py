@@ -1,0 +1,268 @@
+"""The order of training equals GPT-NeoX v1.0's, written out slowly here as a nested loop."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.order import (
+    PreshuffledRows,
+    RowOrder,
+    batch_hash,
+    epochs_needed,
+    write_rows,
+)
+from pythia_core.tokens import IndexedWriter, MegatronIndexed
+
+
+def corpus(prefix: Path, sizes: list[int]) -> MegatronIndexed:
+    """Documents of the given sizes with all tokens distinct, so that a position is a token."""
+    with IndexedWriter(prefix, 65_000) as out:
+        at = 0
+        for size in sizes:
+            out.add(np.arange(at, at + size))
+            at += size
+    return MegatronIndexed(prefix)
+
+
+def slow_rows(documents: list[list[int]], seq_len: int, seed: int, epochs: int) -> list[list[int]]:
+    """The rows as GPT-NeoX v1.0 makes them: document by document, sample by sample."""
+    rng = np.random.RandomState(seed)
+    doc_idx = [d for _ in range(epochs) for d in range(len(documents))]
+    shuffled = np.array(doc_idx, dtype=np.int32)
+    rng.shuffle(shuffled)
+    doc_idx = shuffled.tolist()
+    tokens_per_epoch = sum(len(d) for d in documents)
+    num_samples = (epochs * tokens_per_epoch - 1) // seq_len
+    sample_idx = [(0, 0)]
+    doc_idx_index = doc_offset = 0
+    while len(sample_idx) <= num_samples:
+        remaining = seq_len + 1
+        while remaining != 0:
+            doc_length = len(documents[doc_idx[doc_idx_index]]) - doc_offset
+            remaining -= doc_length
+            if remaining <= 0:
+                # one token is given back: it starts the next sample
+                doc_offset += remaining + doc_length - 1
+                remaining = 0
+            else:
+                doc_idx_index += 1
+                doc_offset = 0
+        sample_idx.append((doc_idx_index, doc_offset))
+    shuffle_idx = np.arange(num_samples, dtype=np.uint32)
+    rng.shuffle(shuffle_idx)
+    rows = []
+    for i in shuffle_idx.tolist():
+        (first, offset), (last, end) = sample_idx[i], sample_idx[i + 1]
+        if first == last:
+            row = documents[doc_idx[first]][offset : end + 1]
+        else:
+            row = documents[doc_idx[first]][offset:]
+            for middle in range(first + 1, last):
+                row = row + documents[doc_idx[middle]]
+            row = row + documents[doc_idx[last]][: end + 1]
+        rows.append(row)
+    return rows
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=40),
+    seq_len=st.integers(2, 17),
+    seed=st.sampled_from([0, 1, 2, 9, 1234, 2**32 - 1]),
+    epochs=st.integers(1, 3),
+)
+def test_equals_the_slow_implementation(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    seq_len: int,
+    seed: int,
+    epochs: int,
+) -> None:
+    data = corpus(tmp_path_factory.mktemp("order") / "x", sizes)
+    if epochs * sum(sizes) < seq_len + 1:
+        with pytest.raises(DataError, match="less than one row"):
+            RowOrder(sizes, seq_len, seed, epochs)
+        return
+    order = RowOrder(data.sizes, seq_len, seed, epochs)
+    documents = [data.document(i).tolist() for i in range(len(sizes))]
+    expected = slow_rows(documents, seq_len, seed, epochs)
+    tokens, valid = order.gather(data, range(order.n_rows))
+    assert valid.all() and tokens.tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 20), min_size=3, max_size=20),
+    before=st.integers(0, 9),
+    after=st.integers(0, 9),
+    policy=st.sampled_from(["joint", "separate"]),
+)
+def test_neighbours_are_those_of_the_stream(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    before: int,
+    after: int,
+    policy: str,
+) -> None:
+    seq_len, epochs = 4, 2
+    if sum(sizes) < seq_len + 1:
+        return
+    data = corpus(tmp_path_factory.mktemp("order") / "x", sizes)
+    order = RowOrder(sizes, seq_len, 7, epochs, policy)
+    stream = np.concatenate([data.document(int(d)) for d in order.documents]).tolist()
+    parts = [stream] if policy == "joint" else [stream[: sum(sizes)], stream[sum(sizes) :]]
+    per_part = order.n_rows // len(parts)
+    tokens, valid = order.gather(data, np.arange(order.n_rows), before, after)
+    assert tokens.shape == valid.shape == (order.n_rows, before + seq_len + 1 + after)
+    for row, got, mask in zip(order.shuffle.tolist(), tokens, valid, strict=True):
+        part, start = parts[row // per_part], (row % per_part) * seq_len
+        for column, position in enumerate(range(start - before, start + seq_len + 1 + after)):
+            inside = 0 <= position < len(part)
+            assert mask[column] == inside
+            assert got[column] == (part[position] if inside else 0)
+
+
+def test_separate_epochs_do_not_mix(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "x", [5, 0, 9, 12, 3, 8])
+    one = RowOrder(data.sizes, 4, 3)
+    two = RowOrder(data.sizes, 4, 3, epochs=2, policy="separate")
+    assert two.n_rows == 2 * one.n_rows
+    rows, _ = two.gather(data, np.arange(two.n_rows))
+    assert rows[: one.n_rows].tolist() == one.gather(data, np.arange(one.n_rows))[0].tolist()
+    for epoch in np.split(rows, 2):  # every token at most once an epoch, shared edges aside
+        inner = epoch[:, :-1].reshape(-1)
+        assert len(np.unique(inner)) == inner.size == 4 * one.n_rows
+    assert rows[: one.n_rows].tolist() != rows[one.n_rows :].tolist()
+    joint, _ = RowOrder(data.sizes, 4, 3, epochs=2).gather(data, np.arange(one.n_rows))
+    inner = joint[:, :-1].reshape(-1)
+    assert len(np.unique(inner)) < inner.size  # "joint" repeats within the first half
+
+
+def test_the_generator_is_the_one_pythia_used() -> None:
+    rng = np.random.RandomState(1234)
+    documents = np.arange(10**6, dtype=np.int32)
+    rng.shuffle(documents)
+    assert hashlib.sha256(documents.tobytes()).hexdigest().startswith("794a68e5d9e0c4c2")
+    samples = np.arange(10**6, dtype=np.uint32)
+    rng.shuffle(samples)
+    assert hashlib.sha256(samples.tobytes()).hexdigest().startswith("9ae37b053026d710")
+
+
+def test_epochs_needed() -> None:
+    wanted = -(-143_000 * 1024 * 1005 // 1000)  # what the released runs asked for
+    assert wanted == 147_164_160
+    assert epochs_needed(334_000_000_000, 2048, wanted) == 1
+    assert epochs_needed(207_000_000_000, 2048, wanted) == 2
+    for tokens in range(1, 40):
+        for samples in range(12):
+            brute = next(e for e in range(1, 99) if (e * tokens - 1) // 3 >= samples)
+            assert epochs_needed(tokens, 3, samples) == brute
+    with pytest.raises(DataError, match="empty"):
+        epochs_needed(0, 4, 1)
+
+
+def test_order_does_not_depend_on_what_is_asked_first(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "x", [30, 40, 11])
+    order = RowOrder(data.sizes, 4, 1)
+    whole, _ = order.gather(data, np.arange(order.n_rows))
+    picked = [5, 0, 5, order.n_rows - 1]
+    assert order.gather(data, picked)[0].tolist() == whole[picked].tolist()
+    assert RowOrder(data.sizes, 4, 2).shuffle.tolist() != order.shuffle.tolist()
+
+
+def test_refusals(tmp_path: Path) -> None:
+    data, other = corpus(tmp_path / "x", [30, 5]), corpus(tmp_path / "y", [30, 6])
+    order = RowOrder(data.sizes, 4)
+    with pytest.raises(DataError, match=r"no row 8; this order has rows 0\.\.7"):
+        order.gather(data, [8])
+    with pytest.raises(DataError, match="no row -1"):
+        order.gather(data, [-1])
+    with pytest.raises(DataError, match="the order was made for"):
+        order.gather(other, [0])
+    with pytest.raises(ConfigError, match="joint, separate"):
+        RowOrder([10], 4, policy="mixed")
+    with pytest.raises(ConfigError, match="at least 1"):
+        RowOrder([10], 4, epochs=0)
+    with pytest.raises(DataError, match="non-negative"):
+        RowOrder([10, -1], 4)
+
+
+def test_document_longer_than_everything(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "x", [1, 40_000, 1])
+    order = RowOrder(data.sizes, 8)
+    rows, _ = order.gather(data, np.arange(order.n_rows))
+    assert rows.tolist() == slow_rows([data.document(i).tolist() for i in range(3)], 8, 1234, 1)
+
+
+def test_materialised_rows_and_batches(tmp_path: Path) -> None:
+    data = corpus(tmp_path / "x", [30, 40, 11])
+    order = RowOrder(data.sizes, 4, 1)
+    write_rows(tmp_path / "rows.bin", order, data, chunk=3)
+    rows = PreshuffledRows([tmp_path / "rows.bin"], 4)
+    expected, _ = order.gather(data, np.arange(order.n_rows))
+    assert rows.n_rows == order.n_rows == 20
+    assert rows.rows(0, 20).tolist() == expected.tolist()
+    assert rows.rows(3, 3).shape == (0, 5)
+    assert rows.batch(2, 6).tolist() == expected[12:18].tolist()
+    with pytest.raises(DataError, match=r"last full batch of 6 is step 2"):
+        rows.batch(3, 6)
+    with pytest.raises(DataError, match=r"last full batch of 21 is none"):
+        rows.batch(0, 21)
+    with pytest.raises(DataError, match="step >= 0"):
+        rows.batch(-1, 2)
+    with pytest.raises(DataError, match=r"outside 0\.\.20"):
+        rows.rows(0, 21)
+    batch = rows.batch(0, 2)
+    batch[:] = 0  # a copy: the file is not touched
+    assert rows.batch(0, 2).tolist() == expected[:2].tolist()
+
+
+def test_shards_cut_anywhere_read_as_one_file(tmp_path: Path) -> None:
+    ids = np.arange(7 * 5, dtype="<u2")
+    raw = ids.tobytes()
+    for cuts in ([0, 3, 3, 41, 70], [0, 1, 2, 70], [0, 69, 70]):
+        paths = []
+        last = len(cuts) - 2
+        for i in range(len(cuts) - 1):
+            paths.append(tmp_path / f"document-{i:05d}-of-{last:05d}.bin")
+            paths[-1].write_bytes(raw[cuts[i] : cuts[i + 1]])
+        rows = PreshuffledRows(paths, 4)
+        assert rows.rows(0, 7).tolist() == ids.reshape(7, 5).tolist()
+        assert [rows.batch(k, 2).tolist() for k in range(3)] == [
+            ids.reshape(7, 5)[2 * k : 2 * k + 2].tolist() for k in range(3)
+        ]
+        with pytest.raises(DataError, match="in order"):
+            PreshuffledRows(paths[::-1], 4)
+        with pytest.raises(DataError, match="in order"):
+            PreshuffledRows(paths[1:], 4)
+    with pytest.raises(DataError, match="whole number"):
+        PreshuffledRows(paths, 5)
+    with pytest.raises(DataError, match="does not exist"):
+        PreshuffledRows([tmp_path / "none.bin"], 4)
+    with pytest.raises(DataError, match="no files"):
+        PreshuffledRows([], 4)
+    (tmp_path / "empty.bin").write_bytes(b"")
+    with pytest.raises(DataError, match="whole number"):
+        PreshuffledRows([tmp_path / "empty.bin"], 4)
+
+
+def test_batch_hash() -> None:
+    rows = np.arange(12, dtype="<u2").reshape(3, 4)
+    name = batch_hash(rows)
+    assert len(name) == 32 and name == batch_hash(rows.astype(">i8"))
+    assert name == batch_hash(np.asfortranarray(rows))
+    assert name != batch_hash(rows.reshape(4, 3))
+    assert name != batch_hash(rows[::-1])
+    digest = hashlib.sha256(np.array([2, 3, 4], "<u8").tobytes() + rows.astype("<u4").tobytes())
+    assert name == digest.hexdigest()[:32]
+    with pytest.raises(DataError, match="integer"):
+        batch_hash(rows.astype(float))
+    with pytest.raises(DataError, match="outside"):
+        batch_hash(np.array([-1]))

@@ -1,0 +1,277 @@
+"""`papermill notebooks/<study>.ipynb` with one argument, as a user types it, wherever it runs."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import pythia_core
+from pythia_core import notebooks, papermill_engine
+from pythia_core.errors import ConfigError
+
+PAPERMILL = [sys.executable, "-m", "papermill"]
+SCRIPT = [str(Path(sys.executable).with_name("papermill"))]
+CELL = (
+    "import json\nfrom pythia_core.notebooks import output_path\n"
+    "record = output_path('tiny', scale).with_name('record.json')\n"
+    "record.write_text(json.dumps({'seeds': seeds}))\nprint(scale, seeds)"
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package with one notebook, `tiny`, that trains nothing; a space in its path."""
+    root = tmp_path_factory.mktemp("a project")
+    shutil.copytree(
+        Path(pythia_core.__file__).parent,
+        root / "pythia_core",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    v = nbformat.v4
+    parameters = 'scale: str = "laptop"  # how much\nseeds: int = 1  # how many'
+    cells = [
+        v.new_markdown_cell("# Tiny", id="title"),
+        v.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+        v.new_code_cell(CELL, id="work"),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    (root / "notebooks").mkdir()
+    nbformat.write(v.new_notebook(cells=cells, metadata=metadata), root / "notebooks/tiny.ipynb")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def untouched_source(project: Path):
+    before = (project / "notebooks/tiny.ipynb").read_bytes()
+    shutil.rmtree(project / "results", ignore_errors=True)
+    yield
+    assert (project / "notebooks/tiny.ipynb").read_bytes() == before, "the source was overwritten"
+
+
+def environment(project: Path) -> dict[str, str]:
+    """The installed plugin, but the package of the copy."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
+    return {**kept, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def papermill(project: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
+    settings = {"stdin": subprocess.DEVNULL, "cwd": project, **options}
+    return subprocess.run(
+        [*PAPERMILL, *arguments],
+        env=environment(project),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **settings,
+    )
+
+
+def in_a_terminal(project: Path, *arguments: str) -> tuple[int, str]:
+    """Run papermill with a pseudo-terminal as its stdin, stdout and stderr."""
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*SCRIPT, *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=project,
+        env=environment(project),
+        start_new_session=True,
+    )
+    os.close(theirs)
+    shown, until = b"", time.monotonic() + 120
+    while time.monotonic() < until:
+        if select.select([ours], [], [], 0.2)[0]:
+            try:
+                shown += os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+        elif child.poll() is not None:
+            break
+    code = child.wait(timeout=10)
+    os.close(ours)
+    return code, shown.decode(errors="replace")
+
+
+def ran(project: Path, scale: str) -> notebooks.Notebook:
+    return notebooks.read_notebook(project / "results" / "tiny" / scale / "notebook.ipynb")
+
+
+@pytest.mark.commands
+def test_one_argument_at_a_terminal(project: Path) -> None:
+    code, shown = in_a_terminal(project, "notebooks/tiny.ipynb")
+    assert code == 0, shown
+    notebook = ran(project, "laptop")
+    assert notebook.cells[-1].outputs[0].text == "laptop 1\n"
+    stamp = notebook.metadata[notebooks.STAMP]
+    assert stamp["study"] == "tiny" and stamp["parameters"] == {"scale": "laptop", "seeds": 1}
+    text = nbformat.writes(notebook)
+    assert str(project) not in text and "start_time" not in text
+    assert "results/tiny/laptop/notebook.ipynb" in shown
+
+
+@pytest.mark.commands
+def test_one_argument_in_a_pipe_with_a_scale(project: Path) -> None:
+    done = papermill(project, "-p", "scale", "smoke", "notebooks/tiny.ipynb", "-p", "seeds", "2")
+    assert done.returncode == 0, done.stderr
+    assert ran(project, "smoke").cells[-1].outputs[0].text == "smoke 2\n"
+    assert not (project / "results/tiny/laptop").exists()
+    assert '"cells"' not in done.stdout, "the notebook went to stdout"
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("stdin", ["fifo", "closed"])
+def test_one_argument_under_a_scheduler(project: Path, stdin: str, tmp_path: Path) -> None:
+    source = project / "notebooks" / "tiny.ipynb"
+    words = [str(source), "--prepare-only"]
+    if stdin == "fifo":
+        done = papermill(project, *words, stdin=None, input="", cwd=tmp_path)
+    else:
+        closing = "import os, sys; os.close(0); os.execv(sys.argv[1], sys.argv[1:])"
+        done = subprocess.run(
+            [sys.executable, "-c", closing, *PAPERMILL, *words],
+            env=environment(project),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert ran(project, "laptop").cells[0].source == "# Tiny"
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-p", "sclae", "smoke"], "unknown parameter 'sclae'; accepted: scale, seeds."),
+        (["-p", "seeds", "many"], "parameter 'seeds' must be int, got 'many'"),
+        (["-p", "scale", "../../x"], "unknown scale '../../x'; accepted: smoke, laptop"),
+        (["elsewhere.ipynb", "-p", "sclae", "smoke"], "unknown parameter 'sclae'"),
+    ],
+)
+def test_bad_parameters_are_refused(project: Path, words: list[str], message: str) -> None:
+    done = papermill(project, "notebooks/tiny.ipynb", *words)
+    assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(project.glob("results/tiny/*/notebook.ipynb"))
+    assert not (project / "elsewhere.ipynb").exists()
+
+
+@pytest.mark.commands
+def test_a_failing_cell_fails_and_is_not_taken_for_a_result(project: Path) -> None:
+    path = project / "notebooks" / "failing.ipynb"
+    notebook = notebooks.read_notebook(project / "notebooks" / "tiny.ipynb")
+    notebook.cells[-1].source = "raise ValueError('no luck')"
+    nbformat.write(notebook, path)
+    done = papermill(project, "notebooks/failing.ipynb")
+    path.unlink()
+    assert done.returncode == 1 and "no luck" in done.stderr
+    left = notebooks.read_notebook(project / "results/failing/laptop/notebook.ipynb")
+    assert notebooks.has_errors(left) and not notebooks.is_finished(left)
+
+
+@pytest.mark.commands
+def test_help_names_every_parameter(project: Path) -> None:
+    done = papermill(project, "--help-notebook", "notebooks/tiny.ipynb")
+    assert done.returncode == 0, done.stderr
+    assert 'scale: str (default "laptop")' in done.stdout and "how many" in done.stdout
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process works in the project too."""
+    for module in (papermill_engine, notebooks):
+        monkeypatch.setattr(module, "project_root", lambda: project)
+    monkeypatch.delenv("PYTHIA_RESULTS", raising=False)
+    monkeypatch.setenv("PYTHIA_RESULTS", str(project / "results"))
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--version"],
+        ["--help"],
+        [],
+        ["--help-notebook", "notebooks/tiny.ipynb"],
+        ["notebooks/missing.ipynb"],
+        ["results/tiny.ipynb", "-p", "scale", "smoke"],
+        ["/notebooks/tiny.ipynb"],
+        ["a", "b", "c"],
+    ],
+)
+def test_other_calls_are_left_alone(here: Path, words: list[str]) -> None:
+    assert papermill_engine.complete(words) == words
+
+
+def test_a_second_argument_is_respected(here: Path) -> None:
+    words = ["notebooks/tiny.ipynb", "out.ipynb"]
+    assert papermill_engine.complete(words) == ["--engine", "pythia", *words]
+    chosen = ["--engine", "nbclient", *words]
+    assert papermill_engine.complete(chosen) == chosen
+
+
+@pytest.mark.parametrize(
+    ("words", "scale"),
+    [
+        ([], "laptop"),
+        (["-p", "scale", "smoke"], "smoke"),
+        (["-r", "scale", "smoke", "-p", "scale", "laptop"], "smoke"),
+        (["-y", "{scale: smoke}"], "smoke"),
+        (["-y", "{scale: smoke}", "-p", "scale", "laptop"], "laptop"),
+        (["-f", "given.yml"], "smoke"),
+        (["-b", "e3NjYWxlOiBzbW9rZX0="], "smoke"),
+        (["--parameters", "scale", "smoke", "--log-level=ERROR"], "smoke"),
+        (["-k", "python3", "--no-progress-bar"], "laptop"),
+        (["-p", "seeds", "2"], "laptop"),
+    ],
+)
+def test_the_scale_chooses_the_folder(here: Path, words: list[str], scale: str) -> None:
+    (here / "given.yml").write_text("scale: smoke\n")
+    completed = papermill_engine.complete(["notebooks/tiny.ipynb", *words])
+    assert completed[-1] == f"results/tiny/{scale}/notebook.ipynb"
+    assert completed[:3] == ["--engine", "pythia", "notebooks/tiny.ipynb"]
+    before = papermill_engine.complete([*words, "notebooks/tiny.ipynb"])
+    assert before[-2:] == ["notebooks/tiny.ipynb", completed[-1]]
+
+
+def test_an_unknown_scale_makes_no_folder(here: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown scale"):
+        papermill_engine.complete(["notebooks/tiny.ipynb", "-p", "scale", "../up"])
+    assert not (here / "results").exists()
+
+
+def test_the_table_of_options_is_papermills_own() -> None:
+    from papermill.cli import papermill as command
+
+    theirs = {
+        name: option.nargs
+        for option in command.params
+        if option.param_type_name == "option" and not option.is_flag
+        for name in option.opts
+    }
+    assert theirs == papermill_engine.OPTION_ARGUMENTS
+
+
+def test_a_study_is_run_once(here: Path) -> None:
+    """`run_study` through the engine in this process; the second call finds it up to date."""
+    path, ran_now = notebooks.run_study("tiny", "smoke", {"seeds": 3}, progress=False)
+    assert ran_now and path == here / "results/tiny/smoke/notebook.ipynb"
+    assert notebooks.run_study("tiny", "smoke", {"seeds": 3}, progress=False) == (path, False)
+    text = path.read_text()
+    path, again = notebooks.run_study("tiny", "smoke", {"seeds": 3}, force=True, progress=False)
+    assert again and path.read_text() == text, "two runs leave the same bytes"
+    with pytest.raises(ConfigError, match="'seeds' must be int"):
+        notebooks.run_study("tiny", "smoke", {"seeds": "x"}, progress=False)

@@ -1,0 +1,258 @@
+"""Released numbers: each layout read the same, and nothing outside or oversized accepted."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pythia_core import published
+from pythia_core.errors import DataError
+
+WINOBIAS_TASKS = [f"wino_bias_type{t}_{side}" for t in (1, 2) for side in ("pro", "anti")]
+PROMPTS = ("What does p stand for", "refers_to")
+
+
+def harness(crows: float, lambada: float | None) -> dict:
+    results = {
+        "crows_pairs_english_gender": {
+            "likelihood_difference": 4.0,
+            "likelihood_difference_stderr": 0.2,
+            "pct_stereotype": crows,
+            "pct_stereotype_stderr": 0.027,
+        },
+        "piqa": {"acc": 0.7, "acc_stderr": 0.01},
+    }
+    if lambada is not None:
+        results["lambada_openai"] = {"acc": lambada, "acc_stderr": 0.006, "ppl": 9.0}
+    return {"results": results, "versions": {}, "config": {"model": "hf-causal"}}
+
+
+def winobias(pro: float, anti: float) -> dict:
+    return {
+        f"{task}+{prompt}": {
+            "task_name": task,
+            "prompt_name": prompt,
+            "em": pro if task.endswith("pro") else anti,
+            "em_stderr": 0.02,
+        }
+        for task in WINOBIAS_TASKS
+        for prompt in PROMPTS
+    }
+
+
+V1 = "evals/pythia-v1/pythia-410m-deduped"
+TREE = {
+    f"{V1}/zero-shot/410m-deduped_step3000.json": harness(0.55, 0.30),
+    f"{V1}/zero-shot/410m-deduped_step143000.json": harness(0.99, 0.52),
+    f"{V1}/baseline/baseline-410m-deduped_step143000.json": harness(0.60, None),
+    f"{V1}/intervention/intervention-410m-deduped_step143000.json": harness(0.61, 0.51),
+    "evals/pythia-v1/pythia-1.4b-deduped/intervention/"
+    "intervention-1.4b-deduped-long_step114000.json": harness(0.62, 0.61),
+    "evals/bias-evals/winobias/410M/eval_results_02-16-2023-00-59-19.json": {
+        "results": [],
+        "table_results": winobias(0.30, 0.20),
+        "config": {"model_args": {"iteration": 143000}},
+    },
+    "evals/bias-evals/winobias/intervene_7/410M/eval_results_410m-deduped_143000.json": {
+        "table_results": winobias(0.25, 0.21),
+        "model_args": {"iteration": 143000},
+    },
+    # ignored: another suite, the standard models, other sizes, plots
+    "evals/pythia-v0/pythia-410m-deduped/zero-shot/410m-deduped_step3000.json": harness(0.1, 0.1),
+    "evals/pythia-v1/pythia-410m/zero-shot/410m_step3000.json": harness(0.2, 0.2),
+    "evals/pythia-v1/pythia-12b-deduped/zero-shot/12b-deduped_step3000.json": harness(0.3, 0.3),
+}
+
+
+def as_folder(root: Path, tree: dict = TREE) -> Path:
+    for name, content in tree.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return root
+
+
+def as_tar(path: Path, tree: dict = TREE, prefix: str = "") -> Path:
+    mode = "w:" + path.suffix.lstrip(".") if path.suffix != ".tar" else "w"
+    with tarfile.open(path, mode) as archive:
+        for name, content in tree.items():
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(prefix + name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def as_zip(path: Path, tree: dict = TREE, prefix: str = "") -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in tree.items():
+            archive.writestr(prefix + name, json.dumps(content))
+    return path
+
+
+def as_csv(root: Path) -> Path:
+    """The same numbers in the flat table."""
+    rows = []
+
+    def add(model, arm, step, source, task, prompt, metric, value, suite="v1"):
+        row = dict(suite=suite, model=model, intervention=arm, step=step, step_2M_equiv=step)
+        row |= dict(source_folder=source, task=task, prompt=prompt, metric=metric, value=value)
+        rows.append(row | {"stderr": {"pct_stereotype": 0.027, "em": 0.02}.get(metric, 0.006)})
+
+    for arm, model, step, source, crows, lambada in (
+        ("none", "410m", 3000, "v1/zero-shot", 0.55, 0.30),
+        ("none", "410m", 143000, "v1/zero-shot", 0.99, 0.52),
+        ("none", "410m", 143000, "v1/baseline", 0.60, None),
+        ("swap_last_7pct", "410m", 143000, "v1/intervention", 0.61, 0.51),
+        ("swap_last_21pct", "1.4b", 114000, "v1/intervention", 0.62, 0.61),
+    ):
+        crows_task = "crows_pairs_english_gender"
+        add(model, arm, step, source, crows_task, "", "pct_stereotype", crows)
+        if lambada:
+            add(model, arm, step, source, "lambada_openai", "", "acc", lambada)
+    for arm, pro, anti in (("none", 0.30, 0.20), ("swap_last_7pct", 0.25, 0.21)):
+        for e in winobias(pro, anti).values():
+            place = ("410m", arm, 143000, "bias-evals/winobias")
+            add(*place, e["task_name"], e["prompt_name"], "em", e["em"])
+    add("410m", "none", 3000, "x", "crows_pairs_english_gender", "", "pct_stereotype", 0.1, "v0")
+    root.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(root / "bias_evals.csv", index=False)
+    return root
+
+
+def make(kind: str, tmp_path: Path) -> Path:
+    return {
+        "clone": lambda: as_folder(tmp_path / "clone"),
+        "evals folder": lambda: as_folder(tmp_path / "clone") / "evals",
+        "tar.xz": lambda: as_tar(tmp_path / "evals.tar.xz"),
+        "tar.gz": lambda: as_tar(tmp_path / "evals.tar.gz", prefix="pythia-main/"),
+        "zip": lambda: as_zip(tmp_path / "pythia-main.zip", prefix="pythia-main/"),
+        "csv": lambda: as_csv(tmp_path / "tables"),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["clone", "evals folder", "tar.xz", "tar.gz", "zip", "csv"])
+def test_every_layout_gives_the_same_numbers(kind, tmp_path):
+    found = published.load(make(kind, tmp_path))
+    crows = found.crows_gender()
+    cells = [tuple(row) for row in crows[["model", "intervention", "step", "value"]].values]
+    assert cells == [
+        ("410m", "none", 3000, 0.55),
+        ("410m", "none", 143000, 0.60),  # scored twice: the control of the twin is kept
+        ("410m", "swap_last_7pct", 143000, 0.61),
+        ("1.4b", "swap_last_21pct", 114000, 0.62),
+    ]
+    assert set(crows.stderr) == {0.027}
+    lambada = found.lambada().set_index(["model", "intervention", "step"]).value
+    assert lambada["410m", "none", 143000] == 0.52
+    em = found.winobias_em().set_index("intervention")
+    assert em.net["none"] == pytest.approx(0.10)
+    assert em.net["swap_last_7pct"] == pytest.approx(0.04)
+    # each side is a mean of 4 cells with error .02: .01; their difference: .01 * sqrt 2
+    assert em.stderr["none"] == pytest.approx(0.01 * 2**0.5)
+
+
+def test_absent_numbers_are_said_to_be_absent(monkeypatch, tmp_path):
+    monkeypatch.delenv(published.VARIABLE, raising=False)
+    assert published.find() is None
+    with pytest.raises(DataError, match=r"EleutherAI/pythia.*PYTHIA_PUBLISHED_DIR"):
+        published.load()
+    monkeypatch.setenv(published.VARIABLE, str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="does not exist"):
+        published.find()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"neither bias_evals\.csv nor"):
+        published.load(tmp_path / "empty")
+    monkeypatch.setenv(published.VARIABLE, str(as_csv(tmp_path / "tables")))
+    assert len(published.find().lambada()) == 4
+
+
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json"])
+@pytest.mark.parametrize("pack", [as_tar, as_zip])
+def test_an_archive_that_points_outside_is_refused(name, pack, tmp_path):
+    path = tmp_path / ("x.tar.xz" if pack is as_tar else "x.zip")
+    pack(path, {name: {}, **TREE})
+    with pytest.raises(DataError, match="outside itself"):
+        published.load(path)
+
+
+def test_limits_of_size_and_number(tmp_path, monkeypatch):
+    path = as_tar(tmp_path / "evals.tar.xz")
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "MAX_FILE", 50)
+        for source in (path, as_zip(tmp_path / "evals.zip"), as_folder(tmp_path / "clone")):
+            with pytest.raises(DataError, match="larger than 50 bytes"):
+                published.load(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "MAX_MEMBERS", 3)
+        with pytest.raises(DataError, match="more than 3 files"):
+            published.load(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(published, "MAX_TOTAL", 500)
+        with pytest.raises(DataError, match="500 bytes"):
+            published.load(tmp_path / "evals.zip")
+
+
+def test_links_are_not_followed(tmp_path):
+    target = tmp_path / "secret.json"
+    target.write_text(json.dumps(harness(0.42, 0.42)))
+    root = as_folder(tmp_path / "clone")
+    os.symlink(target, root / V1 / "zero-shot" / "410m-deduped_step999.json")
+    assert 999 not in set(published.load(root).table.step)
+    path = tmp_path / "linked.tar.xz"
+    with tarfile.open(path, "w:xz") as archive:
+        member = tarfile.TarInfo(f"{V1}/zero-shot/410m-deduped_step999.json")
+        member.type, member.linkname = tarfile.SYMTYPE, str(target)
+        archive.addfile(member)
+    with pytest.raises(DataError, match="neither"):
+        published.load(path)
+
+
+def test_malformed_content_is_named(tmp_path):
+    name = f"{V1}/zero-shot/410m-deduped_step3000.json"
+    broken = as_folder(tmp_path / "a", {name: {"no": "results"}})
+    with pytest.raises(DataError, match=r"step3000\.json"):
+        published.load(broken)
+    (broken / name).write_text("{ not json")
+    with pytest.raises(DataError, match="not a result"):
+        published.load(broken)
+    (tmp_path / "cut.tar.xz").write_bytes(as_tar(tmp_path / "x.tar.xz").read_bytes()[:300])
+    with pytest.raises(DataError, match=r"cut\.tar\.xz"):
+        published.load(tmp_path / "cut.tar.xz")
+    table = as_csv(tmp_path / "tables") / "bias_evals.csv"
+    table.write_text(table.read_text().replace(",0.55,", ",many,"))
+    with pytest.raises(DataError, match=r"bias_evals\.csv, line \d+"):
+        published.load(table.parent)
+    table.write_text("suite,model\nv1,70m\n")
+    with pytest.raises(DataError, match="lacks the columns intervention"):
+        published.load(table.parent)
+
+
+@pytest.fixture
+def released() -> published.Published:
+    source = os.environ.get(published.VARIABLE)
+    if not source:
+        pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
+    return published.load(source)
+
+
+def test_the_released_numbers_are_those_of_the_literature(released):
+    """Facts checked by hand on the public files: no effect of the swap on CrowS-Pairs."""
+    crows = released.crows_gender()
+    late = crows[crows.step >= 134_000].groupby(["model", "intervention"]).value.mean() * 100
+    for model, none, swapped in (("70m", 54.7, 57.0), ("410m", 60.5, 60.6), ("6.9b", 66.2, 66.3)):
+        assert late[model, "none"] == pytest.approx(none, abs=0.06)
+        assert late[model, "swap_last_7pct"] == pytest.approx(swapped, abs=0.06)
+    assert late["1.4b", "swap_last_21pct"] == pytest.approx(62.4, abs=0.06)
+    lambada = released.lambada().set_index(["model", "intervention", "step"]).value
+    assert lambada["6.9b", "none", 143_000] == pytest.approx(0.687, abs=1e-3)
+    em = released.winobias_em().set_index(["model", "intervention", "step"]).net
+    assert em["1.4b", "swap_last_7pct", 143_000] == pytest.approx(0.111, abs=6e-4)
+    assert em["6.9b", "none", 143_000] == pytest.approx(0.119, abs=6e-4)

@@ -1,0 +1,175 @@
+"""The repository itself: its layout, its notebooks, and what must not be in it."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pythia_core import __version__, cleaning, notebooks, recorded
+
+ROOT = Path(__file__).resolve().parent.parent
+TOP = {
+    *("book", "pythia_core", "notebooks", "tests", "_config.yml", "_toc.yml", "requirements.txt"),
+    *("README.md", "pyproject.toml", "Makefile", "LICENSE", "CITATION.cff", "CONTRIBUTING.md"),
+    *("LOG.md", "requirements.lock", "requirements-gpu.txt"),
+}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SKIPPED = {".git", ".venv", "results", "_build", "__pycache__"}
+
+
+def repository_files() -> list[Path]:
+    """Tracked files and new ones that are not ignored; without git, everything but outputs."""
+    try:
+        listed = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "-z", "-c", "-o", "--exclude-standard"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\0")
+        files = [ROOT / name for name in listed if name]
+    except (OSError, subprocess.CalledProcessError):
+        found = (Path(folder) / n for folder, _, names in os.walk(ROOT) for n in names)
+        files = [f for f in found if not SKIPPED & set(f.relative_to(ROOT).parts)]
+    return [f for f in files if f.is_symlink() or f.is_file()]
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.suffix not in (".png", ".woff2") else ""
+
+
+def test_the_top_level_is_what_the_design_says() -> None:
+    names = {f.relative_to(ROOT).parts[0] for f in repository_files()}
+    assert {n for n in names if not n.startswith(".")} == TOP
+
+
+def test_there_are_no_symbolic_links() -> None:
+    assert not [f for f in repository_files() if f.is_symlink()]
+
+
+def test_nothing_large_is_committed() -> None:
+    large = {str(f): f.stat().st_size for f in repository_files() if f.stat().st_size > 2_000_000}
+    assert not large
+
+
+def test_no_file_names_a_machine() -> None:
+    allowed = {"tests/test_records.py", "pythia_core/cleaning.py"}  # these are about such paths
+    for path in repository_files():
+        name = path.relative_to(ROOT).as_posix()
+        if name not in allowed:
+            traces = [t for t in cleaning.machine_traces(text_of(path)) if t != "."]
+            assert not traces, f"{name} names {traces}"
+
+
+def test_the_toc_in_the_book_is_a_stub() -> None:
+    stub = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    assert stub == {"format": "jb-book", "root": "index"}
+    real = yaml.safe_load((ROOT / "_toc.yml").read_text())
+    chapters = [c["file"] for part in real["parts"] for c in part["chapters"]]
+    for chapter in chapters:
+        study = chapter.removeprefix("studies/")
+        source = f"notebooks/{study}.ipynb" if study != chapter else f"book/{chapter}.md"
+        assert (ROOT / source).is_file(), f"_toc.yml names {chapter}; there is no {source}"
+    assert {f"studies/{p.stem}" for p in NOTEBOOKS} <= set(chapters), "a study is not in the toc"
+
+
+def test_there_are_notebooks() -> None:
+    assert NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_sources(path: Path) -> None:
+    notebook = notebooks.read_notebook(path)
+    assert len(notebook.cells) <= 12
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+    parameters = notebooks.parameters_of(notebook)
+    assert parameters["scale"].default == "laptop"
+    assert all(p.help for p in parameters.values()), "every parameter has a comment"
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert len({cell.id for cell in notebook.cells}) == len(notebook.cells)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            tree = ast.parse(cell.source)
+            logic = (ast.For, ast.While, ast.FunctionDef, ast.ClassDef, ast.Try)
+            assert not [n for n in ast.walk(tree) if isinstance(n, logic)], "no logic in notebooks"
+
+
+def test_recorded_runs_belong_to_their_notebooks() -> None:
+    for record in recorded.recorded(ROOT):
+        folder = ROOT / "book" / "recorded" / record["study"] / record["scale"]
+        executed = notebooks.read_notebook(folder / "notebook.ipynb")
+        source = notebooks.read_notebook(ROOT / "notebooks" / f"{record['study']}.ipynb")
+        assert notebooks.is_finished(executed), folder
+        assert notebooks.source_hash(executed) == notebooks.source_hash(source), (
+            f"the code of {record['study']} has changed since its run at scale {record['scale']} "
+            "was recorded: run it again and record it"
+        )
+        for name, table in record["tables"].items():
+            assert recorded.file_sha256(folder / name) == table["sha256"], folder / name
+
+
+def test_the_readme_has_its_blocks_and_names_real_files() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for block in ("costs", "bench"):
+        assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
+    assert recorded.costs_table(recorded.recorded(ROOT)) in text, "run recorded.refresh_readme()"
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / link).is_file(), f"README links to {link}"
+
+
+def test_requirements_agree_with_each_other() -> None:
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    assert "torch==2.13.0" in wanted and "-e ." in wanted and "xxhash<4" in wanted
+    assert "jupyter-book>=1.0.4.post1,<2" in wanted
+    assert not [line for line in wanted if "flash" in line], "it cannot be installed without CUDA"
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = set(re.findall(r"^([a-z0-9][a-z0-9._-]*)==", lock, flags=re.MULTILINE))
+    names = {re.split(r"[<>=!\[]", line)[0].lower() for line in wanted} - {"torch", "-e ."}
+    assert names <= pinned, f"not locked: {names - pinned}"
+    assert "torch" not in pinned and not re.search(r"https?:|index-url|file:", lock)
+    entries = re.split(r"\n(?=[a-z0-9])", lock)
+    assert all("--hash=sha256:" in entry for entry in entries if "==" in entry.split("\n")[0])
+
+
+def test_the_project_file_is_consistent() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["name"] == "pythia-book"
+    engine = project["project"]["entry-points"]["papermill.engine"]
+    assert engine == {"pythia": "pythia_core.papermill_engine:PythiaEngine"}
+    packages = {
+        p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("pythia_core/**/__init__.py")
+    }
+    folders = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("pythia_core/**/*.py")}
+    listed = {p.replace(".", "/") for p in project["tool"]["setuptools"]["packages"]}
+    assert listed == packages == folders
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
+def test_unsafe_loading_is_nowhere() -> None:
+    bad = {"pickle", "dill", "marshal", "shelve", "joblib", "cloudpickle"}
+    for path in repository_files():
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not bad & {a.name.split(".")[0] for a in node.names}, path
+            if isinstance(node, ast.ImportFrom):
+                assert (node.module or "").split(".")[0] not in bad, path
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("eval", "exec", "yaml.load", "torch.load"), (
+                    f"{path}: {called}"
+                )
+                for word in node.keywords:
+                    unsafe = word.arg == "allow_pickle" and getattr(word.value, "value", 1)
+                    assert not unsafe, f"{path}: allow_pickle"
