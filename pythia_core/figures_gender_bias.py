@@ -52,11 +52,6 @@ def _forks(ax: Axes, scale: str) -> None:
             ax.axvline(at, color=figures.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
 
 
-def _branch(result: Result, measure: str) -> pd.DataFrame:
-    table = result.tables["branch"]
-    return table[table.measure == measure]
-
-
 def _released(published: Published, view: str, column: str = "value") -> pd.DataFrame:
     """A view of the released numbers with our names: size, arm, percent, value, stderr."""
     table = getattr(published, view)().copy()
@@ -80,7 +75,7 @@ def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
 
 def prior_shift(result: Result) -> Drawing:
     """The share of feminine among pronouns after occupations, over the branch."""
-    shown = _branch(result, "feminine_share")
+    shown = result.tables["branch"].query("measure == 'feminine_share'")
     sizes = result.params.size_list
     with figures.style():
         v = result.values
@@ -113,7 +108,7 @@ def _sentence(result: Result, measure: str) -> str:
 
 def crows_over_training(result: Result) -> Drawing:
     """The paper's figure 1: CrowS-Pairs gender over training, with the intervention branches."""
-    shown = _branch(result, "crows")
+    shown = result.tables["branch"].query("measure == 'crows'")
     n = result.values["n_crows"]
     with figures.style():
         footer = _footer(result, f"{n} pairs, bands at the end only")
@@ -295,13 +290,12 @@ def results_table(result: Result) -> Table:
     levels = result.tables["levels"]
     rows = []
     for (size, arm), cell in levels.groupby(["size", "arm"], sort=False):
-        row = {"size": size, "arm": figures.ARM_LABELS[arm]}
-        by_measure = cell.set_index("measure")
-        for measure, label in shown.items():
-            factor = 1 if measure == "loss" else 100
-            found = by_measure.loc[measure]
-            row[label] = _interval(*(factor * float(found[c]) for c in ("value", "low", "high")))
-        rows.append(row)
+        numbers = cell.set_index("measure")[["value", "low", "high"]]
+        row = {
+            label: _interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
+            for measure, label in shown.items()
+        }
+        rows.append({"size": size, "arm": figures.ARM_LABELS[arm], **row})
     counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in shown)
     return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
 

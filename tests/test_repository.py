@@ -21,7 +21,7 @@ TOP = {
     *("LOG.md", "requirements.lock", "requirements-gpu.txt"),
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SKIPPED = {".git", ".venv", "results", "_build", "__pycache__"}
+OUTPUTS = {"results", "_build", "__pycache__", "pythia_book.egg-info"}
 
 
 def repository_files() -> list[Path]:
@@ -37,7 +37,9 @@ def repository_files() -> list[Path]:
         files = [ROOT / name for name in listed if name]
     except (OSError, subprocess.CalledProcessError):
         found = (Path(folder) / n for folder, _, names in os.walk(ROOT) for n in names)
-        files = [f for f in found if not SKIPPED & set(f.relative_to(ROOT).parts)]
+        parts = ((f, f.relative_to(ROOT).parts) for f in found)
+        files = [f for f, p in parts if not OUTPUTS & set(p) and not p[0].startswith(".")]
+        files = [f for f in files if f.parent != ROOT / "book" / "studies"]
     return [f for f in files if f.is_symlink() or f.is_file()]
 
 

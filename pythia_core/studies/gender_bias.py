@@ -90,7 +90,10 @@ class GenderBiasParams:
     def control(self, size: str, seed: int) -> RunConfig:
         """The control run of one size and seed."""
         both = BASE_SEED + seed
-        return scale_named(self.scale).run(size, order_seed=both, weight_seed=both)
+        from pythia_core.metrics import best_precision
+
+        scale = scale_named(self.scale)
+        return scale.run(size, both, both, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
         """The run of one arm."""

@@ -1,0 +1,91 @@
+# The two commands are `make book` and `make test`; each does all the set-up it needs.
+# Everything lands in this folder: .venv (packages), results (your runs), _build (the site).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help book test studies lab lint lock clean
+# `make -C elsewhere book` and `make book` from here are the same: paths are relative to this file.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
+SCALE ?= laptop
+STUDY ?= gender_bias
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+help: ## list what can be made
+	@echo "make TARGET [SCALE=smoke|laptop] [PYTHON=python3.11] [TORCH_INDEX=URL of a wheel index for torch]"
+	@echo
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
+	  while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+
+book: $(READY) ## set up, run the study from raw text at SCALE, build the site
+	@echo "== Running $(STUDY) at scale $(SCALE) (what is already there is not run again)"
+	@$(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null
+	@echo "== Building the site"
+	@$(BIN)/jupyter-book build book/ --quiet < /dev/null
+	@echo "== Done. Open in a browser:"
+	@echo "$(CURDIR)/_build/html/index.html"
+
+test: $(READY) ## set up, run every test, the notebooks included (at scale smoke)
+	@echo "== Running the tests"
+	@$(BIN)/python -m pytest tests $(PYTEST_ARGS) < /dev/null
+
+studies: $(READY) ## run every study at SCALE
+	@for notebook in notebooks/*.ipynb; do \
+	  study=$$(basename "$$notebook" .ipynb); \
+	  echo "== Running $$study at scale $(SCALE)"; \
+	  $(BIN)/python -m pythia_core study "$$study" --scale $(SCALE) < /dev/null; \
+	done
+
+lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
+	@$(BIN)/python -c 'import jupyterlab' 2> /dev/null || { \
+	  echo "== Installing JupyterLab into $(VENV)"; \
+	  $(PIP) -c <($(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ') 'jupyterlab>=4.2'; }
+	@$(BIN)/jupyter-lab notebooks
+
+lint: $(READY) ## check style and formatting with ruff
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+lock: $(READY) ## write requirements.lock from what is installed in .venv
+	@echo "== Locking the versions installed in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)/lock-tools
+	@$(VENV)/lock-tools/bin/python -m pip install -qq --disable-pip-version-check uv
+	@# soupsieve alone stays free: its newest release needs Python 3.11.5, this project 3.11.0.
+	@{ sed '/^[^#]/,$$d' requirements.lock; \
+	  { grep -vE '^(#|torch|-e|$$)' requirements.txt; \
+	    printf '%s\n' filelock fsspec jinja2 networkx 'setuptools>=77.0.3' sympy typing-extensions; } | \
+	  $(VENV)/lock-tools/bin/uv pip compile - --quiet --universal --python-version 3.11 \
+	    --generate-hashes --no-header --no-annotate \
+	    -c <($(BIN)/python -m pip freeze --all --exclude-editable | \
+	         grep -viE '^(torch|triton|nvidia-|cuda-|pip|soupsieve)| @ '); \
+	} > $(VENV)/requirements.lock
+	@mv $(VENV)/requirements.lock requirements.lock
+	@touch $(READY)
+
+clean: ## remove the built site and caches; keeps your runs and the environment
+	rm -rf _build book/studies .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find pythia_core tests book -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "Kept: results (your runs) and $(VENV) (the packages). Delete them by hand if you mean to."
+
+$(READY): requirements.lock requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
+	  echo "This project needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1)." >&2; \
+	  echo "Name another one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@echo "== Setting up $(VENV) with $$($(PYTHON) --version) (once; about 2 GB, some minutes)"
+	@rm -f $(READY)
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
+	@echo "   packages, hash-checked (requirements.lock)"
+	@$(PIP) --require-hashes -r requirements.lock
+	@echo "   torch (requirements.txt)"
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements.txt)"
+	@echo "   this project"
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $(READY)
