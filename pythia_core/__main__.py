@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pythia_core.config import OFFICIAL_SIZES, PRECISIONS, SCALES, SIZES, SWAPS
+from pythia_core.config import PRECISIONS, SWAPS
 from pythia_core.errors import PythiaError
+from pythia_core.scales import OFFICIAL_SIZES, SCALES, SIZES
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from pythia_core.config import scale_named
     from pythia_core.prepare import prepare
+    from pythia_core.scales import scale_named
 
     data = prepare(scale_named(args.scale).data)
     print(json.dumps(data.manifest, indent=1))
@@ -29,8 +30,8 @@ def _prepare(args: argparse.Namespace) -> None:
 def _run_config(args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
-    from pythia_core.config import scale_named
     from pythia_core.metrics import best_precision
+    from pythia_core.scales import scale_named
 
     scale = scale_named(args.scale)
     if args.steps:

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from pythia_core import hf
-from pythia_core.config import RunConfig, scale_named
+from pythia_core.config import RunConfig
 from pythia_core.metrics import best_precision, device_info, flops_per_token, keep_freed_memory
+from pythia_core.progress import bar as progress_bar
+from pythia_core.scales import scale_named
 from pythia_core.train import Trainer
 
 PEERS = [(attention, bf16) for attention in ("eager", "sdpa") for bf16 in (False, True)]
@@ -87,7 +88,7 @@ def bench_size(config: RunConfig, rows: np.ndarray, rounds: int, progress: bool)
         contenders[name] = _peer_step(config, attention, bf16)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     label = f"{config.model.n_params_non_embedding:,} params"
-    for number in tqdm(range(rounds + 1), desc=label, disable=None if progress else True):
+    for number in progress_bar(progress, iterable=range(rounds + 1), desc=label):
         for name, step in contenders.items():
             measured = _time(step, [batches[(2 * number + i) % len(batches)] for i in range(2)])
             if number:  # round 0 is the warm-up

@@ -23,6 +23,7 @@ from typing import Any
 
 from pythia_core.config import DOMAINS, DataConfig
 from pythia_core.errors import DataError
+from pythia_core.progress import bar as progress_bar
 from pythia_core.wheels import WHEELS, wheel, wheel_bytes
 
 
@@ -182,17 +183,9 @@ def open_corpus(
         FetchError: something cannot be fetched. DataError: malformed text (file and line are
             named), or no document at all.
     """
-    from tqdm import tqdm
-
     counts = {} if tally is None else tally
     total = 0
-    with tqdm(
-        desc="reading text",
-        unit="B",
-        unit_scale=True,
-        mininterval=1,
-        disable=None if progress else True,
-    ) as bar:
+    with progress_bar(progress, desc="reading text", unit="B", unit_scale=True) as bar:
         for domain, text in _source(data, progress):
             count = counts.setdefault(domain, DomainTally())
             if not text or text.isspace():

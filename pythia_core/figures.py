@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.config import LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.paths import atomic_file
+from pythia_core.scales import LAPTOP_SIZES, OFFICIAL_SIZES
 
 if TYPE_CHECKING:
     import pandas as pd

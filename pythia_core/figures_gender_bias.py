@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pythia_core import figures, records
-from pythia_core.config import scale_named
 from pythia_core.figures import Drawing, Table
+from pythia_core.scales import scale_named
 from pythia_core.schedule import OFFICIAL_STEPS
 from pythia_core.studies.gender_bias import ARMS, STUDY
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_core.config import SCALES
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.paths import project_root, results_dir
+from pythia_core.scales import SCALES
 
 Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.paths import atomic_file
+from pythia_core.progress import bar
 from pythia_core.tokens import MegatronIndexed
 
 POLICIES = ("joint", "separate")
@@ -159,21 +160,12 @@ def write_rows(
 
     Row i of the file is row i of training, the layout of the released pre-shuffled data sets.
     """
-    from tqdm import tqdm
-
-    bar = tqdm(
-        total=order.n_rows,
-        desc="rows",
-        unit="row",
-        unit_scale=True,
-        mininterval=1,
-        disable=None if progress else True,
-    )
-    with bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
+    rows_bar = bar(progress, total=order.n_rows, desc="rows", unit="row", unit_scale=True)
+    with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
         for start in range(0, order.n_rows, chunk):
             rows = np.arange(start, min(start + chunk, order.n_rows))
             file.write(np.ascontiguousarray(order.gather(data, rows)[0]).tobytes())
-            bar.update(len(rows))
+            rows_bar.update(len(rows))
 
 
 class PreshuffledRows:

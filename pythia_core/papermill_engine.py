@@ -18,9 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pythia_core.config import SCALES
 from pythia_core.errors import PythiaError, one_of
 from pythia_core.paths import project_root
+from pythia_core.progress import TERMINAL
+from pythia_core.scales import SCALES
 
 OPTION_ARGUMENTS = {
     **dict.fromkeys(("-p", "--parameters", "-r", "--parameters_raw"), 2),
@@ -186,6 +187,8 @@ class PythiaEngine:
         study = Path(str(kwargs.get("input_path") or "")).stem
         nb.metadata.pop(notebooks.STAMP, None)
         stamp = notebooks.make_stamp(study, values, nb)
+        if sys.stderr.isatty():  # where progress bars of the kernel show
+            os.environ[TERMINAL] = os.ttyname(sys.stderr.fileno())
         kwargs.setdefault("extra_arguments", ["--log-level=ERROR"])  # no notes on kernel transport
         nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
         if not notebooks.has_errors(nb):  # a failed notebook keeps everything that may explain it

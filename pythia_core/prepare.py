@@ -29,6 +29,7 @@ from pythia_core.errors import DataError
 from pythia_core.heldout import choose_heldout
 from pythia_core.order import PreshuffledRows, RowOrder, write_rows
 from pythia_core.paths import atomic_dir, cache_dir
+from pythia_core.progress import bar as progress_bar
 from pythia_core.tokenizer import (
     EOD,
     NEOX_20B,
@@ -211,8 +212,6 @@ def _make_tokens(
     data: DataConfig, source: _TokenizerSource, folder: Path, progress: bool
 ) -> dict[str, Any]:
     """Write tokenizer.json, train.* and heldout.* into `folder`; returns their manifest."""
-    from tqdm import tqdm
-
     first: Tally = {}
     held, characters = choose_heldout(data, first, progress)
 
@@ -230,14 +229,7 @@ def _make_tokens(
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
-        bar = tqdm(
-            total=n_bytes,
-            desc="encoding",
-            unit="B",
-            unit_scale=True,
-            mininterval=1,
-            disable=None if progress else True,
-        )
+        bar = progress_bar(progress, total=n_bytes, desc="encoding", unit="B", unit_scale=True)
         stack.enter_context(bar)
         number = 0
         for batch in _batches(data, again):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.cleaning import machine_traces
-from pythia_core.config import SCALES
 from pythia_core.errors import DataError, raise_all
 from pythia_core.notebooks import (
     is_finished,
@@ -32,6 +31,7 @@ from pythia_core.records import (
     read_record,
     value_text,
 )
+from pythia_core.scales import SCALES
 from pythia_core.tokens import file_sha256
 
 NOT_RUN = "not run yet"

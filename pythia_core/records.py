@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.config import SCALES, SIZES, stable_hash
+from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.notebooks import (
     notebook_path,
@@ -33,6 +33,7 @@ from pythia_core.notebooks import (
     validate_parameters,
 )
 from pythia_core.paths import atomic_file, project_root, results_dir
+from pythia_core.scales import SCALES, SIZES
 from pythia_core.tokens import file_sha256
 
 if TYPE_CHECKING:

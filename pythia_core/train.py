@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pythia_core.checkpoint import (
     newest_loadable,
@@ -37,6 +36,7 @@ from pythia_core.metrics import MetricsLog, device_info, keep_freed_memory
 from pythia_core.model import GPTNeoX, LayerNorm
 from pythia_core.optim import FlatParameters, make_optimizer
 from pythia_core.order import batch_hash
+from pythia_core.progress import bar as progress_bar
 from pythia_core.schedule import checkpoint_steps, learning_rate
 
 TRAJECTORY_VERSION = 1
@@ -250,13 +250,8 @@ def train(
             save_checkpoint(checkpoints, trainer.step, {"model": trainer.weights()}, {})
 
         tokens = config.train.batch_size * config.data.seq_len
-        bar = tqdm(
-            total=end,
-            initial=trainer.step,
-            desc=label,
-            unit="step",
-            mininterval=1,
-            disable=None if progress else True,
+        bar = progress_bar(
+            progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
         )
         try:
             if trainer.step in scheduled:

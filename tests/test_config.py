@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pythia_core.config import (
-    LAPTOP_SIZES,
-    OFFICIAL_SIZES,
-    SCALES,
     DataConfig,
     InterventionConfig,
     ModelConfig,
@@ -16,11 +13,10 @@ from pythia_core.config import (
     config_dict,
     config_differences,
     run_config_from_dict,
-    scale_named,
-    size_named,
     stable_hash,
 )
 from pythia_core.errors import ConfigError
+from pythia_core.scales import LAPTOP_SIZES, OFFICIAL_SIZES, SCALES, scale_named, size_named
 
 
 def run() -> RunConfig:

@@ -14,9 +14,9 @@ from test_published import as_folder
 
 from pythia_core import figures
 from pythia_core import figures_gender_bias as draw
-from pythia_core.config import LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.errors import ConfigError
 from pythia_core.published import load
+from pythia_core.scales import LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.studies import gender_bias
 
 DRAWINGS = (

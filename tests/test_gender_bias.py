@@ -105,7 +105,7 @@ def test_bad_statistics_input(make, error):
 
 
 def test_defaults_and_order_of_sizes():
-    assert GenderBiasParams().size_list == ("85k", "450k", "800k")
+    assert GenderBiasParams().size_list == ("25k", "150k", "800k")
     assert GenderBiasParams(scale="smoke").size_list == ("7k",)
     assert GenderBiasParams(sizes=" 800k, 25k ").size_list == ("25k", "800k")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pythia_core.config import OFFICIAL_SIZES
 from pythia_core.errors import DataError
 from pythia_core.metrics import MetricsLog, device_info, flops_per_token, read_metrics
+from pythia_core.scales import OFFICIAL_SIZES
 
 
 @pytest.mark.parametrize(

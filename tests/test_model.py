@@ -9,10 +9,11 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from pythia_core import hf
-from pythia_core.config import OFFICIAL_SIZES, ModelConfig, TrainConfig
+from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.model import GPTNeoX
 from pythia_core.optim import FlatParameters, is_decayed, make_optimizer
+from pythia_core.scales import OFFICIAL_SIZES
 
 TOTALS = {  # total and non-embedding parameters of the released models
     "14m": (14_067_712, 1_189_888),

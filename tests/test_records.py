@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from pythia_core import cleaning, notebooks, recorded, records
-from pythia_core.config import InterventionConfig, scale_named
+from pythia_core.config import InterventionConfig
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.scales import scale_named
 
 CLAIM = {
     "claim": "the swap moves pronouns",

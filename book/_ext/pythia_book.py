@@ -31,7 +31,8 @@ sys.path.insert(0, str(ROOT))  # this checkout's library, also where another one
 
 from pythia_core import notebooks, records  # noqa: E402
 from pythia_core import recorded as shows  # noqa: E402
-from pythia_core.config import SCALES, stable_hash  # noqa: E402
+from pythia_core.config import stable_hash  # noqa: E402
+from pythia_core.scales import SCALES  # noqa: E402
 
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")

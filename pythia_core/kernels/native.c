@@ -40,6 +40,12 @@ static inline float exp_fast(float x) {
   return p * bits_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
+/* The past of a row, rounded up so that loops over it have no scalar rest. */
+static inline int whole_vectors(int length, int seq) {
+  int width = (length + 15) & ~15;
+  return width < seq ? width : seq;
+}
+
 /* x/2 (1 + tanh(0.79788456 x (1 + 0.044715 x^2))) = x sigmoid(2 * that argument) */
 #define GELU_A 1.59576912f
 #define GELU_B 0.0713548162f
@@ -105,19 +111,19 @@ static inline float exp_fast(float x) {
   void causal_softmax_##SUFFIX(T *scores, float scale, i64 n, i64 seq) {                           \
     _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n * seq; r++) {               \
       T *row = scores + r * seq;                                                                   \
-      i64 length = r % seq + 1;                                                                    \
-      float e[length], top = -INFINITY, sum = 0.0f;                                                \
-      _Pragma("omp simd reduction(max : top)") for (i64 i = 0; i < length; i++) {                  \
-        e[i] = LOAD(row[i]) * scale;                                                               \
+      int length = r % seq + 1, width = whole_vectors(length, seq);                                \
+      float e[width], top = -INFINITY, sum = 0.0f;                                                 \
+      _Pragma("omp simd reduction(max : top)") for (int i = 0; i < width; i++) {                   \
+        e[i] = i < length ? LOAD(row[i]) * scale : -INFINITY;                                      \
         top = e[i] > top ? e[i] : top;                                                             \
       }                                                                                            \
-      _Pragma("omp simd reduction(+ : sum)") for (i64 i = 0; i < length; i++) {                    \
-        e[i] = exp_fast(e[i] - top);                                                               \
+      _Pragma("omp simd reduction(+ : sum)") for (int i = 0; i < width; i++) {                     \
+        e[i] = i < length ? exp_fast(e[i] - top) : 0.0f;                                           \
         sum += e[i];                                                                               \
       }                                                                                            \
       float inverse = 1.0f / sum;                                                                  \
-      _Pragma("omp simd") for (i64 i = 0; i < length; i++) row[i] = STORE(e[i] * inverse);         \
-      memset(row + length, 0, (seq - length) * sizeof(T));                                         \
+      _Pragma("omp simd") for (int i = 0; i < width; i++) row[i] = STORE(e[i] * inverse);          \
+      memset(row + width, 0, (seq - width) * sizeof(T));                                           \
     }                                                                                              \
   }                                                                                                \
                                                                                                    \
@@ -126,13 +132,13 @@ static inline float exp_fast(float x) {
     _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n * seq; r++) {               \
       const T *prob = p + r * seq;                                                                 \
       T *row = grad + r * seq;                                                                     \
-      i64 length = r % seq + 1;                                                                    \
+      int width = whole_vectors(r % seq + 1, seq);                                                 \
       float dot = 0.0f;                                                                            \
-      _Pragma("omp simd reduction(+ : dot)") for (i64 i = 0; i < length; i++)                      \
+      _Pragma("omp simd reduction(+ : dot)") for (int i = 0; i < width; i++)                       \
         dot += LOAD(prob[i]) * LOAD(row[i]);                                                       \
-      _Pragma("omp simd") for (i64 i = 0; i < length; i++)                                         \
+      _Pragma("omp simd") for (int i = 0; i < width; i++)                                          \
         row[i] = STORE(scale * LOAD(prob[i]) * (LOAD(row[i]) - dot));                              \
-      memset(row + length, 0, (seq - length) * sizeof(T));                                         \
+      memset(row + width, 0, (seq - width) * sizeof(T));                                           \
     }                                                                                              \
   }                                                                                                \
                                                                                                    \

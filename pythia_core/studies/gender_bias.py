@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_core.config import SWAPS, RunConfig, scale_named, size_named
+from pythia_core.config import SWAPS, RunConfig
 from pythia_core.errors import ConfigError, PythiaError, one_of, raise_all
+from pythia_core.progress import bar as progress_bar
+from pythia_core.scales import scale_named, size_named
 from pythia_core.studies.gender_claims import claims_table
 from pythia_core.studies.gender_measures import FEW, Battery, Items, Measured, measured
 from pythia_core.studies.stats import Estimate, estimate
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from pythia_core.runs import Run
 
 STUDY = "gender_bias"
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "85k,450k,800k"}
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,800k"}
 ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
@@ -89,8 +91,9 @@ class GenderBiasParams:
 
     def control(self, size: str, seed: int) -> RunConfig:
         """The control run of one size and seed."""
-        both = BASE_SEED + seed
         from pythia_core.metrics import best_precision
+
+        both = BASE_SEED + seed
 
         scale = scale_named(self.scale)
         return scale.run(size, both, both, precision=best_precision())
@@ -144,8 +147,6 @@ def run(
         find_or_train: how a run is had; default: pythia_core.runs.find_or_train.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
-    from tqdm.auto import tqdm
-
     if find_or_train is None:
         from pythia_core.runs import find_or_train
     if published is None:
@@ -162,10 +163,7 @@ def run(
     found: dict[Key, list[Measured]] = {}
     ledgers = []
     battery, fingerprint = None, None
-    bar = tqdm(
-        total=len(cells) + n_points, desc=STUDY, mininterval=1, disable=None if progress else True
-    )
-    with bar:
+    with progress_bar(progress, total=len(cells) + n_points, desc=STUDY, unit="piece") as bar:
         for size, i, arm in cells:
             bar.set_postfix_str(f"{size} seed {i} {arm}: training")
             config = params.arm(size, i, arm)

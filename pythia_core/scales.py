@@ -1,0 +1,169 @@
+"""The ladders of model sizes and the book-wide switch `scale`.
+
+Shapes and learning rates of the official sizes are those of the released configs
+(EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
+3.0e-4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.schedule import linear_step
+
+# --- sizes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """One rung of a ladder of model sizes."""
+
+    name: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    lr_max: float
+    vocab_size: int | None = None
+    """Padded vocabulary; None: the tokenizer's, padded to a multiple of 128."""
+    init: str = "small_wang"
+
+    def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+        """This size as a ModelConfig; `vocab_size` is needed where the size does not fix it."""
+        rows = self.vocab_size or vocab_size
+        if rows is None:
+            raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
+        shape = {"n_layers": self.n_layers, "d_model": self.d_model, "n_heads": self.n_heads}
+        return ModelConfig(**{**shape, "vocab_size": rows, "init": self.init, **overrides})
+
+
+OFFICIAL_SIZES = {
+    size.name: size
+    for size in (
+        # name, layers, width, heads, peak LR, padded vocabulary, init
+        Size("14m", 6, 128, 4, 1.0e-3, 50_304),
+        Size("31m", 6, 256, 8, 1.0e-3, 50_304),
+        Size("70m", 6, 512, 8, 1.0e-3, 50_304),
+        Size("160m", 12, 768, 12, 6.0e-4, 50_304),
+        Size("410m", 24, 1024, 16, 3.0e-4, 50_304),
+        Size("1b", 16, 2048, 8, 2.5e-4, 50_304),
+        Size("1.4b", 24, 2048, 16, 2.0e-4, 50_304),
+        Size("2.8b", 32, 2560, 32, 1.6e-4, 50_304),
+        Size("6.9b", 32, 4096, 32, 1.2e-4, 50_432, "normal_scaled"),
+        Size("12b", 36, 5120, 40, 1.2e-4, 50_688, "normal_scaled"),
+    )
+}
+"""The ten official sizes, named as on the hub by *total* parameters."""
+
+LAPTOP_SIZES = {
+    size.name: size
+    for size in (
+        Size("7k", 2, 16, 2, 1.0e-2),
+        Size("25k", 2, 32, 2, 1.0e-2),
+        Size("85k", 3, 48, 3, 1.0e-2),
+        Size("150k", 3, 64, 4, 8.0e-3),
+        Size("450k", 4, 96, 4, 6.0e-3),
+        Size("800k", 4, 128, 4, 5.0e-3),
+        Size("1.5m", 5, 160, 5, 4.0e-3),
+        Size("2.7m", 6, 192, 6, 4.0e-3),
+    )
+}
+"""Eight sizes for two cores, named by *non-embedding* parameters; depth, width and heads rise
+together as in the official suite."""
+
+SIZES = {**LAPTOP_SIZES, **OFFICIAL_SIZES}
+
+
+def size_named(name: str) -> Size:
+    """Look a size up.
+
+    Raises:
+        ConfigError: unknown name; lists the accepted ones.
+    """
+    if name not in SIZES:
+        raise ConfigError(one_of(name, SIZES, "size"))
+    return SIZES[name]
+
+
+# --- scales ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One setting of the book-wide switch: how much of everything a study uses."""
+
+    name: str
+    machine: str
+    """What it is meant for, in words."""
+    steps: int
+    batch_size: int
+    data: DataConfig = field(default_factory=DataConfig)
+    sizes: tuple[str, ...] = ()
+    """The ladder of the suite at this scale."""
+
+    def run(
+        self, size: str, order_seed: int = 1234, weight_seed: int = 1234, **train: Any
+    ) -> RunConfig:
+        """The control run of one size at this scale.
+
+        The vocabulary is that of the scale's tokenizer, padded to a multiple of 128 as in GPT-NeoX.
+        """
+        rung = size_named(size)
+        vocab = 50_304
+        if self.data.tokenizer.startswith("bpe-"):
+            vocab = -(-int(self.data.tokenizer.removeprefix("bpe-")) // 128) * 128
+        model = rung.model(vocab, max_seq_len=self.data.seq_len)
+        return RunConfig(
+            model=model,
+            data=replace(self.data, order_seed=order_seed),
+            train=TrainConfig(
+                **{
+                    "steps": self.steps,
+                    "batch_size": self.batch_size,
+                    "lr_max": rung.lr_max,
+                    "weight_seed": weight_seed,
+                    **train,
+                }
+            ),
+        )
+
+    def fork_step(self, index: int) -> int:
+        """Step of this scale that corresponds to official step 1000 * `index`."""
+        return linear_step(index, self.steps)
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "smoke",
+            "2 cores: tests, seconds a notebook",
+            steps=16,
+            batch_size=8,
+            data=DataConfig(domains=("biographies",), tokenizer="bpe-1024", seq_len=64),
+            sizes=("7k", "25k"),
+        ),
+        Scale(
+            "laptop",
+            "2 cores, no GPU: minutes a study",
+            steps=572,
+            batch_size=32,
+            data=DataConfig(),
+            sizes=tuple(LAPTOP_SIZES),
+        ),
+    )
+}
+"""The scales that can be run. The full design has two more, for a GPU and for a cluster."""
+
+
+def scale_named(name: str) -> Scale:
+    """Look a scale up.
+
+    Raises:
+        ConfigError: unknown name; lists the accepted ones.
+    """
+    if name not in SCALES:
+        raise ConfigError(one_of(name, SCALES, "scale"))
+    return SCALES[name]
