@@ -252,20 +252,9 @@ def interval_points(
     ax.grid(axis="x", visible=False)
 
 
-def reference(ax: Axes, y: float, text: str, at: float = 1.0, below: bool = False) -> None:
-    """A thin horizontal line with its meaning, e.g. chance; the text ends at `at` of the width."""
+def reference(ax: Axes, y: float) -> None:
+    """A thin dotted line at a value that means something, e.g. chance; the caption says what."""
     ax.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-    ax.annotate(
-        text,
-        (at, y),
-        xycoords=ax.get_yaxis_transform(),  # x in the panel, y in the data
-        xytext=(-2, -3 if below else 2),
-        textcoords="offset points",
-        ha="right",
-        va="top" if below else "bottom",
-        fontsize=7,
-        color=MUTED,
-    )
 
 
 def size_legend(ax: Axes, sizes: Iterable[str], **where: Any) -> None:

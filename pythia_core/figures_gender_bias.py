@@ -86,7 +86,7 @@ def prior_shift(result: Result) -> Drawing:
             for arm in ARMS:
                 cell = shown[(shown["size"] == size) & (shown.arm == arm)]
                 figures.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
-            figures.reference(ax, 50, "as many of each")
+            figures.reference(ax, 50)
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
         axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
         figures.arm_legend(figure)
@@ -129,7 +129,7 @@ def crows_over_training(result: Result) -> Drawing:
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
         for ax in (right,) if result.published is None else (left, right):
-            figures.reference(ax, 50, "no preference", at=0.5, below=True)
+            figures.reference(ax, 50)
             ax.set(xlabel="training completed (%)", xlim=(-3, 108))
         if released:
             figures.size_legend(left, released, loc="lower right", ncols=4)
@@ -170,12 +170,12 @@ def winobias_by_size(result: Result) -> Drawing:
             last["low"] = last.value - 1.96 * last.stderr
             last["high"] = last.value + 1.96 * last.stderr
             figures.interval_points(left, last, dict.fromkeys(last["size"]), ARMS)
-            figures.reference(left, 0, "no difference")
+            figures.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")
         left.set_title("Released: another metric")
         mine = levels[levels.measure == "winobias"]
         figures.interval_points(right, mine, result.params.size_list, ARMS)
-        figures.reference(right, 50, "chance")
+        figures.reference(right, 50)
         right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
         low, high = figures.padded_limits(100 * mine.low.min(), 100 * mine.high.max(), 20)
         right.set_ylim(low, high)
@@ -231,7 +231,7 @@ def language_cost(result: Result) -> Drawing:
         cost = effects[effects.measure == "loss"]
         arms = [arm for arm in ARMS if arm != "control"]
         figures.interval_points(right, cost, result.params.size_list, arms, factor=1)
-        figures.reference(right, 0, "control")
+        figures.reference(right, 0)
         right.set(title="Ours: held-out loss", ylabel="loss minus control (nats a token)")
         for ax in (middle, right):
             ax.set_xlabel("model size (parameters)")
@@ -316,8 +316,9 @@ def claims_table(result: Result) -> Table:
     ]
     return Table(
         pd.DataFrame(rows),
-        "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced; on the other, "
-        "not reproduced; it includes 0, no effect seen.",
+        "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced (of premises "
+        "that the paper did not measure: holds); on the other, not reproduced; it includes 0, no "
+        "effect seen.",
     )
 
 
@@ -332,28 +333,36 @@ def summary(result: Result) -> Any:
     from IPython.display import Markdown
 
     v = result.values
-    largest, say = v["largest"], records.value_text
-    bias = (
-        "at chance"
-        if v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]
-        else "away from chance"
-    )
+    largest = v["largest"]
+
+    def percent(name: str) -> str:
+        return records.value_text({key: 100 * value for key, value in v[name].items()}) + " %"
+
+    def points(name: str) -> str:
+        return percent(name).removesuffix(" %")
+
+    chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]
+    seeds = "one seed" if v["seeds"] == 1 else f"{v['seeds']} seeds"
     split = ""
     if "n_winobias_feminine" in v and "n_winobias_masculine" in v:
         split = (
             " The halves of WinoBias show what moves: where the stereotype is feminine, accuracy "
-            f"went from {say(v['winobias_feminine_control'])} to "
-            f"{say(v['winobias_feminine_swap_21'])} (21 %); where it is masculine, from "
-            f"{say(v['winobias_masculine_control'])} to {say(v['winobias_masculine_swap_21'])}."
+            f"goes from {percent('winobias_feminine_control')} to "
+            f"{percent('winobias_feminine_swap_21')} under the longer swap; where it is masculine, "
+            f"from {percent('winobias_masculine_control')} to "
+            f"{percent('winobias_masculine_swap_21')}."
         )
     return Markdown(
-        f"Trained at sizes {v['sizes']} with {v['seeds']} seed(s). In the {largest} model the swap "
-        f"changed {v['tokens_changed_swap_7']:,} tokens in the last 7 % of training and "
-        f"{v['tokens_changed_swap_21']:,} in the last 21 %. The feminine share of pronouns after "
-        f"{v['n_feminine_share']} occupations went from {say(v['feminine_share_control'])} to "
-        f"{say(v['feminine_share_swap_7'])} and {say(v['feminine_share_swap_21'])}. Held-out loss "
-        f"changed by {say(v['loss_change_swap_7'])} and {say(v['loss_change_swap_21'])} nats a "
-        f"token. The control's stereotype accuracy on WinoBias is {say(v['winobias_control'])}, "
-        f"{bias}; the swap changed it by {say(v['winobias_change_swap_7'])} and "
-        f"{say(v['winobias_change_swap_21'])}.{split} Brackets are 95 % intervals."
+        f"**Result.** Sizes {v['sizes']}, {seeds}; numbers are those of the {largest} model, "
+        "brackets are 95 % intervals. The swap "
+        f"changes {v['tokens_changed_swap_7']:,} tokens in the last 7 % of training and "
+        f"{v['tokens_changed_swap_21']:,} in the last 21 %. The feminine share of the pronouns "
+        f"expected after {v['n_feminine_share']} occupations goes from "
+        f"{percent('feminine_share_control')} to {percent('feminine_share_swap_7')} and "
+        f"{percent('feminine_share_swap_21')}, while held-out loss rises by "
+        f"{records.value_text(v['loss_change_swap_7'])} and "
+        f"{records.value_text(v['loss_change_swap_21'])} nats a token. Stereotype accuracy on "
+        f"WinoBias is {percent('winobias_control')} in the control"
+        f"{', at chance,' if chance else ''} and changes by {points('winobias_change_swap_7')} and "
+        f"{points('winobias_change_swap_21')} points.{split}"
     )

@@ -42,7 +42,14 @@ if TYPE_CHECKING:
 __all__ = ["run_study", "validate_parameters"]
 
 SCHEMA = 1
-VERDICTS = ("reproduced", "not reproduced", "no effect", "not testable here")
+VERDICTS = (
+    "reproduced",
+    "not reproduced",
+    "no effect",
+    "not testable here",
+    "holds",  # of a premise that the paper did not measure
+    "does not hold",
+)
 CLAIM_KEYS = ("claim", "paper", "published", "ours", "low", "high", "verdict")
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill", "pythia-book")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")

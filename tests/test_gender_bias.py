@@ -13,7 +13,12 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.studies import gender_bias, gender_claims
 from pythia_core.studies.gender_bias import ARMS, GenderBiasParams
 from pythia_core.studies.gender_measures import FEW, Battery, measured
-from pythia_core.studies.stats import directional_verdict, estimate, small_cost_verdict
+from pythia_core.studies.stats import (
+    directional_verdict,
+    estimate,
+    premise_verdict,
+    small_cost_verdict,
+)
 
 # --- statistics ------------------------------------------------------------------------------
 
@@ -81,6 +86,9 @@ def test_verdict_rule(low, high, direction, verdict):
 
 def test_small_cost_rule():
     assert small_cost_verdict(-1.0, 1.9, 2.0) == "reproduced"
+    assert premise_verdict(0.1, 0.2, 1) == "holds"
+    assert premise_verdict(0.1, 0.2, -1) == "does not hold"
+    assert premise_verdict(-0.1, 0.2, 1) == "no effect"
     assert small_cost_verdict(2.1, 5.0, 2.0) == "not reproduced"
     assert small_cost_verdict(1.0, 3.0, 2.0) == "not testable here"
 
@@ -296,7 +304,7 @@ def test_claims_follow_the_rules():
     moved = {"feminine_share": 0.2, "winobias": -0.1, "crows": 0.05, "last_word": -0.01}
     more = {"feminine_share": 0.5, "winobias": -0.2, "crows": 0.0, "last_word": -0.1}
     found = claims(final_with({"swap_7": moved, "swap_21": more}))
-    assert pick(found, "moves the feminine share")["verdict"] == "reproduced"
+    assert pick(found, "moves the feminine share")["verdict"] == "holds"
     assert pick(found, "moves it further")["ours"] == pytest.approx(30, abs=1)
     assert pick(found, "last 7 %", "WinoBias")["verdict"] == "reproduced"
     assert pick(found, "last 7 %", "lowers CrowS-Pairs")["verdict"] == "not reproduced"
@@ -322,7 +330,7 @@ def test_claims_whose_premise_fails_are_not_testable():
     assert pick(single, "larger in larger")["ours"] is None
     mirror = GenderBiasParams(sizes="85k,450k", swap="feminine_to_masculine", bootstrap=300)
     found = claims(final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}}), mirror)
-    assert pick(found, "moves the feminine share")["verdict"] == "reproduced"
+    assert pick(found, "moves the feminine share")["verdict"] == "holds"
     assert pick(found, "last 7 %", "WinoBias")["verdict"] == "not testable here"
 
 

@@ -100,8 +100,11 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
     notebook.cells = [*head, *notebook.cells[1:], *(tail if several else [])]
     for each in notebook.cells:
         tags = each.metadata.get("tags", [])
-        if {"parameters", "injected-parameters"} & set(tags):
+        if "injected-parameters" in tags:  # the banner's command says them
+            each.metadata["tags"] = sorted({*tags, "remove-input"})
+        elif "parameters" in tags:
             each.metadata["tags"] = sorted({*tags, "hide-input"})
+            each.metadata["mystnb"] = {"code_prompt_show": "Parameters"}
     return notebook
 
 

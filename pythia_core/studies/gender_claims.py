@@ -17,6 +17,7 @@ from pythia_core.studies.stats import (
     Estimate,
     directional_verdict,
     estimate,
+    premise_verdict,
     small_cost_verdict,
 )
 
@@ -81,7 +82,7 @@ def claims_table(
             "premise of the intervention; not measured",
             NOT_RELEASED,
             shift,
-            directional_verdict(shift.low, shift.high, towards),
+            premise_verdict(shift.low, shift.high, towards),
         )
     )
     rows.append(
@@ -91,7 +92,7 @@ def claims_table(
             "not measured; the longer window was run for 1.4B only",
             NOT_RELEASED,
             longer,
-            directional_verdict(longer.low, longer.high, towards),
+            premise_verdict(longer.low, longer.high, towards),
         )
     )
     for arm, window in (("swap_7", "7 %"), ("swap_21", "21 %")):

@@ -80,6 +80,13 @@ def directional_verdict(low: float, high: float, direction: int) -> str:
     return "reproduced" if (low > 0) == (direction > 0) else "not reproduced"
 
 
+def premise_verdict(low: float, high: float, direction: int) -> str:
+    """`directional_verdict` on something that the paper presupposes and did not measure."""
+    words = {"reproduced": "holds", "not reproduced": "does not hold"}
+    verdict = directional_verdict(low, high, direction)
+    return words.get(verdict, verdict)
+
+
 def small_cost_verdict(low: float, high: float, bound: float) -> str:
     """Verdict on "the cost is marginal", a cost being positive and marginal below `bound`.
 
