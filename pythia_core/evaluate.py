@@ -153,12 +153,12 @@ def score(model: Scorable, packed: Packed) -> Scores:
             pick = order[low:high]
             begin = first * LOGIT_ROWS
             logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
-            top = logits.amax(-1)
-            norm = torch.logsumexp(logits, -1)
+            logp = torch.log_softmax(logits, -1)
             slot = torch.from_numpy(batch.slot_of[pick] - begin).to(device)
-            chosen = logits[slot, torch.from_numpy(batch.targets[pick]).to(device)]
-            np.add.at(logprob, batch.owner[pick], (chosen - norm[slot]).double().cpu().numpy())
-            np.logical_and.at(greedy, batch.owner[pick], (chosen >= top[slot]).cpu().numpy())
+            chosen = logp[slot, torch.from_numpy(batch.targets[pick]).to(device)]
+            best = chosen >= logp.amax(-1)[slot]
+            np.add.at(logprob, batch.owner[pick], chosen.double().cpu().numpy())
+            np.logical_and.at(greedy, batch.owner[pick], best.cpu().numpy())
     return Scores(logprob, packed.n_tokens, greedy)
 
 

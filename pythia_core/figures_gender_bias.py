@@ -187,31 +187,36 @@ def winobias_by_size(result: Result) -> Drawing:
 
 
 def _halves(ax: Axes, result: Result) -> None:
-    """The largest model's accuracy apart for feminine and masculine stereotypes, arm by arm."""
-    levels, size = result.tables["levels"], result.values["largest"]
-    mine = levels[levels["size"] == size].set_index(["measure", "arm"])
-    colour = figures.size_colour(size)
-    for half, shape in (("feminine", "-"), ("masculine", (0, (1, 1.2)))):
-        if (f"winobias_{half}", "control") not in mine.index:
-            continue
-        rows = mine.loc[f"winobias_{half}"].reindex(list(ARMS))
-        ax.plot(range(len(ARMS)), 100 * rows.value, color=colour, linestyle=shape, label=half)
-        for x, arm in enumerate(ARMS):
-            low, high = 100 * rows.low[arm], 100 * rows.high[arm]
-            ax.plot([x, x], [low, high], color=colour, linewidth=1.3)
-            face = "white" if arm == "control" else colour
-            marker = figures.ARM_STYLES[arm]["marker"]
-            ax.plot([x], [100 * rows.value[arm]], marker, color=colour, markerfacecolor=face)
-    ax.set_xticks(range(len(ARMS)), ["control", "7 %", "21 %"])
-    ax.set(title=f"Ours, {size}, by stereotype", ylim=(-4, 104), xlabel="swap in the last")
+    """The largest model over the branch, apart for feminine and masculine stereotypes."""
+    branch, size = result.tables["branch"], result.values["largest"]
+    colours = {"feminine": figures.size_colour(size), "masculine": figures.MUTED}
+    for half, colour in colours.items():
+        rows = branch[(branch["size"] == size) & (branch.measure == f"winobias_{half}")]
+        for arm, cell in rows.sort_values("percent").groupby("arm"):
+            shape = figures.ARM_STYLES[arm]
+            ax.plot(
+                cell.percent,
+                100 * cell.value,
+                color=colour,
+                linestyle=shape["linestyle"],
+                marker=shape["marker"],
+                markersize=3.4,
+                markeredgewidth=0,
+                label=half if arm == "control" else None,
+            )
+            ax.fill_between(
+                cell.percent, 100 * cell.low, 100 * cell.high, color=colour, alpha=0.13, linewidth=0
+            )
+    _forks(ax, result.params.scale)
+    ax.set(title=f"Ours, {size}, by stereotype", ylim=(-4, 104), xlabel="training completed (%)")
     ax.set_ylabel("stereotype accuracy (%)")
-    ax.grid(axis="x", visible=False)
-    ax.legend(loc="center", handlelength=2.2)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc="center left", handlelength=2.2)
 
 
 def language_cost(result: Result) -> Drawing:
     """The paper's figure 6 and our held-out loss: what the swap costs in language modelling."""
-    levels, effects = result.tables["levels"], result.tables["effects"]
+    levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with figures.style():
         figure, (left, middle, right) = figures.panels(3, 3.0, _footer(result, n))
@@ -228,13 +233,15 @@ def language_cost(result: Result) -> Drawing:
         middle.set(title="Ours: last words", ylabel="accuracy (%)")
         middle.set_ylim(0, max(1.0, 110 * mine.high.max()))
         figures.arm_legend(figure)
-        cost = effects[effects.measure == "loss"]
-        arms = [arm for arm in ARMS if arm != "control"]
-        figures.interval_points(right, cost, result.params.size_list, arms, factor=1)
+        cost = result.tables["branch_effects"].query("measure == 'loss'")
+        for (size, arm), cell in cost.groupby(["size", "arm"], sort=False):
+            figures.line(right, cell, "percent", size, arm, factor=1)
+        _forks(right, result.params.scale)
         figures.reference(right, 0)
         right.set(title="Ours: held-out loss", ylabel="loss minus control (nats a token)")
-        for ax in (middle, right):
-            ax.set_xlabel("model size (parameters)")
+        figures.size_legend(right, result.params.size_list, loc="upper left")
+        middle.set_xlabel("model size (parameters)")
+        right.set_xlabel("training completed (%)")
     return Drawing(
         figure,
         "LAMBADA of the released models, last-word accuracy and held-out loss of ours; "

@@ -30,7 +30,7 @@ from pythia_core.config import (
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.kernels import native
-from pythia_core.metrics import device_info, read_metrics
+from pythia_core.metrics import device_info, keep_freed_memory, read_metrics
 from pythia_core.model import GPTNeoX
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
@@ -123,6 +123,7 @@ class Run:
                 f"run {self.id} has no checkpoint of step {step}; it has {len(steps)}, "
                 f"the nearest are {sorted(near)}"
             )
+        keep_freed_memory()
         files, _ = load_checkpoint(step_folder(self.checkpoints, step))
         model = GPTNeoX(self.config.model)
         model.load_state_dict({name: t.float() for name, t in files["model"].items()})

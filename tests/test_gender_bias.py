@@ -181,7 +181,11 @@ def test_tables_hold_every_arm_size_and_measure(study):
     assert (levels.value <= levels.high).all()
     assert set(levels.seeds) == {2}
     branch = result.tables["branch"]
-    assert set(branch.measure) == set(FEW)
+    early = branch[branch.percent < 100 * 113 / 143 - 1]
+    assert set(early.measure) == set(FEW)
+    assert set(branch.measure) == set(levels.measure)
+    changes = result.tables["branch_effects"]
+    assert set(changes.arm) == {"swap_7", "swap_21"}
     for arm, index in ARMS.items():
         steps = sorted(set(branch[branch.arm == arm].step))
         expected = set(params.steps(arm)) | ({round(index * 4)} if index else set())

@@ -24,7 +24,7 @@ from pythia_core.errors import ConfigError, PythiaError, one_of, raise_all
 from pythia_core.progress import bar as progress_bar
 from pythia_core.scales import scale_named, size_named
 from pythia_core.studies.gender_claims import claims_table
-from pythia_core.studies.gender_measures import FEW, Battery, Items, Measured, measured
+from pythia_core.studies.gender_measures import Battery, Items, Measured, measured
 from pythia_core.studies.stats import Estimate, estimate
 
 if TYPE_CHECKING:
@@ -159,11 +159,15 @@ def run(
         (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
     ]
     n_points = sum(len(params.steps(arm)) for _, _, arm in cells)
+    branch_start = scale_named(params.scale).fork_step(BRANCH[0])
     runs: list[Run] = []
     found: dict[Key, list[Measured]] = {}
     ledgers = []
     battery, fingerprint = None, None
-    with progress_bar(progress, total=len(cells) + n_points, desc=STUDY, unit="piece") as bar:
+    total = len(cells) + n_points
+    # pieces take from 0.1 s to a minute: an estimate of the time left would mislead
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    with progress_bar(progress, total=total, desc=STUDY, bar_format=shape) as bar:
         for size, i, arm in cells:
             bar.set_postfix_str(f"{size} seed {i} {arm}: training")
             config = params.arm(size, i, arm)
@@ -179,7 +183,7 @@ def run(
                 fingerprint = done.data.fingerprint
             bar.set_postfix_str(f"{size} seed {i} {arm}: measuring")
             for step in params.steps(arm):
-                here = measured(done, step, step == config.train.steps, battery)
+                here = measured(done, step, step >= branch_start, battery)
                 found.setdefault((size, arm, step), []).append(here)
                 bar.update()
             if done.ledger is not None:
@@ -228,8 +232,8 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """levels: size arm measure value low high n seeds (final weights).
     effects: the same with value = arm - control, paired.
-    branch: levels of FEW at every measured step, percent = 100 step / steps; a fork begins with
-    its parent's point.
+    branch: levels at every measured step (before the first fork those of FEW only), percent = 100
+    step / steps; a fork begins with its parent's point. branch_effects: arm - control, paired.
     occupations: size arm occupation value n (contexts). ledger: what each fork changed.
     """
     import pandas as pd
@@ -245,21 +249,24 @@ def _tables(
     def summary(values: np.ndarray) -> dict[str, Any]:
         return _estimate_columns(estimate(values, params.bootstrap))
 
-    branch, levels, effects, occupations = [], [], [], []
+    branch, branch_effects, levels, effects, occupations = [], [], [], [], []
     jobs, job_of = items.jobs()
     contexts = np.bincount(job_of, minlength=len(jobs))
     for (size, arm, step), measures in sorted(arrays.items(), key=lambda cell: cell[0][2]):
         place = {"size": size, "arm": arm}
         percent = {"step": step, "percent": 100 * step / scale.steps}
-        for name in FEW:
-            branch.append({**place, "measure": name, **percent, **summary(measures[name])})
+        for name, values in measures.items():
+            level = summary(values)
+            branch.append({**place, "measure": name, **percent, **level})
+            if step == scale.steps:
+                levels.append({**place, "measure": name, **level})
+            if arm != "control":
+                change = summary(values - arrays[size, "control", step][name])
+                branch_effects.append({**place, "measure": name, **percent, **change})
+                if step == scale.steps:
+                    effects.append({**place, "measure": name, **change})
         if step != scale.steps:
             continue
-        for name, values in measures.items():
-            levels.append({**place, "measure": name, **summary(values)})
-            if arm != "control":
-                change = values - arrays[size, "control", step][name]
-                effects.append({**place, "measure": name, **summary(change)})
         share = measures["feminine_share"].mean(0)
         for job, value, n in zip(jobs, share, contexts, strict=True):
             occupations.append({**place, "occupation": job, "value": value, "n": n})
@@ -267,6 +274,7 @@ def _tables(
         "levels": pd.DataFrame(levels),
         "effects": pd.DataFrame(effects),
         "branch": pd.DataFrame(branch),
+        "branch_effects": pd.DataFrame(branch_effects),
         "occupations": pd.DataFrame(
             occupations, columns=["size", "arm", "occupation", "value", "n"]
         ),

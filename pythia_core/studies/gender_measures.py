@@ -44,7 +44,7 @@ N_PASSAGE_ROWS = 960
 """Held-out rows in which a last word is looked for."""
 
 FEW = ("feminine_share", "crows", "crows_per_token", "crows_margin")
-"""Measures followed over the branch; the others are taken at the end."""
+"""Measures followed over all of training; the others from the first fork on."""
 
 Measured = dict[str, np.ndarray]
 """Measure -> one value an item, float64[n]."""
@@ -146,7 +146,7 @@ class Battery:
         self.digest = stable_hash([evaluate.VERSION, max_seq_len, digests])
 
     def measure(self, model: evaluate.Scorable, full: bool) -> Measured:
-        """Every measure if `full`, else those followed over the branch (FEW)."""
+        """Every measure if `full`, else those followed over all of training (FEW)."""
         found: Measured = {}
         logp = evaluate.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
@@ -193,7 +193,7 @@ def measured(run: Run, step: int, full: bool, battery: Battery) -> Measured:
 
     Args:
         step: a saved step; the last one stands for the final weights.
-        full: every measure, or only those followed over the branch.
+        full: every measure, or only FEW.
 
     Raises:
         DataError: `step` was not saved.

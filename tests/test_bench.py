@@ -1,0 +1,52 @@
+"""The benchmark measures every contender and computes what it prints; how fast is not tested."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pythia_core import bench
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.metrics import device_info, flops_per_token
+
+
+@pytest.fixture(scope="module")
+def row() -> dict:
+    config = RunConfig(
+        ModelConfig(1, 16, 2, 128, max_seq_len=16),
+        DataConfig(seq_len=16),
+        TrainConfig(steps=50, batch_size=4, lr_max=1e-3, precision="bf16"),
+    )
+    rows = np.random.default_rng(0).integers(0, 128, (16, 17)).astype(np.uint16)
+    return bench.bench_size(config, rows, rounds=2, progress=False)
+
+
+def test_every_contender_is_timed(row: dict) -> None:
+    assert set(row["all_tokens_per_s"]) == {
+        "ours",
+        *("eager fp32", "eager bf16", "sdpa fp32", "sdpa bf16"),
+    }
+    assert row["steps_timed"] == 4
+
+
+def test_the_ratio_is_to_the_fastest_peer(row: dict) -> None:
+    speeds = dict(row["all_tokens_per_s"])
+    ours = speeds.pop("ours")
+    assert row["peer"] == max(speeds, key=speeds.get)
+    assert row["ratio"] == pytest.approx(ours / max(speeds.values()), abs=0.02)
+    flops = flops_per_token(ModelConfig(1, 16, 2, 128), 16)
+    assert row["gflops_per_s"] == pytest.approx(ours * flops / 1e9, abs=0.1)
+
+
+def test_the_table_names_machine_and_convention(row: dict) -> None:
+    result = {
+        "machine": device_info(),
+        "matmul_gflops_per_s": {"fp32": 300, "bf16": 2000},
+        "flop_convention": "a convention",
+        "tokens_per_step": 64,
+        "rows": [{"size": "tiny", **row, "matmul_share": 0.5}],
+    }
+    text = bench.markdown(result)
+    assert device_info()["device"] in text
+    assert "a convention" in text
+    assert f"**{row['ratio']:.2f}x**" in text
