@@ -98,14 +98,13 @@ def _inspect(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> None:
     from pythia_core.checkpoint import duplicates, load_checkpoint, step_folder
+    from pythia_core.order import batch_hash
     from pythia_core.runs import find_run
 
     run = find_run(args.run)
     for step in run.steps:
         load_checkpoint(step_folder(run.checkpoints, step))
     for row in run.metrics():
-        from pythia_core.order import batch_hash
-
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
             raise PythiaError(f"the batch of update {row['step'] - 1} is not what was trained on")
     print(

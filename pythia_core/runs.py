@@ -10,7 +10,6 @@ control's batches with the swap.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -148,8 +147,9 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent training, all sittings together, saving included."""
-        return json.loads(self._done.read_text())["seconds"]
+        """Time spent in updates, all sittings together; work lost to a kill is not counted."""
+        tokens = self.config.train.batch_size * self.config.data.seq_len
+        return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
 def _role(config: RunConfig) -> str:
@@ -266,23 +266,15 @@ def find_or_train(config: RunConfig, progress: bool = True) -> Run:
     if run.finished:
         return run
     window = config.intervention
-    started = time.monotonic()
-    initial = _parent_state(config, progress) if window else None
-    spent_file = run.folder / "seconds.json"
-    before = json.loads(spent_file.read_text()) if spent_file.exists() else 0.0
-    try:
-        sha256 = train(
-            config,
-            run.batch,
-            run.folder,
-            initial=initial,
-            keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
-            first_saved_step=window.start if window else 0,
-            progress=progress,
-            label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
-        )
-    finally:
-        _write_json(spent_file, round(before + time.monotonic() - started, 3))
-    seconds = json.loads(spent_file.read_text())
-    _write_json(run._done, {"final_sha256": sha256, "seconds": seconds, "machine": device_info()})
+    sha256 = train(
+        config,
+        run.batch,
+        run.folder,
+        initial=_parent_state(config, progress) if window else None,
+        keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
+        first_saved_step=window.start if window else 0,
+        progress=progress,
+        label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
+    )
+    _write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
     return run

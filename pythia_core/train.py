@@ -41,8 +41,10 @@ from pythia_core.schedule import checkpoint_steps, learning_rate
 
 TRAJECTORY_VERSION = 1
 """Part of every run's identity: raise it when a change alters what a run computes."""
-STATE_EVERY_SECONDS = 20.0
-"""A crash loses at most about this much work."""
+STATE_EVERY_SECONDS = 2.0
+"""A crash loses about this much work, or more where saving takes long:"""
+STATE_SHARE = 0.02
+"""share of the time that saving states may take."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 State = dict[str, dict[str, Tensor]]
@@ -242,9 +244,13 @@ def train(
             trainer.load_state(*initial)
         log = MetricsLog(folder / "metrics.jsonl", trainer.step)
 
-        def save_state() -> None:
+        def save_state() -> float:
+            """Returns when the next one is due."""
+            started = time.monotonic()
             save_checkpoint(states, trainer.step, trainer.state(), {"machine": device_info()})
             prune(states, keep)
+            now = time.monotonic()
+            return now + max(STATE_EVERY_SECONDS, (now - started) / STATE_SHARE)
 
         def save_weights() -> None:
             save_checkpoint(checkpoints, trainer.step, {"model": trainer.weights()}, {})
@@ -256,7 +262,7 @@ def train(
         try:
             if trainer.step in scheduled:
                 save_weights()
-            last_state = time.monotonic()
+            due = time.monotonic() + STATE_EVERY_SECONDS
             while trainer.step < end:
                 started = time.perf_counter()
                 batch = batch_at(trainer.step)
@@ -276,10 +282,8 @@ def train(
                 bar.update()
                 if trainer.step in scheduled:
                     save_weights()
-                due = time.monotonic() - last_state > STATE_EVERY_SECONDS
-                if trainer.step in keep or due or stop_requested():
-                    save_state()
-                    last_state = time.monotonic()
+                if trainer.step in keep or time.monotonic() > due or stop_requested():
+                    due = save_state()
                 if stop_requested() and trainer.step < end:
                     raise KeyboardInterrupt(f"stopped after saving step {trainer.step}")
         finally:
