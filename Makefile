@@ -46,7 +46,7 @@ lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
 	@$(BIN)/python -c 'import jupyterlab' 2> /dev/null || { \
 	  echo "== Installing JupyterLab into $(VENV)"; \
 	  $(PIP) -c <($(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ') 'jupyterlab>=4.2'; }
-	@$(BIN)/jupyter-lab notebooks
+	@$(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 lint: $(READY) ## check style and formatting with ruff
 	@$(BIN)/ruff check .
