@@ -12,12 +12,23 @@ import torch
 from torch import Tensor
 
 from pythia_core import kernels
+from pythia_core.kernels import native
 from pythia_core.kernels.attention import SHORT, attention_reference
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_reference
 from pythia_core.kernels.linear import linear_reference
 from pythia_core.kernels.rotary import rotary_reference
+
+
+@pytest.fixture(params=[True, False], ids=["compiled", "torch"], autouse=True)
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test runs with the compiled passes and with the torch code that stands in for them."""
+    if not request.param:
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C compiler on this machine")
+    return request.param
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -6,7 +6,8 @@ released models. Two ways of computing it, chosen by measurement:
 
 - torch's scaled_dot_product_attention (flash kernels) under autograd, the default;
 - on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities kept for
-  the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x.
+  the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
+  are still the better choice where the passes between the products are not compiled).
 """
 
 from __future__ import annotations
@@ -49,8 +50,53 @@ def _attention_sdpa(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-class _NativeAttention(torch.autograd.Function):
-    """Batched products in torch, everything between them in single passes (native.c).
+# Between the products of _ShortAttention: one pass in C each (native.c), else the same in torch.
+
+
+def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """qkv (batch, seq, heads, 3, dim) as (3, batch * heads, seq, dim), queries and keys rotated."""
+    batch, seq, heads, _, dim = qkv.shape
+    if pack := native.function("pack_rotated", qkv):
+        packed = qkv.new_empty(3, batch, heads, seq, dim)
+        pack(qkv.contiguous(), packed, cos, sin, batch, seq, heads, dim, cos.shape[-1])
+    else:
+        packed = qkv.permute(3, 0, 2, 1, 4).contiguous()
+        packed[:2] = rotary_reference(packed[:2], cos, sin)
+    return packed.flatten(1, 2)
+
+
+def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of `_pack_rotated`: back to (batch, seq, heads, 3, dim), rotated back."""
+    _, rows, seq, dim = packed.shape
+    if unpack := native.function("unpack_rotated", packed):
+        qkv = packed.new_empty(rows // heads, seq, heads, 3, dim)
+        unpack(packed, qkv, cos, sin, rows // heads, seq, heads, dim, cos.shape[-1])
+        return qkv
+    packed[:2] = rotary_reference(packed[:2], cos, -sin)
+    return packed.unflatten(1, (-1, heads)).permute(1, 3, 2, 0, 4).contiguous()
+
+
+def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
+    """Softmax of scale * scores (n, seq, seq) over the past of each row."""
+    n, seq, _ = scores.shape
+    if softmax := native.function("causal_softmax", scores):
+        softmax(scores, scale, n, seq)
+        return scores
+    future = torch.ones(seq, seq, dtype=torch.bool, device=scores.device).triu(1)
+    return torch.softmax(scores.mul_(scale).masked_fill_(future, float("-inf")), -1)
+
+
+def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float) -> Tensor:
+    """scale * p * (grad - sum(grad * p)), (n, seq, seq)."""
+    n, seq, _ = grad.shape
+    if backward := native.function("causal_softmax_backward", grad):
+        backward(probabilities, grad, scale, n, seq)
+        return grad
+    return torch._softmax_backward_data(grad, probabilities, -1, grad.dtype).mul_(scale)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """Batched products with the probabilities kept for the backward.
 
     q, k and v live in one (3, batch * heads, seq, head_dim) buffer, their gradients in another.
     """
@@ -58,37 +104,27 @@ class _NativeAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, seq, heads, _, dim = qkv.shape
-        packed = qkv.new_empty(3, batch * heads, seq, dim)
-        native.function("pack_rotated", qkv)(
-            qkv.contiguous(), packed, cos, sin, batch, seq, heads, dim, cos.shape[-1]
-        )
+        packed = _pack_rotated(qkv, cos, sin)
         q, k, v = packed
-        scores = torch.bmm(q, k.transpose(1, 2))
-        native.function("causal_softmax", qkv)(scores, dim**-0.5, batch * heads, seq)
-        ctx.save_for_backward(packed, scores, cos, sin)
+        probabilities = _causal_softmax_(torch.bmm(q, k.transpose(1, 2)), dim**-0.5)
+        ctx.save_for_backward(packed, probabilities, cos, sin)
         ctx.heads = heads
-        return torch.bmm(scores, v).view(batch, heads, seq, dim).transpose(1, 2).flatten(2)
+        out = torch.bmm(probabilities, v)
+        return out.view(batch, heads, seq, dim).transpose(1, 2).flatten(2)
 
     @staticmethod
     def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor, None, None]:
         packed, probabilities, cos, sin = ctx.saved_tensors
         _, rows, seq, dim = packed.shape
-        batch, heads = rows // ctx.heads, ctx.heads
         q, k, v = packed
-        dout = dout.view(batch, seq, heads, dim).transpose(1, 2).reshape(rows, seq, dim)
+        dout = dout.view(-1, seq, ctx.heads, dim).transpose(1, 2).reshape(rows, seq, dim)
         grads = torch.empty_like(packed)
         torch.bmm(probabilities.transpose(1, 2), dout, out=grads[2])
         dscores = torch.bmm(dout, v.transpose(1, 2))
-        native.function("causal_softmax_backward", dout)(
-            probabilities, dscores, dim**-0.5, rows, seq
-        )
+        dscores = _causal_softmax_backward_(probabilities, dscores, dim**-0.5)
         torch.bmm(dscores, k, out=grads[0])
         torch.bmm(dscores.transpose(1, 2), q, out=grads[1])
-        dqkv = packed.new_empty(batch, seq, heads, 3, dim)
-        native.function("unpack_rotated", packed)(
-            grads, dqkv, cos, sin, batch, seq, heads, dim, cos.shape[-1]
-        )
-        return dqkv, None, None
+        return _unpack_rotated(grads, ctx.heads, cos, sin), None, None
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -100,6 +136,7 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (batch, seq, heads * head_dim)
     """
-    if qkv.shape[1] <= SHORT and native.function("pack_rotated", qkv):
-        return _NativeAttention.apply(qkv, cos, sin)
+    short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
+    if short and (qkv.dtype == torch.bfloat16 or native.function("pack_rotated", qkv)):
+        return _ShortAttention.apply(qkv, cos, sin)
     return _attention_sdpa(qkv, cos, sin)
