@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.config import PRECISIONS, SWAPS
-from pythia_core.errors import PythiaError
+from pythia_core.errors import CheckpointError, ConfigError, PythiaError
 from pythia_core.scales import OFFICIAL_SIZES, SCALES, SIZES
 
 
@@ -34,16 +34,18 @@ def _run_config(args: argparse.Namespace) -> Any:
     from pythia_core.scales import scale_named
 
     scale = scale_named(args.scale)
-    if args.steps:
+    if args.steps is not None:
         scale = replace(scale, steps=args.steps)
-    if args.batch_size:
+    if args.batch_size is not None:
         scale = replace(scale, batch_size=args.batch_size)
     overrides: dict[str, Any] = {"precision": args.precision or best_precision()}
-    if args.lr:
+    if args.lr is not None:
         overrides["lr_max"] = args.lr
-    if args.micro_batch:
+    if args.micro_batch is not None:
         overrides["micro_batch"] = args.micro_batch
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
+    if not args.swap and (args.start is not None or args.stop is not None):
+        raise ConfigError("--start and --stop say when a swap happens; name it with --swap")
     if args.swap:
         start = scale.fork_step(133) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)
@@ -100,8 +102,20 @@ def _verify(args: argparse.Namespace) -> None:
     from pythia_core.checkpoint import duplicates, load_checkpoint, step_folder
     from pythia_core.order import batch_hash
     from pythia_core.runs import find_run
+    from pythia_core.schedule import checkpoint_steps
 
     run = find_run(args.run)
+    first = run.config.intervention.start if run.config.intervention else 0
+    last = run.config.train.steps
+    due = [s for s in checkpoint_steps(last) if s >= first]
+    logged = [row["step"] for row in run.metrics()]
+    if run.finished and (run.steps != due or logged != list(range(first + 1, last + 1))):
+        missing = sorted(set(due) - set(run.steps))
+        raise CheckpointError(
+            f"run {run.id} is finished but {len(missing)} of its {len(due)} checkpoints "
+            f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and ask "
+            "for it again"
+        )
     for step in run.steps:
         load_checkpoint(step_folder(run.checkpoints, step))
     for row in run.metrics():
@@ -208,12 +222,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PythiaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}; the same command goes on from there", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"error: {error}. Is there room, and may this be written?", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop or 'stopped'}; the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -18,6 +18,7 @@ import torch
 
 from pythia_core import hf
 from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError
 from pythia_core.metrics import best_precision, device_info, flops_per_token, keep_freed_memory
 from pythia_core.progress import bar as progress_bar
 from pythia_core.scales import scale_named
@@ -116,6 +117,8 @@ def bench_train(
     """The table over `sizes` (default: the laptop ladder) with the machine and its ceilings."""
     from pythia_core.prepare import prepare
 
+    if rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, got {rounds}")
     keep_freed_memory()
     scale = scale_named("laptop")
     precision = precision or best_precision()

@@ -70,7 +70,7 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 def save_checkpoint(
     parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
 ) -> Path:
-    """Write `step-NNNNNN` under `parent`; if it is there already and complete, keep that one.
+    """Write `step-NNNNNN` under `parent`; if it is there already and sound, keep that one.
 
     Args:
         files: file stem -> tensors, e.g. {"model": {...}}.
@@ -80,8 +80,12 @@ def save_checkpoint(
         TrainingError: no space left; what was there before is untouched.
     """
     target = step_folder(parent, step)
-    if (target / MANIFEST).is_file():
-        return target
+    if target.exists():
+        try:
+            load_checkpoint(target)
+            return target
+        except CheckpointError as error:
+            _set_aside(target, error)
     try:
         with atomic_dir(target) as folder:
             for stem, tensors in files.items():
@@ -148,7 +152,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         if actual != entry["sha256"]:
             raise CheckpointError(
                 f"{folder / name} is corrupt: sha256 {actual[:16]}…, the manifest says "
-                f"{entry['sha256'][:16]}…. Delete the folder {folder.name} and run again."
+                f"{entry['sha256'][:16]}…. Delete the run's folder and ask for the run again."
             )
     files = {
         name.removesuffix(".safetensors"): load_file(folder / name) for name in manifest["files"]
@@ -170,11 +174,16 @@ def newest_loadable(
         try:
             return step, *load_checkpoint(folder)
         except CheckpointError as error:
-            aside = folder.with_name(folder.name + ".corrupt")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            warnings.warn(f"{error} Falling back to an older checkpoint.", stacklevel=2)
+            _set_aside(folder, error)
     return None
+
+
+def _set_aside(folder: Path, error: CheckpointError) -> None:
+    """Rename a corrupt checkpoint to `*.corrupt`, with a warning."""
+    aside = folder.with_name(folder.name + ".corrupt")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    warnings.warn(f"{error} It was set aside as {aside.name}.", stacklevel=3)
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:

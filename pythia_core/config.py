@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -64,7 +65,7 @@ class ModelConfig:
                 f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
                 "choose a number of heads that does"
             )
-        elif not problems and self.rotary_dims % 2:
+        elif not problems and 0 <= self.rotary_fraction <= 1 and self.rotary_dims % 2:
             problems.append(
                 f"rotary_fraction={self.rotary_fraction} of head dim {self.head_dim} gives "
                 f"{self.rotary_dims} rotary dims; an even number is needed"
@@ -139,7 +140,7 @@ class DataConfig:
             problems += [one_of(d, DOMAINS, "domain") for d in self.domains if d not in DOMAINS]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
-            if not size.isdigit() or not 260 <= int(size) <= 65_500:
+            if not size.isdecimal() or not 260 <= int(size) <= 65_500:
                 problems.append(f"tokenizer {self.tokenizer!r}: N of bpe-N must be in 260..65500")
         raise_all(ConfigError, problems, "DataConfig")
 
@@ -178,13 +179,21 @@ class TrainConfig:
             problems.append(
                 f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}"
             )
-        if self.lr_max <= 0:
-            problems.append(f"lr_max must be positive, got {self.lr_max}")
+        if not 0 < self.lr_max < math.inf:
+            problems.append(f"lr_max must be positive and finite, got {self.lr_max}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        for name in ("eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.weight_seed < 2**63:
+            problems.append(f"weight_seed must be in 0..2^63-1, got {self.weight_seed}")
         if not 0 <= self.lr_min_ratio <= 1:
             problems.append(f"lr_min_ratio must be in 0..1, got {self.lr_min_ratio}")
         if not 0 <= self.warmup_fraction < 1:
             problems.append(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
-        if self.grad_clip <= 0:
+        if not self.grad_clip > 0:
             problems.append(f"grad_clip must be positive, got {self.grad_clip}")
         if self.lr_form not in LR_FORMS:
             problems.append(one_of(self.lr_form, LR_FORMS, "lr_form"))

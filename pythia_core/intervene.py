@@ -10,6 +10,7 @@ Not here: the transform itself (pythia_core.pronouns) and the training (pythia_c
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -97,7 +98,8 @@ class Ledger:
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
         with atomic_file(Path(path)) as temporary:
-            save_file(arrays, temporary, metadata={"ledger": json.dumps(values)})
+            metadata = {"ledger": json.dumps(values), "sha256": self._digest()}
+            save_file(arrays, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: Path | str) -> Ledger:
@@ -110,12 +112,22 @@ class Ledger:
 
         try:
             with safe_open(str(path), "np") as file:
-                values = json.loads((file.metadata() or {})["ledger"])
+                metadata = file.metadata() or {}
+                values = json.loads(metadata["ledger"])
                 ledger = cls(**{name: file.get_tensor(name) for name in _ARRAYS}, **values)
             ledger._check()
+            if metadata["sha256"] != ledger._digest():
+                raise ValueError("its content does not match its hash; delete it and ask again")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable ledger: {error}") from error
         return ledger
+
+    def _digest(self) -> str:
+        values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        for name in _ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return digest.hexdigest()
 
     def _check(self) -> None:
         sizes = {len(getattr(self, name)) for name in _ARRAYS}

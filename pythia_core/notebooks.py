@@ -231,6 +231,24 @@ def validate_parameters(study: str | Path | Notebook, given: dict[str, Any]) -> 
     return {name: given.get(name, p.default) for name, p in accepted.items()}
 
 
+def check_values(study: str, values: dict[str, Any]) -> None:
+    """Let a study refuse values of the right type that it cannot use, before anything runs.
+
+    Its module's `Params` is a dataclass of the notebook's parameters; notebooks without a study
+    module, or studies without `Params`, check for themselves.
+
+    Raises:
+        ConfigError: as the study says.
+    """
+    import importlib.util
+
+    name = f"pythia_core.studies.{study}"
+    if study.isidentifier() and importlib.util.find_spec(name):
+        params = getattr(importlib.import_module(name), "Params", None)
+        if params is not None:
+            params(**values)
+
+
 # --- running ---------------------------------------------------------------------------------
 
 

@@ -180,11 +180,12 @@ class PythiaEngine:
         from pythia_core.cleaning import clean_notebook
 
         given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
+        study = Path(str(kwargs.get("input_path") or "")).stem
         try:
             values = notebooks.validate_parameters(nb, given)
+            notebooks.check_values(study, values)
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
-        study = Path(str(kwargs.get("input_path") or "")).stem
         nb.metadata.pop(notebooks.STAMP, None)
         stamp = notebooks.make_stamp(study, values, nb)
         if sys.stderr.isatty():  # where progress bars of the kernel show

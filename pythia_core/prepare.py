@@ -155,11 +155,11 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     tokens = root / f"tokens-{stable_hash(settings)[:16]}"
     rows = root / f"rows-{stable_hash([settings, order])[:16]}"
     with _storage_errors(root):
+        if not tokens.is_dir():
+            with atomic_dir(tokens) as folder:
+                made = _make_tokens(data, tokenizer, folder, progress)
+                _write_manifest(folder, made)
         if not rows.is_dir():
-            if not tokens.is_dir():
-                with atomic_dir(tokens) as folder:
-                    made = _make_tokens(data, tokenizer, folder, progress)
-                    _write_manifest(folder, made)
             with atomic_dir(rows) as folder:
                 made = {"tokens": {"folder": tokens.name, **_read_manifest(tokens)}}
                 made["rows"] = _make_rows(tokens, order, folder, progress)

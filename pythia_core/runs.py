@@ -52,6 +52,7 @@ def identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
             "torch": f"{major}.{minor}",
             "device": device_info()["kind"],
             "kernels": "native" if native.library() else "torch",
+            "threads": torch.get_num_threads(),  # sums are split over them
         },
     }
 
@@ -71,8 +72,8 @@ class Run:
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the identity's hash."""
-        return self.folder.name.rsplit("-", 1)[1]
+        """First 12 hex digits of the identity's hash, wherever the folder lies."""
+        return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
     def checkpoints(self) -> Path:
@@ -96,7 +97,11 @@ class Run:
         path = self.folder / "ledger.safetensors"
         if not path.exists():
             make_ledger(self.data, window, self.config.train.batch_size).save(path)
-        return Ledger.load(path)
+        ledger = Ledger.load(path)
+        ours = (window.swap, window.start, window.stop, self.config.train.batch_size)
+        if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != ours:
+            raise DataError(f"{path} belongs to another run; delete it and ask again")
+        return ledger
 
     def batch(self, step: int) -> np.ndarray:
         """The rows (batch_size, S+1) of the update that leads from `step` to `step + 1`."""
@@ -143,7 +148,13 @@ class Run:
     @property
     def final_sha256(self) -> str:
         """Hash of the final fp32 weights."""
-        return json.loads(self._done.read_text())["final_sha256"]
+        try:
+            return json.loads(self._done.read_text())["final_sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"run {self.id} is not finished, or {self._done} is damaged ({error!r}); delete "
+                "that file and ask for the run again"
+            ) from error
 
     @property
     def seconds(self) -> float:
@@ -205,12 +216,18 @@ def open_run(folder: Path) -> Run:
     try:
         who = json.loads((Path(folder) / "identity.json").read_text())
         config = run_config_from_dict(who["config"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} is not a run: no readable identity.json ({error}). Runs lie in "
             f"{results_dir() / 'runs'}."
         ) from error
-    return Run(Path(folder), config, prepare(config.data, progress=False))
+    data = prepare(config.data, progress=False)
+    if data.fingerprint != who["data"]:
+        raise CheckpointError(
+            f"{folder} was trained on data {who['data'][:12]}, but {config.data.corpus!r} now "
+            f"gives {data.fingerprint[:12]}: the corpus has changed since"
+        )
+    return Run(Path(folder), config, data)
 
 
 def find_run(name: str) -> Run:

@@ -31,7 +31,7 @@ from pythia_core.checkpoint import (
     sweep_temporaries,
 )
 from pythia_core.config import RunConfig
-from pythia_core.errors import CheckpointError, TrainingError
+from pythia_core.errors import CheckpointError, DataError, TrainingError
 from pythia_core.metrics import MetricsLog, device_info, keep_freed_memory
 from pythia_core.model import GPTNeoX, LayerNorm
 from pythia_core.optim import FlatParameters, make_optimizer
@@ -70,7 +70,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.flat, config.train)
         for group in (self.flat.decayed, self.flat.undecayed):
             self.optimizer.state[group] = {
-                "step": torch.zeros((), dtype=torch.float32),
+                "step": torch.zeros((), dtype=torch.float32, device=device),
                 "exp_avg": torch.zeros_like(group),
                 "exp_avg_sq": torch.zeros_like(group),
             }
@@ -80,7 +80,15 @@ class Trainer:
 
         Raises:
             TrainingError: loss or gradient is not finite; the weights are left untouched.
+            DataError: no rows, or an id that the model has no embedding for.
         """
+        vocab_size = self.config.model.vocab_size
+        if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
+            seen = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
+            raise DataError(
+                f"the batch of update {self.step} has {seen}; the model's vocabulary is "
+                f"0..{vocab_size - 1}: data and model do not belong together"
+            )
         rows = torch.from_numpy(batch.astype(np.int64)).to(self.device)
         micro = self.config.train.micro_batch or len(rows)
         self.flat.grad.zero_()
@@ -247,12 +255,18 @@ def train(
         def save_state() -> float:
             """Returns when the next one is due."""
             started = time.monotonic()
+            log.sync()  # the log is never behind the state
             save_checkpoint(states, trainer.step, trainer.state(), {"machine": device_info()})
             prune(states, keep)
             now = time.monotonic()
             return now + max(STATE_EVERY_SECONDS, (now - started) / STATE_SHARE)
 
         def save_weights() -> None:
+            if not torch.isfinite(trainer.flat.flat).all():
+                raise TrainingError(
+                    f"the update to step {trainer.step} made weights that are not finite; nothing "
+                    f"of it was saved. Try a lower lr_max (now {config.train.lr_max})."
+                )
             save_checkpoint(checkpoints, trainer.step, {"model": trainer.weights()}, {})
 
         tokens = config.train.batch_size * config.data.seq_len
@@ -284,7 +298,7 @@ def train(
                     save_weights()
                 if trainer.step in keep or time.monotonic() > due or stop_requested():
                     due = save_state()
-                if stop_requested() and trainer.step < end:
+                if stop_requested():
                     raise KeyboardInterrupt(f"stopped after saving step {trainer.step}")
         finally:
             bar.close()

@@ -63,6 +63,16 @@ def test_an_existing_checkpoint_is_kept(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_a_damaged_or_half_made_one_is_replaced(tmp_path: Path) -> None:
+    folder = save(tmp_path, 3)
+    (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.warns(UserWarning, match="set aside"):
+        load_checkpoint(save(tmp_path, 3))
+    (tmp_path / "step-000004").mkdir()
+    with pytest.warns(UserWarning, match="set aside"):
+        load_checkpoint(save(tmp_path, 4))
+
+
 def test_every_bit_flip_is_noticed(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     random = np.random.default_rng(0)
@@ -107,7 +117,7 @@ def test_a_corrupt_newest_falls_back_with_a_warning(tmp_path: Path) -> None:
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     (newest / "model.safetensors").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="Falling back"):
+    with pytest.warns(UserWarning, match="set aside"):
         found = newest_loadable(tmp_path)
     assert found is not None
     assert found[0] == 1

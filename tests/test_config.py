@@ -42,7 +42,7 @@ def test_every_problem_is_named_at_once() -> None:
         "TrainConfig has 4 problems",
         "steps must be at least 1, got 0",
         "micro_batch=4 does not divide batch_size=6",
-        "lr_max must be positive, got -1",
+        "lr_max must be positive and finite, got -1",
         "unknown precision 'fp8'; accepted: fp32, bf16",
     ):
         assert part in message

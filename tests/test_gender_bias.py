@@ -311,9 +311,9 @@ def test_claims_follow_the_rules():
     assert pick(found, "moves the feminine share")["verdict"] == "holds"
     assert pick(found, "moves it further")["ours"] == pytest.approx(30, abs=1)
     assert pick(found, "last 7 %", "WinoBias")["verdict"] == "reproduced"
-    assert pick(found, "last 7 %", "lowers CrowS-Pairs")["verdict"] == "not reproduced"
-    assert pick(found, "last 21 %", "lowers CrowS-Pairs")["verdict"] == "no effect"
-    assert pick(found, "turns from pro-")["verdict"] == "reproduced"  # .6 - .2 < .5
+    # the controls show no stereotype on CrowS-Pairs, so that none can be lowered
+    assert pick(found, "last 7 %", "lowers CrowS-Pairs")["verdict"] == "not testable here"
+    assert pick(found, "turns from pro-")["verdict"] == "no effect"  # .6 - .1 = .5
     assert pick(found, "last 7 %", "last words")["verdict"] == "reproduced"
     assert pick(found, "last 21 %", "last words")["verdict"] == "not reproduced"
     for claim in found.values():

@@ -195,3 +195,31 @@ def test_looking_where_there_is_nothing(config: RunConfig) -> None:
     (run.folder / "identity.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a run"):
         find_run(str(run.folder))
+
+
+def test_a_corrupt_ledger_or_done_file_is_a_named_error(config: RunConfig) -> None:
+    fork = train(config.fork("masculine_to_feminine", 12))
+    path = fork.folder / "ledger.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="not a readable ledger"):
+        _ = find_run(str(fork.folder)).ledger
+    (fork.folder / "done.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="delete that file"):
+        _ = fork.final_sha256
+
+
+def test_a_run_whose_corpus_changed_is_refused(config: RunConfig) -> None:
+    run = train(config)
+    with open(config.data.corpus, "a") as corpus:
+        corpus.write(json.dumps({"text": "One more document, about nobody."}) + "\n")
+    with pytest.raises(CheckpointError, match="the corpus has changed since"):
+        find_run(run.id)
+
+
+def test_a_renamed_folder_is_still_the_run(config: RunConfig) -> None:
+    run = train(config)
+    before = run.id
+    moved = run.folder.rename(run.folder.parent / "elsewhere")
+    assert find_run(str(moved)).id == before

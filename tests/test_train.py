@@ -16,7 +16,7 @@ import torch
 
 from pythia_core.checkpoint import saved_steps, sha256_tensors, step_folder
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import CheckpointError, TrainingError
+from pythia_core.errors import CheckpointError, DataError, TrainingError
 from pythia_core.metrics import read_metrics
 from pythia_core.train import Trainer, train, update_lr
 
@@ -203,3 +203,23 @@ def test_a_torn_metrics_line_is_dropped(tmp_path: Path) -> None:
     train(config(), batch_at, tmp_path, progress=False)
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert steps == list(range(1, 13))
+
+
+@pytest.mark.parametrize("bad", [97, 60_000])
+@pytest.mark.parametrize("column", [0, 16])
+def test_an_id_outside_the_vocabulary_is_refused(bad: int, column: int) -> None:
+    trainer = Trainer(config(), CPU)
+    batch = batch_at(0)
+    batch[1, column] = bad
+    with pytest.raises(DataError, match=r"the model's vocabulary is 0\.\.96"):
+        trainer.update(batch)
+    with pytest.raises(DataError, match="no rows"):
+        trainer.update(batch[:0])
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    wild = config(steps=2, lr_max=3e38, warmup_fraction=0.0, lr_form="paper")
+    with pytest.raises(TrainingError, match="not finite"):
+        train(wild, batch_at, tmp_path, progress=False)
+    assert saved_steps(tmp_path / "checkpoints") == [0]
+    assert saved_steps(tmp_path / "states") == []

@@ -100,6 +100,10 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
     notebook.cells = [*head, *notebook.cells[1:], *(tail if several else [])]
     for each in notebook.cells:
         tags = each.metadata.get("tags", [])
+        drawn = [o["data"] for o in each.get("outputs", []) if "image/svg+xml" in o.get("data", {})]
+        if drawn and "figure" in each.metadata.get("mystnb", {}):
+            words = "".join(drawn[0].get("text/plain", "")).strip()
+            each.metadata["mystnb"] = {**each.metadata["mystnb"], "image": {"alt": words}}
         if "injected-parameters" in tags:  # the banner's command says them
             each.metadata["tags"] = sorted({*tags, "remove-input"})
         elif "parameters" in tags:
@@ -249,7 +253,10 @@ class CompareRuns(_OfStudy):
         runs = [shown for shown in self.runs if shown.record]
         names = {"yours": "your run", "recorded": "recorded"}
         header = ["Claim", *(f"{names[s.kind]}, {s.scale}" for s in runs)]
-        found = [{c["claim"]: c for c in s.record["claims"]} for s in runs]
+        # the words in brackets name units and sizes, which differ between runs
+        found = [
+            {re.sub(r"\s*\([^)]*\)", "", c["claim"]): c for c in s.record["claims"]} for s in runs
+        ]
         rows: list[list[nodes.Node | str]] = []
         for claim in dict.fromkeys(name for claims in found for name in claims):
             cells = [finding(claims[claim]) if claim in claims else "" for claims in found]

@@ -42,8 +42,13 @@ BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
 """Evenly spaced checkpoints at which arms are measured: before the first fork, and from it on."""
 BASE_SEED = 1234
 
+STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
+"""Measures whose items come in halves of fixed size: feminine and masculine stereotypes."""
+
 Key = tuple[str, str, int]
 """(size, arm, step)."""
+Strata = dict[str, np.ndarray]
+"""Measure -> group of each of its items, where the groups are resampled apart."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,10 @@ class GenderBiasParams:
         indices = (*BEFORE, *BRANCH) if first is None else [i for i in BRANCH if i > first]
         steps = {scale.fork_step(i) for i in indices} | {scale.steps}
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
+
+
+Params = GenderBiasParams
+"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +197,16 @@ def run(
                 bar.update()
             if done.ledger is not None:
                 ledgers.append({"size": size, "seed": i, "arm": arm, **_ledger_row(done)})
-    tables = _tables(params, items, found, ledgers)
+    halves = {name: battery.feminine_job for name in STRATIFIED}
+    tables = _tables(params, items, found, ledgers, halves)
     arrays = {key: _stack(measures) for key, measures in found.items()}
     final = {
         (s, a): arrays[s, a, scale_named(params.scale).steps]
         for s in params.size_list
         for a in ARMS
     }
-    claims = claims_table(params, final, published)
-    values = _values(params, items, final, tables)
+    claims = claims_table(params, final, published, halves)
+    values = _values(params, items, final, tables, halves)
     values["n_too_long"] = sum(battery.too_long.values())
     return Result(params, tables, values, claims, runs, published, started)
 
@@ -228,7 +238,11 @@ def _estimate_columns(e: Estimate) -> dict[str, Any]:
 
 
 def _tables(
-    params: GenderBiasParams, items: Items, found: dict[Key, list[Measured]], ledgers: list[dict]
+    params: GenderBiasParams,
+    items: Items,
+    found: dict[Key, list[Measured]],
+    ledgers: list[dict],
+    halves: Strata,
 ) -> dict[str, pd.DataFrame]:
     """levels: size arm measure value low high n seeds (final weights).
     effects: the same with value = arm - control, paired.
@@ -246,8 +260,9 @@ def _tables(
                 step = scale.fork_step(index)
                 arrays[size, arm, step] = arrays[size, "control", step]
 
-    def summary(values: np.ndarray) -> dict[str, Any]:
-        return _estimate_columns(estimate(values, params.bootstrap))
+    def summary(name: str, values: np.ndarray, change: bool = False) -> dict[str, Any]:
+        strata = halves.get(name)
+        return _estimate_columns(estimate(values, params.bootstrap, 0, strata, change))
 
     branch, branch_effects, levels, effects, occupations = [], [], [], [], []
     jobs, job_of = items.jobs()
@@ -256,12 +271,13 @@ def _tables(
         place = {"size": size, "arm": arm}
         percent = {"step": step, "percent": 100 * step / scale.steps}
         for name, values in measures.items():
-            level = summary(values)
+            level = summary(name, values)
             branch.append({**place, "measure": name, **percent, **level})
             if step == scale.steps:
                 levels.append({**place, "measure": name, **level})
             if arm != "control":
-                change = summary(values - arrays[size, "control", step][name])
+                difference = values - arrays[size, "control", step][name]
+                change = summary(name, difference, change=True)
                 branch_effects.append({**place, "measure": name, **percent, **change})
                 if step == scale.steps:
                     effects.append({**place, "measure": name, **change})
@@ -290,7 +306,11 @@ def _tables(
 
 
 def _values(
-    params: GenderBiasParams, items: Items, final: dict, tables: dict[str, pd.DataFrame]
+    params: GenderBiasParams,
+    items: Items,
+    final: dict,
+    tables: dict[str, pd.DataFrame],
+    halves: Strata,
 ) -> dict[str, Any]:
     """Names and numbers that prose may quote; measures are those of the largest size."""
     largest = params.size_list[-1]
@@ -308,11 +328,13 @@ def _values(
     for name in named:
         values[f"n_{name}"] = int(final[largest, "control"][name].shape[1])
         for arm in ARMS:
-            level = estimate(final[largest, arm][name], params.bootstrap)
+            strata = halves.get(name)
+            level = estimate(final[largest, arm][name], params.bootstrap, 0, strata)
             values[f"{name}_{arm}"] = level.interval()
             if arm != "control":
                 change = final[largest, arm][name] - final[largest, "control"][name]
-                values[f"{name}_change_{arm}"] = estimate(change, params.bootstrap).interval()
+                effect = estimate(change, params.bootstrap, 0, strata, change=True)
+                values[f"{name}_change_{arm}"] = effect.interval()
     for arm in ("swap_7", "swap_21"):
         mine = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
         values[f"tokens_changed_{arm}"] = round(mine.tokens_changed.mean())

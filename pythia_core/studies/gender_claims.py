@@ -9,6 +9,7 @@ The released numbers are means over the checkpoints from step 134k on that both 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,10 @@ Final = dict[tuple[str, str], dict[str, np.ndarray]]
 
 
 def claims_table(
-    params: GenderBiasParams, final: Final, published: Published | None
+    params: GenderBiasParams,
+    final: Final,
+    published: Published | None,
+    halves: dict[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
     """One dict a claim: claim, paper, published, ours, low, high, verdict; ours may be None."""
     sizes = params.size_list
@@ -53,17 +57,27 @@ def claims_table(
     def pooled(arm: str, measure: str) -> np.ndarray:
         return np.mean([change(size, arm, measure) for size in sizes], axis=0)
 
-    def points(values: np.ndarray) -> Estimate:
-        return estimate(100 * values, params.bootstrap)
+    def points(values: np.ndarray, measure: str = "", change: bool = True) -> Estimate:
+        strata = (halves or {}).get(measure)
+        e = estimate(values, params.bootstrap, 0, strata, change)
+        return replace(e, value=100 * e.value, low=100 * e.low, high=100 * e.high)
+
+    def control(measure: str) -> Estimate:
+        values = np.mean([final[size, "control"][measure] for size in sizes], axis=0)
+        return points(values, measure, change=False)
 
     def row(claim: str, paper: str, released: str, e: Estimate | None, verdict: str) -> dict:
         ours = (e.value, e.low, e.high) if e else (None, None, None)
         found = dict(zip(("ours", "low", "high"), ours, strict=True))
         return {"claim": claim, "paper": paper, "published": released, **found, "verdict": verdict}
 
-    def directed(e: Estimate, direction: int) -> str:
+    def directed(e: Estimate, direction: int, premise: bool) -> str:
         # The paper swapped masculine for feminine only: the mirror tests none of its claims.
-        return directional_verdict(e.low, e.high, direction) if as_paper else NOT_TESTABLE
+        testable = as_paper and premise
+        return directional_verdict(e.low, e.high, direction) if testable else NOT_TESTABLE
+
+    # A stereotype can only be lowered where the controls have one.
+    stereotyped = {measure: control(measure).low > 50 for measure in ("winobias", "crows")}
 
     crows = _released(published, "crows_gender", "value")
     winobias = _released(published, "winobias_em", "net")
@@ -96,27 +110,27 @@ def claims_table(
         )
     )
     for arm, window in (("swap_7", "7 %"), ("swap_21", "21 %")):
-        e = points(pooled(arm, "winobias"))
+        e = points(pooled(arm, "winobias"), "winobias")
         rows.append(
             row(
                 f"The swap in the last {window} lowers stereotype accuracy on WinoBias "
                 f"(points; mean of {shown})",
-                "falls at all scales" if arm == "swap_7" else "1.4B: falls further",
+                "falls at all scales" if arm == "swap_7" else "falls (1.4B only)",
                 winobias if arm == "swap_7" else _released(published, "winobias_em", "net", 21),
                 e,
-                directed(e, -1),
+                directed(e, -1, stereotyped["winobias"]),
             )
         )
-    control = points(final[large, "control"]["winobias"] - 0.5)
-    turned = points(final[large, "swap_21"]["winobias"] - 0.5)
+    before = points(final[large, "control"]["winobias"] - 0.5, "winobias")
+    turned = points(final[large, "swap_7"]["winobias"] - 0.5, "winobias")
     rows.append(
         row(
             f"The largest model ({large}) turns from pro- to anti-stereotypical "
-            "(WinoBias after the 21 % swap, points above one half)",
+            "(WinoBias after the 7 % swap, points above one half)",
             "6.9B turns during the 7 % intervention",
             NOT_RELEASED,
             turned,
-            directed(turned, -1) if control.low > 0 else NOT_TESTABLE,
+            directed(turned, -1, before.low > 0),
         )
     )
     gap = None
@@ -137,10 +151,10 @@ def claims_table(
             row(
                 f"The swap in the last {window} lowers CrowS-Pairs gender bias "
                 f"(points; mean of {shown})",
-                "falls" if arm == "swap_7" else "1.4B: falls",
+                "falls" if arm == "swap_7" else "falls (1.4B only)",
                 crows if arm == "swap_7" else _released(published, "crows_gender", "value", 21),
                 e,
-                directed(e, -1),
+                directed(e, -1, stereotyped["crows"]),
             )
         )
     contrast = None
@@ -148,17 +162,17 @@ def claims_table(
         contrast = points(change(large, "swap_7", "crows") - change(small, "swap_7", "crows"))
     rows.append(
         row(
-            f"It lowers it most in large models ({large} against {small}, 7 %, points)",
+            f"It lowers it most in large models (7 %; change at {large} minus change at {small}: "
+            "negative is a larger fall, points)",
             "most in the largest models",
             crows,
             contrast,
-            directed(contrast, -1) if contrast else NOT_TESTABLE,
+            directed(contrast, -1, stereotyped["crows"]) if contrast else NOT_TESTABLE,
         )
     )
     for arm, window in (("swap_7", "7 %"), ("swap_21", "21 %")):
         cost = points(-pooled(arm, "last_word"))
-        before = points(np.mean([final[s, "control"]["last_word"] for s in sizes], axis=0))
-        to_lose = before.low > MARGINAL
+        to_lose = control("last_word").low > MARGINAL
         rows.append(
             row(
                 f"The swap in the last {window} costs little accuracy on last words "

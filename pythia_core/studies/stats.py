@@ -33,8 +33,19 @@ class Estimate:
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
-def estimate(values: np.ndarray, draws: int, seed: int = 0) -> Estimate:
+def estimate(
+    values: np.ndarray,
+    draws: int,
+    seed: int = 0,
+    strata: np.ndarray | None = None,
+    change: bool = False,
+) -> Estimate:
     """Mean of values float[seeds, items] and its bootstrap interval; pass differences for effects.
+
+    Args:
+        strata: group of each item; groups whose sizes the benchmark fixes are resampled apart.
+        change: whether `values` are differences. Where every item says the same (all right, none
+            changed) a bootstrap knows no doubt; the exact binomial bound is given instead.
 
     Raises:
         DataError: no items, the wrong shape, or a value that is not finite.
@@ -52,19 +63,31 @@ def estimate(values: np.ndarray, draws: int, seed: int = 0) -> Estimate:
     if draws < 100:
         raise ConfigError(f"bootstrap={draws} draws are too few for an interval; use at least 100")
     seeds, items = values.shape
-    means = _counts(items, draws, seed) @ values.T / items  # (draws, seeds)
+    groups = None if strata is None else np.asarray(strata, np.uint8).tobytes()
+    means = _counts(items, draws, seed, groups) @ values.T / items  # (draws, seeds)
     if seeds > 1:
         picks = np.random.default_rng([seed, 1]).integers(seeds, size=(draws, seeds))
         means = np.take_along_axis(means, picks, axis=1)
     low, high = np.quantile(means.mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(values.mean()), float(low), float(high), items, seeds)
+    middle = float(values.mean())
+    if values.min() == values.max() and middle in (-1, 0, 1):
+        margin = 1 - ((1 - LEVEL) / 2) ** (1 / items)
+        low = middle - margin if change or middle > 0 else middle
+        high = middle + margin if change or middle < 1 else middle
+    return Estimate(middle, float(low), float(high), items, seeds)
 
 
 @functools.lru_cache(maxsize=16)
-def _counts(items: int, draws: int, seed: int) -> np.ndarray:
+def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarray:
     """float64[draws, items]: how often each item is drawn; the same draws for every measure."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(items, np.full(items, 1 / items), size=draws).astype(np.float64)
+    groups = np.zeros(items, np.uint8) if strata is None else np.frombuffer(strata, np.uint8)
+    counts = np.empty((draws, items))
+    for group in np.unique(groups):
+        (members,) = np.nonzero(groups == group)
+        n = len(members)
+        counts[:, members] = rng.multinomial(n, np.full(n, 1 / n), size=draws)
+    return counts
 
 
 def directional_verdict(low: float, high: float, direction: int) -> str:
