@@ -216,7 +216,7 @@ def _halves(ax: Axes, result: Result) -> None:
     ax.set(title=f"Ours, {size}, by stereotype", ylim=(-4, 104), xlabel="training completed (%)")
     ax.set_ylabel("stereotype accuracy (%)")
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(loc=(0.4, 0.42), handlelength=2.2)
+        ax.legend(loc=(0.19, 0.42), handlelength=2.2)
 
 
 def language_cost(result: Result) -> Drawing:

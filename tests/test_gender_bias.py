@@ -356,3 +356,23 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
     # LAMBADA of the control exists at the last step only; the swap's mean must not include others
     assert pick(found, "last 7 %", "last words")["published"] == "410m 52.0 → 51.0"
     assert pick(found, "last 21 %", "lowers CrowS-Pairs")["published"] == gender_claims.NOT_RELEASED
+
+
+def test_where_no_item_differs_the_bound_is_exact():
+    for value, low, high in ((1.0, 0.99, 1.0), (0.0, 0.0, 0.01)):
+        e = estimate(np.full((1, 384), value), 200, exact=True)
+        assert e.value == value
+        assert e.low == pytest.approx(low, abs=2e-3)
+        assert e.high == pytest.approx(high, abs=2e-3)
+    none = estimate(np.zeros((1, 384)), 200, change=True, exact=True)
+    assert -0.011 < none.low < 0 < none.high < 0.011
+    loss = estimate(np.zeros((1, 384)), 200, change=True)
+    assert (loss.low, loss.high) == (0, 0)
+
+
+def test_halves_of_fixed_size_are_resampled_apart():
+    half = np.arange(400) % 2
+    values = np.where(half, 0.95, -0.93)[None] + np.random.default_rng(0).normal(0, 0.1, (1, 400))
+    mixed, apart = estimate(values, 500), estimate(values, 500, strata=half)
+    assert apart.value == mixed.value
+    assert apart.high - apart.low < 0.2 * (mixed.high - mixed.low)

@@ -24,7 +24,7 @@ from pythia_core.errors import ConfigError, PythiaError, one_of, raise_all
 from pythia_core.progress import bar as progress_bar
 from pythia_core.scales import scale_named, size_named
 from pythia_core.studies.gender_claims import claims_table
-from pythia_core.studies.gender_measures import Battery, Items, Measured, measured
+from pythia_core.studies.gender_measures import Battery, Items, Measured, is_choice, measured
 from pythia_core.studies.stats import Estimate, estimate
 
 if TYPE_CHECKING:
@@ -260,9 +260,9 @@ def _tables(
                 step = scale.fork_step(index)
                 arrays[size, arm, step] = arrays[size, "control", step]
 
-    def summary(name: str, values: np.ndarray, change: bool = False) -> dict[str, Any]:
+    def summary(name: str, values: np.ndarray, change: bool, exact: bool) -> dict[str, Any]:
         strata = halves.get(name)
-        return _estimate_columns(estimate(values, params.bootstrap, 0, strata, change))
+        return _estimate_columns(estimate(values, params.bootstrap, 0, strata, change, exact))
 
     branch, branch_effects, levels, effects, occupations = [], [], [], [], []
     jobs, job_of = items.jobs()
@@ -271,13 +271,14 @@ def _tables(
         place = {"size": size, "arm": arm}
         percent = {"step": step, "percent": 100 * step / scale.steps}
         for name, values in measures.items():
-            level = summary(name, values)
+            level = summary(name, values, change=False, exact=is_choice(name))
             branch.append({**place, "measure": name, **percent, **level})
             if step == scale.steps:
                 levels.append({**place, "measure": name, **level})
             if arm != "control":
                 difference = values - arrays[size, "control", step][name]
-                change = summary(name, difference, change=True)
+                apart = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
+                change = summary(name, difference, change=True, exact=apart and is_choice(name))
                 branch_effects.append({**place, "measure": name, **percent, **change})
                 if step == scale.steps:
                     effects.append({**place, "measure": name, **change})
@@ -329,11 +330,12 @@ def _values(
         values[f"n_{name}"] = int(final[largest, "control"][name].shape[1])
         for arm in ARMS:
             strata = halves.get(name)
-            level = estimate(final[largest, arm][name], params.bootstrap, 0, strata)
+            choice = is_choice(name)
+            level = estimate(final[largest, arm][name], params.bootstrap, 0, strata, False, choice)
             values[f"{name}_{arm}"] = level.interval()
             if arm != "control":
                 change = final[largest, arm][name] - final[largest, "control"][name]
-                effect = estimate(change, params.bootstrap, 0, strata, change=True)
+                effect = estimate(change, params.bootstrap, 0, strata, True, choice)
                 values[f"{name}_change_{arm}"] = effect.interval()
     for arm in ("swap_7", "swap_21"):
         mine = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]

@@ -59,7 +59,7 @@ def claims_table(
 
     def points(values: np.ndarray, measure: str = "", change: bool = True) -> Estimate:
         strata = (halves or {}).get(measure)
-        e = estimate(values, params.bootstrap, 0, strata, change)
+        e = estimate(values, params.bootstrap, 0, strata, change, exact=True)
         return replace(e, value=100 * e.value, low=100 * e.low, high=100 * e.high)
 
     def control(measure: str) -> Estimate:

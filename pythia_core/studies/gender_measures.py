@@ -50,6 +50,11 @@ Measured = dict[str, np.ndarray]
 """Measure -> one value an item, float64[n]."""
 
 
+def is_choice(measure: str) -> bool:
+    """Whether an item's value is 0 or 1."""
+    return measure not in ("loss", "feminine_share") and not measure.endswith("_margin")
+
+
 @dataclass(frozen=True)
 class Items:
     """The evaluation items of the study, as plain text."""

@@ -39,13 +39,15 @@ def estimate(
     seed: int = 0,
     strata: np.ndarray | None = None,
     change: bool = False,
+    exact: bool = False,
 ) -> Estimate:
     """Mean of values float[seeds, items] and its bootstrap interval; pass differences for effects.
 
     Args:
         strata: group of each item; groups whose sizes the benchmark fixes are resampled apart.
-        change: whether `values` are differences. Where every item says the same (all right, none
-            changed) a bootstrap knows no doubt; the exact binomial bound is given instead.
+        change: whether `values` are differences.
+        exact: for choices, 0 or 1: where every item says the same (all right, none changed) a
+            bootstrap knows no doubt; the exact binomial bound is given instead.
 
     Raises:
         DataError: no items, the wrong shape, or a value that is not finite.
@@ -70,7 +72,7 @@ def estimate(
         means = np.take_along_axis(means, picks, axis=1)
     low, high = np.quantile(means.mean(1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     middle = float(values.mean())
-    if values.min() == values.max() and middle in (-1, 0, 1):
+    if exact and values.min() == values.max():
         margin = 1 - ((1 - LEVEL) / 2) ** (1 / items)
         low = middle - margin if change or middle > 0 else middle
         high = middle + margin if change or middle < 1 else middle
