@@ -8,7 +8,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     3  distributed  checkpoint  hf  metrics
     2  model  optim  intervene  pronouns  corpus*  wheels  items  prepare  heldout
     1  kernels/*  tokenizer  tokens -> order
-    0  errors  paths  progress  config  scales  schedule
+    0  errors  machine  paths  progress  config  scales  schedule
 
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.
 """

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from pythia_core.errors import CheckpointError, TrainingError
 from pythia_core.paths import atomic_dir
+from pythia_core.tokens import file_sha256
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -45,11 +46,6 @@ def saved_steps(parent: Path) -> list[int]:
         return []
     found = (_NAME.fullmatch(p.name) for p in parent.iterdir() if (p / MANIFEST).is_file())
     return sorted(int(match[1]) for match in found if match)
-
-
-def sha256_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_tensors(tensors: dict[str, Tensor]) -> str:
@@ -95,7 +91,7 @@ def save_checkpoint(
                 "step": step,
                 "meta": meta,
                 "files": {
-                    p.name: {"bytes": p.stat().st_size, "sha256": sha256_file(p)}
+                    p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
                     for p in sorted(folder.iterdir())
                 },
             }
@@ -148,7 +144,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     """
     manifest = read_manifest(folder)
     for name, entry in manifest["files"].items():
-        actual = sha256_file(folder / name)
+        actual = file_sha256(folder / name)
         if actual != entry["sha256"]:
             raise CheckpointError(
                 f"{folder / name} is corrupt: sha256 {actual[:16]}…, the manifest says "

@@ -18,6 +18,7 @@ import torch
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import DataError
+from pythia_core.machine import cpu_has_bf16, cpu_name
 from pythia_core.paths import atomic_file
 
 
@@ -73,26 +74,6 @@ def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> fl
     d, n_layers = model.d_model, model.n_layers
     products = 6 * (12 * d * d * n_layers + model.vocab_size * d)
     return products + (6 * d * (seq_len + 1) if causal else 12 * d * seq_len) * n_layers
-
-
-def cpu_name() -> str:
-    """The processor's model name, without anything that identifies the machine."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def best_precision() -> str:

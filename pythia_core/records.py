@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
+from pythia_core.machine import cpu_name
 from pythia_core.notebooks import (
     notebook_path,
     parameters_of,
@@ -113,15 +114,10 @@ def commit() -> dict[str, Any]:
 
 def device() -> dict[str, Any]:
     """What this process computes on: processor, threads, GPU. No host name."""
-    cpu = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), flags=re.MULTILINE)
-        cpu = found.group(1).strip() if found else cpu
     torch = sys.modules.get("torch")  # a record of a study that never used it need not load it
     cuda = torch is not None and torch.cuda.is_available()
     return {
-        "cpu": cpu,
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),

@@ -214,4 +214,5 @@ def test_duplicates_are_found(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 2, tensors(6), {})
     save_checkpoint(tmp_path, 9, tensors(6), {})
     assert duplicates(tmp_path) == [[0, 1], [2, 9]]
-    assert checkpoint.sha256_file(tmp_path / "step-000000" / "model.safetensors")
+    one, twin = (tmp_path / f"step-00000{step}" / "model.safetensors" for step in (0, 1))
+    assert checkpoint.file_sha256(one) == checkpoint.file_sha256(twin)

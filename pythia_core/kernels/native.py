@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pythia_core.machine import cpu_flags
 from pythia_core.paths import atomic_file, cache_dir
 
 SOURCE = Path(__file__).with_name("native.c")
@@ -30,15 +31,6 @@ if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # compilers default to half of AVX-512's width
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 log = logging.getLogger(__name__)
-
-
-def _cpu_flags() -> str:
-    """What `-march=native` depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith("flags")), "")
 
 
 @functools.cache
@@ -55,7 +47,7 @@ def library() -> ctypes.CDLL | None:
             [compiler, "--version"], capture_output=True, stdin=subprocess.DEVNULL, check=True
         ).stdout
         key = hashlib.sha256(
-            SOURCE.read_bytes() + version + " ".join((compiler, *FLAGS, _cpu_flags())).encode()
+            SOURCE.read_bytes() + version + " ".join((compiler, *FLAGS, cpu_flags())).encode()
         ).hexdigest()[:16]
         path = cache_dir() / "native" / f"kernels-{key}.so"
         if not path.exists():

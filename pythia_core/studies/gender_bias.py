@@ -99,7 +99,6 @@ class GenderBiasParams:
         from pythia_core.metrics import best_precision
 
         both = BASE_SEED + seed
-
         scale = scale_named(self.scale)
         return scale.run(size, both, both, precision=best_precision())
 
