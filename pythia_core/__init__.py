@@ -3,12 +3,13 @@
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
     6  __main__  bench  records  recorded  notebooks  cleaning  figures*  papermill_engine
-    5  studies/*  published
-    4  train  evaluate  runs
+    5  studies/*  published*
+    4  train  evaluate  runs  suite  harness  memorize
     3  distributed  checkpoint  hf  metrics
-    2  model  optim  intervene  pronouns  corpus*  wheels  items  prepare  heldout
+    2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
+    2  dedup*  exposure
     1  kernels/*  tokenizer  tokens -> order
-    0  errors  machine  paths  progress  config  scales  schedule
+    0  errors  machine  paths  progress  parallel  config  scales  schedule
 
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.
 """

@@ -196,10 +196,28 @@ def sweep_temporaries(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def duplicates(parent: Path) -> list[list[int]]:
-    """Groups of steps whose files hash the same: what would have caught the hub's repeated ones."""
-    groups = defaultdict(list)
+def weight_hashes(parent: Path) -> dict[int, str]:
+    """Step -> one hash of all its files, from the manifests (files are not read).
+
+    Raises:
+        CheckpointError: a damaged manifest.
+    """
+    found = {}
     for step in saved_steps(parent):
         files = read_manifest(step_folder(parent, step))["files"]
-        groups[tuple(sorted((n, e["sha256"]) for n, e in files.items()))].append(step)
+        names = sorted((name, entry["sha256"]) for name, entry in files.items())
+        found[step] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return found
+
+
+def repeated(hashes: dict[int, str]) -> list[list[int]]:
+    """Groups of steps with equal hashes: what would have caught the repeated ones on the hub."""
+    groups = defaultdict(list)
+    for step, sha256 in hashes.items():
+        groups[sha256].append(step)
     return [steps for steps in groups.values() if len(steps) > 1]
+
+
+def duplicates(parent: Path) -> list[list[int]]:
+    """Groups of saved steps whose weights are the same."""
+    return repeated(weight_hashes(parent))

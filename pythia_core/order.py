@@ -148,6 +148,34 @@ class RowOrder:
         tokens[~valid] = 0
         return tokens, valid
 
+    def reads(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """How often each token is an input in the first `n_rows` rows, and how much is re-read.
+
+        Args:
+            block: rows of a block, e.g. those of several batches.
+
+        Returns:
+            counts[tokens_per_epoch] by place in the token file, and per block the number of its
+            inputs that an earlier row had as an input already.
+
+        Raises:
+            DataError: more rows than there are.
+        """
+        if not 0 <= n_rows <= self.n_rows:
+            raise DataError(f"no {n_rows} rows; this order has {self.n_rows}")
+        counts = np.zeros(self.tokens_per_epoch, np.uint16)
+        again = []
+        for start in range(0, n_rows, block):
+            rows = np.arange(start, min(start + block, n_rows))
+            part, row = np.divmod(self.shuffle[rows].astype(np.int64), self._part_rows)
+            first = row * self.seq_len + part * self._part_tokens
+            stream = (first[:, None] + np.arange(self.seq_len)).reshape(-1)
+            at = np.searchsorted(self._ends, stream, side="right")
+            places, times = np.unique(stream + self._shift[at], return_counts=True)
+            again.append(int((times - (counts[places] == 0)).sum()))
+            counts[places] += times.astype(np.uint16)
+        return counts, np.array(again, np.int64)
+
 
 def write_rows(
     path: Path | str,

@@ -2,8 +2,9 @@
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
 (paper section 2.2). A share of the documents, chosen by the hash of their text, is held out, so
-that copies of a text are always on one side. The order of training is written out as rows of S+1
-tokens (pythia_core.order), after which a batch is a slice of a file.
+that copies of a text are always on one side; from the others duplicates may be taken out
+(pythia_core.dedup). The order of training is written out as rows of S+1 tokens
+(pythia_core.order), after which a batch is a slice of a file.
 
 Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer, token files), shared by
 all orders of the same tokens, and `rows-KEY`. Each has a manifest with the sha256 of every file.
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from pythia_core.config import DataConfig, stable_hash
+from pythia_core.config import BUILT_IN, DataConfig, stable_hash
 from pythia_core.corpus import Tally, corpus_identity, open_corpus
 from pythia_core.errors import DataError
 from pythia_core.heldout import choose_heldout
@@ -45,7 +46,7 @@ from pythia_core.wheels import WHEELS, wheel_bytes
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 FULL_CHECK_BYTES = 1 << 28
 """Up to this size the digests are checked at every opening (0.5 s at most), beyond only sizes."""
 _BATCH = 1 << 20
@@ -63,6 +64,10 @@ class PreparedData:
     folder: Path
     config: DataConfig
     manifest: dict[str, Any]
+
+    def __reduce__(self) -> tuple:
+        """Pickled without what was read and mapped: cheap to send to another process."""
+        return PreparedData, (self.folder, self.config, self.manifest)
 
     @property
     def tokens_folder(self) -> Path:
@@ -141,9 +146,10 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     settings = {
         "format": FORMAT,
         "corpus": corpus_identity(data),
-        "domains": sorted(data.domains) if data.corpus == "pocket-pile" else [],
+        "domains": sorted(data.domains) if data.corpus in BUILT_IN else [],
         "tokenizer": tokenizer.identity,
         "heldout_fraction": data.heldout_fraction,
+        "dedup": data.dedup,
     }
     order = {
         "seq_len": data.seq_len,
@@ -223,6 +229,7 @@ def _make_tokens(
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
 
+    dropped, report = _find_duplicates(data, held, progress)
     again: Tally = {}
     domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
     n_bytes = sum(tally.bytes for tally in first.values())
@@ -236,11 +243,14 @@ def _make_tokens(
             encoded = encode_documents(tokenizer, [text for _, text in batch])
             for (domain, text), ids in zip(batch, encoded, strict=True):
                 ids.append(eod)
-                out = heldout if number in held else train
-                out.add(ids)
                 entry = domains[domain]
-                entry["heldout_documents"] += out is heldout
-                entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
+                if number in dropped:
+                    entry["duplicate_tokens"] += len(ids)
+                else:
+                    out = heldout if number in held else train
+                    out.add(ids)
+                    entry["heldout_documents"] += out is heldout
+                    entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
                 bar.update(len(text.encode("utf-8")))
                 number += 1
     if {d: t.summary() for d, t in again.items()} != {d: t.summary() for d, t in first.items()}:
@@ -253,11 +263,35 @@ def _make_tokens(
         "eod_id": eod,
         "train": {"documents": train.n_documents, "tokens": train.n_tokens},
         "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
+        "dedup": report,
         "files": _files(folder),
     }
 
 
-_NO_TOKENS = {"heldout_documents": 0, "train_tokens": 0, "heldout_tokens": 0}
+_NO_TOKENS = {
+    "heldout_documents": 0,
+    "train_tokens": 0,
+    "heldout_tokens": 0,
+    "duplicate_tokens": 0,
+}
+
+
+def _find_duplicates(
+    data: DataConfig, held: set[int], progress: bool
+) -> tuple[set[int], dict[str, Any]]:
+    """Numbers of the training documents that `data.dedup` takes out, and its report."""
+    if data.dedup == "none":
+        return set(), {}
+    from pythia_core.dedup import deduplicate
+
+    numbers, texts = [], []
+    for number, document in enumerate(open_corpus(data, progress=False)):
+        if number not in held:
+            numbers.append(number)
+            texts.append(document.text)
+    found = deduplicate(texts, data.dedup, progress=progress)
+    gone = {number for number, kept in zip(numbers, found.keep, strict=True) if not kept}
+    return gone, found.report
 
 
 def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:

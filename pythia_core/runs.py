@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,13 +29,22 @@ from pythia_core.config import (
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.kernels import native
-from pythia_core.metrics import device_info, keep_freed_memory, read_metrics
+from pythia_core.metrics import (
+    device_info,
+    flops_per_token,
+    keep_freed_memory,
+    read_metrics,
+)
 from pythia_core.model import GPTNeoX
+from pythia_core.parallel import parallel_map
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
 from pythia_core.schedule import linear_step
 from pythia_core.train import TRAJECTORY_VERSION, Trainer, train
 
+Key = TypeVar("Key")
+SHORT = 1e12
+"""FLOP of runs that are trained faster than a worker process starts."""
 FORK_INDICES = (113, 133)
 """Checkpoints (of 143) at which the paper's interventions branch off: 21 % and 7 % before the end.
 Every run keeps its full state there."""
@@ -52,7 +61,6 @@ def identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
             "torch": f"{major}.{minor}",
             "device": device_info()["kind"],
             "kernels": "native" if native.library() else "torch",
-            "threads": torch.get_num_threads(),  # sums are split over them
         },
     }
 
@@ -69,6 +77,10 @@ class Run:
     folder: Path
     config: RunConfig
     data: PreparedData
+
+    def __reduce__(self) -> tuple:
+        """Pickled without the ledger it may have read."""
+        return Run, (self.folder, self.config, self.data)
 
     @property
     def id(self) -> str:
@@ -295,3 +307,44 @@ def find_or_train(config: RunConfig, progress: bool = True) -> Run:
     )
     _write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
     return run
+
+
+def find_or_train_all(configs: dict[Key, RunConfig], progress: bool = True) -> dict[Key, Run]:
+    """`find_or_train` of several runs, as many at a time as there are cores, the longest first.
+
+    Controls that forks of the list need come before them, in the list or not. What is there is not
+    trained again; a run that was stopped goes on.
+
+    Raises:
+        As find_or_train, for the first run that fails.
+    """
+    for data in dict.fromkeys(config.data for config in configs.values()):
+        prepare(data, progress)
+    parents = {c.parent: None for c in configs.values() if c.parent}
+    controls = parents | {c: None for c in configs.values() if c.parent is None}
+    forks = dict.fromkeys(c for c in configs.values() if c.parent is not None)
+    for wave in (controls, forks):
+        todo = [c for c in wave if not locate(c, progress).finished]
+        todo.sort(key=run_flops, reverse=True)
+        parallel_map(
+            _train_one,
+            todo,
+            progress=progress,
+            desc=f"training {len(todo)} runs",
+            unit="step",
+            total=sum(c.train.steps for c in todo),
+            here=sum(map(run_flops, todo)) < SHORT,
+        )
+    return {key: locate(config, progress) for key, config in configs.items()}
+
+
+def _train_one(config: RunConfig) -> None:
+    find_or_train(config)
+
+
+def run_flops(config: RunConfig) -> float:
+    """FLOP of training a run; of a fork, from its branching step on."""
+    window, t = config.intervention, config.train
+    updates = t.steps - (window.start if window else 0)
+    per_token = flops_per_token(config.model, config.data.seq_len)
+    return per_token * updates * t.batch_size * config.data.seq_len

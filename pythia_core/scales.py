@@ -61,17 +61,17 @@ LAPTOP_SIZES = {
     size.name: size
     for size in (
         Size("7k", 2, 16, 2, 1.0e-2),
+        Size("14k", 2, 24, 3, 1.0e-2),
         Size("25k", 2, 32, 2, 1.0e-2),
+        Size("40k", 2, 40, 5, 1.0e-2),
         Size("85k", 3, 48, 3, 1.0e-2),
         Size("150k", 3, 64, 4, 8.0e-3),
         Size("450k", 4, 96, 4, 6.0e-3),
         Size("800k", 4, 128, 4, 5.0e-3),
-        Size("1.5m", 5, 160, 5, 4.0e-3),
-        Size("2.7m", 6, 192, 6, 4.0e-3),
     )
 }
-"""Eight sizes for two cores, named by *non-embedding* parameters; depth, width and heads rise
-together as in the official suite."""
+"""Eight sizes for two cores, named by *non-embedding* parameters; depth and width rise together as
+in the official suite (heads do not there either)."""
 
 SIZES = {**LAPTOP_SIZES, **OFFICIAL_SIZES}
 
@@ -90,6 +90,10 @@ def size_named(name: str) -> Size:
 # --- scales ----------------------------------------------------------------------------------
 
 
+DEDUP = "jaccard-0.87"
+"""The recipe of the deduplicated half of the suite: what the paper's threshold says."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """One setting of the book-wide switch: how much of everything a study uses."""
@@ -103,21 +107,44 @@ class Scale:
     sizes: tuple[str, ...] = ()
     """The ladder of the suite at this scale."""
 
-    def run(
-        self, size: str, order_seed: int = 1234, weight_seed: int = 1234, **train: Any
-    ) -> RunConfig:
-        """The control run of one size at this scale.
+    def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
+        """Sizes given as a comma list, smallest first; an empty one means `default` or the ladder.
 
-        The vocabulary is that of the scale's tokenizer, padded to a multiple of 128 as in GPT-NeoX.
+        Raises:
+            ConfigError: an unknown size, or one that is named twice.
+        """
+        names = [name.strip() for name in (text or default).split(",") if name.strip()]
+        if (text or default) and not names:
+            raise ConfigError(f"no sizes in {text!r}; name some, e.g. {','.join(self.sizes[-2:])}")
+        names = names or list(self.sizes)
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
+        rungs = [size_named(name) for name in names]
+        return tuple(r.name for r in sorted(rungs, key=lambda r: r.n_layers * r.d_model**2))
+
+    def run(
+        self,
+        size: str,
+        order_seed: int = 1234,
+        weight_seed: int = 1234,
+        deduplicated: bool = False,
+        **train: Any,
+    ) -> RunConfig:
+        """The control run of one size at this scale, on the standard or the deduplicated text.
+
+        As in Pythia, what deduplication leaves is read one and a half times, for which the order
+        holds two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
+        multiple of 128 as in GPT-NeoX.
         """
         rung = size_named(size)
         vocab = 50_304
         if self.data.tokenizer.startswith("bpe-"):
             vocab = -(-int(self.data.tokenizer.removeprefix("bpe-")) // 128) * 128
         model = rung.model(vocab, max_seq_len=self.data.seq_len)
+        data = replace(self.data, dedup=DEDUP, epochs=2) if deduplicated else self.data
         return RunConfig(
             model=model,
-            data=replace(self.data, order_seed=order_seed),
+            data=replace(data, order_seed=order_seed),
             train=TrainConfig(
                 **{
                     "steps": self.steps,
@@ -142,7 +169,7 @@ SCALES = {
             "2 cores: tests, seconds a notebook",
             steps=16,
             batch_size=8,
-            data=DataConfig(domains=("biographies",), tokenizer="bpe-1024", seq_len=64),
+            data=DataConfig("miniature", ("biographies",), tokenizer="bpe-1024", seq_len=64),
             sizes=("7k", "25k"),
         ),
         Scale(
@@ -150,7 +177,7 @@ SCALES = {
             "2 cores, no GPU: minutes a study",
             steps=572,
             batch_size=32,
-            data=DataConfig(),
+            data=DataConfig("miniature"),
             sizes=tuple(LAPTOP_SIZES),
         ),
     )

@@ -2,7 +2,8 @@
 
 Everything that varies with the step is a pure function of it (batch, learning rate, what to save),
 so the only state is the weights, the Adam moments and the step number; resumption is bit-exact on
-the same machine, thread count and library versions. Nothing is random after the initialisation.
+the same kind of machine and library versions. Nothing is random after the initialisation. On a CPU
+a run uses one thread, so that its bits do not depend on the cores; several runs use several cores.
 
 Not here: finding or naming runs (pythia_core.runs), which data (prepare, intervene).
 """
@@ -36,15 +37,18 @@ from pythia_core.metrics import MetricsLog, device_info, keep_freed_memory
 from pythia_core.model import GPTNeoX, LayerNorm
 from pythia_core.optim import FlatParameters, make_optimizer
 from pythia_core.order import batch_hash
+from pythia_core.parallel import one_thread
 from pythia_core.progress import bar as progress_bar
 from pythia_core.schedule import checkpoint_steps, learning_rate
 
-TRAJECTORY_VERSION = 1
+TRAJECTORY_VERSION = 2
 """Part of every run's identity: raise it when a change alters what a run computes."""
 STATE_EVERY_SECONDS = 2.0
 """A crash loses about this much work, or more where saving takes long:"""
 STATE_SHARE = 0.02
 """share of the time that saving states may take."""
+LOCK_SECONDS = 3.0
+"""How long to wait for another process to let go of a run."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 State = dict[str, dict[str, Tensor]]
@@ -162,14 +166,22 @@ class Trainer:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the lock vanishes with it, however it ends."""
+    """Hold the run folder for this process; the lock vanishes with it, however it ends.
+
+    A worker whose parent was killed holds it for a moment longer, so one is patient.
+    """
+    patience = time.monotonic() + LOCK_SECONDS
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TrainingError(
-                f"{folder} is being trained by another process; wait for it or stop it"
-            ) from error
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > patience:
+                    raise TrainingError(
+                        f"{folder} is being trained by another process; wait for it or stop it"
+                    ) from error
+                time.sleep(0.1)
         yield
 
 
@@ -235,7 +247,7 @@ def train(
     keep = set(keep_states) | {end, config.train.steps}
     scheduled = {s for s in checkpoint_steps(config.train.steps) if s >= first_saved_step}
 
-    with _locked(folder), _stop_requests() as stop_requested:
+    with one_thread(), _locked(folder), _stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
         sweep_temporaries(states)
         trainer = Trainer(config, device)
@@ -244,8 +256,8 @@ def train(
             trainer.load_state(saved[0], {k: saved[1][k] for k in ("model", "optimizer")})
             if saved[2].get("machine") != device_info():
                 warnings.warn(
-                    f"step {saved[0]} was saved on another machine or with another number of "
-                    "threads; the run goes on, but not bit-identically",
+                    f"step {saved[0]} was saved on another machine or under other versions; the "
+                    "run goes on, but perhaps not bit-identically",
                     stacklevel=2,
                 )
         elif initial:

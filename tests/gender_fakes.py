@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,15 +22,6 @@ SENTENCES = [
     for other in JOBS
     for word in ("she", "he", "his", "her", "him", "herself", "himself", "hers")
 ]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Toy models are too small to share: threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tokenizer() -> Tokenizer:
@@ -129,15 +119,16 @@ def fake_data(seq_len: int) -> SimpleNamespace:
 
 
 def fake_find_or_train(folder: Path):
-    """`find_or_train` that makes FakeRuns at once; the list of them is its attribute `made`."""
+    """`find_or_train_all` that makes FakeRuns at once; the list of them is its attribute `made`."""
     data = fake_data(64)
     made: list[FakeRun] = []
 
-    def find_or_train(config: RunConfig, progress: bool = True) -> FakeRun:
-        run = FakeRun(config, folder, data)
-        run.folder = folder / run.id
-        made.append(run)
-        return run
+    def find_or_train(configs: dict[Any, RunConfig], progress: bool = True) -> dict[Any, FakeRun]:
+        found = {key: FakeRun(config, folder, data) for key, config in configs.items()}
+        for run in found.values():
+            run.folder = folder / run.id
+            made.append(run)
+        return found
 
     find_or_train.made = made
     return find_or_train

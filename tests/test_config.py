@@ -95,13 +95,13 @@ def test_a_damaged_config_is_a_named_error(values: dict) -> None:
 
 def test_the_laptop_ladder_rises_in_every_proportion() -> None:
     sizes = list(LAPTOP_SIZES.values())
-    for name in ("n_layers", "d_model", "n_heads"):
+    for name in ("n_layers", "d_model"):
         values = [getattr(size, name) for size in sizes]
         assert values == sorted(values)
     params = [size.model(4096).n_params_non_embedding for size in sizes]
     assert len(sizes) == 8
     assert params[0] < 10_000
-    assert params[-1] > 2_000_000
+    assert params[-1] > 700_000
     for size, n in zip(sizes, params, strict=True):
         scale = 1e6 if size.name.endswith("m") else 1e3
         assert float(size.name[:-1]) * scale == pytest.approx(n, rel=0.07)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.order import (
+    POLICIES,
     PreshuffledRows,
     RowOrder,
     batch_hash,
@@ -266,3 +268,34 @@ def test_batch_hash() -> None:
         batch_hash(rows.astype(float))
     with pytest.raises(DataError, match="outside"):
         batch_hash(np.array([-1]))
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda s: sum(s) > 12),
+    epochs=st.integers(1, 3),
+    policy=st.sampled_from(POLICIES),
+    share=st.floats(0, 1),
+    block=st.integers(1, 5),
+)
+def test_reads_are_counted_as_by_hand(
+    sizes: list[int], epochs: int, policy: str, share: float, block: int
+) -> None:
+    """Every place of the token file holds its own number, so rows say where they come from."""
+    order = RowOrder(sizes, 5, 7, epochs, policy)
+    places = SimpleNamespace(
+        tokens=np.arange(sum(sizes)), n_documents=len(sizes), n_tokens=sum(sizes), prefix=""
+    )
+    n_rows = int(share * order.n_rows)
+    rows, _ = order.gather(places, np.arange(n_rows))
+    counts, again = order.reads(n_rows, block)
+    inputs = rows[:, :-1]
+    np.testing.assert_array_equal(counts, np.bincount(inputs.reshape(-1), minlength=sum(sizes)))
+    seen: set[int] = set()
+    expected = []
+    for start in range(0, n_rows, block):
+        repeats = 0
+        for place in inputs[start : start + block].reshape(-1).tolist():
+            repeats += place in seen
+            seen.add(place)
+        expected.append(repeats)
+    assert again.tolist() == expected

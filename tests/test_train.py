@@ -184,7 +184,8 @@ def test_a_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
         train(other, batch_at, tmp_path, progress=False)
 
 
-def test_two_processes_on_one_run(tmp_path: Path) -> None:
+def test_two_processes_on_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pythia_core.train.LOCK_SECONDS", 0.2)
     process = child(tmp_path)
     try:
         wait_for_rows(tmp_path, 2)

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_core.config import SWAPS, RunConfig
-from pythia_core.errors import ConfigError, PythiaError, one_of, raise_all
-from pythia_core.progress import bar as progress_bar
-from pythia_core.scales import scale_named, size_named
+from pythia_core.errors import CheckpointError, ConfigError, one_of, raise_all
+from pythia_core.scales import scale_named
 from pythia_core.studies.gender_claims import claims_table
-from pythia_core.studies.gender_measures import Battery, Items, Measured, is_choice, measured
+from pythia_core.studies.gender_measures import Battery, Items, Measured, is_choice
+from pythia_core.studies.measured import measure_all
 from pythia_core.studies.stats import Estimate, estimate
 
 if TYPE_CHECKING:
@@ -84,23 +84,15 @@ class GenderBiasParams:
     @property
     def size_list(self) -> tuple[str, ...]:
         """The sizes as a tuple, smallest first."""
-        given = self.sizes or DEFAULT_SIZES.get(self.scale, "")
-        names = [name.strip() for name in given.split(",") if name.strip()]
-        if not names:
-            raise ConfigError(f"no sizes for scale {self.scale!r}; name some, e.g. sizes=85k,450k")
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
-        rungs = [size_named(name) for name in names]
-        rungs.sort(key=lambda s: s.n_layers * s.d_model**2)
-        return tuple(rung.name for rung in rungs)
+        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
 
     def control(self, size: str, seed: int) -> RunConfig:
-        """The control run of one size and seed."""
+        """The control run of one size and seed: a model of the suite's deduplicated half."""
         from pythia_core.metrics import best_precision
 
         both = BASE_SEED + seed
         scale = scale_named(self.scale)
-        return scale.run(size, both, both, precision=best_precision())
+        return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
         """The run of one arm."""
@@ -145,18 +137,18 @@ def run(
     params: GenderBiasParams,
     progress: bool = True,
     items: Items | None = None,
-    find_or_train: Callable[..., Run] | None = None,
+    find_or_train: Callable[..., dict[Any, Run]] | None = None,
     published: Published | None = None,
 ) -> Result:
     """Find or train every run, measure, compare.
 
     Args:
         items: the evaluation items; default: those of the pinned wheels.
-        find_or_train: how a run is had; default: pythia_core.runs.find_or_train.
+        find_or_train: how runs are had; default: pythia_core.runs.find_or_train_all.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
     if find_or_train is None:
-        from pythia_core.runs import find_or_train
+        from pythia_core.runs import find_or_train_all as find_or_train
     if published is None:
         from pythia_core.published import find
 
@@ -166,36 +158,37 @@ def run(
     cells = [
         (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
     ]
-    n_points = sum(len(params.steps(arm)) for _, _, arm in cells)
+    trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
+    runs = list(trained.values())
+    batteries: dict[str, Battery] = {}  # the order of seeds differs, items and texts do not
+    for run in runs:
+        if run.data.fingerprint not in batteries:
+            max_seq_len = run.config.model.max_seq_len
+            batteries[run.data.fingerprint] = Battery(items, run.data, max_seq_len)
+    battery = batteries[runs[0].data.fingerprint]
+    places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
     branch_start = scale_named(params.scale).fork_step(BRANCH[0])
-    runs: list[Run] = []
+    arrays_at, gaps = {}, []
+    for full in (False, True):
+        chosen = [(run, step) for _, run, step in places if (step >= branch_start) == full]
+        for fingerprint, each in batteries.items():
+            mine = [(run, step) for run, step in chosen if run.data.fingerprint == fingerprint]
+            some, missing = measure_all(mine, each.measurement(full), progress)
+            arrays_at |= some
+            gaps += missing
+    last = scale_named(params.scale).steps
+    if lost := [gap for gap in gaps if gap.step == last]:
+        raise CheckpointError(f"the end of a run cannot be measured: {lost[0].reason}")
     found: dict[Key, list[Measured]] = {}
-    ledgers = []
-    battery, fingerprint = None, None
-    total = len(cells) + n_points
-    # pieces take from 0.1 s to a minute: an estimate of the time left would mislead
-    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
-    with progress_bar(progress, total=total, desc=STUDY, bar_format=shape) as bar:
-        for size, i, arm in cells:
-            bar.set_postfix_str(f"{size} seed {i} {arm}: training")
-            config = params.arm(size, i, arm)
-            try:
-                done = find_or_train(config, progress=progress)
-            except PythiaError as error:
-                error.add_note(f"(while getting size {size}, seed {i}, arm {arm} of the study)")
-                raise
-            runs.append(done)
-            bar.update()
-            if battery is None or done.data.fingerprint != fingerprint:
-                battery = Battery(items, done.data, config.model.max_seq_len)
-                fingerprint = done.data.fingerprint
-            bar.set_postfix_str(f"{size} seed {i} {arm}: measuring")
-            for step in params.steps(arm):
-                here = measured(done, step, step >= branch_start, battery)
-                found.setdefault((size, arm, step), []).append(here)
-                bar.update()
-            if done.ledger is not None:
-                ledgers.append({"size": size, "seed": i, "arm": arm, **_ledger_row(done)})
+    for (size, _, arm), run, step in places:
+        if (run.id, step) in arrays_at:
+            found.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
+    found = {key: seeds for key, seeds in found.items() if len(seeds) == params.seeds}
+    ledgers = [
+        {"size": size, "seed": i, "arm": arm, **_ledger_row(trained[size, i, arm])}
+        for size, i, arm in cells
+        if ARMS[arm] is not None
+    ]
     halves = {name: battery.feminine_job for name in STRATIFIED}
     tables = _tables(params, items, found, ledgers, halves)
     arrays = {key: _stack(measures) for key, measures in found.items()}
@@ -207,6 +200,7 @@ def run(
     claims = claims_table(params, final, published, halves)
     values = _values(params, items, final, tables, halves)
     values["n_too_long"] = sum(battery.too_long.values())
+    values["gaps"] = len(gaps)
     return Result(params, tables, values, claims, runs, published, started)
 
 

@@ -12,17 +12,13 @@ The three choices compare total log-likelihoods after one EOD, the rule behind t
 numbers; `*_per_token` divides by the number of tokens, the paper's wording; `*_margin` is the
 difference in nats, which moves before any choice flips. Ties count as "not the stereotype".
 The paper puts a WinoBias sentence into a question; here the sentence is scored with each pronoun.
-
-Results are kept beside the run under a key of weights, items and scorer version.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,11 +26,9 @@ import numpy as np
 from pythia_core import evaluate
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
-from pythia_core.paths import atomic_file
 
 if TYPE_CHECKING:
     from pythia_core.prepare import PreparedData
-    from pythia_core.runs import Run
 
 FEMININE = (" she", " her", " hers", " herself")
 MASCULINE = (" he", " him", " his", " himself")
@@ -150,6 +144,10 @@ class Battery:
         self.passages = pack(passages, "held-out sentences with a last word")
         self.digest = stable_hash([evaluate.VERSION, max_seq_len, digests])
 
+    def measurement(self, full: bool) -> GenderMeasurement:
+        """What pythia_core.studies.measured.measure_all applies to checkpoints."""
+        return GenderMeasurement(self, full)
+
     def measure(self, model: evaluate.Scorable, full: bool) -> Measured:
         """Every measure if `full`, else those followed over all of training (FEW)."""
         found: Measured = {}
@@ -190,51 +188,20 @@ def _choices(name: str, scores: evaluate.Scores) -> Measured:
     }
 
 
-# --- kept results ----------------------------------------------------------------------------
+@dataclass(frozen=True)
+class GenderMeasurement:
+    """A battery as a pythia_core.studies.measured.Measurement."""
 
+    battery: Battery
+    full: bool
 
-def measured(run: Run, step: int, full: bool, battery: Battery) -> Measured:
-    """The measures of one checkpoint of a run, from the file beside the run or computed now.
+    @property
+    def name(self) -> str:
+        return "gender_full" if self.full else "gender_few"
 
-    Args:
-        step: a saved step; the last one stands for the final weights.
-        full: every measure, or only FEW.
+    @property
+    def digest(self) -> str:
+        return self.battery.digest
 
-    Raises:
-        DataError: `step` was not saved.
-    """
-    if step not in run.steps:
-        raise DataError(f"run {run.id} has no checkpoint at step {step}; saved: {list(run.steps)}")
-    key = {
-        "run": run.id,
-        "step": step,
-        "items": battery.digest,
-        "scorer": evaluate.VERSION,
-        "weights": run.final_sha256 if step == run.config.train.steps else None,
-    }
-    # A full measurement also answers a request for the few.
-    for kind in ("full",) if full else ("full", "few"):
-        kept = _read(_file(run, key, kind), key)
-        if kept is not None:
-            return kept
-    found = battery.measure(run.model(step), full)
-    with atomic_file(_file(run, key, "full" if full else "few")) as target:
-        values = {name: column.tolist() for name, column in found.items()}
-        target.write_text(json.dumps({"key": key, "values": values}), encoding="utf-8")
-    return found
-
-
-def _file(run: Run, key: dict[str, Any], kind: str) -> Path:
-    folder = Path(run.folder) / "evaluations"
-    return folder / f"gender-step{key['step']}-{kind}-{stable_hash(key)[:12]}.json"
-
-
-def _read(path: Path, key: dict[str, Any]) -> Measured | None:
-    """A kept result, or None if there is none of this key (a damaged file is computed again)."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] != key:
-            return None
-        return {name: np.array(column, np.float64) for name, column in kept["values"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    def __call__(self, model: evaluate.Scorable, step: int) -> Measured:
+        return self.battery.measure(model, self.full)

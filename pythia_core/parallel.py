@@ -1,0 +1,155 @@
+"""Many independent jobs on the cores there are: one process a core, one thread a process.
+
+Small models gain little from a second thread (their operations are shorter than the threads' wait
+for each other), several models at once gain nearly everything. As a worker has one thread, sums
+are never split, so results do not depend on how many cores a machine has. Workers are started once
+and kept for the life of the process; they end with it, however it ends.
+
+`PYTHIA_WORKERS` sets their number (default: the cores of this process; 1: no other process).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from pythia_core import progress as bars
+from pythia_core.errors import ConfigError, PythiaError
+
+VARIABLE = "PYTHIA_WORKERS"
+Job = TypeVar("Job")
+Found = TypeVar("Found")
+
+_pool: tuple[ProcessPoolExecutor, Any] | None = None
+
+
+def n_workers() -> int:
+    """How many processes work at a time: `PYTHIA_WORKERS`, else the cores of this process.
+
+    Raises:
+        ConfigError: the variable is not a positive whole number.
+    """
+    given = os.environ.get(VARIABLE)
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not given.isdecimal() or int(given) < 1:
+        raise ConfigError(f"{VARIABLE} must be a whole number from 1 on, got {given!r}")
+    return int(given)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Run the body on one thread: sums are then split nowhere, on any machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def parallel_map(
+    function: Callable[[Job], Found],
+    jobs: Sequence[Job],
+    *,
+    progress: bool = True,
+    desc: str = "",
+    unit: str = "it",
+    total: int | None = None,
+    here: bool = False,
+) -> list[Found]:
+    """`[function(job) for job in jobs]`, each job on one thread of one of the workers.
+
+    Args:
+        function: importable by name; jobs and results are pickled. Jobs start in the order given.
+        total: length of the bar in units that the jobs' own bars report; None: count the jobs.
+        here: run the jobs in this process, e.g. because they are shorter than starting another.
+
+    Raises:
+        Whatever a job raises, the first one; the others are stopped (a training saves its state).
+        PythiaError: a worker died, e.g. for want of memory.
+    """
+    if here or len(jobs) < 2 or n_workers() < 2:
+        with one_thread():
+            if total is not None:
+                return [function(job) for job in jobs]
+            with bars.bar(progress, total=len(jobs), desc=desc, unit=unit) as bar:
+                return [found for job in jobs for found in [function(job)] if bar.update() or True]
+    pool, counter = _workers()
+    counter.value = 0
+    with bars.bar(progress, total=total or len(jobs), desc=desc, unit=unit) as bar:
+        futures: list[Future] = []
+        try:
+            futures = [pool.submit(function, job) for job in jobs]
+            waiting = set(futures)
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                bar.n = counter.value if total is not None else len(futures) - len(waiting)
+                bar.refresh()
+            return [future.result() for future in futures]
+        except BrokenProcessPool as error:
+            _stop()
+            raise PythiaError(
+                "a worker process died; was there enough memory? What was finished is kept: run "
+                f"it again to go on, with fewer workers ({VARIABLE}=1) if it happens again"
+            ) from error
+        except BaseException:
+            _stop()
+            raise
+
+
+# --- workers ---------------------------------------------------------------------------------
+
+
+def _workers() -> tuple[ProcessPoolExecutor, Any]:
+    global _pool
+    if _pool is None:
+        context = multiprocessing.get_context("spawn")
+        counter = context.Value("q", 0)
+        arguments = (counter, os.getpid())
+        _pool = ProcessPoolExecutor(n_workers(), context, _start_worker, arguments), counter
+        atexit.register(_stop)
+    return _pool
+
+
+def _start_worker(counter: Any, parent: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    bars.relay_to(counter)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would go on, and keep the lock of the run it trains."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _stop() -> None:
+    """End the workers; one that trains saves its state first."""
+    global _pool
+    if _pool is None:
+        return
+    (pool, _), _pool = _pool, None
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        with contextlib.suppress(OSError, TypeError):
+            os.kill(process.pid, signal.SIGTERM)
+    for process in processes:
+        process.join(timeout=10)

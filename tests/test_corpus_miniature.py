@@ -1,0 +1,69 @@
+"""The Pile in miniature: proportions, planted copies, nothing held out is ever planted."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pythia_core import corpus_miniature as miniature
+from pythia_core.config import DOMAINS, DataConfig
+from pythia_core.corpus import open_corpus
+from pythia_core.dedup import jaccard
+
+WORDS = [f"word{i}" for i in range(300)]
+
+
+def document(i: int, length: int = 200) -> str:
+    return " ".join(WORDS[(i * 7 + j * (1, 7, 11, 13, 17)[i % 5]) % 300] + str(i) for j in range(length))
+
+
+@given(st.text(alphabet="ab \n", max_size=60).map(lambda t: t * 700))
+def test_cutting_loses_nothing(text: str) -> None:
+    parts = list(miniature.pieces(text))
+    assert "".join(parts) == text
+    assert all(part.endswith("\n") for part in parts[:-1])
+
+
+def test_copies_follow_the_plan() -> None:
+    texts = [document(i) for i in range(3000)]
+    copies = miniature.plan(texts)
+    assert copies == miniature.plan(list(reversed(texts)))  # of the text, not of the order
+    assert set(copies.values()) == set(miniature.LEVELS)
+    budget = miniature.PLANTED_SHARE * 200 * len(texts)
+    for level in miniature.LEVELS:
+        words = sum(200 * (level - 1) for n in copies.values() if n == level)
+        assert budget - 1 <= words <= 1.5 * budget
+    assert all(miniature.fraction(text) >= miniature.GUARD for text in copies)
+
+
+def test_a_text_that_is_too_short_or_too_long_is_not_planted() -> None:
+    texts = [document(i, 60) for i in range(500)] + [document(i, 900) for i in range(500)]
+    assert miniature.plan(texts) == {}
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_an_edited_copy_is_a_near_duplicate(i: int) -> None:
+    text = document(i)
+    one, other = miniature.edited(text, 4), miniature.edited(text, 8)
+    assert len({text, one, other}) == 3
+    assert miniature.edited(text, 4) == one
+    changed = sum(a != b for a, b in zip(text.split(), one.split(), strict=True))
+    assert 1 <= changed <= 2
+    assert 0.87 <= jaccard(text, one) < 1
+    assert miniature.fraction(one) >= miniature.GUARD
+
+
+@pytest.mark.wheels
+def test_the_corpus_is_as_repetitive_as_the_pile() -> None:
+    data = DataConfig("miniature")
+    texts = [document.text for document in open_corpus(data, progress=False)]
+    once = {text: len(text) for text in texts}
+    assert 0.60 < sum(once.values()) / sum(map(len, texts)) < 0.70
+    counts = Counter(texts)
+    assert max(counts.values()) == 128 - 31  # every fourth copy is edited
+    held = [text for text in once if miniature.fraction(text) < data.heldout_fraction]
+    assert len(held) > 100
+    assert {document.domain for document in open_corpus(data, progress=False)} == set(DOMAINS)

@@ -1,0 +1,95 @@
+"""Measurements are made once, kept whole, and a lost checkpoint is a gap."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.runs import Run, find_or_train_all
+from pythia_core.studies.measured import measure_all
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The norm of a weight, and the step."""
+
+    name: str = "norm"
+    digest: str = "a"
+    calls: list[int] = field(default_factory=list)
+
+    def __call__(self, model, step: int) -> dict[str, np.ndarray]:
+        self.calls.append(step)
+        return {
+            "norm": np.array([model.embed_in.weight.norm().item()]),
+            "step": np.array([step]),
+            "late": np.array([step > 3, False]),
+        }
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "corpus.jsonl"
+    lines = [json.dumps({"text": f"Number {i} follows number {i - 1}. " * 9}) for i in range(50)]
+    corpus.write_text("\n".join(lines))
+    configs = {
+        seed: RunConfig(
+            model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=16),
+            data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=16),
+            train=TrainConfig(steps=6, batch_size=4, lr_max=1e-2, weight_seed=seed),
+        )
+        for seed in (1, 2)
+    }
+    return list(find_or_train_all(configs, progress=False).values())
+
+
+def test_what_was_measured_is_not_measured_again(trained: list[Run]) -> None:
+    cells = [(run, step) for run in trained for step in (0, 2, 6)]
+    what = Norm()
+    found, gaps = measure_all(cells, what, progress=False)
+    assert (len(found), gaps, len(what.calls)) == (6, [], 6)
+    assert all(found[run.id, step]["step"] == step for run, step in cells)
+    again, _ = measure_all([*cells, (trained[0], 5)], what, progress=False)
+    assert len(what.calls) == 7
+    for place, arrays in found.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(again[place][name], array)
+            assert again[place][name].dtype == array.dtype
+
+
+def test_another_digest_is_another_measurement(trained: list[Run]) -> None:
+    first, second = Norm(), Norm(digest="b")
+    for what in (first, second):
+        measure_all([(trained[0], 2)], what, progress=False)
+    assert len(first.calls) == len(second.calls) == 1
+
+
+@pytest.mark.parametrize("position", [3, 200, -3])
+def test_a_damaged_kept_result_is_made_again(trained: list[Run], position: int) -> None:
+    what = Norm()
+    first, _ = measure_all([(trained[0], 2)], what, progress=False)
+    (file,) = (trained[0].folder / "evaluations").iterdir()
+    raw = bytearray(file.read_bytes())
+    raw[position] ^= 4
+    file.write_bytes(raw)
+    again, _ = measure_all([(trained[0], 2)], what, progress=False)
+    assert len(what.calls) == 2
+    place = (trained[0].id, 2)
+    np.testing.assert_array_equal(first[place]["norm"], again[place]["norm"])
+
+
+def test_a_lost_or_corrupt_checkpoint_is_a_gap(trained: list[Run]) -> None:
+    run = trained[0]
+    weights = run.checkpoints / "step-000002" / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    found, gaps = measure_all([(run, 2), (run, 3), (run, 99)], Norm(), progress=False)
+    assert set(found) == {(run.id, 3)}
+    assert {gap.step: "corrupt" in gap.reason for gap in gaps} == {2: True, 99: False}

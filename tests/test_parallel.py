@@ -1,0 +1,106 @@
+"""Jobs on several processes: results in order, one thread each, errors and ends are clean."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from pythia_core import parallel
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.parallel import n_workers, one_thread, parallel_map
+
+
+def square(x: int) -> int:
+    if x == 13:
+        raise DataError("thirteen")
+    return x * x
+
+
+def threads(_: int) -> tuple[int, int]:
+    import torch
+
+    return torch.get_num_threads(), os.getpid()
+
+
+def test_the_same_here_and_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHIA_WORKERS", "2")
+    jobs = list(range(9))
+    assert parallel_map(square, jobs, progress=False) == [x * x for x in jobs]
+    assert parallel_map(square, jobs, progress=False, here=True) == [x * x for x in jobs]
+    assert parallel_map(square, [], progress=False) == []
+    found = parallel_map(threads, jobs, progress=False)
+    assert {n for n, _ in found} == {1}
+    assert os.getpid() not in {pid for _, pid in found}
+    assert parallel_map(threads, [1], progress=False) == [(1, os.getpid())]
+
+
+def test_an_error_in_a_worker_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHIA_WORKERS", "2")
+    with pytest.raises(DataError, match="thirteen"):
+        parallel_map(square, [1, 13, 2, 3], progress=False)
+    assert parallel_map(square, [2, 3], progress=False) == [4, 9]  # a new pool
+
+
+def test_one_thread_is_undone() -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), one_thread():
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("bad", ["0", "-1", "two", "1.5", ""])
+def test_a_bad_number_of_workers_is_refused(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(parallel.VARIABLE, bad)
+    with pytest.raises(ConfigError, match="PYTHIA_WORKERS"):
+        n_workers()
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, time, pathlib
+        from pythia_core.parallel import parallel_map
+
+        def job(folder):
+            pathlib.Path(folder, str(os.getpid())).touch()
+            time.sleep(60)
+
+        if __name__ == "__main__":
+            parallel_map(job, [os.environ["FOLDER"]] * 2, progress=False)
+        """)
+    )
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    environment = {**os.environ, "FOLDER": str(folder), "PYTHIA_WORKERS": "2"}
+    parent = subprocess.Popen([sys.executable, str(script)], env=environment)
+    try:
+        until = time.monotonic() + 60
+        while len(list(folder.iterdir())) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        workers = [int(path.name) for path in folder.iterdir()]
+        assert len(workers) == 2
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+
+    def alive(pid: int) -> bool:
+        try:
+            return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            return False
+
+    until = time.monotonic() + 10
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))

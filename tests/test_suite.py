@@ -1,0 +1,133 @@
+"""The suite: what its runs share, the proofs find what they are for, readings are counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core.checkpoint import MANIFEST, _self_hash
+from pythia_core.config import DataConfig
+from pythia_core.errors import ConfigError
+from pythia_core.scales import OFFICIAL_SIZES, scale_named
+from pythia_core.studies import suite
+from pythia_core.studies.suite_proofs import proofs_table
+from pythia_core.studies.suite_reading import pile_reads
+from pythia_core.studies.suites_compared import suites_table
+from pythia_core.suite import DATA_ARMS, suite_configs
+
+
+def test_twins_differ_in_their_text_only() -> None:
+    configs = suite_configs("laptop", scale_named("laptop").sizes)
+    assert len(configs) == 16
+    for size in scale_named("laptop").sizes:
+        standard, deduplicated = (configs[size, arm] for arm in DATA_ARMS)
+        assert (standard.model, standard.train) == (deduplicated.model, deduplicated.train)
+        assert standard.data.dedup == "none"
+        assert deduplicated.data.dedup == "jaccard-0.87"
+    assert len({c.data for c in configs.values()}) == 2
+    with pytest.raises(ConfigError, match="unknown arm 'both'"):
+        suite_configs("laptop", ["7k"], ["both"])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sizes": "7k,7k"}, "more than once"),
+        ({"sizes": ","}, "no sizes"),
+        ({"sizes": "7m"}, "unknown size"),
+        ({"scale": "huge"}, "unknown scale"),
+        ({"seed": -1}, "seed must be"),
+        ({"resume_steps": 1}, "resume_steps must be"),
+    ],
+)
+def test_bad_parameters_are_refused(given: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        suite.SuiteParams(**given)
+
+
+def test_the_piles_readings_are_those_of_its_sizes() -> None:
+    """0, 1, 2 readings: 7.6, 39.9, 52.5 % (facts of the released runs), not 0, 55, 45 %."""
+    joint = pile_reads("deduplicated", "joint")
+    np.testing.assert_allclose(joint, (0.076, 0.399, 0.525, 0), atol=5e-4)
+    np.testing.assert_allclose(
+        pile_reads("deduplicated", "separate")[:3], (0, 0.551, 0.449), atol=1e-3
+    )
+    np.testing.assert_allclose(pile_reads("standard", "joint")[:2], (0.102, 0.898), atol=1e-3)
+
+
+def test_official_sizes_are_counted_from_their_shapes() -> None:
+    table = suite.official_table().set_index("size")
+    assert list(table.index) == list(OFFICIAL_SIZES)
+    assert table.total["70m"] == 70_426_624
+    assert table.non_embedding["12b"] == 11_327_027_200
+    assert set(table.tokens) == {299_892_736_000}
+
+
+def test_pythia_is_the_last_of_the_suites() -> None:
+    last = suites_table().iloc[-1]
+    assert (last.suite, last.models, last.checkpoints) == ("Pythia", 8, 154)
+    assert (last.smallest, last.largest, last.certainty) == ("70M", "12B", "checked")
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> suite.Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHIA_RESULTS", str(tmp_path_factory.mktemp("results")))
+        yield suite.run(suite.SuiteParams("smoke"), progress=False)
+
+
+@pytest.mark.wheels
+def test_the_suite_keeps_its_promises(smoke: suite.Result) -> None:
+    proofs = smoke.tables["proofs"]
+    assert not proofs.failures.any()
+    assert (proofs.cases > 0).all()
+    assert len(smoke.tables["checkpoints"]) == 4 * 17
+    reads = smoke.tables["reads"].groupby(["arm", "policy"])["share"].sum()
+    np.testing.assert_allclose(reads, 1)
+    assert set(smoke.tables["losses"].columns) == {"size", "arm", "step", "tokens", "loss"}
+    config = scale_named("smoke").run("7k").data
+    assert config == DataConfig("miniature", ("biographies",), tokenizer="bpe-1024", seq_len=64)
+
+
+@pytest.mark.wheels
+def test_proofs_find_what_they_are_for(smoke: suite.Result) -> None:
+    cells = [(size, arm) for size in ("7k", "25k") for arm in DATA_ARMS]
+    runs = dict(zip(cells, smoke.runs, strict=True))
+
+    def failures() -> dict[str, int]:
+        return proofs_table(runs, 4).groupby("check").failures.sum().to_dict()
+
+    assert not any(failures().values())
+    last = runs["25k", "standard"]
+    copied, lost = (last.checkpoints / f"step-{step:06d}" for step in (5, 9))
+    kept = copied.with_name("kept")
+    copied.rename(kept)
+    shutil.copytree(last.checkpoints / "step-000016", copied)
+    manifest = copied / MANIFEST
+    _claim_another_step(manifest, 5)
+    log = last.folder / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(
+        "".join([*lines[:3], lines[3].replace('"batch_hash": "', '"batch_hash": "0'), *lines[4:]])
+    )
+    lost.rename(lost.with_name("elsewhere"))
+    try:
+        found = failures()
+        assert (found["distinct"], found["complete"], found["same order"]) == (1, 1, 1)
+    finally:
+        shutil.rmtree(copied)
+        kept.rename(copied)
+        lost.with_name("elsewhere").rename(lost)
+        log.write_text("".join(lines))
+
+
+def _claim_another_step(manifest: Path, step: int) -> None:
+    """As on the hub: another step's weights under this step's name, with a manifest that fits."""
+    values = json.loads(manifest.read_text())
+    values["step"] = step
+    values["manifest_sha256"] = _self_hash(values)
+    manifest.write_text(json.dumps(values))
