@@ -1,10 +1,10 @@
 """Near-deduplication: which documents of a corpus stay, and whose copies the others are.
 
-The paper (section 2.1) trains every size a second time on a Pile "near-deduplicated with MinHashLSH
-at a threshold of 0.87". How is not published. Most likely it was a MinHash of 10 permutations in
-one band over word 5-grams, without verification, in which the last of several copies stays: then a
-pair of similarity J is found with probability J^10, a quarter of those at 0.87, and "0.87" is a
-name more than a threshold. That is the recipe `eleutherai-0.87`, with differences that are left:
+The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
+0.87, and gives no more detail. Most likely (the authors have not said so) that was 10 permutations
+in one band over word 5-grams, without verification, and the last of several copies stayed: a pair
+of similarity J is then found with probability J^10, a quarter of those at 0.87, so that "0.87" is
+a name more than a threshold. This is the recipe `eleutherai-0.87`, with differences that are left:
 words are what white space separates, hashes are others, and texts are not cut into slices first.
 
 The recipe `jaccard-0.87` does what the name says: it finds candidates with 14 bands of 8 hashes and

@@ -311,7 +311,8 @@ def _execute_on_slurm(
             seen = subprocess.run(
                 ["squeue", "--noheader", "--jobs", str(job.job_id)], capture_output=True, text=True
             )
-            queued = bool(seen.stdout.strip())
+            gone = not seen.returncode or "Invalid job id" in seen.stderr  # else it may be back
+            queued = bool(seen.stdout.strip()) or not gone
 
 
 _EXECUTE = {"local": _execute_locally, "slurm": _execute_on_slurm, "ray": _execute_on_ray}

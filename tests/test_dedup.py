@@ -204,7 +204,8 @@ def test_numbers_case_and_punctuation_make_a_difference():
     texts = [*sums, *case, *marks]
     same = TextNormConfig()
     assert all(simplify_text(a, same) == simplify_text(b, same) for a, b in (sums, case, marks))
-    assert deduplicate(texts).keep.all()  # datatrove's defaults would merge each pair
+    for recipe in ("jaccard-0.87", "eleutherai-0.87"):  # the other one takes equal hashes as proof
+        assert deduplicate(texts, recipe).keep.all()  # datatrove's defaults would merge each pair
     spaced = deduplicate([case[0], case[0].replace(" ", " \n\t")])
     assert spaced.reason.tolist() == [KEPT, NEAR]  # white space makes none
 

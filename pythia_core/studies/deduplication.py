@@ -1,0 +1,173 @@
+"""What deduplication takes away and what it gives (paper sections 2.1 and 2.6): twins compared.
+
+Every size stands twice in the suite, on the standard and on the deduplicated text, with the same
+initial weights, number of updates and tokens. Both are measured on the same held-out rows, items
+and training rows, so that every difference is paired. Tables only; training is find-or-train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_core.dedup import RECIPES, s_curve
+from pythia_core.errors import ConfigError, raise_all
+from pythia_core.prepare import prepare
+from pythia_core.scales import scale_named
+from pythia_core.studies.language import LanguageMeasurement
+from pythia_core.studies.measured import measure_all
+from pythia_core.studies.stats import estimate
+from pythia_core.suite import DATA_ARMS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.published import Published
+    from pythia_core.runs import Run
+
+STUDY = "deduplication"
+INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
+"""Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
+PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
+"""The Pile before and after (issue threads of the release; paper section 2)."""
+
+Suite = dict[tuple[str, str], "Run"]
+
+
+@dataclass(frozen=True)
+class DeduplicationParams:
+    """Parameters of the study; a bad one is refused with what is accepted."""
+
+    scale: str = "laptop"
+    sizes: str = ""
+    """Comma list; empty: the whole ladder of the scale."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("scale", "sizes"):
+            if not isinstance(getattr(self, name), str):
+                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
+        for name, low, high in (("seed", 0, 2**32 - 1), ("bootstrap", 100, 1_000_000)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
+        if not problems:
+            try:
+                _ = self.size_list
+            except ConfigError as error:
+                problems.append(str(error))
+        raise_all(ConfigError, problems, "DeduplicationParams")
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        return scale_named(self.scale).size_list(self.sizes)
+
+
+Params = DeduplicationParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the study found, ready to be drawn and recorded."""
+
+    params: DeduplicationParams
+    tables: dict[str, pd.DataFrame]
+    values: dict[str, Any]
+    claims: list[dict[str, Any]]
+    runs: list[Run]
+    published: Published | None
+    started: float
+    study: str = STUDY
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self.params)
+
+
+# --- the text --------------------------------------------------------------------------------
+
+
+def recipes_table(params: DeduplicationParams, progress: bool) -> dict[str, pd.DataFrame]:
+    """recipes: recipe, documents, tokens, identical, similar (documents removed), percent (tokens).
+    clusters: recipe, copies (size of a cluster), clusters, documents. caught: recipe, similarity,
+    probability that a pair of that similarity is found.
+    """
+    import pandas as pd
+
+    rows, clusters, caught = [], [], []
+    base = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed).data
+    for recipe in ("none", *RECIPES):
+        data = prepare(replace(base, dedup=recipe), progress)
+        report = data.manifest["tokens"]["dedup"]
+        row = {"recipe": recipe, **data.manifest["tokens"]["train"]}
+        removed = report.get("removed", {})
+        row |= {"identical": removed.get("exact", 0), "similar": removed.get("near", 0)}
+        rows.append(row | {"percent": 100 * (1 - row["tokens"] / rows[0]["tokens"]) if rows else 0})
+        for copies, count in sorted(report.get("clusters", {}).items(), key=lambda c: int(c[0])):
+            size = int(copies)
+            clusters.append({"recipe": recipe, "copies": size, "clusters": count,
+                             "documents": size * count})  # fmt: skip
+        if recipe in RECIPES and RECIPES[recipe].buckets:
+            bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
+            for similarity in np.linspace(0, 1, 101).round(2):
+                found = float(s_curve(similarity, *bands))
+                if RECIPES[recipe].verify and similarity < RECIPES[recipe].threshold:
+                    found = 0.0
+                caught.append({"recipe": recipe, "similarity": similarity, "probability": found})
+    return {
+        "recipes": pd.DataFrame(rows),
+        "clusters": pd.DataFrame(clusters, columns=["recipe", "copies", "clusters", "documents"]),
+        "caught": pd.DataFrame(caught),
+    }
+
+
+# --- the models ------------------------------------------------------------------------------
+
+
+def twins_tables(
+    params: DeduplicationParams, suite: Suite, progress: bool
+) -> tuple[dict[str, pd.DataFrame], dict[tuple[str, str], np.ndarray], int]:
+    """levels: size, arm, measure, step, percent, value, low, high, n. effects: the same without
+    arm, deduplicated minus standard, paired. Also the final paired differences by (measure, size),
+    and the number of checkpoints that could not be measured.
+    """
+    import pandas as pd
+
+    scale = scale_named(params.scale)
+    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
+    some = next(iter(suite.values()))
+    what = LanguageMeasurement.of(some.data, some.config.model.max_seq_len)
+    cells = [(run, step) for run in suite.values() for step in steps]
+    found, gaps = measure_all(cells, what, progress)
+    levels, effects = [], []
+    final: dict[tuple[str, str], np.ndarray] = {}
+    for size in params.size_list:
+        for step in steps:
+            place = {"size": size, "step": step, "percent": 100 * step / scale.steps}
+            both = [found.get((suite[size, arm].id, step)) for arm in DATA_ARMS]
+            for arm, arrays in zip(DATA_ARMS, both, strict=True):
+                for measure, values in (arrays or {}).items():
+                    row = estimate(values[None], params.bootstrap, exact=measure == "last_word")
+                    levels.append({**place, "arm": arm, "measure": measure, **row.interval(),
+                                   "n": row.n_items})  # fmt: skip
+            if None in both:
+                continue
+            for measure in both[0]:
+                change = both[1][measure].astype(float) - both[0][measure]
+                row = estimate(
+                    change[None], params.bootstrap, change=True, exact=measure == "last_word"
+                )
+                effects.append({**place, "measure": measure, **row.interval(), "n": row.n_items})
+                if step == scale.steps:
+                    final[measure, size] = change
+    names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
+    tables = {
+        "levels": pd.DataFrame(levels, columns=names),
+        "effects": pd.DataFrame(effects, columns=[n for n in names if n != "arm"]),
+    }
+    return tables, final, len(gaps)
