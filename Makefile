@@ -10,6 +10,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
 STUDY ?= gender_bias
+# the suite first: the others are about its models
+STUDIES := suite $(filter-out suite,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 TORCH_INDEX ?=
 
 VENV := .venv
@@ -35,9 +37,8 @@ test: $(READY) ## set up, run every test, the notebooks included (at scale smoke
 	@echo "== Running the tests"
 	@$(BIN)/python -m pytest tests $(PYTEST_ARGS) < /dev/null
 
-studies: $(READY) ## run every study at SCALE
-	@for notebook in notebooks/*.ipynb; do \
-	  study=$$(basename "$$notebook" .ipynb); \
+studies: $(READY) ## train the suite, run every study on it at SCALE (what is there is not made again)
+	@for study in $(STUDIES); do \
 	  echo "== Running $$study at scale $(SCALE)"; \
 	  $(BIN)/python -m pythia_core study "$$study" --scale $(SCALE) < /dev/null; \
 	done

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ARM_TITLES = {"standard": "Standard text", "deduplicated": "Deduplicated text"}
 READINGS = {
     ("standard", "joint"): "standard, one copy",
-    ("deduplicated", "joint"): "deduplicated, copies shuffled together",
-    ("deduplicated", "separate"): "deduplicated, one epoch after the other",
+    ("deduplicated", "joint"): "deduplicated,\ncopies shuffled together",
+    ("deduplicated", "separate"): "deduplicated,\none epoch after the other",
 }
 _SHADES = ("#c9c9c9", "#0072b2", "#e69f00", "#222222")
 
@@ -91,12 +91,16 @@ def reading(result: Result) -> Drawing:
         for arm, policy in kinds:
             mine = rereads[(rereads.arm == arm) & (rereads.policy == policy)]
             lines.plot(mine.percent, 100 * mine.share, color=colours[arm],
-                       linestyle=dashes[policy], label=READINGS[arm, policy])  # fmt: skip
+                       linestyle=dashes[policy])  # fmt: skip
         lines.set_xlim(0, 100)
         lines.set_ylim(-3, 103)
         lines.set_xlabel("% of training")
         lines.set_ylabel("% of a stretch read before")
-        lines.legend(loc="upper left", fontsize=6.8)
+        places = {("standard", "joint"): (3, 4, "left"), ("deduplicated", "joint"): (2, 48, "left"),
+                  ("deduplicated", "separate"): (67, 92, "right")}  # fmt: skip
+        for kind in kinds:
+            x, y, side = places[kind]
+            lines.text(x, y, READINGS[kind], color=colours[kind[0]], ha=side, fontsize=7)
         joint = reads[(reads.arm == "deduplicated") & (reads.policy == "joint")]
         words = "Tokens of the deduplicated text read 0, 1 and 2 times: " + ", ".join(
             f"{100 * share:.1f} %" for share in joint.share[:3]
