@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pythia_core import progress as bars
@@ -109,6 +110,16 @@ def parallel_map(
         except BaseException:
             _stop()
             raise
+
+
+def workers_peak_mb() -> float:
+    """Largest resident sets of the workers that are alive, added up, in MB; 0 where unknown."""
+    total = 0
+    for pid in list(((_pool[0]._processes or {}) if _pool else {})):
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            total += int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return total * 1024 / 1e6
 
 
 # --- workers ---------------------------------------------------------------------------------

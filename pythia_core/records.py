@@ -33,6 +33,7 @@ from pythia_core.notebooks import (
     source_hash,
     validate_parameters,
 )
+from pythia_core.parallel import workers_peak_mb
 from pythia_core.paths import atomic_file, project_root, results_dir
 from pythia_core.scales import SCALES, SIZES
 from pythia_core.tokens import file_sha256
@@ -138,14 +139,16 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Largest resident set of this process or a child, in MB; None where it cannot be told."""
+    """Largest resident set of this process or a child, and of the workers beside it, in MB; None
+    where it cannot be told."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return round(max(resource.getrusage(w).ru_maxrss for w in who) * unit / 1e6)
+    largest = max(resource.getrusage(w).ru_maxrss for w in who) * unit / 1e6
+    return round(largest + workers_peak_mb())
 
 
 def _run_entry(run: Any) -> dict[str, Any]:

@@ -17,7 +17,9 @@ WORDS = [f"word{i}" for i in range(300)]
 
 
 def document(i: int, length: int = 200) -> str:
-    return " ".join(WORDS[(i * 7 + j * (1, 7, 11, 13, 17)[i % 5]) % 300] + str(i) for j in range(length))
+    return " ".join(
+        WORDS[(i * 7 + j * (1, 7, 11, 13, 17)[i % 5]) % 300] + str(i) for j in range(length)
+    )
 
 
 @given(st.text(alphabet="ab \n", max_size=60).map(lambda t: t * 700))

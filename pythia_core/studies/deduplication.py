@@ -7,6 +7,7 @@ and training rows, so that every difference is paired. Tables only; training is 
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ import numpy as np
 
 from pythia_core.dedup import RECIPES, s_curve
 from pythia_core.errors import ConfigError, raise_all
+from pythia_core.memorize import ExtractionOfRows
 from pythia_core.prepare import prepare
-from pythia_core.scales import scale_named
+from pythia_core.scales import DEDUP, scale_named
 from pythia_core.studies.language import LanguageMeasurement
 from pythia_core.studies.measured import measure_all
-from pythia_core.studies.stats import estimate
-from pythia_core.suite import DATA_ARMS
+from pythia_core.studies.published_scaling import published_deduplication
+from pythia_core.studies.stats import Estimate, estimate, premise_verdict
+from pythia_core.suite import DATA_ARMS, find_or_train_suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 STUDY = "deduplication"
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
+CONTEXT = 32
+"""Tokens given, and tokens asked for, in extraction (paper section 3.2)."""
+NOT_TESTABLE = "not testable here"
 PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
 """The Pile before and after (issue threads of the release; paper section 2)."""
 
@@ -171,3 +177,147 @@ def twins_tables(
         "effects": pd.DataFrame(effects, columns=[n for n in names if n != "arm"]),
     }
     return tables, final, len(gaps)
+
+
+def memorized_table(
+    params: DeduplicationParams, suite: Suite, progress: bool
+) -> tuple[pd.DataFrame, int]:
+    """size, arm, value, low, high, n: share of the rows read that the final model has memorized
+    (32 tokens after 32, pythia_core.memorize), and the number of gaps.
+    """
+    import pandas as pd
+    from scipy.stats import binomtest
+
+    rows, n_gaps = [], 0
+    for arm in DATA_ARMS:
+        runs = {size: suite[size, arm] for size in params.size_list}
+        some = next(iter(runs.values())).config.train
+        what = ExtractionOfRows(
+            next(iter(runs.values())).data, some.batch_size, some.steps, CONTEXT, CONTEXT
+        )
+        found, gaps = measure_all([(run, some.steps) for run in runs.values()], what, progress)
+        n_gaps += len(gaps)
+        for size, run in runs.items():
+            if (run.id, some.steps) not in found:
+                continue
+            memorized = found[run.id, some.steps]["memorized"]
+            test = binomtest(int(memorized.sum()), len(memorized))
+            low, high = test.proportion_ci(method="wilson")
+            rows.append({"size": size, "arm": arm, "value": test.statistic, "low": low,
+                         "high": high, "n": len(memorized)})  # fmt: skip
+    return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
+
+
+# --- the whole -------------------------------------------------------------------------------
+
+
+def run(
+    params: DeduplicationParams, progress: bool = True, published: Published | None = None
+) -> Result:
+    """Find or train the suite, deduplicate by every recipe, compare the twins.
+
+    Args:
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    """
+    if published is None:
+        from pythia_core.published import find
+
+        published = find()
+    started = time.time()
+    suite = find_or_train_suite(params.scale, params.size_list, seed=params.seed, progress=progress)
+    tables = recipes_table(params, progress)
+    twins, final, gaps = twins_tables(params, suite, progress)
+    memorized, more_gaps = memorized_table(params, suite, progress)
+    tables |= twins | {"memorized": memorized}
+    released = published_deduplication(published)
+    tables["published"] = released
+    pooled = {
+        measure: np.mean([final[measure, s] for m, s in final if m == measure], axis=0)
+        for measure in dict.fromkeys(measure for measure, _ in final)
+    }
+    claims = claims_table(params, pooled, memorized, released)
+    values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps}
+    return Result(params, tables, values, claims, list(suite.values()), published, started)
+
+
+def claims_table(
+    params: DeduplicationParams,
+    pooled: dict[str, np.ndarray],
+    memorized: pd.DataFrame,
+    released: pd.DataFrame,
+) -> list[dict[str, Any]]:
+    """The paper finds no clear benefit: an interval wholly on the better side contradicts that."""
+    shown = ", ".join(params.size_list)
+    rows = []
+
+    def row(claim: str, paper: str, given: str | None, e: Any, verdict: str) -> None:
+        ours = (e.value, e.low, e.high) if e else (None, None, None)
+        rows.append({"claim": claim, "paper": paper, "published": given,
+                     **dict(zip(("ours", "low", "high"), ours, strict=True)),
+                     "verdict": verdict})  # fmt: skip
+
+    for measure, unit, better in (("loss", "nats a token", -1), ("last_word", "points", 1)):
+        e = None
+        if measure in pooled:
+            e = estimate(
+                pooled[measure][None] * (1 if better < 0 else 100), params.bootstrap, change=True
+            )
+        benefit = e is not None and (e.high < 0 if better < 0 else e.low > 0)
+        what = {"loss": "held-out loss", "last_word": "last words of held-out sentences"}[measure]
+        row(
+            f"Deduplication brings no clear benefit: {what}, deduplicated minus standard "
+            f"({unit}; mean of {shown})",
+            "no clear benefit on any task",
+            published_means(released),
+            e,
+            NOT_TESTABLE if e is None else "not reproduced" if benefit else "reproduced",
+        )
+    claim = "Deduplication lowers the share of training rows that are memorized"
+    paper = "not measured; expected since earlier work"
+    largest = memorized[memorized["size"] == params.size_list[-1]].set_index("arm")
+    if len(largest) == len(DATA_ARMS):
+        change = _difference(largest.loc["deduplicated"], largest.loc["standard"])
+        verdict = premise_verdict(change.low, change.high, -1)
+        row(f"{claim} ({params.size_list[-1]}, points)", paper, None, change, verdict)
+    else:
+        row(claim, paper, None, None, NOT_TESTABLE)
+    return rows
+
+
+def _difference(a: Any, b: Any) -> Estimate:
+    """a - b of two independent shares in points, with Newcombe's interval from Wilson's."""
+    value = a.value - b.value
+    low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
+    high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
+    return Estimate(100 * value, 100 * low, 100 * high, int(a.n), 1)
+
+
+def _values(
+    params: DeduplicationParams,
+    suite: Suite,
+    tables: dict[str, pd.DataFrame],
+    pooled: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    recipes = tables["recipes"].set_index("recipe")
+    before, after = PILE["tokens"]
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": params.size_list[-1],
+        "tokens_before": int(recipes.tokens["none"]),
+        "tokens_after": int(recipes.tokens[DEDUP]),
+        "percent": float(recipes.percent[DEDUP]),
+        "percent_eleutherai": float(recipes.percent["eleutherai-0.87"]),
+        "percent_pile": 100 * (1 - after / before),
+        "documents_identical": int(recipes.identical[DEDUP]),
+        "documents_similar": int(recipes.similar[DEDUP]),
+    }
+    for measure, change in pooled.items():
+        values[f"{measure}_change"] = estimate(
+            change[None], params.bootstrap, change=True
+        ).interval()
+        values[f"n_{measure}"] = len(change)
+    for row in tables["memorized"].itertuples():
+        if row.size == params.size_list[-1]:
+            shares = {"value": row.value, "low": row.low, "high": row.high}
+            values[f"memorized_{row.arm}_percent"] = {k: 100 * v for k, v in shares.items()}
+    return values

@@ -1,0 +1,150 @@
+"""Figures of the deduplication study: what is taken away, and what becomes of the twins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pythia_core.figures import (
+    ARM_STYLES,
+    INK,
+    MUTED,
+    Drawing,
+    Table,
+    panels,
+    reference,
+    say,
+    size_colour,
+    size_legend,
+    style,
+)
+from pythia_core.figures_common import footer
+from pythia_core.records import number_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from pythia_core.studies.deduplication import Result
+
+BLUE, ORANGE, PALE = "#0072b2", "#d55e00", "#c9c9c9"
+RECIPE_COLOURS = {"exact": MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
+
+
+def taken_away(result: Result) -> Drawing:
+    """Tokens that each recipe leaves, and which pairs it finds."""
+    recipes, caught = result.tables["recipes"], result.tables["caught"]
+    with style():
+        figure, (bars, curves) = panels(2, 2.7, footer(result), ratios=(1, 1.1))
+        shown = recipes[recipes.recipe != "none"].iloc[::-1]
+        before = float(recipes.tokens[recipes.recipe == "none"].iloc[0])
+        names = [*shown.recipe, "the Pile"]
+        left = [*(100 * shown.tokens / before), 100 - result.values["percent_pile"]]
+        colours = [*(RECIPE_COLOURS[r] for r in shown.recipe), INK]
+        bars.barh(range(len(names)), left, color=colours, height=0.62)
+        bars.barh(range(len(names)), [100 - v for v in left], left=left, color=PALE, height=0.62)
+        for i, value in enumerate(left):
+            bars.text(value - 2, i, f"{value:.0f} %", color="white", ha="right", va="center")
+        bars.set_yticks(range(len(names)), names)
+        bars.set_xlim(0, 100)
+        bars.set_xlabel("% of the training tokens that stay")
+        bars.grid(axis="y", visible=False)
+        for recipe, mine in caught.groupby("recipe", sort=False):
+            curves.plot(mine.similarity, 100 * mine.probability, color=RECIPE_COLOURS[recipe])
+            words = {"jaccard-0.87": "jaccard-0.87: all from the\nthreshold on, none below",
+                     "eleutherai-0.87": "eleutherai-0.87:\nby chance"}[recipe]  # fmt: skip
+            x, y = (0.42, 70) if recipe == "jaccard-0.87" else (0.6, 24)
+            curves.text(x, y, words, color=RECIPE_COLOURS[recipe], fontsize=7.5)
+        curves.axvline(0.87, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        curves.set_xlim(0.4, 1.005)
+        curves.set_ylim(-3, 103)
+        curves.set_xlabel("Jaccard similarity of two documents (word 5-grams)")
+        curves.set_ylabel("% of such pairs found")
+        words = "Tokens that stay: " + ", ".join(
+            f"{name} {value:.0f} %" for name, value in zip(names, left, strict=True)
+        )
+        return Drawing(figure, words)
+
+
+def over_training(result: Result) -> Drawing:
+    """Deduplicated minus standard over training: held-out loss and last words."""
+    effects = result.tables["effects"]
+    n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
+    with style():
+        notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
+        figure, (loss, words) = panels(2, 3.0, footer(result, notes))
+        _differences(loss, effects[effects.measure == "loss"], 1, result)
+        loss.set_ylabel("held-out loss, nats a token\n(below 0: deduplicated is better)")
+        _differences(words, effects[effects.measure == "last_word"], 100, result)
+        words.set_ylabel("last words predicted, points\n(above 0: deduplicated is better)")
+        size_legend(loss, result.params.size_list, loc="best", ncols=2)
+        last = effects[(effects.measure == "loss") & (effects.percent == effects.percent.max())]
+        text = "Change of held-out loss by deduplication at the end: " + ", ".join(
+            f"{row.size} {row.value:+.3f}" for row in last.rename(columns={"size": "name"})
+            .rename(columns={"name": "size"}).itertuples()
+        )  # fmt: skip
+        return Drawing(figure, text)
+
+
+def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
+    if effects.empty:
+        say(ax, "no checkpoint of both twins\ncould be measured")
+        return
+    for size in result.params.size_list:
+        mine = effects[effects["size"] == size].sort_values("percent")
+        colour = size_colour(size)
+        ax.plot(mine.percent, factor * mine.value, color=colour, marker="o", markersize=2.5,
+                linewidth=1.2)  # fmt: skip
+        ax.fill_between(mine.percent, factor * mine.low, factor * mine.high, color=colour,
+                        alpha=0.12, linewidth=0)  # fmt: skip
+    reference(ax, 0)
+    ax.set_xlim(0, 102)
+    ax.set_xlabel("% of training")
+
+
+def remembered(result: Result) -> Drawing:
+    """Share of memorized training rows in the final models of both halves."""
+    memorized = result.tables["memorized"]
+    sizes = result.params.size_list
+    with style():
+        figure, (ax,) = panels(1, 2.6, footer(result, "bars: 95 % intervals"))
+        if memorized.empty:
+            say(ax, "no final model could be measured")
+        for j, arm in enumerate(("standard", "deduplicated")):
+            for i, size in enumerate(sizes):
+                cell = memorized[(memorized["size"] == size) & (memorized.arm == arm)]
+                if cell.empty:
+                    continue
+                value, low, high = (100 * float(cell[c].iloc[0]) for c in ("value", "low", "high"))
+                at, colour = i + 0.24 * (j - 0.5), size_colour(size)
+                ax.plot([at, at], [low, high], color=colour, linewidth=1.3)
+                ax.plot([at], [value], color=colour, markersize=5.5,
+                        marker=ARM_STYLES["control" if j else "swap_7"]["marker"],
+                        markerfacecolor="white" if j else colour)  # fmt: skip
+        from matplotlib.lines import Line2D
+
+        handles = [
+            Line2D(
+                [], [], color=MUTED, marker=marker, linestyle="", markerfacecolor=face, label=arm
+            )
+            for arm, marker, face in (("standard", "s", MUTED), ("deduplicated", "o", "white"))
+        ]
+        ax.legend(handles=handles, loc="upper left")
+        ax.set_xticks(range(len(sizes)), sizes)
+        ax.set_xlabel("parameters without embeddings")
+        ax.set_ylabel("% of rows memorized")
+        ax.grid(axis="x", visible=False)
+        words = "Share of memorized rows: " + ", ".join(
+            f"{r.size} {r.arm} {100 * r.value:.2f} %"
+            for r in memorized[memorized["size"] == sizes[-1]].itertuples(index=False, name="Row")
+        ) if not memorized.empty else "no final model could be measured"  # fmt: skip
+        return Drawing(figure, words)
+
+
+def recipes_table(result: Result) -> Table:
+    """What each recipe takes out of the text."""
+    frame = result.tables["recipes"].copy()
+    frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
+                     "% of tokens removed"]  # fmt: skip
+    for name in frame.columns[1:5]:
+        frame[name] = [number_text(v) for v in frame[name].tolist()]
+    frame["% of tokens removed"] = [f"{v:.1f}" for v in frame["% of tokens removed"]]
+    return Table(frame, "The training text before and after each recipe")

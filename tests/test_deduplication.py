@@ -1,0 +1,95 @@
+"""The deduplication study: twins are compared item by item, and a gap is a gap."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pythia_core.errors import ConfigError
+from pythia_core.studies import deduplication
+from pythia_core.studies.deduplication import DeduplicationParams, claims_table
+from pythia_core.studies.stats import estimate
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sizes": "7m"}, "unknown size"),
+        ({"bootstrap": 3}, "bootstrap must be"),
+        ({"seed": "1"}, "seed must be"),
+        ({"scale": 3}, "scale must be text"),
+    ],
+)
+def test_bad_parameters_are_refused(given: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        DeduplicationParams(**given)
+
+
+def memorized(standard: float, deduplicated: float) -> pd.DataFrame:
+    rows = [("800k", arm, p, p - 0.01, p + 0.01, 1000)
+            for arm, p in (("standard", standard), ("deduplicated", deduplicated))]  # fmt: skip
+    return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"])
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict"), [(-0.2, "not reproduced"), (0.2, "reproduced"), (0.0, "reproduced")]
+)
+def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> None:
+    """A loss that rises is no benefit either."""
+    change = np.random.default_rng(0).normal(shift, 0.3, 300)
+    claims = claims_table(
+        DeduplicationParams(sizes="800k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
+    )
+    assert claims[0]["verdict"] == verdict
+    assert claims[0]["ours"] == pytest.approx(change.mean())
+    assert claims[1]["verdict"] == "not testable here"  # no last words were measured
+    assert claims[2]["verdict"] == "holds"
+    assert claims[2]["ours"] == pytest.approx(-4)
+    assert claims[2]["low"] == pytest.approx(-4 - 2**0.5)
+
+
+def test_without_final_models_nothing_is_claimed() -> None:
+    empty = memorized(0, 0).iloc[:0]
+    claims = claims_table(DeduplicationParams(), {}, empty, pd.DataFrame())
+    assert {claim["verdict"] for claim in claims} == {"not testable here"}
+    assert {claim["ours"] for claim in claims} == {None}
+
+
+@pytest.mark.wheels
+def test_twins_are_compared_on_the_same_items(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    params = DeduplicationParams("smoke", bootstrap=200)
+    result = deduplication.run(params, progress=False)
+    recipes = result.tables["recipes"].set_index("recipe")
+    assert recipes.tokens["none"] > recipes.tokens["exact"] > recipes.tokens["jaccard-0.87"]
+    assert recipes.similar["exact"] == 0 < recipes.similar["jaccard-0.87"]
+    clusters = result.tables["clusters"].groupby("recipe").documents.sum()
+    assert set(clusters) == {recipes.documents["none"]}
+    levels = result.tables["levels"].set_index(["size", "arm", "measure", "step"]).value
+    for row in result.tables["effects"].itertuples(index=False):
+        place = (row[0], row.measure, row.step)
+        both = [levels[place[0], arm, place[1], place[2]] for arm in ("deduplicated", "standard")]
+        assert row.value == pytest.approx(both[0] - both[1])
+    assert result.values["gaps"] == 0
+
+    run = result.runs[0]  # a checkpoint lost since is a gap, the rest stands
+    shutil.rmtree(run.folder / "evaluations")
+    shutil.rmtree(run.checkpoints / "step-000016")
+    again = deduplication.run(params, progress=False)
+    assert again.values["gaps"] == 2
+    lost = again.tables["effects"]
+    assert set(lost[lost["size"] == "7k"].step) == set(lost[lost["size"] == "25k"].step) - {16}
+    assert len(again.tables["memorized"]) == 3
+
+
+def test_intervals_are_paired() -> None:
+    rng = np.random.default_rng(1)
+    base = rng.normal(5, 2, 400)
+    twins = SimpleNamespace(a=base, b=base - 0.05 + rng.normal(0, 0.05, 400))
+    paired = estimate((twins.b - twins.a)[None], 500, change=True)
+    assert paired.high < 0 < paired.high - paired.low < 0.02
