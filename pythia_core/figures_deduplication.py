@@ -100,6 +100,45 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
     ax.set_xlabel("% of training")
 
 
+def released(result: Result) -> Drawing:
+    """The released twins: difference of accuracy by size, zero-shot and five-shot."""
+    frame = result.tables["published"]
+    with style():
+        figure, axes = panels(2, 2.5, footer(result, "bars: 95 % intervals"), sharey=True)
+        for ax, shots, title in zip(axes, (0, 5), ("Zero-shot", "Five-shot"), strict=True):
+            ax.set_title(title)
+            mine = frame[frame.shots == shots]
+            if mine.empty:
+                say(ax, "no released numbers:\nset PYTHIA_PUBLISHED_DIR")
+                continue
+            models = list(dict.fromkeys(mine.model))
+            for j, step in enumerate(sorted(mine.step.unique())):
+                for row in mine[mine.step == step].itertuples():
+                    at, colour = models.index(row.model) + 0.22 * (j - 0.5), size_colour(row.model)
+                    ax.plot([at, at], [row.low, row.high], color=colour, linewidth=1.2)
+                    ax.plot([at], [row.value], marker="os"[j], color=colour, markersize=4.5,
+                            markerfacecolor=colour if j else "white")  # fmt: skip
+            reference(ax, 0)
+            ax.set_xticks(range(len(models)), models)
+            ax.grid(axis="x", visible=False)
+        axes[0].set_ylabel("deduplicated minus standard,\naccuracy, points")
+        if not frame.empty:
+            from matplotlib.lines import Line2D
+
+            handles = [
+                Line2D([], [], color=MUTED, marker=mark, linestyle="", markerfacecolor=face,
+                       label=f"step {step:,}")
+                for step, mark, face in zip(sorted(frame.step.unique()), "os", ("white", MUTED),
+                                            strict=False)
+            ]  # fmt: skip
+            axes[1].legend(handles=handles, loc="upper left", ncols=2)
+        means = frame.groupby("shots").value.mean()
+        words = "Released models, mean change by deduplication: " + ", ".join(
+            f"{shots}-shot {value:+.2f} points" for shots, value in means.items()
+        )
+        return Drawing(figure, words)
+
+
 def remembered(result: Result) -> Drawing:
     """Share of memorized training rows in the final models of both halves."""
     memorized = result.tables["memorized"]

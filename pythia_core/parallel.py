@@ -115,7 +115,7 @@ def parallel_map(
 def workers_peak_mb() -> float:
     """Largest resident sets of the workers that are alive, added up, in MB; 0 where unknown."""
     total = 0
-    for pid in list(((_pool[0]._processes or {}) if _pool else {})):
+    for pid in list((_pool[0]._processes or {}) if _pool else {}):
         with contextlib.suppress(OSError, ValueError, StopIteration):
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
             total += int(next(line for line in lines if line.startswith("VmHWM")).split()[1])

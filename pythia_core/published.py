@@ -2,9 +2,9 @@
 
 They are shown beside our own numbers and never committed. A source is a folder of CSV tables with
 a `bias_evals.csv`, or the public repository's `evals` tree itself: a clone, that folder alone, or
-an archive of either (.tar.xz, .tar.gz, .tar, .zip). Archives are read in memory, never unpacked;
-their members' names, number and sizes are checked first. Only v1 results of the deduped models
-with an intervention twin are kept: the v0 files mix two versions of the CrowS-Pairs metric.
+an archive of either (pythia_core.published_files). In the main table only v1 results of the deduped
+models with an intervention twin are kept: the v0 files mix two versions of the CrowS-Pairs metric.
+Benchmarks of all sixteen models are read when asked for (pythia_core.published_tables).
 
 What the files are: CrowS-Pairs by total log-likelihood after one EOD (gender subset, 320 pairs);
 LAMBADA (OpenAI) by greedy match; WinoBias by exact match of the generated referent, two prompt
@@ -18,14 +18,15 @@ import io
 import json
 import os
 import re
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pythia_core.errors import DataError
+from pythia_core.published_files import files_of
+from pythia_core.published_tables import MoreTables, read_more
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,11 +40,6 @@ MODELS = ("70m", "410m", "1.4b", "6.9b")
 """The sizes that have an intervention twin."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
 COLUMNS = ("model", "intervention", "step", "source", "task", "prompt", "metric", "value", "stderr")
-
-MAX_MEMBERS = 200_000
-MAX_FILE = 8 << 20
-MAX_TOTAL = 4 << 30
-"""Limits of an archive: members, bytes of one file read, bytes of all members."""
 
 _SIZES = r"(?P<model>70m|410m|400m|1\.4b|6\.9b)"
 _HARNESS = re.compile(
@@ -65,6 +61,33 @@ class Published:
     """Name of the folder or file they were read from (no path)."""
     table: pd.DataFrame
     """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
+    path: Path | None = None
+    """Where further tables are read from when they are asked for; never shown."""
+
+    @cached_property
+    def _more(self) -> MoreTables:
+        return read_more(self.path)
+
+    @property
+    def benchmarks(self) -> pd.DataFrame:
+        """All sixteen models: model, deduped, shots, task, step, metric, value, stderr."""
+        return self._more.benchmarks
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """OPT and BLOOM, zero-shot: family, model, n_params, task, metric, value, stderr."""
+        return self._more.baselines
+
+    @property
+    def batch_size(self) -> pd.DataFrame:
+        """Five-shot: model, batch_tokens, shots, task, step, tokens, metric, value, stderr."""
+        return self._more.batch_size
+
+    @property
+    def memorization(self) -> pd.DataFrame:
+        """experiment, model, step, tp, fp, fn, tn (in percent), precision, recall; the public tree
+        has these in pictures only, so that it gives none."""
+        return self._more.memorization
 
     def crows_gender(self) -> pd.DataFrame:
         """CrowS-Pairs, English, gender: model, intervention, step, value (a share), stderr."""
@@ -128,12 +151,10 @@ def load(source: str | Path | None = None) -> Published:
     path = Path(named).expanduser()
     if not path.exists():
         raise DataError(f"no published numbers at {str(path)!r}: it does not exist; {HOW_TO_GET}")
-    if path.is_file():
-        rows = _from_tree(_archive_files(path))
-    elif (path / "bias_evals.csv").is_file():
+    if (path / "bias_evals.csv").is_file():
         rows = _from_csv(path / "bias_evals.csv")
     else:
-        rows = _from_tree(_folder_files(path))
+        rows = _from_tree(files_of(path, _interesting, HOW_TO_GET))
     if not rows:
         raise DataError(
             f"{str(path)!r} holds neither bias_evals.csv nor files like "
@@ -146,7 +167,7 @@ def load(source: str | Path | None = None) -> Published:
     table["rank"] = table.source.map(_PREFERENCE)
     keys = ["model", "intervention", "step", "task", "prompt", "metric"]
     table = table.sort_values([*keys, "rank"], ignore_index=True).drop_duplicates(keys)
-    return Published(path.name, table.drop(columns="rank").reset_index(drop=True))
+    return Published(path.name, table.drop(columns="rank").reset_index(drop=True), path)
 
 
 # --- the CSV tables --------------------------------------------------------------------------
@@ -179,62 +200,6 @@ def _wanted(task: str) -> bool:
 
 
 # --- the evals tree --------------------------------------------------------------------------
-
-
-def _folder_files(root: Path) -> Iterator[tuple[str, bytes]]:
-    """Files of interest below a folder that is, or holds, the evals tree; no link is followed."""
-    for top in (root, root / "evals"):
-        for branch in ("pythia-v1", "bias-evals"):
-            for folder, _, names in os.walk(top / branch, followlinks=False):
-                for name in sorted(names):
-                    file = Path(folder, name)
-                    inner = file.relative_to(top).as_posix()
-                    if _interesting(inner) and file.is_file() and not file.is_symlink():
-                        if file.stat().st_size > MAX_FILE:
-                            raise DataError(f"{inner!r} is larger than {MAX_FILE:,} bytes")
-                        yield inner, file.read_bytes()
-
-
-def _archive_files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Files of interest in an archive, one by one, in memory."""
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                total = 0
-                for count, member in enumerate(archive.infolist()):
-                    total += member.file_size
-                    _check(path, member.filename, count, total)
-                    if _interesting(member.filename):
-                        with archive.open(member) as stream:
-                            yield member.filename, _read(path, member.filename, stream)
-        elif tarfile.is_tarfile(path):
-            with tarfile.open(path) as archive:
-                for count, member in enumerate(archive):
-                    _check(path, member.name, count, member.offset_data + member.size)
-                    if member.isreg() and _interesting(member.name):
-                        stream = archive.extractfile(member)
-                        yield member.name, _read(path, member.name, stream)
-        else:
-            raise DataError(f"{path.name!r} is no .tar.xz, .tar.gz, .tar or .zip; {HOW_TO_GET}")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-        raise DataError(f"{path.name!r} cannot be read: {error}; fetch it again") from error
-
-
-def _check(path: Path, name: str, count: int, total: int) -> None:
-    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path.name!r} names a file outside itself, {name!r}; do not trust it")
-    if count >= MAX_MEMBERS or total > MAX_TOTAL:
-        raise DataError(
-            f"{path.name!r} holds more than {MAX_MEMBERS:,} files or {MAX_TOTAL:,} bytes; "
-            "give an archive of the `evals` folder only"
-        )
-
-
-def _read(path: Path, name: str, stream: Any) -> bytes:
-    content = stream.read(MAX_FILE + 1)
-    if len(content) > MAX_FILE:
-        raise DataError(f"{name!r} in {path.name!r} is larger than {MAX_FILE:,} bytes")
-    return content
 
 
 def _interesting(name: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pythia_core import published
+from pythia_core import published, published_files
 from pythia_core.errors import DataError
 
 WINOBIAS_TASKS = [f"wino_bias_type{t}_{side}" for t in (1, 2) for side in ("pro", "anti")]
@@ -186,16 +186,16 @@ def test_an_archive_that_points_outside_is_refused(name, pack, tmp_path):
 def test_limits_of_size_and_number(tmp_path, monkeypatch):
     path = as_tar(tmp_path / "evals.tar.xz")
     with monkeypatch.context() as patch:
-        patch.setattr(published, "MAX_FILE", 50)
+        patch.setattr(published_files, "MAX_FILE", 50)
         for source in (path, as_zip(tmp_path / "evals.zip"), as_folder(tmp_path / "clone")):
             with pytest.raises(DataError, match="larger than 50 bytes"):
                 published.load(source)
     with monkeypatch.context() as patch:
-        patch.setattr(published, "MAX_MEMBERS", 3)
+        patch.setattr(published_files, "MAX_MEMBERS", 3)
         with pytest.raises(DataError, match="more than 3 files"):
             published.load(path)
     with monkeypatch.context() as patch:
-        patch.setattr(published, "MAX_TOTAL", 500)
+        patch.setattr(published_files, "MAX_TOTAL", 500)
         with pytest.raises(DataError, match="500 bytes"):
             published.load(tmp_path / "evals.zip")
 
@@ -256,3 +256,68 @@ def test_the_released_numbers_are_those_of_the_literature(released):
     em = released.winobias_em().set_index(["model", "intervention", "step"]).net
     assert em["1.4b", "swap_last_7pct", 143_000] == pytest.approx(0.111, abs=6e-4)
     assert em["6.9b", "none", 143_000] == pytest.approx(0.119, abs=6e-4)
+
+
+# --- benchmarks of all models ----------------------------------------------------------------
+
+FOLDER = os.environ.get(published.VARIABLE, "")
+needs_release = pytest.mark.skipif(
+    not (Path(FOLDER) / "evals_raw.tar.xz").is_file(),
+    reason=f"{published.VARIABLE} names no folder with the tables and evals_raw.tar.xz",
+)
+
+
+@needs_release
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("benchmarks", ["model", "deduped", "shots", "task", "step", "metric"]),
+        ("baselines", ["family", "model", "n_params", "task", "metric"]),
+        ("batch_size", ["model", "batch_tokens", "shots", "task", "step", "tokens", "metric"]),
+    ],
+)
+def test_tables_and_tree_give_the_same_numbers(name: str, keys: list[str]):
+    tables, tree = (published.load(p) for p in (FOLDER, Path(FOLDER) / "evals_raw.tar.xz"))
+    one, other = (getattr(p, name).set_index(keys).sort_index() for p in (tables, tree))
+    assert len(one) > 100
+    assert not one.index.duplicated().any()
+    pd.testing.assert_frame_equal(one, other, rtol=1e-5, check_dtype=False)
+
+
+@needs_release
+def test_rows_that_are_another_models_are_left_out():
+    rows = published.load(FOLDER).benchmarks
+    assert set(rows.model) == {"70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b"}
+    assert rows.groupby(["shots"]).step.nunique().to_dict() == {0: 27, 5: 15}
+    big = rows[(rows.model == "2.8b") & ~rows.deduped]
+    assert not big[(big.shots == 0) & big.step.between(2, 1000)].size
+    assert not big[(big.shots == 5) & big.step.between(13_000, 43_000)].size
+    twins = rows.pivot(
+        index=["model", "shots", "task", "step", "metric"], columns="deduped", values="value"
+    ).dropna()
+    late = twins[twins.index.get_level_values("step") >= 2]
+    same = (late[True] == late[False]).groupby(["model", "step"]).mean()
+    assert same.max() < 0.9  # no checkpoint is served as its twin's
+
+
+@needs_release
+def test_memorization_has_precision_and_recall_the_right_way_round():
+    rows = published.load(FOLDER).memorization
+    assert len(rows) == 112
+    for row in rows.itertuples():
+        assert row.precision == pytest.approx(row.tp / (row.tp + row.fp), abs=2e-4)
+        assert row.recall == pytest.approx(row.tp / (row.tp + row.fn), abs=2e-4)
+
+
+def test_missing_parts_are_empty_tables(tmp_path):
+    found = published.load(as_csv(tmp_path))
+    for name in ("benchmarks", "baselines", "batch_size", "memorization"):
+        assert getattr(found, name).empty
+        assert len(getattr(found, name).columns) > 5
+
+
+def test_a_broken_table_is_named(tmp_path):
+    folder = as_csv(tmp_path)
+    (folder / "evals_zero_shot.csv").write_text('model,value\n"70m,1\n')
+    with pytest.raises(DataError, match=r"evals_zero_shot\.csv is not a CSV table"):
+        _ = published.load(folder).benchmarks

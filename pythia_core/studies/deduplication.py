@@ -284,6 +284,16 @@ def claims_table(
     return rows
 
 
+def published_means(released: pd.DataFrame) -> str | None:
+    """The released differences, a mean over sizes for each number of shots and step, as text."""
+    if released.empty:
+        return None
+    means = released.groupby(["shots", "step"]).value.mean()
+    return "accuracy, points: " + ", ".join(
+        f"{shots}-shot at step {step:,} {value:+.2f}" for (shots, step), value in means.items()
+    )
+
+
 def _difference(a: Any, b: Any) -> Estimate:
     """a - b of two independent shares in points, with Newcombe's interval from Wilson's."""
     value = a.value - b.value

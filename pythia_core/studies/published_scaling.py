@@ -1,0 +1,286 @@
+"""The released benchmark results, and the paper's claims about them checked (sections 2.4 and 2.6).
+
+Nothing is trained here. Every value has the standard error that the harness gave it; two models are
+scored on the same items, but item by item results were not released, so that a difference gets the
+error of independent scores: its interval is too wide rather than too narrow. Means over tasks
+leave WSC out (it sits at the share of its more frequent label in a third of all rows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_core.published_tables import MODELS, TASKS, TOKENS_PER_STEP
+from pythia_core.scales import OFFICIAL_SIZES, size_named
+from pythia_core.studies.stats import directional_verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.published import Published
+
+INFORMATIVE = tuple(task for task in TASKS if task != "wsc")
+LAST, MIDDLE = 143_000, 93_000
+COLUMNS = {
+    "curves": ["model", "deduped", "shots", "task", "step", "tokens", "value", "low", "high"],
+    "final": ["name", "family", "n_params", "task", "value", "low", "high"],
+    "batch": ["model", "batch_tokens", "tokens", "value", "low", "high"],
+}
+Z = 1.959964
+"""Standard errors on either side of a 95 % interval."""
+UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
+NOT_TESTABLE = "not testable here"
+OPT_TWINS = {"160m": "opt-125m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b"}
+"""Models below 6B that the paper sets side by side."""
+
+
+@dataclass(frozen=True)
+class PublishedScaling:
+    """Tables to draw, claims with verdicts, numbers for prose."""
+
+    tables: dict[str, pd.DataFrame]
+    """curves (accuracy over training), final (zero-shot, with OPT and BLOOM), batch (means over
+    eight tasks, five-shot); columns as in COLUMNS."""
+    claims: list[dict[str, Any]]
+    values: dict[str, Any]
+
+
+def published_scaling(published: Published | None) -> PublishedScaling:
+    """The released picture; without a source empty tables, and claims that say so."""
+    import pandas as pd
+
+    if published is None or published.benchmarks.empty:
+        empty = {
+            "curves": [
+                "model",
+                "deduped",
+                "shots",
+                "task",
+                "step",
+                "tokens",
+                "value",
+                "low",
+                "high",
+            ],
+            "final": ["name", "family", "n_params", "task", "value", "low", "high"],
+            "batch": ["model", "batch_tokens", "tokens", "value", "low", "high"],
+        }
+        return PublishedScaling(
+            {name: pd.DataFrame(columns=columns) for name, columns in empty.items()},
+            _claims(None),
+            {"available": "no"},
+        )
+    rows = published.benchmarks
+    acc = rows[rows.metric == "acc"]
+    curves = _with_interval(acc.assign(tokens=acc.step * TOKENS_PER_STEP))
+    tables = {
+        "curves": curves[
+            ["model", "deduped", "shots", "task", "step", "tokens", "value", "low", "high"]
+        ],
+        "final": _final(published, acc),
+        "batch": _batch(published),
+    }
+    values = {
+        "available": "yes",
+        "n_models": int(acc[["model", "deduped"]].drop_duplicates().shape[0]),
+        "n_steps": int(acc[acc.shots == 0].step.nunique()),
+    }
+    return PublishedScaling(tables, _claims(published), values)
+
+
+def published_deduplication(published: Published | None) -> pd.DataFrame:
+    """model, shots, step, value, low, high: deduplicated minus standard, mean over the seven tasks
+    without WSC, in points; at the last step and at 93,000. Empty without a source.
+    """
+    import pandas as pd
+
+    columns = ["model", "shots", "step", "value", "low", "high"]
+    if published is None or published.benchmarks.empty:
+        return pd.DataFrame(columns=columns)
+    rows = published.benchmarks
+    rows = rows[
+        (rows.metric == "acc") & rows.task.isin(INFORMATIVE) & rows.step.isin([MIDDLE, LAST])
+    ]
+    found = []
+    for (shots, step, model), group in rows.groupby(["shots", "step", "model"]):
+        value, error = _mean_difference(group[group.deduped], group[~group.deduped])
+        found.append((model, shots, step, *_interval(value, error)))
+    frame = pd.DataFrame(found, columns=columns)
+    rank = {name: i for i, name in enumerate(MODELS)}
+    order = {"key": lambda c: c.map(rank) if c.name == "model" else c, "ignore_index": True}
+    return frame.sort_values(["shots", "step", "model"], **order)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _with_interval(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(
+        low=frame.value - Z * frame.stderr.fillna(0), high=frame.value + Z * frame.stderr.fillna(0)
+    )
+
+
+def _final(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    ours = acc[(acc.shots == 0) & (acc.step == LAST)].copy()
+    ours["name"] = ours.model + np.where(ours.deduped, "-deduped", "")
+    ours["family"] = np.where(ours.deduped, "pythia-deduped", "pythia")
+    ours["n_params"] = ours.model.map({m: size_named(m).model().n_params for m in OFFICIAL_SIZES})
+    others = published.baselines
+    others = others[others.metric == "acc"].rename(columns={"model": "name"})
+    both = _with_interval(pd.concat([ours, others]))
+    return both[COLUMNS["final"]].sort_values(["family", "n_params", "task"], ignore_index=True)
+
+
+def _batch(published: Published) -> pd.DataFrame:
+    """Means over the eight tasks, five-shot, of small and of full batches at the same tokens."""
+    small = published.batch_size
+    small = small[(small.metric == "acc") & (small.shots == 5)]
+    full = published.benchmarks
+    full = full[(full.metric == "acc") & (full.shots == 5) & ~full.deduped]
+    full = full.assign(batch_tokens=TOKENS_PER_STEP, tokens=full.step * TOKENS_PER_STEP)
+    import pandas as pd
+
+    rows = pd.concat([small, full[full.model.isin(small.model.unique())]])
+    grouped = rows.assign(variance=rows.stderr**2).groupby(["model", "batch_tokens", "tokens"])
+    means = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
+    means = means.reset_index()
+    means = means[means.n == len(TASKS)]
+    error = Z * means.variance**0.5 / means.n
+    means = means.assign(low=means.value - error, high=means.value + error)
+    rank = {name: i for i, name in enumerate(MODELS)}
+    return means[COLUMNS["batch"]].sort_values(
+        ["model", "batch_tokens", "tokens"],
+        key=lambda c: c.map(rank) if c.name == "model" else c,
+        ignore_index=True,
+    )
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+
+def _interval(value: float, error: float) -> tuple[float, float, float]:
+    return value, value - Z * error, value + Z * error
+
+
+def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
+    """Mean over the tasks that both have of a - b in points, and its standard error."""
+    a, b = a.set_index("task"), b.set_index("task")
+    tasks = [task for task in a.index if task in b.index]
+    difference = 100 * (a.value[tasks] - b.value[tasks])
+    variance = 100**2 * (a.stderr[tasks] ** 2 + b.stderr[tasks] ** 2)
+    return float(difference.mean()), float(variance.sum() ** 0.5 / len(tasks))
+
+
+def _claims(published: Published | None) -> list[dict[str, Any]]:
+    """What the paper says, the released numbers as text, a verdict on them; ours is None."""
+    rows: list[dict[str, Any]] = []
+
+    def row(claim: str, paper: str, text: str | None, verdict: str | None) -> None:
+        rows.append({"claim": claim, "paper": paper, "published": text or UNAVAILABLE, "ours": None,
+                     "low": None, "high": None, "verdict": verdict or NOT_TESTABLE})  # fmt: skip
+
+    found = _Findings(published) if published and not published.benchmarks.empty else None
+    for claim, paper, find in (
+        ("Released models: accuracy rises with size on every task but WSC and LogiQA "
+         "(slope per tenfold size, points)", "rises", _Findings.size),
+        ("Released models: the smallest lose LAMBADA accuracy late in training, the largest do not "
+         "(last minus best checkpoint, points)", "not discussed", _Findings.decline),
+        ("Released models: deduplication brings no clear benefit (mean over seven tasks, points)",
+         "no clear benefit", _Findings.deduplication),
+        ("Released models: batches of 2M tokens cost small models nothing (full minus small "
+         "batches, five-shot mean over eight tasks, points)", "no harm", _Findings.batch),
+        ("Released models: the parallel residual costs nothing against OPT below 6B (Pythia minus "
+         "OPT, mean over seven tasks, points)", "no loss", _Findings.opt),
+    ):  # fmt: skip
+        row(claim, paper, *(find(found) if found else (None, None)))
+    return rows
+
+
+class _Findings:
+    """Each claim's numbers as (text, verdict)."""
+
+    def __init__(self, published: Published) -> None:
+        self.published = published
+        rows = published.benchmarks
+        self.acc = rows[rows.metric == "acc"]
+        self.final = self.acc[(self.acc.shots == 0) & (self.acc.step == LAST)]
+
+    def size(self) -> tuple[str, str]:
+        parts, verdicts = [], []
+        for task in INFORMATIVE:
+            mine = self.final[(self.final.task == task) & ~self.final.deduped]
+            x = np.log10([size_named(m).model().n_params for m in mine.model])
+            weight = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+            slope = 100 * float(weight @ mine.value)
+            error = 100 * float((weight**2 @ mine.stderr**2) ** 0.5)
+            _, low, high = _interval(slope, error)
+            parts.append(f"{task} {slope:.1f} [{low:.1f}, {high:.1f}]")
+            if task != "logiqa":
+                verdicts.append(directional_verdict(low, high, 1))
+        worst = [v for v in verdicts if v != "reproduced"]
+        return ", ".join(parts), worst[0] if worst else "reproduced"
+
+    def decline(self) -> tuple[str, str]:
+        parts, falls = [], {}
+        lambada = self.acc[(self.acc.task == "lambada_openai") & (self.acc.shots == 0)]
+        for model in MODELS:
+            mine = lambada[(lambada.model == model) & lambada.deduped].sort_values("step")
+            best, last = mine.loc[mine.value.idxmax()], mine.iloc[-1]
+            error = 100 * (best.stderr**2 + last.stderr**2) ** 0.5
+            value, low, high = _interval(100 * (last.value - best.value), error)
+            falls[model] = high < 0
+            parts.append(f"{model}-deduped {value:.1f} [{low:.1f}, {high:.1f}]")
+        small = falls["70m"] and falls["160m"]
+        large = any(falls[m] for m in MODELS[3:])
+        return ", ".join(parts), "holds" if small and not large else "does not hold"
+
+    def deduplication(self) -> tuple[str, str]:
+        frame = published_deduplication(self.published)
+        parts, clear = [], []
+        for (shots, step), group in frame.groupby(["shots", "step"]):
+            error = ((group.high - group.low) / (2 * Z)).pow(2).sum() ** 0.5 / len(group)
+            value, low, high = _interval(float(group.value.mean()), float(error))
+            parts.append(f"{shots}-shot at {step:,}: {value:+.2f} [{low:.2f}, {high:.2f}]")
+            clear.append(low > 0)
+        return ", ".join(parts), "not reproduced" if all(clear) else "reproduced"
+
+    def batch(self) -> tuple[str, str]:
+        table = _batch(self.published)
+        parts, harmed = [], []
+        for model, group in table.groupby("model", sort=False):
+            full = group[group.batch_tokens == TOKENS_PER_STEP].set_index("tokens")
+            small = group[group.batch_tokens != TOKENS_PER_STEP].set_index("tokens")
+            tokens = min(full.index.max(), small.index.max())
+            if tokens not in full.index or tokens not in small.index:
+                continue
+            a, b = full.loc[tokens], small.loc[tokens]
+            error = (
+                100 * (((a.high - a.low) / (2 * Z)) ** 2 + ((b.high - b.low) / (2 * Z)) ** 2) ** 0.5
+            )
+            value, low, high = _interval(100 * (a.value - b.value), float(error))
+            parts.append(f"{model} {value:+.1f} [{low:.1f}, {high:.1f}]")
+            harmed.append(high < 0)
+        if not parts:
+            return "not among the released files", NOT_TESTABLE
+        return ", ".join(parts), "not reproduced" if any(harmed) else "reproduced"
+
+    def opt(self) -> tuple[str, str]:
+        others = self.published.baselines
+        others = others[(others.metric == "acc") & others.task.isin(INFORMATIVE)]
+        parts, worse = [], []
+        for model, twin in OPT_TWINS.items():
+            mine = self.final[(self.final.model == model) & ~self.final.deduped]
+            theirs = others[others.model == twin]
+            if theirs.empty:
+                continue
+            value, low, high = _interval(*_mean_difference(mine[mine.task != "wsc"], theirs))
+            parts.append(f"{model} minus {twin} {value:+.1f} [{low:.1f}, {high:.1f}]")
+            worse.append(high < 0)
+        if not parts:
+            return "not among the released files", NOT_TESTABLE
+        return ", ".join(parts), "not reproduced" if any(worse) else "reproduced"

@@ -1,0 +1,110 @@
+"""Claims about released numbers follow from them; without them nothing is claimed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pythia_core import figures_published, published
+from pythia_core.published_tables import MODELS, TASKS
+from pythia_core.studies.published_scaling import (
+    COLUMNS,
+    published_deduplication,
+    published_scaling,
+)
+
+FOLDER = os.environ.get(published.VARIABLE, "")
+RESULT = SimpleNamespace(
+    study="scaling", params=SimpleNamespace(scale="laptop"), parameters={"scale": "laptop"}
+)
+
+
+def made(slope: float = 0.1, gain: float = 0.0, stderr: float = 0.005) -> SimpleNamespace:
+    """Released numbers in which accuracy rises by `slope` a size and by `gain` with dedup."""
+    rows = [
+        (model, deduped, shots, task, step, "acc", 0.2 + slope * i + gain * deduped, stderr)
+        for i, model in enumerate(MODELS)
+        for deduped in (False, True)
+        for shots in (0, 5)
+        for task in TASKS
+        for step in (93_000, 143_000)
+    ]
+    names = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
+    empty = pd.DataFrame(
+        columns=["family", "model", "n_params", "task", "metric", "value", "stderr", "shots",
+                 "batch_tokens", "tokens", "step"]
+    )  # fmt: skip
+    benchmarks = pd.DataFrame(rows, columns=names)
+    return SimpleNamespace(benchmarks=benchmarks, baselines=empty, batch_size=empty)
+
+
+def verdicts(numbers: SimpleNamespace) -> list[str]:
+    return [claim["verdict"] for claim in published_scaling(numbers).claims]
+
+
+def test_verdicts_follow_the_numbers() -> None:
+    assert verdicts(made())[0] == "reproduced"
+    assert verdicts(made(slope=-0.01))[0] == "not reproduced"
+    assert verdicts(made(slope=0.0))[0] == "no effect"
+    assert verdicts(made())[1] == "does not hold"  # nothing declines
+    assert verdicts(made())[2] == "reproduced"
+    assert verdicts(made(gain=0.05))[2] == "not reproduced"
+    assert verdicts(made())[3:] == ["not testable here"] * 2
+
+
+def test_a_late_decline_of_the_smallest_is_found() -> None:
+    numbers = made()
+    rows = numbers.benchmarks
+    small = rows.model.isin(["70m", "160m"]) & (rows.task == "lambada_openai")
+    rows.loc[small & (rows.step == 143_000), "value"] -= 0.08
+    assert verdicts(numbers)[1] == "holds"
+    rows.loc[(rows.model == "12b") & (rows.step == 143_000), "value"] -= 0.08
+    assert verdicts(numbers)[1] == "does not hold"
+
+
+def test_the_difference_of_twins_by_hand() -> None:
+    frame = published_deduplication(made(gain=0.02))
+    assert len(frame) == 8 * 2 * 2
+    np.testing.assert_allclose(frame.value, 2)
+    error = 1.959964 * 100 * np.sqrt(2 * 0.005**2 / 7)
+    np.testing.assert_allclose(frame.high - frame.value, error)
+
+
+@pytest.mark.parametrize("numbers", [None, made(), "empty"])
+def test_every_picture_can_be_drawn(numbers) -> None:
+    if numbers == "empty":
+        numbers = SimpleNamespace(benchmarks=pd.DataFrame())
+    found = published_scaling(numbers)
+    for name, columns in COLUMNS.items():
+        assert list(found.tables[name].columns) == columns
+    for draw in ("benchmarks_over_training", "benchmarks_by_size", "batch_size"):
+        drawing = getattr(figures_published, draw)(found, RESULT)
+        assert drawing.svg == getattr(figures_published, draw)(found, RESULT).svg
+    if numbers is None or not hasattr(numbers, "baselines"):
+        assert {c["verdict"] for c in found.claims} == {"not testable here"}
+        assert "PYTHIA_PUBLISHED_DIR" in found.claims[0]["published"]
+
+
+@pytest.mark.skipif(
+    not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
+    reason=f"{published.VARIABLE} names no folder with the tables",
+)
+def test_the_released_picture() -> None:
+    numbers = published.load(FOLDER)
+    found = published_scaling(numbers)
+    assert [c["verdict"] for c in found.claims] == [
+        "reproduced", "holds", "reproduced", "not reproduced", "reproduced",
+    ]  # fmt: skip
+    means = published_deduplication(numbers).groupby(["shots", "step"]).value.mean().round(2)
+    assert means.to_dict() == {
+        (0, 93_000): 0.70, (0, 143_000): 0.32, (5, 93_000): 0.50, (5, 143_000): 0.39,
+    }  # fmt: skip
+    final = found.tables["final"].set_index(["name", "task"]).value
+    assert final["70m", "lambada_openai"] == pytest.approx(0.184553, abs=1e-5)
+    assert final["12b-deduped", "sciq"] == pytest.approx(0.929, abs=5e-4)
+    assert final["opt-6.7b", "piqa"] == pytest.approx(0.763, abs=5e-4)
