@@ -102,7 +102,7 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
 
 def released(result: Result) -> Drawing:
     """The released twins: difference of accuracy by size, zero-shot and five-shot."""
-    frame = result.tables["published"]
+    frame = result.released
     with style():
         figure, axes = panels(2, 2.5, footer(result, "bars: 95 % intervals"), sharey=True)
         for ax, shots, title in zip(axes, (0, 5), ("Zero-shot", "Five-shot"), strict=True):

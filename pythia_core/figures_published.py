@@ -1,4 +1,4 @@
-"""The released benchmark results, drawn: over training, by size, by batch size.
+"""The released benchmark results, drawn: over training, by size, by batch size, late LAMBADA.
 
 Colours are those of the official ladder everywhere; a dashed line is a deduplicated model.
 """
@@ -65,14 +65,15 @@ def grid(rows: int, columns: int, height: float, small_print: str) -> tuple[Figu
     return figure, axes
 
 
-def model_legend(figure: Figure, models: tuple[str, ...] = MODELS) -> None:
-    """Which colour is which size, above the panels."""
+def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
+    """Which colour is which size, and with `arms` which line which text, above the panels."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=size_colour(m), linewidth=3, label=m) for m in models]
     handles += [
         Line2D([], [], color=MUTED, linestyle=shape, label=label)
         for shape, label in (("-", "standard"), ((0, (3, 1.2)), "deduplicated"))
+        if arms
     ]
     figure.legend(
         handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1.6,
@@ -156,7 +157,8 @@ def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
     batch = ps.tables["batch"]
     models = list(dict.fromkeys(batch.model)) or list(MODELS[:5])
     with style():
-        small_print = footer(result, "five-shot, mean over eight tasks; bands: 95 % intervals")
+        note = "solid: 2M tokens a batch; five-shot, mean over eight tasks; bands: 95 % intervals"
+        small_print = footer(result, note, "axes differ")
         figure, axes = grid(1, len(models), 2.3, small_print)
         for ax, model in zip(axes, models, strict=True):
             mine = batch[batch.model == model]
@@ -178,3 +180,31 @@ def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
         axes[0].set_ylabel("% right")
         words = "Accuracy with batches of two million tokens (solid) and smaller ones (dashed)"
         return Drawing(figure, words)
+
+
+def lambada_decline(ps: PublishedScaling, result: Any) -> Drawing:
+    """LAMBADA over training on a linear axis: the smallest models peak early and fall."""
+    curves = ps.tables["curves"]
+    curves = curves[(curves.task == "lambada_openai") & (curves.shots == 0) & (curves.step >= 1000)]
+    with style():
+        small_print = footer(result, "zero-shot; bands: 95 % intervals; circles: best checkpoint")
+        figure, axes = grid(1, 2, 3.0, small_print)
+        for ax, deduped in zip(axes, (False, True), strict=True):
+            ax.set_title("deduplicated" if deduped else "standard")
+            mine = curves[curves.deduped == deduped]
+            if mine.empty:
+                say(ax, ABSENT)
+                continue
+            for model, line in mine.groupby("model"):
+                colour = size_colour(model)
+                ax.plot(line.step / 1000, 100 * line.value, color=colour, linewidth=1.2)
+                ax.fill_between(line.step / 1000, 100 * line.low, 100 * line.high, color=colour,
+                                alpha=0.15, linewidth=0)  # fmt: skip
+                best = line.loc[line.value.idxmax()]
+                ax.plot(best.step / 1000, 100 * best.value, "o", color=colour,
+                        markerfacecolor="white", markersize=4.5)  # fmt: skip
+            ax.set(xlabel="step, thousands", ylim=(0, 75))
+        axes[0].set_ylabel("LAMBADA, % right")
+        if not curves.empty:
+            model_legend(figure, arms=False)
+        return Drawing(figure, "LAMBADA accuracy of the released models over training, by size")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Part of the key of kept results: raise it when any result here would change."""
-TOKEN_BUDGET = 8192
+TOKEN_BUDGET = 4096
 """Tokens of a batch."""
 SECOND_STAGE = 5
 """Places asked for in the second stage."""
@@ -110,7 +110,7 @@ def generate_check(
 ) -> tuple[int, int]:
     """(rows, disagreements): compares `extract` with real generation on some rows.
 
-    Half of the sample are memorized rows, as far as there are so many, spread evenly over each kind.
+    Half of the sample are memorized rows, as far as there are so many, spread over each kind.
     """
     if len(rows) != len(found.memorized):
         raise DataError(f"{len(rows)} rows, but {len(found.memorized)} results; give the same rows")

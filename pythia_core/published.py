@@ -74,6 +74,11 @@ class Published:
         return self._more.benchmarks
 
     @property
+    def left_out(self) -> pd.DataFrame:
+        """Checkpoints missing from `benchmarks` on purpose: model, deduped, shots, step, reason."""
+        return self._more.left_out
+
+    @property
     def baselines(self) -> pd.DataFrame:
         """OPT and BLOOM, zero-shot: family, model, n_params, task, metric, value, stderr."""
         return self._more.baselines

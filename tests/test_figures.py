@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from gender_fakes import fake_find_or_train, fake_items, one_thread
+from gender_fakes import fake_find_or_train, fake_items
 from test_published import as_folder
 
 from pythia_core import figures
@@ -41,7 +41,7 @@ def results(tmp_path_factory):
             params, False, items=fake_items(), find_or_train=train, published=published
         )
 
-    with pytest.MonkeyPatch.context() as patch, one_thread():
+    with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
         return {"absent": run(None), "released": run(released)}
 

@@ -292,6 +292,11 @@ def test_rows_that_are_another_models_are_left_out():
     big = rows[(rows.model == "2.8b") & ~rows.deduped]
     assert not big[(big.shots == 0) & big.step.between(2, 1000)].size
     assert not big[(big.shots == 5) & big.step.between(13_000, 43_000)].size
+    gone = published.load(FOLDER).left_out
+    assert gone.groupby("shots").step.agg(["min", "max"]).values.tolist() == [
+        [2, 1000], [13_000, 43_000],
+    ]  # fmt: skip
+    assert (gone.model == "2.8b").all()
     twins = rows.pivot(
         index=["model", "shots", "task", "step", "metric"], columns="deduped", values="value"
     ).dropna()
@@ -321,3 +326,35 @@ def test_a_broken_table_is_named(tmp_path):
     (folder / "evals_zero_shot.csv").write_text('model,value\n"70m,1\n')
     with pytest.raises(DataError, match=r"evals_zero_shot\.csv is not a CSV table"):
         _ = published.load(folder).benchmarks
+    (folder / "evals_zero_shot.csv").write_text("model,value\n70m,1\n")
+    with pytest.raises(DataError, match=r"evals_zero_shot\.csv lacks the columns deduped, metric"):
+        _ = published.load(folder).benchmarks
+
+
+def test_the_public_tree_gives_every_table(tmp_path):
+    """Names as in the public repository; runs without the released numbers."""
+    names = {
+        "pythia-1b-bf16/zero-shot/1b-bf16-5shot_step512.json": 0.1,
+        "pythia-2.8b/zero-shot/2.8b_step512.json": 0.2,
+        "pythia-2.8b-deduped/five-shot/2.8b-deduped-5shot_step13000.json": 0.3,
+        "pythia-160m-0.5MtokBS/160m-0.5MtokBS_step12000.json": 0.4,
+    }
+    tree = {f"evals/pythia-v1/{name}": harness(0.5, value) for name, value in names.items()}
+    tree |= {"evals/opt/opt-1.3b.json": harness(0.5, 0.5), **TREE}
+    tree |= {"evals/bloom/bloom-7b1.json": harness(0.5, 0.6)}
+    for source in (as_folder(tmp_path / "clone", tree), as_zip(tmp_path / "evals.zip", tree)):
+        found = published.load(source)
+        rows = found.benchmarks.query("task == 'lambada_openai' and metric == 'acc'")
+        cells = [tuple(row) for row in rows[["model", "deduped", "shots", "step", "value"]].values]
+        assert ("1b", False, 0, 512, 0.1) in cells
+        assert ("2.8b", True, 5, 13_000, 0.3) in cells
+        assert not any(cell[0] == "2.8b" and not cell[1] for cell in cells)
+        assert found.left_out.step.tolist() == [512]
+        small = found.batch_size.query("task == 'lambada_openai' and metric == 'acc'")
+        assert small[["model", "batch_tokens", "tokens", "value"]].values.tolist() == [
+            ["160m", 2**19, 12_000 * 2**19, 0.4]
+        ]
+        assert found.baselines.groupby("family").n_params.first().to_dict() == {
+            "bloom": 7.1e9, "opt": 1.3e9,
+        }  # fmt: skip
+        assert found.memorization.empty

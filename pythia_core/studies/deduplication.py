@@ -86,7 +86,8 @@ class Result:
     values: dict[str, Any]
     claims: list[dict[str, Any]]
     runs: list[Run]
-    published: Published | None
+    released: pd.DataFrame
+    """The released differences; drawn, and never recorded as a table."""
     started: float
     study: str = STUDY
 
@@ -230,14 +231,13 @@ def run(
     memorized, more_gaps = memorized_table(params, suite, progress)
     tables |= twins | {"memorized": memorized}
     released = published_deduplication(published)
-    tables["published"] = released
     pooled = {
         measure: np.mean([final[measure, s] for m, s in final if m == measure], axis=0)
         for measure in dict.fromkeys(measure for measure, _ in final)
     }
     claims = claims_table(params, pooled, memorized, released)
     values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps}
-    return Result(params, tables, values, claims, list(suite.values()), published, started)
+    return Result(params, tables, values, claims, list(suite.values()), released, started)
 
 
 def claims_table(

@@ -1,0 +1,297 @@
+"""Does the place of a row in training matter? Tests that hold their level at any rate of events.
+
+Given M events (memorized rows) among N eligible rows, the null says that they are a uniformly
+random subset. Every p-value comes from drawing such subsets: no rate is fitted and no distribution
+assumed, so that a test rejects a true null as often as it says. The textbook forms do not: counts
+per window are binomial, not Poisson, gaps are whole numbers, not exponential (`textbook_p`).
+
+    trend        mean place of the events; as % change of the rate per 10 % of training
+    dispersion   variance of the counts per window over the binomial one, at several windows
+    positions    Kolmogorov-Smirnov distance of the places to uniform
+    gaps         the same for the gaps between events, to geometric
+
+The paper's Q-Q plot of counts per window is here too, with a band for all points at once.
+Not here: which rows are events (studies.memorization), and what differing rates would look like
+(order_alternatives).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from pythia_core.errors import ConfigError, DataError
+
+MIN_EVENTS = 20
+"""Fewer events, or fewer rows without one: not testable."""
+MIN_WINDOWS = 20
+LEVEL = 0.95
+_CHUNK = 1 << 21
+
+
+@dataclass(frozen=True)
+class Design:
+    """Where events can be: the eligible rows of a run, and how many events there are."""
+
+    eligible: np.ndarray
+    """bool[rows of the run]."""
+    events: int
+    windows: tuple[int, ...]
+    """Rows of a window; those that give fewer than MIN_WINDOWS windows are left out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.events <= self.n:
+            raise DataError(f"{self.events} events cannot lie in {self.n} eligible rows")
+        if any(w < 1 for w in self.windows):
+            raise ConfigError(f"windows must have at least 1 row, got {self.windows}")
+
+    @property
+    def n(self) -> int:
+        """Eligible rows."""
+        return int(self.eligible.sum())
+
+    @property
+    def testable(self) -> bool:
+        return min(self.events, self.n - self.events) >= MIN_EVENTS
+
+    @cached_property
+    def usable(self) -> tuple[int, ...]:
+        """Windows that give enough of them."""
+        return tuple(w for w in self.windows if len(self.eligible) // w >= MIN_WINDOWS)
+
+    @property
+    def tests(self) -> tuple[tuple[str, int], ...]:
+        """(test, window) in the order of the columns of `statistics`; 0 where there is none."""
+        dispersion = tuple(("dispersion", w) for w in self.usable)
+        return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
+
+    @cached_property
+    def place(self) -> np.ndarray:
+        """float64[n]: place in training of every eligible row, 0 to 1, middle of the row."""
+        return (np.nonzero(self.eligible)[0] + 0.5) / len(self.eligible)
+
+    def window_of(self, window: int) -> tuple[np.ndarray, np.ndarray]:
+        """Window of each eligible row (rows after the last whole window get one more), and the
+        number of eligible rows of each whole window."""
+        whole = len(self.eligible) // window
+        index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
+        return index, np.bincount(index, minlength=whole + 1)[:whole]
+
+
+def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """int64[draws, M]: sorted ranks (among the eligible) of events under the null."""
+    found = np.empty((draws, design.events), np.int64)
+    step = max(1, _CHUNK // max(1, design.n))
+    for start in range(0, draws, step):
+        keys = rng.random((min(step, draws - start), design.n))
+        chosen = np.argpartition(keys, design.events - 1, axis=1)[:, : design.events]
+        found[start : start + step] = np.sort(chosen, axis=1)
+    return found
+
+
+def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
+    """int64[draws, windows]: events in each whole window."""
+    index, sizes = design.window_of(window)
+    wide = len(sizes) + 1
+    flat = index[ranks] + wide * np.arange(len(ranks))[:, None]
+    return np.bincount(flat.ravel(), minlength=wide * len(ranks)).reshape(-1, wide)[:, :-1]
+
+
+def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
+    """float64[draws, tests]: the statistic of every test for sorted ranks int[draws, M]."""
+    columns = [trend_slope(design, ranks)]
+    columns += [dispersion(design, ranks, window) for window in design.usable]
+    columns += [_positions(design, ranks), _gaps(design, ranks)]
+    return np.stack(columns, 1)
+
+
+def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
+    """Slope b of a rate that is proportional to 1 + b * (place - mean place): Laplace's score."""
+    centred = design.place - design.place.mean()
+    return centred[ranks].mean(1) / (centred**2).mean()
+
+
+def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
+    """Pearson's chi-square of the counts per window, per degree of freedom: 1 if binomial."""
+    _, sizes = design.window_of(window)
+    used = sizes > 0
+    p = design.events / design.n
+    spread = (counts_per_window(design, ranks, window)[:, used] - p * sizes[used]) ** 2
+    return (spread / (p * (1 - p) * sizes[used])).sum(1) / (used.sum() - 1)
+
+
+def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
+    m, n = ranks.shape[1], design.n
+    i = np.arange(m)
+    above = np.abs((i + 1) / m - (ranks + 1) / n)
+    below = np.abs(i / m - ranks / n)
+    return np.maximum(above, below).max(1)
+
+
+def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
+    m = ranks.shape[1]
+    gaps = np.sort(np.diff(ranks, prepend=-1, axis=1), axis=1)
+    miss = 1 - design.events / design.n
+    i = np.arange(m)
+    change = np.diff(gaps, axis=1) > 0
+    edge = np.ones((len(gaps), 1), bool)
+    last, first = np.hstack([change, edge]), np.hstack([edge, change])  # of equal gaps
+    above = np.where(last, np.abs((i + 1) / m - (1 - miss**gaps)), 0)
+    below = np.where(first, np.abs(i / m - (1 - miss ** (gaps - 1))), 0)
+    return np.maximum(above, below).max(1)
+
+
+# --- the null --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Null:
+    """What the statistics are when order does not matter, by simulation."""
+
+    design: Design
+    table: np.ndarray
+    """float64[draws, tests]."""
+
+    @classmethod
+    def simulate(cls, design: Design, draws: int, seed: int = 0) -> Null:
+        """Statistics of `draws` random subsets.
+
+        Raises:
+            DataError: too few events for a test.
+        """
+        if not design.testable:
+            raise DataError(
+                f"{design.events} events in {design.n} rows are too few to test; at least "
+                f"{MIN_EVENTS} rows with and without one are needed"
+            )
+        if draws < 99:
+            raise ConfigError(f"{draws} simulations are too few for a p-value; use at least 99")
+        rng = np.random.default_rng(seed)
+        step = max(1, _CHUNK // design.events)
+        parts = [
+            statistics(design, random_subsets(design, min(step, draws - start), rng))
+            for start in range(0, draws, step)
+        ]
+        return cls(design, np.concatenate(parts))
+
+    def p_values(self, found: np.ndarray) -> np.ndarray:
+        """float64[k, tests]: p of the statistics float64[k, tests].
+
+        Trend and dispersion are two-sided, distances one-sided. A draw counts as one of those it
+        is compared with, so that no p is 0 and the level is exact.
+        """
+        draws = len(self.table)
+        result = np.empty(found.shape)
+        for t, (name, _) in enumerate(self.design.tests):
+            null, seen = np.sort(self.table[:, t]), found[:, t]
+            slack = 1e-9 * max(1.0, float(np.abs(null).max()))  # equal up to rounding is equal
+            upper = draws - np.searchsorted(null, seen - slack, "left")
+            lower = np.searchsorted(null, seen + slack, "right")
+            upper, lower = (1 + upper) / (draws + 1), (1 + lower) / (draws + 1)
+            both = np.minimum(1, 2 * np.minimum(upper, lower))
+            result[:, t] = both if name in ("trend", "dispersion") else upper
+        return result
+
+    def range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds between which 95 % of the simulated statistics of every test lie."""
+        low, high = np.quantile(self.table, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+        return low, high
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's adjustment of p-values [..., tests] of one family."""
+    p = np.asarray(p, np.float64)
+    order = np.argsort(p, axis=-1)
+    factors = np.arange(p.shape[-1], 0, -1)
+    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
+    adjusted = np.empty_like(stepped)
+    np.put_along_axis(adjusted, order, np.minimum(1, stepped), -1)
+    return adjusted
+
+
+# --- effects ---------------------------------------------------------------------------------
+
+
+def trend_effect(design: Design, ranks: np.ndarray) -> tuple[float, float, float]:
+    """% change of the rate (of its mean) per 10 % of training, and its 95 % interval.
+
+    The binomial variance of the score is inflated by the dispersion of the counts in the smallest
+    window where that exceeds 1 (quasi-likelihood): events that come in clumps tell less.
+    """
+    ranks = ranks[None] if ranks.ndim == 1 else ranks
+    slope = float(trend_slope(design, ranks)[0])
+    centred = design.place - design.place.mean()
+    variance = (centred**2).mean()
+    # what the places of the events themselves vary by, with the correction for drawing from few
+    spread = (centred[ranks[0]] - centred[ranks[0]].mean()).var(ddof=1)
+    finite = (design.n - design.events) / (design.n - 1)
+    inflation = 1.0
+    if design.usable:
+        inflation = max(1.0, float(dispersion(design, ranks, min(design.usable))[0]))
+    half = 1.96 * (spread * finite * inflation / design.events) ** 0.5 / variance
+    return 10 * slope, 10 * (slope - half), 10 * (slope + half)
+
+
+def dispersion_effect(design: Design, ranks: np.ndarray, window: int) -> tuple[float, float, float]:
+    """The dispersion and its interval, from the chi-square distribution that it nearly has."""
+    from scipy.stats import chi2
+
+    value = float(dispersion(design, ranks[None] if ranks.ndim == 1 else ranks, window)[0])
+    freedom = int((design.window_of(window)[1] > 0).sum()) - 1
+    low, high = chi2.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], freedom)
+    return value, value * freedom / high, value * freedom / low
+
+
+# --- the paper's plot, and tests not to use --------------------------------------------------
+
+
+def poisson_qq(
+    design: Design, ranks: np.ndarray, window: int, draws: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Counts per window, sorted, against Poisson quantiles of the same mean.
+
+    Returns:
+        theoretical, observed, low, high, one entry a window. 95 % of random subsets lie wholly
+        between low and high.
+    """
+    from scipy.stats import poisson
+
+    observed = np.sort(counts_per_window(design, ranks[None], window)[0])
+    rng = np.random.default_rng([seed, 2])
+    null = np.sort(counts_per_window(design, random_subsets(design, draws, rng), window), axis=1)
+    in_order = np.sort(null, axis=0)
+    at = (np.arange(len(observed)) + 0.5) / len(observed)
+    theoretical = poisson.ppf(at, observed.mean())
+    cut = 0  # draws left out at either end of every point, as many as the band allows
+    for trial in range(1, draws // 2):
+        inside = (null >= in_order[trial]) & (null <= in_order[-1 - trial])
+        if inside.all(1).mean() < LEVEL:
+            break
+        cut = trial
+    low, high = in_order[cut], in_order[-1 - cut]
+    return {"theoretical": theoretical, "observed": observed, "low": low, "high": high}
+
+
+def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
+    """p-values float64[draws] of the tests that reject true nulls, to show that they do.
+
+    Poisson dispersion: sum of (count - mean)^2 / mean against chi-square, two-sided. Exponential
+    gaps: Kolmogorov-Smirnov with the mean of the gaps as scale.
+    """
+    from scipy.stats import chi2, kstwobign
+
+    counts = counts_per_window(design, ranks, window)
+    mean = counts.mean(1, keepdims=True)
+    index = ((counts - mean) ** 2 / np.maximum(mean, 1e-12)).sum(1)
+    tail = chi2.sf(index, counts.shape[1] - 1)
+    gaps = np.sort(np.diff(ranks, axis=1), axis=1)
+    m = gaps.shape[1]
+    fitted = 1 - np.exp(-gaps / gaps.mean(1, keepdims=True))
+    i = np.arange(m)
+    distance = np.maximum(np.abs((i + 1) / m - fitted), np.abs(i / m - fitted)).max(1)
+    return {
+        "Poisson dispersion": 2 * np.minimum(tail, 1 - tail),
+        "exponential gaps": kstwobign.sf(distance * m**0.5),
+    }

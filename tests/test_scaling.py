@@ -1,0 +1,209 @@
+"""The scaling study: parameters, claims by rule, gaps, and the whole at smoke scale."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pythia_core import figures_scaling
+from pythia_core.errors import ConfigError
+from pythia_core.studies import scaling, scaling_claims
+from pythia_core.studies.scaling import ScalingParams
+from pythia_core.tasks import TASKS
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"tasks": "piqa,arc"}, "unknown task 'arc'; accepted: .*arc_easy"),
+        ({"sizes": "7m"}, "unknown size"),
+        ({"shots": "0,two"}, "shots='0,two'"),
+        ({"shots": "17"}, "0..16"),
+        ({"limit": 0}, "limit must be"),
+        ({"bootstrap": 3}, "bootstrap must be"),
+        ({"scale": 3}, "scale must be text"),
+        ({"limit": 1, "seed": -1}, "2 problems"),
+    ],
+)
+def test_bad_parameters_are_refused(given: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ScalingParams(**given)
+
+
+def test_defaults() -> None:
+    params = ScalingParams()
+    assert params.task_list == tuple(TASKS)
+    assert params.shot_list == (0, 1)
+    assert len(params.size_list) == 8
+    assert ScalingParams(tasks=" sciq, piqa ,sciq", shots="5,0").task_list == ("sciq", "piqa")
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+EMPTY = {
+    "prediction": pd.DataFrame(columns=["size", "value", "low", "high"]),
+    "optimal": pd.DataFrame(columns=["kind", "n_params", "low", "high"]),
+    "agreement": pd.DataFrame(columns=["items", "differing"]),
+}
+
+
+def claims(finals: dict, tables: dict | None = None, words: dict | None = None) -> dict[str, dict]:
+    params = ScalingParams(sizes="7k,800k", tasks="piqa", bootstrap=300)
+    made = scaling_claims.claims_table(params, finals, EMPTY | (tables or {}), words or {})
+    return {claim["claim"]: claim for claim in made}
+
+
+def pick(found: dict[str, dict], word: str) -> dict:
+    (one,) = [claim for name, claim in found.items() if word in name]
+    return one
+
+
+def hits(p: float, n: int = 300, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(n) < p
+
+
+def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
+    def finals(small: float, large: float) -> dict:
+        return {("7k", "standard", "piqa_0"): hits(small),
+                ("800k", "standard", "piqa_0"): hits(large, seed=1)}  # fmt: skip
+
+    assert pick(claims(finals(0.5, 0.7)), "rises")["verdict"] == "reproduced"
+    assert pick(claims(finals(0.75, 0.6)), "rises")["verdict"] == "not reproduced"
+    assert pick(claims(finals(0.65, 0.66)), "rises")["verdict"] == "no effect"
+    chance = pick(claims(finals(0.3, 0.5)), "rises")  # a rise up to guessing is none
+    assert chance["verdict"] == "not testable here"
+    assert chance["low"] > 0
+    assert pick(claims({}), "rises")["ours"] is None
+
+
+def test_pairing_is_refused_where_items_differ() -> None:
+    finals = {
+        ("7k", "standard", "piqa_0"): hits(0.5),
+        ("800k", "standard", "piqa_0"): hits(0.9, 299),
+    }
+    assert pick(claims(finals), "rises")["verdict"] == "not testable here"
+
+
+def test_examples_help_when_they_do() -> None:
+    zero = hits(0.5)
+    more = zero | hits(0.2, seed=2)
+    finals = {("800k", "standard", "piqa_0"): zero, ("800k", "standard", "piqa_1"): more}
+    found = pick(claims(finals), "Solved examples")
+    assert found["verdict"] == "reproduced"
+    assert found["ours"] == pytest.approx(100 * (more.mean() - zero.mean()))
+    assert pick(claims({}), "Solved examples")["verdict"] == "not testable here"
+
+
+def test_the_best_of_many_steps_is_not_a_decline() -> None:
+    rng = np.random.default_rng(0)
+    flat = {step: rng.random(400) < 0.3 for step in range(16)}
+    best = max(values.mean() for values in flat.values())
+    assert flat[15].mean() - best < -0.02  # what choosing the best would report
+    assert pick(claims({}, words=flat), "late in training")["verdict"] == "no effect"
+    falling = {step: hits(0.4, 400, 9) for step in range(8)}
+    falling |= {step: hits(0.4, 400, 9) & hits(0.5, 400, 8) for step in range(8, 16)}
+    assert pick(claims({}, words=falling), "late in training")["verdict"] == "holds"
+    poor = {step: hits(0.01, 400) for step in range(4)}
+    assert pick(claims({}, words=poor), "late in training")["verdict"] == "not testable here"
+    nothing = {step: np.zeros(9, bool) for step in range(4)}
+    assert pick(claims({}, words=nothing), "late in training")["ours"] is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [(-1, 1.5, "holds"), (2.5, 4, "does not hold"), (-5, -3, "does not hold"),
+     (1, 3, "not testable here")],
+)  # fmt: skip
+def test_a_prediction_is_close_or_not(low: float, high: float, verdict: str) -> None:
+    table = pd.DataFrame([("800k", (low + high) / 2, low, high)],
+                         columns=["size", "value", "low", "high"])  # fmt: skip
+    assert pick(claims({}, {"prediction": table}), "predicts the loss")["verdict"] == verdict
+
+
+def test_one_differing_item_is_a_disagreement() -> None:
+    table = pd.DataFrame([(100, 0), (100, 1)], columns=["items", "differing"])
+    found = pick(claims({}, {"agreement": table}), "harness agree")
+    assert (found["ours"], found["verdict"]) == ("1 of 200 differ", "does not hold")
+
+
+# --- the whole -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHIA_RESULTS", str(folder))
+        patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+        params = ScalingParams("smoke", limit=20, bootstrap=200)
+        result = scaling.run(params, progress=False)
+        again = scaling.run(params, progress=False)
+        first = result.runs[0]  # of the smaller size, on the standard text
+        shutil.rmtree(first.folder / "evaluations")
+        shutil.rmtree(first.checkpoints / "step-000016")
+        lost = scaling.run(params, progress=False)
+    return SimpleNamespace(params=params, result=result, again=again, lost=lost)
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_what_does_not_fit_is_a_gap_and_what_does_has_an_interval(studied) -> None:
+    accuracy = studied.result.tables["accuracy"]
+    assert set(accuracy.task) == set(TASKS)
+    gaps = accuracy[accuracy.status != "scored"]
+    assert (gaps.fits < scaling.LEAST_FITTING).all()
+    assert gaps.value.isna().all()
+    assert {"lambada_openai", "hellaswag"} <= set(gaps.task)
+    scored = accuracy[accuracy.status == "scored"]
+    assert {"piqa", "winogrande"} <= set(scored.task)
+    assert (scored.low <= scored.value).all() and (scored.value <= scored.high).all()
+    assert (accuracy.percent == 100).sum() == 2 * 2 * 7 * 2 * 2  # sizes, texts, tasks, shots, acc
+    early = accuracy[accuracy.percent < 100]
+    assert set(early.arm) == {"standard"} and set(early.shots) == {0}
+    assert studied.result.tables["laws"].empty  # two sizes
+    unset = [claim["published"] for claim in studied.result.claims[:6]]
+    assert all("PYTHIA_PUBLISHED_DIR" in text for text in unset)
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_the_harness_agrees_on_every_item(studied) -> None:
+    pytest.importorskip("lm_eval", reason="the evaluation harness is not installed: .[eval]")
+    agreement = studied.result.tables["agreement"]
+    assert len(agreement) == 14
+    assert agreement.differing.sum() == 0
+    assert studied.result.values["n_agreement"] == agreement["items"].sum() > 200
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_tables_and_drawings_are_made_again_alike(studied) -> None:
+    for name, table in studied.result.tables.items():
+        pd.testing.assert_frame_equal(table, studied.again.tables[name])
+    for draw in (figures_scaling.accuracy_by_size, figures_scaling.accuracy_over_training,
+                 figures_scaling.laws):  # fmt: skip
+        drawn = draw(studied.result)
+        assert drawn.svg == draw(studied.again).svg
+        assert drawn.description
+    assert "does not fit" in figures_scaling.accuracy_by_size(studied.result).svg
+    for table in (figures_scaling.tasks_table, figures_scaling.best_sizes_table):
+        assert "<table" in table(studied.result)._repr_html_()
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_a_lost_checkpoint_is_a_gap_not_a_crash(studied) -> None:
+    assert studied.result.values["gaps"] == 0
+    assert studied.lost.values["gaps"] == 2  # the tasks' and the language's
+    accuracy = studied.lost.tables["accuracy"]
+    cells = accuracy[(accuracy["size"] == "7k") & (accuracy.arm == "standard")
+                     & (accuracy.percent == 100)]  # fmt: skip
+    assert set(cells.status) == {"lost"}
+    assert (accuracy[accuracy["size"] == "25k"].status != "lost").all()
+    for draw in (figures_scaling.accuracy_by_size, figures_scaling.laws):
+        assert draw(studied.lost).svg
+    assert len(studied.lost.claims) == len(studied.result.claims)
