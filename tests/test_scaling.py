@@ -15,6 +15,8 @@ from pythia_core.studies import scaling, scaling_claims
 from pythia_core.studies.scaling import ScalingParams
 from pythia_core.tasks import TASKS
 
+DRAWINGS = (figures_scaling.tasks_by_size, figures_scaling.losses, figures_scaling.optimal_sizes)
+
 
 @pytest.mark.parametrize(
     ("given", "words"),
@@ -73,10 +75,12 @@ def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
 
     assert pick(claims(finals(0.5, 0.7)), "rises")["verdict"] == "reproduced"
     assert pick(claims(finals(0.75, 0.6)), "rises")["verdict"] == "not reproduced"
-    assert pick(claims(finals(0.65, 0.66)), "rises")["verdict"] == "no effect"
     chance = pick(claims(finals(0.3, 0.5)), "rises")  # a rise up to guessing is none
     assert chance["verdict"] == "not testable here"
     assert chance["low"] > 0
+    able = hits(0.7)
+    same = {("7k", "standard", "piqa_0"): able, ("800k", "standard", "piqa_0"): able.copy()}
+    assert pick(claims(same), "rises")["verdict"] == "no effect"
     assert pick(claims({}), "rises")["ours"] is None
 
 
@@ -100,7 +104,8 @@ def test_examples_help_when_they_do() -> None:
 
 def test_the_best_of_many_steps_is_not_a_decline() -> None:
     rng = np.random.default_rng(0)
-    flat = {step: rng.random(400) < 0.3 for step in range(16)}
+    drawn = sorted((rng.random(400) < 0.3 for _ in range(16)), key=np.mean)
+    flat = dict(enumerate([*drawn[:7], *drawn[8:], drawn[7]]))  # a middling one comes last
     best = max(values.mean() for values in flat.values())
     assert flat[15].mean() - best < -0.02  # what choosing the best would report
     assert pick(claims({}, words=flat), "late in training")["verdict"] == "no effect"
@@ -173,10 +178,12 @@ def test_what_does_not_fit_is_a_gap_and_what_does_has_an_interval(studied) -> No
 @pytest.mark.slow
 def test_the_harness_agrees_on_every_item(studied) -> None:
     pytest.importorskip("lm_eval", reason="the evaluation harness is not installed: .[eval]")
-    agreement = studied.result.tables["agreement"]
-    assert len(agreement) == 14
+    agreement, accuracy = (studied.result.tables[name] for name in ("agreement", "accuracy"))
+    final = accuracy[(accuracy.percent == 100) & (accuracy.status == "scored")]
+    cells = set(zip(final.task, final.shots, strict=True))
+    assert cells <= set(zip(agreement.task, agreement.shots, strict=True))
     assert agreement.differing.sum() == 0
-    assert studied.result.values["n_agreement"] == agreement["items"].sum() > 200
+    assert studied.result.values["n_agreement"] == agreement["items"].sum() >= 18 * len(cells)
 
 
 @pytest.mark.wheels
@@ -184,14 +191,12 @@ def test_the_harness_agrees_on_every_item(studied) -> None:
 def test_tables_and_drawings_are_made_again_alike(studied) -> None:
     for name, table in studied.result.tables.items():
         pd.testing.assert_frame_equal(table, studied.again.tables[name])
-    for draw in (figures_scaling.accuracy_by_size, figures_scaling.accuracy_over_training,
-                 figures_scaling.laws):  # fmt: skip
+    for draw in DRAWINGS:
         drawn = draw(studied.result)
         assert drawn.svg == draw(studied.again).svg
         assert drawn.description
-    assert "does not fit" in figures_scaling.accuracy_by_size(studied.result).svg
-    for table in (figures_scaling.tasks_table, figures_scaling.best_sizes_table):
-        assert "<table" in table(studied.result)._repr_html_()
+    assert "do not" in figures_scaling.tasks_by_size(studied.result).svg  # a gap is drawn as one
+    assert "<table" in figures_scaling.laws_table(studied.result)._repr_html_()
 
 
 @pytest.mark.wheels
@@ -204,6 +209,6 @@ def test_a_lost_checkpoint_is_a_gap_not_a_crash(studied) -> None:
                      & (accuracy.percent == 100)]  # fmt: skip
     assert set(cells.status) == {"lost"}
     assert (accuracy[accuracy["size"] == "25k"].status != "lost").all()
-    for draw in (figures_scaling.accuracy_by_size, figures_scaling.laws):
+    for draw in DRAWINGS:
         assert draw(studied.lost).svg
     assert len(studied.lost.claims) == len(studied.result.claims)

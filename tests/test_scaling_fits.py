@@ -87,7 +87,7 @@ def test_the_more_a_model_is_used_the_smaller_it_should_be() -> None:
         assert TRUE.cheapest_when_generating(n, d) == pytest.approx(generated, rel=0.05, abs=2e5)
     assert sizes[0] > sizes[1] > sizes[2]
     assert not np.isfinite(TRUE.tokens_for(3.9, 1e9))
-    with pytest.raises(DataError, match="no model of this law reaches a loss of 3.9"):
+    with pytest.raises(DataError, match=r"no model of this law reaches a loss of 3\.9"):
         TRUE.inference_optimal(3.9, 0.0)
 
 

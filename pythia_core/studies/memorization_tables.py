@@ -126,14 +126,15 @@ def rate_over_training(
 # --- order -----------------------------------------------------------------------------------
 
 
-def test_table(
+def tests_of(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Every test of order_tests on one set of rows, with Holm's p; too few events: a row says so."""
+    """Every test of order_tests on one set of rows, with Holm's p; too few events give a row."""
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
     if not design.testable:
-        return [{"test": "all", "window": 0, **counts, "status": "not testable: too few events"}]
+        status = "not testable: too few events"
+        return [{"test": "all", "window": 0, **counts, "status": status}]
     null = Null.simulate(design, simulations)
     (ranks,) = np.nonzero(memorized[eligible])
     found = order_tests.statistics(design, ranks[None])
@@ -145,7 +146,8 @@ def test_table(
         if name == "trend":
             effect = order_tests.trend_effect(design, ranks)
         elif name == "dispersion":
-            effect = order_tests.dispersion_effect(design, ranks, window)
+            # what the dispersion varies by is taken from the simulated nulls, whose mean is 1
+            effect = (found[0, t], found[0, t] / high[t], found[0, t] / low[t])
         table.append(
             {
                 "test": name,

@@ -234,16 +234,6 @@ def trend_effect(design: Design, ranks: np.ndarray) -> tuple[float, float, float
     return 10 * slope, 10 * (slope - half), 10 * (slope + half)
 
 
-def dispersion_effect(design: Design, ranks: np.ndarray, window: int) -> tuple[float, float, float]:
-    """The dispersion and its interval, from the chi-square distribution that it nearly has."""
-    from scipy.stats import chi2
-
-    value = float(dispersion(design, ranks[None] if ranks.ndim == 1 else ranks, window)[0])
-    freedom = int((design.window_of(window)[1] > 0).sum()) - 1
-    low, high = chi2.ppf([(1 - LEVEL) / 2, (1 + LEVEL) / 2], freedom)
-    return value, value * freedom / high, value * freedom / low
-
-
 # --- the paper's plot, and tests not to use --------------------------------------------------
 
 

@@ -1,0 +1,128 @@
+"""Tests of order hold their level on true nulls, and find what they are for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.studies import order_tests
+from pythia_core.studies.order_alternatives import (
+    ALTERNATIVES,
+    batch_rates,
+    clumps,
+    linear_trend,
+    rejections,
+    textbook_rejections,
+)
+from pythia_core.studies.order_tests import Design, Null, holm, random_subsets, statistics
+
+N, WINDOWS, RUNS = 6000, (32, 128), 600
+
+
+def null(events: int, n: int = N) -> Null:
+    return Null.simulate(Design(np.ones(n, bool), events, WINDOWS), 3000)
+
+
+@pytest.mark.parametrize("events", [180, 300, 1200])
+def test_true_nulls_are_rejected_as_often_as_said(events: int) -> None:
+    """At a nominal 5 % within 3 to 8 %, at rates of 3, 5 and 20 %."""
+    rejected = rejections(null(events), random_subsets, RUNS, seed=11) / RUNS
+    assert (rejected >= 0.03).all(), rejected
+    assert (rejected <= 0.08).all(), rejected
+
+
+def test_with_few_events_no_test_rejects_too_often() -> None:
+    """Counts of one event in three windows take few values: p-values err on the safe side."""
+    assert (rejections(null(60), random_subsets, RUNS, seed=11) / RUNS <= 0.08).all()
+
+
+def test_the_level_holds_where_only_some_rows_are_eligible() -> None:
+    eligible = np.random.default_rng(3).random(N) < np.linspace(0.2, 0.9, N)
+    made = Null.simulate(Design(eligible, 200, WINDOWS), 3000)
+    rejected = rejections(made, random_subsets, RUNS, seed=12) / RUNS
+    assert (rejected >= 0.03).all(), rejected
+    assert (rejected <= 0.08).all(), rejected
+
+
+@pytest.mark.parametrize(
+    ("draw", "test", "least"),
+    [
+        (linear_trend(0.6), "trend", 0.8),
+        (linear_trend(0.6), "positions", 0.7),
+        (batch_rates(0.6), "dispersion", 0.9),
+        (clumps(0.3, 2, 2), "gaps", 0.9),
+    ],
+)
+def test_alternatives_are_found(draw, test: str, least: float) -> None:
+    made = null(600)
+    found = rejections(made, draw, 200, seed=5) / 200
+    names = [name for name, _ in made.design.tests]
+    assert found[names.index(test)] >= least
+
+
+def test_the_textbook_tests_reject_true_nulls() -> None:
+    design = Design(np.ones(N, bool), 1200, WINDOWS)
+    found = textbook_rejections(design, 32, 300)
+    assert found["exponential gaps"] > 0.9 * 300
+    assert found["Poisson dispersion"] > 0.15 * 300
+
+
+def test_every_alternative_can_be_drawn() -> None:
+    design = Design(np.ones(900, bool), 90, (32,))
+    for name, draw in ALTERNATIVES.items():
+        ranks = draw(design, 3, np.random.default_rng(0))
+        assert ranks.shape == (3, 90), name
+        assert (np.diff(ranks, axis=1) > 0).all(), name
+        assert ranks.min() >= 0, name
+        assert ranks.max() < 900, name
+
+
+def test_the_trend_is_estimated_without_bias() -> None:
+    design = Design(np.ones(N, bool), 600, WINDOWS)
+    ranks = linear_trend(0.5)(design, 200, np.random.default_rng(1))
+    effects = np.array([order_tests.trend_effect(design, row) for row in ranks])
+    assert effects[:, 0].mean() == pytest.approx(5.0, abs=0.5)  # % per tenth of training
+    covered = (effects[:, 1] <= 5) & (effects[:, 2] >= 5)
+    assert 0.9 <= covered.mean() <= 0.99
+
+
+def test_dispersion_by_hand() -> None:
+    design = Design(np.ones(80, bool), 20, (4,))
+    ranks = np.arange(0, 80, 4)[None]  # one event in every window
+    assert order_tests.dispersion(design, ranks, 4)[0] == pytest.approx(0)
+    clumped = np.arange(20)[None]  # five full windows, fifteen empty ones
+    spread = (5 * (4 - 1) ** 2 + 15) / (0.25 * 0.75 * 4) / 19
+    assert order_tests.dispersion(design, clumped, 4)[0] == pytest.approx(spread)
+
+
+def test_holm_by_hand() -> None:
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])
+    assert holm(np.array([0.5, 0.9])).max() <= 1
+
+
+def test_too_few_events_are_not_testable() -> None:
+    assert not Design(np.ones(500, bool), 5, WINDOWS).testable
+    assert not Design(np.ones(500, bool), 495, WINDOWS).testable
+    assert Design(np.ones(500, bool), 50, WINDOWS).usable == ()
+    with pytest.raises(DataError, match="cannot lie in"):
+        Design(np.ones(5, bool), 6, WINDOWS)
+    with pytest.raises(ConfigError, match="at least 1 row"):
+        Design(np.ones(5, bool), 1, (0,))
+
+
+def test_the_same_data_give_the_same_p() -> None:
+    made, again = null(100), null(100)
+    found = statistics(made.design, random_subsets(made.design, 5, np.random.default_rng(2)))
+    np.testing.assert_array_equal(made.p_values(found), again.p_values(found))
+
+
+def test_the_qq_band_holds_95_percent() -> None:
+    design = Design(np.ones(3200, bool), 160, (64,))
+    inside = []
+    for seed in range(60):
+        ranks = random_subsets(design, 1, np.random.default_rng(100 + seed))[0]
+        points = order_tests.poisson_qq(design, ranks, 64, 400)
+        between = (points["observed"] >= points["low"]) & (points["observed"] <= points["high"])
+        inside.append(between.all())
+    assert np.mean(inside) >= 0.85
