@@ -178,19 +178,28 @@ def fill_block(path: Path, name: str, content: str) -> None:
             temporary.write_text(filled, encoding="utf-8")
 
 
+COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
+"""Models that were there already are not trained again: a notebook's own time does not hold it."""
+
+
+def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
+    """The cells of COSTS for a recorded run."""
+    return (
+        record["study"],
+        record["scale"],
+        device_text(record),
+        duration_text(record.get("duration_s") or 0),
+        duration_text(record.get("training_s") or 0),
+        f"{(record.get('peak_memory_mb') or 0) / 1000:.1f} GB",
+        f"{record.get('disk_mb') or 0} MB",
+    )
+
+
 def costs_table(records: list[dict[str, Any]]) -> str:
     """What each recorded run cost, as a Markdown table."""
-    rows = ["| study | scale | machine | time | memory | disk |", "|---|---|---|---|---|---|"]
+    rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
     for r in records:
-        cells = (
-            r["study"],
-            r["scale"],
-            device_text(r),
-            duration_text(r.get("duration_s") or 0),
-            f"{(r.get('peak_memory_mb') or 0) / 1000:.1f} GB",
-            f"{r.get('disk_mb') or 0} MB",
-        )
-        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+        rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")
     return "\n".join(rows) if records else "No run has been recorded yet."
 
 

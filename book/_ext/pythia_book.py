@@ -322,18 +322,8 @@ class Costs(SphinxDirective):
         known = shows.recorded(ROOT)
         if not known:
             return [nodes.paragraph("", "No run has been recorded yet.")]
-        rows: list[list[nodes.Node | str]] = [
-            [
-                r["study"],
-                r["scale"],
-                records.device_text(r),
-                records.duration_text(r.get("duration_s") or 0),
-                f"{(r.get('peak_memory_mb') or 0) / 1000:.1f} GB",
-                f"{r.get('disk_mb') or 0} MB",
-            ]
-            for r in known
-        ]
-        return [table(["Study", "Scale", "Machine", "Time", "Memory", "Disk"], rows, "costs")]
+        header = [name[:1].upper() + name[1:] for name in shows.COSTS]
+        return [table(header, [list(shows.costs_of(r)) for r in known], "costs")]
 
 
 class Scales(SphinxDirective):
