@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pythia_core import records
-from pythia_core.figures import Table
+from pythia_core.figures import MUTED, Table, size_colour
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from pythia_core.studies.study import StudyResult
 
 VERDICTS = (
     "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced (of premises that "
@@ -14,18 +20,7 @@ VERDICTS = (
 )
 
 
-class Study(Protocol):
-    """What a study returns, as far as pages need it."""
-
-    study: str
-    params: Any
-    claims: list[dict[str, Any]]
-
-    @property
-    def parameters(self) -> dict[str, Any]: ...
-
-
-def footer(result: Study, *notes: str) -> str:
+def footer(result: StudyResult, *notes: str) -> str:
     """The small print of a figure: what it shows, and the command that draws it again."""
     record = {"study": result.study, "scale": result.params.scale, "parameters": result.parameters}
     return (
@@ -35,8 +30,13 @@ def footer(result: Study, *notes: str) -> str:
     )
 
 
-def claims_table(result: Study, note: str = "") -> Table:
+def claims_table(result: StudyResult, note: str = "") -> Table:
     """What the paper says, what was released, what we measured, and the verdict."""
+    return Table(claims_frame(result.claims), f"{note} {VERDICTS}".strip())
+
+
+def claims_frame(claims: list[dict[str, Any]]) -> pd.DataFrame:
+    """A study's claims in words, a row each."""
     import pandas as pd
 
     rows = [
@@ -47,9 +47,35 @@ def claims_table(result: Study, note: str = "") -> Table:
             "ours [95 %]": interval(claim["ours"], claim["low"], claim["high"]),
             "verdict": claim["verdict"],
         }
-        for claim in result.claims
+        for claim in claims
     ]
-    return Table(pd.DataFrame(rows), f"{note} {VERDICTS}".strip())
+    return pd.DataFrame(rows)
+
+
+def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
+    """Percent of rows memorized by size, standard and deduplicated twins side by side.
+
+    Args:
+        frame: size, arm, value, low, high (shares).
+    """
+    from matplotlib.lines import Line2D
+
+    arms = (("standard", "s", MUTED), ("deduplicated", "o", "white"))
+    for j, (arm, mark, _) in enumerate(arms):
+        for row in frame[frame.arm == arm].rename(columns={"size": "name"}).itertuples():
+            at, colour = sizes.index(row.name) + 0.24 * (j - 0.5), size_colour(row.name)
+            ax.plot([at, at], [100 * row.low, 100 * row.high], color=colour, linewidth=1.3)
+            ax.plot([at], [100 * row.value], color=colour, marker=mark, markersize=5,
+                    markerfacecolor="white" if j else colour)  # fmt: skip
+    handles = [
+        Line2D([], [], color=MUTED, marker=mark, linestyle="", markerfacecolor=face, label=arm)
+        for arm, mark, face in arms
+    ]
+    ax.legend(handles=handles, loc="upper left")
+    ax.set_xticks(range(len(sizes)), sizes)
+    ax.set_xlabel("parameters without embeddings")
+    ax.set_ylabel("% of rows memorized")
+    ax.grid(axis="x", visible=False)
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_core.figures import (
-    ARM_STYLES,
     INK,
     MUTED,
     Drawing,
@@ -17,13 +16,13 @@ from pythia_core.figures import (
     size_legend,
     style,
 )
-from pythia_core.figures_common import footer
+from pythia_core.figures_common import footer, twin_shares
 from pythia_core.records import number_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pythia_core.studies.deduplication import Result
+    from pythia_core.studies.study import StudyResult as Result
 
 BLUE, ORANGE, PALE = "#0072b2", "#d55e00", "#c9c9c9"
 RECIPE_COLOURS = {"exact": MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
@@ -147,30 +146,7 @@ def remembered(result: Result) -> Drawing:
         figure, (ax,) = panels(1, 2.6, footer(result, "bars: 95 % intervals"))
         if memorized.empty:
             say(ax, "no final model could be measured")
-        for j, arm in enumerate(("standard", "deduplicated")):
-            for i, size in enumerate(sizes):
-                cell = memorized[(memorized["size"] == size) & (memorized.arm == arm)]
-                if cell.empty:
-                    continue
-                value, low, high = (100 * float(cell[c].iloc[0]) for c in ("value", "low", "high"))
-                at, colour = i + 0.24 * (j - 0.5), size_colour(size)
-                ax.plot([at, at], [low, high], color=colour, linewidth=1.3)
-                ax.plot([at], [value], color=colour, markersize=5.5,
-                        marker=ARM_STYLES["control" if j else "swap_7"]["marker"],
-                        markerfacecolor="white" if j else colour)  # fmt: skip
-        from matplotlib.lines import Line2D
-
-        handles = [
-            Line2D(
-                [], [], color=MUTED, marker=marker, linestyle="", markerfacecolor=face, label=arm
-            )
-            for arm, marker, face in (("standard", "s", MUTED), ("deduplicated", "o", "white"))
-        ]
-        ax.legend(handles=handles, loc="upper left")
-        ax.set_xticks(range(len(sizes)), sizes)
-        ax.set_xlabel("parameters without embeddings")
-        ax.set_ylabel("% of rows memorized")
-        ax.grid(axis="x", visible=False)
+        twin_shares(ax, memorized, sizes)
         words = "Share of memorized rows: " + ", ".join(
             f"{r.size} {r.arm} {100 * r.value:.2f} %"
             for r in memorized[memorized["size"] == sizes[-1]].itertuples(index=False, name="Row")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_core import figures, records
 from pythia_core.figures import Drawing, Table
+from pythia_core.figures_common import claims_frame, interval
 from pythia_core.scales import scale_named
 from pythia_core.schedule import OFFICIAL_STEPS
 from pythia_core.studies.gender_bias import ARMS, STUDY
@@ -304,7 +305,7 @@ def results_table(result: Result) -> Table:
     for (size, arm), cell in levels.groupby(["size", "arm"], sort=False):
         numbers = cell.set_index("measure")[["value", "low", "high"]]
         row = {
-            label: _interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
+            label: interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
             for measure, label in shown.items()
         }
         rows.append({"size": size, "arm": figures.ARM_LABELS[arm], **row})
@@ -314,32 +315,14 @@ def results_table(result: Result) -> Table:
 
 def claims_table(result: Result) -> Table:
     """What the paper says, what was released, what we measured, and the verdict."""
-    import pandas as pd
-
-    rows = [
-        {
-            "claim": claim["claim"],
-            "the paper": claim["paper"],
-            "released numbers": claim["published"],
-            "ours [95 %]": _interval(claim["ours"], claim["low"], claim["high"]),
-            "verdict": claim["verdict"],
-        }
-        for claim in result.claims
-    ]
     return Table(
-        pd.DataFrame(rows),
+        claims_frame(result.claims),
         "Differences in points. Verdicts by rule: the interval excludes 0 on the claimed side, "
         "reproduced (of premises that the paper did not measure: holds); on the other, not "
         "reproduced; it includes 0, no effect seen; the controls have nothing to lower, not "
         "testable here. Released numbers: means in percent over the checkpoints from step 134,000 "
         "on that were scored for both arms (LAMBADA of 410m: the last one alone).",
     )
-
-
-def _interval(value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
-        return "not measured"
-    return records.value_text({"value": value, "low": low, "high": high})
 
 
 def summary(result: Result) -> Any:

@@ -17,12 +17,12 @@ from pythia_core.figures import (
     size_legend,
     style,
 )
-from pythia_core.figures_common import footer, interval
+from pythia_core.figures_common import footer, interval, twin_shares
 from pythia_core.figures_published import MODELS
 from pythia_core.records import number_text
 
 if TYPE_CHECKING:
-    from pythia_core.studies.memorization import Result
+    from pythia_core.studies.study import StudyResult as Result
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 FEW = "too few memorized rows"
@@ -34,24 +34,7 @@ def shares(result: Result) -> Drawing:
     last = table[table.percent == 100]
     with style():
         figure, (left, right) = panels(2, 2.9, footer(result, "bars: 95 % intervals"))
-        for j, arm in enumerate(("standard", "deduplicated")):
-            mine = last[last.arm == arm].rename(columns={"size": "s"})
-            for row in mine.itertuples():
-                at, colour = sizes.index(row.s) + 0.24 * (j - 0.5), size_colour(row.s)
-                left.plot([at, at], [100 * row.low, 100 * row.high], color=colour, linewidth=1.3)
-                left.plot([at], [100 * row.value], color=colour, marker="so"[j], markersize=5,
-                          markerfacecolor="white" if j else colour)  # fmt: skip
-        from matplotlib.lines import Line2D
-
-        handles = [
-            Line2D([], [], color=MUTED, marker=mark, linestyle="", markerfacecolor=face, label=arm)
-            for arm, mark, face in (("standard", "s", MUTED), ("deduplicated", "o", "white"))
-        ]
-        left.legend(handles=handles, loc="upper left")
-        left.set_xticks(range(len(sizes)), sizes)
-        left.set_xlabel("parameters without embeddings")
-        left.set_ylabel("% of rows memorized")
-        left.grid(axis="x", visible=False)
+        twin_shares(left, last, result.params.size_list)
         for size in sizes:
             mine = table[(table["size"] == size) & (table.arm == "standard")]
             right.plot(mine.percent, 100 * mine.value, color=size_colour(size), marker="o",

@@ -24,7 +24,7 @@ from pythia_core.scales import OFFICIAL_SIZES
 from pythia_core.tasks import TASKS
 
 if TYPE_CHECKING:
-    from pythia_core.studies.scaling import Result
+    from pythia_core.studies.study import StudyResult as Result
 
 GAPS = {
     "does not fit": "the prompts do not\nfit the model",

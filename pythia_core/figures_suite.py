@@ -20,7 +20,7 @@ from pythia_core.records import number_text
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_core.studies.suite import Result
+    from pythia_core.studies.study import StudyResult as Result
 
 ARM_TITLES = {"standard": "Standard text", "deduplicated": "Deduplicated text"}
 READINGS = {

@@ -82,11 +82,13 @@ def parallel_map(
         PythiaError: a worker died, e.g. for want of memory.
     """
     if here or len(jobs) < 2 or n_workers() < 2:
-        with one_thread():
-            if total is not None:
-                return [function(job) for job in jobs]
-            with bars.bar(progress, total=len(jobs), desc=desc, unit=unit) as bar:
-                return [found for job in jobs for found in [function(job)] if bar.update() or True]
+        own = bars.bar(progress and total is None, total=len(jobs), desc=desc, unit=unit)
+        with one_thread(), own as bar:  # where `total` is given the jobs show bars themselves
+            found = []
+            for job in jobs:
+                found.append(function(job))
+                bar.update()
+            return found
     pool, counter = _workers()
     counter.value = 0
     with bars.bar(progress, total=total or len(jobs), desc=desc, unit=unit) as bar:

@@ -8,13 +8,12 @@ and training rows, so that every difference is paired. Tables only; training is 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pythia_core.dedup import RECIPES, s_curve
-from pythia_core.errors import ConfigError, raise_all
 from pythia_core.memorize import ExtractionOfRows
 from pythia_core.prepare import prepare
 from pythia_core.scales import DEDUP, scale_named
@@ -22,6 +21,7 @@ from pythia_core.studies.language import LanguageMeasurement
 from pythia_core.studies.measured import measure_all
 from pythia_core.studies.published_scaling import published_deduplication
 from pythia_core.studies.stats import Estimate, estimate, premise_verdict
+from pythia_core.studies.study import StudyParams, StudyResult
 from pythia_core.suite import DATA_ARMS, find_or_train_suite
 
 if TYPE_CHECKING:
@@ -43,57 +43,17 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 @dataclass(frozen=True)
-class DeduplicationParams:
-    """Parameters of the study; a bad one is refused with what is accepted."""
+class DeduplicationParams(StudyParams):
+    """Parameters of the study."""
 
-    scale: str = "laptop"
-    sizes: str = ""
-    """Comma list; empty: the whole ladder of the scale."""
     seed: int = 1234
     bootstrap: int = 2000
 
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("scale", "sizes"):
-            if not isinstance(getattr(self, name), str):
-                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
-        for name, low, high in (("seed", 0, 2**32 - 1), ("bootstrap", 100, 1_000_000)):
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
-        if not problems:
-            try:
-                _ = self.size_list
-            except ConfigError as error:
-                problems.append(str(error))
-        raise_all(ConfigError, problems, "DeduplicationParams")
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        return scale_named(self.scale).size_list(self.sizes)
+    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
 
 
 Params = DeduplicationParams
 """Under this name a study's parameters are checked before its notebook runs."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the study found, ready to be drawn and recorded."""
-
-    params: DeduplicationParams
-    tables: dict[str, pd.DataFrame]
-    values: dict[str, Any]
-    claims: list[dict[str, Any]]
-    runs: list[Run]
-    released: pd.DataFrame
-    """The released differences; drawn, and never recorded as a table."""
-    started: float
-    study: str = STUDY
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return asdict(self.params)
 
 
 # --- the text --------------------------------------------------------------------------------
@@ -214,7 +174,7 @@ def memorized_table(
 
 def run(
     params: DeduplicationParams, progress: bool = True, published: Published | None = None
-) -> Result:
+) -> StudyResult:
     """Find or train the suite, deduplicate by every recipe, compare the twins.
 
     Args:
@@ -237,7 +197,8 @@ def run(
     }
     claims = claims_table(params, pooled, memorized, released)
     values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps}
-    return Result(params, tables, values, claims, list(suite.values()), released, started)
+    runs = list(suite.values())
+    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
 
 
 def claims_table(

@@ -15,17 +15,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from pythia_core.config import SWAPS, RunConfig
-from pythia_core.errors import CheckpointError, ConfigError, one_of, raise_all
+from pythia_core.errors import CheckpointError, ConfigError, one_of
 from pythia_core.scales import scale_named
 from pythia_core.studies.gender_claims import claims_table
 from pythia_core.studies.gender_measures import Battery, Items, Measured, is_choice
 from pythia_core.studies.measured import measure_all
 from pythia_core.studies.stats import Estimate, estimate
+from pythia_core.studies.study import StudyParams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,34 +53,18 @@ Strata = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class GenderBiasParams:
-    """Parameters of the study; a bad one is refused with what is accepted."""
+class GenderBiasParams(StudyParams):
+    """Parameters of the study."""
 
-    scale: str = "laptop"
-    sizes: str = ""
-    """Comma list of sizes; empty: the default of the scale."""
     seeds: int = 1
     swap: str = "masculine_to_feminine"
     bootstrap: int = 2000
 
-    def __post_init__(self) -> None:
-        problems = []
-        for name, kind in (("scale", str), ("sizes", str), ("swap", str)):
-            if not isinstance(getattr(self, name), kind):
-                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
-        for name, low, high in (("seeds", 1, 100), ("bootstrap", 100, 1_000_000)):
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
-        if not problems:
-            for check in (lambda: scale_named(self.scale), lambda: self.size_list):
-                try:
-                    check()
-                except ConfigError as error:
-                    problems.append(str(error))
-            if self.swap not in SWAPS:
-                problems.append(one_of(self.swap, SWAPS, "swap"))
-        raise_all(ConfigError, problems, "GenderBiasParams")
+    WHOLE: ClassVar = {"seeds": (1, 100), "bootstrap": (100, 1_000_000)}
+
+    def check(self) -> None:
+        if self.swap not in SWAPS:
+            raise ConfigError(one_of(self.swap, SWAPS, "swap"))
 
     @property
     def size_list(self) -> tuple[str, ...]:

@@ -26,17 +26,13 @@ import numpy as np
 from pythia_core import evaluate
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
+from pythia_core.studies.language import LanguageMeasurement
 
 if TYPE_CHECKING:
     from pythia_core.prepare import PreparedData
 
 FEMININE = (" she", " her", " hers", " herself")
 MASCULINE = (" he", " him", " his", " himself")
-N_ROWS = 320
-"""Held-out rows for the loss, spread evenly over the held-out stream."""
-N_PASSAGE_ROWS = 960
-"""Held-out rows in which a last word is looked for."""
-
 FEW = ("feminine_share", "crows", "crows_per_token", "crows_margin")
 """Measures followed over all of training; the others from the first fork on."""
 
@@ -135,12 +131,9 @@ class Battery:
             ),
             "contexts",
         )
-        tokens, seq_len = data.heldout.tokens, data.config.seq_len
-        self.rows = evaluate.stream_rows(tokens, seq_len, N_ROWS)
+        language = LanguageMeasurement.of(data, max_seq_len)
+        self.rows, passages = language.rows, language.passages
         digests.append(self.rows.tolist())
-        passages = evaluate.last_words(
-            evaluate.stream_rows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
-        )
         self.passages = pack(passages, "held-out sentences with a last word")
         self.digest = stable_hash([evaluate.VERSION, max_seq_len, digests])
 

@@ -10,12 +10,12 @@ checkpoint is predicted from earlier checkpoints and from smaller models. Tables
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pythia_core.errors import ConfigError, raise_all
+from pythia_core.errors import ConfigError
 from pythia_core.exposure import distinct_windows, exposure_counts
 from pythia_core.memorize import ExtractionOfRows
 from pythia_core.scales import scale_named
@@ -23,6 +23,7 @@ from pythia_core.studies import memorization_tables as tables_of
 from pythia_core.studies.measured import Arrays, measure_all
 from pythia_core.studies.memorization_claims import claims_table
 from pythia_core.studies.memorization_tables import Rows, frame
+from pythia_core.studies.study import StudyParams, StudyResult
 from pythia_core.suite import DATA_ARMS, find_or_train_suite
 
 if TYPE_CHECKING:
@@ -50,11 +51,9 @@ Found = dict[tuple[str, int], Arrays]
 
 
 @dataclass(frozen=True)
-class MemorizationParams:
-    """Parameters of the study; a bad one is refused with what is accepted."""
+class MemorizationParams(StudyParams):
+    """Parameters of the study."""
 
-    scale: str = "laptop"
-    sizes: str = ""
     context: int = 32
     continuation: int = 32
     window: int = 128
@@ -63,34 +62,22 @@ class MemorizationParams:
     seed: int = 1234
     bootstrap: int = 2000
 
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("scale", "sizes"):
-            if not isinstance(getattr(self, name), str):
-                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
-        for name, low, high in (
-            ("context", 1, 4096), ("continuation", 1, 4096), ("window", 1, 1_000_000),
-            ("simulations", 200, 100_000), ("seed", 0, 2**32 - 1), ("bootstrap", 100, 1_000_000),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
-        if not problems:
-            try:
-                _ = self.size_list
-                width = scale_named(self.scale).data.seq_len + 1
-                if self.context + self.continuation > width:
-                    problems.append(
-                        f"context={self.context} and continuation={self.continuation} are more "
-                        f"than the {width} tokens of a row"
-                    )
-            except ConfigError as error:
-                problems.append(str(error))
-        raise_all(ConfigError, problems, "MemorizationParams")
+    WHOLE: ClassVar = {
+        "context": (1, 4096),
+        "continuation": (1, 4096),
+        "window": (1, 1_000_000),
+        "simulations": (200, 100_000),
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+    }
 
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        return scale_named(self.scale).size_list(self.sizes)
+    def check(self) -> None:
+        width = scale_named(self.scale).data.seq_len + 1
+        if self.context + self.continuation > width:
+            raise ConfigError(
+                f"context={self.context} and continuation={self.continuation} are more than the "
+                f"{width} tokens of a row"
+            )
 
     def steps(self, arm: str) -> list[int]:
         """Checkpoints at which an arm is measured."""
@@ -103,28 +90,9 @@ Params = MemorizationParams
 """Under this name a study's parameters are checked before its notebook runs."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the study found, ready to be drawn and recorded."""
-
-    params: MemorizationParams
-    tables: dict[str, pd.DataFrame]
-    values: dict[str, Any]
-    claims: list[dict[str, Any]]
-    runs: list[Run]
-    released: pd.DataFrame
-    """The released prediction table; drawn, and never recorded as a table."""
-    started: float
-    study: str = STUDY
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return asdict(self.params)
-
-
 def run(
     params: MemorizationParams, progress: bool = True, published: Published | None = None
-) -> Result:
+) -> StudyResult:
     """Find or train the suite, extract, count, test, predict.
 
     Args:
@@ -148,7 +116,8 @@ def run(
     released = published.memorization if published is not None else pd.DataFrame()
     claims = claims_table(params, tables, released)
     values = _values(params, tables, found) | {"gaps": gaps}
-    return Result(params, tables, values, claims, list(suite.values()), released, started)
+    runs = list(suite.values())
+    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
 
 
 def _extract(

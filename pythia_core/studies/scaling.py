@@ -9,8 +9,8 @@ item by item. The released picture comes from published_scaling. Tables only.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from pythia_core.studies.published_scaling import published_scaling
 from pythia_core.studies.scaling_claims import claims_table
 from pythia_core.studies.scaling_laws import laws_tables
 from pythia_core.studies.stats import estimate
+from pythia_core.studies.study import StudyParams, StudyResult
 from pythia_core.suite import find_or_train_suite
 from pythia_core.tasks import TASKS
 
@@ -43,11 +44,9 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 @dataclass(frozen=True)
-class ScalingParams:
-    """Parameters of the study; a bad one is refused with what is accepted."""
+class ScalingParams(StudyParams):
+    """Parameters of the study."""
 
-    scale: str = "laptop"
-    sizes: str = ""
     tasks: str = ""
     """Comma list; empty: all seven."""
     shots: str = "0,1"
@@ -56,28 +55,16 @@ class ScalingParams:
     seed: int = 1234
     bootstrap: int = 2000
 
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("scale", "sizes", "tasks", "shots"):
-            if not isinstance(getattr(self, name), str):
-                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
-        for name, low, high in (
-            ("limit", 5, 100_000), ("seed", 0, 2**32 - 1), ("bootstrap", 100, 1_000_000),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
-        if not problems:
-            try:
-                _ = self.size_list, self.shot_list
-            except ConfigError as error:
-                problems.append(str(error))
-            problems += [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
-        raise_all(ConfigError, problems, "ScalingParams")
+    WHOLE: ClassVar = {
+        "limit": (5, 100_000),
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+    }
 
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        return scale_named(self.scale).size_list(self.sizes)
+    def check(self) -> None:
+        problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
+        raise_all(ConfigError, problems, "tasks")
+        _ = self.shot_list
 
     @property
     def task_list(self) -> tuple[str, ...]:
@@ -96,26 +83,9 @@ Params = ScalingParams
 """Under this name a study's parameters are checked before its notebook runs."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the study found, ready to be drawn and recorded."""
-
-    params: ScalingParams
-    tables: dict[str, pd.DataFrame]
-    values: dict[str, Any]
-    claims: list[dict[str, Any]]
-    runs: list[Run]
-    released: Any
-    """PublishedScaling."""
-    started: float
-    study: str = STUDY
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return asdict(self.params)
-
-
-def run(params: ScalingParams, progress: bool = True, published: Published | None = None) -> Result:
+def run(
+    params: ScalingParams, progress: bool = True, published: Published | None = None
+) -> StudyResult:
     """Find or train the suite, score it, fit, compare with what was released."""
     if published is None:
         from pythia_core.published import find
@@ -143,7 +113,8 @@ def run(params: ScalingParams, progress: bool = True, published: Published | Non
         if (size, arm) == (params.size_list[0], "standard")
     }
     claims = [*released.claims, *claims_table(params, finals, tables, smallest)]
-    return Result(params, tables, values, claims, list(suite.values()), released, started)
+    runs = list(suite.values())
+    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
 
 
 # --- scores ----------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ proves what the studies rest on (suite_proofs) and counts how often a token is r
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pythia_core.errors import ConfigError, raise_all
-from pythia_core.scales import OFFICIAL_SIZES, scale_named, size_named
+from pythia_core.scales import OFFICIAL_SIZES, size_named
 from pythia_core.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
+from pythia_core.studies.study import StudyParams, StudyResult
 from pythia_core.studies.suite_proofs import Suite, checkpoints_table, proofs_table
 from pythia_core.studies.suite_reading import OFFICIAL, reading_tables
 from pythia_core.studies.suites_compared import suites_table
@@ -32,59 +32,21 @@ BINS = 143
 
 
 @dataclass(frozen=True)
-class SuiteParams:
-    """Parameters of the study; a bad one is refused with what is accepted."""
+class SuiteParams(StudyParams):
+    """Parameters of the study."""
 
-    scale: str = "laptop"
-    sizes: str = ""
-    """Comma list; empty: the whole ladder of the scale."""
     seed: int = 1234
     resume_steps: int = 24
     """Updates of the run that is interrupted in the middle and compared."""
 
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("scale", "sizes"):
-            if not isinstance(getattr(self, name), str):
-                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
-        for name, low, high in (("seed", 0, 2**32 - 1), ("resume_steps", 2, 10_000)):
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
-        if not problems:
-            try:
-                _ = self.size_list
-            except ConfigError as error:
-                problems.append(str(error))
-        raise_all(ConfigError, problems, "SuiteParams")
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        return scale_named(self.scale).size_list(self.sizes)
+    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "resume_steps": (2, 10_000)}
 
 
 Params = SuiteParams
 """Under this name a study's parameters are checked before its notebook runs."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the study found, ready to be drawn and recorded."""
-
-    params: SuiteParams
-    tables: dict[str, pd.DataFrame]
-    values: dict[str, Any]
-    claims: list[dict[str, Any]]
-    runs: list[Run]
-    started: float
-    study: str = STUDY
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return asdict(self.params)
-
-
-def run(params: SuiteParams, progress: bool = True) -> Result:
+def run(params: SuiteParams, progress: bool = True) -> StudyResult:
     """Find or train the suite, then count and compare; tables as in `_tables`."""
     started = time.time()
     suite = find_or_train_suite(params.scale, params.size_list, seed=params.seed, progress=progress)
@@ -98,7 +60,8 @@ def run(params: SuiteParams, progress: bool = True) -> Result:
         "suites": suites_table(),
     }
     values = _values(params, suite, tables)
-    return Result(params, tables, values, _claims(tables, values), list(suite.values()), started)
+    claims = _claims(tables, values)
+    return StudyResult(STUDY, params, tables, values, claims, list(suite.values()), started)
 
 
 # --- what the models are ---------------------------------------------------------------------
