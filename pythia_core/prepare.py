@@ -106,7 +106,9 @@ class PreparedData:
     @cached_property
     def order(self) -> RowOrder:
         c = self.config
-        return RowOrder(self.tokens.sizes, c.seq_len, c.order_seed, c.epochs, c.epoch_policy)
+        return RowOrder(
+            self.tokens.sizes, c.seq_len, c.order_seed, c.epochs, c.epoch_policy, c.unique_rows
+        )
 
     @cached_property
     def rows(self) -> PreshuffledRows:
@@ -156,6 +158,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
         "seed": data.order_seed,
         "epochs": data.epochs,
         "policy": data.epoch_policy,
+        "unique_rows": data.unique_rows,
     }
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(settings)[:16]}"
@@ -313,7 +316,7 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
 
 def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
     data = MegatronIndexed(tokens / "train")
-    rows = RowOrder(data.sizes, order["seq_len"], order["seed"], order["epochs"], order["policy"])
+    rows = RowOrder(data.sizes, **order)
     write_rows(folder / "rows.bin", rows, data, progress)
     return {"order": order, "n_rows": rows.n_rows, "files": _files(folder)}
 

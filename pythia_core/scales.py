@@ -66,8 +66,8 @@ LAPTOP_SIZES = {
         Size("40k", 2, 40, 5, 1.0e-2),
         Size("85k", 3, 48, 3, 1.0e-2),
         Size("150k", 3, 64, 4, 8.0e-3),
-        Size("450k", 4, 96, 4, 6.0e-3),
-        Size("800k", 4, 128, 4, 5.0e-3),
+        Size("310k", 4, 80, 5, 6.5e-3),
+        Size("600k", 4, 112, 7, 5.5e-3),
     )
 }
 """Eight sizes for two cores, named by *non-embedding* parameters; depth and width rise together as

@@ -30,7 +30,7 @@ def test_bad_parameters_are_refused(given: dict, words: str) -> None:
 
 
 def memorized(standard: float, deduplicated: float) -> pd.DataFrame:
-    rows = [("800k", arm, p, p - 0.01, p + 0.01, 1000)
+    rows = [("600k", arm, p, p - 0.01, p + 0.01, 1000)
             for arm, p in (("standard", standard), ("deduplicated", deduplicated))]  # fmt: skip
     return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"])
 
@@ -42,7 +42,7 @@ def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> Non
     """A loss that rises is no benefit either."""
     change = np.random.default_rng(0).normal(shift, 0.3, 300)
     claims = claims_table(
-        DeduplicationParams(sizes="800k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
+        DeduplicationParams(sizes="600k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
     )
     assert claims[0]["verdict"] == verdict
     assert claims[0]["ours"] == pytest.approx(change.mean())

@@ -32,7 +32,7 @@ DRAWINGS = (
 def results(tmp_path_factory):
     """The study on fake runs, without and with released numbers."""
     folder = tmp_path_factory.mktemp("runs")
-    params = gender_bias.GenderBiasParams(sizes="85k,450k", bootstrap=200)
+    params = gender_bias.GenderBiasParams(sizes="85k,310k", bootstrap=200)
     released = load(as_folder(tmp_path_factory.mktemp("released")))
 
     def run(published):
@@ -148,7 +148,7 @@ def test_tables_and_summary_of_the_study(results):
     levels = draw.results_table(results["absent"])
     assert len(levels.frame) == 2 * 3
     text = draw.summary(results["absent"]).data
-    assert "450k model" in text
+    assert "310k model" in text
     assert "840 in the last 21 %" in text
 
 

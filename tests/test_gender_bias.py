@@ -113,17 +113,17 @@ def test_bad_statistics_input(make, error):
 
 
 def test_defaults_and_order_of_sizes():
-    assert GenderBiasParams().size_list == ("25k", "150k", "800k")
+    assert GenderBiasParams().size_list == ("25k", "150k", "600k")
     assert GenderBiasParams(scale="smoke").size_list == ("7k",)
-    assert GenderBiasParams(sizes=" 800k, 25k ").size_list == ("25k", "800k")
+    assert GenderBiasParams(sizes=" 600k, 25k ").size_list == ("25k", "600k")
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"scale": "huge"}, "accepted: smoke"),
-        ({"sizes": "450k,9q"}, "unknown size '9q'"),
-        ({"sizes": "450k,450k"}, "more than once"),
+        ({"sizes": "310k,9q"}, "unknown size '9q'"),
+        ({"sizes": "310k,310k"}, "more than once"),
         ({"sizes": ","}, "no sizes"),
         ({"swap": "he_to_she"}, "masculine_to_feminine"),
         ({"seeds": 0}, "1..100"),
@@ -145,11 +145,11 @@ def test_all_problems_are_named_at_once():
 
 
 def test_arms_fork_where_the_paper_did_and_share_everything_else():
-    params = GenderBiasParams(sizes="450k")
-    control = params.arm("450k", 2, "control")
+    params = GenderBiasParams(sizes="310k")
+    control = params.arm("310k", 2, "control")
     assert (control.data.order_seed, control.train.weight_seed) == (1236, 1236)
     for arm, start in (("swap_7", 532), ("swap_21", 452)):
-        fork = params.arm("450k", 2, arm)
+        fork = params.arm("310k", 2, arm)
         assert (fork.intervention.start, fork.intervention.stop) == (start, 572)
         assert fork.parent == control
         assert min(params.steps(arm)) > start
@@ -165,7 +165,7 @@ def test_arms_fork_where_the_paper_did_and_share_everything_else():
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train = fake_find_or_train(folder)
-    params = GenderBiasParams(sizes="85k,450k", seeds=2, bootstrap=300)
+    params = GenderBiasParams(sizes="85k,310k", seeds=2, bootstrap=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_WORKERS", "1")
         result = gender_bias.run(params, False, items=fake_items(), find_or_train=train)
@@ -257,7 +257,7 @@ def test_choices_follow_from_the_scores_by_hand():
 # --- claims ----------------------------------------------------------------------------------
 
 
-def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "450k")) -> dict:
+def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "310k")) -> dict:
     """Final arrays: 200 items, control at .5 (.6 for WinoBias), arms shifted by `changes`."""
     rng = np.random.default_rng(0)
     final = {}
@@ -274,7 +274,7 @@ def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "450k")) -> d
 
 
 def claims(final, params=None, released=None) -> dict[str, dict]:
-    params = params or GenderBiasParams(sizes="85k,450k", bootstrap=300)
+    params = params or GenderBiasParams(sizes="85k,310k", bootstrap=300)
     return {c["claim"]: c for c in gender_claims.claims_table(params, final, released)}
 
 
@@ -311,7 +311,7 @@ def test_claims_whose_premise_fails_are_not_testable():
     assert pick(found, "last 7 %", "last words")["verdict"] == "not testable here"
     single = claims(final_with({}, ("85k",)), GenderBiasParams(sizes="85k", bootstrap=300))
     assert pick(single, "larger in larger")["ours"] is None
-    mirror = GenderBiasParams(sizes="85k,450k", swap="feminine_to_masculine", bootstrap=300)
+    mirror = GenderBiasParams(sizes="85k,310k", swap="feminine_to_masculine", bootstrap=300)
     found = claims(final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}}), mirror)
     assert pick(found, "moves the feminine share")["verdict"] == "holds"
     assert pick(found, "last 7 %", "WinoBias")["verdict"] == "not testable here"

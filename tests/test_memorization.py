@@ -71,7 +71,7 @@ def tables(trend: tuple[float, float, float], holm: float) -> dict[str, pd.DataF
          "high": 1.1},
     ]  # fmt: skip
     shares = [
-        ("7k", "standard", 0.01), ("800k", "standard", 0.05), ("800k", "deduplicated", 0.0),
+        ("7k", "standard", 0.01), ("600k", "standard", 0.05), ("600k", "deduplicated", 0.0),
     ]  # fmt: skip
     rows = [
         {"size": s, "arm": a, "percent": 100.0, "value": v, "low": max(0, v - 0.004),

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.order import (
-    POLICIES,
     PreshuffledRows,
     RowOrder,
     batch_hash,
@@ -273,7 +272,7 @@ def test_batch_hash() -> None:
 @given(
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda s: sum(s) > 12),
     epochs=st.integers(1, 3),
-    policy=st.sampled_from(POLICIES),
+    policy=st.sampled_from(["joint", "separate"]),
     share=st.floats(0, 1),
     block=st.integers(1, 5),
 )
@@ -299,3 +298,32 @@ def test_reads_are_counted_as_by_hand(
             seen.add(place)
         expected.append(repeats)
     assert again.tolist() == expected
+
+
+@given(
+    sizes=st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda s: sum(s) > 30),
+    epochs=st.integers(1, 5),
+    share=st.floats(0.01, 1),
+)
+def test_repeated_rows_are_the_first_ones_each_read_once_in_every_pass(
+    sizes: list[int], epochs: int, share: float
+) -> None:
+    """What is read of half as many rows is the first half of what is read of all of them."""
+    fresh = RowOrder(sizes, 5, 7)
+    unique = max(1, int(share * fresh.n_rows))
+    order = RowOrder(sizes, 5, 7, epochs, "rows", unique_rows=unique)
+    assert order.n_rows == epochs * unique
+    passes = order.shuffle.reshape(epochs, unique)
+    assert (passes[0] == fresh.shuffle[:unique]).all()
+    assert (np.sort(passes, 1) == np.sort(passes[0])).all()
+    counts, _ = order.reads(order.n_rows, block=7)
+    assert set(np.unique(counts)) <= {0, epochs}
+    assert counts.sum() == order.n_rows * 5
+
+
+def test_rows_to_repeat_must_be_there_and_asked_for_by_name() -> None:
+    with pytest.raises(DataError, match=r"unique_rows=99, but the text has \d+ rows"):
+        RowOrder([40], 4, policy="rows", unique_rows=99)
+    for policy, rows in (("joint", 3), ("rows", 0)):
+        with pytest.raises(ConfigError, match=f"unique_rows={rows} with epoch policy '{policy}'"):
+            RowOrder([40], 4, policy=policy, unique_rows=rows)

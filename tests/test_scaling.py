@@ -54,7 +54,7 @@ EMPTY = {
 
 
 def claims(finals: dict, tables: dict | None = None, words: dict | None = None) -> dict[str, dict]:
-    params = ScalingParams(sizes="7k,800k", tasks="piqa", bootstrap=300)
+    params = ScalingParams(sizes="7k,600k", tasks="piqa", bootstrap=300)
     made = scaling_claims.claims_table(params, finals, EMPTY | (tables or {}), words or {})
     return {claim["claim"]: claim for claim in made}
 
@@ -71,7 +71,7 @@ def hits(p: float, n: int = 300, seed: int = 0) -> np.ndarray:
 def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
     def finals(small: float, large: float) -> dict:
         return {("7k", "standard", "piqa_0"): hits(small),
-                ("800k", "standard", "piqa_0"): hits(large, seed=1)}  # fmt: skip
+                ("600k", "standard", "piqa_0"): hits(large, seed=1)}  # fmt: skip
 
     assert pick(claims(finals(0.5, 0.7)), "rises")["verdict"] == "reproduced"
     assert pick(claims(finals(0.75, 0.6)), "rises")["verdict"] == "not reproduced"
@@ -79,7 +79,7 @@ def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
     assert chance["verdict"] == "not testable here"
     assert chance["low"] > 0
     able = hits(0.7)
-    same = {("7k", "standard", "piqa_0"): able, ("800k", "standard", "piqa_0"): able.copy()}
+    same = {("7k", "standard", "piqa_0"): able, ("600k", "standard", "piqa_0"): able.copy()}
     assert pick(claims(same), "rises")["verdict"] == "no effect"
     assert pick(claims({}), "rises")["ours"] is None
 
@@ -87,7 +87,7 @@ def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
 def test_pairing_is_refused_where_items_differ() -> None:
     finals = {
         ("7k", "standard", "piqa_0"): hits(0.5),
-        ("800k", "standard", "piqa_0"): hits(0.9, 299),
+        ("600k", "standard", "piqa_0"): hits(0.9, 299),
     }
     assert pick(claims(finals), "rises")["verdict"] == "not testable here"
 
@@ -95,7 +95,7 @@ def test_pairing_is_refused_where_items_differ() -> None:
 def test_examples_help_when_they_do() -> None:
     zero = hits(0.5)
     more = zero | hits(0.2, seed=2)
-    finals = {("800k", "standard", "piqa_0"): zero, ("800k", "standard", "piqa_1"): more}
+    finals = {("600k", "standard", "piqa_0"): zero, ("600k", "standard", "piqa_1"): more}
     found = pick(claims(finals), "Solved examples")
     assert found["verdict"] == "reproduced"
     assert found["ours"] == pytest.approx(100 * (more.mean() - zero.mean()))
@@ -124,7 +124,7 @@ def test_the_best_of_many_steps_is_not_a_decline() -> None:
      (1, 3, "not testable here")],
 )  # fmt: skip
 def test_a_prediction_is_close_or_not(low: float, high: float, verdict: str) -> None:
-    table = pd.DataFrame([("800k", (low + high) / 2, low, high)],
+    table = pd.DataFrame([("600k", (low + high) / 2, low, high)],
                          columns=["size", "value", "low", "high"])  # fmt: skip
     assert pick(claims({}, {"prediction": table}), "predicts the loss")["verdict"] == verdict
 
