@@ -4,7 +4,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
 
     6  __main__  bench  records  recorded  notebooks  cleaning  figures*  papermill_engine
     5  studies/*  published*
-    4  train  evaluate  runs  suite  benchmarks  harness  memorize
+    4  train  evaluate  runs  suite  benchmarks  harness  memorize  recipe
     3  distributed  checkpoint  hf  metrics
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
     2  dedup*  exposure
