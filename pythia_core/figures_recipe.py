@@ -165,7 +165,7 @@ def estimates() -> Table:
     )
     frame = recipe.estimates()
     trained = frame.dropna().drop(columns="size")
-    frame.loc[len(frame)] = {"size": f"these {len(trained)}, once", **trained.sum().to_dict()}
+    frame.loc[len(frame)] = {"size": f"the paper's {len(trained)}, once", **trained.sum().to_dict()}
     frame["days"] = frame.h100_hours / 24
     columns = {
         "size": ("Size", str),
@@ -181,9 +181,9 @@ def gpt3_table() -> Table:
     """Batch and learning rate beside GPT-3's."""
     columns = {
         "size": ("Size", str),
-        "lr_max": ("Peak rate", "{:.1e}".format),
+        "lr_max": ("Peak rate", _rate),
         "gpt3": ("GPT-3's nearest", str),
-        "gpt3_lr_max": ("Its peak rate", "{:.1e}".format),
+        "gpt3_lr_max": ("Its peak rate", _rate),
         "gpt3_batch": ("Its batch, tokens", "{:,}".format),
         "gpus_allowed": ("GPUs it would feed", str),
         "gpus": ("GPUs used", str),
@@ -209,7 +209,12 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def _power(value: float) -> str:
-    mantissa, exponent = f"{value:.2e}".split("e+")
-    digits = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-    return f"{mantissa} {TIMES} 10{str(int(exponent)).translate(digits)}"
+def _rate(value: float) -> str:
+    return _power(value, 1)
+
+
+def _power(value: float, digits: int = 2) -> str:
+    """1.27e20 as 1.27 x 10^20 in print, which does not break over lines."""
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
