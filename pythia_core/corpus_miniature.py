@@ -6,10 +6,12 @@ documents are cut into pieces, a share of them chosen by the hash of their text 
 copies included (the encyclopedic domain has many), and some of them are *planted*: copied 2, 4, ...
 128 times, each level with about the same number of words in all, as large text collections have few
 texts with very many copies and many with two. Every fourth copy differs from its source in one word
-of a hundred, as near-duplicates do.
+of a hundred, as near-duplicates do. At the end come sums (pythia_core.equations), something to
+compute with the numbers that the texts hold.
 
 Everything follows from hashes of the text: no random state, the same on every machine. Held-out
-documents (pythia_core.heldout: hash below 1 %) are never planted, nor is an edited copy ever one.
+documents (pythia_core.heldout: hash below 1 %) are never planted, nor is an edited copy or are sums
+ever among them.
 Not here: finding the duplicates again (pythia_core.dedup knows nothing of how they came about).
 """
 
@@ -18,9 +20,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from pythia_core import corpus
+from pythia_core import corpus, equations
 
-SHARE = 0.107
+SHARE = 0.0855
 """Share of the pieces that are taken."""
 PIECE = 4000
 """Characters after which a document is cut, at the end of a line."""
@@ -28,28 +30,42 @@ GUARD = 0.05
 """Hashes below this are never planted: far above any held-out share."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """Copies of a planted document, itself included."""
-PLANTED_SHARE = 0.068
+PLANTED_SHARE = 0.088
 """Words of the copies at one level, as a share of the words of all pieces taken."""
 LENGTHS = (120, 500)
 """Words of a document that may be planted."""
 EDIT_EVERY = 4
 """Every fourth copy is edited, in one word of every"""
 EDIT_SPAN = 100
+EQUATION_SHARE = 0.2
+"""Words of the sums, as a share of the words of all pieces taken."""
+EQUATIONS = "equations"
+"""The domain of the sums."""
 
 
 def texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """(domain, text) of every document, copies right behind their source."""
-    taken = [
+    chosen = taken(domains)
+    copies = plan([text for _, text in chosen])
+    for domain, text in chosen:
+        yield domain, text
+        for number in range(1, copies.pop(text, 1)):
+            yield domain, edited(text, number) if number % EDIT_EVERY == 0 else text
+    words = sum(text.count(" ") + 1 for _, text in chosen)
+    natural = equations.natural_counts(text for _, text in chosen)
+    for text in equations.documents(natural, round(EQUATION_SHARE * words / equations.WORDS)):
+        if fraction(text) >= GUARD:  # held-out loss is about natural text
+            yield EQUATIONS, text
+
+
+def taken(domains: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(domain, text) of the pieces of the pocket Pile that are here, natural copies included."""
+    return [
         (domain, piece)
         for domain, text in corpus.raw_texts(domains)
         for piece in pieces(text.replace("\r\n", "\n").replace("\r", "\n"))
         if fraction(piece) < SHARE and not piece.isspace()
     ]
-    copies = plan([text for _, text in taken])
-    for domain, text in taken:
-        yield domain, text
-        for number in range(1, copies.pop(text, 1)):
-            yield domain, edited(text, number) if number % EDIT_EVERY == 0 else text
 
 
 def pieces(text: str) -> Iterator[str]:

@@ -3,10 +3,11 @@
 Whether a model adds better with numbers it has read more often is a question about a corpus in
 which numbers and sums occur. The pocket Pile has the numbers (0 to 99 over three orders of
 magnitude) and almost no sums. So sums are planted, in the words of the paper's prompt (section
-3.3, after Razeghi et al.), their operands as frequent among themselves as in the text around them,
-with one exception that turns a correlation into an experiment: numbers of neighbouring frequency
-are paired, a coin makes one of each pair BOOST times as frequent among the sums, and a second coin,
-the *placebo*, changes nothing. A fifth of all pairs of operands is never planted.
+3.3, after Razeghi et al.), their first operands as frequent among themselves as in the text around
+them, their second ones all alike. One exception turns a correlation into an experiment: numbers of
+neighbouring frequency are paired, a coin makes one of each pair BOOST times as frequent among the
+sums, and a second coin, the *placebo*, changes nothing. A fifth of all pairs of operands is never
+planted.
 
 Everything follows from hashes, as in pythia_core.corpus_miniature. Not here: asking a model
 (pythia_core.arithmetic).
@@ -30,6 +31,8 @@ HELD_OUT = 0.2
 BOOST = 16
 EACH = 16
 """Equations a document."""
+WORDS = 6 * EACH
+"""Words of a document."""
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
 
 
@@ -78,13 +81,13 @@ def weights(natural: Mapping[int, int]) -> dict[int, float]:
 def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
     """`count` documents of EACH equations, none of a held-out pair."""
     first = _Draw(weights(natural))
-    second = _Draw(dict.fromkeys(SECOND, 1.0))
     for number in range(count):
         lines = []
         for line in range(EACH):
             for attempt in range(1000):
                 salt = f"equation {number} {line} {attempt} "
-                x1, x2 = first(_fraction(salt + "first")), second(_fraction(salt + "second"))
+                x1 = first(_fraction(salt + "first"))
+                x2 = SECOND[int(_fraction(salt + "second") * len(SECOND))]
                 if not held_out(x1, x2):
                     break
             lines.append(equation(x1, x2))

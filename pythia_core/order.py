@@ -75,8 +75,8 @@ class RowOrder:
             raise ConfigError(one_of(policy, POLICIES, "epoch policy"))
         if (unique_rows > 0) != (policy == "rows"):
             raise ConfigError(
-                f"unique_rows={unique_rows} with epoch policy {policy!r}: give a number of rows with "
-                'the policy "rows", and only with it'
+                f"unique_rows={unique_rows} with epoch policy {policy!r}: give a number of rows "
+                'with the policy "rows", and only with it'
             )
         if epochs < 1 or seq_len < 1:
             raise ConfigError(f"epochs and seq_len must be at least 1, got {epochs}, {seq_len}")
@@ -109,8 +109,8 @@ class RowOrder:
         if policy == "rows":
             if unique_rows > self.n_rows:
                 raise DataError(
-                    f"unique_rows={unique_rows}, but the text has {self.n_rows} rows; use fewer, or "
-                    "more text"
+                    f"unique_rows={unique_rows}, but the text has {self.n_rows} rows; use fewer, "
+                    "or more text"
                 )
             first = shuffles[0][:unique_rows]
             shuffles = [first, *(rng.permutation(first) for _ in range(epochs - 1))]

@@ -68,4 +68,8 @@ def test_the_corpus_is_as_repetitive_as_the_pile() -> None:
     assert max(counts.values()) == 128 - 31  # every fourth copy is edited
     held = [text for text in once if miniature.fraction(text) < data.heldout_fraction]
     assert len(held) > 100
-    assert {document.domain for document in open_corpus(data, progress=False)} == set(DOMAINS)
+    documents = list(open_corpus(data, progress=False))
+    assert {d.domain for d in documents} == {*DOMAINS, miniature.EQUATIONS}
+    sums = [d.text for d in documents if d.domain == miniature.EQUATIONS]
+    assert not {*sums} & {*held}
+    assert 0.06 < sum(map(len, sums)) / sum(map(len, texts)) < 0.10

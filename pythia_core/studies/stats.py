@@ -79,6 +79,14 @@ def estimate(
     return Estimate(middle, float(low), float(high), items, seeds)
 
 
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """a - b of two independent estimates, its interval from theirs (Newcombe's square-and-add)."""
+    value = a.value - b.value
+    low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
+    high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
+    return Estimate(value, low, high, a.n_items + b.n_items, min(a.n_seeds, b.n_seeds))
+
+
 @functools.lru_cache(maxsize=16)
 def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarray:
     """float64[draws, items]: how often each item is drawn; the same draws for every measure."""

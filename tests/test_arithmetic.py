@@ -1,0 +1,105 @@
+"""Sums as questions: what is asked, with which examples and answers, and how it is scored."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pythia_core import arithmetic, equations
+from pythia_core.arithmetic import ArithmeticMeasurement, Question
+from pythia_core.errors import ConfigError
+
+
+def encode(text: str) -> tuple[int, ...]:
+    return tuple(text.encode())
+
+
+class Adder(torch.nn.Module):
+    """Knows how to add one-digit and two-digit numbers, and nothing else; ids are bytes."""
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        batch, length = ids.shape
+        wanted = torch.zeros(batch, length, 256)
+        for b in range(batch):
+            text = bytes(ids[b].tolist()).rstrip(b"\0").decode()
+            tail = text[text.rindex("Q:What") :]
+            first, second, said = re.fullmatch(
+                r"Q:What is (\d+) plus (\d+)\? A:(.*)", tail, re.DOTALL
+            ).groups()
+            answer = f" {int(first) + int(second)}\n"
+            start = len(text) - len(said) - 1
+            for i, letter in enumerate(answer.encode()):
+                if start + i < length:
+                    wanted[b, start + i, letter] = 5.0
+        return wanted
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def test_held_out_pairs_and_as_many_others_are_asked() -> None:
+    asked = arithmetic.questions()
+    assert len({(q.first, q.second) for q in asked}) == len(asked)
+    assert {q.first for q in asked} == set(equations.FIRST)
+    for q in asked:
+        assert q.held_out == equations.held_out(q.first, q.second)
+    for number in equations.FIRST:
+        held = [q.held_out for q in asked if q.first == number]
+        assert sum(held) * 2 == len(held)
+    assert asked == arithmetic.questions()
+
+
+@pytest.mark.parametrize("shots", [0, 1, 5])
+def test_examples_are_planted_pairs_of_other_numbers_and_right(shots: int) -> None:
+    for question in arithmetic.questions()[::97]:
+        text = arithmetic.prompt(question, shots)
+        *examples, last = text.split("\n")
+        assert last == equations.question(question.first, question.second)
+        assert len(examples) == shots
+        for line in examples:
+            a, b, c = map(int, re.findall(r"\d+", line))
+            assert a + b == c and a != question.first and not equations.held_out(a, b)
+
+
+def test_answers_are_one_right_and_three_others_of_the_same_number() -> None:
+    for question in arithmetic.questions()[::31]:
+        values = [int(answer) for answer in arithmetic.answers(question)]
+        assert values[0] == question.first + question.second
+        assert len(set(values)) == 4
+        assert all(question.first < value <= question.first + 50 for value in values)
+
+
+def test_a_model_that_adds_is_right_and_one_that_does_not_is_not() -> None:
+    asked = tuple(q for q in arithmetic.questions() if q.first in (3, 40))
+    made = arithmetic.requests(asked, 0, encode, 0, 64)
+    what = ArithmeticMeasurement(asked, tuple(made), 0, 64)
+    found = what(Adder(), 1)
+    assert found["exact"].all() and found["choice"].all()
+    # shifted by one place, the same logits are wrong everywhere
+    shifted = Adder()
+    shifted.logits = lambda hidden: hidden.roll(1, -1)  # type: ignore[method-assign]
+    wrong = what(shifted, 1)
+    assert not wrong["exact"].any() and not wrong["choice"].all()
+    assert (wrong["logprob"] < found["logprob"]).all()
+
+
+def test_too_many_examples_are_refused_with_the_number_that_fits() -> None:
+    asked = [Question(12, 7, False)]
+    fits = len(arithmetic.prompt(asked[0], 3)) + 1 + 4 - 1
+    assert arithmetic.requests(asked, 3, encode, 0, fits)
+    with pytest.raises(ConfigError, match=rf"shots=8: .* reads {fits}; use at most [23]"):
+        arithmetic.requests(asked, 8, encode, 0, fits)
+
+
+def test_the_digest_says_what_was_asked() -> None:
+    asked = tuple(arithmetic.questions()[:4])
+    one, two = (
+        ArithmeticMeasurement(asked, tuple(arithmetic.requests(asked, k, encode, 0, 256)), k, 256)
+        for k in (0, 1)
+    )
+    assert one.digest != two.digest and one.name != two.name
+    assert one.digest == ArithmeticMeasurement(asked, one.made, 0, 256).digest
+    assert np.unique([one.digest, two.digest]).size == 2

@@ -1,0 +1,95 @@
+"""Definitions whose word is to be found: which are asked, and with which other words."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from pythia_core.config import DataConfig
+from pythia_core.definitions import (
+    BINS,
+    Definition,
+    DefinitionMeasurement,
+    definition_items,
+    entries,
+    words_and_lines,
+)
+from pythia_core.errors import DataError
+
+LETTERS = "abcdefghijklmnopqrst"
+WORDS = [a + b for a in LETTERS for b in LETTERS]
+LINES = [f"{word}: the {i}th thing of its kind; an example" for i, word in enumerate(WORDS)]
+FREQUENCY = {word: int(1.03**i) for i, word in enumerate(WORDS)}
+
+
+def test_an_entry_is_one_word_with_a_definition() -> None:
+    lines = ["entity: that which is perceived", "two, words: a thing of two kinds",
+             "short: a thing", "Upper: that which is no word here", ""]  # fmt: skip
+    assert entries(lines) == {lines[0]: "entity"}
+
+
+def test_items_are_of_every_group_of_frequency_and_their_wrong_words_alike() -> None:
+    training = Counter({line: 1 + (i % 10 == 0) for i, line in enumerate(LINES) if i % 2})
+    items = definition_items(LINES, training, FREQUENCY, per_bin=12)
+    assert items == definition_items(LINES[::-1], training, FREQUENCY, per_bin=12)
+    groups = Counter(
+        (item.read, sum(FREQUENCY[item.words[0]] >= low for low in BINS)) for item in items
+    )
+    assert {group for _, group in groups} == set(range(1, len(BINS) + 1))
+    assert max(groups.values()) <= 12
+    for item in items:
+        right, *wrong = item.words
+        assert len({*item.words}) == 4
+        assert item.text == f"the {WORDS.index(right)}th thing of its kind"
+        assert item.read == bool(training[LINES[WORDS.index(right)]])
+        for word in wrong:  # at most forty places away in frequency: a factor of 1.03**40, ties
+            assert 0.2 < (FREQUENCY[word] + 1) / (FREQUENCY[right] + 1) < 5
+
+
+def test_a_definition_that_was_read_several_times_is_not_asked() -> None:
+    training = Counter(dict.fromkeys(LINES, 2))
+    assert definition_items(LINES, training, FREQUENCY) == []
+
+
+def test_too_few_words_are_an_error() -> None:
+    with pytest.raises(DataError, match="2 dictionary entries .* include the domain 'dictionary'"):
+        definition_items(LINES[:2], Counter(LINES), FREQUENCY)
+
+
+def test_what_does_not_fit_is_left_out() -> None:
+    class Encoding:
+        def __init__(self, text: str) -> None:
+            self.ids = list(text.encode())
+
+    class Data:
+        eod_id = 0
+
+        class tokenizer:
+            @staticmethod
+            def encode(text: str, add_special_tokens: bool) -> Encoding:
+                return Encoding(text)
+
+    items = [Definition("a short one", ("aa", "bb", "cc", "dd"), True),
+             Definition("a long one " * 20, ("aa", "bb", "cc", "dd"), True)]  # fmt: skip
+    what = DefinitionMeasurement.of(items, Data(), 40)  # type: ignore[arg-type]
+    assert what.items == (items[0],)
+    assert len(what.made) == 4
+    none = DefinitionMeasurement((), (), 40)
+    assert none(object(), 1)["choice"].shape == (0,)  # type: ignore[arg-type]
+    assert none.digest != what.digest
+
+
+@pytest.mark.wheels
+def test_lines_and_words_of_the_corpus() -> None:
+    data = DataConfig("miniature", ("dictionary",))
+    frequency, lines, training = words_and_lines(data)
+    assert len(lines) > 100_000 and sum(training.values()) > 10_000
+    known = set(lines)
+    assert sum(line in known for line in training) > 0.7 * len(training)  # others: edited copies
+    items = definition_items(lines, training, frequency, per_bin=20)
+    assert {item.read for item in items} == {True, False}
+    assert np.mean([frequency[item.words[0]] for item in items]) > 10
+    without = DataConfig("miniature", ("biographies",))
+    assert words_and_lines(without)[1:] == ([], Counter())
