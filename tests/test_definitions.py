@@ -54,7 +54,7 @@ def test_a_definition_that_was_read_several_times_is_not_asked() -> None:
 
 
 def test_too_few_words_are_an_error() -> None:
-    with pytest.raises(DataError, match="2 dictionary entries .* include the domain 'dictionary'"):
+    with pytest.raises(DataError, match=r"2 dictionary entries .* include the domain 'dictionary'"):
         definition_items(LINES[:2], Counter(LINES), FREQUENCY)
 
 
