@@ -17,6 +17,7 @@ from pythia_core.figures import (
     style,
 )
 from pythia_core.figures_common import footer, twin_shares
+from pythia_core.figures_published import TITLES
 from pythia_core.records import number_text
 
 if TYPE_CHECKING:
@@ -97,6 +98,35 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
     reference(ax, 0)
     ax.set_xlim(0, 102)
     ax.set_xlabel("% of training")
+
+
+def tasks(result: Result) -> Drawing:
+    """Deduplicated minus standard at the end: zero-shot accuracy of every benchmark task."""
+    table = result.tables["tasks"]
+    table = table[table.shots == 0]
+    names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
+    sizes = list(result.params.size_list)
+    with style():
+        note = f"zero-shot, {result.params.limit} items a task at most; bars: 95 % intervals"
+        figure, (ax,) = panels(1, 2.8, footer(result, note))
+        if table.empty:
+            say(ax, "no task fits these models")
+            return Drawing(figure, "no task fits these models")
+        for row in table.rename(columns={"size": "s"}).itertuples():
+            shift = 0.8 * (sizes.index(row.s) / max(len(sizes) - 1, 1) - 0.5)
+            at, colour = names.index(row.task) + shift, size_colour(row.s)
+            ax.plot([at, at], [100 * row.low, 100 * row.high], color=colour, linewidth=1)
+            ax.plot([at], [100 * row.value], color=colour, marker="o", markersize=3.4)
+        reference(ax, 0)
+        ax.set_xticks(range(len(names)), [TITLES.get(name, "all items") for name in names])
+        ax.set_ylabel("deduplicated minus standard,\naccuracy, points")
+        ax.grid(axis="x", visible=False)
+        size_legend(ax, sizes, loc="upper left", ncols=8)
+        mean = table[table.task == "mean"]
+        words = "Change of zero-shot accuracy, all items: " + ", ".join(
+            f"{s} {100 * v:+.1f} points" for s, v in zip(mean["size"], mean.value, strict=True)
+        )
+        return Drawing(figure, words)
 
 
 def released(result: Result) -> Drawing:

@@ -84,6 +84,44 @@ def tasks_by_size(result: Result) -> Drawing:
         return Drawing(figure, words)
 
 
+def over_training(result: Result) -> Drawing:
+    """Zero-shot accuracy and last words of held-out sentences over training, standard half."""
+    accuracy, words = result.tables["accuracy"], result.tables["last_words"]
+    first = min(result.params.shot_list)
+    accuracy = accuracy[(accuracy.arm == "standard") & (accuracy.metric == "acc")]
+    accuracy = accuracy[(accuracy.shots == first) & (accuracy.status == "scored")]
+    shown = [task for task in result.params.task_list if task in set(accuracy.task)]
+    tables = {TITLES[task]: accuracy[accuracy.task == task] for task in shown}
+    tables["last words, ours"] = words[words.arm == "standard"]
+    columns = min(4, len(tables))
+    rows = -(-len(tables) // columns)
+    with style():
+        note = (
+            f"{first}-shot, standard half; bands: 95 % intervals of the largest; dotted: guessing"
+        )
+        figure, axes = grid(rows, columns, 1.9 * rows + 0.5, footer(result, note))
+        for ax in axes[len(tables) :]:
+            ax.set_axis_off()
+        for ax, (title, table) in zip(axes, tables.items(), strict=False):
+            ax.set_title(title)
+            for size in result.params.size_list:
+                mine = table[table["size"] == size].sort_values("percent")
+                ax.plot(mine.percent, 100 * mine.value.astype(float), color=size_colour(size),
+                        marker="o", markersize=2, linewidth=1)  # fmt: skip
+                if size == result.params.size_list[-1]:
+                    low, high = (100 * mine[k].astype(float) for k in ("low", "high"))
+                    ax.fill_between(mine.percent, low, high, color=size_colour(size), alpha=0.12,
+                                    linewidth=0)  # fmt: skip
+        for ax, task in zip(axes, shown, strict=False):
+            reference(ax, 100 * TASKS[task].chance)
+        for ax in axes[len(tables) - columns : len(tables)]:
+            ax.set_xlabel("% of training")
+        for ax in axes[::columns]:
+            ax.set_ylabel("% right")
+        size_legend(axes[len(tables) - 1], result.params.size_list, loc="upper left", ncols=2)
+        return Drawing(figure, "Accuracy of our models over training, by task and size")
+
+
 def losses(result: Result) -> Drawing:
     """Held-out loss against size with its law, and against training FLOP."""
     table, laws = result.tables["losses"], result.tables["laws"]

@@ -47,9 +47,10 @@ def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> Non
     assert claims[0]["verdict"] == verdict
     assert claims[0]["ours"] == pytest.approx(change.mean())
     assert claims[1]["verdict"] == "not testable here"  # no last words were measured
-    assert claims[2]["verdict"] == "holds"
-    assert claims[2]["ours"] == pytest.approx(-4)
-    assert claims[2]["low"] == pytest.approx(-4 - 2**0.5)
+    assert claims[2]["verdict"] == "not testable here"  # nor were tasks
+    assert claims[3]["verdict"] == "holds"
+    assert claims[3]["ours"] == pytest.approx(-4)
+    assert claims[3]["low"] == pytest.approx(-4 - 2**0.5)
 
 
 def test_without_final_models_nothing_is_claimed() -> None:
@@ -76,12 +77,19 @@ def test_twins_are_compared_on_the_same_items(tmp_path, monkeypatch) -> None:
         both = [levels[place[0], arm, place[1], place[2]] for arm in ("deduplicated", "standard")]
         assert row.value == pytest.approx(both[0] - both[1])
     assert result.values["gaps"] == 0
+    tasks = result.tables["tasks"].set_index(["size", "task", "shots"])
+    zero = [t for _, t, shots in tasks.index if shots == 0 and t != "mean"]
+    assert zero
+    for size in params.size_list:
+        mine = tasks.loc[size].loc[[(t, 0) for t in dict.fromkeys(zero)]]
+        mean = (mine.value * mine.n).sum() / mine.n.sum()
+        assert tasks.value[size, "mean", 0] == pytest.approx(mean)
 
     run = result.runs[0]  # a checkpoint lost since is a gap, the rest stands
     shutil.rmtree(run.folder / "evaluations")
     shutil.rmtree(run.checkpoints / "step-000016")
     again = deduplication.run(params, progress=False)
-    assert again.values["gaps"] == 2
+    assert again.values["gaps"] == 3  # of language, of extraction, of the tasks
     lost = again.tables["effects"]
     assert set(lost[lost["size"] == "7k"].step) == set(lost[lost["size"] == "25k"].step) - {16}
     assert len(again.tables["memorized"]) == 3

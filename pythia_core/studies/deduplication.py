@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pythia_core.dedup import RECIPES, s_curve
+from pythia_core.exposure import distinct_windows
 from pythia_core.memorize import ExtractionOfRows
 from pythia_core.prepare import prepare
 from pythia_core.scales import DEDUP, scale_named
 from pythia_core.studies.language import LanguageMeasurement
 from pythia_core.studies.measured import measure_all
+from pythia_core.studies.memorization_tables import columns, ratio
 from pythia_core.studies.published_scaling import published_deduplication
-from pythia_core.studies.stats import Estimate, estimate, premise_verdict
+from pythia_core.studies.stats import Estimate, difference, estimate, premise_verdict
 from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.task_scores import LIMIT, built_tasks, twin_rows
 from pythia_core.suite import DATA_ARMS, find_or_train_suite
 
 if TYPE_CHECKING:
@@ -48,8 +51,14 @@ class DeduplicationParams(StudyParams):
 
     seed: int = 1234
     bootstrap: int = 2000
+    limit: int = LIMIT
+    """Items of a benchmark task."""
 
-    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
+    WHOLE: ClassVar = {
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+        "limit": (5, 100_000),
+    }
 
 
 Params = DeduplicationParams
@@ -144,29 +153,54 @@ def memorized_table(
     params: DeduplicationParams, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, int]:
     """size, arm, value, low, high, n: share of the rows read that the final model has memorized
-    (32 tokens after 32, pythia_core.memorize), and the number of gaps.
+    (32 tokens after 32, pythia_core.memorize), and the number of gaps. Intervals resample texts.
     """
     import pandas as pd
-    from scipy.stats import binomtest
 
     rows, n_gaps = [], 0
     for arm in DATA_ARMS:
         runs = {size: suite[size, arm] for size in params.size_list}
         some = next(iter(runs.values())).config.train
-        what = ExtractionOfRows(
-            next(iter(runs.values())).data, some.batch_size, some.steps, CONTEXT, CONTEXT
-        )
+        data = next(iter(runs.values())).data
+        what = ExtractionOfRows(data, some.batch_size, some.steps, CONTEXT, CONTEXT)
+        read = data.rows.rows(0, some.batch_size * some.steps)
+        _, text = distinct_windows(read, 2 * CONTEXT)
         found, gaps = measure_all([(run, some.steps) for run in runs.values()], what, progress)
         n_gaps += len(gaps)
         for size, run in runs.items():
             if (run.id, some.steps) not in found:
                 continue
             memorized = found[run.id, some.steps]["memorized"]
-            test = binomtest(int(memorized.sum()), len(memorized))
-            low, high = test.proportion_ci(method="wilson")
-            rows.append({"size": size, "arm": arm, "value": test.statistic, "low": low,
-                         "high": high, "n": len(memorized)})  # fmt: skip
+            share = ratio(memorized, np.ones(len(memorized), bool), text, params.bootstrap)
+            rows.append({"size": size, "arm": arm, **columns(share), "n": len(memorized)})
     return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
+
+
+def tasks_table(
+    params: DeduplicationParams, suite: Suite, progress: bool
+) -> tuple[pd.DataFrame, dict[str, np.ndarray], int]:
+    """Benchmark accuracy of the final twins, deduplicated minus standard: size, task, shots, value,
+    low, high, n (task "mean": all zero-shot items); the differences of these by size; gaps."""
+    import pandas as pd
+
+    _, what = built_tasks(next(iter(suite.values())), limit=params.limit)
+    last = scale_named(params.scale).steps
+    found, gaps = measure_all([(run, last) for run in suite.values()], what, progress)
+    rows: list[dict[str, Any]] = []
+    pooled = {}
+    for size in params.size_list:
+        both = [found.get((suite[size, arm].id, last)) for arm in DATA_ARMS]
+        if None in both:
+            continue
+        mine, zero = twin_rows(size, what, both, params.bootstrap)
+        rows += mine
+        if zero:
+            pooled[size] = np.concatenate(list(zero.values()))
+            e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
+            rows.append({"size": size, "task": "mean", "shots": 0, **e.interval(),
+                         "n": e.n_items})  # fmt: skip
+    names = ["size", "task", "shots", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names), pooled, len(gaps)
 
 
 # --- the whole -------------------------------------------------------------------------------
@@ -189,14 +223,16 @@ def run(
     tables = recipes_table(params, progress)
     twins, final, gaps = twins_tables(params, suite, progress)
     memorized, more_gaps = memorized_table(params, suite, progress)
-    tables |= twins | {"memorized": memorized}
+    tasks, accuracy, task_gaps = tasks_table(params, suite, progress)
+    final |= {("accuracy", size): change for size, change in accuracy.items()}
+    tables |= twins | {"tasks": tasks, "memorized": memorized}
     released = published_deduplication(published)
     pooled = {
         measure: np.mean([final[measure, s] for m, s in final if m == measure], axis=0)
         for measure in dict.fromkeys(measure for measure, _ in final)
     }
     claims = claims_table(params, pooled, memorized, released)
-    values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps}
+    values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps + task_gaps}
     runs = list(suite.values())
     return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
 
@@ -217,14 +253,22 @@ def claims_table(
                      **dict(zip(("ours", "low", "high"), ours, strict=True)),
                      "verdict": verdict})  # fmt: skip
 
-    for measure, unit, better in (("loss", "nats a token", -1), ("last_word", "points", 1)):
+    for measure, unit, better in (
+        ("loss", "nats a token", -1),
+        ("last_word", "points", 1),
+        ("accuracy", "points", 1),
+    ):
         e = None
         if measure in pooled:
             e = estimate(
                 pooled[measure][None] * (1 if better < 0 else 100), params.bootstrap, change=True
             )
         benefit = e is not None and (e.high < 0 if better < 0 else e.low > 0)
-        what = {"loss": "held-out loss", "last_word": "last words of held-out sentences"}[measure]
+        what = {
+            "loss": "held-out loss",
+            "last_word": "last words of held-out sentences",
+            "accuracy": "benchmark tasks, zero-shot",
+        }[measure]
         row(
             f"Deduplication brings no clear benefit: {what}, deduplicated minus standard "
             f"({unit}; mean of {shown})",
@@ -237,7 +281,10 @@ def claims_table(
     paper = "not measured; expected since earlier work"
     largest = memorized[memorized["size"] == params.size_list[-1]].set_index("arm")
     if len(largest) == len(DATA_ARMS):
-        change = _difference(largest.loc["deduplicated"], largest.loc["standard"])
+        change = difference(
+            *(Estimate(*(100 * largest.loc[arm][k] for k in ("value", "low", "high")), 0, 1)
+              for arm in ("deduplicated", "standard"))
+        )  # fmt: skip
         verdict = premise_verdict(change.low, change.high, -1)
         row(f"{claim} ({params.size_list[-1]}, points)", paper, None, change, verdict)
     else:
@@ -253,14 +300,6 @@ def published_means(released: pd.DataFrame) -> str | None:
     return "accuracy, points: " + ", ".join(
         f"{shots}-shot at step {step:,} {value:+.2f}" for (shots, step), value in means.items()
     )
-
-
-def _difference(a: Any, b: Any) -> Estimate:
-    """a - b of two independent shares in points, with Newcombe's interval from Wilson's."""
-    value = a.value - b.value
-    low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
-    high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
-    return Estimate(100 * value, 100 * low, 100 * high, int(a.n), 1)
 
 
 def _values(

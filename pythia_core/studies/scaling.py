@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pythia_core.benchmarks import BuiltTask, TaskMeasurement, build_all
+from pythia_core.benchmarks import BuiltTask, TaskMeasurement
 from pythia_core.errors import ConfigError, MissingDependencyError, one_of, raise_all
 from pythia_core.scales import scale_named
 from pythia_core.studies.language import LanguageMeasurement
@@ -24,6 +24,7 @@ from pythia_core.studies.scaling_claims import claims_table
 from pythia_core.studies.scaling_laws import laws_tables
 from pythia_core.studies.stats import estimate
 from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.task_scores import LEAST_FITTING, LIMIT, built_tasks, share_fitting
 from pythia_core.suite import find_or_train_suite
 from pythia_core.tasks import TASKS
 
@@ -37,8 +38,6 @@ STUDY = "scaling"
 OVER_TRAINING = (4, 13, 43, 93)
 """Evenly spaced checkpoints, besides the last, at which tasks are scored."""
 LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
-LEAST_FITTING = 0.2
-"""Below this share of items that fit the model whole, a cell is a gap."""
 
 Suite = dict[tuple[str, str], "Run"]
 
@@ -50,7 +49,7 @@ class ScalingParams(StudyParams):
     tasks: str = ""
     """Comma list; empty: all seven."""
     shots: str = "0,1"
-    limit: int = 150
+    limit: int = LIMIT
     """Items of a task."""
     seed: int = 1234
     bootstrap: int = 2000
@@ -95,9 +94,9 @@ def run(
     suite = find_or_train_suite(params.scale, params.size_list, seed=params.seed, progress=progress)
     some = next(iter(suite.values()))
     length = some.config.model.max_seq_len
-    built = build_all(params.task_list, params.shot_list, params.limit, some.data.tokenizer, length)
-    fitting = [each for each in built if _fits(each) >= LEAST_FITTING]
-    scored, gaps = _score(params, suite, fitting, length, progress)
+    built, tasks = built_tasks(some, params.task_list, params.shot_list, params.limit)
+    fitting = list(tasks.built)
+    scored, gaps = _score(params, suite, tasks, progress)
     accuracy = _accuracy_table(params, suite, built, scored)
     losses, words, kept, more = _language(params, suite, progress)
     laws = laws_tables(params, losses, {place: arrays["loss"] for place, arrays in kept.items()})
@@ -120,32 +119,25 @@ def run(
 # --- scores ----------------------------------------------------------------------------------
 
 
-def _fits(built: BuiltTask) -> float:
-    """Share of the items whose whole prompt fits the model."""
-    return float(built.fits.mean()) if len(built.fits) else 0.0
-
-
 def _steps(params: ScalingParams, indices: tuple[int, ...]) -> list[int]:
     scale = scale_named(params.scale)
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
 
 
 def _score(
-    params: ScalingParams, suite: Suite, built: list[BuiltTask], length: int, progress: bool
+    params: ScalingParams, suite: Suite, tasks: TaskMeasurement, progress: bool
 ) -> tuple[dict[tuple[str, int], Arrays], list]:
     """Arrays by (run id, step): all shots at the end, zero-shot of the standard half before it."""
     last = scale_named(params.scale).steps
-    found, gaps = measure_all(
-        [(run, last) for run in suite.values()], TaskMeasurement(tuple(built), length), progress
-    )
-    zero = tuple(b for b in built if b.shots == min(params.shot_list))
+    found, gaps = measure_all([(run, last) for run in suite.values()], tasks, progress)
+    zero = tuple(b for b in tasks.built if b.shots == min(params.shot_list))
     earlier = [
         (suite[size, "standard"], step)
         for size in params.size_list
         for step in _steps(params, OVER_TRAINING)
         if step != last
     ]
-    some, more = measure_all(earlier, TaskMeasurement(zero, length), progress)
+    some, more = measure_all(earlier, TaskMeasurement(zero, tasks.max_seq_len), progress)
     return found | some, gaps + more
 
 
@@ -169,7 +161,7 @@ def _accuracy_table(
             for each in built:
                 if step != scale.steps and each.shots != min(params.shot_list):
                     continue
-                fits = _fits(each)
+                fits = share_fitting(each)
                 place = {"size": size, "arm": arm, "task": each.task, "shots": each.shots,
                          "step": step, "percent": 100 * step / scale.steps}  # fmt: skip
                 status = "too long" if not len(each.fits) else "does not fit"
