@@ -88,7 +88,7 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[evaluate.Request]:
-    """1 + WRONG requests a question, the right answer first.
+    """Of a question, the right answer and, zero-shot, the wrong ones.
 
     Raises:
         ConfigError: so many shots that a question does not fit into the context.
@@ -96,7 +96,8 @@ def requests(
     made = []
     for question in asked:
         context = (eod_id, *encode(prompt(question, shots)))
-        made += [evaluate.Request(context, encode(answer)) for answer in answers(question)]
+        given = answers(question)[: 1 if shots else None]
+        made += [evaluate.Request(context, encode(answer)) for answer in given]
     longest = max(len(r.context) + len(r.continuation) - 1 for r in made)
     if longest > max_seq_len:
         each = (longest - 1) // (shots + 1)
@@ -109,8 +110,8 @@ def requests(
 
 @dataclass(frozen=True)
 class ArithmeticMeasurement:
-    """A measurement (studies.measured) of all `asked`: exact, choice bool[n], and logprob
-    float32[n], nats, of the right answer."""
+    """A measurement (studies.measured) of all `asked`: exact bool[n], logprob float32[n], nats, of
+    the right answer, and zero-shot choice bool[n]."""
 
     asked: tuple[Question, ...]
     made: tuple[evaluate.Request, ...]
@@ -119,7 +120,7 @@ class ArithmeticMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
-        """Zero-shot all `questions`; with examples, which cost, the held-out ones.
+        """Zero-shot all `questions`; with examples, which cost time, the held-out ones.
 
         Raises:
             ConfigError: shots that do not fit.
@@ -141,9 +142,12 @@ class ArithmeticMeasurement:
 
     def __call__(self, model: evaluate.Scorable, step: int) -> dict[str, np.ndarray]:
         found = evaluate.score(model, evaluate.pack(self.made, self.max_seq_len))
-        logprob = found.logprob.reshape(-1, 1 + WRONG)
-        return {
-            "exact": found.greedy.reshape(-1, 1 + WRONG)[:, 0],
-            "choice": logprob[:, 0] > logprob[:, 1:].max(1),
+        each = 1 if self.shots else 1 + WRONG
+        logprob = found.logprob.reshape(-1, each)
+        scores = {
+            "exact": found.greedy.reshape(-1, each)[:, 0],
             "logprob": logprob[:, 0].astype(np.float32),
         }
+        if each > 1:
+            scores["choice"] = logprob[:, 0] > logprob[:, 1:].max(1)
+        return scores

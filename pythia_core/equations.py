@@ -63,11 +63,19 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """(chosen, other) of neighbours in frequency, most frequent first; `coin` names the draw."""
+    """(chosen, other) of neighbours in frequency, most frequent first.
+
+    `coin` is "boost" or "placebo"; of every two pairs the placebo agrees with the boost in one, by
+    a coin of its own, so that what the boost does is not in it.
+    """
     ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
+    couples = list(zip(ranked[::2], ranked[1::2], strict=True))
     drawn = []
-    for one, two in zip(ranked[::2], ranked[1::2], strict=True):
-        heads = _fraction(f"{coin} {one} {two}") < 0.5
+    for place, (one, two) in enumerate(couples):
+        heads = _fraction(f"boost {one} {two}") < 0.5
+        if coin == "placebo":
+            first_agrees = _fraction(f"placebo {couples[place - place % 2]}") < 0.5
+            heads = heads == (first_agrees == (place % 2 == 0))
         drawn.append((one, two) if heads else (two, one))
     return drawn
 

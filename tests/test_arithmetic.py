@@ -84,6 +84,11 @@ def test_a_model_that_adds_is_right_and_one_that_does_not_is_not() -> None:
     wrong = what(shifted, 1)
     assert not wrong["exact"].any() and not wrong["choice"].all()
     assert (wrong["logprob"] < found["logprob"]).all()
+    # after examples only the right answer is asked for
+    made = arithmetic.requests(asked, 1, encode, 0, 64)
+    assert len(made) == len(asked)
+    shown = ArithmeticMeasurement(asked, tuple(made), 1, 64)(Adder(), 1)
+    assert shown["exact"].all() and "choice" not in shown
 
 
 def test_too_many_examples_are_refused_with_the_number_that_fits() -> None:

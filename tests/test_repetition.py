@@ -118,7 +118,7 @@ PARAMS = RepetitionParams(sizes="85k", bootstrap=300)
 
 
 def made(costs: dict[int, float], learned: float = 0.05, noise: float = 0.02) -> tuple:
-    """Final arrays and single passes of a model of loss 4 where r epochs cost `costs[r]` percent."""
+    """Final arrays and single passes of a model of loss 4; r epochs cost `costs[r]` percent."""
     rng = np.random.default_rng(0)
     base, read = rng.normal(4, 0.5, 320), rng.normal(4, 0.5, 300)
     base += 4 - base.mean()

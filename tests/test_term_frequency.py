@@ -54,9 +54,11 @@ def scores(effect: float, seed: int = 0) -> tables.NumberScores:
                 p = np.clip(0.3 + grown * (np.log10(times + 1) - 2), 0.02, 0.98)
                 right = rng.random(len(p)) < p
                 found[size, step, what.name] = {
-                    "exact": right, "choice": rng.random(len(p)) < p,
+                    "exact": right,
                     "logprob": (np.log(p) + rng.normal(0, 0.1, len(p))).astype(np.float32),
-                }  # fmt: skip
+                }
+                if not what.shots:
+                    found[size, step, what.name]["choice"] = rng.random(len(p)) < p
     return tables.NumberScores(found, SUMS)
 
 

@@ -195,15 +195,15 @@ def _values(
         "numbers_unread": int((last.in_sums == 0).sum()),
         "n_definitions": len(words.items),
     }
-    for name, table, keys in (
-        ("exact", "accuracy", {"measure": "exact", "pairs": "held out", "step": step}),
-        ("choice", "accuracy", {"measure": "choice", "pairs": "held out", "step": step}),
-        ("gap", "gaps", {"measure": "exact", "step": step}),
-        ("gap_choice", "gaps", {"measure": "choice", "step": step}),
-        *((f"{coin}", "experiment", {"measure": "exact", "coin": coin}) for coin in COINS),
+    for name, table, k, keys in (
+        ("exact", "accuracy", shots, {"measure": "exact", "pairs": "held out", "step": step}),
+        ("choice", "accuracy", 0, {"measure": "choice", "pairs": "held out", "step": step}),
+        ("gap", "gaps", shots, {"measure": "exact", "step": step}),
+        ("gap_choice", "gaps", 0, {"measure": "choice", "step": step}),
+        *((coin, "experiment", shots, {"measure": "exact", "coin": coin}) for coin in COINS),
     ):
         rows = tables[table]
-        for column, wanted in {**keys, "size": size, "shots": shots}.items():
+        for column, wanted in {**keys, "size": size, "shots": k}.items():
             rows = rows[rows[column] == wanted]
         if len(rows):
             row = rows.iloc[0]

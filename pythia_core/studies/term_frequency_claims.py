@@ -44,16 +44,17 @@ def claims_table(
     def directed(e: Estimate | None, rule: Any = directional_verdict, direction: int = 1) -> str:
         return NOT_TESTABLE if e is None else rule(e.low, e.high, direction)
 
-    for measure, what in (("exact", "right answers"), ("choice", "right choices of four")):
-        e = _cell(tables["gaps"], size=large, step=last, shots=shots, measure=measure)
+    for measure, k, what in (("exact", shots, f"written right, {shots}-shot"),
+                             ("choice", 0, "choice of four, zero-shot")):  # fmt: skip
+        e = _cell(tables["gaps"], size=large, step=last, shots=k, measure=measure)
         add(f"Frequent operands are added better: {what}, most minus least frequent tenth "
-            f"({large}, {shots}-shot, points)",
+            f"({large}, points)",
             "yes, from 2.8B on; up to tens of points", e, directed(e))  # fmt: skip
-    e = gap_change(scores, frequency, ((large, first), (large, last)), shots, "choice", draws)
+    e = gap_change(scores, frequency, ((large, first), (large, last)), 0, "choice", draws)
     add(f"The gap widens over training (choices, {large}, from {_percent(first, last)} % to the "
         "end, points)", "yes", e if first < last else None,
         directed(e if first < last else None))  # fmt: skip
-    e = gap_change(scores, frequency, ((small, last), (large, last)), shots, "choice", draws)
+    e = gap_change(scores, frequency, ((small, last), (large, last)), 0, "choice", draws)
     e = e if small != large else None
     add(f"The gap is wider in larger models (choices, {large} against {small}, points)",
         "yes: smaller ones hardly learn the task", e, directed(e))  # fmt: skip

@@ -67,8 +67,8 @@ class NumberScores:
 
     def of(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
         """float64[100], NaN for a number without a held-out pair; None: not measured."""
-        arrays = self.found.get((size, step, self.sums[shots].name))
-        if arrays is None:
+        arrays = self.found.get((size, step, self.sums[shots].name), {})
+        if measure not in arrays:
             return None
         held, first = self.held[shots], self.first[shots][self.held[shots]]
         total = np.bincount(first, arrays[measure][held].astype(float), len(equations.FIRST))
@@ -77,8 +77,8 @@ class NumberScores:
 
     def questions(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
         """float64[questions] of the held-out pairs."""
-        arrays = self.found.get((size, step, self.sums[shots].name))
-        return None if arrays is None else arrays[measure][self.held[shots]].astype(float)
+        arrays = self.found.get((size, step, self.sums[shots].name), {})
+        return None if measure not in arrays else arrays[measure][self.held[shots]].astype(float)
 
     def group(self, means: np.ndarray, numbers: Sequence[int], draws: int) -> Estimate | None:
         """Mean over some numbers; where all are alike (all wrong), the exact bound of as many
@@ -112,8 +112,8 @@ def accuracy_table(
     for size in sizes:
         for step in steps:
             for shots, what in scores.sums.items():
-                arrays = scores.found.get((size, step, what.name))
-                for measure in MEASURES if arrays else ():
+                arrays = scores.found.get((size, step, what.name), {})
+                for measure in (m for m in MEASURES if m in arrays):
                     for pairs, mask in (("held out", scores.held[shots]),
                                         ("planted", ~scores.held[shots])):  # fmt: skip
                         if mask.any():
@@ -215,7 +215,7 @@ def experiment_table(
     step: int,
     draws: int,
 ) -> pd.DataFrame:
-    """coin, size, shots, measure, ratio (median frequency of the chosen over the other's), value,
+    """coin, size, shots, measure, ratio (of frequencies, chosen over other, geometric mean), value,
     low, high, n (pairs): chosen minus other, of neighbours in natural frequency."""
     import pandas as pd
 
@@ -223,7 +223,8 @@ def experiment_table(
     rows = []
     for coin in COINS:
         pairs = np.array(equations.pairs(natural, coin))
-        ratio = float(np.median((now[pairs[:, 0]].to_numpy() + 1) / (now[pairs[:, 1]] + 1)))
+        one, two = (np.log(now[pairs[:, side]].to_numpy() + 1) for side in (0, 1))
+        ratio = float(np.exp((one - two).mean()))
         for size in sizes:
             for shots in scores.sums:
                 for measure in MEASURES:
