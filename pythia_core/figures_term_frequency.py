@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pythia_core.figures import (
@@ -19,6 +20,7 @@ from pythia_core.figures_common import footer, interval
 from pythia_core.figures_published import MODELS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from pythia_core.studies.study import StudyResult as Result
@@ -34,7 +36,7 @@ def by_frequency(result: Result) -> Drawing:
     last = frequency[frequency.step == frequency.step.max()]
     shots = result.params.shot_list[-1]
     with style():
-        note = "held-out pairs; bands: 95 % intervals over numbers"
+        note = "held-out pairs; band: 95 % interval over numbers, largest size"
         figure, (planted, choice, exact) = panels(3, 2.9, footer(result, note))
         for boosted, colour, label in ((True, ORANGE, "made 16 times"), (False, BLUE, "as it is")):
             mine = last[last.boosted == boosted]
@@ -47,9 +49,8 @@ def by_frequency(result: Result) -> Drawing:
         planted.set_title("100 first operands")
         planted.legend(loc="lower right", handletextpad=0.1)
         for ax, measure, k in ((choice, "choice", 0), (exact, "exact", shots)):
-            for size in result.params.size_list:
-                mine = curves[(curves["size"] == size) & (curves.measure == measure)]
-                _band(ax, mine[mine.shots == k].sort_values("count"), "count", size)
+            mine = curves[(curves.measure == measure) & (curves.shots == k)]
+            _curves(ax, mine, "count", result.params.size_list)
             ax.set_xscale("symlog", linthresh=3)
             ax.set_xlabel("times read in sums")
         choice.set_title("choice of four, zero-shot")
@@ -60,11 +61,14 @@ def by_frequency(result: Result) -> Drawing:
         return Drawing(figure, _words("Right choices of frequent numbers minus rare ones", result))
 
 
-def _band(ax: Axes, frame: object, x: str, size: str) -> None:
-    colour = size_colour(size)
-    ax.plot(frame[x], 100 * frame.value, color=colour, marker="o", markersize=3, linewidth=1.2)
-    ax.fill_between(frame[x], 100 * frame.low, 100 * frame.high, color=colour, alpha=0.12,
-                    linewidth=0)  # fmt: skip
+def _curves(ax: Axes, frame: pd.DataFrame, x: str, sizes: Sequence[str]) -> None:
+    """A line a size; a band for the largest only, as eight of them hide each other."""
+    for size in sizes:
+        mine, colour = frame[frame["size"] == size].sort_values(x), size_colour(size)
+        ax.plot(mine[x], 100 * mine.value, color=colour, marker="o", markersize=3, linewidth=1.2)
+        if size == sizes[-1]:
+            ax.fill_between(mine[x], 100 * mine.low, 100 * mine.high, color=colour, alpha=0.2,
+                            linewidth=0)  # fmt: skip
 
 
 def _words(what: str, result: Result) -> str:
@@ -79,15 +83,14 @@ def over_training(result: Result) -> Drawing:
     gaps = result.tables["gaps"]
     shots = result.params.shot_list[-1]
     with style():
-        note = f"{len(gaps.step.unique())} checkpoints; bands: 95 % intervals"
+        note = f"{len(gaps.step.unique())} checkpoints; band: 95 % interval, largest size"
         figure, axes = panels(2, 2.7, footer(result, note))
         shown = (("choice", 0, "choice of four, zero-shot"),
                  ("exact", shots, f"answer written, {shots}-shot"))  # fmt: skip
         for ax, (measure, k, title) in zip(axes, shown, strict=True):
             mine = gaps[(gaps.measure == measure) & (gaps.shots == k)]
             mine = mine.assign(percent=100 * mine.step / gaps.step.max())
-            for size in result.params.size_list:
-                _band(ax, mine[mine["size"] == size], "percent", size)
+            _curves(ax, mine, "percent", result.params.size_list)
             ax.set_title(title)
             ax.set_xlabel("% of training")
             reference(ax, 0)
@@ -140,7 +143,9 @@ def definitions(result: Result) -> Drawing:
     table = result.tables["definitions"]
     table = table[table.step == table.step.max()]
     with style():
-        figure, axes = panels(2, 2.7, footer(result, "bands: 95 % intervals"), sharey=True)
+        figure, axes = panels(
+            2, 2.7, footer(result, "band: 95 % interval, largest size"), sharey=True
+        )
         kinds = ((True, "definitions that were read"), (False, "definitions that were not"))
         for ax, (read, title) in zip(axes, kinds, strict=True):
             ax.set_title(title)
@@ -148,8 +153,7 @@ def definitions(result: Result) -> Drawing:
             if mine.empty:
                 say(ax, "no dictionary\nin this corpus")
                 continue
-            for size in result.params.size_list:
-                _band(ax, mine[mine["size"] == size], "group", size)
+            _curves(ax, mine, "group", result.params.size_list)
             ax.set_xscale("log", base=4)
             groups = sorted(mine.group.unique())
             ax.set_xticks(groups, [f"{g}+" for g in groups])

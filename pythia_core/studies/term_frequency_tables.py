@@ -25,6 +25,8 @@ TENTH = len(equations.FIRST) // 10
 """Numbers in the most and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
 """Lower ends of the groups of frequency among the sums."""
+FEWEST = 3
+"""Numbers that make a group."""
 COINS = ("boost", "placebo")
 MEASURES = ("exact", "choice", "logprob")
 
@@ -144,6 +146,8 @@ def curves_table(
                     continue
                 for group in np.unique(groups):
                     numbers = now.index[groups == group].tolist()
+                    if len(numbers) < FEWEST:
+                        continue
                     e = scores.group(means, numbers, draws)
                     if e is not None:
                         count = float(np.exp(np.log(now[numbers] + 1).mean()) - 1)
