@@ -100,7 +100,7 @@ def _loss_band(ax: Axes, result: Result, wide: pd.DataFrame, colour: str) -> Non
     pairs = [cell[:2] for cell in result.params.members("both")]
     ax.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    ax.set_title("both seeds")
+    ax.set_title("both seeds: the curve")
     ax.set_ylabel("held-out loss, nats a token")
 
 
@@ -120,7 +120,8 @@ def spreads(result: Result) -> Drawing:
                 say(ax, NOT_MEASURED)
                 continue
             last = mine.step.max()
-            for i, (kind, rows) in enumerate(mine.groupby("kind", sort=False)):
+            for i, kind in enumerate(("order", "weights", "both")):
+                rows = mine[mine.kind == kind]
                 ax.plot(rows.step, factor * rows.sd, color=colour, label=LABELS[kind],
                         linewidth=1.2, markersize=3, **STYLES[kind])  # fmt: skip
                 end = rows[rows.step == last]
@@ -203,7 +204,7 @@ def effects(result: Result) -> Drawing:
                         linewidth=1.8 if mean else 1.1)  # fmt: skip
                 ax.plot([i], [factor * row.value], color=colour, marker="D" if mean else "o",
                         markersize=5, markerfacecolor=colour if mean else "white")  # fmt: skip
-                if mean:
+                if mean and row.n:
                     said.append(f"{title} {number_text(factor * float(row.value))} {unit}")
             reference(ax, 0)
             ax.set_xticks(range(len(mine)), [*mine.seed[:-1], "over\nseeds"], fontsize=7)

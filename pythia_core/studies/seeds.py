@@ -213,14 +213,17 @@ def neighbour_loss(
 def _values(
     params: SeedsParams, tables: dict[str, pd.DataFrame], other: float | None
 ) -> dict[str, Any]:
-    """Names and numbers that prose may quote; shares in percent and points."""
+    """Names and numbers that prose may quote; shares in percent and points, null for a gap."""
     values: dict[str, Any] = {
         "size": params.size,
         "neighbour": params.neighbour_size,
         "n_seeds": params.seeds,
         "n_grid": params.seeds**2,
         "n_runs": len(params.cells),
+        "loss_gap": None,
     }
+    kinds = ("sd_order", "sd_weights", "sd_rest", "sd_both", "sd_items", "mean", "change")
+    values |= {f"{measure}_{kind}": None for measure in MEASURES for kind in kinds}
     for row in tables["components"].itertuples():
         factor = MEASURES[row.measure]
         ends = {"value": row.value, "low": row.low, "high": row.high}

@@ -132,6 +132,8 @@ def _effects(params: SeedsParams, found: Found, step: int, measure: str) -> list
                 row |= e.interval() | {"n": e.n_items}
         rows.append(row)
     mean: dict[str, Any] = {"seed": "mean", "n": len(changes)}
+    if changes:
+        mean["value"] = np.mean(changes)
     if len(changes) > 1 and np.ptp(changes):
         mean |= mean_over_seeds(np.array(changes)).interval()
     return [*rows, mean]
