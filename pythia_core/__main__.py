@@ -143,7 +143,33 @@ def _record(args: argparse.Namespace) -> None:
     print(f"recorded in {record_run(args.study, args.scale)}; review and commit it")
 
 
+def _terms(args: argparse.Namespace) -> None:
+    from pythia_core.runs import find_run
+    from pythia_core.terms import SurfaceTerms, count_terms
+    from pythia_core.tokenizer import token_bytes
+
+    run = find_run(args.run)
+    steps = [step for step in run.steps if step]
+    terms = SurfaceTerms(args.terms, token_bytes(run.data.tokenizer), args.ignore_case)
+    counts = count_terms(run.data.rows, terms, steps, run.config.train.batch_size, progress=True)
+    if args.parquet:
+        counts.save(args.parquet)
+    shown = steps if args.all else steps[:: -max(1, len(steps) // 11)][::-1]
+    width = max(map(len, terms.names))
+    print("read up to step".ljust(max(width, 15)), *(f"{step:>7,}" for step in shown))
+    for i, name in enumerate(terms.names):
+        print(name.ljust(max(width, 15)), *(f"{counts.up_to(step)[i]:>7,}" for step in shown))
+
+
 def _bench(args: argparse.Namespace) -> None:
+    if args.what == "terms":
+        from pythia_core import bench_terms
+
+        result = bench_terms.bench_terms(rounds=args.rounds)
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        print(bench_terms.markdown(result))
+        return
     from pythia_core.bench import bench_train, markdown
 
     sizes = tuple(filter(None, args.sizes.split(",")))
@@ -190,6 +216,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
     p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
 
+    p = command("terms", _terms, "count words in what a run has read, up to its checkpoints")
+    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p.add_argument("terms", nargs="+", metavar="TERM", help='words, e.g. "Parliament" "New York"')
+    p.add_argument("--ignore-case", action="store_true", help="count upper and lower case alike")
+    p.add_argument("--all", action="store_true", help="print every checkpoint, not about twelve")
+    p.add_argument("--parquet", help="also write term, step and count to this file")
+
     p = command("verify", _verify, "check every checkpoint and batch of a run against its hashes")
     p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
 
@@ -203,8 +236,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("study")
     p.add_argument("--scale", default="laptop")
 
-    p = command("bench", _bench, "measure the training step against transformers, in one run")
-    p.add_argument("what", choices=("train",))
+    p = command("bench", _bench, "measure speed against a named peer, in one run")
+    p.add_argument("what", choices=("train", "terms"))
     p.add_argument("--device", default="cpu", choices=("cpu",))
     p.add_argument("--sizes", default="", help="comma list (default: the laptop ladder)")
     p.add_argument("--rounds", type=int, default=10, help="alternating rounds of 2 steps each")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pythia_core import bench
+from pythia_core import bench, bench_terms
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import ConfigError
 from pythia_core.metrics import device_info, flops_per_token
 
 
@@ -50,3 +51,17 @@ def test_the_table_names_machine_and_convention(row: dict) -> None:
     assert device_info()["device"] in text
     assert "a convention" in text
     assert f"**{row['ratio']:.2f}x**" in text
+
+
+@pytest.mark.wheels
+def test_counting_is_compared_with_the_plain_way() -> None:
+    result = bench_terms.bench_terms(n_terms=50, rounds=1, progress=False)
+    speed = result["tokens_per_s"]
+    assert result["terms"] == 50 and set(speed) == {
+        "surface terms", "token terms", "decode, split, count"
+    }  # fmt: skip
+    expected = speed["surface terms"] / speed["decode, split, count"]
+    assert result["ratio"] == pytest.approx(expected, abs=0.1)
+    assert "50 terms" in bench_terms.markdown(result)
+    with pytest.raises(ConfigError, match="at least 10 terms"):
+        bench_terms.bench_terms(n_terms=3)
