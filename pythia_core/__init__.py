@@ -2,7 +2,8 @@
 
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
-    6  __main__  bench  bench_terms  records  recorded  notebooks  cleaning  figures*  papermill_engine
+    6  __main__  bench  bench_terms  records  recorded  notebooks  cleaning  figures*
+    6  papermill_engine
     5  studies/*  published*
     4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
     3  distributed  checkpoint  hf  metrics
