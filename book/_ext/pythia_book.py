@@ -378,6 +378,7 @@ class DrawingOf(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
+    app.setup_extension("pythia_drawings")
     app.add_config_value("pythia_shown", "", "env")
     # the toc extension reads its file at priority 900; everything here comes before
     for order, hook in enumerate(
