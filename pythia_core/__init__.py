@@ -4,7 +4,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
 
     6  __main__  bench  bench_terms  records  recorded  notebooks  cleaning  figures*
     6  papermill_engine
-    5  studies/*  published*
+    5  studies/*  published*  errata*
     4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
     3  distributed  checkpoint  hf  metrics
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout

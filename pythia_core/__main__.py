@@ -184,6 +184,13 @@ def _bench(args: argparse.Namespace) -> None:
         fill_block(project_root() / "README.md", "bench", markdown(result))
 
 
+def _errata(args: argparse.Namespace) -> None:
+    from pythia_core.errata import erratum_named, explained, listing
+    from pythia_core.published import find
+
+    print(explained(erratum_named(args.name), find()) if args.name else listing())
+
+
 def parser() -> argparse.ArgumentParser:
     """The argument parser of every command."""
     top = argparse.ArgumentParser(prog="pythia_core", description=__doc__.split("\n\n")[0])
@@ -235,6 +242,9 @@ def parser() -> argparse.ArgumentParser:
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
     p.add_argument("study")
     p.add_argument("--scale", default="laptop")
+
+    p = command("errata", _errata, "what is often told wrongly about Pythia, with the evidence")
+    p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")
 
     p = command("bench", _bench, "measure speed against a named peer, in one run")
     p.add_argument("what", choices=("train", "terms"))

@@ -105,6 +105,16 @@ def read_more(path: Path | None) -> MoreTables:
     )
 
 
+def released_benchmarks(path: Path | None) -> pd.DataFrame:
+    """Benchmark scores as released, columns BENCHMARKS, nothing left out; empty without path."""
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=BENCHMARKS)
+    read = _from_csv if (path / "bias_evals.csv").is_file() else _from_tree
+    return read(path)[0].reindex(columns=BENCHMARKS)
+
+
 def _clean(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Without the rows of 2.8B that are another model's, in a fixed order; and which these were."""
     frame = frame.reindex(columns=BENCHMARKS)

@@ -10,7 +10,7 @@ import pytest
 
 from pythia_core.__main__ import main
 
-COMMANDS = ("prepare", "train", "inspect", "verify", "study", "record", "bench")
+COMMANDS = ("prepare", "train", "inspect", "verify", "study", "record", "bench", "errata")
 
 
 def test_help_answers_without_heavy_imports() -> None:
