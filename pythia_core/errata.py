@@ -50,20 +50,23 @@ class Erratum:
         """The evidence as of now; `released`: the released scores, where they are there."""
         return self.evidence(released) if self.from_released else self.evidence()
 
-    def sections(self, evidence: Evidence) -> dict[str, str]:
-        """What a page and the command line show of it, heading by heading."""
-        found = f"{evidence.text} {evidence.released}".strip()
-        sure = f"{self.certainty} ({self.source})"
+    def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
+        """What a page and the command line show of it, heading by heading.
+
+        Args:
+            effect: what was measured of its switch, in words.
+        """
+        if self.measured and not effect:
+            effect = "What it costs is measured by: python -m pythia_core study errata"
         return {
             "Told": self.told,
-            "Evidence": found,
-            "Certainty": sure,
-            "Matters": self.matters,
+            "Evidence": f"{evidence.text} {evidence.released}".strip(),
+            "Certainty": f"{self.certainty} ({self.source})",
+            "Matters": f"{self.matters} {effect}".strip(),
             "Switch": self.switch,
         }
 
 
-MEASURED = "measured by the study: python -m pythia_core study errata"
 ERRATA = (
     Erratum(
         "lr-floor",
@@ -73,7 +76,7 @@ ERRATA = (
         "certain",
         shown.lr_floor,
         "Every curve has a constant-rate tail; the 7 % gender intervention lies wholly in it, "
-        f"the 21 % one nearly; {MEASURED}.",
+        "the 21 % one nearly.",
         'TrainConfig(lr_form="paper") trains the textbook cosine; "neox" is what was run.',
         measured="lr_form",
     ),
@@ -84,8 +87,7 @@ ERRATA = (
         "the training code's scheduler; equal released weights and scores of both steps",
         "certain",
         shown.first_update,
-        "The step-1 checkpoint carries no information, and every update runs one step late; "
-        f"{MEASURED}.",
+        "The checkpoint of step 1 says nothing, and the schedule runs one update late.",
         "TrainConfig(first_update_at_lr_zero=False) shifts the schedule by one update.",
         measured="first_update_at_lr_zero",
     ),
@@ -97,7 +99,7 @@ ERRATA = (
         "likely",
         shown.epoch_boundary,
         "Comparisons of before and after the second epoch compare nothing but the length of "
-        f"training; {MEASURED}.",
+        "training.",
         'DataConfig(epoch_policy="separate") reads one epoch after the other; "joint" is what was '
         "run.",
         measured="epoch_policy",
@@ -109,7 +111,7 @@ ERRATA = (
         "the configs: those two name no rule, so that the library's defaults apply",
         "certain",
         shown.initialisation,
-        f"A comparison of sizes over 2.8B also compares initialisations; {MEASURED}.",
+        "A comparison of sizes across 2.8B also compares initialisations.",
         'ModelConfig(init="normal_scaled") is that of 6.9B and 12B, "small_wang" the others\'.',
         measured="init",
     ),
@@ -120,8 +122,7 @@ ERRATA = (
         "the training code's fused bias-GELU; the converted models' config.json",
         "certain",
         shown.gelu,
-        "Logits of the converted models are not those of training to the last digits; "
-        f"{MEASURED}, both for training and for reading a trained model with the other form.",
+        "Logits of the converted models differ from those of training in the last digits.",
         'ModelConfig(gelu="erf") is the exact form, "tanh" what training used.',
         measured="gelu",
     ),
