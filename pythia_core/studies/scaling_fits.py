@@ -81,8 +81,8 @@ class Law:
 
 
 BESIROGLU = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
-"""Hoffmann et al.'s runs, refitted by Besiroglu et al. (2024); N counts all parameters. Constants
-from memory, not checked against the paper."""
+"""Hoffmann et al.'s runs, refitted by Besiroglu et al. (2024, arXiv:2404.10102); N counts all
+parameters."""
 
 
 def fit_law(
