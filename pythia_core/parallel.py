@@ -141,6 +141,8 @@ def _workers() -> tuple[ProcessPoolExecutor, Any]:
 def _start_worker(counter: Any, parent: int) -> None:
     import torch
 
+    # an interrupt reaches the whole group; the parent ends its workers, idle ones silently
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     bars.relay_to(counter)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
