@@ -126,9 +126,11 @@ def spreads(result: Result) -> Drawing:
                         linewidth=1.2, markersize=3, **STYLES[kind])  # fmt: skip
                 end = rows[rows.step == last]
                 at = last * 1.25 ** (i + 1)
-                ax.vlines(at, factor * end.low, factor * end.high, color=colour, linewidth=1.1)
-                ax.plot([at] * len(end), factor * end.sd, color=colour, linestyle="",
-                        marker=STYLES[kind]["marker"], markersize=4)  # fmt: skip
+                for row in end.itertuples():
+                    ax.plot([at, at], [factor * row.low, factor * row.high], color=colour,
+                            linewidth=1.1)  # fmt: skip
+                    ax.plot([at], [factor * row.sd], color=colour, markersize=4,
+                            marker=STYLES[kind]["marker"])  # fmt: skip
             ax.set_xscale("log")
             ax.set_yscale("log")
             ax.set_xlabel("step")

@@ -18,7 +18,7 @@ from pythia_core.errors import DataError
 from pythia_core.studies.stats import LEVEL, Estimate
 
 LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-_QUANTILES = 4000
+_QUANTILES = 1000
 
 
 def _checked(values: np.ndarray, ndim: int, what: str) -> np.ndarray:
