@@ -11,7 +11,6 @@ package: no page asks another host for anything.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import re
@@ -30,7 +29,7 @@ from sphinx.util.docutils import SphinxDirective
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # this checkout's library, also where another one is installed
 
-from pythia_core import figures, notebooks, records  # noqa: E402
+from pythia_core import notebooks, records  # noqa: E402
 from pythia_core import recorded as shows  # noqa: E402
 from pythia_core.config import stable_hash  # noqa: E402
 from pythia_core.scales import SCALES  # noqa: E402
@@ -346,37 +345,6 @@ class Scales(SphinxDirective):
         return [table([*header, "Tokenizer", "Sizes"], rows, "scales")]
 
 
-class DrawingOf(SphinxDirective):
-    """`{drawing} X.F` shows what pythia_core.figures_X.F() gives: a Drawing inline, or a Table.
-
-    The content is a figure's caption; `name` is for references.
-    """
-
-    required_arguments = 1
-    has_content = True
-    option_spec: ClassVar[dict[str, Any]] = {"name": directives.unchanged}
-
-    def run(self) -> list[nodes.Node]:
-        suffix, _, function = self.arguments[0].partition(".")
-        made = getattr(importlib.import_module(f"pythia_core.figures_{suffix}"), function)()
-        for source in (ROOT / "pythia_core").rglob("*.py"):  # a drawing shows what the library is
-            self.env.note_dependency(str(source))
-        if isinstance(made, figures.Table):
-            shown: nodes.Element = table(
-                list(made.frame.columns), made.frame.to_numpy().tolist(), "pythia-table"
-            )
-            shown.insert(0, nodes.title("", made.caption))
-        else:
-            svg = made.svg[made.svg.index("<svg") :]
-            ids = rf"\g<1>{suffix}-{function}-"  # drawings share a page: their ids must not
-            svg = re.sub(r'(\bid="|url\(#|href="#)', ids, svg)
-            shown = nodes.figure("", nodes.raw("", svg, format="html"), classes=["drawing"])
-            words, problems = self.parse_inline(" ".join(self.content), lineno=self.lineno)
-            shown += [nodes.caption("", "", *words), *problems]
-        self.add_name(shown)
-        return [shown]
-
-
 def setup(app: Sphinx) -> dict[str, Any]:
     app.setup_extension("pythia_drawings")
     app.add_config_value("pythia_shown", "", "env")
@@ -392,5 +360,4 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("pythia-claims", Claims)
     app.add_directive("pythia-costs", Costs)
     app.add_directive("pythia-scales", Scales)
-    app.add_directive("drawing", DrawingOf)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,12 +13,15 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pythia_book
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+from pythia_core.figures import Table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +35,7 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 
 
 class DrawingFigure(SphinxDirective):
-    """A figure drawn while the page is read; the content is its caption.
+    """A figure drawn while the page is read; the content is its caption. Or a table.
 
     `interactive`: the page's script may put something to play with in its place.
     """
@@ -47,11 +50,17 @@ class DrawingFigure(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         module, inside = module_of(self.arguments[0], self.env)
         drawing = getattr(module, inside)()
+        if isinstance(drawing, Table):
+            rows = drawing.frame.to_numpy().tolist()
+            shown = pythia_book.table(list(drawing.frame.columns), rows, "pythia-table")
+            shown.insert(0, nodes.title("", drawing.caption))
+            self.add_name(shown)
+            return [shown]
         path = Path(self.env.app.outdir).parent / "drawings" / f"{self.arguments[0]}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(path)
         folder = Path(self.env.doc2path(self.env.docname)).parent
-        figure = nodes.figure()
+        figure = nodes.figure(classes=["drawing"])
         if "interactive" in self.options:
             place = f'<div class="rotary" data-rotary="{inside}"></div>'
             figure += nodes.raw("", place, format="html")
