@@ -61,7 +61,7 @@ class Erratum:
         return {
             "Told": self.told,
             "Evidence": f"{evidence.text} {evidence.released}".strip(),
-            "Certainty": f"{self.certainty} ({self.source})",
+            "Certainty": f"{self.certainty}: {self.source}",
             "Matters": f"{self.matters} {effect}".strip(),
             "Switch": self.switch,
         }
@@ -140,7 +140,7 @@ ERRATA = (
     ),
     Erratum(
         "swap-code",
-        "The public code of the gender intervention swaps nothing",
+        "The public code of the gender intervention, as last pushed, swaps nothing",
         "The public code replaces masculine by feminine pronouns in the last part of training.",
         "the branch new-intervention of GPT-NeoX; whether it made the released models is not "
         "documented",

@@ -18,7 +18,7 @@ from pythia_core.schedule import LOG_STEPS, OFFICIAL_STEPS, checkpoint_steps
 if TYPE_CHECKING:
     from pythia_core.published import Published
 
-NO_SCORES = f"The released scores are not here: {HOW_TO_GET}."
+NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
 Z = 1.959964
 """Standard errors on either side of a 95 % interval."""
 

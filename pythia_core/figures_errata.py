@@ -98,6 +98,7 @@ def effects(result: Result) -> Drawing:
         final.set_yticks(range(len(shown)), [LABELS[name] for name in reversed(shown)])
         final.set_ylim(-0.6, len(shown) - 0.4)
         final.grid(axis="y", visible=False)
+        final.locator_params(axis="x", nbins=5)
         final.set_xlabel("change of held-out loss at the end, nats a token")
         for name in shown:
             _curve(curves, loss[loss.variant == name].sort_values("percent"), name)
@@ -140,7 +141,9 @@ def schedule_and_passes(result: Result) -> Drawing:
             for x, value in zip(at, mine.percent, strict=True):
                 reads.text(x, value + 1, f"{value:.0f}", ha="center", fontsize=7, color=colour)
         reads.set_xticks(range(3), ["never", "once", "twice"])
-        reads.set(ylabel="% of the deduplicated Pile's tokens", ylim=(0, 68), xlabel="read")
+        reads.set(ylabel="% of its text's tokens", ylim=(0, 68), xlabel="read")
+        reads.set_title("deduplicated Pile")
+        rate.set_title("official run")
         reads.grid(axis="x", visible=False)
         reads.legend(loc="upper left")
         words = f"The released runs reach their lowest rate at update {floor:,}; read " + ", ".join(
