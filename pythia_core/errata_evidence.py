@@ -259,7 +259,7 @@ def names() -> Evidence:
     models = {name: size.model() for name, size in OFFICIAL_SIZES.items()}
     share = {n: 100 * m.n_params_non_embedding / m.n_params for n, m in models.items()}
     parts = [
-        f"{n} {m.n_params / 1e6:,.0f}M, of which {share[n]:.0f} % are not embeddings"
+        f"{n}: {m.n_params / 1e6:,.0f}M parameters, {share[n]:.0f} % of them not embeddings"
         for n, m in models.items()
         if n in ("14m", "70m", "160m", "1.4b", "12b")
     ]
