@@ -31,7 +31,7 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "800"], "unknown size '600'; accepted: 7k"),
+        (["train", "600"], "unknown size '600'; accepted: 7k"),
         (["train", "7k", "--scale", "huge"], "unknown scale 'huge'; accepted: smoke, laptop"),
         (["train", "7k", "--micro-batch", "5"], "micro_batch=5 does not divide batch_size=32"),
         (["study", "gender_bia"], "unknown study 'gender_bia'.*Did you mean 'gender_bias'"),
