@@ -158,8 +158,9 @@ def _dial(ax: Axes, at: float, query: float, key: float, colour: str) -> None:
     """A clock face; angles from twelve o'clock, clockwise."""
     from matplotlib.patches import Circle, Wedge
 
-    low, high = 90 - math.degrees(max(query, key)), 90 - math.degrees(min(query, key))
-    low += 360 * math.floor((high - low) / 360)  # whole turns do not show
+    apart = math.degrees(math.remainder(query - key, 2 * math.pi))  # the smaller way round
+    start = 90 - math.degrees(key)
+    low, high = min(start, start - apart), max(start, start - apart)
     ax.add_patch(Wedge((at, 0), 0.5, low, high, color=colour, alpha=0.22, linewidth=0))
     ax.add_patch(Circle((at, 0), 1, fill=False, color=MUTED, linewidth=0.8))
     for angle, line in ((key, (0, (2, 1.2))), (query, "-")):

@@ -3,6 +3,7 @@
    The arithmetic comes first and repeats pythia_core/kernels/rotary.py; the tests run it in node and
    compare. Below it each <div class="rotary" data-rotary="..."> becomes a picture with sliders;
    without this script the static figures stand in its place. */
+(() => {
 "use strict";
 
 // --- arithmetic --------------------------------------------------------------------------------
@@ -98,14 +99,12 @@ const text = (x, y, words, kind = "") => `<text x="${x}" y="${y}" class="${kind}
 const line = (x1, y1, x2, y2, kind) =>
   `<line x1="${x1}" y1="${y1}" x2="${x2}" y2="${y2}" class="${kind}"/>`;
 
-/** A clock face with hands [turn, class, length]; between the first two the difference is shaded. */
+/** A clock face with two hands [turn, class]; the smaller angle between them is shaded. */
 function dial(hands, label, style, extra = "") {
-  const [a, b] = [hands[0][0], hands[1][0]];
-  const apart = ((a - b) % (2 * Math.PI) + 2 * Math.PI) % (2 * Math.PI);
-  const [x1, y1] = tip(b, 0.5), [x2, y2] = tip(a, 0.5);
-  const wedge = `M0,0L${x1},${y1}A0.5,0.5 0 ${apart > Math.PI ? 1 : 0} 1 ${x2},${y2}Z`;
-  const drawn = hands.map(([turn, kind, length]) => {
-    const [x, y] = tip(turn, length);
+  const [[a], [b]] = hands, clockwise = Math.sin(a - b) > 0 ? 1 : 0;
+  const wedge = `M0,0L${tip(b, 0.5)}A0.5,0.5 0 0 ${clockwise} ${tip(a, 0.5)}Z`;
+  const drawn = hands.map(([turn, kind]) => {
+    const [x, y] = tip(turn, 0.92);
     return `<line x2="${x}" y2="${y}" class="${kind}"/>`;
   });
   return `<svg viewBox="-1.1 -1.1 2.2 2.9" class="dial ${extra}" ${style}><circle r="1"/>` +
@@ -115,7 +114,7 @@ function dial(hands, label, style, extra = "") {
 function turning(width) {
   const { m, n, headDim } = state, frequencies = inverseFrequencies(headDim);
   const dials = frequencies.map((f, i) =>
-    dial([[m * f, "query", 0.92], [n * f, "key", 0.92]], i, tone(i, frequencies.length)));
+    dial([[m * f, "query"], [n * f, "key"]], i, tone(i, frequencies.length)));
   const height = 210, x = (d) => 34 + (width - 40) * (d + REACH - 1) / (2 * REACH - 2);
   const y = (s) => 14 + (height - 50) * (1 - s) / 1.5;
   const curve = Array.from({ length: 2 * REACH - 1 }, (_, k) => k - REACH + 1).map(
@@ -143,12 +142,10 @@ function turning(width) {
 
 function quarter(width) {
   const { headDim, pair } = state, dims = rotaryDims(headDim), half = dims / 2;
-  const cells = (count, y, height, kind) => Array.from({ length: count }, (_, dim) => {
-    const wide = width / count, on = dim < dims ? "pair" : "rest";
-    const chosen = kind === "large" && dim % half === pair ? " chosen" : "";
-    return `<rect x="${dim * wide}" y="${y}" width="${wide}" height="${height}" ` +
-      `class="${on}${chosen}" ${on === "pair" ? tone(dim % half, half) : ""}/>`;
-  }).join("");
+  const cell = (dim, count, y, kind) => `<rect x="${dim * width / count}" y="${y}" ` +
+    `width="${width / count}" height="24" class="${kind}" ${tone(dim % half, half)}/>`;
+  const cells = (count, y) => Array.from(
+    { length: count }, (_, dim) => cell(dim, count, y, dim < dims ? "pair" : "rest")).join("");
   const wide = width / dims, centre = (dim) => (dim + 0.5) * wide, top = 138;
   const others = Array.from({ length: half }, (_, i) => i).filter((i) => i !== pair);
   const arcs = [...others, pair].map((i) => // the chosen one on top
@@ -156,11 +153,11 @@ function quarter(width) {
     `class="arc ${i === pair ? "chosen" : ""}" ${tone(i, half)}/>`);
   const every = wide > 20 ? 1 : wide > 10 ? 2 : 8;
   const names = Array.from({ length: dims }, (_, dim) => dim).filter((dim) => dim % every === 0);
-  const body = cells(headDim, 20, 24, "small") +
+  const body = cells(headDim, 20) +
     text(0, 13, `${dims} rotate`) + text(width, 13, `${headDim - dims} stay as they are`, "end") +
-    line(0, 44, 0, top, "guide") + line(width / 4, 44, width, 92, "guide") + arcs.join("") +
-    cells(dims, top, 26, "large") +
-    names.map((dim) => text(centre(dim), top + 42, dim, "middle")).join("");
+    line(0, 44, 0, top, "guide") + line(width * dims / headDim, 44, width, top, "guide") + arcs.join("") +
+    cells(dims, top) + [pair, pair + half].map((dim) => cell(dim, dims, top, "pair chosen")).join("") +
+    names.map((dim) => text(centre(dim), top + 40, dim, "middle")).join("");
   return {
     markup: picture(width, top + 48, body),
     says: `Head of ${headDim} dims: the first ${dims} rotate. ` +
@@ -174,7 +171,7 @@ function frequencies(width) {
   const x = (turn) => 30 + (width - 44) * Math.log10(turn) / 5;
   const ticks = [0, 1, 2, 3, 4, 5].map((power) =>
     line(x(10 ** power), 18, x(10 ** power), bottom, "grid") +
-    text(x(10 ** power), bottom + 16, grouped(10 ** power), power < 5 ? "middle" : "end"));
+    text(x(10 ** power), bottom + 16, power < 4 ? grouped(10 ** power) : `${10 ** (power - 3)}k`, "middle"));
   const bars = turns.map((turn, i) =>
     `<rect x="${x(1)}" y="${18 + i * tall + 1}" width="${x(turn) - x(1)}" height="${tall - 2}" ` +
     `class="pair ${i === pair ? "chosen" : ""}" ${tone(i, turns.length)}/>` +
@@ -203,17 +200,17 @@ function precision(width) {
   const drawn = Object.keys(WAYS).map((way, k) => `<polyline class="way way${k}" points="` +
     points(curves[headDim][k].map((e, i) => [x((i + 0.5) * STRETCH), y(e)])) + '"/>');
   const legend = Object.values(WAYS).map((label, k) =>
-    `<span><svg width="26" height="8"><line x2="26" y1="4" y2="4" class="way way${k}"/></svg> ${label}</span>`);
+    `<span><svg width="26" height="8"><line x2="26" y1="4" y2="4" class="way way${k}"/></svg> ` +
+    `${label}</span>`);
   const exact = position * frequency, off = {};
   for (const type of ["fp16", "bf16"]) {
     const turn = (angle(position, frequency, type) - exact) / (2 * Math.PI);
     off[type] = 360 * (turn - Math.round(turn));
   }
-  const hand = (type, kind, length) => [angle(position, frequency, type), kind, length];
   const body = ticks.join("") + levels.join("") + drawn.join("") +
     line(x(position), y(3), x(position), y(1e-4), "guide") + text(x(0), height - 5, "position");
-  const faces = [["fp16", "fp16"], ["bf16", "bf16"]].map(([type, kind]) =>
-    dial([hand(type, kind, 0.92), [exact, "exact", 0.92]], type, "", "large"));
+  const faces = Object.keys(off).map((type) =>
+    dial([[angle(position, frequency, type), type], [exact, "exact"]], type, "", "large"));
   return {
     markup: `<p class="legend">${legend.join(" ")}</p>` + picture(width, height, body) +
       `<p class="legend">The chosen pair at the chosen position. Dashed hand: exact. Shaded: the error.</p>` +
@@ -254,11 +251,13 @@ function control(name) {
   const options = Object.keys(MODELS).map((d) => `<option value="${d}">${d} (${MODELS[d]})</option>`);
   return name === "headDim"
     ? `<label><span>head dims</span><select data-set="headDim">${options.join("")}</select></label>`
-    : `<label><span>${CONTROLS[name][0]}</span><input type="range" min="0" data-set="${name}"><b></b></label>`;
+    : `<label><span>${CONTROLS[name][0]}</span>` +
+      `<input type="range" min="0" data-set="${name}"><b></b></label>`;
 }
 
 function draw(host) {
   const paint = WIDGETS[host.dataset.rotary][0], frame = host.querySelector(".picture");
+  if (!frame.clientWidth) return; // not shown, e.g. in print
   for (const input of host.querySelectorAll("[data-set]")) {
     const known = CONTROLS[input.dataset.set];
     if (known) {
@@ -287,11 +286,17 @@ function start() {
       change(event.target.dataset.set, Number(event.target.value));
       hosts.forEach(draw);
     });
-    new ResizeObserver(() => draw(host)).observe(host);
+    let width = host.clientWidth; // drawing changes the height only
+    new ResizeObserver(() => {
+      if (width !== host.clientWidth) requestAnimationFrame(() => draw(host));
+      width = host.clientWidth;
+    }).observe(host);
   }
+  hosts.forEach(draw);
 }
 
 if (typeof document !== "undefined") start();
 if (typeof module !== "undefined") {
   module.exports = { MODELS, rotaryDims, inverseFrequencies, rotate, score, round, tableError, errorCurve };
 }
+})();
