@@ -62,6 +62,8 @@ class DrawingFigure(SphinxDirective):
         folder = Path(self.env.doc2path(self.env.docname)).parent
         figure = nodes.figure(classes=["drawing"])
         if "interactive" in self.options:
+            for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
+                self.env.note_dependency(str(asset))  # else a changed script is not copied
             place = f'<div class="rotary" data-rotary="{inside}"></div>'
             figure += nodes.raw("", place, format="html")
         figure += nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
