@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -180,6 +181,16 @@ def badge(verdict: str) -> nodes.paragraph:
     return nodes.paragraph("", "", nodes.inline("", verdict, classes=["verdict", kind]))
 
 
+def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
+    """How often each verdict was given."""
+    counts = Counter(claim["verdict"] for claim in claims)
+    line = nodes.paragraph(classes=["verdict-counts"])
+    for verdict, count in counts.most_common():
+        kind = "verdict-" + verdict.replace(" ", "-")
+        line += [nodes.inline("", f"{count} {verdict}", classes=["verdict", kind]), nodes.Text(" ")]
+    return line
+
+
 def shell(command: str) -> nodes.literal_block:
     return nodes.literal_block(command, command, language="bash", classes=["command"])
 
@@ -265,11 +276,13 @@ class CompareRuns(_OfStudy):
 
 
 class Claims(SphinxDirective):
-    """For the front page: every study with its claims, what was found, and the verdicts."""
+    """For the front page: every study with its verdicts, and its claims for those who open them."""
 
     def run(self) -> list[nodes.Node]:
         made: list[nodes.Node] = []
-        for study, runs in _RUNS.items():
+        contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
+        self.env.note_dependency(str(ROOT / "_toc.yml"))
+        for study, runs in sorted(_RUNS.items(), key=lambda r: contents.find(f"studies/{r[0]}\n")):
             shown = runs[0]
             title = notebooks.read_notebook(ROOT / "notebooks" / f"{study}.ipynb").cells[0].source
             name = title.partition("\n")[0].lstrip("# ").strip() or study
@@ -300,10 +313,13 @@ class Claims(SphinxDirective):
                 "Ours [95\N{NO-BREAK SPACE}%]",
                 "Verdict",
             ]
-            made.append(table(header, rows, "claims"))
-            made.append(
-                nodes.paragraph("", records.provenance(shown.record), classes=["provenance"])
-            )
+            made.append(verdict_counts(shown.record["claims"]))
+            words = f"<details class='claims-of'><summary>All {len(rows)} claims</summary>"
+            made += [nodes.raw("", words, format="html"), table(header, rows, "claims")]
+            made += [
+                nodes.paragraph("", records.provenance(shown.record), classes=["provenance"]),
+                nodes.raw("", "</details>", format="html"),
+            ]
         return made
 
     @staticmethod
