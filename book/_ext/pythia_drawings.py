@@ -60,7 +60,7 @@ class DrawingFigure(SphinxDirective):
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(path)
         folder = Path(self.env.doc2path(self.env.docname)).parent
-        figure = nodes.figure(classes=["drawing"])
+        figure = nodes.figure()
         if "interactive" in self.options:
             for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
                 self.env.note_dependency(str(asset))  # else a changed script is not copied
