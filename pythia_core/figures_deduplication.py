@@ -118,6 +118,7 @@ def tasks(result: Result) -> Drawing:
             ax.plot([at, at], [100 * row.low, 100 * row.high], color=colour, linewidth=1)
             ax.plot([at], [100 * row.value], color=colour, marker="o", markersize=3.4)
         reference(ax, 0)
+        ax.margins(y=0.14)  # the legend's place
         ax.set_xticks(range(len(names)), [TITLES.get(name, "all items") for name in names])
         ax.set_ylabel("deduplicated minus standard,\naccuracy, points")
         ax.grid(axis="x", visible=False)
