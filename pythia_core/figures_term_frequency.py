@@ -34,6 +34,7 @@ def by_frequency(result: Result) -> Drawing:
     """What stands in the corpus, and accuracy by how often a number was read in sums."""
     frequency, curves = result.tables["frequency"], result.tables["curves"]
     last = frequency[frequency.step == frequency.step.max()]
+    curves = curves[curves.step == frequency.step.max()]
     shots = result.params.shot_list[-1]
     with style():
         note = "held-out pairs; band: 95 % interval over numbers, largest size"

@@ -120,7 +120,7 @@ def run(
     tables = {
         "frequency": frequency,
         "accuracy": accuracy_table(scores, sizes, steps, draws),
-        "curves": curves_table(scores, frequency, sizes, last, draws),
+        "curves": curves_table(scores, frequency, sizes, steps, draws),
         "gaps": gaps_table(scores, frequency, sizes, steps, draws),
         "experiment": experiment_table(scores, frequency, natural, sizes, last, draws),
         "definitions": definitions_table(found, words, counts, sizes, steps, draws),

@@ -6,6 +6,7 @@ Questions about one number share what a model knows of it, so that intervals res
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -129,32 +130,31 @@ def accuracy_table(
 
 
 def curves_table(
-    scores: NumberScores, frequency: pd.DataFrame, sizes: Sequence[str], step: int, draws: int
+    scores: NumberScores,
+    frequency: pd.DataFrame,
+    sizes: Sequence[str],
+    steps: Sequence[int],
+    draws: int,
 ) -> pd.DataFrame:
-    """size, shots, measure, count (geometric mean of the group's frequencies among the sums),
-    numbers, value, low, high: accuracy by frequency at one step."""
+    """size, step, shots, measure, count (geometric mean of the group's frequencies among the sums
+    read up to that step), numbers, value, low, high: accuracy by frequency."""
     import pandas as pd
 
-    now = frequency[frequency.step == step].set_index("number").in_sums
-    groups = np.searchsorted(NUMBER_BINS, now.to_numpy(), side="right") - 1
     rows = []
-    for size in sizes:
-        for shots in scores.sums:
-            for measure in ("exact", "choice"):
-                means = scores.of(size, step, shots, measure)
-                if means is None:
-                    continue
-                for group in np.unique(groups):
-                    numbers = now.index[groups == group].tolist()
-                    if len(numbers) < FEWEST:
-                        continue
-                    e = scores.group(means, numbers, draws)
-                    if e is not None:
-                        count = float(np.exp(np.log(now[numbers] + 1).mean()) - 1)
-                        rows.append({"size": size, "shots": shots, "measure": measure,
-                                     "count": count, "numbers": len(numbers),
-                                     **e.interval()})  # fmt: skip
-    names = ["size", "shots", "measure", "count", "numbers", "value", "low", "high"]
+    for step in steps:
+        now = frequency[frequency.step == step].set_index("number").in_sums
+        groups = np.searchsorted(NUMBER_BINS, now.to_numpy(), side="right") - 1
+        members = [now.index[groups == group].tolist() for group in np.unique(groups)]
+        for size, shots, measure in product(sizes, scores.sums, ("exact", "choice")):
+            means = scores.of(size, step, shots, measure)
+            for numbers in members if means is not None else ():
+                e = scores.group(means, numbers, draws) if len(numbers) >= FEWEST else None
+                if e is not None:
+                    count = float(np.exp(np.log(now[numbers] + 1).mean()) - 1)
+                    rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
+                                 "count": count, "numbers": len(numbers),
+                                 **e.interval()})  # fmt: skip
+    names = ["size", "step", "shots", "measure", "count", "numbers", "value", "low", "high"]
     return pd.DataFrame(rows, columns=names)
 
 
