@@ -22,7 +22,14 @@ from pythia_core.studies.language import LanguageMeasurement
 from pythia_core.studies.measured import measure_all
 from pythia_core.studies.memorization_tables import columns, ratio
 from pythia_core.studies.published_scaling import published_deduplication
-from pythia_core.studies.stats import Estimate, difference, estimate, premise_verdict
+from pythia_core.studies.stats import (
+    NOT_TESTABLE,
+    Estimate,
+    claim_row,
+    difference,
+    estimate,
+    premise_verdict,
+)
 from pythia_core.studies.study import StudyParams, StudyResult
 from pythia_core.studies.task_scores import LIMIT, built_tasks, twin_rows
 from pythia_core.suite import DATA_ARMS, find_or_train_suite
@@ -38,7 +45,6 @@ INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
 CONTEXT = 32
 """Tokens given, and tokens asked for, in extraction (paper section 3.2)."""
-NOT_TESTABLE = "not testable here"
 PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
 """The Pile before and after (issue threads of the release; paper section 2)."""
 
@@ -248,10 +254,7 @@ def claims_table(
     rows = []
 
     def row(claim: str, paper: str, given: str | None, e: Any, verdict: str) -> None:
-        ours = (e.value, e.low, e.high) if e else (None, None, None)
-        rows.append({"claim": claim, "paper": paper, "published": given,
-                     **dict(zip(("ours", "low", "high"), ours, strict=True)),
-                     "verdict": verdict})  # fmt: skip
+        rows.append(claim_row(claim, paper, e, verdict, given))
 
     for measure, unit, better in (
         ("loss", "nats a token", -1),

@@ -25,7 +25,7 @@ from pythia_core.scales import scale_named
 from pythia_core.schedule import N_LINEAR
 from pythia_core.studies.language import LanguageMeasurement
 from pythia_core.studies.measured import Arrays, measure_all
-from pythia_core.studies.stats import Estimate, difference, estimate
+from pythia_core.studies.stats import NOT_TESTABLE, Estimate, difference, estimate
 from pythia_core.studies.study import StudyParams, StudyResult
 from pythia_core.studies.suite_reading import pile_reads
 from pythia_core.suite import suite_configs
@@ -42,7 +42,6 @@ INDICES = (13, 33, 73, 113, 133, 143)
 DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k"}
 MARGIN = 1.0
 """Percent of the control's loss that still counts as no change."""
-NOT_TESTABLE = "not testable here"
 NOT_MEASURED = "not measured"
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_core.studies.stats import (
+    NOT_TESTABLE,
     Estimate,
+    claim_row,
     directional_verdict,
     estimate,
     premise_verdict,
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from pythia_core.studies.gender_bias import GenderBiasParams
 
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
-NOT_TESTABLE = "not testable here"
 NOT_RELEASED = "not among the released files"
 LAST_WINDOW = 134_000
 MARGINAL = 2.0
@@ -67,9 +68,7 @@ def claims_table(
         return points(values, measure, change=False)
 
     def row(claim: str, paper: str, released: str, e: Estimate | None, verdict: str) -> dict:
-        ours = (e.value, e.low, e.high) if e else (None, None, None)
-        found = dict(zip(("ours", "low", "high"), ours, strict=True))
-        return {"claim": claim, "paper": paper, "published": released, **found, "verdict": verdict}
+        return claim_row(claim, paper, e, verdict, released)
 
     def directed(e: Estimate, direction: int, premise: bool) -> str:
         # The paper swapped masculine for feminine only: the mirror tests none of its claims.

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.studies.stats import directional_verdict, premise_verdict
+from pythia_core.studies.stats import NOT_TESTABLE, directional_verdict, premise_verdict
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_TESTABLE = "not testable here"
 BOUND = 5.0
 """% change of the rate per 10 % of training that counts as none."""
 ALPHA = 0.05

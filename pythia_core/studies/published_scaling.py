@@ -16,7 +16,7 @@ import numpy as np
 
 from pythia_core.published_tables import MODELS, TASKS, TOKENS_PER_STEP
 from pythia_core.scales import OFFICIAL_SIZES, size_named
-from pythia_core.studies.stats import directional_verdict, small_cost_verdict
+from pythia_core.studies.stats import NOT_TESTABLE, directional_verdict, small_cost_verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +34,6 @@ COLUMNS = {
 Z = 1.959964
 """Standard errors on either side of a 95 % interval."""
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
-NOT_TESTABLE = "not testable here"
 OPT_TWINS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b"}
 """The models below 6B of equal depth and width."""
 BLOOM_TWINS = {"410m": "bloom-560m", "1.4b": "bloom-1b7", "2.8b": "bloom-3b", "6.9b": "bloom-7b1"}

@@ -16,7 +16,9 @@ import numpy as np
 
 from pythia_core.studies.stats import (
     LEVEL,
+    NOT_TESTABLE,
     Estimate,
+    claim_row,
     directional_verdict,
     estimate,
     premise_verdict,
@@ -36,7 +38,6 @@ MARGINAL = 1.0
 """% of the fresh arm's loss: below it a cost counts as negligible."""
 CLOSE = 10.0
 """Points within which a measured worth counts as that of the law."""
-NOT_TESTABLE = "not testable here"
 
 Cell = tuple[str, int]
 """(size, epochs)."""
@@ -213,10 +214,7 @@ def claims_table(
     rows = []
 
     def row(claim: str, paper: str, e: Estimate | None, verdict: Any) -> None:
-        ours = (e.value, e.low, e.high) if e else (None, None, None)
-        rows.append({"claim": claim, "paper": paper, "published": None,
-                     **dict(zip(("ours", "low", "high"), ours, strict=True)),
-                     "verdict": verdict(e.low, e.high) if e else NOT_TESTABLE})  # fmt: skip
+        rows.append(claim_row(claim, paper, e, verdict(e.low, e.high) if e else NOT_TESTABLE))
 
     cost = "held-out loss, % above that of fresh data; marginal is"
     row(

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_core.studies.stats import Estimate, directional_verdict, estimate, premise_verdict
+from pythia_core.studies.stats import (
+    NOT_TESTABLE,
+    Estimate,
+    claim_row,
+    directional_verdict,
+    estimate,
+    premise_verdict,
+)
 from pythia_core.tasks import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_TESTABLE = "not testable here"
 CLOSE = 2.0
 """Percent of the loss within which a prediction counts as one."""
 TO_LOSE = 0.02
@@ -38,10 +44,7 @@ def claims_table(
     rows: list[dict[str, Any]] = []
 
     def row(claim: str, paper: str, e: Estimate | None, verdict: str) -> None:
-        ours = (e.value, e.low, e.high) if e else (None, None, None)
-        rows.append({"claim": claim, "paper": paper, "published": None,
-                     **dict(zip(("ours", "low", "high"), ours, strict=True)),
-                     "verdict": verdict})  # fmt: skip
+        rows.append(claim_row(claim, paper, e, verdict))
 
     for task in params.task_list:
         claim = f"Accuracy on {task} rises with size ({small} to {large}, zero-shot, points)"

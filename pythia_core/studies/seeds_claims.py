@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_core.studies.seeds_tables import MEASURES
-from pythia_core.studies.stats import Estimate, premise_verdict
+from pythia_core.studies.stats import NOT_TESTABLE, Estimate, claim_row, premise_verdict
 from pythia_core.studies.variance import beyond_items, distance_in_sds
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from pythia_core.studies.seeds import SeedsParams
 
-NOT_TESTABLE = "not testable here"
 ENOUGH = 1.96 * 2**0.5
 """Distance of two sizes in standard deviations over seeds from which on one run of each is put in
 the right order 97.5 % of the time."""
@@ -54,10 +53,7 @@ def claims_table(
     rows = []
 
     def row(claim: str, paper: str, e: Estimate | None, verdict: str) -> None:
-        ours = (e.value, e.low, e.high) if e else (None, None, None)
-        rows.append({"claim": claim, "paper": paper, "published": None,
-                     **dict(zip(("ours", "low", "high"), ours, strict=True)),
-                     "verdict": verdict if e else NOT_TESTABLE})  # fmt: skip
+        rows.append(claim_row(claim, paper, e, verdict))
 
     n = params.seeds
     e = _distance(params, tables["levels"], neighbour)

@@ -16,6 +16,8 @@ import numpy as np
 from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
+NOT_TESTABLE = "not testable here"
+"""The verdict on a claim for which something is missing, or an interval too wide to tell."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,21 @@ def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarr
     return counts
 
 
+def claim_row(
+    claim: str,
+    paper: str,
+    e: Estimate | None,
+    verdict: str,
+    published: str | None = None,
+    factor: float = 1,
+) -> dict[str, str | float | None]:
+    """A claim as a record holds it, `e` times `factor`; without an estimate it is not testable."""
+    ours = [None] * 3 if e is None else [factor * x for x in (e.value, e.low, e.high)]
+    found = dict(zip(("ours", "low", "high"), ours, strict=True))
+    verdict = NOT_TESTABLE if e is None else verdict
+    return {"claim": claim, "paper": paper, "published": published, **found, "verdict": verdict}
+
+
 def directional_verdict(low: float, high: float, direction: int) -> str:
     """Verdict on "the difference has this sign" (+1 or -1).
 
@@ -130,4 +147,4 @@ def small_cost_verdict(low: float, high: float, bound: float) -> str:
         raise ConfigError(f"bound must be positive, got {bound}")
     if high < bound:
         return "reproduced"
-    return "not reproduced" if low > bound else "not testable here"
+    return "not reproduced" if low > bound else NOT_TESTABLE

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_core.definitions import BINS as WORD_BINS
 from pythia_core.studies.stats import (
+    NOT_TESTABLE,
     Estimate,
+    claim_row,
     difference,
     directional_verdict,
     estimate,
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_core.studies.term_frequency import TermFrequencyParams
-
-NOT_TESTABLE = "not testable here"
 
 
 def claims_table(
@@ -35,11 +35,7 @@ def claims_table(
     rows: list[dict[str, Any]] = []
 
     def add(claim: str, paper: str, e: Estimate | None, verdict: str, factor: float = 100) -> None:
-        ours = (e.value, e.low, e.high) if e else (None, None, None)
-        scaled = (None if x is None else factor * x for x in ours)
-        rows.append({"claim": claim, "paper": paper, "published": None,
-                     **dict(zip(("ours", "low", "high"), scaled, strict=True)),
-                     "verdict": verdict})  # fmt: skip
+        rows.append(claim_row(claim, paper, e, verdict, factor=factor))
 
     def directed(e: Estimate | None, rule: Any = directional_verdict, direction: int = 1) -> str:
         return NOT_TESTABLE if e is None else rule(e.low, e.high, direction)
