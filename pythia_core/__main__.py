@@ -98,7 +98,20 @@ def _inspect(args: argparse.Namespace) -> None:
         print(f"\n--- row {number} ---\n{text}")
 
 
+def _verify_published(source: str) -> None:
+    from pythia_core.audit import audit
+
+    found = audit(source)
+    print(found.report())
+    if defects := found.defects():
+        raise CheckpointError(f"{source}: {len(defects)} defects, listed above")
+
+
 def _verify(args: argparse.Namespace) -> None:
+    from pythia_core.audit import is_published
+
+    if is_published(args.run):
+        return _verify_published(args.run)
     from pythia_core.checkpoint import duplicates, load_checkpoint, step_folder
     from pythia_core.order import batch_hash
     from pythia_core.runs import find_run
@@ -159,6 +172,21 @@ def _terms(args: argparse.Namespace) -> None:
     print("read up to step".ljust(max(width, 15)), *(f"{step:>7,}" for step in shown))
     for i, name in enumerate(terms.names):
         print(name.ljust(max(width, 15)), *(f"{counts.up_to(step)[i]:>7,}" for step in shown))
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from pythia_core.convert import convert
+
+    place = convert(
+        args.source,
+        args.target,
+        args.to,
+        revision=args.revision,
+        step=args.step,
+        dtype=args.dtype,
+        size=args.size,
+    )
+    print(f"{place}")
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -230,8 +258,22 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--all", action="store_true", help="print every checkpoint, not about twelve")
     p.add_argument("--parquet", help="also write term, step and count to this file")
 
-    p = command("verify", _verify, "check every checkpoint and batch of a run against its hashes")
-    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p = command("verify", _verify, "check a run against its hashes, or audit a published model")
+    p.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run's folder or (the beginning of) its id; or, to audit its checkpoints, a folder "
+        "of stepN folders or a repository, e.g. EleutherAI/pythia-70m",
+    )
+
+    p = command("convert", _convert, "write a model in another format")
+    p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository of the hub")
+    p.add_argument("target", metavar="DST", help="a new folder")
+    p.add_argument("--to", default="", choices=("hf", "pythia"), help="default: the other one")
+    p.add_argument("--revision", default="main", help="of a repository, e.g. step3000")
+    p.add_argument("--step", type=int, help="of a run (default: the last)")
+    p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
+    p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
 
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
     p.add_argument("study", help="name of a notebook, e.g. gender_bias")

@@ -19,7 +19,7 @@ from pythia_core import hf, neox_native
 from pythia_core.checkpoint import load_checkpoint, read_manifest, save_checkpoint, step_folder
 from pythia_core.config import ModelConfig, config_dict
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hub import TOKENIZER, is_repository, step_of
+from pythia_core.hub import TOKENIZER, is_repository
 from pythia_core.model import GPTNeoX
 from pythia_core.scales import size_named
 from pythia_core.schedule import OFFICIAL_STEPS
@@ -71,7 +71,8 @@ def _of_run(name: str, step: int | None) -> Source:
 
     run = find_run(name)
     step = run.config.train.steps if step is None else step
-    run.model(step)  # says which steps there are, should this one be missing
+    if step not in run.steps:
+        run.model(step)  # says which steps there are
     state = load_checkpoint(step_folder(run.checkpoints, step))[0]["model"]
     about = {"run": run.id}
     return Source("pythia", _model(run.config.model, state), step, about, run.data.tokenizer)
@@ -164,6 +165,3 @@ def convert(
     if found.tokenizer is not None:
         found.tokenizer.save(str(parent / TOKENIZER))
     return written
-
-
-__all__ = ["convert", "from_checkpoint", "read", "step_of"]

@@ -47,6 +47,7 @@ class FakeHub:
 class Handler(BaseHTTPRequestHandler):
     hub: FakeHub
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet: a second one waits 40 ms
 
     def log_message(self, *_: object) -> None:
         pass
