@@ -100,11 +100,10 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
     if neox_native.is_native(folder):
         config = size_named(size).model() if size else None
         model = neox_native.load(folder, config)
-        return Source("native", model, step or neox_native.step_of(folder), {"native": folder.name})
-    looks_like_a_run = (folder / "identity.json").is_file() or not (
-        folder.is_dir() or is_repository(source)
-    )
-    if looks_like_a_run:
+        step = neox_native.step_of(folder) if step is None else step
+        return Source("native", model, step, {"native": folder.name})
+    published = folder.is_dir() or is_repository(source)
+    if (folder / "identity.json").is_file() or not published:
         return _of_run(source, step)
     model, info = hf.load(source, revision, dtype=None)
     if step is None:
@@ -159,7 +158,7 @@ def convert(
     place = step_folder(parent, found.step)
     if place.exists():
         raise CheckpointError(f"{place} exists; name another folder, or delete that one")
-    state = {name: t.to(kind or t.dtype) for name, t in found.model.state_dict().items()}
+    state = {name: hf.cast(name, t, kind) for name, t in found.model.state_dict().items()}
     meta = {"kind": WEIGHTS_ONLY, "source": found.about, "model": config_dict(found.model.config)}
     written = save_checkpoint(parent, found.step, {"model": state}, meta)
     if found.tokenizer is not None:

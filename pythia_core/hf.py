@@ -278,10 +278,7 @@ def save(
     ]  # fmt: skip
     with atomic_dir(folder) as place:
         for name, keys in zip(names, shards, strict=True):
-            tensors = {key: state[key].detach().to("cpu", dtype).contiguous() for key in keys}
-            lost = [k for k, t in tensors.items() if not t.isfinite().equal(state[k].isfinite())]
-            if lost:
-                raise CheckpointError(f"{lost[0]} has values beyond the range of {dtype}; use fp32")
+            tensors = {key: cast(key, state[key], dtype) for key in keys}
             save_file(tensors, place / name, {"format": "pt"})
         if len(shards) > 1:
             index = {
@@ -299,6 +296,18 @@ def save(
         _write(place / "generation_config.json", {"_from_model_config": True, **ends})
         _write(place / CONFIG, {**declared_config(model.config, dtype or _dtype(state)), **ends})
     return folder
+
+
+def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor ready to be stored; None keeps its dtype.
+
+    Raises:
+        CheckpointError: it has values that the dtype cannot hold.
+    """
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    if not stored.isfinite().equal(tensor.isfinite().cpu()):
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}; use fp32")
+    return stored
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:
