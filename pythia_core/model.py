@@ -10,6 +10,9 @@ Not here: parallelism, logging, optimisation. Operations come from pythia_core.k
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +23,16 @@ from pythia_core.errors import ConfigError
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of (qkv, cos, sin), shapes as in kernels.attention."""
+
+
+class Cache(Protocol):
+    """Keys and values of tokens read before (pythia_core.generate.KVCache)."""
+
+    n_slots: int
+
+    def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor: ...
 
 
 class Linear(nn.Module):
@@ -48,10 +61,12 @@ class Attention(nn.Module):
         self.query_key_value = Linear(config.d_model, 3 * config.d_model)
         self.dense = Linear(config.d_model, config.d_model)
 
-    def forward(self, x: Tensor, rotary: Rotary, batch: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: Rotary, batch: int, attend: Attend = kernels.attention
+    ) -> Tensor:
         qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
-        return self.dense(kernels.attention(qkv, *rotary).flatten(0, 1))  # (B*T, d)
+        return self.dense(attend(qkv, *rotary).flatten(0, 1))  # (B*T, d)
 
 
 class MLP(nn.Module):
@@ -94,8 +109,15 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: Rotary, batch: int, dtype: torch.dtype) -> Tensor:
-        attended = self.attention(self.input_layernorm(x, dtype), rotary, batch)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary,
+        batch: int,
+        dtype: torch.dtype,
+        attend: Attend = kernels.attention,
+    ) -> Tensor:
+        attended = self.attention(self.input_layernorm(x, dtype), rotary, batch, attend)
         if self.parallel:
             return x + (attended + self.mlp(self.post_attention_layernorm(x, dtype)))
         x = x + attended
@@ -150,8 +172,11 @@ class GPTNeoX(nn.Module):
             }
         return self._tables[key]
 
-    def hidden(self, ids: Tensor) -> Tensor:
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         """Hidden states after the final norm, (B, T, d), of token ids (B, T).
+
+        Args:
+            cache: what the tokens before `ids` left behind; takes up that of `ids`.
 
         Raises:
             ConfigError: a row longer than `max_seq_len`.
@@ -161,11 +186,12 @@ class GPTNeoX(nn.Module):
             raise ConfigError(
                 f"rows of {seq_len} tokens exceed the model's max_seq_len={self.config.max_seq_len}"
             )
-        rotary = self._rotary(seq_len, ids.device)
+        rotary = self._rotary(cache.n_slots if cache else seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()
         # (B*T, d): weights are read in the compute dtype, the residual stream stays fp32
-        for layer in self.layers:
-            x = layer(x, rotary, batch, self.compute_dtype)
+        for number, layer in enumerate(self.layers):
+            attend = partial(cache.attend, number) if cache else kernels.attention
+            x = layer(x, rotary, batch, self.compute_dtype, attend)
         return self.final_layer_norm(x).view(batch, seq_len, -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
