@@ -189,6 +189,43 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"{place}")
 
 
+def _evaluate(args: argparse.Namespace) -> None:
+    from pythia_core import sweep
+    from pythia_core.runs import find_run
+    from pythia_core.tasks import all_tasks
+
+    if args.out:
+        sweep.check_suffix(args.out)
+    run = find_run(args.run)
+    tasks = list(filter(None, args.tasks.split(","))) or list(all_tasks())
+    steps = sweep.steps_of(run, args.steps)
+    limit = sweep.EVERYTHING if args.limit is None else args.limit
+    table = sweep.sweep(run, tasks, steps, args.shots, limit, args.items)
+    if args.out:
+        sweep.write_table(table, args.out)
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+
+
+def _lm_eval(args: argparse.Namespace) -> None:
+    from pythia_core.harness import command_line
+
+    command_line(args.arguments)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from pythia_core.generate import Sampling, generate_texts
+    from pythia_core.runs import find_run
+
+    run = find_run(args.run)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    texts = generate_texts(
+        run.model(args.step), run.data.tokenizer, args.prompt, args.tokens, run.data.eod_id,
+        args.until, sampling,
+    )  # fmt: skip
+    for prompt, text in zip(args.prompt, texts, strict=True):
+        print(f"{prompt}[{text}]")
+
+
 def _bench(args: argparse.Namespace) -> None:
     if args.what == "terms":
         from pythia_core import bench_terms
@@ -224,8 +261,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="pythia_core", description=__doc__.split("\n\n")[0])
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(name: str, function: Any, text: str, **settings: Any) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, **settings)
         sub.set_defaults(function=function)
         return sub
 
@@ -274,6 +311,33 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--step", type=int, help="of a run (default: the last)")
     p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
     p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
+
+    p = command("evaluate", _evaluate, "ask a run's checkpoints the paper's tasks")
+    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p.add_argument("--tasks", default="", help="comma list (default: all)")
+    p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
+    p.add_argument("--shots", type=int, help="solved examples (default: the task's, mostly 0)")
+    p.add_argument("--limit", type=int, help="items of a task, a fixed sample (default: all)")
+    p.add_argument("--items", metavar="FOLDER", help="items from FOLDER/TASK.jsonl")
+    p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
+
+    p = command(
+        "lm_eval", _lm_eval, "lm-evaluation-harness with --model pythia --model_args run=ID,step=K",
+        prefix_chars="\0", add_help=False,
+    )  # fmt: skip
+    p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
+
+    p = command("generate", _generate, "let a checkpoint write on after a text")
+    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    p.add_argument("--step", type=int, help="which checkpoint (default: the last)")
+    p.add_argument("--tokens", type=int, default=32, help="at most so many (default 32)")
+    p.add_argument("--until", action="append", default=[], help="stop before this text")
+    p.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    p.add_argument("--top-k", type=int, default=0)
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--seed", type=int, default=0)
+
 
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
     p.add_argument("study", help="name of a notebook, e.g. gender_bias")

@@ -58,8 +58,10 @@ class BuiltTask:
         return f"{self.task}_{self.shots}"
 
 
-def encode_pair(context: str, continuation: str, encode: Encode) -> Request:
-    """Context and continuation as the harness splits them."""
+def encode_pair(context: str, continuation: str, encode: Encode, eod_id: int = 0) -> Request:
+    """Context and continuation as the harness splits them; for an empty context, EOD."""
+    if not context:
+        return Request((eod_id,), encode(continuation))
     bare = context.rstrip()
     whole = encode(bare + context[len(bare) :] + continuation)
     n = len(encode(bare))
@@ -82,8 +84,9 @@ def build(
     shots: int,
     encode: Encode,
     max_seq_len: int,
+    eod_id: int = 0,
 ) -> BuiltTask:
-    """Requests of a task.
+    """Requests of a task whose answers are chosen.
 
     Raises:
         ConfigError: more shots than examples. DataError: unknown task.
@@ -94,7 +97,7 @@ def build(
     for item in items:
         prompt = prompt_of(task, item, examples[:shots])
         pairs = zip(prompt.contexts, prompt.continuations, strict=True)
-        mine = [encode_pair(*pair, encode) for pair in pairs]
+        mine = [encode_pair(*pair, encode, eod_id) for pair in pairs]
         if max(len(r.continuation) for r in mine) > max_seq_len:
             continue
         kept.append(item)

@@ -244,6 +244,22 @@ def generate_texts(
     Raises:
         As `generate`.
     """
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [eod_id] for text in texts]
+    return written(model, tokenizer, prompts, max_new, eod_id, until, sampling, cut, progress)
+
+
+def written(
+    model: GPTNeoX,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new: int,
+    eod_id: int,
+    until: Sequence[str] = (),
+    sampling: Sampling = GREEDY,
+    cut: bool = False,
+    progress: bool = False,
+) -> list[str]:
+    """`generate_texts` of prompts that are token ids."""
     ends = [end for end in until if end]
     # a token has at least one byte; some more, as the first may begin within a character
     tail = max((len(end.encode()) for end in ends), default=0) + 4
@@ -254,7 +270,6 @@ def generate_texts(
         text = tokenizer.decode(tokens[-tail:]) if ends else ""
         return any(end in text for end in ends)
 
-    prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [eod_id] for text in texts]
     found = generate(model, prompts, max_new, sampling, stop, cut, progress=progress)
     return [cut_at(tokenizer.decode([t for t in new if t != eod_id]), ends) for new in found]
 

