@@ -6,8 +6,8 @@ split as the harness does it: encoded together, cut where the encoded context en
 than the model loses its beginning, as there; how many items fit whole is kept, and an item of
 which not even a continuation fits is left out and counted.
 
-Tests hold this to the harness on every item (pythia_core.harness). Not here: items and prompts
-(pythia_core.tasks).
+Tests hold this to the harness on every item (pythia_core.harness_tasks). Not here: items and
+prompts (pythia_core.tasks).
 """
 
 from __future__ import annotations

@@ -1,25 +1,19 @@
-"""The language-model evaluation harness on our checkpoints, offline.
+"""Our models in the language-model evaluation harness, also from its own command line.
 
-Our models are a `TemplateLM`, "pythia" on the harness' command line: log-likelihoods go to
-pythia_core.evaluate, texts to pythia_core.generate. `evaluate_with_harness` asks tasks offline: the
-harness' own definitions, included by path, with their data replaced by local JSONL files and the
-solved examples fixed to the first ones. Definitions may name Python functions, which the harness
-runs: only its own are used, those of other folders are refused.
+A checkpoint is a `TemplateLM`, known as "pythia": log-likelihoods, rolling ones too, go to
+pythia_core.evaluate in batches of a token budget, texts to pythia_core.generate. Task definitions
+may name Python functions, which the harness runs: its own are used, those of other folders are
+refused, and templates are filled in a sandbox.
 
-`lm_eval` is an optional dependency, imported when a function here is called.
+`lm_eval` is an optional dependency, imported when a function here is called. Not here: asking our
+tasks offline (pythia_core.harness_tasks).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import os
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,28 +21,17 @@ from typing import Any
 import numpy as np
 
 from pythia_core import evaluate
-from pythia_core.benchmarks import BuiltTask
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, MissingDependencyError
 from pythia_core.generate import Sampling, generate_texts
-from pythia_core.tasks import TASKS
 
 
-@dataclass(frozen=True)
-class HarnessResult:
-    """What the harness found for one task."""
+def lm_eval_package() -> Any:
+    """The harness.
 
-    metrics: dict[str, float]
-    """Its aggregated metrics: acc, acc_norm, perplexity, and *_stderr."""
-    acc: np.ndarray
-    """float64[items]."""
-    acc_norm: np.ndarray
-    """float64[items]; acc where the task has none."""
-    logprob: tuple[np.ndarray, ...]
-    """Per item the log-probability of every answer, in nats."""
-
-
-def _lm_eval() -> Any:
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import lm_eval
     except ImportError as error:
@@ -72,7 +55,7 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
     Raises:
         MissingDependencyError: lm_eval is not installed.
     """
-    _lm_eval()
+    lm_eval_package()
     from lm_eval.api.registry import model_registry
 
     if "pythia" not in model_registry:
@@ -129,7 +112,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 @cache
 def _model_class() -> type:
     """The class, made on the first call, as its base is imported."""
-    _lm_eval()
+    lm_eval_package()
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import normalize_gen_kwargs
@@ -246,92 +229,3 @@ def _model_class() -> type:
             return texts
 
     return PythiaLM
-
-
-def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
-    """Run the harness on built tasks; the keys are those of the tasks ("piqa_0").
-
-    Args:
-        lm: `adapter(...)`, or any other model of the harness.
-
-    Raises:
-        MissingDependencyError: lm_eval is not installed.
-    """
-    lm_eval = _lm_eval()
-    from lm_eval.tasks import TaskManager
-
-    scored = [b for b in built if len(b.items)]
-    if not scored:
-        return {}
-    with tempfile.TemporaryDirectory(prefix="harness-") as folder, _offline(folder):
-        for each in scored:
-            _write_task(Path(folder), each)
-        manager = TaskManager(include_path=folder, include_defaults=False)
-        loaded = manager.load([f"local_{b.key}" for b in scored])
-        done = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
-    return {b.key: _result(done, f"local_{b.key}") for b in scored}
-
-
-def _result(done: dict[str, Any], name: str) -> HarnessResult:
-    samples = sorted(done["samples"][name], key=lambda sample: sample["doc_id"])
-    metrics = {k.split(",")[0]: v for k, v in done["results"][name].items()}
-    acc = np.array([float(s["acc"]) for s in samples])
-    norm = np.array([float(s.get("acc_norm", s["acc"])) for s in samples])
-    logprob = tuple(np.array([_first(r) for r in s["filtered_resps"]]) for s in samples)
-    numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
-    return HarnessResult(numbers, acc, norm, logprob)
-
-
-def _first(response: Any) -> float:
-    """The log-probability of a (log-probability, greedy) response."""
-    return float(response[0] if isinstance(response, (tuple, list)) else response)
-
-
-def _write_task(folder: Path, built: BuiltTask) -> None:
-    """A definition that includes the harness' own, and its data as JSONL."""
-    from importlib.util import find_spec
-
-    official = Path(find_spec("lm_eval").origin).parent / "tasks" / TASKS[built.task].yaml
-    files = {}
-    examples = built.examples or built.items[:1]  # a split must not be empty
-    for split, items in (("train", examples), ("test", built.items)):
-        files[split] = str(folder / f"{built.key}-{split}.jsonl")
-        Path(files[split]).write_text("".join(json.dumps(item) + "\n" for item in items), "utf-8")
-    settings = {
-        "include": str(official),
-        "task": f"local_{built.key}",
-        "tag": None,
-        "dataset_path": "json",
-        "dataset_name": None,
-        "dataset_kwargs": {"data_files": files},
-        "training_split": "train",
-        "validation_split": None,
-        "test_split": "test",
-        "fewshot_split": "train",
-        "fewshot_config": {"sampler": "first_n"},
-        "num_fewshot": built.shots,
-    }
-    # JSON is YAML: nothing needs quoting by hand
-    (folder / f"{built.key}.yaml").write_text(json.dumps(settings, indent=1), "utf-8")
-
-
-@contextlib.contextmanager
-def _offline(folder: str) -> Iterator[None]:
-    """Nothing is fetched or cached elsewhere, and the harness shows neither log nor bars."""
-    import datasets
-
-    before = {name: os.environ.get(name) for name in ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE")}
-    cache, level = datasets.config.HF_DATASETS_CACHE, logging.getLogger("lm_eval").level
-    os.environ.update(dict.fromkeys(before, "1"))
-    datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
-    datasets.disable_progress_bars()
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its bars have no switch
-            yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        datasets.config.HF_DATASETS_CACHE = cache
-        datasets.enable_progress_bars()
-        logging.getLogger("lm_eval").setLevel(level)

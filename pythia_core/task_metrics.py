@@ -82,13 +82,19 @@ class AnsweredTask:
 
     name: str
     shots: int
+    contexts: tuple[str, ...]
+    """Every question of every item, item by item, behind its solved examples."""
     prompts: tuple[tuple[int, ...], ...]
-    """Every question of every item, item by item."""
+    """The same as tokens."""
     targets: tuple[frozenset[str], ...]
     """What is right for each question, as it is compared."""
     max_seq_len: int
     tokenizer: Any
     eod_id: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}_{self.shots}"
 
     @property
     def fits(self) -> np.ndarray:
@@ -107,7 +113,14 @@ class AnsweredTask:
     def digest(self) -> str:
         task: WrittenTask = task_named(self.name)
         targets = [sorted(t) for t in self.targets]
-        how = [task.max_new, task.until, self.max_seq_len, self.eod_id, self.tokenizer.to_str()]
+        how = [
+            task.max_new,
+            task.until,
+            task.pattern,
+            self.max_seq_len,
+            self.eod_id,
+            self.tokenizer.to_str(),
+        ]
         return stable_hash([VERSION, self.name, self.prompts, targets, how])
 
     def written(self, model: GPTNeoX) -> list[str]:
@@ -157,7 +170,9 @@ def ask(
         return ChosenTask(built, max_seq_len)
     contexts, targets = questions(task, items, examples, shots)
     prompts = tuple(encode(context) for context in contexts)
-    return AnsweredTask(name, shots, prompts, targets, max_seq_len, tokenizer, eod_id)
+    return AnsweredTask(
+        name, shots, tuple(contexts), prompts, targets, max_seq_len, tokenizer, eod_id
+    )
 
 
 def questions(

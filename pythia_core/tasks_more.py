@@ -81,12 +81,6 @@ def bare_words(text: str) -> str:
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
-def first_number(text: str) -> str:
-    """The first run of one to five digits, as in the paper's code."""
-    found = re.search(r"\d{1,5}", text)
-    return found.group() if found else ""
-
-
 @dataclass(frozen=True)
 class WrittenTask:
     """A task whose answers the model writes."""
@@ -95,8 +89,6 @@ class WrittenTask:
     fields: tuple[str, ...]
     prompt: Callable[[Item], Questions]
     source: Callable[[], list[Item]]
-    read: Callable[[str], str]
-    """Of what was written, and of every right answer: what is compared."""
     max_new: int
     metrics: dict[str, dict[int, float]]
     """Metric: weight of each question's 0 or 1. Their sum is the item's value."""
@@ -104,7 +96,16 @@ class WrittenTask:
     """Solved examples where nobody says how many."""
     n_examples: int = N_EXAMPLES
     until: tuple[str, ...] = ("\n",)
+    pattern: str = ""
+    """What is compared of what was written: its first match of this; empty: the words."""
     bare: bool = False
+
+    def read(self, text: str) -> str:
+        """What is compared of a text or a right answer."""
+        if not self.pattern:
+            return bare_words(text)
+        found = re.search(self.pattern, text)
+        return found.group() if found else ""
 
 
 def _sum(item: Item) -> Questions:
@@ -168,13 +169,13 @@ MORE_TASKS: dict[str, Task | WrittenTask] = {
              source=partial(_crows_pairs, "gender"), bare=True, n_examples=0),
         Task("winobias_mc", "", _WINOBIAS, _pronoun, 1 / 2, "", False,
              source=_winobias, n_examples=0),
-        WrittenTask("winobias_em", _WINOBIAS, _referent, _winobias, bare_words, 16, {
+        WrittenTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {
             "em": dict.fromkeys(range(4), 1 / 4), "em_pro": {0: 1 / 2, 1: 1 / 2},
             "em_anti": {2: 1 / 2, 3: 1 / 2}, "net": {0: 1 / 2, 1: 1 / 2, 2: -1 / 2, 3: -1 / 2},
         }, n_examples=0),
         WrittenTask("arithmetic", ("first", "operation", "second", "answer"), _sum, _sums,
-                    first_number, 16, {"acc": {0: 1.0}}),
-        WrittenTask("triviaqa", ("question", "aliases"), _trivia, _trivia_items, bare_words, 24,
+                    16, {"acc": {0: 1.0}}, pattern=r"\d{1,5}"),
+        WrittenTask("triviaqa", ("question", "aliases"), _trivia, _trivia_items, 24,
                     {"exact_match": {0: 1.0}}, shots=4),
     )
 }  # fmt: skip

@@ -46,7 +46,8 @@ def model() -> GPTNeoX:
 
 
 def compare(model: GPTNeoX, tokenizer, built: list) -> None:
-    from pythia_core.harness import adapter, evaluate_with_harness
+    from pythia_core.harness import adapter
+    from pythia_core.harness_tasks import evaluate_with_harness
 
     found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
     assert set(found) == {each.key for each in built}

@@ -198,7 +198,8 @@ def agreement_table(
     """
     import pandas as pd
 
-    from pythia_core.harness import adapter, evaluate_with_harness
+    from pythia_core.harness import adapter
+    from pythia_core.harness_tasks import evaluate_with_harness
     from pythia_core.parallel import one_thread
 
     columns = ["task", "shots", "items", "differing", "harness"]
