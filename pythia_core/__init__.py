@@ -10,7 +10,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     3  distributed  checkpoint  hf*  hub  neox_native  metrics  generate
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
     2  dedup*  exposure  equations  terms
-    1  kernels/*  tokenizer  tokens -> order
+    1  kernels/*  tokenizer  tokens  rows -> order
     0  errors  machine  paths  progress  parallel  config  scales  schedule
 
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.

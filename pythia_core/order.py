@@ -16,7 +16,6 @@ paper describes them, are offered beside it. Not here: the interventions (pythia
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from numpy.typing import NDArray
 from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.paths import atomic_file
 from pythia_core.progress import bar
-from pythia_core.tokens import MegatronIndexed
+from pythia_core.rows import Batches, FixedRows
+from pythia_core.tokens import MegatronIndexed, check_shard_names
 
 POLICIES = ("joint", "separate", "rows")
 
@@ -40,6 +40,14 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
     if tokens_per_epoch < 1:
         raise DataError(f"an epoch has {tokens_per_epoch} tokens; the corpus is empty")
     return max(1, -(-(n_samples * seq_len + 1) // tokens_per_epoch))
+
+
+def rows_asked_for(steps: int, batch_size: int) -> int:
+    """How many rows GPT-NeoX asks for to make so many updates: half a percent more, rounded up.
+
+    Only the number of epochs depends on it (`epochs_needed`); the order itself does not.
+    """
+    return -(-steps * batch_size * 1005 // 1000)
 
 
 class RowOrder:
@@ -217,7 +225,18 @@ def write_rows(
             rows_bar.update(len(rows))
 
 
-class PreshuffledRows:
+class OrderedRows(Batches):
+    """Rows gathered from documents by an order whenever they are asked for; nothing is written."""
+
+    def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
+        self.data, self.order = data, order
+        self.seq_len, self.n_rows = order.seq_len, order.n_rows
+
+    def _rows(self, start: int, stop: int) -> NDArray:
+        return self.order.gather(self.data, np.arange(start, stop))[0]
+
+
+class PreshuffledRows(FixedRows):
     """Rows already in training order, in one file or in shards that are a byte split of one file.
 
     The released pre-shuffled data sets come as 21 such shards; a row may begin in one and end in
@@ -234,62 +253,21 @@ class PreshuffledRows:
         self, paths: Sequence[Path | str], seq_len: int, dtype: str | np.dtype = "<u2"
     ) -> None:
         self.paths = [Path(path) for path in paths]
-        self.seq_len, self.dtype = seq_len, np.dtype(dtype)
         if not self.paths:
             raise DataError("no files of rows were given")
         for path in self.paths:
             if not path.is_file():
                 raise DataError(f"{path} does not exist; give every shard, in order")
-        _check_shard_names(self.paths)
+        check_shard_names(self.paths)
         sizes = [path.stat().st_size for path in self.paths]
-        self._row_bytes = (seq_len + 1) * self.dtype.itemsize
-        if not sum(sizes) or sum(sizes) % self._row_bytes:
-            raise DataError(
-                f"{self.paths[0]} (+{len(sizes) - 1} more): {sum(sizes)} bytes are not a whole "
-                f"number of rows of {seq_len + 1} ids of {self.dtype.itemsize} bytes; a shard is "
-                f"truncated or missing, or seq_len={seq_len} is not theirs"
-            )
-        self.n_rows = sum(sizes) // self._row_bytes
-        self._bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
+        super().__init__(str(self.paths[0]), sizes, seq_len, dtype)
         self._maps = [
             np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
             for path, size in zip(self.paths, sizes, strict=True)
         ]
 
-    def rows(self, start: int, stop: int) -> NDArray:
-        """Rows [start, stop) as a new array (stop - start, seq_len + 1).
-
-        Raises:
-            DataError: outside 0..n_rows.
-        """
-        if not 0 <= start <= stop <= self.n_rows:
-            raise DataError(f"rows [{start}, {stop}) are outside 0..{self.n_rows}")
-        first, last = start * self._row_bytes, stop * self._row_bytes
-        pieces = [
-            shard[max(first - low, 0) : min(last, high) - low]
-            for shard, low, high in zip(self._maps, self._bounds, self._bounds[1:], strict=False)
-            if low < last and high > first
-        ]
-        joined = np.concatenate(pieces) if pieces else np.zeros(0, np.uint8)
-        return joined.view(self.dtype).reshape(stop - start, self.seq_len + 1)
-
-    def batch(self, step: int, batch_size: int) -> NDArray:
-        """The batch of the update that turns step `step` into the next: (batch_size, seq_len + 1).
-
-        Raises:
-            DataError: past the end. Never wraps around: that would repeat data silently.
-        """
-        if step < 0 or batch_size < 1:
-            raise DataError(f"need step >= 0 and batch_size >= 1, got {step}, {batch_size}")
-        if (step + 1) * batch_size > self.n_rows:
-            n_steps = self.n_rows // batch_size
-            raise DataError(
-                f"step {step} needs rows up to {(step + 1) * batch_size}, but there are "
-                f"{self.n_rows}: the last full batch of {batch_size} is "
-                + (f"step {n_steps - 1}" if n_steps else "none")
-                + "; use fewer steps, a smaller batch, more epochs or more text"
-            )
-        return self.rows(step * batch_size, (step + 1) * batch_size)
+    def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._maps[shard][start:stop]
 
 
 def batch_hash(rows: NDArray[np.integer]) -> str:
@@ -308,17 +286,3 @@ def batch_hash(rows: NDArray[np.integer]) -> str:
     digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
     digest.update(np.ascontiguousarray(array, dtype="<u4"))
     return digest.hexdigest()[:32]
-
-
-def _check_shard_names(paths: list[Path]) -> None:
-    """If the names say which shard of how many they are, they must be all of them, in order."""
-    found = [re.search(r"-(\d{5})-of-(\d{5})\D*$", path.name) for path in paths]
-    if not all(found):
-        return
-    numbers = [int(match[1]) for match in found if match]
-    last = max(int(match[2]) for match in found if match)
-    if numbers == list(range(last + 1)) or numbers == list(range(last)):  # both customs exist
-        return
-    raise DataError(
-        f"shards {numbers} of a set that ends with {last}; give 0..{last}, each once and in order"
-    )

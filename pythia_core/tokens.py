@@ -7,13 +7,17 @@ table[D] (first sequence of each document). Text data has one sequence per docum
 is 0..N. The index is redundant enough for every flipped bit in it to be found at open; a flip in
 the `.bin` is only visible to a digest (pythia_core.prepare keeps one).
 
-Not here: shuffling and packing into rows (pythia_core.order).
+The Pile's token files are released as a byte split of one `.bin`, `PREFIX-00000-of-000NN.bin`;
+they are read in place, without merging. Not here: shuffling and packing into rows
+(pythia_core.order).
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -148,7 +152,8 @@ class MegatronIndexed:
 
     Attributes:
         sizes: int32[n_documents], tokens of each document.
-        tokens: all ids as one flat, read-only memory map, documents in file order.
+        tokens: all ids as one flat, read-only memory map, documents in file order. Of a `.bin` in
+            shards it is a JoinedTokens, which gives copies of slices and of single places.
 
     Raises:
         DataError: at construction, if the two files are not exactly a pair as described above:
@@ -158,7 +163,8 @@ class MegatronIndexed:
     def __init__(self, prefix: Path | str) -> None:
         self.prefix = Path(prefix)
         idx, bin_ = _with(self.prefix, ".idx"), _with(self.prefix, ".bin")
-        for path in (idx, bin_):
+        shards = [] if bin_.is_file() else find_shards(self.prefix)
+        for path in (idx, *([] if shards else [bin_])):
             if not path.is_file():
                 raise DataError(f"{path} does not exist; a token file is a pair PREFIX.bin/.idx")
         raw = np.memmap(idx, np.uint8, mode="r") if idx.stat().st_size else np.zeros(0, np.uint8)
@@ -201,13 +207,15 @@ class MegatronIndexed:
         self.n_documents = int(n)
         self.n_tokens = int(starts[-1])
         expected = self.n_tokens * self.dtype.itemsize
-        if bin_.stat().st_size != expected:
+        found = sum(path.stat().st_size for path in shards or [bin_])
+        if found != expected:
             raise DataError(
-                f"{bin_}: {bin_.stat().st_size} bytes, but its index says {expected} "
-                f"({self.n_tokens} tokens of {self.dtype.itemsize} bytes); copy the pair again"
+                f"{bin_}: {found} bytes{f' in {len(shards)} shards' if shards else ''}, but its "
+                f"index says {expected} ({self.n_tokens} tokens of {self.dtype.itemsize} bytes); "
+                "copy it again"
             )
-        self.tokens: NDArray = (
-            np.memmap(bin_, self.dtype, mode="r") if expected else np.zeros(0, self.dtype)
+        self.tokens: NDArray | JoinedTokens = (
+            JoinedTokens(shards, self.dtype) if shards else _mapped(bin_, self.dtype)
         )
 
     def document(self, index: int) -> NDArray:
@@ -219,6 +227,82 @@ class MegatronIndexed:
         if not 0 <= index < self.n_documents:
             raise DataError(f"no document {index}; {self.prefix} has 0..{self.n_documents - 1}")
         return self.tokens[self._starts[index] : self._starts[index + 1]]
+
+
+class JoinedTokens:
+    """The shards of one `.bin` as one flat array, for slices and for arrays of places.
+
+    Raises:
+        DataError: a shard that ends inside a token.
+    """
+
+    def __init__(self, paths: Sequence[Path], dtype: np.dtype) -> None:
+        for path in paths:
+            if path.stat().st_size % dtype.itemsize:
+                raise DataError(f"{path} ends inside a token of {dtype.itemsize} bytes; copy it")
+        self.dtype = dtype
+        self._maps = [_mapped(path, dtype) for path in paths]
+        self._bounds = _starts(np.array([len(shard) for shard in self._maps], np.int64))
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __getitem__(self, key: slice | NDArray[np.integer]) -> NDArray:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                raise IndexError("slices of joined shards have no step")
+            pairs = zip(self._maps, self._bounds[:-1].tolist(), strict=True)
+            parts = [shard[max(start - low, 0) : max(stop - low, 0)] for shard, low in pairs]
+            return np.concatenate(parts)
+        flat = np.asarray(key, np.int64).reshape(-1)
+        if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
+            raise IndexError(f"places must be in 0..{len(self) - 1}")
+        which = np.searchsorted(self._bounds, flat, side="right") - 1
+        out = np.empty(flat.shape, self.dtype)
+        for number in np.unique(which).tolist():
+            mine = which == number
+            out[mine] = self._maps[number][flat[mine] - self._bounds[number]]
+        return out.reshape(np.shape(key))
+
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\D*$")
+
+
+def find_shards(prefix: Path) -> list[Path]:
+    """`PREFIX-00000-of-000NN.bin` ... in order; none if there is no such file.
+
+    Raises:
+        DataError: one is missing (named), or there are shards of two sets.
+    """
+    found = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
+    check_shard_names(found)
+    return found
+
+
+def check_shard_names(paths: Sequence[Path | str]) -> None:
+    """If the names say which shard of how many they are, they must be all of them, in order.
+
+    Raises:
+        DataError: one is missing, twice there, out of order or of another set.
+    """
+    matches = [_SHARD.search(str(path)) for path in paths]
+    if not paths or not all(matches):
+        return
+    numbers = [int(match[1]) for match in matches if match]
+    last = max(int(match[2]) for match in matches if match)
+    if numbers == list(range(last + 1)) or numbers == list(range(last)):  # both customs exist
+        return
+    missing = sorted(set(range(last)) - set(numbers))
+    raise DataError(
+        f"{Path(paths[0]).name} and {len(paths) - 1} more are not the shards 0..{last} of one set, "
+        f"each once and in order: {f'number {missing[0]} is missing' if missing else numbers}"
+    )
+
+
+def _mapped(path: Path, dtype: np.dtype) -> NDArray:
+    """A file as a flat read-only array; numpy maps no empty file."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _starts(sizes: NDArray) -> NDArray[np.int64]:

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.order import (
+    OrderedRows,
     PreshuffledRows,
     RowOrder,
     batch_hash,
     epochs_needed,
+    rows_asked_for,
     write_rows,
 )
 from pythia_core.tokens import IndexedWriter, MegatronIndexed
@@ -156,9 +158,43 @@ def test_the_generator_is_the_one_pythia_used() -> None:
     assert hashlib.sha256(samples.tobytes()).hexdigest().startswith("9ae37b053026d710")
 
 
+@pytest.mark.parametrize("seed", range(1, 10))
+def test_the_seeds_of_polypythias(tmp_path: Path, seed: int) -> None:
+    """Seeds 1 to 9 change the order by the same algorithm, and each into another one."""
+    sizes = np.random.RandomState(0).randint(0, 60, 50).tolist()
+    data = corpus(tmp_path / "x", sizes)
+    order = RowOrder(data.sizes, 16, seed)
+    rows = OrderedRows(data, order)
+    documents = [data.document(i).tolist() for i in range(len(sizes))]
+    assert rows.rows(0, rows.n_rows).tolist() == slow_rows(documents, 16, seed, 1)
+    others = [RowOrder(data.sizes, 16, other) for other in (1234, *range(1, 10)) if other != seed]
+    assert all(order.documents.tolist() != other.documents.tolist() for other in others)
+    assert all(order.shuffle.tolist() != other.shuffle.tolist() for other in others)
+
+
+def test_the_order_depends_on_steps_and_batch_size_only_through_epochs(tmp_path: Path) -> None:
+    """EleutherAI/gpt-neox#984 reports another order after a change of train-iters.
+
+    Within one number of epochs the rows are the same one after the other, however many updates of
+    whatever size are asked for. One epoch more is another order from the first row on.
+    """
+    data = corpus(tmp_path / "x", [17, 40, 3, 25, 60, 8, 31])
+    seen: dict[int, list[list[int]]] = {}
+    for steps in range(1, 60):
+        for batch_size in (1, 2, 5):
+            epochs = epochs_needed(data.n_tokens, 8, rows_asked_for(steps, batch_size))
+            order = RowOrder(data.sizes, 8, 1234, epochs)
+            rows = OrderedRows(data, order)
+            read = np.concatenate([rows.batch(k, batch_size) for k in range(steps)]).tolist()
+            whole = seen.setdefault(epochs, order.gather(data, range(order.n_rows))[0].tolist())
+            assert read == whole[: len(read)], (steps, batch_size)
+    assert len(seen) > 10
+    assert all(seen[epochs][:10] != seen[epochs + 1][:10] for epochs in list(seen)[:-1])
+
+
 def test_epochs_needed() -> None:
-    wanted = -(-143_000 * 1024 * 1005 // 1000)  # what the released runs asked for
-    assert wanted == 147_164_160
+    wanted = rows_asked_for(143_000, 1024)  # what the released runs asked for
+    assert wanted == 147_164_160 and rows_asked_for(1, 1) == 2 and rows_asked_for(0, 9) == 0
     assert epochs_needed(334_000_000_000, 2048, wanted) == 1
     assert epochs_needed(207_000_000_000, 2048, wanted) == 2
     for tokens in range(1, 40):
@@ -252,6 +288,33 @@ def test_shards_cut_anywhere_read_as_one_file(tmp_path: Path) -> None:
     (tmp_path / "empty.bin").write_bytes(b"")
     with pytest.raises(DataError, match="whole number"):
         PreshuffledRows([tmp_path / "empty.bin"], 4)
+
+
+@pytest.mark.parametrize("shard", [7, 64, 50, 1000])
+def test_batches_of_shards_are_those_of_the_order(tmp_path: Path, shard: int) -> None:
+    """Batch k of the pre-shuffled files is rows [B*k, B*(k+1)), also where shards meet."""
+    data = corpus(tmp_path / "x", [30, 5, 44, 12, 80])
+    order = RowOrder(data.sizes, 4, 3)
+    write_rows(tmp_path / "all.bin", order, data)
+    raw = (tmp_path / "all.bin").read_bytes()
+    paths = []
+    last = (len(raw) - 1) // shard
+    for i, at in enumerate(range(0, len(raw), shard)):
+        paths.append(tmp_path / f"document-{i:05d}-of-{last:05d}.bin")
+        paths[-1].write_bytes(raw[at : at + shard])
+    files, made = PreshuffledRows(paths, 4), OrderedRows(data, order)
+    assert files.n_rows == made.n_rows == order.n_rows > 40
+    for size in (1, 4, 16):
+        for step in range(order.n_rows // size):
+            expected, _ = order.gather(data, np.arange(size * step, size * (step + 1)))
+            np.testing.assert_array_equal(files.batch(step, size), expected)
+            np.testing.assert_array_equal(made.batch(step, size), expected)
+    for rows in (files, made):
+        with pytest.raises(DataError, match="the last full batch of 16"):
+            rows.batch(order.n_rows // 16, 16)
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-1])
+    with pytest.raises(DataError, match="truncated or missing"):
+        PreshuffledRows(paths, 4)
 
 
 def test_batch_hash() -> None:

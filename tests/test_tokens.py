@@ -154,26 +154,154 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         MegatronIndexed(tmp_path / "nothing")
 
 
+def sparse(path: Path, size: int, pieces: dict[int, list[int]]) -> None:
+    """A file of `size` bytes that takes no room, with uint16 ids written at some bytes."""
+    with open(path, "wb") as file:
+        try:
+            file.truncate(size)
+        except OSError as error:
+            pytest.skip(f"this file system holds no sparse file of {size} bytes: {error}")
+        for at, ids in pieces.items():
+            file.seek(at)
+            file.write(np.array(ids, "<u2").tobytes())
+    if path.stat().st_blocks * 512 > 2**24:
+        path.unlink()
+        pytest.skip("this file system does not keep sparse files sparse")
+
+
 def test_beyond_four_gigabytes(tmp_path: Path) -> None:
     """A sparse file: sums and offsets past 2^31 tokens and 2^32 bytes must not wrap."""
     sizes = np.array([2**31 - 1, 5, 2**30, 7], np.int32)
     (tmp_path / "big.idx").write_bytes(index_bytes(sizes, np.dtype("<u2")))
     total = int(sizes.sum(dtype=np.int64))
-    with open(tmp_path / "big.bin", "wb") as file:
-        file.truncate(2 * total)
-        file.seek(2 * (2**31 - 1))
-        file.write(np.arange(1, 6, dtype="<u2").tobytes())
-        file.seek(2 * (total - 7))
-        file.write(np.arange(11, 18, dtype="<u2").tobytes())
+    last = list(range(11, 18))
+    sparse(tmp_path / "big.bin", 2 * total, {4294967294: [1, 2, 3, 4, 5], 2 * (total - 7): last})
     assert (tmp_path / "big.bin").stat().st_size > 2**32
     data = MegatronIndexed(tmp_path / "big")
     assert data.n_tokens == total > 2**31
     assert data.document(1).tolist() == [1, 2, 3, 4, 5]
-    assert data.document(3).tolist() == list(range(11, 18))
+    assert data.document(3).tolist() == last
     assert len(data.document(0)) == 2**31 - 1
+    far = np.array([0, 2**31 - 1, 2**31, total - 1])
+    assert data.tokens[far].tolist() == [0, 1, 2, 17]
+
+
+def test_shards_beyond_four_gigabytes(tmp_path: Path) -> None:
+    """The Pile's shards are of 5e9 bytes; a document that crosses two of them is read whole."""
+    shard = 5_000_000_000
+    sizes = np.array([2**31 - 1, shard // 2 - 2**31, 4, 2], np.int32)  # the third one crosses
+    (tmp_path / "p.idx").write_bytes(index_bytes(sizes, np.dtype("<u2")))
+    sparse(tmp_path / "p-00000-of-00001.bin", shard, {shard - 2: [21]})
+    sparse(tmp_path / "p-00001-of-00001.bin", 10, {0: [22, 23, 24, 31, 32]})
+    data = MegatronIndexed(tmp_path / "p")
+    assert len(data.tokens) == data.n_tokens == shard // 2 + 5
+    assert data.document(2).tolist() == [21, 22, 23, 24]
+    assert data.document(3).tolist() == [31, 32]
+    assert data.tokens[np.array([[shard // 2, 0], [shard // 2 + 4, 1]])].tolist() == [
+        [22, 0], [32, 0],
+    ]  # fmt: skip
 
 
 def test_header_size_and_digest(tmp_path: Path) -> None:
     assert HEADER.size == 34
     (tmp_path / "f").write_bytes(b"abc")
     assert file_sha256(tmp_path / "f").startswith("ba7816bf")
+
+
+# --- files of other tools --------------------------------------------------------------------
+
+
+def test_files_of_another_writer_are_read(tmp_path: Path) -> None:
+    """datatrove's Megatron writer: another implementation of the same format."""
+    pytest.importorskip("datatrove", reason="the extra `dedup` is not installed")
+    from datatrove.data import Document
+    from datatrove.pipeline.tokens import MegatronDocumentTokenizer
+
+    from pythia_core.tokenizer import encode_documents, load_tokenizer, train_bpe
+
+    texts = ["One fine day in May.", "Another one; it rained.", "Two\n\nparagraphs, caf\u00e9."]
+    train_bpe(texts, 300).save(str(tmp_path / "tokenizer.json"))
+    writer = MegatronDocumentTokenizer(
+        str(tmp_path / "out"), tokenizer_name_or_path=str(tmp_path / "tokenizer.json")
+    )
+    writer.run((Document(text=text, id=str(i)) for i, text in enumerate(texts)), 0, 1)
+    (index,) = (tmp_path / "out").glob("*.idx")
+    data = MegatronIndexed(index.with_suffix(""))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    eod = tokenizer.token_to_id("<|endoftext|>")
+    expected = [[*ids, eod] for ids in encode_documents(tokenizer, texts)]
+    assert [data.document(i).tolist() for i in range(3)] == expected
+    with IndexedWriter(tmp_path / "ours", 300) as ours:
+        for ids in expected:
+            ours.add(ids)
+    for kind in (".bin", ".idx"):
+        theirs = index.with_suffix(kind).read_bytes()
+        assert (tmp_path / f"ours{kind}").read_bytes() == theirs
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 8])
+def test_every_dtype_of_tokens_is_read_and_every_other_one_refused(
+    tmp_path: Path, code: int
+) -> None:
+    """No flip of the dtype's byte goes unnoticed: it gives no known code, floats, or another width.
+
+    Codes of equal width, 1 and 2 or 3 and 8, differ in more than one bit. Only where there is no
+    token at all could a flip from 4 to 5 pass, and it would change nothing.
+    """
+    kind = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}[code]
+    ids, prefix = np.array([1, 2, 100, 7, 0], kind), tmp_path / "x"
+    (tmp_path / "x.bin").write_bytes(ids.tobytes())
+    width = ids.itemsize
+    index = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, 2, 3)
+    index += struct.pack("<2i2q3q", 3, 2, 0, 3 * width, 0, 1, 2)
+    (tmp_path / "x.idx").write_bytes(index)
+    data = MegatronIndexed(prefix)
+    assert data.dtype == np.dtype(kind) and data.tokens.tolist() == ids.tolist()
+    assert data.document(1).tolist() == [7, 0]
+    for bit in range(8):
+        changed = bytearray(index)
+        changed[17] ^= 1 << bit
+        (tmp_path / "x.idx").write_bytes(changed)
+        with pytest.raises(DataError, match=r"dtype code|running sum|floating"):
+            MegatronIndexed(prefix)
+
+
+@pytest.mark.parametrize("shard", [2, 6, 10, 1000])
+def test_shards_are_read_in_place(tmp_path: Path, shard: int) -> None:
+    documents = [[5, 6, 7], [], list(range(40)), [9]]
+    whole = MegatronIndexed(write(tmp_path / "whole", documents))
+    raw = (tmp_path / "whole.bin").read_bytes()
+    (tmp_path / "a.b.idx").write_bytes((tmp_path / "whole.idx").read_bytes())
+    pieces = [raw[at : at + shard] for at in range(0, len(raw), shard)]
+    paths = [tmp_path / f"a.b-{i:05d}-of-{len(pieces) - 1:05d}.bin" for i in range(len(pieces))]
+    for path, piece in zip(paths, pieces, strict=True):
+        path.write_bytes(piece)
+    data = MegatronIndexed(tmp_path / "a.b")
+    assert [data.document(i).tolist() for i in range(4)] == documents
+    places = np.random.default_rng(0).integers(0, data.n_tokens, (3, 50))
+    np.testing.assert_array_equal(data.tokens[places], whole.tokens[places])
+    assert data.tokens[places].dtype == np.dtype("<u2")
+    assert data.tokens[:].tolist() == whole.tokens.tolist()
+    for bad in ([-1], [data.n_tokens]):
+        with pytest.raises(IndexError):
+            data.tokens[np.array(bad)]
+    paths[-1].write_bytes(pieces[-1][:-2])
+    with pytest.raises(DataError, match=r"86 bytes in \d+ shards, but its index says 88"):
+        MegatronIndexed(tmp_path / "a.b")
+    paths[-1].write_bytes(pieces[-1][:-1])
+    with pytest.raises(DataError, match="87 bytes"):
+        MegatronIndexed(tmp_path / "a.b")
+    if len(paths) > 2:
+        paths[1].unlink()
+        with pytest.raises(DataError, match="number 1 is missing"):
+            MegatronIndexed(tmp_path / "a.b")
+
+
+def test_a_shard_that_ends_inside_a_token_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "x", [[1, 2, 3]])
+    raw = (tmp_path / "x.bin").read_bytes()
+    (tmp_path / "x.bin").unlink()
+    for i, piece in enumerate((raw[:3], raw[3:])):
+        (tmp_path / f"x-0000{i}-of-00001.bin").write_bytes(piece)
+    with pytest.raises(DataError, match=r"x-00000-of-00001\.bin ends inside a token of 2 bytes"):
+        MegatronIndexed(tmp_path / "x")
