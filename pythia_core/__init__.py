@@ -3,13 +3,14 @@
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
     6  __main__  bench  bench_terms  records  recorded  notebooks  cleaning  figures*
-    6  papermill_engine
+    6  papermill_engine  data_commands
     5  studies/*  published*  errata*  sweep
     4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
     4  convert  audit  real_suite  task_metrics  harness_tasks
     3  distributed  checkpoint  hf*  hub  neox_native  metrics  generate
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
-    2  dedup*  exposure  equations  terms
+    2  dedup*  exposure  equations  terms  find_text
+    2  pile -> index_maps -> remote_rows
     1  kernels/*  tokenizer  tokens  rows -> order
     0  errors  machine  paths  progress  parallel  config  scales  schedule
 

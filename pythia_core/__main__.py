@@ -64,9 +64,12 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> None:
+    from pythia_core.data_commands import inspect_data
     from pythia_core.order import batch_hash
     from pythia_core.runs import find_run
 
+    if args.run is None or args.data is not None:
+        return inspect_data(args)
     run = find_run(args.run)
     batch = run.batch(args.step)
     logged = {row["step"]: row for row in run.metrics()}.get(args.step + 1)
@@ -226,6 +229,12 @@ def _generate(args: argparse.Namespace) -> None:
         print(f"{prompt}[{text}]")
 
 
+def _find(args: argparse.Namespace) -> None:
+    from pythia_core.data_commands import find
+
+    find(args)
+
+
 def _bench(args: argparse.Namespace) -> None:
     if args.what == "terms":
         from pythia_core import bench_terms
@@ -256,6 +265,25 @@ def _errata(args: argparse.Namespace) -> None:
     print(explained(erratum_named(args.name), find()) if args.name else listing())
 
 
+def _data_arguments(p: argparse.ArgumentParser) -> None:
+    """Arguments of the commands that can look at token files instead of a run."""
+    data = p.add_argument_group("token files instead of a run")
+    data.add_argument(
+        "--data",
+        help="pile-standard, pile-deduped, pile-seed0..9 (read over the network, only the rows "
+        "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
+    )
+    data.add_argument("--tokenizer", default="neox-20b", help="or the path of a tokenizer.json")
+    data.add_argument("--seq-len", type=int, default=2048, help="tokens a row (default 2048)")
+    data.add_argument("--batch-size", type=int, default=1024, help="rows (default 1024)")
+    data.add_argument("--dtype", default="<u2", help="of ids without an index (default <u2)")
+    data.add_argument("--seed", type=int, default=1234, help="of the order of a PREFIX")
+    data.add_argument("--epochs", type=int, help="of the order of a PREFIX (default 1)")
+    data.add_argument(
+        "--steps", type=int, help="or as many epochs as so many updates need: 143000 for Pythia"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """The argument parser of every command."""
     top = argparse.ArgumentParser(prog="pythia_core", description=__doc__.split("\n\n")[0])
@@ -283,10 +311,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
     p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
 
-    p = command("inspect", _inspect, "show the decoded batch that a run saw at a step")
-    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p = command("inspect", _inspect, "show the decoded batch of a step, of a run or of token files")
+    p.add_argument("run", metavar="RUN", nargs="?", help="a run's folder or its id's beginning")
     p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
     p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
+    p.add_argument("--ids", action="store_true", help="of DATA, print ids; needs no tokenizer")
+    _data_arguments(p)
+
+    p = command(
+        "find", _find, "find a text in what was trained on: which updates saw it, and where"
+    )
+    p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="a run unless --data is given")
+    p.add_argument("--tokens", action="store_true", help="match token ids instead of letters")
+    p.add_argument("--ignore-case", action="store_true", help="match upper and lower case alike")
+    p.add_argument("--from-step", type=int, default=0, help="first update to look at (default 0)")
+    p.add_argument("--to-step", type=int, help="first update not to look at (default: the end)")
+    p.add_argument("--limit", type=int, default=20, help="occurrences to print (default 20)")
+    _data_arguments(p)
 
     p = command("terms", _terms, "count words in what a run has read, up to its checkpoints")
     p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")

@@ -1,0 +1,241 @@
+"""Rows over HTTP are those of the files, and no failure of a server goes unnoticed."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core.errors import DataError, FetchError
+from pythia_core.order import PreshuffledRows, RowOrder, write_rows
+from pythia_core.remote_rows import LARGEST_READ, HttpFile, JoinedFile, LocalFile, RemoteRows
+from pythia_core.tokens import IndexedWriter, MegatronIndexed
+
+
+class Server:
+    """A file server with byte ranges that can be told to fail."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.faults: list[str] = []
+        """What goes wrong with the next requests, first come first served; "" is nothing."""
+        self.ranges: list[tuple[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+    def answer(self, to: BaseHTTPRequestHandler) -> None:
+        fault = self.faults.pop(0) if self.faults else ""
+        name, asked = to.path.lstrip("/"), to.headers.get("Range", "")
+        self.ranges.append((name, asked))
+        if name.startswith("moved/"):
+            to.send_response(302)
+            to.send_header("Location", f"{self.url}/{name.removeprefix('moved/')}")
+            to.end_headers()
+            return
+        if name not in self.files or fault.isdigit():
+            to.send_error(int(fault or 404))
+            return
+        whole = self.files[name]
+        first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())
+        body = whole[first : last + 1]
+        if fault == "ignores ranges":
+            to.send_response(200)
+            to.send_header("Content-Length", str(600_078_336_000))
+            to.end_headers()
+            self.write(to, whole)
+            return
+        if fault == "drops":
+            to.connection.close()
+            return
+        to.send_response(206)
+        shift = 1 if fault == "another range" else 0
+        total = len(whole) - 1 if fault == "another size" else len(whole)
+        to.send_header("Content-Range", f"bytes {first + shift}-{last + shift}/{total}")
+        if fault == "compresses":
+            to.send_header("Content-Encoding", "gzip")
+        if fault == "no length":
+            body = body[: len(body) // 2]
+        else:
+            to.send_header("Content-Length", str(len(body)))
+        to.end_headers()
+        if fault == "truncates":
+            body = body[: len(body) // 2]
+        if fault == "silent":
+            time.sleep(1.0)
+        for at in range(0, len(body), 1 if fault == "slow" else len(body)):
+            if fault == "slow":
+                time.sleep(0.03)
+            self.write(to, body[at : at + (1 if fault == "slow" else len(body))])
+
+    def write(self, to: BaseHTTPRequestHandler, data: bytes) -> None:
+        try:
+            to.wfile.write(data)
+            to.wfile.flush()
+        except OSError:  # the reader has left
+            pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    running = Server()
+    yield running
+    running.close()
+
+
+def file(server: Server, name: str = "f", **settings: float) -> HttpFile:
+    return HttpFile(f"{server.url}/{name}", **{"pause": 0.0, **settings})
+
+
+def shards(folder: Path, size: int) -> tuple[RowOrder, MegatronIndexed, list[Path]]:
+    """A toy corpus written out in training order, in shards of `size` bytes."""
+    rng = np.random.RandomState(5)
+    with IndexedWriter(folder / "x", 60_000) as out:
+        for length in rng.randint(0, 40, 30):
+            out.add(rng.randint(0, 60_000, length))
+    data = MegatronIndexed(folder / "x")
+    order = RowOrder(data.sizes, 8)
+    write_rows(folder / "all", order, data)
+    raw = (folder / "all").read_bytes()
+    last = (len(raw) - 1) // size
+    paths = []
+    for i, at in enumerate(range(0, len(raw), size)):
+        paths.append(folder / f"document-{i:05d}-of-{last:05d}.bin")
+        paths[-1].write_bytes(raw[at : at + size])
+    return order, data, paths
+
+
+@pytest.mark.parametrize("size", [100, 37, 18 * 4, 10_000])
+def test_batches_are_those_of_the_order_also_where_shards_meet(
+    server: Server, tmp_path: Path, size: int
+) -> None:
+    order, data, paths = shards(tmp_path, size)
+    server.files = {path.name: path.read_bytes() for path in paths}
+    files = [file(server, path.name, size=path.stat().st_size) for path in paths]
+    remote, local = RemoteRows(files, 8), PreshuffledRows(paths, 8)
+    assert server.ranges == [], "known sizes are not asked for"
+    assert remote.n_rows == order.n_rows and remote.contiguous
+    for step in range(order.n_rows // 4):
+        expected, _ = order.gather(data, np.arange(4 * step, 4 * step + 4))
+        np.testing.assert_array_equal(remote.batch(step, 4), expected)
+        np.testing.assert_array_equal(local.batch(step, 4), expected)
+    asked = [re.findall(r"\d+", words) for _, words in server.ranges]
+    total = sum(int(last) - int(first) + 1 for first, last in asked)
+    assert total == order.n_rows // 4 * 4 * 18, "only the bytes of the rows were asked for"
+    assert remote.rows(3, 3).shape == (0, 9)
+    with pytest.raises(DataError, match="the last full batch of 4"):
+        remote.batch(order.n_rows // 4, 4)
+    with pytest.raises(DataError, match="outside 0"):
+        remote.rows(0, order.n_rows + 1)
+
+
+def test_sizes_are_asked_for_once_and_redirects_followed(server: Server) -> None:
+    server.files = {"f": bytes(range(100))}
+    one = file(server, "moved/f")
+    assert one.name == "f" and one.size == 100 and one.size == 100
+    assert server.ranges == [("moved/f", "bytes=0-0"), ("f", "bytes=0-0")]
+    assert one.read(10, 15) == bytes([10, 11, 12, 13, 14]) and one.read(7, 7) == b""
+    for start, stop in ((-1, 3), (5, 4), (99, 101)):
+        with pytest.raises(DataError, match=r"outside f, which has 100"):
+            one.read(start, stop)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("404", "404 .*there is no such file"),
+        ("403", "403 .*does not let"),
+        ("401", "401 .*login"),
+        ("416", "416 .*shorter"),
+        ("ignores ranges", r"ignores Range.*whole file \(600078336000 bytes\)"),
+        ("another range", "sends another range"),
+        ("another size", "has 99999 bytes, not 100000|has 99,999 bytes, not 100,000"),
+        ("compresses", "compresses"),
+    ],
+)
+def test_what_will_not_get_better_fails_at_once(server: Server, fault: str, message: str) -> None:
+    server.files = {"f": bytes(100_000)}
+    server.faults = [fault, ""]
+    with pytest.raises(FetchError, match=rf"cannot read bytes 5-99994 of http.*{message}"):
+        file(server, size=100_000).read(5, 99_995)
+    assert len(server.ranges) == 1, "it was not asked for again"
+
+
+def test_a_server_that_ignores_ranges_is_left_at_once(server: Server) -> None:
+    server.files = {"f": bytes(50_000_000)}
+    server.faults = ["ignores ranges"] * 2
+    with pytest.raises(FetchError, match="Nothing was downloaded"):
+        file(server, size=50_000_000).read(0, 10)
+    with pytest.raises(FetchError, match="ignores Range"):
+        _ = file(server).size
+
+
+@pytest.mark.parametrize(
+    "fault", ["500", "503", "429", "drops", "truncates", "no length", "silent", "slow"]
+)
+def test_what_may_get_better_is_asked_for_again(server: Server, fault: str) -> None:
+    server.files = {"f": bytes(range(200))}
+    server.faults = [fault, fault]
+    one = file(server, size=200, timeout=0.3, deadline=0.5)
+    assert one.read(50, 150) == bytes(range(50, 150))
+    assert len(server.ranges) == 3
+    server.faults = [fault] * 9
+    with pytest.raises(FetchError, match=r"cannot read bytes 50-149 of .*tried 2 times"):
+        file(server, size=200, timeout=0.3, deadline=0.5, tries=2).read(50, 150)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(FetchError, match="tried 2 times"):
+        HttpFile("http://127.0.0.1:9/f", size=10, tries=2, pause=0.0, timeout=1).read(0, 1)
+    for url in ("ftp://x/y", "file:///etc/hosts", "http://", "x", "http://a b/c"):
+        with pytest.raises(DataError, match="URL"):
+            HttpFile(url)
+
+
+def test_too_much_at_once_is_refused(server: Server) -> None:
+    with pytest.raises(DataError, match="at most 268,435,456 are read"):
+        file(server, size=LARGEST_READ + 2).read(0, LARGEST_READ + 1)
+    assert server.ranges == []
+
+
+def test_local_files_join_like_remote_ones(tmp_path: Path) -> None:
+    _, _, paths = shards(tmp_path, 50)
+    whole = JoinedFile([LocalFile(path) for path in paths])
+    raw = (tmp_path / "all").read_bytes()
+    assert whole.size == len(raw) and whole.read(0, whole.size) == raw
+    assert whole.read(49, 151) == raw[49:151] and whole.read(60, 60) == b""
+    rows = RemoteRows([LocalFile(path) for path in paths], 8)
+    np.testing.assert_array_equal(
+        rows.rows(0, rows.n_rows), PreshuffledRows(paths, 8).rows(0, rows.n_rows)
+    )
+    with pytest.raises(DataError, match="number 1 is missing"):
+        RemoteRows([LocalFile(path) for path in (paths[0], *paths[2:])], 8)
+    with pytest.raises(DataError, match="no files"):
+        RemoteRows([], 8)
+    with pytest.raises(DataError, match="whole number of rows"):
+        RemoteRows([LocalFile(path) for path in paths], 7)
+    with pytest.raises(DataError, match="does not exist"):
+        LocalFile(tmp_path / "nothing")
