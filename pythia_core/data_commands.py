@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pythia_core.errors import ConfigError
 from pythia_core.find_text import SurfaceMatcher, TokenMatcher, find_text, quote
-from pythia_core.pile import describe_batch, open_rows, tokenizer_at
+from pythia_core.pile import RELEASED, describe_batch, open_rows, tokenizer_at
 from pythia_core.rows import Rows
 from pythia_core.tokenizer import token_bytes
 
@@ -64,6 +64,8 @@ def find(args: argparse.Namespace) -> None:
         what, read, tokenizer = f"run {run.id}", _run_rows(run), run.data.tokenizer
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
+        if args.data in RELEASED and args.to_step is None:
+            raise ConfigError("say how far with --to-step: each update is 4 MB over the network")
         rows, what = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size
         end = rows.n_rows // size

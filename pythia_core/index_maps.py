@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ class NpyArray:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }[version]
             self.shape, fortran, self.dtype = read(head)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
             raise DataError(f"{file.name} is no .npy file of a known kind ({error})") from error
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(

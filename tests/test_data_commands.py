@@ -1,0 +1,145 @@
+"""`inspect --data` and `find` on the command line say what the library finds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core.__main__ import main
+from pythia_core.order import OrderedRows, RowOrder, batch_hash, write_rows
+from pythia_core.tokenizer import EOD, encode_documents, train_bpe
+from pythia_core.tokens import IndexedWriter, MegatronIndexed
+
+TEXTS = [
+    "The ferry leaves at nine.",
+    "A red kite over the field, a red kite.",
+    "Nothing to see here, nothing at all.",
+    "Ferry times: see the kite.",
+] * 8
+SIZE = ["--seq-len", "16", "--batch-size", "4"]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> tuple[Path, OrderedRows, list[str]]:
+    """A folder with documents, their rows in shards and a tokenizer; the rows; the arguments."""
+    tokenizer = train_bpe(TEXTS, 300)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with IndexedWriter(tmp_path / "x", 400) as out:
+        for ids in encode_documents(tokenizer, TEXTS):
+            out.add([*ids, tokenizer.token_to_id(EOD)])
+    data = MegatronIndexed(tmp_path / "x")
+    order = RowOrder(data.sizes, 16)
+    (tmp_path / "rows").mkdir()
+    write_rows(tmp_path / "all", order, data)
+    raw = (tmp_path / "all").read_bytes()
+    for i, part in enumerate((raw[:501], raw[501:])):
+        (tmp_path / "rows" / f"document-0000{i}-of-00001.bin").write_bytes(part)
+    words = [*SIZE, "--tokenizer", str(tmp_path / "tokenizer.json")]
+    return tmp_path, OrderedRows(data, order), words
+
+
+def test_a_batch_of_files_is_shown(
+    toy: tuple[Path, OrderedRows, list[str]], capsys: pytest.CaptureFixture
+) -> None:
+    folder, rows, words = toy
+    shown = []
+    for where in ("x", "rows"):
+        command = ["inspect", "--data", str(folder / where), "--step", "3", "--rows", "2", *words]
+        assert main(command) == 0
+        shown.append(capsys.readouterr().out)
+        assert f"hash {batch_hash(rows.batch(3, 4))}" in shown[-1]
+    assert shown[0].split("\n", 1)[1] == shown[1].split("\n", 1)[1], "files and order agree"
+    command = ["inspect", "--data", str(folder / "x"), "--step", "3", "--ids", *SIZE]
+    assert main(command) == 0
+    assert " ".join(map(str, rows.rows(12, 13)[0])) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("extra", [[], ["--ignore-case"], ["--from-step", "2", "--to-step", "5"]])
+def test_a_text_is_found_in_files(
+    toy: tuple[Path, OrderedRows, list[str]], capsys: pytest.CaptureFixture, extra: list[str]
+) -> None:
+    folder, rows, words = toy
+    assert (
+        main(["find", "Ferry", "--data", str(folder / "rows"), "--limit", "999", *words, *extra])
+        == 0
+    )
+    said = capsys.readouterr().out
+    from tokenizers import Tokenizer
+
+    decode = Tokenizer.from_file(str(folder / "tokenizer.json")).decode
+    first, last = (2, 5) if "--from-step" in extra else (0, rows.n_rows // 4)
+    expected = []
+    for row in range(4 * first, 4 * last):
+        text = decode(rows.rows(row, row + 1)[0].tolist(), skip_special_tokens=False)
+        found = text.lower().count("ferry") if extra == ["--ignore-case"] else text.count("Ferry")
+        expected += [(row // 4, row)] * found
+    got = re.findall(r"^step (\d+), row (\d+), token \d+: .*\[\[.*\]\]", said, re.MULTILINE)
+    assert [tuple(map(int, pair)) for pair in got] == expected and expected
+    steps = sorted({step for step, _ in expected})
+    end = (
+        f"{len(expected)} occurrences, in {len(steps)} updates, from step {steps[0]} to {steps[-1]}"
+    )
+    assert said.strip().endswith(end)
+
+
+def test_tokens_and_nothing_found(
+    toy: tuple[Path, OrderedRows, list[str]], capsys: pytest.CaptureFixture
+) -> None:
+    folder, _, words = toy
+    assert main(["find", "red kite", "--data", str(folder / "x"), "--tokens", *words]) == 0
+    assert "[[ red kite]]" in capsys.readouterr().out
+    assert main(["find", "zebra", "--data", str(folder / "x"), *words]) == 0
+    assert "0 occurrences, in 0 updates\n" in capsys.readouterr().out
+    command = ["find", "e", "--data", str(folder / "x"), "--limit", "2", *words]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "(2 shown)" in said and len(re.findall(r"^step ", said, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "--step", "1"], "give a RUN, or --data"),
+        (["inspect", "x", "--data", "y", "--step", "1"], "one of the two"),
+        (["inspect", "--data", "pile-stndard", "--step", "1"], "Did you mean 'pile-standard'"),
+        (["find", "x"], "give a RUN and a TEXT"),
+        (["find", "x", "y", "z"], "quote a TEXT with spaces"),
+        (["find", "x", "y", "--data", "z"], "quote a TEXT with spaces"),
+        (["find", "x", "--data", "pile-deduped"], "--to-step"),
+        (["find", "nothing", "x"], "0 runs match 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_message(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    assert main(arguments) == 1
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("error: ")
+
+
+@pytest.mark.wheels
+def test_a_text_is_found_in_what_a_run_and_its_fork_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    train = ["train", "7k", "--scale", "smoke", "--steps", "12"]
+    assert main(train) == 0
+    control = capsys.readouterr().out.split()[1].rstrip(":")
+    assert main([*train, "--swap", "masculine_to_feminine", "--start", "8"]) == 0
+    fork = capsys.readouterr().out.split()[1].rstrip(":")
+    steps = {}
+    for run in (control, fork):
+        assert main(["find", run, " his ", "--limit", "999"]) == 0
+        said = capsys.readouterr().out
+        assert "updates 0..11 of 12, 8 rows each" in said
+        steps[run] = [int(s) for s in re.findall(r"^step (\d+),", said, re.MULTILINE)]
+    assert steps[fork] == [step for step in steps[control] if step < 8] != steps[control]
+    assert np.all(np.diff(steps[control]) >= 0)

@@ -1,0 +1,156 @@
+"""GPT-NeoX's index maps give the rows of its order, and damaged ones an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core.errors import DataError
+from pythia_core.index_maps import NpyArray, find_maps, open_maps
+from pythia_core.order import RowOrder
+from pythia_core.remote_rows import LocalFile
+from pythia_core.tokens import IndexedWriter, MegatronIndexed
+
+
+def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> list[list[int]]:
+    """GPT-NeoX's sample_idx, token by token: where each row begins, and one more at the end."""
+    found = [[0, 0]]
+    place = offset = 0
+    for _ in range(n):
+        left = seq_len + 1
+        while left:
+            here = sizes[order[place]] - offset
+            left -= here
+            if left <= 0:
+                offset += left + here - 1
+                left = 0
+            else:
+                place, offset = place + 1, 0
+        found.append([place, offset])
+    return found
+
+
+def write_maps(
+    folder: Path, seed: int = 3, seq_len: int = 8, epochs: int = 1, kind: str = "<i4"
+) -> tuple[Path, RowOrder, MegatronIndexed]:
+    """A toy corpus with the three maps that GPT-NeoX would keep beside it."""
+    rng = np.random.RandomState(1)
+    sizes = [0, *rng.randint(0, 30, 40).tolist(), 0]
+    with IndexedWriter(folder / "toy_document", 60_000) as out:
+        for size in sizes:
+            out.add(rng.randint(0, 60_000, size))
+    data = MegatronIndexed(folder / "toy_document")
+    order = RowOrder(data.sizes, seq_len, seed, epochs)
+    stem = folder / f"toy_document_train_0_indexmap_99ns_{seq_len}sl_{seed}s"
+    samples = sample_index(sizes, order.documents.tolist(), seq_len, order.n_rows)
+    np.save(f"{stem}_doc_idx.npy", order.documents)
+    np.save(f"{stem}_sample_idx.npy", np.array(samples, kind))
+    np.save(f"{stem}_shuffle_idx.npy", order.shuffle)
+    return stem, order, data
+
+
+@pytest.mark.parametrize("kind", ["<i4", "<i8"])
+@pytest.mark.parametrize(("seed", "epochs"), [(1, 1), (9, 1), (1234, 2)])
+def test_rows_of_maps_are_those_of_the_order(
+    tmp_path: Path, seed: int, epochs: int, kind: str
+) -> None:
+    stem, order, data = write_maps(tmp_path, seed, epochs=epochs, kind=kind)
+    assert find_maps(tmp_path) == stem
+    rows = open_maps(stem, 8)
+    expected, _ = order.gather(data, np.arange(order.n_rows))
+    assert rows.n_rows == order.n_rows and rows.rows(2, 2).shape == (0, 9)
+    np.testing.assert_array_equal(rows.rows(0, rows.n_rows), expected)
+    np.testing.assert_array_equal(rows.batch(2, 5), expected[10:15])
+    assert rows.rows(0, 1).dtype == np.dtype("<u2")
+    with pytest.raises(DataError, match="the last full batch of 5"):
+        rows.batch(rows.n_rows, 5)
+
+
+def test_documents_may_lie_in_shards_one_folder_up(tmp_path: Path) -> None:
+    stem, order, data = write_maps(tmp_path)
+    expected, _ = order.gather(data, np.arange(order.n_rows))
+    (tmp_path / "seed3").mkdir()
+    for path in tmp_path.glob("*.npy"):
+        path.rename(tmp_path / "seed3" / path.name)
+    raw = (tmp_path / "toy_document.bin").read_bytes()
+    (tmp_path / "toy_document.bin").unlink()
+    for i, part in enumerate((raw[:101], raw[101:])):  # a token, too, may be cut
+        (tmp_path / f"toy_document-0000{i}-of-00001.bin").write_bytes(part)
+    rows = open_maps(tmp_path / "seed3" / stem.name, 8)
+    np.testing.assert_array_equal(rows.rows(0, rows.n_rows), expected)
+    (tmp_path / "toy_document.idx").unlink()
+    with pytest.raises(DataError, match=r"belong to toy_document\.idx"):
+        open_maps(tmp_path / "seed3" / stem.name, 8)
+
+
+def test_maps_that_are_not_there_or_not_alone(tmp_path: Path) -> None:
+    assert find_maps(tmp_path) is None
+    stem, *_ = write_maps(tmp_path)
+    with pytest.raises(DataError, match="seq_len=8, not 16"):
+        open_maps(stem, 16)
+    np.save(tmp_path / "other_doc_idx.npy", [1])
+    with pytest.raises(DataError, match="one set a folder"):
+        find_maps(tmp_path)
+    (tmp_path / "other_doc_idx.npy").unlink()
+    Path(f"{stem}_shuffle_idx.npy").unlink()
+    with pytest.raises(DataError, match=r"lacks toy.*_shuffle_idx\.npy"):
+        find_maps(tmp_path)
+
+
+def test_every_flipped_byte_gives_the_row_or_an_error(tmp_path: Path) -> None:
+    """A flip may name another row or place that exists; it never gives a row of another length."""
+    stem, order, _ = write_maps(tmp_path)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for part in ("doc_idx", "sample_idx", "shuffle_idx"):
+        path = Path(f"{stem}_{part}.npy")
+        good = path.read_bytes()
+        for bit in rng.choice(8 * len(good), 150, replace=False).tolist():
+            bad = bytearray(good)
+            bad[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(bad)
+            try:
+                shape = open_maps(stem, 8).rows(0, order.n_rows).shape
+            except DataError:
+                refused += 1
+            else:
+                assert shape == (order.n_rows, 9)
+        path.write_bytes(good)
+    assert refused > 200
+
+
+def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
+    stem, order, _ = write_maps(tmp_path)
+    shuffle = Path(f"{stem}_shuffle_idx.npy")
+    good = shuffle.read_bytes()
+    for wrong, message in (
+        (order.shuffle[:-1], "They are not of one set"),
+        (order.shuffle.astype(float), "needed are integers"),
+        (order.shuffle[:, None], "needed are integers"),
+        (np.full_like(order.shuffle, order.n_rows), "has no entries"),
+    ):
+        np.save(shuffle, wrong)
+        with pytest.raises(DataError, match=message):
+            open_maps(stem, 8).rows(0, 1)
+    for raw in (b"", b"\x93NUMPY", good[:-1], good + b"\0", b"x" * 200):
+        shuffle.write_bytes(raw)
+        with pytest.raises(DataError, match=r"no \.npy file|copy it again"):
+            open_maps(stem, 8)
+    objects = np.array([{"a": 1}], dtype=object)
+    np.save(shuffle, objects)
+    with pytest.raises(DataError, match="needed are integers"):
+        NpyArray(LocalFile(shuffle), 1)
+    shuffle.write_bytes(good)
+    index = tmp_path / "toy_document.idx"
+    for raw, message in (
+        (index.read_bytes()[:-1], "copy it again"),
+        (index.read_bytes()[:20], "no index"),
+        (b"X" + index.read_bytes()[1:], "not the index"),
+    ):
+        kept = index.read_bytes()
+        index.write_bytes(raw)
+        with pytest.raises(DataError, match=message):
+            open_maps(stem, 8)
+        index.write_bytes(kept)
