@@ -280,6 +280,7 @@ def save(
         for name, keys in zip(names, shards, strict=True):
             tensors = {key: cast(key, state[key], dtype) for key in keys}
             save_file(tensors, place / name, {"format": "pt"})
+            (place / name).chmod(0o644)  # the library makes private files
         if len(shards) > 1:
             index = {
                 "metadata": {"total_size": sum(_bytes(t, dtype) for t in state.values())},

@@ -188,8 +188,8 @@ def fetch(
     try:
         commit, there = listing(repo, revision, timeout)
     except FetchError as error:
-        cached = _cached(repo, revision) if wanted is None else None
-        if cached is None or not isinstance(error.__cause__, OSError | _transport_error()):
+        cached = None if wanted or not _unanswered(error) else _cached(repo, revision)
+        if cached is None:
             raise
         return cached
     if wanted is None:
@@ -271,10 +271,11 @@ def _cache() -> str:
     return constants.HF_HUB_CACHE
 
 
-def _transport_error() -> type[Exception]:
-    from huggingface_hub.errors import HTTPError
+def _unanswered(error: FetchError) -> bool:
+    """Whether the hub did not say that there is no such thing."""
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    return HTTPError
+    return not isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError)
 
 
 @contextlib.contextmanager

@@ -314,6 +314,10 @@ def test_what_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "half").exists()
 
 
+def test_what_is_saved_can_be_shared(saved: Path) -> None:
+    assert {p.stat().st_mode & 0o444 for p in saved.iterdir()} == {0o444}
+
+
 def test_neither_folder_nor_repository() -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor a repository"):
         hf.load("pythia")

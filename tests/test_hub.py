@@ -76,6 +76,16 @@ def test_without_a_network_the_cache_serves(
         hf.load(REPO, "step0")
 
 
+def test_what_the_hub_took_back_is_not_served_from_the_cache(server: FakeHub) -> None:
+    hf.load(REPO, "step3000")
+    server.broken.add("/api/")
+    assert_equal(model(1), hf.load(REPO, "step3000")[0])
+    server.broken.clear()
+    del server.repos[REPO]["step3000"]
+    with pytest.raises(FetchError, match="unknown revision 'step3000'"):
+        hf.load(REPO, "step3000")
+
+
 def test_without_a_network_a_folder_serves(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
