@@ -17,6 +17,8 @@ from pythia_core.config import PRECISIONS, SWAPS
 from pythia_core.errors import CheckpointError, ConfigError, PythiaError
 from pythia_core.scales import OFFICIAL_SIZES, SCALES, SIZES
 
+MODEL = "a run's folder or (the beginning of) its id; or a published model's folder or hub name"
+
 
 def _prepare(args: argparse.Namespace) -> None:
     from pythia_core.prepare import prepare
@@ -194,12 +196,12 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from pythia_core import sweep
-    from pythia_core.runs import find_run
+    from pythia_core.models import find_model
     from pythia_core.tasks import all_tasks
 
     if args.out:
         sweep.check_suffix(args.out)
-    run = find_run(args.run)
+    run = find_model(args.model)
     tasks = list(filter(None, args.tasks.split(","))) or list(all_tasks())
     steps = sweep.steps_of(run, args.steps)
     limit = sweep.EVERYTHING if args.limit is None else args.limit
@@ -217,9 +219,9 @@ def _lm_eval(args: argparse.Namespace) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     from pythia_core.generate import Sampling, generate_texts
-    from pythia_core.runs import find_run
+    from pythia_core.models import find_model
 
-    run = find_run(args.run)
+    run = find_model(args.model)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
     texts = generate_texts(
         run.model(args.step), run.data.tokenizer, args.prompt, args.tokens, run.data.eod_id,
@@ -353,8 +355,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
     p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
 
-    p = command("evaluate", _evaluate, "ask a run's checkpoints the paper's tasks")
-    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p = command("evaluate", _evaluate, "ask checkpoints the paper's tasks")
+    p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument("--tasks", default="", help="comma list (default: all)")
     p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
     p.add_argument("--shots", type=int, help="solved examples (default: the task's, mostly 0)")
@@ -369,7 +371,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
 
     p = command("generate", _generate, "let a checkpoint write on after a text")
-    p.add_argument("run", metavar="RUN", help="a run's folder or (the beginning of) its id")
+    p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument("--prompt", action="append", required=True, help="may be given several times")
     p.add_argument("--step", type=int, help="which checkpoint (default: the last)")
     p.add_argument("--tokens", type=int, default=32, help="at most so many (default 32)")

@@ -129,12 +129,12 @@ def _model_class() -> type:
             batch_size: object = None,
             max_batch_size: object = None,
         ) -> None:
-            from pythia_core.runs import find_run
+            from pythia_core.models import find_model
 
             if not isinstance(run, str):
                 raise ConfigError(f"run={run!r} was taken for a number; give the run's folder")
-            found = find_run(run)
-            step = found.config.train.steps if step is None else step
+            found = find_model(run)
+            step = found.steps[-1] if step is None and found.steps else step
             model = found.model(step)
             self._set(
                 model.to(device or "cpu"), found.data.tokenizer, found.data.eod_id,

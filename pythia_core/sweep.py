@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.models import AnyModel, PublishedModel
 from pythia_core.paths import atomic_file
 from pythia_core.published_tables import BENCHMARKS
 from pythia_core.studies.measured import measure_all
@@ -27,8 +28,6 @@ from pythia_core.tasks import task_named
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_core.runs import Run
-
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
 """As released, then: items, the share of them that fits the model whole, and what is amiss."""
 EVERYTHING = 1_000_000_000
@@ -36,7 +35,7 @@ FITS = 0.2
 """Below this share of items that fit, the note says so."""
 
 
-def steps_of(run: Run, text: str) -> list[int]:
+def steps_of(run: AnyModel, text: str) -> list[int]:
     """The steps that "all", "last" or a comma list of steps, first and last, names.
 
     Raises:
@@ -71,7 +70,7 @@ def steps_of(run: Run, text: str) -> list[int]:
 
 
 def sweep(
-    run: Run,
+    run: AnyModel,
     tasks: Sequence[str],
     steps: Sequence[int],
     shots: int | None = None,
@@ -101,6 +100,10 @@ def sweep(
         ask(name, shots, limit, data.tokenizer, data.eod_id, config.max_seq_len, folder)
         for name in dict.fromkeys(tasks)
     ]
+    if isinstance(run, PublishedModel):
+        who = {"model": run.label, "deduped": run.deduped}
+    else:
+        who = {"model": run.id, "deduped": run.config.data.dedup != "none"}
     rows = []
     for each in asked:
         found, gaps = {}, []
@@ -108,8 +111,7 @@ def sweep(
             found, gaps = measure_all([(run, step) for step in steps], each, progress)
         reasons = {gap.step: gap.reason for gap in gaps}
         for step in steps:
-            place = {"model": run.id, "deduped": run.config.data.dedup != "none",
-                     "shots": each.shots, "task": each.name, "step": step}  # fmt: skip
+            place = {**who, "shots": each.shots, "task": each.name, "step": step}
             arrays = found.get((run.id, step))
             rows += [place | row for row in _rows(each, arrays, reasons.get(step, ""))]
     return pd.DataFrame(rows, columns=COLUMNS)

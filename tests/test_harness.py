@@ -1,7 +1,10 @@
-"""Our scorer and the evaluation harness agree on every item of every task."""
+"""Our scorer and the evaluation harness agree on every item of every task; the harness finds our
+checkpoints by name and runs no foreign code."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,10 @@ from pythia_core.benchmarks import (
     outcomes,
     prompt_of,
 )
-from pythia_core.config import ModelConfig
-from pythia_core.errors import ConfigError
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
+from pythia_core.runs import Run, find_or_train
 from pythia_core.tasks import TASKS
 from pythia_core.tokenizer import train_bpe
 
@@ -119,3 +123,137 @@ def test_the_digest_follows_the_requests(tokenizer, tmp_path: Path) -> None:
     digests = {TaskMeasurement(b, LENGTH).digest for b in ((one,), (other,), (one, other))}
     assert len(digests) == 3
     assert TaskMeasurement((one,), LENGTH).digest in digests
+
+
+# --- by name, as from lm-eval's command line -------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "corpus.jsonl"
+    lines = (json.dumps({"text": str(item)}) + "\n" for item in made("piqa", 60))
+    corpus.write_text("".join(lines))
+    config = RunConfig(
+        model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=LENGTH),
+        data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=16, heldout_fraction=0),
+        train=TrainConfig(steps=6, batch_size=4, lr_max=1e-2),
+    )
+    return find_or_train(config, progress=False)
+
+
+@pytest.fixture
+def definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A folder with a task definition of somebody's, and what the harness changes put back."""
+    import datasets
+    import lm_eval.utils
+    from lm_eval.tasks import _yaml_loader
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(lm_eval.utils, "env", lm_eval.utils.env)
+    monkeypatch.setattr(_yaml_loader, "_import_func_in_yml", _yaml_loader._import_func_in_yml)
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in made("piqa", 8)))
+
+    def write(text: str = '"Question: {{goal}}"', **more: str) -> Path:
+        settings = {
+            "task": "theirs",
+            "dataset_path": "json",
+            "dataset_kwargs": f"{{data_files: {{test: {data}}}}}",
+            "test_split": "test",
+            "output_type": "loglikelihood",
+            "doc_to_text": text,
+            "doc_to_target": '" {{sol1}}"',
+            "target_delimiter": '""',
+            **more,
+        }
+        folder = tmp_path / "theirs"
+        folder.mkdir(exist_ok=True)
+        lines = (f"{name}: {value}\n" for name, value in settings.items())
+        (folder / "theirs.yaml").write_text("".join(lines))
+        (folder / "code.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w')\ndef text(doc): return doc['goal']\n"
+        )
+        return folder
+
+    return write
+
+
+def load(folder: Path) -> dict:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False).load(["theirs"])
+
+
+def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) -> None:
+    from lm_eval.api.registry import get_model
+
+    from pythia_core.harness import register
+
+    register()
+    register()  # twice is as good as once
+    given = {"run": run.id, "step": 3}
+    lm = get_model("pythia").create_from_arg_obj(given, {"batch_size": 1, "device": None})
+    assert lm.get_model_info() == {"model_run": run.id, "model_step": 3}
+    done = lm_eval.evaluate(lm=lm, task_dict=load(definition()), bootstrap_iters=0)
+    encode = evaluate.encoder(run.data.tokenizer)
+    asked = [
+        encode_pair(f"Question: {item['goal']}", f" {item['sol1']}", encode)
+        for item in made("piqa", 8)
+    ]
+    scores = evaluate.score(run.model(3), evaluate.pack(asked, LENGTH))
+    found = {k.split(",")[0]: v for k, v in done["results"]["theirs"].items()}
+    assert found["perplexity"] == pytest.approx(np.exp(-scores.logprob.mean()))
+    last = get_model("pythia").create_from_arg_string(f"run={run.folder},token_budget=64")
+    assert last.get_model_info()["model_step"] == 6
+    with pytest.raises(ConfigError, match="taken for a number"):
+        get_model("pythia").create_from_arg_obj({"run": 123})
+
+
+def test_code_of_a_foreign_folder_is_refused(definition: Callable, tmp_path: Path) -> None:
+    from pythia_core.harness import register
+
+    register()
+    folder = definition("!function code.text")
+    with pytest.raises(DataError, match=r"theirs has the tag `!function code\.text`.*trusted"):
+        load(folder)
+    with pytest.raises(DataError, match=r"!function os\.system"):
+        load(definition("!function os.system"))
+    assert not (tmp_path / "ran").exists()
+    definition("!function code.text")
+    register(trusted=[folder])
+    load(folder)
+    assert (tmp_path / "ran").exists()
+
+
+def test_templates_are_filled_in_a_sandbox(
+    run: Run, definition: Callable, tokenizer, model: GPTNeoX
+) -> None:
+    from jinja2.exceptions import SecurityError
+
+    from pythia_core.harness import adapter, register
+
+    register()
+    lm = adapter(model, tokenizer, 0, LENGTH)
+    loaded = load(definition('"{{goal.__class__.__mro__[1].__subclasses__()}}"'))
+    with pytest.raises(SecurityError):
+        lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
+
+
+@pytest.mark.slow
+def test_the_command_line(
+    run: Run, definition: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from pythia_core.__main__ import main
+
+    given = ["lm_eval", "--model", "pythia", "--model_args", f"run={run.folder},step=3"]
+    given += ["--tasks", "theirs", "--include_path", str(definition()), "--limit", "4"]
+    assert main([*given, "--output_path", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "theirs" in shown and "perplexity" in shown
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(written.read_text())["config"]["model_step"] == 3
+    definition("!function code.text")
+    assert main(given) == 1
+    assert "that is, code to be run" in capsys.readouterr().err
