@@ -3,7 +3,7 @@
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
     6  __main__  bench  bench_terms  records  recorded  notebooks  cleaning  figures*
-    6  papermill_engine  data_commands
+    6  papermill_engine  data_commands  bench_generate
     5  studies/*  published*  errata*  sweep
     4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
     4  convert  audit  real_suite  task_metrics  harness_tasks  models

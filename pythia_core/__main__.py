@@ -246,9 +246,17 @@ def _bench(args: argparse.Namespace) -> None:
             Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
         print(bench_terms.markdown(result))
         return
+    sizes = tuple(filter(None, args.sizes.split(",")))
+    if args.what == "generate":
+        from pythia_core import bench_generate
+
+        result = bench_generate.bench_generate(sizes, args.rounds)
+        if args.json:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        print(bench_generate.markdown(result))
+        return
     from pythia_core.bench import bench_train, markdown
 
-    sizes = tuple(filter(None, args.sizes.split(",")))
     result = bench_train(sizes, args.rounds, args.precision or "")
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
@@ -396,7 +404,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")
 
     p = command("bench", _bench, "measure speed against a named peer, in one run")
-    p.add_argument("what", choices=("train", "terms"))
+    p.add_argument("what", choices=("train", "terms", "generate"))
     p.add_argument("--device", default="cpu", choices=("cpu",))
     p.add_argument("--sizes", default="", help="comma list (default: the laptop ladder)")
     p.add_argument("--rounds", type=int, default=10, help="alternating rounds of 2 steps each")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pythia_core import bench, bench_terms
+from pythia_core import bench, bench_generate, bench_terms
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
 from pythia_core.metrics import device_info, flops_per_token
@@ -65,3 +65,16 @@ def test_counting_is_compared_with_the_plain_way() -> None:
     assert "50 terms" in bench_terms.markdown(result)
     with pytest.raises(ConfigError, match="at least 10 terms"):
         bench_terms.bench_terms(n_terms=3)
+
+
+def test_writing_is_compared_on_equal_weights() -> None:
+    pytest.importorskip("transformers")
+    config = ModelConfig(1, 32, 2, 128, max_seq_len=128)
+    row = bench_generate.bench_size(config, batch=3, rounds=1, progress=False)
+    assert row["equal_texts"] == row["batch"] == 3
+    assert row["ratio"] == pytest.approx(row["tokens_per_s"] / row["peer_tokens_per_s"], abs=0.02)
+    result = {"machine": device_info(), "new_tokens": 64, "prompt_tokens": (16, 48),
+              "rows": [{"size": "tiny", **row}]}  # fmt: skip
+    assert f"**{row['ratio']:.2f}x** | 3 of 3 |" in bench_generate.markdown(result)
+    with pytest.raises(ConfigError, match="rounds must be at least 1"):
+        bench_generate.bench_generate(rounds=0)

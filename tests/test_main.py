@@ -10,7 +10,10 @@ import pytest
 
 from pythia_core.__main__ import main
 
-COMMANDS = ("prepare", "train", "inspect", "verify", "study", "record", "bench", "errata")
+COMMANDS = (
+    "prepare", "train", "inspect", "verify", "study", "record", "bench", "errata", "evaluate",
+    "generate",
+)  # fmt: skip
 
 
 def test_help_answers_without_heavy_imports() -> None:
