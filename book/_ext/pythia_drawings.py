@@ -8,7 +8,9 @@ on that page only.
 
 from __future__ import annotations
 
+import html
 import importlib
+import json
 import os
 from pathlib import Path
 from typing import Any, ClassVar
@@ -37,7 +39,8 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 class DrawingFigure(SphinxDirective):
     """A figure drawn while the page is read; the content is its caption. Or a table.
 
-    `interactive`: the page's script may put something to play with in its place.
+    `interactive`: the page's script may put something to play with in its place. It is handed what
+    the module's `script_data(name)` gives, if it has one, as JSON.
     """
 
     required_arguments = 1
@@ -64,7 +67,10 @@ class DrawingFigure(SphinxDirective):
         if "interactive" in self.options:
             for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
                 self.env.note_dependency(str(asset))  # else a changed script is not copied
-            place = f'<div class="rotary" data-rotary="{inside}"></div>'
+            page = self.arguments[0].partition(".")[0]
+            data = getattr(module, "script_data", lambda name: None)(inside)
+            words = html.escape(json.dumps(data, separators=(",", ":")))
+            place = f'<div class="{page}" data-{page}="{inside}" data-values="{words}"></div>'
             figure += nodes.raw("", place, format="html")
         figure += nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
         caption = nodes.caption()

@@ -1,0 +1,279 @@
+/* The interactive figures of the page on how a batch comes about. No library, no request.
+
+   The arithmetic comes first and repeats pythia_core/order.py, NumPy's frozen RandomState included;
+   the tests run it in node and compare. Below it each <div class="batch" data-batch="..."> becomes a
+   figure to step through; without this script the static figures stand in its place. */
+"use strict";
+
+// --- arithmetic --------------------------------------------------------------------------------
+
+/** NumPy's RandomState, as far as it shuffles: the Mersenne Twister and its bounded integers. */
+class RandomState {
+  constructor(seed) {
+    this.key = new Uint32Array(624);
+    this.key[0] = seed;
+    for (let i = 1; i < 624; i++) {
+      const last = this.key[i - 1] ^ (this.key[i - 1] >>> 30);
+      this.key[i] = Math.imul(1812433253, last) + i;
+    }
+    this.place = 624;
+  }
+
+  next() {
+    const { key } = this;
+    if (this.place === 624) {
+      for (let i = 0; i < 624; i++) {
+        const y = (key[i] & 0x80000000) | (key[(i + 1) % 624] & 0x7fffffff);
+        key[i] = key[(i + 397) % 624] ^ (y >>> 1) ^ (y & 1 ? 0x9908b0df : 0);
+      }
+      this.place = 0;
+    }
+    let y = key[this.place++];
+    y ^= y >>> 11;
+    y ^= (y << 7) & 0x9d2c5680;
+    y ^= (y << 15) & 0xefc60000;
+    return (y ^ (y >>> 18)) >>> 0;
+  }
+
+  /** A whole number in 0..most. */
+  upTo(most) {
+    const mask = 2 ** (32 - Math.clz32(most)) - 1;
+    for (;;) {
+      const value = (this.next() & mask) >>> 0;
+      if (value <= most) return value;
+    }
+  }
+
+  shuffle(list) {
+    for (let i = list.length - 1; i > 0; i--) {
+      const j = this.upTo(i);
+      [list[i], list[j]] = [list[j], list[i]];
+    }
+    return list;
+  }
+}
+
+/** The order of training: documents in stream order, where each begins, and the rows' order. */
+function rowOrder(sizes, seqLen, seed, epochs) {
+  const random = new RandomState(seed), tiled = [];
+  for (let epoch = 0; epoch < epochs; epoch++) tiled.push(...sizes.keys());
+  const documents = random.shuffle(tiled), begins = [0];
+  for (const document of documents) begins.push(begins[begins.length - 1] + sizes[document]);
+  const total = begins[documents.length], count = Math.floor((total - 1) / seqLen);
+  return { seqLen, documents, begins, total, rows: random.shuffle([...Array(count).keys()]) };
+}
+
+/** Parts [document, first token, last token + 1, place in the stream] of stream tokens [low, high). */
+function parts(order, low, high) {
+  const found = [];
+  order.documents.forEach((document, place) => {
+    const begin = order.begins[place], end = order.begins[place + 1];
+    const first = Math.max(begin, low), stop = Math.min(end, high);
+    if (first < stop) found.push([document, first - begin, stop - begin, place]);
+  });
+  return found;
+}
+
+/** Parts of row `number` of the stream, its S + 1 tokens. */
+const spans = (order, number) =>
+  parts(order, number * order.seqLen, (number + 1) * order.seqLen + 1);
+
+// --- pictures ----------------------------------------------------------------------------------
+
+const grouped = (x) => x.toLocaleString("en-US");
+const escaped = (words) => words.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`);
+const hue = (document, count) => ((20 + 300 * document / Math.max(count - 1, 1)) % 360).toFixed(0);
+const rect = (x, y, width, height, kind, style = "") =>
+  `<rect x="${x.toFixed(2)}" y="${y}" width="${Math.max(width, 0.3).toFixed(2)}" ` +
+  `height="${height}" class="${kind}" ${style}/>`;
+const text = (x, y, words, kind = "") =>
+  `<text x="${x.toFixed(1)}" y="${y}" class="${kind}">${words}</text>`;
+const line = (x, top, bottom, kind) =>
+  `<line x1="${x.toFixed(1)}" x2="${x.toFixed(1)}" y1="${top}" y2="${bottom}" class="${kind}"/>`;
+const picture = (width, height, body) =>
+  `<svg width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">${body}</svg>`;
+
+/** Everything about the chosen step and row. */
+function chosen(figure) {
+  const { data, state } = figure;
+  const key = `${state.seed} ${state.epochs}`;
+  if (figure.key !== key) {
+    figure.key = key;
+    figure.order = rowOrder(data.sizes, data.seqLen, state.seed, state.epochs);
+  }
+  const { order } = figure, first = state.step * data.batchSize;
+  const numbers = order.rows.slice(first, first + data.batchSize);
+  return { order, first, numbers, number: numbers[state.row] };
+}
+
+/** Ids of row `number` of the stream, which is the r-th of training. */
+function idsOf(figure, number, r) {
+  const { data, order } = figure;
+  if (!data.documents.length) return data.rows[r];
+  return spans(order, number).flatMap(([d, from, to]) => data.documents[d].slice(from, to));
+}
+
+function documentStrips(figure, width) {
+  const { data } = figure, { order, number } = chosen(figure), n = data.sizes.length;
+  const scale = width / order.total, tall = 22, named = n < 40;
+  const file = order.documents.map((_, k) => k % n);
+  const strip = (documents, y) => {
+    let at = 0;
+    return documents.map((document) => {
+      const wide = data.sizes[document] * scale, x = at;
+      at += wide;
+      const label = named && wide > 18 ? text(x + wide / 2, y + 15, document, "middle on") : "";
+      return rect(x, y, named ? wide - 0.6 : wide, tall, "doc", `style="--hue:${hue(document, n)}"`) + label;
+    }).join("");
+  };
+  const x = (number + 0.5) * order.seqLen * scale;
+  const body = text(0, 12, "in the file") + strip(file, 17) + text(0, 56, "shuffled") +
+    strip(order.documents, 61) + line(x, 58, 92, "mark");
+  return picture(width, 94, body);
+}
+
+function streamWindow(figure, width) {
+  const { data } = figure, { order, number } = chosen(figure), S = order.seqLen;
+  const low = Math.max(0, (number - 1.2) * S), high = Math.min(order.total, (number + 2.2) * S);
+  const x = (token) => width * (token - low) / (high - low), n = data.sizes.length;
+  const shown = parts(order, low, high).map(([document, from, to, place]) => {
+    const begin = x(order.begins[place] + from), wide = x(order.begins[place] + to) - begin;
+    const label = wide > 90 ? `document ${document}` : wide > 24 ? document : "";
+    return rect(begin, 16, wide - 0.8, 26, "doc", `style="--hue:${hue(document, n)}"`) +
+      text(begin + wide / 2, 33, label, "middle on");
+  });
+  const cuts = [-1, 0, 1, 2].map((k) => (number + k) * S).filter((t) => t >= low && t <= high);
+  const body = shown.join("") + cuts.map((token) => line(x(token), 10, 48, "cut")).join("") +
+    rect(x(number * S), 14, x((number + 1) * S + 1) - x(number * S), 30, "frame") +
+    text(x((number + 0.5) * S), 60, `row ${grouped(number)}`, "middle");
+  return picture(width, 64, body);
+}
+
+function rowGrid(figure, width) {
+  const { data, state } = figure, { order } = chosen(figure), n = data.sizes.length;
+  const all = Math.floor(order.rows.length / data.batchSize);
+  const steps = Math.min(all, figure.steps(), 24), from = Math.max(0, Math.min(state.step - 12, all - steps));
+  const wide = width / steps, tall = 11, cells = [];
+  for (let k = 0; k < steps; k++) {
+    for (let i = 0; i < data.batchSize; i++) {
+      const [[document]] = spans(order, order.rows[(from + k) * data.batchSize + i]);
+      const mine = from + k === state.step && i === state.row;
+      cells.push(rect(k * wide, 4 + i * tall, wide - 2, tall - 1.5, mine ? "doc chosen" : "doc",
+        `style="--hue:${hue(document, n)}"`));
+    }
+  }
+  const height = data.batchSize * tall + 4, ticks = [0, steps - 1].map((k) =>
+    text((k + 0.5) * wide, height + 14, from + k, "middle"));
+  const body = cells.join("") + ticks.join("") +
+    rect((state.step - from) * wide - 2, 1.5, wide + 1, height, "frame");
+  return picture(width, height + 18, body);
+}
+
+function batchList(figure) {
+  const { data, state } = figure, { numbers, first, order } = chosen(figure), n = data.sizes.length;
+  const rows = numbers.map((number, i) => {
+    const bars = spans(order, number).map(([document, from, to]) =>
+      `<i style="--hue:${hue(document, n)};flex:${to - from}"></i>`).join("");
+    const words = idsOf(figure, number, first + i).map((id) => data.pieces[id] || " \u2311 ").join("");
+    return `<li class="${i === state.row ? "chosen" : ""}"><b>${i}</b><span class="bar">${bars}` +
+      `<em>${escaped(words.slice(0, 160))}</em></span></li>`;
+  });
+  const row = spans(order, numbers[state.row]), ids = idsOf(figure, numbers[state.row], first + state.row);
+  let part = 0, left = row[0][2] - row[0][1];
+  const tokens = ids.map((id, k) => {
+    while (left === 0) {
+      part += 1;
+      left = row[part][2] - row[part][1];
+    }
+    left -= 1;
+    const piece = data.pieces[id], last = k === ids.length - 1 ? " last" : "";
+    return `<span class="${piece ? "token" : "token eod"}${last}" title="id ${id}" ` +
+      `style="--hue:${hue(row[part][0], n)}">${piece ? escaped(piece) : "end of document"}</span>`;
+  });
+  return `<ol class="rows">${rows.join("")}</ol><p class="legend">Row ${state.row}, token by token; ` +
+    `framed: the last one, which is only predicted and also begins the next row of the stream.</p>` +
+    `<p class="tokens">${tokens.join("")}</p>`;
+}
+
+function says(figure) {
+  const { data, state } = figure, { order, first, number } = chosen(figure);
+  const where = spans(order, number).map(([document, from, to]) =>
+    `document ${document}, tokens ${grouped(from)}\u2013${grouped(to - 1)}`);
+  const original = state.seed === data.seed && state.epochs === data.epochs;
+  const hash = original ? ` Hash of the batch: ${data.hashes[state.step]}.` : "";
+  return `Batch ${state.step}: rows ${grouped(first)}\u2013${grouped(first + data.batchSize - 1)} of training. ` +
+    `Row ${state.row} of it is row ${grouped(number)} of the stream: ${where.join("; ")}.${hash}`;
+}
+
+// --- controls and drawing ----------------------------------------------------------------------
+
+const SEEDS = [1234, 1, 2, 3, 4, 5, 6, 7, 8, 9];
+const range = (name, label) =>
+  `<label><span>${label}</span><input type="range" min="0" data-set="${name}"><b></b></label>`;
+const number = (name, label) =>
+  `<label><span>${label}</span><input type="number" min="0" step="1" inputmode="numeric" data-set="${name}"><b></b></label>`;
+const choice = (name, label, values) =>
+  `<label><span>${label}</span><select data-set="${name}">` +
+  values.map((value) => `<option>${value}</option>`).join("") + "</select></label>";
+const CONTROLS = {
+  follow: () => number("step", "step") + range("row", "row of the batch"),
+  shuffle: () => choice("seed", "seed", SEEDS) + choice("epochs", "epochs", [1, 2, 3]) +
+    range("step", "step") + range("row", "row of the batch"),
+};
+
+/** A figure's state and what limits it; `data` is what the page holds for it. */
+function figureOf(name, data) {
+  const state = { step: 0, row: data.row, seed: data.seed, epochs: data.epochs };
+  const figure = { name, data, state };
+  figure.steps = () => {
+    const { order } = chosen(figure), all = Math.floor(order.rows.length / data.batchSize);
+    return data.documents.length ? all : data.steps; // of the others no text is here
+  };
+  figure.most = { step: () => figure.steps() - 1, row: () => data.batchSize - 1 };
+  figure.change = (key, value) => {
+    const whole = Math.trunc(Number(value)) || 0;
+    state[key] = Math.max(0, whole);
+    for (const [each, most] of Object.entries(figure.most)) state[each] = Math.min(state[each], most());
+  };
+  return figure;
+}
+
+const HEADS = ["The documents are shuffled", "Their stream is cut into rows", "The rows are shuffled; a column is a batch", "The batch"];
+
+function draw(host, figure) {
+  const frame = host.querySelector(".picture"), width = Math.floor(frame.clientWidth);
+  if (!width) return; // nothing is drawn while hidden
+  for (const input of host.querySelectorAll("[data-set]")) {
+    const key = input.dataset.set, most = figure.most[key];
+    if (most) {
+      input.max = most();
+      input.nextSibling.textContent = input.type === "number" ? `of 0\u2013${most()}` : figure.state[key];
+    }
+    if (input !== document.activeElement || input.type !== "number") input.value = figure.state[key];
+  }
+  const drawn = [documentStrips(figure, width), streamWindow(figure, width), rowGrid(figure, width)];
+  frame.innerHTML = [...drawn, batchList(figure)].map((markup, i) =>
+    `<h4>${i + 1} \u00b7 ${HEADS[i]}</h4>` + (i < 3 ? `<div aria-hidden="true">${markup}</div>` : markup)).join("");
+  const output = host.querySelector("output"), words = says(figure);
+  if (output.textContent !== words) output.textContent = words;
+}
+
+function start() {
+  for (const host of document.querySelectorAll(".batch[data-batch]")) {
+    const figure = figureOf(host.dataset.batch, JSON.parse(host.dataset.values));
+    host.innerHTML = `<div class="controls">${CONTROLS[figure.name]()}</div>` +
+      '<output aria-live="polite"></output><div class="picture"></div>';
+    host.closest("figure").classList.add("batch-live");
+    host.addEventListener("input", (event) => {
+      figure.change(event.target.dataset.set, event.target.value);
+      draw(host, figure);
+    });
+    host.addEventListener("focusout", () => draw(host, figure)); // a typed number out of range
+    new ResizeObserver(() => draw(host, figure)).observe(host);
+  }
+}
+
+if (typeof document !== "undefined") start();
+if (typeof module !== "undefined") {
+  module.exports = { RandomState, rowOrder, parts, spans, figureOf, chosen, idsOf, says, batchList };
+}

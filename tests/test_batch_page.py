@@ -1,0 +1,300 @@
+"""The page on batches: its drawings, its script and its words agree with the library."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pythia_core import figures_batch as draw
+from pythia_core.order import RowOrder, batch_hash
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "book" / "batch.md").read_text(encoding="utf-8")
+SCRIPT, STYLE = (ROOT / "book" / "_static" / f"batch.{kind}" for kind in ("js", "css"))
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+
+
+@pytest.fixture
+def no_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine on which nothing was ever fetched."""
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    for function in (draw.real, draw.values):
+        function.cache_clear()
+    yield
+    assert not (tmp_path / "cache").exists(), "building the page fetched or wrote something"
+    for function in (draw.real, draw.values):
+        function.cache_clear()
+
+
+# --- drawings, data, numbers -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["follow", "shuffle"])
+def test_drawings_are_deterministic_svg(name: str, no_wheels: None) -> None:
+    first, second = getattr(draw, name)(), getattr(draw, name)()
+    assert first.svg == second.svg
+    root = ET.fromstring(first.svg)
+    assert root.get("role") == "img" and root.get("aria-label") == first.description
+    assert "figures_batch.py" in " ".join(root.itertext())
+
+
+def test_without_the_corpus_the_page_has_its_own_texts(no_wheels: None) -> None:
+    assert draw.real() == draw.tiny() and draw.values()["example"] == "twelve short texts"
+    texts = "".join(draw.tiny().pieces[t] for ids in draw.tiny().documents for t in ids)
+    assert texts == "".join(draw.TEXTS), "the texts are there whole, none is from a corpus"
+
+
+@pytest.mark.wheels
+def test_the_rows_of_the_corpus_are_those_that_a_run_reads() -> None:
+    from pythia_core.prepare import prepare
+    from pythia_core.scales import scale_named
+
+    scale = scale_named("smoke")
+    data = prepare(scale.data, progress=False)
+    draw.real.cache_clear()
+    example, sent = draw.real(), draw.script_data("follow")
+    assert example.name == "what a run at scale smoke reads" and example.steps == scale.steps
+    for step in range(scale.steps):
+        batch = data.batch(step, scale.batch_size)
+        assert example.batch(step).tolist() == batch.tolist()
+        assert sent["hashes"][step] == batch_hash(batch)
+    text = "".join(example.pieces[t] for t in example.rows[0])
+    assert text == data.tokenizer.decode(example.rows[0], skip_special_tokens=True)
+    assert len(json.dumps(sent)) < 100_000
+
+
+def test_parts_of_a_row_are_its_tokens() -> None:
+    example = draw.tiny()
+    order = example.order
+    for r, ids in enumerate(example.rows):
+        parts = draw.spans(order, example.sizes, int(order.shuffle[r]))
+        assert [t for d, a, b in parts for t in example.documents[d][a:b]] == ids
+
+
+def test_the_numbers_are_those_of_the_order_they_tell_of() -> None:
+    values = draw.values()
+    shares = [float(values[f"deduped_seen_{n}"].split()[0]) for n in range(3)]
+    assert abs(sum(shares) - 100) < 0.2
+    # the same on a corpus of the same proportions, counted instead of computed
+    order = RowOrder(np.full(4000, 50), 20, epochs=2)
+    used = float(values["deduped_share"].split()[0]) / 100
+    counts, _ = order.reads(int(used * order.n_rows), 10**6)
+    seen = 100 * np.bincount(counts, minlength=3) / len(counts)
+    np.testing.assert_allclose(seen, shares, atol=1.0)
+    assert values["batch_bytes"] == "4,196,352" and values["all_gigabytes"] == "600"
+
+
+# --- the script --------------------------------------------------------------------------------
+
+
+def in_node(expression: str, **given: Any) -> Any:
+    """What an expression over the script's functions gives, run by node."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    names = "".join(f"const {name} = {json.dumps(value)};" for name, value in given.items())
+    code = f"const b = require({json.dumps(str(SCRIPT))}); {names}"
+    code += f"console.log(JSON.stringify({expression}))"
+    done = subprocess.run(
+        ["node", "-e", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 9, 1234, 2**32 - 1])
+def test_the_scripts_generator_is_numpys(seed: int) -> None:
+    rng = np.random.RandomState(seed)
+    expected = []
+    for size in (1, 2, 3, 700, 5000):
+        one = np.arange(size)
+        rng.shuffle(one)
+        expected.append(one.tolist())
+    shuffled = "[1, 2, 3, 700, 5000].map((n) => r.shuffle([...Array(n).keys()]))"
+    assert in_node(f"(() => {{ const r = new b.RandomState({seed}); return {shuffled}; }})()") == (
+        expected
+    )
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1234, 5])
+def test_the_scripts_order_is_the_librarys(seed: int, epochs: int) -> None:
+    sizes = [0, 7, 30, 0, 1, 19, 8, 44, 0]
+    order = RowOrder(sizes, 8, seed, epochs)
+    found = in_node(f"b.rowOrder(sizes, 8, {seed}, {epochs})", sizes=sizes)
+    assert found["documents"] == order.documents.tolist()
+    assert found["rows"] == order.shuffle.tolist()
+    parts = in_node(
+        f"(() => {{ const o = b.rowOrder(sizes, 8, {seed}, {epochs});"
+        "return o.rows.map((row) => b.spans(o, row).map((part) => part.slice(0, 3))); })()",
+        sizes=sizes,
+    )
+    expected = [draw.spans(order, sizes, row) for row in order.shuffle.tolist()]
+    assert parts == [[list(part) for part in row] for row in expected]
+
+
+def test_the_script_shows_the_rows_of_the_order() -> None:
+    example, data = draw.tiny(), draw.script_data("shuffle")
+    shown = in_node(
+        "(() => { const f = b.figureOf('shuffle', data); const all = [];"
+        "for (let s = 0; s < data.steps; s++) for (let r = 0; r < data.batchSize; r++) {"
+        "f.change('step', s); f.change('row', r); const c = b.chosen(f);"
+        "all.push(b.idsOf(f, c.number, c.first + r)); } return all; })()",
+        data=data,
+    )
+    assert shown == example.rows
+
+
+@pytest.mark.parametrize(("typed", "step"), [("3", 3), ("999", 10), ("-4", 0), ("", 0), ("2.7", 2)])
+def test_what_is_typed_becomes_a_step(typed: str, step: int) -> None:
+    data = draw.script_data("shuffle")
+    shown = in_node(
+        f"(() => {{ const f = b.figureOf('shuffle', data); f.change('step', {typed!r});"
+        "return b.says(f); })()",
+        data=data,
+    )
+    assert shown.startswith(f"Batch {step}: rows {4 * step}")
+    assert shown.endswith(f"Hash of the batch: {data['hashes'][step]}.")
+
+
+def test_another_seed_has_no_hash_of_the_first() -> None:
+    said = (
+        "(() => { const f = b.figureOf('shuffle', data); f.change(KEY, 2); return b.says(f); })()"
+    )
+    for key in ("seed", "epochs"):
+        assert "Hash" not in in_node(said, data=draw.script_data("shuffle"), KEY=key)
+
+
+def test_text_stays_text() -> None:
+    data = draw.script_data("shuffle")
+    evil = '<img src=x onerror="alert(1)">&amp;'
+    data["pieces"] = {i: evil if piece else "" for i, piece in data["pieces"].items()}
+    markup = in_node("b.batchList(b.figureOf('shuffle', data))", data=data)
+    assert "<img" not in markup and "&#60;img src=x onerror=&#34;" in markup
+
+
+def test_the_script_and_the_style_ask_nobody_for_anything() -> None:
+    for path in (SCRIPT, STYLE):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(
+            r"http|//[\w.]+/|@import|url\(|fetch|XMLHttp|import\(|Math\.random", text
+        )
+        assert len(text.splitlines()) < 350
+
+
+DRIVER = """
+const figure = (name) =>
+  `<figure><div class="batch" data-batch="${name}"></div><img alt=""></figure>`;
+document.body.innerHTML =
+  "<div style='width: 343px'>" + Object.keys(DATA).map(figure).join("") + "</div>";
+for (const host of document.querySelectorAll(".batch")) {
+  host.dataset.values = JSON.stringify(DATA[host.dataset.batch]);
+}
+const errors = [], result = { errors };
+addEventListener("error", (event) => errors.push(event.message));
+const script = document.createElement("script");
+script.src = SCRIPT;
+const set = (figure, name, value) => {
+  const input = document.querySelector(`[data-batch=${figure}] [data-set=${name}]`);
+  input.value = value;
+  input.dispatchEvent(new Event("input", { bubbles: true }));
+  return document.querySelector(`[data-batch=${figure}] output`).textContent;
+};
+script.onload = () => setTimeout(() => {
+  result.first = [...document.querySelectorAll("output")].map((o) => o.textContent);
+  result.step = set("follow", "step", 5);
+  result.far = set("follow", "step", 5000);
+  result.seed = set("shuffle", "seed", 7);
+  result.epochs = set("shuffle", "epochs", 3);
+  result.row = set("shuffle", "row", 3);
+  result.rows = document.querySelectorAll("[data-batch=shuffle] .rows li").length;
+  result.tokens = document.querySelectorAll("[data-batch=shuffle] .token").length;
+  result.labelled = [...document.querySelectorAll("input, select")].every((i) => i.labels.length);
+  result.widths = [...document.querySelectorAll("figure, .picture")].map(
+    (each) => each.scrollWidth - each.clientWidth);
+  result.images = [...document.querySelectorAll("img")].map((i) => getComputedStyle(i).display);
+  result.wrong = document.body.innerHTML.match(/NaN|undefined|Infinity/g);
+  document.body.innerHTML = "";
+  const pre = document.body.appendChild(document.createElement("pre"));
+  pre.textContent = JSON.stringify(result);
+}, 100);
+document.head.append(script);
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_in_a_browser(tmp_path: Path) -> None:
+    data = {name: draw.script_data(name) for name in ("follow", "shuffle")}
+    words = json.dumps(data).replace("</", "<\\/")
+    names = f"const DATA = {words}, SCRIPT = {json.dumps(SCRIPT.as_uri())};"
+    page = tmp_path / "page.html"
+    head = f'<meta charset="utf-8"><link rel="stylesheet" href="{STYLE.as_uri()}">'
+    page.write_text(
+        f"<html><head>{head}</head><body><script>{names}{DRIVER}</script></body></html>",
+        encoding="utf-8",
+    )
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    done = subprocess.run(
+        [str(BROWSER), *words, profile, "--dump-dom", page.as_uri()],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    assert found, done.stdout[-2000:] + done.stderr[-2000:]
+    seen = json.loads(html.unescape(found[1]))
+    assert seen["errors"] == [] and seen["wrong"] is None
+    last = data["follow"]["steps"] - 1
+    for said, step in ((seen["first"][0], 0), (seen["step"], 5), (seen["far"], last)):
+        assert said.startswith(f"Batch {step}: ")
+        assert said.endswith(f"Hash of the batch: {data['follow']['hashes'][step]}.")
+    row = RowOrder(draw.tiny().sizes, 8, 7).shuffle[draw.script_data("shuffle")["row"]]
+    assert f"is row {row} of the stream" in seen["seed"]
+    row = RowOrder(draw.tiny().sizes, 8, 7, 3).shuffle[3]
+    assert f"Row 3 of it is row {row} of the stream" in seen["row"] and seen["epochs"]
+    assert seen["rows"] == 4 and seen["tokens"] == 9 and seen["labelled"]
+    assert max(seen["widths"]) <= 0, "a phone would scroll sideways"
+    assert set(seen["images"]) == {"none"}, "the static figures make room"
+
+
+# --- the page ----------------------------------------------------------------------------------
+
+
+def test_every_drawing_value_and_line_exists() -> None:
+    drawn = re.findall(r"^:::\{drawing\} batch\.(\w+)$", PAGE, flags=re.MULTILINE)
+    assert drawn == ["follow", "shuffle"]
+    names = set(re.findall(r"\{value\}`batch\.(\w+)`", PAGE))
+    assert names and names <= draw.values().keys()
+    order = (ROOT / "pythia_core" / "order.py").read_text(encoding="utf-8")
+    for words in re.findall(r"^:(?:start|end)-at: (.+)$", PAGE, flags=re.MULTILINE):
+        assert order.count(words) == 1, words
+    for name, words in re.findall(r"\{source\}`([^`#]+)#([^`]+)`", PAGE):
+        assert words in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_are_known() -> None:
+    from pythia_core.__main__ import parser
+
+    commands = re.findall(r"^python -m pythia_core (.+)$", PAGE, flags=re.MULTILINE)
+    assert len(commands) == 6
+    for command in commands:
+        parser().parse_args(re.findall(r'"[^"]*"|\S+', command))
+
+
+def test_the_page_is_in_the_book() -> None:
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    explained = next(part for part in parts if part["caption"] == "Explained")
+    assert {"file": "batch"} in explained["chapters"]
