@@ -222,7 +222,7 @@ def describe_batch(
         batch = rows.batch(step, batch_size)
         what = f"hash {batch_hash(batch)}"
     else:
-        batch = rows.rows(first, first + min(shown, batch_size))
+        batch = rows.rows(first, first + max(1, min(shown, batch_size)))
         what = f"of which the first {len(batch)} were read"
     ends = (batch[:, :-1] == eod_id).sum(1)
     lines = [

@@ -82,6 +82,8 @@ class FixedRows(Batches):
     def __init__(
         self, name: str, sizes: Sequence[int], seq_len: int, dtype: str | np.dtype = "<u2"
     ) -> None:
+        if seq_len < 1:
+            raise DataError(f"seq_len must be at least 1, got {seq_len}")
         self.seq_len, self.dtype = seq_len, np.dtype(dtype)
         self._row_bytes = (seq_len + 1) * self.dtype.itemsize
         if not sum(sizes) or sum(sizes) % self._row_bytes:

@@ -281,6 +281,8 @@ def test_shards_cut_anywhere_read_as_one_file(tmp_path: Path) -> None:
             PreshuffledRows(paths[1:], 4)
     with pytest.raises(DataError, match="whole number"):
         PreshuffledRows(paths, 5)
+    with pytest.raises(DataError, match="at least 1, got -1"):
+        PreshuffledRows(paths, -1)
     with pytest.raises(DataError, match="does not exist"):
         PreshuffledRows([tmp_path / "none.bin"], 4)
     with pytest.raises(DataError, match="no files"):
