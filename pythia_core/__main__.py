@@ -391,7 +391,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--top-p", type=float, default=1.0)
     p.add_argument("--seed", type=int, default=0)
 
-
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
     p.add_argument("study", help="name of a notebook, e.g. gender_bias")
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")

@@ -73,7 +73,7 @@ def test_a_folder_of_one_step_and_a_pickled_copy(published: Path) -> None:
     single = published.rename(published.parent / "mine") / "step0"
     assert PublishedModel(str(single.rename(single.parent / "final"))).steps == [LAST]
     model = PublishedModel(str(single.parent))
-    assert pickle.loads(pickle.dumps(model)) == model
+    assert pickle.loads(pickle.dumps(model)) == model  # noqa: S301
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; the nearest are \[3000\]"):
         model.model(7)
 
