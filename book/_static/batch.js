@@ -269,7 +269,11 @@ function start() {
       draw(host, figure);
     });
     host.addEventListener("focusout", () => draw(host, figure)); // a typed number out of range
-    new ResizeObserver(() => draw(host, figure)).observe(host);
+    let width = 0; // drawing changes the height; only another width calls for drawing again
+    new ResizeObserver(() => {
+      if (host.clientWidth !== width) requestAnimationFrame(() => draw(host, figure));
+      width = host.clientWidth;
+    }).observe(host);
   }
 }
 
