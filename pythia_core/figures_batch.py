@@ -148,7 +148,7 @@ def script_data(name: str) -> dict[str, Any]:
         "pieces": example.pieces,
         "rows": example.rows if name == "follow" else [],
         "documents": example.documents if name == "shuffle" else [],
-        "row": telling_row(example, 0),
+        "first": telling(example),
         "hashes": [batch_hash(example.batch(step)) for step in range(example.steps)],
     }
 
@@ -226,15 +226,14 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, na
                     fontsize=6.5)  # fmt: skip
 
 
-def telling_row(example: Example, step: int) -> int:
-    """The row of a batch with parts of most documents; figures begin with it."""
-    first = step * example.batch_size
-    numbers = example.order.shuffle[first : first + example.batch_size].tolist()
+def telling(example: Example) -> tuple[int, int]:
+    """(step, row of the batch) of the first row with parts of most documents: the one to show."""
+    numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
-    return parts.index(max(parts))
+    return divmod(parts.index(max(parts)), example.batch_size)
 
 
-def _picture(example: Example, step: int) -> Drawing:
+def _picture(example: Example) -> Drawing:
     """File, shuffled stream, rows and one batch, one under the other."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -242,7 +241,8 @@ def _picture(example: Example, step: int) -> Drawing:
     order, n, S = example.order, len(example.sizes), example.seq_len
     sizes = np.array(example.sizes)
     total, named = order.epochs * sizes.sum(), n < 40
-    row = int(order.shuffle[step * example.batch_size + telling_row(example, step)])
+    step, place = telling(example)
+    row = int(order.shuffle[step * example.batch_size + place])
     tiled = np.tile(np.arange(n), order.epochs)
     with style():
         figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
@@ -313,9 +313,9 @@ def _picture(example: Example, step: int) -> Drawing:
 
 def follow() -> Drawing:
     """One batch of the corpus, from documents to rows."""
-    return _picture(real(), 0)
+    return _picture(real())
 
 
 def shuffle() -> Drawing:
     """The same for a few sentences, which the page's script can shuffle anew."""
-    return _picture(tiny(), 0)
+    return _picture(tiny())

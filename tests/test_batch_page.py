@@ -82,6 +82,15 @@ def test_parts_of_a_row_are_its_tokens() -> None:
         assert [t for d, a, b in parts for t in example.documents[d][a:b]] == ids
 
 
+def test_the_row_shown_first_has_parts_of_several_documents() -> None:
+    for example in (draw.tiny(), draw.real()):
+        step, place = draw.telling(example)
+        number = int(example.order.shuffle[step * example.batch_size + place])
+        parts = draw.spans(example.order, example.sizes, number)
+        assert len(parts) > 1 and step < example.steps
+        assert sum(stop - first for _, first, stop in parts) == example.seq_len + 1
+
+
 def test_the_numbers_are_those_of_the_order_they_tell_of() -> None:
     values = draw.values()
     shares = [float(values[f"deduped_seen_{n}"].split()[0]) for n in range(3)]
@@ -258,12 +267,14 @@ def test_in_a_browser(tmp_path: Path) -> None:
     seen = json.loads(html.unescape(found[1]))
     assert seen["errors"] == [] and seen["wrong"] is None
     last = data["follow"]["steps"] - 1
-    for said, step in ((seen["first"][0], 0), (seen["step"], 5), (seen["far"], last)):
+    shown = data["follow"]["first"][0]
+    for said, step in ((seen["first"][0], shown), (seen["step"], 5), (seen["far"], last)):
         assert said.startswith(f"Batch {step}: ")
         assert said.endswith(f"Hash of the batch: {data['follow']['hashes'][step]}.")
-    row = RowOrder(draw.tiny().sizes, 8, 7).shuffle[draw.script_data("shuffle")["row"]]
+    step, place = data["shuffle"]["first"]
+    row = RowOrder(draw.tiny().sizes, 8, 7).shuffle[4 * step + place]
     assert f"is row {row} of the stream" in seen["seed"]
-    row = RowOrder(draw.tiny().sizes, 8, 7, 3).shuffle[3]
+    row = RowOrder(draw.tiny().sizes, 8, 7, 3).shuffle[4 * step + 3]
     assert f"Row 3 of it is row {row} of the stream" in seen["row"] and seen["epochs"]
     assert seen["rows"] == 4 and seen["tokens"] == 9 and seen["labelled"]
     assert max(seen["widths"]) <= 0, "a phone would scroll sideways"

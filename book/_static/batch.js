@@ -165,7 +165,7 @@ function rowGrid(figure, width) {
   const height = data.batchSize * tall + 4, ticks = [0, steps - 1].map((k) =>
     text((k + 0.5) * wide, height + 14, from + k, "middle"));
   const body = cells.join("") + ticks.join("") +
-    rect((state.step - from) * wide - 2, 1.5, wide + 1, height, "frame");
+    rect(Math.max(1, (state.step - from) * wide - 2), 1.5, wide, height, "frame");
   return picture(width, height + 18, body);
 }
 
@@ -223,7 +223,7 @@ const CONTROLS = {
 
 /** A figure's state and what limits it; `data` is what the page holds for it. */
 function figureOf(name, data) {
-  const state = { step: 0, row: data.row, seed: data.seed, epochs: data.epochs };
+  const [step, row] = data.first, state = { step, row, seed: data.seed, epochs: data.epochs };
   const figure = { name, data, state };
   figure.steps = () => {
     const { order } = chosen(figure), all = Math.floor(order.rows.length / data.batchSize);
