@@ -6,8 +6,8 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     6  papermill_engine  data_commands  bench_generate
     5  studies/*  published*  errata*  sweep
     4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
-    4  convert  audit  real_suite  task_metrics  harness_tasks  models  generate
-    3  distributed  checkpoint  hf*  hub  neox_native  metrics
+    4  convert  audit  real_suite  task_metrics  harness_tasks  models  generate  phases
+    3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
     2  dedup*  exposure  equations  terms  find_text
     2  pile -> index_maps -> remote_rows

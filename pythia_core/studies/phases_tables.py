@@ -1,0 +1,158 @@
+"""When things happen in training, from measures of many checkpoints: steps with intervals, tables.
+
+A step is picked by the mean of a measure over rows, e.g. the smallest one; its interval comes from
+picking again on resampled rows. Steps lie as close as checkpoints do: an interval of one step says
+that no resample picked another, not that the step is known better than its neighbours are apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_core.phases import ORDERS, Ngrams, Probe
+from pythia_core.studies.measured import Arrays
+from pythia_core.studies.stats import LEVEL, estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CLOSE = 0.5
+"""Nats: a lens below it, from there to the end of training, counts as settled."""
+
+Kept = dict[str, dict[int, Arrays]]
+"""Arrays of `phases.PhasesMeasurement` by size and step, ascending."""
+
+
+# --- levels and steps ------------------------------------------------------------------------
+
+
+def best_head(prefix: np.ndarray) -> np.ndarray:
+    """float[n]: prefix matching of the best head, float[layers, heads, n] by sequence. Each half of
+    the sequences is given the head that is best on the other, as the best of many is flattered."""
+    flat = prefix.reshape(-1, prefix.shape[-1])
+    found = np.empty(flat.shape[1])
+    halves = slice(0, None, 2), slice(1, None, 2)
+    for mine, other in (halves, halves[::-1]):
+        found[mine] = flat[flat[:, other].mean(1).argmax(), mine]
+    return found
+
+
+MEASURES: dict[str, Callable[[Arrays], np.ndarray]] = {
+    "loss": lambda a: a["loss"],
+    **{f"kl_{order}": (lambda a, i=i: a["kl"][i]) for i, order in enumerate(ORDERS)},
+    "gain": lambda a: a["copies"][0] - a["copies"][1],
+    "order_gain": lambda a: a["copies"][2] - a["copies"][1],
+    "prefix": lambda a: best_head(a["prefix"]),
+    "lens_last": lambda a: a["lens"][-1],
+    "lens_gap": lambda a: a["lens"][0] - a["lens"][-1],
+}
+"""By row or by sequence. gain: loss the first time minus the second; order_gain: after the same
+tokens in another order minus after the sequence itself; lens_last: KL before the last
+block; lens_gap: before the first minus before the last."""
+
+
+def nearest(means: np.ndarray) -> np.ndarray:
+    """int[m]: the checkpoint with the smallest of means [m, checkpoints]."""
+    return means.argmin(1)
+
+
+def first_below(means: np.ndarray) -> np.ndarray:
+    """int[m]: the first checkpoint at which a mean is negative; their number if none is."""
+    return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
+
+
+def below_from(means: np.ndarray) -> np.ndarray:
+    """int[m]: the first checkpoint from which to the last one means are negative; their number if
+    the last is not."""
+    last = means.shape[1] - (means >= 0)[:, ::-1].argmax(1)
+    return np.where((means >= 0).any(1), last, 0)
+
+
+def picks(values: np.ndarray, pick: Callable[[np.ndarray], np.ndarray], draws: int) -> np.ndarray:
+    """int[1 + draws]: which of the checkpoints of values float[checkpoints, n] is picked by their
+    means, and by those of resampled rows; the same rows are drawn whatever is measured on them."""
+    n = values.shape[1]
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
+    return pick(np.vstack([values.mean(1), counts @ values.T / n]))
+
+
+def interval_of(picked: np.ndarray) -> tuple[int, int, int]:
+    """The pick and the ends of its interval."""
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    low, high = np.quantile(picked[1:], tails, method="inverted_cdf")
+    return int(picked[0]), int(low), int(high)
+
+
+def curve(kept: dict[int, Arrays], measure: Callable[[Arrays], np.ndarray]) -> np.ndarray:
+    """float[checkpoints, n]."""
+    return np.stack([measure(arrays) for arrays in kept.values()])
+
+
+def when_nearest(kept: dict[int, Arrays], order: int, draws: int) -> np.ndarray:
+    """`picks` of the checkpoint whose predictions are nearest to an order of n-grams."""
+    return picks(curve(kept, MEASURES[f"kl_{order}"]), nearest, draws)
+
+
+def when_settled(kept: dict[int, Arrays], layer: int, draws: int) -> np.ndarray:
+    """`picks` of the checkpoint from which on a layer's lens (-1: the last) stays close."""
+    return picks(curve(kept, lambda arrays: arrays["lens"][layer]) - CLOSE, below_from, draws)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str, pd.DataFrame]:
+    """ngrams: order, different, strength, value, low, high, n: held-out loss. levels: size, step,
+    measure (MEASURES), value, low, high, n. lens: the same by layer, the number of blocks before
+    it, of layers. milestones: size, what, which, step, low, high; a step that training did not
+    reach is missing. what: nearest (of order `which`), beaten (its loss), settled (lens of layer
+    `which`)."""
+    import pandas as pd
+
+    rows: dict[str, list] = {"ngrams": [], "levels": [], "lens": [], "milestones": []}
+    for i, order in enumerate(ORDERS):
+        e = estimate(probe.ngram_loss[i][None], draws)
+        different = np.count_nonzero(ngrams.unigrams) if order == 1 else len(ngrams.keys[order - 2])
+        strength = None if order == 1 else ngrams.strengths[order - 2]
+        rows["ngrams"].append((order, different, strength, e.value, e.low, e.high, e.n_items))
+    for size, steps in kept.items():
+        for step, arrays in steps.items():
+            for name, measure in MEASURES.items():
+                e = estimate(measure(arrays)[None], draws, change=True)
+                rows["levels"].append((size, step, name, e.value, e.low, e.high, e.n_items))
+            for layer, values in enumerate(arrays["lens"]):
+                e = estimate(values[None], draws)
+                place = (size, step, layer, len(arrays["lens"]))
+                rows["lens"].append((*place, e.value, e.low, e.high, e.n_items))
+        for what, which, picked in milestones(steps, probe.ngram_loss, draws):
+            at = [*steps, None]
+            rows["milestones"].append((size, what, which, *(at[i] for i in interval_of(picked))))
+    result = ["value", "low", "high", "n"]
+    columns = {
+        "ngrams": ["order", "different", "strength", *result],
+        "levels": ["size", "step", "measure", *result],
+        "lens": ["size", "step", "layer", "layers", *result],
+        "milestones": ["size", "what", "which", "step", "low", "high"],
+    }
+    frames = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
+    whole = dict.fromkeys(("step", "low", "high"), "Int64")  # with missing ones
+    return frames | {"milestones": frames["milestones"].astype(whole)}
+
+
+def milestones(
+    steps: dict[int, Arrays], ngram_loss: np.ndarray, draws: int
+) -> list[tuple[str, int, np.ndarray]]:
+    """(what, which, `picks`) of all milestones of a size, as in the table."""
+    if not steps:
+        return []
+    found = []
+    loss = curve(steps, MEASURES["loss"])
+    for i, order in enumerate(ORDERS):
+        found.append(("nearest", order, when_nearest(steps, order, draws)))
+        found.append(("beaten", order, picks(loss - ngram_loss[i], first_below, draws)))
+    for layer in range(len(next(iter(steps.values()))["lens"])):
+        found.append(("settled", layer, when_settled(steps, layer, draws)))
+    return found
