@@ -3,10 +3,11 @@
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
     6  __main__  bench  bench_terms  records  recorded  notebooks  cleaning  figures*
-    6  papermill_engine  data_commands  bench_generate
+    6  papermill_engine  data_commands  bench_generate  continue_command
     5  studies/*  published*  errata*  sweep
-    4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions  recipe
-    4  convert  audit  real_suite  task_metrics  harness_tasks  models  generate  phases
+    4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions
+    4  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models  generate  phases
+    4  continued*
     3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
     2  dedup*  exposure  equations  terms  find_text

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_core.config import PRECISIONS, SWAPS
+from pythia_core.continue_command import arguments as continue_arguments
 from pythia_core.errors import CheckpointError, ConfigError, PythiaError
 from pythia_core.scales import OFFICIAL_SIZES, SCALES, SIZES
 
@@ -120,12 +121,9 @@ def _verify(args: argparse.Namespace) -> None:
     from pythia_core.checkpoint import duplicates, load_checkpoint, step_folder
     from pythia_core.order import batch_hash
     from pythia_core.runs import find_run
-    from pythia_core.schedule import checkpoint_steps
 
     run = find_run(args.run)
-    first = run.config.intervention.start if run.config.intervention else 0
-    last = run.config.train.steps
-    due = [s for s in checkpoint_steps(last) if s >= first]
+    first, last, due = run.updates.start, run.updates.stop, run.due
     logged = [row["step"] for row in run.metrics()]
     if run.finished and (run.steps != due or logged != list(range(first + 1, last + 1))):
         missing = sorted(set(due) - set(run.steps))
@@ -231,6 +229,12 @@ def _generate(args: argparse.Namespace) -> None:
         print(f"{prompt}[{text}]")
 
 
+def _continue(args: argparse.Namespace) -> None:
+    from pythia_core.continue_command import run_continue
+
+    run_continue(args)
+
+
 def _find(args: argparse.Namespace) -> None:
     from pythia_core.data_commands import find
 
@@ -322,6 +326,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--swap", choices=SWAPS, help="train a fork whose data is swapped from --start")
     p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
     p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
+
+    p = command(
+        "continue", _continue, "train on from a checkpoint, a run's or a published one, and swap"
+    )
+    continue_arguments(p)
 
     p = command("inspect", _inspect, "show the decoded batch of a step, of a run or of token files")
     p.add_argument("run", metavar="RUN", nargs="?", help="a run's folder or its id's beginning")

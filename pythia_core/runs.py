@@ -39,7 +39,7 @@ from pythia_core.model import GPTNeoX
 from pythia_core.parallel import parallel_map
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
-from pythia_core.schedule import linear_step
+from pythia_core.schedule import checkpoint_steps, linear_step
 from pythia_core.train import TRAJECTORY_VERSION, Trainer, train
 
 Key = TypeVar("Key")
@@ -52,20 +52,22 @@ Every run keeps its full state there."""
 
 def identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
     """All that determines a run's trajectory, as JSON."""
+    return {"config": config_dict(config), "data": data.fingerprint, "code": code_identity()}
+
+
+def code_identity() -> dict[str, Any]:
+    """The versions that matter for a run's bits."""
     major, minor = torch.__version__.split(".")[:2]
     return {
-        "config": config_dict(config),
-        "data": data.fingerprint,
-        "code": {
-            "trajectory": TRAJECTORY_VERSION,
-            "torch": f"{major}.{minor}",
-            "device": device_info()["kind"],
-            "kernels": "native" if native.library() else "torch",
-        },
+        "trajectory": TRAJECTORY_VERSION,
+        "torch": f"{major}.{minor}",
+        "device": device_info()["kind"],
+        "kernels": "native" if native.library() else "torch",
     }
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, wholly or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
@@ -100,6 +102,17 @@ class Run:
         """Steps with saved weights; a fork's begin at its branching point."""
         return saved_steps(self.checkpoints)
 
+    @property
+    def updates(self) -> range:
+        """The updates it makes: update k leads from step k to step k + 1."""
+        window = self.config.intervention
+        return range(window.start if window else 0, self.config.train.steps)
+
+    @property
+    def due(self) -> list[int]:
+        """Steps that are saved when it is finished."""
+        return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
+
     @cached_property
     def ledger(self) -> Ledger | None:
         """Every token that the intervention changed; None for a control."""
@@ -132,7 +145,7 @@ class Run:
             CheckpointError: no such checkpoint (the steps there are are listed), or a corrupt one.
         """
         steps = self.steps
-        step = self.config.train.steps if step is None else step
+        step = self.updates.stop if step is None else step
         if step not in steps:
             near = sorted(steps, key=lambda s: abs(s - step))[:4]
             raise CheckpointError(
@@ -215,7 +228,7 @@ def locate(config: RunConfig, progress: bool = True) -> Run:
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(record, who)
+        write_json(record, who)
     return Run(folder, config, data)
 
 
@@ -227,6 +240,10 @@ def open_run(folder: Path) -> Run:
     """
     try:
         who = json.loads((Path(folder) / "identity.json").read_text())
+        if "continued" in who:
+            from pythia_core.continued import open_continued
+
+            return open_continued(Path(folder))
         config = run_config_from_dict(who["config"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
@@ -305,7 +322,7 @@ def find_or_train(config: RunConfig, progress: bool = True) -> Run:
         progress=progress,
         label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
     )
-    _write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
+    write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
     return run
 
 

@@ -108,13 +108,17 @@ class Trainer:
                 f"{batch_hash(batch)}): the optimizer was not stepped, the weights are those of "
                 f"step {self.step}. Try a lower lr_max (now {self.config.train.lr_max}) or fp32."
             )
-        lr = update_lr(self.config, self.step)
+        lr = self.lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.flat.refresh_copies()
         self.step += 1
         return loss, lr, grad_norm
+
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return update_lr(self.config, self.step)
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors that the next forward reads: fp32, in bf16 runs bf16 but for LayerNorms."""
@@ -214,6 +218,8 @@ def train(
     keep_states: frozenset[int] = frozenset(),
     first_saved_step: int = 0,
     stop_at: int | None = None,
+    also_save: frozenset[int] = frozenset(),
+    make_trainer: Callable[[RunConfig, torch.device], Trainer] = Trainer,
     progress: bool = True,
     label: str = "train",
     device: torch.device | None = None,
@@ -227,6 +233,8 @@ def train(
         keep_states: steps whose full state is never pruned.
         first_saved_step: scheduled checkpoints before it are not written (they are the parent's).
         stop_at: last step to reach in this call; the state there is kept.
+        also_save: further steps whose weights are written.
+        make_trainer: of a run whose optimizer is another one (pythia_core.continued).
 
     Returns:
         sha256 of the fp32 weights at the step reached.
@@ -246,11 +254,12 @@ def train(
     end = config.train.steps if stop_at is None else stop_at
     keep = set(keep_states) | {end, config.train.steps}
     scheduled = {s for s in checkpoint_steps(config.train.steps) if s >= first_saved_step}
+    scheduled |= also_save
 
     with one_thread(), _locked(folder), _stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
         sweep_temporaries(states)
-        trainer = Trainer(config, device)
+        trainer = make_trainer(config, device)
         saved = newest_loadable(states, at_most=end)
         if saved:
             trainer.load_state(saved[0], {k: saved[1][k] for k in ("model", "optimizer")})

@@ -1,0 +1,417 @@
+"""Train on from a checkpoint: one of ours, or a published one, with or without a swap of pronouns.
+
+The paper's interventions (section 3.1) take the models of step 133,000 with their optimizer state
+and replay the batches that were to come. The released revisions hold weights only; a state of the
+optimizer was kept for the last step alone. So a continuation of published weights must say how it
+begins: Adam's moments are zero and its bias correction starts again, and the learning rate is
+
+    linear    the schedule's times i / W in the i-th update (from 0), W = 1 % of them unless given
+    none      the schedule's at once
+    constant  the schedule's at the first update, throughout
+
+That is part of the run's identity, and beside every swap a control with the same beginning and the
+unchanged batches is trained, so that the two differ by the data only. A run of ours whose state at
+the step was kept goes on exactly, as if it had never stopped.
+
+Not here: checkpoints to begin with (continued_start), rows and their swap (continued_data), what it
+costs (continued_plan), what it did to the model (studies.continued).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pythia_core.checkpoint import sha256_tensors
+from pythia_core.config import (
+    DataConfig,
+    InterventionConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    config_dict,
+    run_config_from_dict,
+    stable_hash,
+)
+from pythia_core.continued_data import RowsData, RowSwap, check_swap, swap_row
+from pythia_core.continued_start import Start, published_train, start_at
+from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
+from pythia_core.intervene import Ledger, make_ledger
+from pythia_core.metrics import MetricsLog, device_info, read_metrics
+from pythia_core.paths import results_dir
+from pythia_core.prepare import PreparedData
+from pythia_core.runs import FORK_INDICES, Run, code_identity, find_run, write_json
+from pythia_core.schedule import checkpoint_steps, linear_step
+from pythia_core.train import State, Trainer, train, update_lr
+
+RULES = ("linear", "none", "constant")
+
+
+@dataclass(frozen=True)
+class Rewarm:
+    """How the learning rate begins where the optimizer's state is lost; see the module."""
+
+    rule: str = "linear"
+    updates: int = 0
+    """W of the rule "linear"; 0: 1 % of the updates to come, rounded up."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(one_of(self.rule, RULES, "rule of re-warming"))
+        if self.updates < 0 or (self.updates and self.rule != "linear"):
+            raise ConfigError(
+                f"{self.updates} updates of re-warming with rule {self.rule!r}: accepted is a "
+                "number from 0 on, and only with 'linear'"
+            )
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """All that determines a continued run besides its weights, data, model and schedule."""
+
+    start: int
+    stop: int
+    adam_from: int
+    """Step at which Adam's moments were zero; 0 for an exact continuation of a run of ours."""
+    rule: str
+    rewarm_updates: int
+    swap: str = ""
+
+    def lr(self, config: RunConfig, step: int) -> float:
+        """Learning rate of the update that leads from `step` to `step + 1`."""
+        if self.rule == "constant":
+            return update_lr(config, self.adam_from)
+        lr = update_lr(config, step)
+        warmed = step - self.adam_from
+        return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
+
+    def described(self) -> str:
+        """The beginning, in words."""
+        if self.adam_from != self.start:
+            return f"optimizer state of step {self.start} kept: an exact continuation"
+        rate = {
+            "linear": f"re-warmed from 0 in {self.rewarm_updates} updates",
+            "none": "the schedule's at once",
+            "constant": f"that of step {self.start} throughout",
+        }[self.rule]
+        return f"weights of step {self.start} only; Adam's moments zero, learning rate {rate}"
+
+
+class ContinuedTrainer(Trainer):
+    """A trainer whose Adam, and whose learning rate, began at a step of their own."""
+
+    def __init__(self, config: RunConfig, device: torch.device, how: Continuation) -> None:
+        super().__init__(config, device)
+        self.how = how
+
+    def lr(self) -> float:
+        return self.how.lr(self.config, self.step)
+
+    def load_state(self, step: int, state: State) -> None:
+        super().load_state(step, state)
+        for group in self.optimizer.state.values():  # for the bias correction
+            group["step"].fill_(step - self.how.adam_from)
+
+
+@dataclass(frozen=True)
+class Continued(Run):
+    """A continued run on disk: a Run that begins at `how.start`."""
+
+    how: Continuation
+
+    def __reduce__(self) -> tuple:
+        return Continued, (self.folder, self.config, self.data, self.how)
+
+    @property
+    def updates(self) -> range:
+        return range(self.how.start, self.how.stop)
+
+    @property
+    def due(self) -> list[int]:
+        scheduled = checkpoint_steps(self.config.train.steps)
+        inside = {s for s in scheduled if self.how.start <= s <= self.how.stop}
+        return sorted(inside | {self.how.start, self.how.stop})
+
+    @cached_property
+    def ledger(self) -> Ledger | RowSwap | None:
+        """What the swap changes; of token files computed from the rows it is asked about."""
+        how, size = self.how, self.config.train.batch_size
+        if not how.swap:
+            return None
+        if isinstance(self.data, RowsData):
+            return RowSwap(self.data.tokenizer, how.swap, how.start, how.stop, size)
+        path = self.folder / "ledger.safetensors"
+        if not path.exists():
+            window = InterventionConfig(how.swap, how.start, how.stop)
+            make_ledger(self.data, window, size).save(path)
+        return Ledger.load(path)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where its source and its rows lay; not part of its identity."""
+        return json.loads((self.folder / "place.json").read_text())
+
+    @property
+    def swaps(self) -> list[dict[str, Any]]:
+        """What the swap changed, update by update; kept for rows of token files."""
+        return read_metrics(self.folder / "swaps.jsonl")
+
+    @property
+    def control(self) -> Continued:
+        """The run with the same beginning and unchanged batches; itself if nothing is swapped."""
+        if not self.how.swap:
+            return self
+        who = json.loads((self.folder / "identity.json").read_text())
+        who["continued"]["swap"] = ""
+        how = replace(self.how, swap="")
+        return Continued(_folder(self.config.model, how, who), self.config, self.data, how)
+
+    def batch(self, step: int) -> np.ndarray:
+        if step not in self.updates:
+            raise DataError(
+                f"step {step} is outside this run's updates {self.how.start}..{self.how.stop - 1}"
+            )
+        size = self.config.train.batch_size
+        batch = self.data.batch(step, size)
+        return batch if self.ledger is None else self.ledger.apply(batch, step * size)
+
+    def _training_batches(self) -> Callable[[int], np.ndarray]:
+        """`batch`, and the swap of token files logged as it happens."""
+        if not isinstance(self.ledger, RowSwap):
+            return self.batch
+        swap, size = self.ledger, self.config.train.batch_size
+        logs: list[MetricsLog] = []
+
+        def batch(step: int) -> np.ndarray:
+            rows = self.data.batch(step, size)
+            changes = swap.ledger(rows, step * size)
+            if not logs:  # lines of updates that a kill undid are dropped
+                logs.append(MetricsLog(self.folder / "swaps.jsonl", step))
+            logs[0].write(swap_row(step + 1, changes, rows.shape[1]))
+            return changes.apply(rows, step * size)
+
+        return batch
+
+
+# --- continuing ------------------------------------------------------------------------------
+
+
+def find_or_continue(
+    source: Run | Path | str,
+    step: int,
+    steps: int,
+    batches: RowsData | None = None,
+    intervention: str | None = None,
+    *,
+    revision: str = "",
+    train_config: TrainConfig | None = None,
+    rewarm: Rewarm | None = None,
+    state: str = "auto",
+    progress: bool = True,
+) -> Continued:
+    """The run that makes `steps` more updates from a checkpoint; found, continued or trained.
+
+    With an intervention its control is found or trained first (`Continued.control`).
+
+    Args:
+        source: a run of ours, the folder of a published model or one with a subfolder a revision,
+            or a repository of the hub.
+        batches: rows in the order of training; update k reads rows [k B, (k + 1) B). None: those of
+            the run that goes on.
+        intervention: a swap of pronouns (config.SWAPS) in every update.
+        train_config: batch size, schedule and optimizer; default: as the source was trained.
+        rewarm: see the module; only where there is no optimizer state.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, FetchError: what cannot be, before any training.
+        TrainingError: see pythia_core.train.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: at least 1 update is needed after step {step}")
+    start = start_at(source, step, revision, state)
+    control = locate_continued(start, steps, batches, "", train_config, rewarm)
+    runs = [control]
+    if intervention:
+        runs.append(locate_continued(start, steps, batches, intervention, train_config, rewarm))
+    for run in runs:
+        if not run.finished:
+            _train(run, start, progress)
+    return runs[-1]
+
+
+def locate_continued(
+    start: Start,
+    steps: int,
+    batches: RowsData | None,
+    swap: str,
+    train_config: TrainConfig | None = None,
+    rewarm: Rewarm | None = None,
+) -> Continued:
+    """The continued run of these settings, trained or not; everything is checked here."""
+    data: Any = batches if batches is not None else start.run and start.run.data
+    if data is None:
+        raise ConfigError("name the rows to train on: published weights come without their data")
+    how = _continuation(start, steps, swap, rewarm)
+    if start.run is not None:
+        given = train_config or start.run.config.train
+    else:
+        given = train_config or published_train(start.model, data.rows.seq_len)
+    if isinstance(data, RowsData):
+        config = RunConfig(start.model, _carrier(data, start), given)
+    else:
+        config = RunConfig(start.model, data.config, given)
+    who = {
+        "continued": asdict(how),
+        "weights": sha256_tensors(start.weights),
+        "moments": sha256_tensors(start.moments) if start.moments else "",
+        "model": config_dict(start.model),
+        "train": config_dict(given),
+        "data": _checked_data(start, data, how, given.batch_size),
+        "code": code_identity(),
+    }
+    folder = _folder(start.model, how, who)
+    if not (folder / "identity.json").exists():
+        rows = asdict(data) if isinstance(data, RowsData) else None
+        run = str(start.run.folder) if start.run is not None else None
+        place = {
+            "source": start.label,
+            "published": start.published,
+            "revision": start.revision,
+            "run": run,
+            "rows": rows,
+            "config": config_dict(config),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "place.json", place)
+        write_json(folder / "identity.json", who)
+    return Continued(folder, config, data, how)
+
+
+def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
+    stop = start.step + steps
+    if start.moments is None:
+        chosen = rewarm or Rewarm()
+        updates = chosen.updates or (-(-steps // 100) if chosen.rule == "linear" else 0)
+        return Continuation(start.step, stop, start.step, chosen.rule, updates, swap)
+    if rewarm is not None:
+        raise ConfigError(
+            f"{start.label} has its optimizer state of step {start.step}: nothing is to be "
+            "re-warmed. To go on from the weights alone, set state to 'weights'"
+        )
+    if isinstance(start.run, Continued):  # it goes on as it began
+        return replace(start.run.how, start=start.step, stop=stop, swap=swap)
+    return Continuation(start.step, stop, 0, "none", 0, swap)
+
+
+def _carrier(data: RowsData, start: Start) -> DataConfig:
+    """Rows of token files as a DataConfig, for those who ask a run for its row length or text."""
+    deduplicated = "dedup" in f"{data.where} {start.label}"
+    return DataConfig(
+        corpus=data.where,
+        domains=(),
+        tokenizer=data.tokenizer_name or "neox-20b",
+        seq_len=data.seq_len,
+        dedup="eleutherai-0.87" if deduplicated else "none",
+    )
+
+
+def _checked_data(start: Start, data: Any, how: Continuation, batch_size: int) -> Any:
+    """The data's part of the identity.
+
+    Raises:
+        ConfigError: another vocabulary than the model's. DataError: too few rows, or a swap that
+            cannot be made.
+    """
+    if isinstance(data, PreparedData):
+        data.batch(how.stop - 1, batch_size)  # says where the rows end
+        return data.fingerprint
+    found = data.identity(how.start, how.stop, batch_size)
+    _same_vocabulary(start, data)
+    top = int(data.batch(how.start, batch_size).max())
+    if top >= start.model.vocab_size:
+        raise ConfigError(
+            f"the rows hold id {top}, {start.label} has embeddings for ids below "
+            f"{start.model.vocab_size}: model and rows do not belong together"
+        )
+    if how.swap:
+        check_swap(data.tokenizer, how.swap)
+    return found
+
+
+def _same_vocabulary(start: Start, data: RowsData) -> None:
+    if not data.tokenizer_name:
+        return
+    if data.vocab_size > start.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, "
+            f"{start.label} has embeddings for {start.model.vocab_size}: model and rows do not "
+            "belong together"
+        )
+    if start.run is not None:
+        theirs = start.run.data.tokenizer
+    elif start.tokenizer_name:
+        from pythia_core.tokenizer import load_tokenizer
+
+        theirs = load_tokenizer(start.tokenizer_name)
+    else:
+        return
+    ours = data.tokenizer.get_vocab(with_added_tokens=True)
+    named = theirs.get_vocab(with_added_tokens=True)
+    other = sorted((i, token) for token, i in named.items() if ours.get(token, i) != i)
+    if other or len(ours.keys() & named.keys()) < len(ours) / 2:
+        shown = ", ".join(repr(token) for _, token in other[:3]) or "few tokens in common"
+        raise ConfigError(
+            f"{start.label} and the rows have different tokenizers ({shown}): the ids would mean "
+            "other tokens"
+        )
+
+
+def _folder(model: ModelConfig, how: Continuation, who: dict[str, Any]) -> Path:
+    role = f"{how.swap or 'control'}-{how.start}-{how.stop}"
+    name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(who)[:12]}"
+    return results_dir() / "runs" / name
+
+
+def _train(run: Continued, start: Start, progress: bool) -> None:
+    count = sum(t.numel() for t in start.weights.values())
+    zero = torch.zeros(1).expand(count)
+    moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
+    sha256 = train(
+        run.config,
+        run._training_batches(),
+        run.folder,
+        initial=(start.step, {"model": start.weights, "optimizer": moments}),
+        keep_states=frozenset(linear_step(i, run.config.train.steps) for i in FORK_INDICES),
+        first_saved_step=run.how.start,
+        stop_at=run.how.stop,
+        also_save=frozenset((run.how.start, run.how.stop)),
+        make_trainer=functools.partial(ContinuedTrainer, how=run.how),
+        progress=progress,
+        label=f"{start.label} from {run.how.start}, {run.how.swap or 'control'}",
+    )
+    write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
+
+
+def open_continued(folder: Path) -> Continued:
+    """A continued run by its folder.
+
+    Raises:
+        CheckpointError: not one, or its data are gone.
+    """
+    try:
+        who = json.loads((folder / "identity.json").read_text())
+        place = json.loads((folder / "place.json").read_text())
+        how = Continuation(**who["continued"])
+        config = run_config_from_dict(place["config"])
+        data: Any = RowsData(**place["rows"]) if place["rows"] else find_run(place["run"]).data
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{folder} is not a continued run: {error!r}") from error
+    return Continued(folder, config, data, how)

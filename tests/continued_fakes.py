@@ -1,0 +1,72 @@
+"""A made-up published model in the real formats: revisions as folders, rows in three shards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pythia_core import hf
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.continued_data import RowsData
+from pythia_core.runs import Run, find_or_train
+
+SENTENCES = (
+    "The nurse said that he would come, and his friend saw him.",
+    "Then she gave her book to the farmer; he thanked her himself.",
+    "History helps the other children in the theatre.",
+    'He\'s late, and his "horse" threw him. They laughed.',
+)
+STEPS, BATCH, SEQ = 60, 4, 16
+
+
+@dataclass(frozen=True)
+class Published:
+    """The run behind it, the folder of revisions, and the folder of shards."""
+
+    run: Run
+    models: Path
+    shards: Path
+    tokenizer: Path
+
+    @property
+    def rows(self) -> RowsData:
+        return RowsData(str(self.shards), str(self.tokenizer), SEQ)
+
+    @property
+    def train(self) -> TrainConfig:
+        """What a user says of a model that is none of Pythia's sizes."""
+        return TrainConfig(steps=STEPS, batch_size=BATCH, lr_max=1e-2)
+
+
+def write_shards(folder: Path, raw: bytes, size: int) -> None:
+    pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
+    folder.mkdir()
+    for i, piece in enumerate(pieces):
+        (folder / f"document-{i:05d}-of-{len(pieces) - 1:05d}.bin").write_bytes(piece)
+
+
+def publish(root: Path, patch: pytest.MonkeyPatch) -> Published:
+    """Train a tiny run and release it as Pythia was: fp32 weights by step, rows in order."""
+    patch.setenv("PYTHIA_RESULTS", str(root / "results"))
+    patch.setenv("PYTHIA_CACHE", str(root / "cache"))
+    random = np.random.default_rng(0)
+    texts = [" ".join(random.choice(SENTENCES, 12)) for _ in range(120)]
+    corpus = root / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = RunConfig(
+        model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=SEQ),
+        data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=SEQ),
+        train=TrainConfig(steps=STEPS, batch_size=BATCH, lr_max=1e-2),
+    )
+    run = find_or_train(config, progress=False)
+    for step in (0, 30, 40, 56, STEPS):
+        hf.save(run.model(step), root / "models" / f"step{step}", tokenizer=run.data.tokenizer)
+    rows = run.data.rows.rows(0, STEPS * BATCH)
+    assert rows.dtype == np.uint16
+    write_shards(root / "shards", rows.tobytes(), 2999)
+    tokenizer = root / "models" / f"step{STEPS}" / "tokenizer.json"
+    return Published(run, root / "models", root / "shards", tokenizer)
