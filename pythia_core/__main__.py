@@ -279,6 +279,11 @@ def _errata(args: argparse.Namespace) -> None:
     print(explained(erratum_named(args.name), find()) if args.name else listing())
 
 
+def _trained() -> list[str]:
+    """Scales whose models are trained from scratch."""
+    return sorted(name for name, scale in SCALES.items() if not scale.published)
+
+
 def _data_arguments(p: argparse.ArgumentParser) -> None:
     """Arguments of the commands that can look at token files instead of a run."""
     data = p.add_argument_group("token files instead of a run")
@@ -311,11 +316,11 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     p = command("prepare", _prepare, "fetch the corpus, train the tokenizer, lay out the rows")
-    p.add_argument("--scale", default="laptop", choices=sorted(SCALES))
+    p.add_argument("--scale", default="laptop", choices=_trained())
 
     p = command("train", _train, "train a run, or find it if it exists")
     p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
-    p.add_argument("--scale", default="laptop", help=f"one of {', '.join(SCALES)}")
+    p.add_argument("--scale", default="laptop", help=f"one of {', '.join(_trained())}")
     p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")
     p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
     p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")

@@ -66,13 +66,14 @@ def run_continue(args: argparse.Namespace) -> None:
     from pythia_core.continued import Rewarm, find_or_continue
     from pythia_core.continued_data import RowsData, swap_summary
     from pythia_core.continued_plan import make_plan
-    from pythia_core.continued_start import published_train, source_of
+    from pythia_core.continued_start import published_train, source_of, tokenizer_of
     from pythia_core.hub import step_of
     from pythia_core.runs import Run
 
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
         raise ConfigError("say where to begin: --revision stepN, or --step N")
+    revision = args.revision or f"step{step}"
     source = source_of(args.source)
     given: dict[str, Any] = {
         "steps": args.schedule_steps,
@@ -86,7 +87,7 @@ def run_continue(args: argparse.Namespace) -> None:
         model, train = source.config.model, replace(source.config.train, **given)
         seq_len = source.config.data.seq_len
     else:
-        model, seq_len = _local_model(source, args.revision or f"step{step}"), args.seq_len
+        model, seq_len = _local_model(source, revision), args.seq_len
         train = published_train(model, seq_len, **given) if model else None
         if args.data is None:
             raise ConfigError(
@@ -95,7 +96,11 @@ def run_continue(args: argparse.Namespace) -> None:
             )
     rows = None
     if args.data is not None:
-        rows = RowsData(args.data, _tokenizer_of(args, source, step), args.seq_len)
+        rows = RowsData(
+            args.data,
+            args.tokenizer or tokenizer_of(source, args.revision or f"step{step}"),
+            args.seq_len,
+        )
     plan = make_plan(args.source, model, train, step, args.steps, rows, bool(args.swap), seq_len)
     print("\n".join(plan.lines))
     if plan.absent and not args.plan:
@@ -155,19 +160,3 @@ def _local_model(source: str, revision: str) -> Any:
     if not Path(source).expanduser().is_dir():
         return None
     return model_config(hf.read_config(hub.locate(source, revision).folder))
-
-
-def _tokenizer_of(args: argparse.Namespace, source: Any, step: int) -> str:
-    """--tokenizer, else the model's own where it lies here, else neox-20b."""
-    from pythia_core import hub
-    from pythia_core.runs import Run
-
-    if args.tokenizer:
-        return args.tokenizer
-    if isinstance(source, Run):
-        return str(source.data.tokens_folder / hub.TOKENIZER)
-    if Path(source).expanduser().is_dir():
-        beside = hub.locate(source, args.revision or f"step{step}").folder / hub.TOKENIZER
-        if beside.is_file():
-            return str(beside)
-    return "neox-20b"

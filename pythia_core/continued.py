@@ -32,7 +32,6 @@ import torch
 
 from pythia_core.checkpoint import sha256_tensors
 from pythia_core.config import (
-    DataConfig,
     InterventionConfig,
     ModelConfig,
     RunConfig,
@@ -41,13 +40,12 @@ from pythia_core.config import (
     run_config_from_dict,
     stable_hash,
 )
-from pythia_core.continued_data import RowsData, RowSwap, check_swap, swap_row
-from pythia_core.continued_start import Start, published_train, start_at
+from pythia_core.continued_data import RowsData, RowSwap, swap_row
+from pythia_core.continued_start import Start, carrier, checked_data, published_train, start_at
 from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.metrics import MetricsLog, device_info, read_metrics
 from pythia_core.paths import results_dir
-from pythia_core.prepare import PreparedData
 from pythia_core.runs import FORK_INDICES, Run, code_identity, find_run, write_json
 from pythia_core.schedule import checkpoint_steps, linear_step
 from pythia_core.train import State, Trainer, train, update_lr
@@ -165,14 +163,20 @@ class Continued(Run):
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
-    def control(self) -> Continued:
-        """The run with the same beginning and unchanged batches; itself if nothing is swapped."""
+    def control(self) -> Run:
+        """The run with the same beginning and unchanged batches; itself if nothing is swapped.
+
+        If this one forks from a run of ours that goes as far, that run is its control.
+        """
         if not self.how.swap:
             return self
+        if self.place["control"]:
+            return find_run(self.place["control"])
         who = json.loads((self.folder / "identity.json").read_text())
         who["continued"]["swap"] = ""
         how = replace(self.how, swap="")
-        return Continued(_folder(self.config.model, how, who), self.config, self.data, how)
+        folder = _folder(self.config.model, how, who)
+        return Continued(folder, replace(self.config, intervention=None), self.data, how)
 
     def batch(self, step: int) -> np.ndarray:
         if step not in self.updates:
@@ -237,14 +241,14 @@ def find_or_continue(
     if steps < 1:
         raise ConfigError(f"steps={steps}: at least 1 update is needed after step {step}")
     start = start_at(source, step, revision, state)
-    control = locate_continued(start, steps, batches, "", train_config, rewarm)
-    runs = [control]
-    if intervention:
-        runs.append(locate_continued(start, steps, batches, intervention, train_config, rewarm))
-    for run in runs:
-        if not run.finished:
-            _train(run, start, progress)
-    return runs[-1]
+    swapped = locate_continued(start, steps, batches, intervention or "", train_config, rewarm)
+    if intervention and not swapped.place["control"]:
+        control = locate_continued(start, steps, batches, "", train_config, rewarm)
+        if not control.finished:
+            _train(control, start, progress)
+    if not swapped.finished:
+        _train(swapped, start, progress)
+    return swapped
 
 
 def locate_continued(
@@ -265,16 +269,19 @@ def locate_continued(
     else:
         given = train_config or published_train(start.model, data.rows.seq_len)
     if isinstance(data, RowsData):
-        config = RunConfig(start.model, _carrier(data, start), given)
+        config = RunConfig(start.model, carrier(data, start), given)
     else:
         config = RunConfig(start.model, data.config, given)
+    if swap and how.stop <= given.steps:  # for those who ask a run's config what it is
+        window = InterventionConfig(swap, how.start, how.stop)
+        config = replace(config, intervention=window)
     who = {
         "continued": asdict(how),
         "weights": sha256_tensors(start.weights),
         "moments": sha256_tensors(start.moments) if start.moments else "",
         "model": config_dict(start.model),
         "train": config_dict(given),
-        "data": _checked_data(start, data, how, given.batch_size),
+        "data": checked_data(start, data, how.stop, how.swap, given.batch_size),
         "code": code_identity(),
     }
     folder = _folder(start.model, how, who)
@@ -286,6 +293,7 @@ def locate_continued(
             "published": start.published,
             "revision": start.revision,
             "run": run,
+            "control": run if _is_its_control(start, data, how, given) else None,
             "rows": rows,
             "config": config_dict(config),
         }
@@ -293,6 +301,15 @@ def locate_continued(
         write_json(folder / "place.json", place)
         write_json(folder / "identity.json", who)
     return Continued(folder, config, data, how)
+
+
+def _is_its_control(start: Start, data: Any, how: Continuation, given: TrainConfig) -> bool:
+    """Whether the run that is forked is what the fork's control would be, bit for bit."""
+    run = start.run
+    if run is None or start.moments is None or run.ledger is not None:
+        return False
+    same = data is run.data and given == run.config.train
+    return same and run.finished and how.stop == run.updates.stop
 
 
 def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
@@ -309,69 +326,6 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
     if isinstance(start.run, Continued):  # it goes on as it began
         return replace(start.run.how, start=start.step, stop=stop, swap=swap)
     return Continuation(start.step, stop, 0, "none", 0, swap)
-
-
-def _carrier(data: RowsData, start: Start) -> DataConfig:
-    """Rows of token files as a DataConfig, for those who ask a run for its row length or text."""
-    deduplicated = "dedup" in f"{data.where} {start.label}"
-    return DataConfig(
-        corpus=data.where,
-        domains=(),
-        tokenizer=data.tokenizer_name or "neox-20b",
-        seq_len=data.seq_len,
-        dedup="eleutherai-0.87" if deduplicated else "none",
-    )
-
-
-def _checked_data(start: Start, data: Any, how: Continuation, batch_size: int) -> Any:
-    """The data's part of the identity.
-
-    Raises:
-        ConfigError: another vocabulary than the model's. DataError: too few rows, or a swap that
-            cannot be made.
-    """
-    if isinstance(data, PreparedData):
-        data.batch(how.stop - 1, batch_size)  # says where the rows end
-        return data.fingerprint
-    found = data.identity(how.start, how.stop, batch_size)
-    _same_vocabulary(start, data)
-    top = int(data.batch(how.start, batch_size).max())
-    if top >= start.model.vocab_size:
-        raise ConfigError(
-            f"the rows hold id {top}, {start.label} has embeddings for ids below "
-            f"{start.model.vocab_size}: model and rows do not belong together"
-        )
-    if how.swap:
-        check_swap(data.tokenizer, how.swap)
-    return found
-
-
-def _same_vocabulary(start: Start, data: RowsData) -> None:
-    if not data.tokenizer_name:
-        return
-    if data.vocab_size > start.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, "
-            f"{start.label} has embeddings for {start.model.vocab_size}: model and rows do not "
-            "belong together"
-        )
-    if start.run is not None:
-        theirs = start.run.data.tokenizer
-    elif start.tokenizer_name:
-        from pythia_core.tokenizer import load_tokenizer
-
-        theirs = load_tokenizer(start.tokenizer_name)
-    else:
-        return
-    ours = data.tokenizer.get_vocab(with_added_tokens=True)
-    named = theirs.get_vocab(with_added_tokens=True)
-    other = sorted((i, token) for token, i in named.items() if ours.get(token, i) != i)
-    if other or len(ours.keys() & named.keys()) < len(ours) / 2:
-        shown = ", ".join(repr(token) for _, token in other[:3]) or "few tokens in common"
-        raise ConfigError(
-            f"{start.label} and the rows have different tokenizers ({shown}): the ids would mean "
-            "other tokens"
-        )
 
 
 def _folder(model: ModelConfig, how: Continuation, who: dict[str, Any]) -> Path:

@@ -1,4 +1,4 @@
-"""The checkpoint that a continued run begins with: one of ours, or one of a published model.
+"""The checkpoint that a continued run begins with, ours or published, and whether rows fit it.
 
 Published revisions hold weights only; a run of ours may have kept its optimizer state at the step.
 A published model's schedule is not in its files: for Pythia's sizes it is the released configs'.
@@ -14,14 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
+from pythia_core import hub
 from pythia_core.checkpoint import load_checkpoint, saved_steps, step_folder
-from pythia_core.config import ModelConfig, TrainConfig
+from pythia_core.config import DataConfig, ModelConfig, TrainConfig
+from pythia_core.continued_data import RowsData, check_swap
 from pythia_core.errors import CheckpointError, ConfigError, one_of
 from pythia_core.hub import TOKENIZER, is_repository, step_of
 from pythia_core.metrics import best_precision
+from pythia_core.prepare import PreparedData
 from pythia_core.runs import Run, find_run
 from pythia_core.scales import OFFICIAL_SIZES
 from pythia_core.schedule import OFFICIAL_STEPS
+from pythia_core.tokenizer import load_tokenizer
 
 STATES = ("auto", "kept", "weights")
 PASS_TOKENS = 1 << 14
@@ -53,6 +57,17 @@ def source_of(source: Run | Path | str) -> Run | str:
     if folder.is_dir():
         return find_run(str(folder)) if (folder / "identity.json").exists() else str(folder)
     return str(source) if is_repository(str(source)) else find_run(str(source))
+
+
+def tokenizer_of(source: Run | str, revision: str = "main") -> str:
+    """The tokenizer.json beside a model or a run; for a repository of the hub "neox-20b"."""
+    if isinstance(source, Run):
+        return str(source.data.tokens_folder / TOKENIZER)
+    if Path(source).expanduser().is_dir():
+        beside = hub.locate(source, revision).folder / TOKENIZER
+        if beside.is_file():
+            return str(beside)
+    return "neox-20b"
 
 
 def start_at(source: Run | Path | str, step: int, revision: str = "", state: str = "auto") -> Start:
@@ -143,3 +158,67 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **given: Any) -> Tr
         fitting = [n for n in range(1, rows + 1) if settings["batch_size"] % n == 0]
         settings["micro_batch"] = 0 if settings["batch_size"] <= rows else fitting[-1]
     return TrainConfig(**settings)
+
+
+# --- whether rows fit it ---------------------------------------------------------------------
+
+
+def carrier(data: RowsData, start: Start) -> DataConfig:
+    """Rows of token files as a DataConfig, for those who ask a run for its row length or text."""
+    deduplicated = "dedup" in f"{data.where} {start.label}"
+    return DataConfig(
+        corpus=data.where,
+        domains=(),
+        tokenizer=data.tokenizer_name or "neox-20b",
+        seq_len=data.seq_len,
+        dedup="eleutherai-0.87" if deduplicated else "none",
+    )
+
+
+def checked_data(start: Start, data: Any, stop: int, swap: str, batch_size: int) -> Any:
+    """The data's part of the identity.
+
+    Raises:
+        ConfigError: another vocabulary than the model's. DataError: too few rows, or a swap that
+            cannot be made.
+    """
+    if isinstance(data, PreparedData):
+        data.batch(stop - 1, batch_size)  # says where the rows end
+        return data.fingerprint
+    found = data.identity(start.step, stop, batch_size)
+    _same_vocabulary(start, data)
+    top = int(data.batch(start.step, batch_size).max())
+    if top >= start.model.vocab_size:
+        raise ConfigError(
+            f"the rows hold id {top}, {start.label} has embeddings for ids below "
+            f"{start.model.vocab_size}: model and rows do not belong together"
+        )
+    if swap:
+        check_swap(data.tokenizer, swap)
+    return found
+
+
+def _same_vocabulary(start: Start, data: RowsData) -> None:
+    if not data.tokenizer_name:
+        return
+    if data.vocab_size > start.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, "
+            f"{start.label} has embeddings for {start.model.vocab_size}: model and rows do not "
+            "belong together"
+        )
+    if start.run is not None:
+        theirs = start.run.data.tokenizer
+    elif start.tokenizer_name:
+        theirs = load_tokenizer(start.tokenizer_name)
+    else:
+        return
+    ours = data.tokenizer.get_vocab(with_added_tokens=True)
+    named = theirs.get_vocab(with_added_tokens=True)
+    other = sorted((i, token) for token, i in named.items() if ours.get(token, i) != i)
+    if other or len(ours.keys() & named.keys()) < len(ours) / 2:
+        shown = ", ".join(repr(token) for _, token in other[:3]) or "few tokens in common"
+        raise ConfigError(
+            f"{start.label} and the rows have different tokenizers ({shown}): the ids would mean "
+            "other tokens"
+        )

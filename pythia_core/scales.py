@@ -106,6 +106,8 @@ class Scale:
     data: DataConfig = field(default_factory=DataConfig)
     sizes: tuple[str, ...] = ()
     """The ladder of the suite at this scale."""
+    published: bool = False
+    """Whether its models are the released ones, trained on: nothing is trained from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
         """Sizes given as a comma list, smallest first; an empty one means `default` or the ladder.
@@ -135,7 +137,15 @@ class Scale:
         As in Pythia, what deduplication leaves is read one and a half times, for which the order
         holds two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
         multiple of 128 as in GPT-NeoX.
+
+        Raises:
+            ConfigError: a scale of published models.
         """
+        if self.published:
+            raise ConfigError(
+                f"scale {self.name!r} goes on from the released models and trains none from "
+                "scratch: only the study gender_bias has it"
+            )
         rung = size_named(size)
         vocab = 50_304
         if self.data.tokenizer.startswith("bpe-"):
@@ -180,9 +190,18 @@ SCALES = {
             data=DataConfig("miniature"),
             sizes=tuple(LAPTOP_SIZES),
         ),
+        Scale(
+            "paper",
+            "a large GPU: days a size; needs the released models and data",
+            steps=143_000,
+            batch_size=1024,
+            data=DataConfig(tokenizer="neox-20b", seq_len=2048),
+            sizes=("70m", "410m", "1.4b"),
+            published=True,
+        ),
     )
 }
-"""The scales that can be run. The full design has two more, for a GPU and for a cluster."""
+"""The scales that can be run."""
 
 
 def scale_named(name: str) -> Scale:

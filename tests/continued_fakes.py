@@ -20,7 +20,9 @@ SENTENCES = (
     "History helps the other children in the theatre.",
     'He\'s late, and his "horse" threw him. They laughed.',
 )
-STEPS, BATCH, SEQ = 60, 4, 16
+STEPS, BATCH, SEQ = 60, 4, 64
+SHARD = 11_111
+"""Bytes: no whole number of rows, nor of ids."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,19 @@ def publish(root: Path, patch: pytest.MonkeyPatch) -> Published:
     patch.setenv("PYTHIA_RESULTS", str(root / "results"))
     patch.setenv("PYTHIA_CACHE", str(root / "cache"))
     random = np.random.default_rng(0)
-    texts = [" ".join(random.choice(SENTENCES, 12)) for _ in range(120)]
+    texts = [" ".join(random.choice(SENTENCES, 12)) for _ in range(160)]
     corpus = root / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = RunConfig(
-        model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=SEQ),
+        model=ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=384, max_seq_len=SEQ),
         data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=SEQ),
         train=TrainConfig(steps=STEPS, batch_size=BATCH, lr_max=1e-2),
     )
     run = find_or_train(config, progress=False)
-    for step in (0, 30, 40, 56, STEPS):
-        hf.save(run.model(step), root / "models" / f"step{step}", tokenizer=run.data.tokenizer)
+    models = root / "models" / "pythia-7k-deduped"
+    for step in (0, 30, 40, 47, 59, STEPS):
+        hf.save(run.model(step), models / f"step{step}", tokenizer=run.data.tokenizer)
     rows = run.data.rows.rows(0, STEPS * BATCH)
     assert rows.dtype == np.uint16
-    write_shards(root / "shards", rows.tobytes(), 2999)
-    tokenizer = root / "models" / f"step{STEPS}" / "tokenizer.json"
-    return Published(run, root / "models", root / "shards", tokenizer)
+    write_shards(root / "shards", rows.tobytes(), SHARD)
+    return Published(run, models, root / "shards", models / f"step{STEPS}" / "tokenizer.json")

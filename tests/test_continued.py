@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import continued_fakes as fakes
 import numpy as np
 import pytest
 import torch
-from continued_fakes import BATCH, SEQ, STEPS, Published
+from continued_fakes import BATCH, SEQ, SHARD, STEPS, Published
 
 from pythia_core import continued, continued_data, hf, pile
 from pythia_core.checkpoint import load_checkpoint, step_folder
@@ -29,8 +30,6 @@ from pythia_core.tokenizer import load_tokenizer, token_bytes, train_bpe
 from pythia_core.train import update_lr
 
 SWAP = "masculine_to_feminine"
-WORSE = 0.02
-"""Nats by which a continuation from weights alone may end above the run that it left."""
 
 
 @pytest.fixture(scope="module")
@@ -101,14 +100,14 @@ def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
 
 
 def test_without_its_state_it_begins_worse_and_ends_close(published: Published) -> None:
-    """Against the run that never stopped, on the same batches."""
+    """Against the run that never stopped, on the same batches, while both still learn fast."""
     theirs = losses(published.run)[30:]
-    for rule in (Rewarm(), Rewarm("linear", 5), Rewarm("none")):
+    for rule, worse in ((Rewarm(), 0.02), (Rewarm("linear", 5), 0.1)):
         ours = losses(go_on(published, 30, 30, rewarm=rule))
         assert ours[0] == theirs[0], "before the first update the weights are the source's"
         behind = ours - theirs
-        assert behind[1:6].mean() > 0, rule
-        assert behind[-5:].mean() < WORSE, rule
+        assert behind[1:6].mean() > 0.02, rule
+        assert abs(behind[-5:].mean()) < worse, rule
 
 
 def test_the_rate_is_the_rules(published: Published) -> None:
@@ -131,7 +130,7 @@ def test_the_rate_is_the_rules(published: Published) -> None:
 
 
 def start(step: int):
-    model = ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=SEQ)
+    model = ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=384, max_seq_len=SEQ)
     return continued.Start("made up", step, model, {})
 
 
@@ -175,7 +174,10 @@ def test_rows_swap_like_the_text_they_hold(published: Published) -> None:
     swap = RowSwap(tokenizer, SWAP, 40, 60, BATCH)
     plain = published.rows.batch(45, BATCH)
     decode = [tokenizer.decode(r.tolist()) for r in swap.apply(plain, 45 * BATCH)]
-    assert not [text for text in decode if " his " in text or " him" in text]
+    assert "friend saw her." in "".join(decode)
+    assert not re.search(r"\b(he|his|him)\b", "".join(decode))
+    unmapped = swap.ledger(plain, 45 * BATCH).unmapped
+    assert set(unmapped) <= {" himself", " He", "He"}, "no equal length in so small a vocabulary"
     assert np.array_equal(swap.apply(plain, 39 * BATCH), plain), "outside the window nothing is"
 
 
@@ -224,7 +226,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     refused(ConfigError, "not of step 30", lambda: go_on(p, 30, 4, revision="step40"))
     refused(ConfigError, "steps=-5: at least 1", lambda: go_on(p, 40, -5))
     refused(ConfigError, "counted from 0", lambda: go_on(p, -1, 5))
-    refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 56, 5))
+    refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
     refused(ConfigError, "weights only", lambda: go_on(p, 40, 4, state="kept"))
     refused(ConfigError, "unknown swap 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
     refused(ConfigError, "none of Pythia's", lambda: go_on(p, 40, 4, train_config=None))
@@ -243,8 +245,8 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     )
     refused(
         ConfigError,
-        "seq_len=33 exceeds",
-        lambda: go_on_with(p, replace(rows, seq_len=33)),
+        "seq_len=129 exceeds",
+        lambda: go_on_with(p, replace(rows, seq_len=129)),
     )
     for bad in ({"rule": "gently"}, {"updates": -1}, {"rule": "none", "updates": 3}):
         with pytest.raises(ConfigError):
@@ -307,18 +309,18 @@ def test_a_folder_may_hold_the_needed_shards_only(
     published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     raw = b"".join(path.read_bytes() for path in sorted(published.shards.glob("*.bin")))
-    shards = replace(RELEASED["pile-deduped"].shards, count=3, bytes_each=2999, total=len(raw))
+    shards = replace(RELEASED["pile-deduped"].shards, count=3, bytes_each=SHARD, total=len(raw))
     monkeypatch.setitem(RELEASED, "pile-deduped", replace(RELEASED["pile-deduped"], shards=shards))
     for module in (pile, continued_data):
         monkeypatch.setattr(module, "SEQ_LEN", SEQ)
-    fakes.write_shards(tmp_path / "some", raw, 2999)
+    fakes.write_shards(tmp_path / "some", raw, SHARD)
     (tmp_path / "some" / "document-00000-of-00002.bin").unlink()
     rows = replace(published.rows, where=str(tmp_path / "some"))
     assert "2 of the 3 released shards" in rows.what
     ours = go_on_with(published, rows, SWAP)
     assert ours.folder == go_on(published, 40, 4, SWAP).folder, "the same rows, another place"
     lacking = rows.absent(10, 14, BATCH)
-    assert [(file.name, file.size) for file in lacking] == [("document-00000-of-00002.bin", 2999)]
+    assert [(file.name, file.size) for file in lacking] == [("document-00000-of-00002.bin", SHARD)]
     refused(
         DataError,
         r"lacks shards that updates 0\.\.3 read: document-00000-of-00002.bin",
@@ -326,7 +328,7 @@ def test_a_folder_may_hold_the_needed_shards_only(
             published.models, 0, 4, rows, train_config=published.train, progress=False
         ),
     )
-    (tmp_path / "some" / "document-00001-of-00002.bin").write_bytes(raw[2999:5000])
+    (tmp_path / "some" / "document-00001-of-00002.bin").write_bytes(raw[SHARD:15000])
     with pytest.raises(DataError, match="it was cut short"):
         _ = replace(rows).rows
 

@@ -65,6 +65,8 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     import pandas as pd
 
     control = run.control
+    if not isinstance(control, Continued):  # the source itself
+        return pd.DataFrame(columns=CONTINUITY)
     saved = [s for s in control.steps if control.how.start < s < control.how.stop]
     warm = control.how.adam_from + control.how.rewarm_updates
     chosen = {s for s in (saved[:1] + [s for s in saved if s >= warm][:1] + saved[-1:])}

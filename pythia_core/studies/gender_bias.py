@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pythia_core.runs import Run
 
 STUDY = "gender_bias"
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k"}
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "paper": "70m"}
 ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
@@ -65,6 +65,10 @@ class GenderBiasParams(StudyParams):
     def check(self) -> None:
         if self.swap not in SWAPS:
             raise ConfigError(one_of(self.swap, SWAPS, "swap"))
+        if scale_named(self.scale).published:
+            from pythia_core.studies import gender_paper
+
+            gender_paper.check(self)
 
     @property
     def size_list(self) -> tuple[str, ...]:
@@ -90,7 +94,8 @@ class GenderBiasParams(StudyParams):
         """Steps at which an arm is measured; a fork's first point is its parent's."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
-        indices = (*BEFORE, *BRANCH) if first is None else [i for i in BRANCH if i > first]
+        before = () if scale.published else BEFORE  # of published models the control is a fork too
+        indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
         steps = {scale.fork_step(i) for i in indices} | {scale.steps}
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
 
@@ -132,6 +137,9 @@ def run(
         find_or_train: how runs are had; default: pythia_core.runs.find_or_train_all.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
+    from pythia_core.studies import gender_paper
+    from pythia_core.studies.continued import measuring_text
+
     if find_or_train is None:
         from pythia_core.runs import find_or_train_all as find_or_train
     if published is None:
@@ -143,21 +151,26 @@ def run(
     cells = [
         (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
     ]
-    trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
+    if scale_named(params.scale).published:
+        trained = gender_paper.find_or_continue_arms(params, progress)
+    else:
+        trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
     runs = list(trained.values())
+    texts = {run.id: measuring_text(run) for run in runs}
     batteries: dict[str, Battery] = {}  # the order of seeds differs, items and texts do not
     for run in runs:
-        if run.data.fingerprint not in batteries:
+        text = texts[run.id]
+        if text.fingerprint not in batteries:
             max_seq_len = run.config.model.max_seq_len
-            batteries[run.data.fingerprint] = Battery(items, run.data, max_seq_len)
-    battery = batteries[runs[0].data.fingerprint]
+            batteries[text.fingerprint] = Battery(items, text, max_seq_len)
+    battery = batteries[texts[runs[0].id].fingerprint]
     places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
     branch_start = scale_named(params.scale).fork_step(BRANCH[0])
     arrays_at, gaps = {}, []
     for full in (False, True):
         chosen = [(run, step) for _, run, step in places if (step >= branch_start) == full]
         for fingerprint, each in batteries.items():
-            mine = [(run, step) for run, step in chosen if run.data.fingerprint == fingerprint]
+            mine = [(run, step) for run, step in chosen if texts[run.id].fingerprint == fingerprint]
             some, missing = measure_all(mine, each.measurement(full), progress)
             arrays_at |= some
             gaps += missing
@@ -192,7 +205,8 @@ def run(
 def _ledger_row(done: Run) -> dict[str, Any]:
     ledger = done.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * done.config.data.seq_len
-    changed = len(ledger.row)
+    swaps = getattr(done, "swaps", None)  # of rows in token files
+    changed = sum(line["tokens_changed"] for line in swaps) if swaps else len(ledger.row)
     return {
         "start": ledger.start,
         "stop": ledger.stop,
