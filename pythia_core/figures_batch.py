@@ -245,8 +245,9 @@ def _picture(example: Example) -> Drawing:
     row = int(order.shuffle[step * example.batch_size + place])
     tiled = np.tile(np.arange(n), order.epochs)
     with style():
-        figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
-        figure.get_layout_engine().set(rect=(0.01, 0.05, 0.98, 0.95))
+        figure = Figure(figsize=(WIDTH, 4.6))
+        # placed by hand: the solver of a constrained layout rounds one way or the other
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.06, top=0.95, hspace=0.3)
         figure.text(0.008, 0.012, FOOTER, fontsize=6.5, color=MUTED)
         top, middle, grid, batch = figure.subplots(4, 1, height_ratios=(1.2, 0.9, 0.9, 1.6))
         for y, documents, label in ((1.1, tiled, "in the file"), (0, order.documents, "shuffled")):
