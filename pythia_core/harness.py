@@ -24,6 +24,7 @@ from pythia_core import evaluate
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, MissingDependencyError
 from pythia_core.generate import Sampling, generate_texts
+from pythia_core.progress import bar as progress_bar
 
 
 def lm_eval_package() -> Any:
@@ -181,14 +182,21 @@ def _model_class() -> type:
         def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
             return list(self._encode(string))
 
-        def _score(self, requests: list[evaluate.Request]) -> evaluate.Scores:
+        def _score(self, requests: list[evaluate.Request], show: bool) -> evaluate.Scores:
             packed = evaluate.pack(requests, self.max_length, self.token_budget)
-            return evaluate.score(self.model, packed)
+            logprob, greedy = np.zeros(len(packed)), np.ones(len(packed), bool)
+            for batch in progress_bar(show, iterable=packed.batches, desc="scoring", unit="batch"):
+                part = evaluate.Packed((batch,), packed.n_tokens)
+                found = evaluate.score(self.model, part)
+                logprob += found.logprob
+                greedy &= found.greedy
+            return evaluate.Scores(logprob, packed.n_tokens, greedy)
 
         def _loglikelihood_tokens(
             self, requests: list, disable_tqdm: bool = False, **_: Any
         ) -> list[tuple[float, bool]]:
-            found = self._score([evaluate.Request(tuple(c), tuple(t)) for _, c, t in requests])
+            asked = [evaluate.Request(tuple(c), tuple(t)) for _, c, t in requests]
+            found = self._score(asked, not disable_tqdm)
             return list(zip(found.logprob.tolist(), found.greedy.tolist(), strict=True))
 
         def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
@@ -200,7 +208,8 @@ def _model_class() -> type:
                 for window in map(utils.make_disjoint_window, windows):
                     parts.append(evaluate.Request(*map(tuple, window)))
                     owner.append(number)
-            totals = np.bincount(owner, self._score(parts).logprob, len(requests))
+            found = self._score(parts, not disable_tqdm).logprob
+            totals = np.bincount(np.array(owner, int), found, len(requests))
             for request, total in zip(requests, totals.tolist(), strict=True):
                 self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
             return totals.tolist()
@@ -222,6 +231,7 @@ def _model_class() -> type:
                 found = generate_texts(
                     self.model, self._tokenizer, [requests[i].args[0] for i in members],
                     kwargs["max_gen_toks"], self._eod_id, kwargs["until"], sampling, cut=True,
+                    progress=not disable_tqdm,
                 )  # fmt: skip
                 for index, text in zip(members, found, strict=True):
                     texts[index] = text

@@ -2,46 +2,32 @@
 
 A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
 repository on the hub, whose revisions are its steps. It offers what evaluation needs of a run:
-steps, the model at each, a tokenizer, a place for what was measured. Reading such files needs
-pythia_core.hf's `load`. Not here: what a run is (pythia_core.runs).
+steps, the model at each, a tokenizer, a place for what was measured. Not here: reading its files
+(pythia_core.hf, pythia_core.hub), what a run is (pythia_core.runs).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pythia_core.config import DataConfig, RunConfig, TrainConfig, stable_hash
-from pythia_core.errors import CheckpointError, FetchError, MissingDependencyError
+from pythia_core import hf, hub
+from pythia_core.audit import is_published
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
+from pythia_core.errors import CheckpointError, FetchError
+from pythia_core.hf_names import model_config
+from pythia_core.hub import CONFIG, TOKENIZER
 from pythia_core.model import GPTNeoX
 from pythia_core.paths import results_dir
 from pythia_core.runs import Run, find_run
+from pythia_core.schedule import OFFICIAL_STEPS
 from pythia_core.tokenizer import EOD, load_tokenizer
 
-LAST = 143_000
+LAST = OFFICIAL_STEPS
 """Step of a published model whose folder does not tell: `main` is the last checkpoint."""
-_STEP = re.compile(r"step-?(\d+)")
-
-
-def _step(name: str) -> int | None:
-    match = _STEP.fullmatch(name)
-    return int(match[1]) if match else None
-
-
-def _hf_load() -> Callable[..., tuple[GPTNeoX, Any]]:
-    from pythia_core import hf
-
-    if not hasattr(hf, "load"):
-        raise MissingDependencyError(
-            "this version of pythia_core cannot read published models (pythia_core.hf.load is "
-            "missing); name a run of yours"
-        )
-    return hf.load
 
 
 @dataclass(frozen=True)
@@ -64,17 +50,16 @@ class PublishedModel:
     @cached_property
     def _revisions(self) -> dict[int, str]:
         folder = Path(self.source).expanduser()
-        if not folder.is_dir():
-            from pythia_core import hub
-
-            names = {_step(name): name for name in hub.revisions(self.source)}
-            names.pop(None, None)
-            return names or {LAST: "main"}
-        if (folder / "config.json").is_file():
-            step = _step(folder.resolve().name)
+        if (folder / CONFIG).is_file():
+            step = hub.step_of(folder.resolve().name)
             return {LAST if step is None else step: "main"}
-        names = (path.parent.name for path in folder.glob("*/config.json"))
-        return {step: name for name in names if (step := _step(name)) is not None}
+        if folder.is_dir():
+            names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
+        else:
+            names = hub.revisions(self.source)
+        steps = {hub.step_of(name): name for name in names}
+        steps.pop(None, None)
+        return steps or {LAST: "main"}
 
     @property
     def steps(self) -> list[int]:
@@ -99,35 +84,35 @@ class PublishedModel:
         Raises:
             CheckpointError: no such step, a damaged file, or one that cannot be fetched.
         """
-        return self._load(step)[0]
-
-    def _load(self, step: int | None = None) -> tuple[GPTNeoX, Any]:
-        step = self.steps[-1] if step is None and self.steps else step
-        if step not in self._revisions:
-            near = sorted(self.steps, key=lambda s: abs(s - (step or 0)))[:4]
-            raise CheckpointError(
-                f"{self.source} has no checkpoint of step {step}; the nearest are {sorted(near)}"
-            )
         try:
-            return _hf_load()(self.source, self._revisions[step])
+            return hf.load(self.source, self._revision(step))[0]
         except FetchError as error:
             raise CheckpointError(str(error)) from error
 
+    def _revision(self, step: int | None = None) -> str:
+        step = self.steps[-1] if step is None else step
+        if step not in self._revisions:
+            near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
+            raise CheckpointError(
+                f"{self.source} has no checkpoint of step {step}; the nearest are {near}"
+            )
+        return self._revisions[step]
+
     @cached_property
-    def _first(self) -> tuple[Any, Any]:
-        """Config and tokenizer, which all steps share."""
-        model, loaded = self._load()
-        return model.config, load_tokenizer(loaded.folder / "tokenizer.json")
+    def _shared(self) -> tuple[ModelConfig, Any]:
+        """Config and tokenizer, the same at all steps."""
+        place = hub.locate(self.source, self._revision()).folder
+        return model_config(hf.read_config(place)), load_tokenizer(place / TOKENIZER)
 
     @property
     def data(self) -> Any:
-        tokenizer = self._first[1]
+        tokenizer = self._shared[1]
         return SimpleNamespace(tokenizer=tokenizer, eod_id=tokenizer.token_to_id(EOD))
 
     @property
     def config(self) -> RunConfig:
         """The model's; of its training only the length counts here."""
-        shape = self._first[0]
+        shape = self._shared[0]
         train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
         return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)
 
@@ -144,16 +129,6 @@ def find_model(name: str) -> AnyModel:
     folder or its repository's name ("EleutherAI/pythia-70m").
 
     Raises:
-        CheckpointError: neither; MissingDependencyError: published models cannot be read here.
+        CheckpointError: neither.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        published = not (folder / "identity.json").is_file() and (
-            (folder / "config.json").is_file() or any(folder.glob("step*/config.json"))
-        )
-    else:
-        published = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-    if not published:
-        return find_run(name)
-    _hf_load()
-    return PublishedModel(name)
+    return PublishedModel(name) if is_published(name) else find_run(name)

@@ -72,7 +72,7 @@ def test_writing_is_compared_on_equal_weights() -> None:
     config = ModelConfig(1, 32, 2, 128, max_seq_len=128)
     row = bench_generate.bench_size(config, batch=3, rounds=1, progress=False)
     assert row["equal_texts"] == row["batch"] == 3
-    assert row["ratio"] == pytest.approx(row["tokens_per_s"] / row["peer_tokens_per_s"], abs=0.02)
+    assert row["ratio"] == pytest.approx(row["tokens_per_s"] / row["peer_tokens_per_s"], rel=0.05)
     result = {"machine": device_info(), "new_tokens": 64, "prompt_tokens": (16, 48),
               "rows": [{"size": "tiny", **row}]}  # fmt: skip
     assert f"**{row['ratio']:.2f}x** | 3 of 3 |" in bench_generate.markdown(result)

@@ -236,9 +236,9 @@ def test_templates_are_filled_in_a_sandbox(
 
     register()
     lm = adapter(model, tokenizer, 0, LENGTH)
-    loaded = load(definition('"{{goal.__class__.__mro__[1].__subclasses__()}}"'))
+    folder = definition('"{{goal.__class__.__mro__[1].__subclasses__()}}"')
     with pytest.raises(SecurityError):
-        lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
+        lm_eval.evaluate(lm=lm, task_dict=load(folder), bootstrap_iters=0)
 
 
 @pytest.mark.slow
