@@ -285,20 +285,19 @@ def locate_continued(
         "code": code_identity(),
     }
     folder = _folder(start.model, how, who)
+    run = str(start.run.folder) if start.run is not None else None
+    place = {
+        "source": start.label,
+        "published": start.published,
+        "revision": start.revision,
+        "run": run,
+        "control": run if _is_its_control(start, data, how, given) else None,
+        "rows": asdict(data) if isinstance(data, RowsData) else None,
+        "config": config_dict(config),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "place.json", place)  # the same rows may have moved
     if not (folder / "identity.json").exists():
-        rows = asdict(data) if isinstance(data, RowsData) else None
-        run = str(start.run.folder) if start.run is not None else None
-        place = {
-            "source": start.label,
-            "published": start.published,
-            "revision": start.revision,
-            "run": run,
-            "control": run if _is_its_control(start, data, how, given) else None,
-            "rows": rows,
-            "config": config_dict(config),
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "place.json", place)
         write_json(folder / "identity.json", who)
     return Continued(folder, config, data, how)
 

@@ -30,6 +30,8 @@ from pythia_core.tokenizer import load_tokenizer, token_bytes, train_bpe
 from pythia_core.train import update_lr
 
 SWAP = "masculine_to_feminine"
+CLOSE = 0.05
+"""Nats between the ends of a run that never stopped and of its continuation from weights alone."""
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +104,12 @@ def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
 def test_without_its_state_it_begins_worse_and_ends_close(published: Published) -> None:
     """Against the run that never stopped, on the same batches, while both still learn fast."""
     theirs = losses(published.run)[30:]
-    for rule, worse in ((Rewarm(), 0.02), (Rewarm("linear", 5), 0.1)):
+    for rule in (Rewarm(), Rewarm("linear", 5)):
         ours = losses(go_on(published, 30, 30, rewarm=rule))
         assert ours[0] == theirs[0], "before the first update the weights are the source's"
         behind = ours - theirs
         assert behind[1:6].mean() > 0.02, rule
-        assert abs(behind[-5:].mean()) < worse, rule
+        assert abs(behind[-5:].mean()) < CLOSE, rule
 
 
 def test_the_rate_is_the_rules(published: Published) -> None:
@@ -318,7 +320,9 @@ def test_a_folder_may_hold_the_needed_shards_only(
     rows = replace(published.rows, where=str(tmp_path / "some"))
     assert "2 of the 3 released shards" in rows.what
     ours = go_on_with(published, rows, SWAP)
+    assert find_run(ours.id).data == rows
     assert ours.folder == go_on(published, 40, 4, SWAP).folder, "the same rows, another place"
+    assert find_run(ours.id).data == published.rows
     lacking = rows.absent(10, 14, BATCH)
     assert [(file.name, file.size) for file in lacking] == [("document-00000-of-00002.bin", SHARD)]
     refused(
