@@ -52,7 +52,7 @@ def distances(result: Result) -> Drawing:
                 ax.plot(at.step.clip(lower=1), at.value, color=size_colour(row.name),
                         marker=MARKS[order], markersize=6, markeredgecolor="white")  # fmt: skip
                 said.append(f"{name} {row.name} step {row.step}")
-            ax.set_ylim(bottom=0)
+        axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel("KL(n-gram || model), nats")
         size_legend(axes[0], result.params.size_list, loc="upper left")
         return Drawing(figure, "Nearest to n-grams: " + ", ".join(said))
@@ -60,6 +60,8 @@ def distances(result: Result) -> Drawing:
 
 def losses(result: Result) -> Drawing:
     """Held-out loss with that of n-grams, and the steps at which they are nearest and beaten."""
+    import pandas as pd
+
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style():
@@ -72,16 +74,22 @@ def losses(result: Result) -> Drawing:
             size_legend(loss, sizes, loc="upper right")
         loss.set_ylabel("held-out loss, nats a token")
         rows = [(what, order) for what in ("nearest", "beaten") for order in NAMES]
+        end = 1.25 * levels.step.max() if len(levels) else 2
         for y, (what, order) in enumerate(rows):
             mine = milestones[(milestones.what == what) & (milestones.which == order)]
-            for row in mine.dropna().rename(columns={"size": "name"}).itertuples():
+            for row in mine.rename(columns={"size": "name"}).itertuples():
                 at = y + 0.22 * (sizes.index(row.name) - (len(sizes) - 1) / 2)
-                low, step, high = (max(1, x) for x in (row.low, row.step, row.high))
-                steps.plot([low, high], [at, at], color=size_colour(row.name), linewidth=1.3)
-                steps.plot([step], [at], color=size_colour(row.name), marker=MARKS[order],
-                           markersize=4.5)  # fmt: skip
+                places = (row.low, row.step, row.high)
+                low, step, high = (end if pd.isna(x) else max(1, x) for x in places)
+                colour = size_colour(row.name)
+                steps.plot([low, high], [at, at], color=colour, linewidth=1.3)
+                if step == end:
+                    steps.plot([end], [at], color=colour, marker=">", markersize=4.5,
+                               markerfacecolor="white", clip_on=False)  # fmt: skip
+                else:
+                    steps.plot([step], [at], color=colour, marker=MARKS[order], markersize=4.5)
         steps.set_xscale("log")
-        steps.set_xlim(0.9, 1.1 * levels.step.max() if len(levels) else 2)
+        steps.set_xlim(0.9, end)
         steps.set_yticks(range(len(rows)), [f"{NAMES[o]} {what}" for what, o in rows])
         steps.set_ylim(len(rows) - 0.5, -0.5)
         steps.grid(axis="y", visible=False)
@@ -132,7 +140,7 @@ def lens(result: Result) -> Drawing:
             mine = frame[frame["size"] == size]
 
             def colour(layer: int, mine: pd.DataFrame = mine) -> str:
-                depth = layer / max(1, mine.layers.max() - 1)
+                depth = layer / max(1, mine.layer.max())
                 return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.86 * depth))
 
             if not _curves(ax, mine, sorted(mine.layer.unique()), "layer", colour):

@@ -19,6 +19,7 @@ from pythia_core.studies.stats import LEVEL, estimate
 if TYPE_CHECKING:
     import pandas as pd
 
+TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 CLOSE = 0.5
 """Nats: a lens below it, from there to the end of training, counts as settled."""
 
@@ -46,12 +47,13 @@ MEASURES: dict[str, Callable[[Arrays], np.ndarray]] = {
     "gain": lambda a: a["copies"][0] - a["copies"][1],
     "order_gain": lambda a: a["copies"][2] - a["copies"][1],
     "prefix": lambda a: best_head(a["prefix"]),
+    "lens_first": lambda a: a["lens"][0],
     "lens_last": lambda a: a["lens"][-1],
     "lens_gap": lambda a: a["lens"][0] - a["lens"][-1],
 }
 """By row or by sequence. gain: loss the first time minus the second; order_gain: after the same
-tokens in another order minus after the sequence itself; lens_last: KL before the last
-block; lens_gap: before the first minus before the last."""
+tokens in another order minus after the sequence itself; lens_first and lens_last: KL
+before the first and before the last block; lens_gap: the one minus the other."""
 
 
 def nearest(means: np.ndarray) -> np.ndarray:
@@ -71,18 +73,22 @@ def below_from(means: np.ndarray) -> np.ndarray:
     return np.where((means >= 0).any(1), last, 0)
 
 
-def picks(values: np.ndarray, pick: Callable[[np.ndarray], np.ndarray], draws: int) -> np.ndarray:
-    """int[1 + draws]: which of the checkpoints of values float[checkpoints, n] is picked by their
-    means, and by those of resampled rows; the same rows are drawn whatever is measured on them."""
+def resampled(values: np.ndarray, draws: int) -> np.ndarray:
+    """float[1 + draws, checkpoints]: means of values float[checkpoints, n], and those of resampled
+    rows; the same rows are drawn at every checkpoint, and whatever is measured on them."""
     n = values.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
-    return pick(np.vstack([values.mean(1), counts @ values.T / n]))
+    return np.vstack([values.mean(1), counts @ values.T / n])
+
+
+def picks(values: np.ndarray, pick: Callable[[np.ndarray], np.ndarray], draws: int) -> np.ndarray:
+    """int[1 + draws]: which checkpoint is picked by the means, and by those of resampled rows."""
+    return pick(resampled(values, draws))
 
 
 def interval_of(picked: np.ndarray) -> tuple[int, int, int]:
     """The pick and the ends of its interval."""
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(picked[1:], tails, method="inverted_cdf")
+    low, high = np.quantile(picked[1:], TAILS, method="inverted_cdf")
     return int(picked[0]), int(low), int(high)
 
 
@@ -106,8 +112,8 @@ def when_settled(kept: dict[int, Arrays], layer: int, draws: int) -> np.ndarray:
 
 def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str, pd.DataFrame]:
     """ngrams: order, different, strength, value, low, high, n: held-out loss. levels: size, step,
-    measure (MEASURES), value, low, high, n. lens: the same by layer, the number of blocks before
-    it, of layers. milestones: size, what, which, step, low, high; a step that training did not
+    measure (MEASURES), value, low, high, n. lens: the same by layer, which is the number of blocks
+    before it. milestones: size, what, which, step, low, high; a step that training did not
     reach is missing. what: nearest (of order `which`), beaten (its loss), settled (lens of layer
     `which`)."""
     import pandas as pd
@@ -119,14 +125,16 @@ def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str,
         strength = None if order == 1 else ngrams.strengths[order - 2]
         rows["ngrams"].append((order, different, strength, e.value, e.low, e.high, e.n_items))
     for size, steps in kept.items():
-        for step, arrays in steps.items():
-            for name, measure in MEASURES.items():
-                e = estimate(measure(arrays)[None], draws, change=True)
-                rows["levels"].append((size, step, name, e.value, e.low, e.high, e.n_items))
-            for layer, values in enumerate(arrays["lens"]):
-                e = estimate(values[None], draws)
-                place = (size, step, layer, len(arrays["lens"]))
-                rows["lens"].append((*place, e.value, e.low, e.high, e.n_items))
+        if not steps:
+            continue
+        for name, measure in MEASURES.items():
+            band = _band(curve(steps, measure), draws)
+            rows["levels"] += [
+                (size, step, name, *at) for step, at in zip(steps, band, strict=True)
+            ]
+        for layer, lens in enumerate(np.moveaxis(curve(steps, lambda a: a["lens"]), 1, 0)):
+            place = zip(steps, _band(lens, draws), strict=True)
+            rows["lens"] += [(size, step, layer, *at) for step, at in place]
         for what, which, picked in milestones(steps, probe.ngram_loss, draws):
             at = [*steps, None]
             rows["milestones"].append((size, what, which, *(at[i] for i in interval_of(picked))))
@@ -134,7 +142,7 @@ def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str,
     columns = {
         "ngrams": ["order", "different", "strength", *result],
         "levels": ["size", "step", "measure", *result],
-        "lens": ["size", "step", "layer", "layers", *result],
+        "lens": ["size", "step", "layer", *result],
         "milestones": ["size", "what", "which", "step", "low", "high"],
     }
     frames = {name: pd.DataFrame(rows[name], columns=columns[name]) for name in rows}
@@ -142,12 +150,18 @@ def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str,
     return frames | {"milestones": frames["milestones"].astype(whole)}
 
 
+def _band(values: np.ndarray, draws: int) -> list[tuple[float, float, float, int]]:
+    """(value, low, high, n) of every checkpoint of values float[checkpoints, n]."""
+    means = resampled(values, draws)
+    low, high = np.quantile(means[1:], TAILS, axis=0)
+    n = values.shape[1]
+    return [(*map(float, each), n) for each in zip(means[0], low, high, strict=True)]
+
+
 def milestones(
     steps: dict[int, Arrays], ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
     """(what, which, `picks`) of all milestones of a size, as in the table."""
-    if not steps:
-        return []
     found = []
     loss = curve(steps, MEASURES["loss"])
     for i, order in enumerate(ORDERS):
