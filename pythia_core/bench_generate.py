@@ -46,8 +46,7 @@ def _peer(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[li
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
     peer = GPTNeoXForCausalLM(settings)
-    head = next(name for name in peer.state_dict() if name in hf.HEAD_NAMES)
-    peer.load_state_dict(hf.to_hf_state(model.state_dict(), head), strict=False)
+    peer.load_state_dict(hf.to_hf_state(model.state_dict()))
     peer.eval()
     how = GenerationConfig(
         max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None

@@ -95,8 +95,7 @@ def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
         for name in absent:
             del sys.modules[name]
     peer = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**hf.hf_config(model.config)))
-    head = next(name for name in peer.state_dict() if name in hf.HEAD_NAMES)
-    peer.load_state_dict(hf.to_hf_state(model.state_dict(), head), strict=False)
+    peer.load_state_dict(hf.to_hf_state(model.state_dict()))
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=EOD, bos_token=EOD, pad_token="<|padding|>"
     )
