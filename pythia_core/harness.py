@@ -130,6 +130,8 @@ def _model_class() -> type:
             batch_size: object = None,
             max_batch_size: object = None,
         ) -> None:
+            import torch
+
             from pythia_core.models import find_model
 
             if not isinstance(run, str):
@@ -137,6 +139,8 @@ def _model_class() -> type:
             found = find_model(run)
             step = found.steps[-1] if step is None and found.steps else step
             model = found.model(step)
+            if not torch.cuda.is_available():  # lm_eval's own default is a GPU, there or not
+                device = "cpu"
             self._set(
                 model.to(device or "cpu"), found.data.tokenizer, found.data.eod_id,
                 found.config.model.max_seq_len, token_budget,
