@@ -3,13 +3,27 @@
 The reference is the definition of correct; the function without the suffix is what the model calls
 and takes the fastest exact route on the device at hand. `pythia_core.model` calls operations only
 through this package.
+
+On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy` and the rotation inside `attention`
+run as Triton kernels. `layer_norm_pair` and `bias_gelu` have kernels too, but the model does not call
+them before they have been measured on a card.
 """
 
 from pythia_core.kernels.attention import attention
 from pythia_core.kernels.cross_entropy import linear_cross_entropy
-from pythia_core.kernels.gelu import gelu
-from pythia_core.kernels.layer_norm import layer_norm
+from pythia_core.kernels.gelu import bias_gelu, gelu
+from pythia_core.kernels.layer_norm import layer_norm, layer_norm_pair
 from pythia_core.kernels.linear import linear
-from pythia_core.kernels.rotary import rotary_tables
+from pythia_core.kernels.rotary import rotary_tables, split_rotated
 
-__all__ = ["attention", "gelu", "layer_norm", "linear", "linear_cross_entropy", "rotary_tables"]
+__all__ = [
+    "attention",
+    "bias_gelu",
+    "gelu",
+    "layer_norm",
+    "layer_norm_pair",
+    "linear",
+    "linear_cross_entropy",
+    "rotary_tables",
+    "split_rotated",
+]

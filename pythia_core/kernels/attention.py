@@ -2,27 +2,43 @@
 
 QKV rows are grouped per head as [q_h | k_h | v_h] (GPT-NeoX v1.0). Scores are scaled by
 1/sqrt(head_dim) under a plain causal mask; attention is *not* reset at document ends, as in the
-released models. Two ways of computing it, chosen by measurement:
+released models. Three ways of computing it:
 
 - torch's scaled_dot_product_attention (flash kernels) under autograd, the default;
 - on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities kept for
   the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
-  are still the better choice where the passes between the products are not compiled).
+  are still the better choice where the passes between the products are not compiled);
+- on CUDA devices with Triton: rotation in place (kernels.rotary), then a library's attention on
+  strided views. Which library is a table by head dim, to be filled by `bench kernels`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pythia_core.kernels import native
-from pythia_core.kernels.rotary import rotary_reference
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.kernels import gpu, native
+from pythia_core.kernels.rotary import rotary_reference, split_rotated
 
 SHORT = 512
 """Longest row for which the probabilities (batch * heads * row^2) are cheap to keep."""
+SDPA = {
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+LIBRARIES = ("torch", *SDPA, "flash_attn")
+"""Accepted by `library_attention`; "torch" lets scaled_dot_product_attention choose."""
+FASTEST: dict[int, str] = {}
+"""The fastest of LIBRARIES by head dim, forward and backward together. Not yet measured."""
+FLASH_ATTN_FOUND = importlib.util.find_spec("flash_attn") is not None
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -127,8 +143,48 @@ class _ShortAttention(torch.autograd.Function):
         return _unpack_rotated(grads, ctx.heads, cos, sin), None, None
 
 
+# On CUDA devices.
+
+
+def library_attention(q: Tensor, k: Tensor, v: Tensor, library: str) -> Tensor:
+    """Causal attention of q, k, v (batch, seq, heads, head_dim), any strides, by one library.
+
+    Raises:
+        ConfigError: a library that is not known or not installed.
+    """
+    if library not in LIBRARIES:
+        raise ConfigError(one_of(library, LIBRARIES, "attention library"))
+    if library == "flash_attn":
+        if not FLASH_ATTN_FOUND:
+            raise ConfigError(
+                "flash_attn is not installed: pip install -r requirements-gpu.txt, or take another "
+                f"of {', '.join(LIBRARIES)}"
+            )
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(q, k, v, causal=True)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    if library == "torch":
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        with sdpa_kernel(SDPA[library]):
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return out.transpose(1, 2)
+
+
+def _attention_packed(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    q, k, v = split_rotated(qkv, cos, sin)
+    library = FASTEST.get(qkv.shape[-1], "torch")
+    if library == "flash_attn" and not FLASH_ATTN_FOUND:
+        gpu.say_once("flash_attn is not installed: torch's own attention is used")
+        library = "torch"
+    return library_attention(q, k, v, library).flatten(2)
+
+
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Causal attention of a packed qkv (batch, seq, heads, 3, head_dim).
+
+    On a CUDA device with Triton qkv is overwritten (see `kernels.rotary.split_rotated`).
 
     Args:
         cos, sin: (seq, rotary_dims / 2), fp32.
@@ -136,6 +192,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (batch, seq, heads * head_dim)
     """
+    if gpu.use_triton(qkv):
+        return _attention_packed(qkv, cos, sin)
     short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.function("pack_rotated", qkv)):
         return _ShortAttention.apply(qkv, cos, sin)

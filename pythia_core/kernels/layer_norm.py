@@ -1,15 +1,24 @@
-"""LayerNorm of the fp32 residual stream, written in the dtype that the next product reads."""
+"""LayerNorm of the fp32 residual stream, written in the dtype that the next product reads.
+
+A parallel block has two of them over the same stream: `layer_norm_pair`, which on a CUDA device is
+one Triton kernel each way (layer_norm_triton) and can add the block before it to the stream first.
+Speed there: not yet measured.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import native
+from pythia_core.kernels import gpu, native
 
 BLOCKS = 16
 """Partial sums of the weight and bias gradients: a fixed number, whatever the threads."""
+WIDTH_MAX = 8192
+"""Widest row that the Triton kernels hold in registers; Pythia-12B has 5,120."""
 
 
 def layer_norm_reference(
@@ -55,3 +64,119 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     if x.dtype == torch.float32 and native.function("layer_norm", x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+
+
+# The two norms of a parallel block.
+
+
+def layer_norm_pair_reference(
+    x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z = x + (a + b), and the LayerNorm of z with each of two pairs of weight and bias.
+
+    Args:
+        x: (n, d), fp32 or wider. branches: () for z = x, or a and b, (n, d) each.
+        norms: weight1, bias1, weight2, bias2, (d,) each in the dtype of `x`.
+    """
+    z = x + (branches[0] + branches[1]) if branches else x
+    weight1, bias1, weight2, bias2 = norms
+    y1 = layer_norm_reference(z, weight1, bias1, eps, dtype)
+    return z, y1, layer_norm_reference(z, weight2, bias2, eps, dtype)
+
+
+Forward = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@torch.library.custom_op("pythia::layer_norm_pair", mutates_args=())
+def _pair(
+    x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
+) -> Forward:
+    from pythia_core.kernels.layer_norm_triton import pair_forward
+
+    return pair_forward(x, branches, norms, eps, dtype)
+
+
+@_pair.register_fake
+def _(
+    x: Tensor, branches: list[Tensor], norms: list[Tensor], eps: float, dtype: torch.dtype
+) -> Forward:
+    n, d = x.shape
+    z = x.new_empty((n, d) if branches else (0,))
+    y1, y2 = (x.new_empty(n, d, dtype=dtype) for _ in range(2))
+    mean, rstd = (x.new_empty(n, dtype=torch.float32) for _ in range(2))
+    return z, y1, y2, mean, rstd
+
+
+@torch.library.custom_op("pythia::layer_norm_pair_backward", mutates_args=())
+def _pair_backward(
+    z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
+    mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from pythia_core.kernels.layer_norm_triton import pair_backward
+
+    return pair_backward(z, dz, dy1, dy2, weight1, weight2, mean, rstd, branch_dtype)
+
+
+@_pair_backward.register_fake
+def _(
+    z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
+    mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dbranch = z.new_empty((0,) if dz is None else z.shape, dtype=branch_dtype)
+    return z.new_empty(z.shape), dbranch, z.new_empty(4, z.shape[1], dtype=torch.float32)
+
+
+def _setup_pair(ctx: FunctionCtx, inputs: tuple, output: Forward) -> None:
+    x, branches, norms, _, _ = inputs
+    z, _, _, mean, rstd = output
+    ctx.branch_dtypes = [b.dtype for b in branches]
+    ctx.norm_dtypes = [w.dtype for w in norms]
+    ctx.save_for_backward(z if branches else x, norms[0], norms[2], mean, rstd)
+
+
+def _backward_pair(
+    ctx: FunctionCtx, dz: Tensor, dy1: Tensor, dy2: Tensor, *_: Tensor
+) -> tuple[Tensor | list[Tensor] | None, ...]:
+    z, weight1, weight2, mean, rstd = ctx.saved_tensors
+    dtypes = ctx.branch_dtypes
+    dx, dbranch, dnorms = _pair_backward(
+        z, dz if dtypes else None, dy1, dy2, weight1, weight2, mean, rstd,
+        dtypes[0] if dtypes else z.dtype,
+    )  # fmt: skip
+    return (
+        dx,
+        [dbranch.to(dtype) for dtype in dtypes],
+        [g.to(dtype) for g, dtype in zip(dnorms.unbind(0), ctx.norm_dtypes, strict=True)],
+        None,
+        None,
+    )
+
+
+_pair.register_autograd(_backward_pair, setup_context=_setup_pair)
+
+
+def layer_norm_pair(
+    x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """z = x + (a + b), and the LayerNorm of z with each of two pairs of weight and bias.
+
+    Args:
+        x: (n, d), fp32. branches: () for z = x, or a and b, (n, d) each.
+        norms: weight1, bias1, weight2, bias2, (d,) each, fp32.
+        dtype: of the two normalised results.
+
+    Raises:
+        ConfigError: a dtype or width that the kernel cannot take.
+    """
+    if gpu.use_triton(x):
+        dtypes = {"x": x.dtype, "dtype": dtype, "norms": norms[0].dtype}
+        dtypes |= {f"branch {i + 1}": b.dtype for i, b in enumerate(branches)}
+        d = x.shape[1]
+        wide = f"rows of {d}, the kernel takes up to {WIDTH_MAX}" if d > WIDTH_MAX else ""
+        gpu.check("layer_norm_pair", dtypes, (wide,))
+        z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
+        return z if branches else x, y1, y2
+    z = x + (branches[0] + branches[1]) if branches else x
+    weight1, bias1, weight2, bias2 = norms
+    y1 = layer_norm(z, weight1, bias1, eps, dtype)
+    return z, y1, layer_norm(z, weight2, bias2, eps, dtype)

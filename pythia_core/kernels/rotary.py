@@ -2,12 +2,18 @@
 
 Only the first `rotary_dims` of each query and key head are rotated (25 % in Pythia); lane i is
 paired with lane i + rotary_dims/2 and turned by the angle position * base^(-2i / rotary_dims).
+
+On a CUDA device queries and keys are rotated where they lie in the packed QKV, and the backward
+writes one packed gradient (rotary_triton). Speed there: not yet measured.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from pythia_core.kernels import gpu
 
 
 def rotary_tables(
@@ -27,3 +33,85 @@ def rotary_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
+
+    Returns:
+        three of (batch, seq, heads, head_dim)
+    """
+    q, k, v = qkv.unbind(3)
+    q, k = (rotary_reference(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (q, k))
+    return q, k, v
+
+
+@torch.library.custom_op("pythia::rotate_", mutates_args=("qkv",))
+def _rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
+    from pythia_core.kernels.rotary_triton import rotate_
+
+    rotate_(qkv, cos, sin, back)
+
+
+@_rotate_.register_fake
+def _(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
+    return None
+
+
+@torch.library.custom_op("pythia::pack_rotated_back", mutates_args=())
+def _pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    from pythia_core.kernels.rotary_triton import pack_rotated_back
+
+    return pack_rotated_back(dq, dk, dv, cos, sin)
+
+
+@_pack_rotated_back.register_fake
+def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    batch, seq, heads, dim = dq.shape
+    return dq.new_empty(batch, seq, heads, 3, dim)
+
+
+class _SplitRotated(torch.autograd.Function):
+    """Autograd cannot express "in place, and three views of it": the version counter of qkv still
+    moves, so that a backward that needs the unrotated values fails and is never silently wrong."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        _rotate_(qkv, cos, sin, False)
+        ctx.save_for_backward(cos, sin)
+        return qkv.unbind(3)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _pack_rotated_back(*grads, *ctx.saved_tensors), None, None
+
+
+def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
+
+    On a CUDA device qkv is overwritten and the results are views of it, except under no_grad:
+    nothing there would notice a use of the old values.
+
+    Args:
+        cos, sin: (seq, rotary_dims / 2), fp32.
+
+    Returns:
+        three of (batch, seq, heads, head_dim)
+
+    Raises:
+        ConfigError: a dtype or head that the kernel cannot take.
+    """
+    if not gpu.use_triton(qkv):
+        return split_rotated_reference(qkv, cos, sin)
+    dim, half = qkv.shape[-1], cos.shape[-1]
+    gpu.check(
+        "split_rotated",
+        {"qkv": qkv.dtype},
+        (
+            f"head_dim is {dim}, the kernel takes up to {gpu.HEAD_DIM_MAX}"
+            if dim > gpu.HEAD_DIM_MAX
+            else "",
+            f"{2 * half} rotary lanes in a head of {dim}" if 2 * half > dim else "",
+        ),
+    )
+    return _SplitRotated.apply(qkv if torch.is_grad_enabled() else qkv.clone(), cos, sin)

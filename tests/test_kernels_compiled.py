@@ -1,0 +1,206 @@
+"""Every Triton kernel compiles for an H100 (sm_90) as intended; no GPU is needed to see that.
+
+Read from the machine code by the tools inside Triton's wheel: nothing spills to local memory, and
+where the layout allows it global memory moves in 16-byte pieces. None of the kernels multiplies
+matrices (torch does), so there are no tensor-core instructions to look for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not installed: see [kernels-test]")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What ptxas made of a kernel."""
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    sass: str
+
+    def widths(self, instruction: str) -> set[int]:
+        """Bytes moved by each LDG or STG."""
+        found = re.findall(rf"\b{instruction}\.E((?:\.[A-Z0-9]+)*)", self.sass)
+        sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+        return {next((sizes[p] for p in f.split(".") if p in sizes), 4) for f in found}
+
+
+def compiled(
+    kernel: Callable[..., Any], types: dict[str, str], constants: dict[str, Any], warps: int
+) -> Machine:
+    """Compile for sm_90.
+
+    Args:
+        types: of the arguments that are not constants. Pointers, and integers marked "i32:16",
+            are known to divide by 16, as the launcher finds for the official shapes.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {
+        name: "constexpr" if name in constants else types[name].removesuffix(":16")
+        for name in kernel.arg_names
+    }
+    even = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(kernel.arg_names)
+        if name not in constants and (types[name].startswith("*") or types[name].endswith(":16"))
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=even)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    cubin = Path(os.environ["CUBIN_DIR"]) / f"{kernel.__name__}.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+
+    def dump(option: str) -> str:
+        return subprocess.run(
+            [tool, option, cubin], capture_output=True, text=True, check=True
+        ).stdout
+
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", dump("-res-usage")))
+    return Machine(*(int(usage[k]) for k in ("REG", "STACK", "LOCAL", "SHARED")), dump("-sass"))
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBIN_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def check(machine: Machine, wide: bool = True, stack: int = 0) -> None:
+    assert machine.stack <= stack and machine.local == 0, f"spills: {machine}"
+    assert machine.shared <= 227 * 1024
+    if wide:
+        assert 16 in machine.widths("LDG") and 16 in machine.widths("STG")
+
+
+@pytest.mark.parametrize("pointer", ["*bf16", "*fp16", "*fp32"])
+def test_cross_entropy(pointer: str) -> None:
+    from pythia_core.kernels.cross_entropy_triton import BLOCK, WARPS, cross_entropy_kernel
+
+    types = {
+        "logits_ptr": pointer,
+        "targets_ptr": "*i64",
+        "losses_ptr": "*fp32",
+        "row_stride": "i32:16",
+        "vocab": "i32:16",
+    }
+    check(compiled(cross_entropy_kernel, types, {"BLOCK": BLOCK}, WARPS))
+
+
+HEAD_DIMS = pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
+
+
+@HEAD_DIMS
+def test_rotation(head_dim: int) -> None:
+    from pythia_core.kernels import rotary_triton as t
+
+    rows, lanes = t.tile(head_dim // 8)
+    constants = {"BACK": False, "HALF": head_dim // 8, "LANES": lanes, "ROWS": rows}
+    types = {
+        "qkv_ptr": "*bf16",
+        "cos_ptr": "*fp32",
+        "sin_ptr": "*fp32",
+        **dict.fromkeys(("n_rows", "seq"), "i32:16"),
+        "heads": "i32",
+        **dict.fromkeys(("stride_batch", "stride_seq", "stride_head", "stride_part"), "i32:16"),
+    }
+    machine = compiled(t.rotate_kernel, types, constants, t.WARPS)
+    # half the lanes of 32 are 8 bytes; those of 80 (10 lanes) never start on 16 bytes
+    check(machine, wide=head_dim in (64, 128, 256))
+    if head_dim == 32:
+        assert 8 in machine.widths("STG")
+
+
+@HEAD_DIMS
+def test_packing_of_gradients(head_dim: int) -> None:
+    from pythia_core.kernels import rotary_triton as t
+
+    half, rest = head_dim // 8, head_dim - head_dim // 4
+    rows, lanes = t.tile(half)
+    constants = {
+        "DIM": head_dim,
+        "DIM_LANES": triton.next_power_of_2(head_dim),
+        "HALF": half,
+        "LANES": lanes,
+        "REST": rest,
+        "REST_LANES": triton.next_power_of_2(rest),
+        "ROWS": rows,
+    }
+    types = {
+        **dict.fromkeys(("dq_ptr", "dk_ptr", "dv_ptr", "out_ptr"), "*bf16"),
+        **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
+        **dict.fromkeys(("n_rows", "seq"), "i32:16"),
+        "heads": "i32",
+        **{f"{g}_{s}": "i32:16" for g in ("dq", "dk", "dv") for s in ("batch", "seq", "head")},
+    }
+    check(compiled(t.pack_kernel, types, constants, t.WARPS))
+
+
+WIDTHS = pytest.mark.parametrize("d", [128, 768, 2560, 4096, 5120])
+
+
+@WIDTHS
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm_pair(d: int, residual: bool) -> None:
+    from pythia_core.kernels.layer_norm_triton import pair_kernel, tile
+
+    rows, lanes, warps = tile(d)
+    types = {
+        **dict.fromkeys(("x_ptr", "z_ptr", "mean_ptr", "rstd_ptr"), "*fp32"),
+        **dict.fromkeys(("a_ptr", "b_ptr", "y1_ptr", "y2_ptr"), "*bf16"),
+        **{f"{kind}{i}_ptr": "*fp32" for kind in ("weight", "bias") for i in (1, 2)},
+        "n": "i32:16",
+        "d": "i32:16",
+        "eps": "fp32",
+    }
+    constants = {"RESIDUAL": residual, "ROWS": rows, "LANES": lanes}
+    check(compiled(pair_kernel, types, constants, warps))
+
+
+@WIDTHS
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm_pair_backward(d: int, residual: bool) -> None:
+    from pythia_core.kernels.layer_norm_triton import PARTIALS, pair_backward_kernel, tile
+
+    rows, lanes, warps = tile(d)
+    types = {
+        **dict.fromkeys(("z_ptr", "dz_ptr", "dx_ptr", "mean_ptr", "rstd_ptr"), "*fp32"),
+        **dict.fromkeys(("dy1_ptr", "dy2_ptr", "dbranch_ptr"), "*bf16"),
+        **dict.fromkeys(("weight1_ptr", "weight2_ptr", "partial_ptr"), "*fp32"),
+        "n": "i32:16",
+        "d": "i32:16",
+    }
+    constants = {"RESIDUAL": residual, "PARTIALS": PARTIALS, "ROWS": rows, "LANES": lanes}
+    machine = compiled(pair_backward_kernel, types, constants, warps)
+    check(machine, stack=128 if d == 5120 else 0)  # 12B: four sums of 8,192 lanes are too much
+
+
+@pytest.mark.parametrize("tanh", [True, False], ids=["tanh", "erf"])
+def test_bias_gelu(tanh: bool) -> None:
+    from pythia_core.kernels import gelu_triton as t
+
+    types = {
+        **dict.fromkeys(("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), "*bf16"),
+        **dict.fromkeys(("bias_ptr", "partial_ptr"), "*fp32"),
+        "n": "i32:16",
+        "d": "i32:16",
+    }
+    constants = {"TANH": tanh, "ROWS": t.ROWS, "LANES": t.LANES}
+    check(compiled(t.bias_gelu_kernel, types, constants, t.WARPS))
+    constants["PARTIALS"] = t.PARTIALS
+    check(compiled(t.bias_gelu_backward_kernel, types, constants, t.WARPS))
