@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -242,6 +243,16 @@ def _find(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    sizes = tuple(filter(None, args.sizes.split(",")))
+    if args.what == "kernels":
+        from pythia_core.bench_kernels import bench_kernels
+
+        with open(args.json or os.devnull, "a", encoding="utf-8") as file:
+            for row in bench_kernels(sizes, args.dry_run):
+                line = json.dumps(row)
+                print(line, flush=True)
+                file.write(line + "\n")
+        return
     if args.what == "terms":
         from pythia_core import bench_terms
 
@@ -250,7 +261,6 @@ def _bench(args: argparse.Namespace) -> None:
             Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
         print(bench_terms.markdown(result))
         return
-    sizes = tuple(filter(None, args.sizes.split(",")))
     if args.what == "generate":
         from pythia_core import bench_generate
 
@@ -419,9 +429,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")
 
     p = command("bench", _bench, "measure speed against a named peer, in one run")
-    p.add_argument("what", choices=("train", "terms", "generate"))
+    p.add_argument("what", choices=("train", "terms", "generate", "kernels"))
     p.add_argument("--device", default="cpu", choices=("cpu",))
     p.add_argument("--sizes", default="", help="comma list (default: the laptop ladder)")
+    p.add_argument("--dry-run", action="store_true", help="kernels: tiny tensors, on the CPU")
     p.add_argument("--rounds", type=int, default=10, help="alternating rounds of 2 steps each")
     p.add_argument("--precision", choices=PRECISIONS)
     p.add_argument("--json", help="also write the full result to this file")

@@ -1,0 +1,75 @@
+"""The benchmark of the kernels measures every contender in every direction; speed is not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pythia_core import bench_kernels
+from pythia_core.__main__ import main
+from pythia_core.errors import ConfigError
+
+KERNELS = {
+    *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
+    *("bias_gelu_tanh", "bias_gelu_erf", "attention"),
+}
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return list(bench_kernels.bench_kernels(("31m",), dry_run=True))
+
+
+def test_every_contender_is_measured_in_every_direction(rows: list[dict]) -> None:
+    assert {"copy_gb_per_s", "matmul_tflop_per_s", "triton", "device", "dry_run"} <= rows[0].keys()
+    seen = {(r["kernel"], r["contender"], r["direction"]) for r in rows[1:]}
+    assert len(seen) == len(rows) - 1
+    for kernel in KERNELS:
+        for contender in ("ours", "reference", "torch.compile (eager)"):
+            for direction in ("forward", "backward", "both"):
+                assert (kernel, contender, direction) in seen
+    assert {r["kernel"] for r in rows[1:]} == KERNELS
+    assert all(r["dry_run"] is True for r in rows)
+
+
+def test_only_absent_libraries_fail(rows: list[dict]) -> None:
+    failed = {r["contender"] for r in rows[1:] if "error" in r}
+    assert failed <= {"cudnn, unrotated", "flash, unrotated", "efficient, unrotated"}
+
+
+def test_rates_are_work_over_time(rows: list[dict]) -> None:
+    row = next(r for r in rows[1:] if r["kernel"] == "bias_gelu_erf" and r["direction"] == "both")
+    elements = row["shape"]["tokens"] * row["shape"]["width"]
+    assert row["unit"] == "GB/s"
+    assert row["rate"] == pytest.approx(5 * 2 * elements / row["ms"] / 1e6)
+    assert row["share"] == pytest.approx(row["rate"] / rows[0]["copy_gb_per_s"])
+    assert row["ms_20"] <= row["ms"] <= row["ms_80"] and row["calls"] >= 3
+    row = next(r for r in rows[1:] if r["kernel"] == "attention" and r["direction"] == "forward")
+    s = row["shape"]
+    pairs = s["batch"] * s["heads"] * s["seq"] * (s["seq"] + 1) / 2  # (query, key) not in future
+    assert row["rate"] == pytest.approx(2 * 2 * pairs * s["head_dim"] / row["ms"] / 1e9)
+
+
+def test_the_command_writes_one_object_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = iter([{"kernel": "a"}, {"kernel": "b"}])
+    monkeypatch.setattr(bench_kernels, "bench_kernels", lambda sizes, dry_run: few)
+    path = tmp_path / "rows.jsonl"
+    assert main(["bench", "kernels", "--dry-run", "--json", str(path)]) == 0
+    assert capsys.readouterr().out == path.read_text()
+    assert [json.loads(line)["kernel"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_card_it_says_so() -> None:
+    with pytest.raises(ConfigError, match="needs a CUDA device; --dry-run"):
+        next(bench_kernels.bench_kernels())
+
+
+def test_unknown_sizes_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"takes official sizes \(14m, .*got 7k"):
+        next(bench_kernels.bench_kernels(("160m", "7k"), dry_run=True))
