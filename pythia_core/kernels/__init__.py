@@ -4,9 +4,9 @@ The reference is the definition of correct; the function without the suffix is w
 and takes the fastest exact route on the device at hand. `pythia_core.model` calls operations only
 through this package.
 
-On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy` and the rotation inside `attention`
-run as Triton kernels. `layer_norm_pair` and `bias_gelu` have kernels too, but the model does not call
-them before they have been measured on a card.
+On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy` and the rotation inside
+`attention` run as Triton kernels. `layer_norm_pair` and `bias_gelu` have kernels too, but the model
+does not call them before they have been measured on a card.
 """
 
 from pythia_core.kernels.attention import attention
