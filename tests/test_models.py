@@ -22,6 +22,7 @@ from pythia_core.tokenizer import train_bpe
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in the hub's format with a subfolder per step."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_WORKERS", "1")  # workers of an earlier test know its folder only
     folder = tmp_path / "pythia-70m-deduped"
     tokenizer = train_bpe((str(item) for item in test_tasks.made("piqa", 40)), 384)
     for step in (0, 3000):
