@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.progress import bar
+from pythia_core.row_bytes import RowBytes
 
 CHUNK = 1 << 20
 """Tokens looked at together."""
@@ -102,24 +103,13 @@ class SurfaceMatcher:
         needle = unicodedata.normalize("NFC", text).encode("utf-8")
         if not needle:
             raise ConfigError("the text to find is empty; give at least one letter")
-        pieces = [_BREAK if piece is None else piece for piece in (*token_bytes, None)]
-        pool = b"".join(pieces)
-        if ignore_case:
-            needle, pool = needle.lower(), pool.lower()  # of bytes: ASCII only
-        self.needle, self._pool = needle, np.frombuffer(pool, np.uint8)
-        self._lengths = np.array([len(piece) for piece in pieces], np.int64)
-        self._starts = np.cumsum(self._lengths) - self._lengths
+        self.needle = needle.lower() if ignore_case else needle  # of bytes: ASCII only
+        self._bytes = RowBytes(token_bytes, _BREAK, ignore_case)
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
         width = rows.shape[1]
-        last = len(self._lengths) - 1
-        ids = np.full((len(rows), width + 1), last, np.int64)  # a break ends each row
-        ids[:, :-1] = np.minimum(rows, last)  # ids that the tokenizer has not are breaks, too
-        flat = ids.reshape(-1)
-        lengths = self._lengths[flat]
-        ends = np.cumsum(lengths)
-        shift = self._starts[flat] - (ends - lengths)
-        text = self._pool[np.arange(ends[-1]) + np.repeat(shift, lengths)].tobytes()
+        found, ends = self._bytes(rows)
+        text = found.tobytes()
         places = []
         at = text.find(self.needle)
         while at >= 0:

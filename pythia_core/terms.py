@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.paths import atomic_file
 from pythia_core.progress import bar
+from pythia_core.row_bytes import RowBytes
 
 if TYPE_CHECKING:
     from pythia_core.order import PreshuffledRows
@@ -198,13 +199,11 @@ class SurfaceTerms:
         self, terms: Sequence[str], token_bytes: Sequence[bytes | None], ignore_case: bool = False
     ) -> None:
         self.names = tuple(terms)
-        self._fold = np.arange(256, dtype=np.uint8)
-        if ignore_case:
-            self._fold[ord("A") : ord("Z") + 1] += 32
         self._is_word = np.zeros(256, bool)
         self._is_word[list(_WORD)] = True
         self._is_word[128:] = True
-        split = [self._words(term) for term in terms]
+        raw = [term.encode() for term in terms]
+        split = [self._words(word.lower() if ignore_case else word) for word in raw]
         for term, words in zip(terms, split, strict=True):
             if not words:
                 raise ConfigError(f"the term {term!r} has no letter or digit; give words")
@@ -225,31 +224,19 @@ class SurfaceTerms:
         self._letters = np.zeros((len(vocabulary), self._sizes.max()), np.uint8)
         for i, word in enumerate(vocabulary):
             self._letters[i, : len(word)] = np.frombuffer(word, np.uint8)
-        # a row ends with a byte that is no part of a word, then the mark of its end
-        pieces = [piece or b"\n" for piece in token_bytes] + [b"\n"]
-        self._pool = self._fold[np.frombuffer(b"".join(pieces), np.uint8)]
-        self._lengths = np.array([len(piece) for piece in pieces], np.int64)
-        self._last = np.cumsum(self._lengths) - 1
-        self._starts = self._last + 1 - self._lengths
+        self._bytes = RowBytes(token_bytes, b"\n", ignore_case)
         self._powers = np.zeros(0, np.uint64)
 
-    def _words(self, term: str) -> list[bytes]:
-        folded = self._fold[np.frombuffer(term.encode(), np.uint8)]
-        kept = np.where(self._is_word[folded], folded, ord(" ")).astype(np.uint8)
-        return kept.tobytes().split()
+    def _words(self, term: bytes) -> list[bytes]:
+        letters = np.frombuffer(term, np.uint8)
+        return (
+            np.where(self._is_word[letters], letters, ord(" ")).astype(np.uint8).tobytes().split()
+        )
 
     def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """int64[terms]: occurrences in rows int[n, width], each row by itself."""
-        end = len(self._lengths) - 1
-        ids = np.full((len(rows), rows.shape[1] + 1), end, np.int64)
-        ids[:, :-1] = rows
-        flat = ids.reshape(-1)
-        stops = np.cumsum(self._lengths[flat])
-        self._grow(stops[-1])
-        steps = np.ones(stops[-1], np.int64)  # to the next byte of the pool, or to the next token's
-        steps[0] = self._starts[flat[0]]
-        steps[stops[:-1]] = self._starts[flat[1:]] - self._last[flat[:-1]]
-        text = self._pool[np.cumsum(steps)]
+        text, stops = self._bytes(rows)
+        self._grow(len(text))
         inside = self._is_word[text]
         edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1  # a row ends outside of words
         if inside[0]:
