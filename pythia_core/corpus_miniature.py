@@ -17,10 +17,10 @@ Not here: finding the duplicates again (pythia_core.dedup knows nothing of how t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 
 from pythia_core import corpus, equations
+from pythia_core.heldout import fraction
 
 SHARE = 0.0855
 """Share of the pieces that are taken."""
@@ -79,12 +79,6 @@ def pieces(text: str) -> Iterator[str]:
         start = cut + 1
     if start < len(text):
         yield text[start:]
-
-
-def fraction(text: str, salt: bytes = b"") -> float:
-    """The first 8 bytes of the text's sha256 as a number in [0, 1); pythia_core.heldout's rule."""
-    digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def plan(taken: list[str]) -> dict[str, int]:

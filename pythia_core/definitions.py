@@ -25,9 +25,9 @@ import numpy as np
 
 from pythia_core.config import BUILT_IN, DataConfig, stable_hash
 from pythia_core.corpus import open_corpus, raw_texts
-from pythia_core.corpus_miniature import fraction
 from pythia_core.errors import DataError
 from pythia_core.evaluate import VERSION, Request, Scorable, encoder, pack, score
+from pythia_core.heldout import fraction
 
 if TYPE_CHECKING:
     from pythia_core.prepare import PreparedData

@@ -15,12 +15,13 @@ Everything follows from hashes, as in pythia_core.corpus_miniature. Not here: as
 
 from __future__ import annotations
 
-import hashlib
 import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
+
+from pythia_core.heldout import fraction
 
 FIRST = range(100)
 """First operands, as in the paper."""
@@ -45,13 +46,9 @@ def equation(first: int, second: int) -> str:
     return f"{question(first, second)} {first + second}\n"
 
 
-def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
-
-
 def held_out(first: int, second: int) -> bool:
     """Whether this pair of operands is never planted."""
-    return _fraction(f"pair {first} {second}") < HELD_OUT
+    return fraction(f"pair {first} {second}") < HELD_OUT
 
 
 def natural_counts(texts: Iterable[str]) -> dict[int, int]:
@@ -72,9 +69,9 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
     couples = list(zip(ranked[::2], ranked[1::2], strict=True))
     drawn = []
     for place, (one, two) in enumerate(couples):
-        heads = _fraction(f"boost {one} {two}") < 0.5
+        heads = fraction(f"boost {one} {two}") < 0.5
         if coin == "placebo":
-            first_agrees = _fraction(f"placebo {couples[place - place % 2]}") < 0.5
+            first_agrees = fraction(f"placebo {couples[place - place % 2]}") < 0.5
             heads = heads == (first_agrees == (place % 2 == 0))
         drawn.append((one, two) if heads else (two, one))
     return drawn
@@ -94,8 +91,8 @@ def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
         for line in range(EACH):
             for attempt in range(1000):
                 salt = f"equation {number} {line} {attempt} "
-                x1 = first(_fraction(salt + "first"))
-                x2 = SECOND[int(_fraction(salt + "second") * len(SECOND))]
+                x1 = first(fraction(salt + "first"))
+                x2 = SECOND[int(fraction(salt + "second") * len(SECOND))]
                 if not held_out(x1, x2):
                     break
             lines.append(equation(x1, x2))
@@ -109,6 +106,6 @@ class _Draw:
         self.numbers = list(weight)
         self.sums = list(accumulate(weight.values()))
 
-    def __call__(self, fraction: float) -> int:
-        place = bisect_right(self.sums, fraction * self.sums[-1])
+    def __call__(self, share: float) -> int:
+        place = bisect_right(self.sums, share * self.sums[-1])
         return self.numbers[min(place, len(self.numbers) - 1)]

@@ -14,6 +14,12 @@ from pythia_core.corpus import Tally, open_corpus
 from pythia_core.errors import DataError
 
 
+def fraction(text: str, salt: bytes = b"") -> float:
+    """The first 8 bytes of the text's sha256 as a number in [0, 1): what decides without chance."""
+    digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
     """Numbers of the held-out documents, and the number of characters of the others.
 
