@@ -11,6 +11,8 @@ Triton kernel (cross_entropy_triton). Speed there: not yet measured.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
@@ -29,20 +31,57 @@ def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tens
     return torch.nn.functional.cross_entropy(logits.float(), targets)
 
 
-def _to_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits (n, vocab) into softmax - onehot(target) in place; returns the n losses."""
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a^T b."""
+    if a.dtype == torch.float32:
+        total.addmm_(a.t(), b)
+    else:
+        total += torch.mm(a.t(), b)
+
+
+def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
+    """Turn logits (n, vocab) into softmax - onehot(target) in place; fills in the n losses."""
     cross_entropy = native.function("cross_entropy", logits)
     if cross_entropy:
-        losses = logits.new_empty(len(logits), dtype=torch.float32)
         cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
-        return losses
+        return
     logp = torch.log_softmax(logits.float(), -1)
     index = torch.arange(len(logits), device=logits.device)
-    losses = -logp[index, targets]
+    losses.copy_(-logp[index, targets])
     p = logp.exp_()
     p[index, targets] -= 1
     logits.copy_(p)
-    return losses
+
+
+def _in_chunks(
+    hidden: Tensor,
+    weight_c: Tensor,
+    targets: Tensor,
+    chunk: int,
+    softmax_: Callable[[Tensor, Tensor, Tensor], None],
+    add_product_: Callable[[Tensor, Tensor, Tensor], object],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss, and the gradients of the summed loss: of `hidden`, and in fp32 of the weight.
+
+    Args:
+        chunk: rows whose logits are there at a time.
+        softmax_: (logits, targets, losses): turns logits into gradients in place, fills in losses.
+        add_product_: (sum, a, b): adds a^T b to the fp32 sum.
+    """
+    n, d = hidden.shape
+    losses = hidden.new_empty(n, dtype=torch.float32)
+    dhidden = torch.empty_like(hidden)
+    dweight = hidden.new_zeros(len(weight_c), d, dtype=torch.float32)
+    # the workspace is reused by every chunk: fresh memory would cost a page fault per 4 KB
+    workspace = hidden.new_empty(chunk, len(weight_c))
+    for start in range(0, n, chunk):
+        part = slice(start, min(start + chunk, n))
+        h = hidden[part]
+        logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
+        softmax_(logits, targets[part], losses[part])
+        torch.mm(logits, weight_c, out=dhidden[part])
+        add_product_(dweight, logits, h)
+    return losses.mean(), dhidden, dweight
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -50,26 +89,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
     ) -> Tensor:
-        n, d = hidden.shape
-        vocab = weight_c.shape[0]
-        chunk = max(1, min(n, CHUNK_ELEMENTS // vocab))
-        losses = hidden.new_empty(n, dtype=torch.float32)
-        dhidden = torch.empty_like(hidden)
-        dweight = hidden.new_zeros(vocab, d, dtype=torch.float32)
-        # the workspace is reused by every chunk: fresh memory would cost a page fault per 4 KB
-        workspace = hidden.new_empty(chunk, vocab)
-        for start in range(0, n, chunk):
-            part = slice(start, min(start + chunk, n))
-            h = hidden[part]
-            logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
-            losses[part] = _to_gradient_(logits, targets[part])
-            torch.mm(logits, weight_c, out=dhidden[part])
-            if h.dtype == torch.float32:
-                dweight.addmm_(logits.t(), h)
-            else:
-                dweight += torch.mm(logits.t(), h)
+        chunk = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight_c)))
+        loss, dhidden, dweight = _in_chunks(
+            hidden, weight_c, targets, chunk, _to_gradient_, _add_product_
+        )
         ctx.save_for_backward(dhidden, dweight)
-        return losses.mean()
+        return loss
 
     @staticmethod
     def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor | None, ...]:
@@ -85,35 +110,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _fused(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss, and the gradients of the summed loss: of `hidden`, and in fp32 of `weight`."""
+    """As `_in_chunks`."""
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
-    n, d = hidden.shape
-    vocab = weight_c.shape[0]
-    chunk = CHUNK_ELEMENTS_CUDA // vocab
-    chunk = min(n, max(128, chunk // 128 * 128))  # whole tiles of the matrix products
-    targets = targets.contiguous()
-    losses = hidden.new_empty(n, dtype=torch.float32)
-    dhidden = torch.empty_like(hidden)
-    dweight = hidden.new_zeros(vocab, d, dtype=torch.float32)
-    workspace = hidden.new_empty(chunk, vocab)
-    for start in range(0, n, chunk):
-        part = slice(start, min(start + chunk, n))
-        h = hidden[part]
-        logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
-        cross_entropy_(logits, targets[part], losses[part])
-        torch.mm(logits, weight_c, out=dhidden[part])
-        dweight += _product_fp32(logits.t(), h)
-    return losses.mean(), dhidden, dweight
+    chunk = CHUNK_ELEMENTS_CUDA // len(weight_c)
+    chunk = min(len(hidden), max(128, chunk // 128 * 128))  # whole tiles of the matrix products
+    return _in_chunks(
+        hidden, weight_c, targets.contiguous(), chunk, cross_entropy_, _add_product_fp32_
+    )
 
 
-def _product_fp32(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b with an fp32 result; on the CPU, where torch has no such product, of fp32 copies."""
+def _add_product_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a^T b, the product in fp32; on the CPU, where torch has no such one, of copies."""
     if a.dtype == torch.float32:
-        return torch.mm(a, b)
-    if a.device.type == "cpu":
-        return torch.mm(a.float(), b.float())
-    return torch.mm(a, b, out_dtype=torch.float32)
+        total += torch.mm(a.t(), b)
+    elif a.device.type == "cpu":
+        total += torch.mm(a.t().float(), b.float())
+    else:
+        total += torch.mm(a.t(), b, out_dtype=torch.float32)
 
 
 @_fused.register_fake
