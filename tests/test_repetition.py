@@ -13,12 +13,12 @@ from pythia_core.studies import repetition
 from pythia_core.studies.repetition import RepetitionParams, repetition_configs
 from pythia_core.studies.repetition_claims import (
     claims_table,
-    close_verdict,
     law_share,
     measured_share,
     tables_of,
     values_of,
 )
+from pythia_core.studies.stats import close_verdict
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from pythia_core.studies.stats import (
     estimate,
     premise_verdict,
 )
-from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.study import StudyParams, StudyResult, find_published
 from pythia_core.studies.task_scores import LIMIT, built_tasks, twin_rows
 from pythia_core.suite import DATA_ARMS, find_or_train_suite
 
@@ -220,10 +220,7 @@ def run(
     Args:
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
-    if published is None:
-        from pythia_core.published import find
-
-        published = find()
+    published = published or find_published()
     started = time.time()
     suite = find_or_train_suite(params.scale, params.size_list, seed=params.seed, progress=progress)
     tables = recipes_table(params, progress)

@@ -25,8 +25,15 @@ from pythia_core.scales import scale_named
 from pythia_core.schedule import N_LINEAR
 from pythia_core.studies.language import LanguageMeasurement
 from pythia_core.studies.measured import Arrays, measure_all
-from pythia_core.studies.stats import NOT_TESTABLE, Estimate, difference, estimate
-from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.stats import (
+    NOT_TESTABLE,
+    Estimate,
+    as_premise,
+    close_verdict,
+    difference,
+    estimate,
+)
+from pythia_core.studies.study import StudyParams, StudyResult, find_published
 from pythia_core.studies.suite_reading import pile_reads
 from pythia_core.suite import suite_configs
 
@@ -272,10 +279,7 @@ def run(
     Args:
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
-    if published is None:
-        from pythia_core.published import find
-
-        published = find()
+    published = published or find_published()
     started = time.time()
     runs = find_or_train_all(run_configs(params), progress)
     evidence = {erratum.name: erratum.compute(published) for erratum in ERRATA}
@@ -298,15 +302,6 @@ def run(
     )
 
 
-def no_change_verdict(low: float, high: float, bound: float) -> str:
-    """Verdict on "it changes by less than `bound`, up or down": the whole interval within it holds;
-    wholly outside it does not hold; across it is not testable here.
-    """
-    if max(-low, high) < bound:
-        return "holds"
-    return "does not hold" if low > bound or high < -bound else NOT_TESTABLE
-
-
 def claims_table(
     params: ErrataParams, last: pd.DataFrame, losses: dict[str, float]
 ) -> list[dict[str, Any]]:
@@ -325,7 +320,7 @@ def claims_table(
         }
         if name in loss.index and arm in losses:
             value, low, high = loss.loc[name, ["value", "low", "high"]].astype(float)
-            verdict = no_change_verdict(low, high, losses[arm] * MARGIN / 100)
+            verdict = as_premise(close_verdict(low, high, 0, losses[arm] * MARGIN / 100))
             claim |= {"ours": value, "low": low, "high": high, "verdict": verdict}
         claim["claim"] = claim["claim"][0].upper() + claim["claim"][1:]
         rows.append(claim)

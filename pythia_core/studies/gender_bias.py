@@ -26,7 +26,7 @@ from pythia_core.studies.gender_claims import claims_table
 from pythia_core.studies.gender_measures import Battery, Items, Measured, is_choice
 from pythia_core.studies.measured import measure_all
 from pythia_core.studies.stats import Estimate, estimate
-from pythia_core.studies.study import StudyParams
+from pythia_core.studies.study import StudyParams, find_published
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -142,10 +142,7 @@ def run(
 
     if find_or_train is None:
         from pythia_core.runs import find_or_train_all as find_or_train
-    if published is None:
-        from pythia_core.published import find
-
-        published = find()
+    published = published or find_published()
     started = time.time()
     items = items or Items.load()
     cells = [

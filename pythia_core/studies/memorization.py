@@ -23,7 +23,7 @@ from pythia_core.studies import memorization_tables as tables_of
 from pythia_core.studies.measured import Arrays, measure_all
 from pythia_core.studies.memorization_claims import claims_table
 from pythia_core.studies.memorization_tables import Rows, frame
-from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.study import StudyParams, StudyResult, find_published
 from pythia_core.suite import DATA_ARMS, find_or_train_suite
 
 if TYPE_CHECKING:
@@ -100,10 +100,7 @@ def run(
     """
     import pandas as pd
 
-    if published is None:
-        from pythia_core.published import find
-
-        published = find()
+    published = published or find_published()
     started = time.time()
     suite = find_or_train_suite(params.scale, params.size_list, seed=params.seed, progress=progress)
     found, rows, gaps = _extract(params, suite, progress)

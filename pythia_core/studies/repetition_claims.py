@@ -19,6 +19,7 @@ from pythia_core.studies.stats import (
     NOT_TESTABLE,
     Estimate,
     claim_row,
+    close_verdict,
     directional_verdict,
     estimate,
     premise_verdict,
@@ -119,16 +120,6 @@ def worth(
     if (size, epochs) not in finals or len(curve) < len(params.epoch_list):
         return None
     return _times(100, measured_share(finals[size, epochs]["loss"], curve, params.bootstrap))
-
-
-def close_verdict(low: float, high: float, expected: float, margin: float = CLOSE) -> str:
-    """The whole interval lies within `margin` of what was expected: "reproduced"; wholly outside:
-    "not reproduced"; across: "not testable here", too wide to tell.
-    """
-    if expected - margin < low and high < expected + margin:
-        return "reproduced"
-    outside = high < expected - margin or low > expected + margin
-    return "not reproduced" if outside else NOT_TESTABLE
 
 
 def _times(factor: float, e: Estimate) -> Estimate:
@@ -248,7 +239,7 @@ def claims_table(
             f"the data read; within {CLOSE:g} points; {largest})",
             f"Muennighoff et al.: {expected:.0f} % by the data term of their law",
             worth(params, finals, once, largest, epochs),
-            lambda low, high, expected=expected: close_verdict(low, high, expected),
+            lambda low, high, expected=expected: close_verdict(low, high, expected, CLOSE),
         )
     row(
         f"Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 to "

@@ -23,7 +23,7 @@ from pythia_core.studies.published_scaling import published_scaling
 from pythia_core.studies.scaling_claims import claims_table
 from pythia_core.studies.scaling_laws import laws_tables
 from pythia_core.studies.stats import estimate
-from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.study import StudyParams, StudyResult, find_published
 from pythia_core.studies.task_scores import LEAST_FITTING, LIMIT, built_tasks, share_fitting
 from pythia_core.suite import find_or_train_suite
 from pythia_core.tasks import TASKS
@@ -86,10 +86,7 @@ def run(
     params: ScalingParams, progress: bool = True, published: Published | None = None
 ) -> StudyResult:
     """Find or train the suite, score it, fit, compare with what was released."""
-    if published is None:
-        from pythia_core.published import find
-
-        published = find()
+    published = published or find_published()
     started = time.time()
     suite = find_or_train_suite(params.scale, params.size_list, seed=params.seed, progress=progress)
     some = next(iter(suite.values()))

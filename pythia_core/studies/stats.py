@@ -132,9 +132,22 @@ def directional_verdict(low: float, high: float, direction: int) -> str:
 
 def premise_verdict(low: float, high: float, direction: int) -> str:
     """`directional_verdict` on something that the paper presupposes and did not measure."""
-    words = {"reproduced": "holds", "not reproduced": "does not hold"}
-    verdict = directional_verdict(low, high, direction)
-    return words.get(verdict, verdict)
+    return as_premise(directional_verdict(low, high, direction))
+
+
+def as_premise(verdict: str) -> str:
+    """A verdict in the words for what the paper presupposes and did not measure."""
+    return {"reproduced": "holds", "not reproduced": "does not hold"}.get(verdict, verdict)
+
+
+def close_verdict(low: float, high: float, expected: float, margin: float) -> str:
+    """Verdict on "it is within `margin` of what was expected": the whole interval is, "reproduced";
+    wholly outside, "not reproduced"; across the bound, "not testable here", too wide to tell.
+    """
+    if expected - margin < low and high < expected + margin:
+        return "reproduced"
+    outside = high < expected - margin or low > expected + margin
+    return "not reproduced" if outside else NOT_TESTABLE
 
 
 def small_cost_verdict(low: float, high: float, bound: float) -> str:

@@ -11,6 +11,7 @@ from pythia_core.scales import scale_named
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_core.published import Published
     from pythia_core.runs import Run
 
 
@@ -57,6 +58,13 @@ class StudyParams:
     def size_list(self) -> tuple[str, ...]:
         """The sizes as a tuple, smallest first."""
         return scale_named(self.scale).size_list(self.sizes)
+
+
+def find_published() -> Published | None:
+    """The released numbers from `PYTHIA_PUBLISHED_DIR`, or none: what a study takes by default."""
+    from pythia_core.published import find
+
+    return find()
 
 
 @dataclass(frozen=True)

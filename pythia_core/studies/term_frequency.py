@@ -23,7 +23,7 @@ from pythia_core.prepare import prepare
 from pythia_core.published_arithmetic import arithmetic_table
 from pythia_core.scales import scale_named
 from pythia_core.studies.measured import measure_all
-from pythia_core.studies.study import StudyParams, StudyResult
+from pythia_core.studies.study import StudyParams, StudyResult, find_published
 from pythia_core.studies.term_frequency_claims import claims_table
 from pythia_core.studies.term_frequency_tables import (
     COINS,
@@ -92,10 +92,7 @@ def run(
     params: TermFrequencyParams, progress: bool = True, published: Published | None = None
 ) -> StudyResult:
     """Find or train one half of the suite, count, ask, compare."""
-    if published is None:
-        from pythia_core.published import find
-
-        published = find()
+    published = published or find_published()
     started = time.time()
     scale = scale_named(params.scale)
     one = suite_configs(params.scale, params.size_list[:1], (params.arm,), params.seed)

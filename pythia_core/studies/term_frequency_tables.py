@@ -112,19 +112,15 @@ def accuracy_table(
     import pandas as pd
 
     rows = []
-    for size in sizes:
-        for step in steps:
-            for shots, what in scores.sums.items():
-                arrays = scores.found.get((size, step, what.name), {})
-                for measure in (m for m in MEASURES if m in arrays):
-                    for pairs, mask in (("held out", scores.held[shots]),
-                                        ("planted", ~scores.held[shots])):  # fmt: skip
-                        if mask.any():
-                            values = arrays[measure][mask].astype(float)[None]
-                            e = estimate(values, draws, exact=measure != "logprob")
-                            rows.append({"size": size, "step": step, "shots": shots,
-                                         "measure": measure, "pairs": pairs, **e.interval(),
-                                         "n": e.n_items})  # fmt: skip
+    for size, step, (shots, what) in product(sizes, steps, scores.sums.items()):
+        arrays = scores.found.get((size, step, what.name), {})
+        masks = (("held out", scores.held[shots]), ("planted", ~scores.held[shots]))
+        for measure, (pairs, mask) in product((m for m in MEASURES if m in arrays), masks):
+            if mask.any():
+                values = arrays[measure][mask].astype(float)[None]
+                e = estimate(values, draws, exact=measure != "logprob")
+                rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
+                             "pairs": pairs, **e.interval(), "n": e.n_items})  # fmt: skip
     names = ["size", "step", "shots", "measure", "pairs", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=names)
 
@@ -170,18 +166,16 @@ def gaps_table(
     import pandas as pd
 
     rows = []
-    for size in sizes:
-        for step in steps:
-            for shots in scores.sums:
-                for measure in ("exact", "choice"):
-                    means = scores.of(size, step, shots, measure)
-                    if means is None:
-                        continue
-                    top, bottom = (scores.group(means, n, draws) for n in tenths(frequency, step))
-                    if top and bottom:
-                        rows.append({"size": size, "step": step, "shots": shots,
-                                     "measure": measure, "most": top.value, "least": bottom.value,
-                                     **difference(top, bottom).interval()})  # fmt: skip
+    for size, step, shots in product(sizes, steps, scores.sums):
+        for measure in ("exact", "choice"):
+            means = scores.of(size, step, shots, measure)
+            if means is None:
+                continue
+            top, bottom = (scores.group(means, n, draws) for n in tenths(frequency, step))
+            if top and bottom:
+                rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
+                             "most": top.value, "least": bottom.value,
+                             **difference(top, bottom).interval()})  # fmt: skip
     names = ["size", "step", "shots", "measure", "most", "least", "value", "low", "high"]
     return pd.DataFrame(rows, columns=names)
 
@@ -229,17 +223,15 @@ def experiment_table(
         pairs = np.array(equations.pairs(natural, coin))
         one, two = (np.log(now[pairs[:, side]].to_numpy() + 1) for side in (0, 1))
         ratio = float(np.exp((one - two).mean()))
-        for size in sizes:
-            for shots in scores.sums:
-                for measure in MEASURES:
-                    means = scores.of(size, step, shots, measure)
-                    if means is None:
-                        continue
-                    change = means[pairs[:, 0]] - means[pairs[:, 1]]
-                    change = change[np.isfinite(change)]
-                    e = estimate(change[None], draws, change=True, exact=measure != "logprob")
-                    rows.append({"coin": coin, "size": size, "shots": shots, "measure": measure,
-                                 "ratio": ratio, **e.interval(), "n": e.n_items})  # fmt: skip
+        for size, shots, measure in product(sizes, scores.sums, MEASURES):
+            means = scores.of(size, step, shots, measure)
+            if means is None:
+                continue
+            change = means[pairs[:, 0]] - means[pairs[:, 1]]
+            change = change[np.isfinite(change)]
+            e = estimate(change[None], draws, change=True, exact=measure != "logprob")
+            rows.append({"coin": coin, "size": size, "shots": shots, "measure": measure,
+                         "ratio": ratio, **e.interval(), "n": e.n_items})  # fmt: skip
     names = ["coin", "size", "shots", "measure", "ratio", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=names)
 
