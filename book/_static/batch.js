@@ -269,11 +269,12 @@ function start() {
       draw(host, figure);
     });
     host.addEventListener("focusout", () => draw(host, figure)); // a typed number out of range
-    let width = 0; // drawing changes the height; only another width calls for drawing again
+    let width = host.clientWidth; // drawing changes the height only
     new ResizeObserver(() => {
       if (host.clientWidth !== width) requestAnimationFrame(() => draw(host, figure));
       width = host.clientWidth;
     }).observe(host);
+    draw(host, figure);
   }
 }
 
