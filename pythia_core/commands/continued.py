@@ -1,4 +1,4 @@
-"""`python -m pythia_core continue SRC`: plan, checks, training of both arms, what came of it.
+"""`continue`: plan, checks, training of both arms, what came of it.
 
 The plan is printed first. What is long, or needs large downloads, begins only with --yes; a shard
 that is missing is named with its size, and nothing is fetched before that.
@@ -9,14 +9,21 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pythia_core.config import PRECISIONS, SWAPS
+from pythia_core.commands import AddCommand
+from pythia_core.config import PRECISIONS, SWAPS, ModelConfig
 from pythia_core.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from pythia_core.continued import Continued
 
-def arguments(p: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+
+def add(command: AddCommand) -> None:
+    """Add this command to the parser."""
+    p = command(
+        "continue", _continue, "train on from a checkpoint, a run's or a published one, and swap"
+    )
     p.add_argument(
         "source",
         metavar="SRC",
@@ -57,7 +64,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--measure", action="store_true", help="then ask both arms the gender measures")
 
 
-def run_continue(args: argparse.Namespace) -> None:
+def _continue(args: argparse.Namespace) -> None:
     """Plan, train, report.
 
     Raises:
@@ -142,7 +149,7 @@ def run_continue(args: argparse.Namespace) -> None:
     _report(run, args.measure)
 
 
-def _report(run: Any, measure: bool) -> None:
+def _report(run: Continued, measure: bool) -> None:
     from pythia_core.studies.continued import continuity, effects
 
     print("\nloss on rows to come, ours and the source's (nats a token)")
@@ -152,7 +159,7 @@ def _report(run: Any, measure: bool) -> None:
         print(effects(run).to_string(index=False, float_format="%.4f"))
 
 
-def _local_model(source: str, revision: str) -> Any:
+def _local_model(source: str, revision: str) -> ModelConfig | None:
     """The architecture of a model that lies here; None for one on the hub."""
     from pythia_core import hf, hub
     from pythia_core.hf_names import model_config

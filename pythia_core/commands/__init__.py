@@ -1,0 +1,26 @@
+"""The commands of `python -m pythia_core` by topic; `pythia_core.__main__` runs them.
+
+Each module's `add` declares its commands, and the functions below it do what they say by calling
+the library; nothing here computes. Heavy modules are imported inside those functions, so that
+`--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Protocol
+
+RUN = "a run's folder or (the beginning of) its id"
+
+
+class AddCommand(Protocol):
+    """Declares a command; returns its parser, to which its arguments are added."""
+
+    def __call__(
+        self,
+        name: str,
+        function: Callable[[argparse.Namespace], None],
+        text: str,
+        **settings: Any,
+    ) -> argparse.ArgumentParser: ...
