@@ -10,7 +10,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     4  continued*
     3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
-    2  dedup*  exposure  equations  row_bytes  terms  find_text
+    2  dedup*  exposure  equations  row_bytes  terms  ngrams  find_text
     2  pile -> index_maps -> remote_rows
     1  kernels/*  tokenizer  tokens  rows -> order
     0  errors  machine  paths  progress  parallel  config  scales  schedule

@@ -189,7 +189,7 @@ def ngrams_table(result: Result) -> Table:
         for row in result.tables["ngrams"].itertuples()
     ]
     tokens = number_text(result.values["tokens_read"])
-    return Table(pd.DataFrame(rows), f"Counted on the {tokens} tokens that the models read")
+    return Table(pd.DataFrame(rows), f"Counted on {tokens} tokens that the models read")
 
 
 def _rows_note(result: Result) -> str:

@@ -135,15 +135,24 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
-def revisions(repo: str) -> list[str]:
+def revisions(repo: str, or_cached: bool = False) -> list[str]:
     """Branches and tags of a repository.
+
+    Args:
+        or_cached: for want of a network, those that the cache has files of.
 
     Raises:
         FetchError: no such repository, or no network.
     """
-    with _told(repo, ""):
-        refs = _api().list_repo_refs(repo, token=False)
-        return [ref.name for ref in (*refs.branches, *refs.tags)]
+    try:
+        with _told(repo, ""):
+            refs = _api().list_repo_refs(repo, token=False)
+            return [ref.name for ref in (*refs.branches, *refs.tags)]
+    except FetchError as error:
+        cached = _cached_refs(repo) if or_cached and _unanswered(error) else []
+        if not cached:
+            raise
+        return cached
 
 
 def listing(
@@ -242,6 +251,17 @@ def _cached(repo: str, revision: str) -> Found | None:
         named = path.resolve().name  # large blobs are named by their sha256
         _check(path, named if re.fullmatch("[0-9a-f]{64}", named) else "")
     return Found(folder, folder.name)
+
+
+def _cached_refs(repo: str) -> list[str]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = scan_cache_dir(_cache()).repos
+    except CacheNotFound:
+        return []
+    return [ref for one in repos if one.repo_id == repo for ref in one.refs]
 
 
 def _check(path: Path, sha256: str) -> None:

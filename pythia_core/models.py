@@ -16,6 +16,7 @@ from typing import Any
 
 from pythia_core import hf, hub
 from pythia_core.audit import is_published
+from pythia_core.checkpoint import sha256_tensors
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf_names import model_config
@@ -56,7 +57,7 @@ class PublishedModel:
         if folder.is_dir():
             names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
         else:
-            names = hub.revisions(self.source)
+            names = hub.revisions(self.source, or_cached=True)
         steps = {hub.step_of(name): name for name in names}
         steps.pop(None, None)
         return steps or {LAST: "main"}
@@ -88,6 +89,11 @@ class PublishedModel:
             return hf.load(self.source, self._revision(step))[0]
         except FetchError as error:
             raise CheckpointError(str(error)) from error
+
+    def sha256(self, step: int) -> str:
+        """Of the tensors of a step as stored (checkpoint.sha256_tensors)."""
+        place = hub.locate(self.source, self._revision(step)).folder
+        return sha256_tensors(hf.Weights(place))
 
     def _revision(self, step: int | None = None) -> str:
         step = self.steps[-1] if step is None else step

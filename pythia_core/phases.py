@@ -3,9 +3,8 @@
 Early in training a model's predictions are said to be first those of single tokens, then of pairs
 (Belrose et al. 2024), until it learns to go on with what it has read before (Olsson et al. 2022).
 
-- n-grams: counted on the rows that a run has read. p1 is add-one; order n backs off to order n-1,
-  p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n). How near a model is to order n is
-  KL(p_n || model) at places of held-out text.
+- n-grams (pythia_core.ngrams): counted on rows that were read in training. How near a model is to
+  order n is KL(p_n || model) at places of held-out text.
 - induction: the loss on a random sequence of tokens where it is read a second time, beside the loss
   the first time, and beside that after the same tokens in another order; and how much each head
   looks from a token to the one that followed its first occurrence (prefix matching).
@@ -17,9 +16,8 @@ Not here: when in training any of this happens (studies.phases).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from torch import Tensor
 from pythia_core import evaluate, hooks
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
+from pythia_core.ngrams import ORDERS, STRENGTHS, Ngrams, windows
 
 if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
@@ -37,9 +36,6 @@ Arrays = dict[str, np.ndarray]
 
 VERSION = 1
 """Part of the key under which results are kept: raise it when any number here would change."""
-ORDERS = (1, 2, 3)
-STRENGTHS = tuple(2.0**k for k in range(-4, 13))
-"""Among which the strength of the backing off is chosen, on held-out rows used for nothing else."""
 N_ROWS = 24
 N_PLACES = 48
 """Held-out rows, and places in each at which predictions are compared."""
@@ -47,104 +43,6 @@ LENS_EVERY = 4
 """The lens looks at every fourth of them."""
 N_SEQUENCES = 12
 LONGEST_COPY = 64
-
-
-# --- n-grams ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ngrams:
-    """Counts of one, two and three tokens in a row, with the strengths a_2 and a_3."""
-
-    vocab_size: int
-    unigrams: np.ndarray
-    """int64[V]"""
-    keys: tuple[np.ndarray, np.ndarray]
-    """Of orders 2 and 3: the n-grams there are as numbers in base V, ascending."""
-    counts: tuple[np.ndarray, np.ndarray]
-    strengths: tuple[float, float] = (1.0, 1.0)
-
-    @classmethod
-    def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Of the tokens that rows int[n, S+1] ask a model to predict.
-
-        Raises:
-            DataError: rows that are too short, or ids beyond the vocabulary.
-        """
-        rows = np.asarray(rows).astype(np.int64)
-        if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows):
-            raise DataError(f"rows of shape {rows.shape}: three tokens in a row are needed")
-        if rows.min() < 0 or rows.max() >= vocab_size:
-            raise DataError(f"ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}")
-        pairs = rows[:, :-1] * vocab_size + rows[:, 1:]
-        triples = pairs[:, :-1] * vocab_size + rows[:, 2:]
-        found = [np.unique(each, return_counts=True) for each in (pairs, triples)]
-        keys, counts = zip(*found, strict=True)
-        return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
-
-    def tuned(self, rows: np.ndarray) -> Ngrams:
-        """With the strengths under which rows int[n, S+1] are likeliest."""
-        rows = np.asarray(rows).astype(np.int64)
-        contexts, targets = _windows(rows, np.arange(1, rows.shape[1] - 1))
-        best = self
-        for order in (2, 3):
-            tried = [best._with(order, a) for a in STRENGTHS]
-            losses = [-np.log(t.probability(order, contexts, targets)).mean() for t in tried]
-            best = tried[int(np.argmin(losses))]
-        return best
-
-    def _with(self, order: int, strength: float) -> Ngrams:
-        changed = list(self.strengths)
-        changed[order - 2] = strength
-        return replace(self, strengths=tuple(changed))
-
-    @cached_property
-    def _first(self) -> np.ndarray:
-        """float64[V]: p1."""
-        return (self.unigrams + 1) / (self.unigrams.sum() + self.vocab_size)
-
-    def probability(self, order: int, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """float64[n] of targets int[n] after the two tokens of contexts int[n, 2]."""
-        p = self._first[targets]
-        for n in range(2, order + 1):
-            keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
-            low, high = self._range(n, contexts)
-            wanted = self._number(n, contexts) * self.vocab_size + targets
-            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            hits = np.where(keys[at] == wanted, counts[at], 0)
-            total = self._totals(n)
-            p = (hits + a * p) / (total[high] - total[low] + a)
-        return p
-
-    def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """float64[n, V] after contexts int[n, 2]."""
-        p = np.tile(self._first, (len(contexts), 1))
-        for n in range(2, order + 1):
-            keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
-            p *= a
-            for row, low, high in zip(p, *self._range(n, contexts), strict=True):
-                row[keys[low:high] % self.vocab_size] += counts[low:high]
-            p /= p.sum(1, keepdims=True)
-        return p
-
-    def _number(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        last = contexts[:, 1].astype(np.int64)
-        return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
-
-    def _range(self, order: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the n-grams that begin with each context lie in `keys`."""
-        begin = self._number(order, contexts) * self.vocab_size
-        keys = self.keys[order - 2]
-        return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)
-
-    def _totals(self, order: int) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum(self.counts[order - 2])])
-
-
-def _windows(rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(contexts int[n * p, 2], targets int[n * p]): what stands before and after the places."""
-    contexts = np.stack([rows[:, places - 1], rows[:, places]], -1).reshape(-1, 2)
-    return contexts, rows[:, places + 1].ravel()
 
 
 # --- measures --------------------------------------------------------------------------------
@@ -174,7 +72,7 @@ class Probe:
            shuffled: np.ndarray) -> Probe:  # fmt: skip
         """On rows, with what n-grams say of them."""
         rows = np.asarray(rows).astype(np.int64)
-        contexts, targets = _windows(rows, places)
+        contexts, targets = windows(rows, places)
         shape = (len(rows), len(places))
         expected = np.empty((len(ORDERS), *shape, ngrams.vocab_size), np.float32)
         entropy, losses = np.empty((len(ORDERS), *shape)), np.empty((len(ORDERS), len(rows)))
@@ -220,17 +118,19 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     """
     ids, places = torch.from_numpy(probe.rows), torch.from_numpy(probe.places)
     before = ["embed_in", *(f"layers.{i}" for i in range(model.config.n_layers - 1))]
-    with hooks.record(model, before) as seen:
-        hidden = model.hidden(ids[:, :-1])
+    at_once = max(1, evaluate.TOKEN_BUDGET // (ids.shape[1] - 1))
     losses, kls, lenses = [], [], []
     for i, row in enumerate(ids):
-        logp = _log_probabilities(model, hidden[i, places])
+        if i % at_once == 0:  # states of all layers are kept: a few long rows at a time
+            with hooks.record(model, before) as seen:
+                hidden = model.hidden(ids[i : i + at_once, :-1])
+        logp = _log_probabilities(model, hidden[i % at_once, places])
         losses.append(-logp.gather(1, row[places + 1, None]).double().mean())
         cross = -(probe.expected[:, i] * logp).sum(-1).double()
         kls.append((cross - probe.entropy[:, i]).mean(1))
         final = logp[::LENS_EVERY]
         for name in before:
-            early = model.final_layer_norm(seen[name][i, places[::LENS_EVERY]])
+            early = model.final_layer_norm(seen[name][i % at_once, places[::LENS_EVERY]])
             apart = final - _log_probabilities(model, early)
             lenses.append((final.exp() * apart).sum(-1).double().mean())
     return {
@@ -289,21 +189,63 @@ def prefix_chance(length: int) -> float:
 # --- the measurement -------------------------------------------------------------------------
 
 
+class Text(Protocol):
+    """What n-grams are counted on and what models are asked about; pickled to worker processes."""
+
+    fingerprint: str
+    n_read: int
+    """Rows that are counted."""
+    seq_len: int
+    eod_id: int
+
+    def read(self) -> np.ndarray:
+        """int[n_read, S+1]: rows that the models read."""
+        ...
+
+    def heldout(self, n: int) -> np.ndarray:
+        """int[<= n, S+1]: rows that they did not read."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunText:
+    """The text of runs of ours: all that they read, and what was kept out of it."""
+
+    data: PreparedData
+    n_read: int
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    @property
+    def seq_len(self) -> int:
+        return self.data.config.seq_len
+
+    @property
+    def eod_id(self) -> int:
+        return self.data.eod_id
+
+    def read(self) -> np.ndarray:
+        return self.data.rows.rows(0, self.n_read)
+
+    def heldout(self, n: int) -> np.ndarray:
+        return evaluate.stream_rows(self.data.heldout.tokens, self.seq_len, n)
+
+
 @dataclass(frozen=True)
 class PhasesMeasurement:
     """`text_scores` and `induction_scores` of a checkpoint (studies.measured)."""
 
-    data: PreparedData
+    text: Text
     vocab_size: int
     """Of the model."""
-    n_read: int
-    """Rows that the run reads: n-grams are counted on these."""
     name: str = "phases"
 
     @property
     def digest(self) -> str:
         settings = [ORDERS, STRENGTHS, N_ROWS, N_PLACES, LENS_EVERY, N_SEQUENCES, LONGEST_COPY]
-        what = [VERSION, self.data.fingerprint, self.vocab_size, self.n_read, *settings]
+        what = [VERSION, self.text.fingerprint, self.vocab_size, self.text.n_read, *settings]
         return stable_hash(what)
 
     def ngrams(self) -> Ngrams:
@@ -323,15 +265,14 @@ _kept: dict[str, tuple[Ngrams, Probe]] = {}
 
 
 def _asked(what: PhasesMeasurement) -> tuple[Ngrams, Probe]:
-    key = what.digest
+    key, text = what.digest, what.text
     if key not in _kept:
-        data, seq_len = what.data, what.data.config.seq_len
-        heldout = evaluate.stream_rows(data.heldout.tokens, seq_len, 2 * N_ROWS)
-        ngrams = Ngrams.count(data.rows.rows(0, what.n_read), what.vocab_size)
+        heldout = text.heldout(2 * N_ROWS)
+        ngrams = Ngrams.count(text.read(), what.vocab_size)
         ngrams = ngrams.tuned(heldout[1::2] if len(heldout) > 1 else heldout)
-        places = np.unique(np.linspace(1, seq_len - 1, N_PLACES).astype(int))
-        length = min(LONGEST_COPY, seq_len // 2)
-        sequences = repeated(ngrams.unigrams, length, N_SEQUENCES, 0, data.eod_id)
+        places = np.unique(np.linspace(1, text.seq_len - 1, N_PLACES).astype(int))
+        length = min(LONGEST_COPY, text.seq_len // 2)
+        sequences = repeated(ngrams.unigrams, length, N_SEQUENCES, 0, text.eod_id)
         _kept.clear()
         _kept[key] = ngrams, Probe.of(ngrams, heldout[::2], places, *sequences)
     return _kept[key]

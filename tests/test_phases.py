@@ -1,99 +1,33 @@
-"""Phases: counts equal brute force, planted models score as what they are, claims can fail."""
+"""Phases: planted models score as what they are, claims can fail, released models are read."""
 
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from itertools import pairwise
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from test_ngrams import V, text
 
 from pythia_core import figures_phases as draw
-from pythia_core import hooks, phases
+from pythia_core import hf, hooks, phases
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
+from pythia_core.ngrams import Ngrams
+from pythia_core.scales import SCALES
 from pythia_core.studies import phases as study
 from pythia_core.studies import phases_claims as claims
 from pythia_core.studies import phases_tables as tables
 from pythia_core.studies.study import StudyResult
 
-V = 12
 
-
-def text(n: int = 60, length: int = 24, seed: int = 0) -> np.ndarray:
-    """Rows of a Markov chain of order two, with peaks."""
-    rng = np.random.default_rng(seed)
-    table = np.random.default_rng(99).dirichlet(np.full(V, 0.2), (V, V))
-    rows = rng.integers(V, size=(n, length + 1))
-    for t in range(2, length + 1):
-        for row in rows:
-            row[t] = rng.choice(V, p=table[row[t - 2], row[t - 1]])
-    return rows
-
-
-def probe_of(ngrams: phases.Ngrams, rows: np.ndarray) -> phases.Probe:
+def probe_of(ngrams: Ngrams, rows: np.ndarray) -> phases.Probe:
     copies, shuffled = phases.repeated(ngrams.unigrams, 8, 6, seed=0)
     return phases.Probe.of(ngrams, rows, np.arange(1, rows.shape[1] - 1), copies, shuffled)
-
-
-# --- n-grams ---------------------------------------------------------------------------------
-
-
-def test_counts_and_probabilities_equal_brute_force() -> None:
-    rows = text()
-    ngrams = phases.Ngrams.count(rows, V)._with(2, 0.5)._with(3, 3.0)
-    lists = rows.tolist()
-    one = Counter(w for row in lists for w in row[1:])
-    two = Counter(pair for row in lists for pair in pairwise(row))
-    three = Counter(t for row in lists for t in zip(row, row[1:], row[2:], strict=False))
-    assert ngrams.unigrams.tolist() == [one[w] for w in range(V)]
-    assert [len(keys) for keys in ngrams.keys] == [len(two), len(three)]
-
-    def by_hand(order: int, u: int, v: int, w: int) -> float:
-        if order == 1:
-            return (one[w] + 1) / (sum(one.values()) + V)
-        counts, context, a = (two, (v,), 0.5) if order == 2 else (three, (u, v), 3.0)
-        total = sum(counts[(*context, x)] for x in range(V))
-        return (counts[(*context, w)] + a * by_hand(order - 1, u, v, w)) / (total + a)
-
-    contexts = np.array([(u, v) for u in range(V) for v in range(V)])
-    for order in phases.ORDERS:
-        dense = ngrams.distribution(order, contexts)
-        np.testing.assert_allclose(dense.sum(1), 1)
-        expected = [[by_hand(order, u, v, w) for w in range(V)] for u, v in contexts.tolist()]
-        np.testing.assert_allclose(dense, expected)
-        some = np.arange(len(contexts)) % V
-        picked = ngrams.probability(order, contexts, some)
-        np.testing.assert_allclose(picked, dense[np.arange(len(some)), some])
-
-
-def test_higher_orders_predict_a_text_that_has_them_better() -> None:
-    ngrams = phases.Ngrams.count(text(400), V).tuned(text(20, seed=1))
-    losses = probe_of(ngrams, text(20, seed=2)).ngram_loss.mean(1)
-    assert losses[0] > losses[1] > losses[2]
-    assert ngrams.strengths[1] < max(phases.STRENGTHS)
-    noise = np.random.default_rng(0).integers(V, size=(400, 25))
-    worthless = phases.Ngrams.count(noise, V).tuned(
-        np.random.default_rng(1).integers(V, size=(20, 25))
-    )
-    assert worthless.strengths[1] > 50 * ngrams.strengths[1]  # backs off at once
-
-
-@pytest.mark.parametrize(
-    ("rows", "words"),
-    [
-        (np.zeros((3, 2), int), "three tokens"),
-        (np.full((3, 9), V), f"within 0..{V - 1}"),
-        (np.zeros((0, 9), int), "three tokens"),
-    ],
-)
-def test_rows_that_cannot_be_counted_are_refused(rows: np.ndarray, words: str) -> None:
-    with pytest.raises(DataError, match=words):
-        phases.Ngrams.count(rows, V)
 
 
 # --- models that are known -------------------------------------------------------------------
@@ -118,7 +52,7 @@ class TableModel(torch.nn.Module):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_model_that_is_an_ngram_table_is_found_out(order: int) -> None:
-    ngrams = phases.Ngrams.count(text(), V)
+    ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     contexts = np.stack([np.zeros(V, int), np.arange(V)], 1)
     found = phases.text_scores(TableModel(ngrams.distribution(order, contexts)), probe)
@@ -188,7 +122,7 @@ def test_a_real_model_is_measured_by_layer_and_head() -> None:
     config = ModelConfig(n_layers=3, d_model=24, n_heads=3, vocab_size=V, max_seq_len=24)
     model = GPTNeoX(config).requires_grad_(False)
     model.init_weights(0)
-    ngrams = phases.Ngrams.count(text(), V)
+    ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     found = phases.text_scores(model, probe) | phases.induction_scores(model, probe)
     shapes = {name: array.shape for name, array in found.items()}
@@ -310,6 +244,12 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
         ({"scale": "huge"}, "unknown scale"),
         ({"seed": -1}, "seed must be"),
         ({"bootstrap": 3}, "bootstrap must be"),
+        ({"source": "EleutherAI/pythia-70m"}, "they need scale paper"),
+        ({"scale": "paper"}, "name them with source"),
+        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows that they were given"),
+        ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
+        ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "of one size"),
+        ({"scale": "paper", "source": "a/pythia-70m", "data": "x", "sizes": "70m"}, "which models"),
     ],
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
@@ -335,12 +275,13 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     assert levels["kl_1", 16] < levels["kl_1", 0]  # so much is learned in sixteen updates
     order = result.tables["ngrams"].value
     assert order[0] > order[1] > order[2]
-    counted = phases.Ngrams.count(run.data.rows.rows(0, 16 * 8), run.config.model.vocab_size)
+    counted = Ngrams.count(run.data.rows.rows(0, 16 * 8), run.config.model.vocab_size)
     assert result.tables["ngrams"].different.tolist()[1:] == [len(keys) for keys in counted.keys]
     nearest = result.tables["milestones"].query("what == 'nearest' and which == 1").iloc[0]
     assert nearest.step == levels["kl_1"].idxmin()
 
-    what = phases.PhasesMeasurement(run.data, run.config.model.vocab_size, 16 * 8)
+    text_of_run = phases.RunText(run.data, 16 * 8)
+    what = phases.PhasesMeasurement(text_of_run, run.config.model.vocab_size)
     heldout = run.data.heldout.tokens
     probe = what.probe()
     assert (probe.rows < run.data.vocab_size).all() and probe.rows.shape[1] == 65
@@ -362,8 +303,51 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     assert "unigram" in repr(draw.ngrams_table(lost))
 
 
+def test_released_models_are_read_from_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The made-up release of a run of ours, its rows in shards: measured as the run itself is."""
+    from continued_fakes import BATCH, SEQ, STEPS, publish
+    from hub_server import FakeHub, serving
+
+    release = publish(tmp_path, monkeypatch)
+    hub, name = FakeHub(), "EleutherAI/pythia-70m-deduped"
+    for folder in release.models.iterdir():
+        hub.add(name, folder.name, folder)
+    data = replace(SCALES["paper"].data, seq_len=SEQ)
+    small = replace(SCALES["paper"], steps=STEPS, batch_size=BATCH, data=data)
+    monkeypatch.setitem(SCALES, "paper", small)
+    given = {"source": name, "data": str(release.shards), "batches": 20, "bootstrap": 200}
+    server = serving(hub, monkeypatch, tmp_path / "cache")
+    next(server)
+    result = study.run(study.PhasesParams("paper", steps="0,30,last", **given), progress=False)
+    assert result.params.size_list == ("70m",) and result.runs == []
+    (row,) = result.tables["released"].itertuples(index=False)
+    assert row.sha256 == hf.load(release.models, f"step{STEPS}")[1].sha256()
+    assert (row.deduplicated, row.checkpoints, row.last_step) == (True, 3, STEPS)
+    assert sorted({*result.tables["levels"].step}) == [0, 30, STEPS] and not result.values["gaps"]
+    assert result.values["tokens_read"] == 20 * BATCH * SEQ
+
+    class Same(phases.RunText):
+        def heldout(self, n: int) -> np.ndarray:
+            return release.rows.batch(STEPS - 1, BATCH)
+
+    what = phases.PhasesMeasurement(Same(release.run.data, 20 * BATCH), 384)
+    for step in (0, 30, STEPS):
+        arrays = what(release.run.model(step), step)
+        found = result.tables["levels"].query("step == @step").set_index("measure").value
+        for measure in ("loss", "kl_2", "gain", "prefix", "lens_last"):
+            expected = tables.MEASURES[measure](arrays).mean()
+            assert found[measure] == pytest.approx(expected, rel=1e-6), measure
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # what was fetched serves without it
+    again = study.run(study.PhasesParams("paper", **given), progress=False)
+    assert again.tables["levels"].equals(result.tables["levels"])
+    server.close()
+
+
 def test_figures_of_nothing_say_so() -> None:
-    ngrams = phases.Ngrams.count(text(), V)
+    ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     empty = {size: {} for size in PARAMS.size_list}
     frames = tables.tables_of(PARAMS.bootstrap, empty, ngrams, probe)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_core.phases import ORDERS, Probe, prefix_chance
+from pythia_core.ngrams import ORDERS
+from pythia_core.phases import Probe, prefix_chance
 from pythia_core.scales import scale_named
 from pythia_core.schedule import linear_step
 from pythia_core.studies.measured import Arrays

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_core.phases import ORDERS, Ngrams, Probe
+from pythia_core.ngrams import ORDERS, Ngrams
+from pythia_core.phases import Probe
 from pythia_core.studies.measured import Arrays
 from pythia_core.studies.stats import LEVEL, estimate
 
