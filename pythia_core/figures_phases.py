@@ -9,6 +9,7 @@ from pythia_core.figures import (
     MUTED,
     Drawing,
     Table,
+    padded_limits,
     panels,
     reference,
     say,
@@ -19,7 +20,6 @@ from pythia_core.figures import (
 from pythia_core.figures_common import footer, interval
 from pythia_core.records import number_text, value_text
 from pythia_core.studies.phases_claims import NAMES
-from pythia_core.studies.phases_tables import CLOSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,16 +107,19 @@ def induction(result: Result) -> Drawing:
         note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
         figure, axes = panels(3, 2.8, footer(result, note))
         shown = (
-            ("gain", "read again", "loss, first minus second time", 0),
-            ("order_gain", "for its order", "loss, shuffled minus in order", 0),
-            ("prefix", "best head", "prefix matching", values["prefix_chance"]),
+            ("gain", "read again", "loss, first minus second time", 0, 0.8),
+            ("order_gain", "for its order", "loss, shuffled minus in order", 0, 0.8),
+            ("prefix", "best head", "prefix matching", values["prefix_chance"], 0.1),
         )
         said = []
-        for ax, (measure, title, label, nothing) in zip(axes, shown, strict=True):
+        for ax, (measure, title, label, nothing, least) in zip(axes, shown, strict=True):
             ax.set_title(title)
             mine = levels[levels.measure == measure]
             if _curves(ax, mine, result.params.size_list):
                 reference(ax, nothing)
+                # wide enough for nothing to look like nothing: a model that copies gains nats
+                low, high = padded_limits(mine.low.min(), mine.high.max(), least)
+                ax.set_ylim((0, high) if measure == "prefix" else (low, high))
                 last = mine[mine.step == mine.step.max()]
                 said += [
                     f"{measure} {s} {v:.3f}" for s, v in zip(last["size"], last.value, strict=True)
@@ -132,8 +135,7 @@ def lens(result: Result) -> Drawing:
 
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
     with style():
-        note = f"{_rows_note(result)}; dotted: {CLOSE:g} nats, below which a lens counts as settled"
-        figure, axes = panels(len(sizes), 2.9, footer(result, note), sharey=True)
+        figure, axes = panels(len(sizes), 2.9, footer(result, _rows_note(result)), sharey=True)
         said = []
         for ax, size in zip(axes, sizes, strict=True):
             ax.set_title(size)
@@ -145,7 +147,6 @@ def lens(result: Result) -> Drawing:
 
             if not _curves(ax, mine, sorted(mine.layer.unique()), "layer", colour):
                 continue
-            reference(ax, CLOSE)
             ax.set_yscale("log")
             for layer, rows in mine[mine.step == mine.step.max()].groupby("layer"):
                 value = float(rows.value.iloc[0])
@@ -168,11 +169,11 @@ def ngrams_table(result: Result) -> Table:
         if mine.empty:
             return "not measured"
         value, low, high = (
-            None if pd.isna(mine[c].iloc[0]) else int(mine[c].iloc[0])
+            "not reached" if pd.isna(mine[c].iloc[0]) else int(mine[c].iloc[0])
             for c in ("step", "low", "high")
         )
-        if value is None:
-            return "not reached"
+        if isinstance(value, str):
+            return value
         return value_text({"value": value, "low": low, "high": high})
 
     rows = [

@@ -152,7 +152,6 @@ def test_steps_are_picked_with_intervals() -> None:
     )
     assert tables.nearest(means).tolist() == [1, 1, 0, 0, 3]
     assert tables.first_below(means).tolist() == [4, 1, 4, 0, 2]
-    assert tables.below_from(means).tolist() == [4, 3, 4, 0, 2]
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 1, (1, 40))
     clear = rows + np.array([5.0, 0, 5])[:, None]  # shared noise cancels, as rows are paired
@@ -206,7 +205,7 @@ def verdicts(kept: tables.Kept) -> list[str]:
 
 def test_phases_as_described_reproduce() -> None:
     found = claims.claims_table(PARAMS, made(), 0.05)
-    assert [claim["verdict"] for claim in found] == [*["reproduced"] * 6, "holds", "holds"]
+    assert [claim["verdict"] for claim in found] == [*["reproduced"] * 6, "holds"]
     assert found[0]["ours"] == pytest.approx(np.log2(6 / 2))
     assert found[2]["ours"] == pytest.approx(0.5, abs=0.05)
 
@@ -218,19 +217,17 @@ def test_phases_in_another_order_are_not_reproduced() -> None:
             arrays["lens"] = arrays["lens"][::-1]
     found = verdicts(kept)
     assert found[:6] == ["not reproduced"] * 6
-    assert found[6] == "does not hold"
-    kept = made(late=0.9)  # the last lens moves away and never settles, like the first
-    assert verdicts(kept)[6:] == ["no effect", "does not hold"]
+    assert verdicts(made(late=0.9))[6] == "does not hold"  # the last lens moves away
 
 
 def test_where_nothing_happens_there_is_no_effect() -> None:
     kept = made(at=(6, 6, 6), gain=0.0)
     found = verdicts(kept)
     assert found[:5] == ["no effect"] * 5
-    assert verdicts({}) == ["not testable here"] * 8
+    assert verdicts({}) == ["not testable here"] * 7
     del kept["25k"][16]  # of the largest, what is said of the end
     assert [v == "not testable here" for v in verdicts(kept)] == [
-        *(False, False, True, True, True, True, False, True)
+        *(False, False, True, True, True, True, True)
     ]
 
 

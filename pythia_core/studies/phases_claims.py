@@ -18,7 +18,6 @@ from pythia_core.scales import scale_named
 from pythia_core.schedule import linear_step
 from pythia_core.studies.measured import Arrays
 from pythia_core.studies.phases_tables import (
-    CLOSE,
     MEASURES,
     TAILS,
     Kept,
@@ -26,7 +25,6 @@ from pythia_core.studies.phases_tables import (
     interval_of,
     milestones,
     when_nearest,
-    when_settled,
 )
 from pythia_core.studies.stats import (
     NOT_TESTABLE,
@@ -131,18 +129,6 @@ def claims_table(params: PhasesParams, kept: Kept, chance: float) -> list[dict[s
         at_the_end(params, kept, largest, "lens_gap"),
     )
     row(
-        f"It settles there earlier (within {CLOSE:g} nats from then to the end; doublings of "
-        f"training from the last block to the first; {shown})",
-        "expected since earlier work",
-        doublings(
-            params,
-            kept,
-            lambda steps: when_settled(steps, -1, draws),
-            lambda steps: when_settled(steps, 0, draws),
-        ),
-        premise_verdict,
-    )
-    row(
         f"Before the last block it comes nearer still (KL an eighth into training minus at its "
         f"end, nats; {largest})",
         "expected since earlier work",
@@ -163,7 +149,6 @@ def values_of(params: PhasesParams, kept: Kept, probe: Probe) -> dict[str, Any]:
         "n_sequences": len(probe.copies),
         "copy_length": probe.copies.shape[1] // 2,
         "prefix_chance": prefix_chance(probe.copies.shape[1] // 2),
-        "close": CLOSE,
     }
     for i, order in enumerate(ORDERS):
         values[f"ngram_loss_{order}"] = estimate(
@@ -175,8 +160,7 @@ def values_of(params: PhasesParams, kept: Kept, probe: Probe) -> dict[str, Any]:
             values[f"{measure}_{role}"] = e and e.interval()
         if steps := kept[size]:
             for what, which, picked in milestones(steps, probe.ngram_loss, params.bootstrap):
-                if what != "settled":
-                    values[f"{what}_{which}_{role}"] = _in_words([*steps, None], picked)
+                values[f"{what}_{which}_{role}"] = _in_words([*steps, None], picked)
             for order in ORDERS:
                 means = curve(steps, MEASURES[f"kl_{order}"]).mean(1)
                 values[f"kl_{order}_{role}"] = float(means.min())

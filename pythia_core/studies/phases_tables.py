@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TAILS = (1 - LEVEL) / 2, (1 + LEVEL) / 2
-CLOSE = 0.5
-"""Nats: a lens below it, from there to the end of training, counts as settled."""
 
 Kept = dict[str, dict[int, Arrays]]
 """Arrays of `phases.PhasesMeasurement` by size and step, ascending."""
@@ -67,13 +65,6 @@ def first_below(means: np.ndarray) -> np.ndarray:
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
 
-def below_from(means: np.ndarray) -> np.ndarray:
-    """int[m]: the first checkpoint from which to the last one means are negative; their number if
-    the last is not."""
-    last = means.shape[1] - (means >= 0)[:, ::-1].argmax(1)
-    return np.where((means >= 0).any(1), last, 0)
-
-
 def resampled(values: np.ndarray, draws: int) -> np.ndarray:
     """float[1 + draws, checkpoints]: means of values float[checkpoints, n], and those of resampled
     rows; the same rows are drawn at every checkpoint, and whatever is measured on them."""
@@ -103,11 +94,6 @@ def when_nearest(kept: dict[int, Arrays], order: int, draws: int) -> np.ndarray:
     return picks(curve(kept, MEASURES[f"kl_{order}"]), nearest, draws)
 
 
-def when_settled(kept: dict[int, Arrays], layer: int, draws: int) -> np.ndarray:
-    """`picks` of the checkpoint from which on a layer's lens (-1: the last) stays close."""
-    return picks(curve(kept, lambda arrays: arrays["lens"][layer]) - CLOSE, below_from, draws)
-
-
 # --- tables ----------------------------------------------------------------------------------
 
 
@@ -115,8 +101,7 @@ def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str,
     """ngrams: order, different, strength, value, low, high, n: held-out loss. levels: size, step,
     measure (MEASURES), value, low, high, n. lens: the same by layer, which is the number of blocks
     before it. milestones: size, what, which, step, low, high; a step that training did not
-    reach is missing. what: nearest (of order `which`), beaten (its loss), settled (lens of layer
-    `which`)."""
+    reach is missing. what: nearest (to order `which`), beaten (its loss)."""
     import pandas as pd
 
     rows: dict[str, list] = {"ngrams": [], "levels": [], "lens": [], "milestones": []}
@@ -168,6 +153,4 @@ def milestones(
     for i, order in enumerate(ORDERS):
         found.append(("nearest", order, when_nearest(steps, order, draws)))
         found.append(("beaten", order, picks(loss - ngram_loss[i], first_below, draws)))
-    for layer in range(len(next(iter(steps.values()))["lens"])):
-        found.append(("settled", layer, when_settled(steps, layer, draws)))
     return found
