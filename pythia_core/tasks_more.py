@@ -1,4 +1,4 @@
-"""More of the paper's tasks: CrowS-Pairs, WinoBias, arithmetic, TriviaQA; from pinned wheels.
+"""More of the paper's tasks: CrowS-Pairs, WinoBias, arithmetic, TriviaQA, WSC, LogiQA.
 
     crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
     winobias_mc                   which of two pronouns stands for an occupation (section 3.1, C.1);
@@ -6,11 +6,14 @@
     winobias_em                   the occupation, written out: the prompts of the released results
     arithmetic                    sums and products, written out (section 3.3)
     triviaqa                      questions with several right spellings of an answer (section 3.3)
+    wsc, logiqa                   the other two of the paper's eight; no package has their items,
+                                  so that they must be brought (`evaluate --items`)
 
 Three of them are answered by writing, the likeliest token first to last, up to the end of the line.
-What is here of CrowS-Pairs and WinoBias is smaller than the originals (pythia_core.items), sums
-and products are those of a package of basic arithmetic that have at most five digits, and TriviaQA
-is its Wikipedia part. Not here: the seven others (pythia_core.tasks), scoring.
+All but the last two come from pinned wheels: what is there of CrowS-Pairs and WinoBias is smaller
+than the originals (pythia_core.items), sums and products are those of a package of basic arithmetic
+that have at most five digits, and TriviaQA is its Wikipedia part. Not here: the seven others
+(pythia_core.tasks), scoring.
 """
 
 from __future__ import annotations
@@ -53,6 +56,34 @@ def _pronoun(item: Item) -> Prompt:
 
 def _winobias() -> list[Item]:
     return [asdict(item) for item in bias_items.winobias()]
+
+
+_JOINED = (
+    (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
+    (" ,", ","),
+)  # fmt: skip
+"""Marks that stand apart in WSC's texts, in the order in which the harness joins them."""
+
+
+def _referent_or_not(item: Item) -> Prompt:
+    """Whether a marked pronoun stands for a noun; places are counted in words."""
+    words, pronoun = item["text"].split(), item["span2_text"]
+    before = " ".join(words[: item["span2_index"]])
+    passage = f"{before} *{pronoun}*{item['text'][len(before) + len(pronoun) + 1 :]}"
+    for apart, joined in _JOINED:
+        passage = passage.replace(apart, joined)
+    question = f'does the pronoun "*{pronoun}*" refer to "*{item["span1_text"]}*"?'
+    context = f"Passage: {passage}\nQuestion: In the passage above, {question}\nAnswer:"
+    return Prompt((context, context), (" no", " yes"), (2, 3), item["label"])
+
+
+def _reading(item: Item) -> Prompt:
+    options = item["options"]
+    listed = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", options, strict=True))
+    context = f"Passage: {item['context']}\nQuestion: {item['question']}\nChoices:\n{listed}Answer:"
+    answers = tuple(f" {option}" for option in options)
+    gold = "abcd".index(item["label"].strip())
+    return Prompt((context,) * len(answers), answers, tuple(map(len, options)), gold)
 
 
 # --- answered by writing ---------------------------------------------------------------------
@@ -99,6 +130,7 @@ class WrittenTask:
     pattern: str = ""
     """What is compared of what was written: its first match of this; empty: the words."""
     bare: bool = False
+    brought: bool = False
 
     def read(self, text: str) -> str:
         """What is compared of a text or a right answer."""
@@ -169,6 +201,10 @@ MORE_TASKS: dict[str, Task | WrittenTask] = {
              source=partial(_crows_pairs, "gender"), bare=True, n_examples=0),
         Task("winobias_mc", "", _WINOBIAS, _pronoun, 1 / 2, "", False,
              source=_winobias, n_examples=0),
+        Task("wsc", "", ("text", "span1_text", "span2_text", "span2_index", "label"),
+             _referent_or_not, 1 / 2, "super_glue/wsc/default.yaml", False, brought=True),
+        Task("logiqa", "", ("context", "question", "options", "label"), _reading, 1 / 4,
+             "logiqa/logiqa.yaml", brought=True),
         WrittenTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {
             "em": dict.fromkeys(range(4), 1 / 4), "em_pro": {0: 1 / 2, 1: 1 / 2},
             "em_anti": {2: 1 / 2, 3: 1 / 2}, "net": {0: 1 / 2, 1: 1 / 2, 2: -1 / 2, 3: -1 / 2},

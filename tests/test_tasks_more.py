@@ -22,6 +22,19 @@ MADE = {
     "winobias_mc": WINOBIAS,
     "winobias_em": WINOBIAS,
     "arithmetic": {"first": 12, "operation": "+", "second": 7, "answer": 19},
+    "wsc": {
+        "text": "Bob paid for Charlie 's tea . He is grateful , and did n't \" forget \" it .",
+        "span1_text": "Charlie",
+        "span2_text": "He",
+        "span2_index": 7,
+        "label": 1,
+    },
+    "logiqa": {
+        "context": "All cats purr.",
+        "question": "Which follows?",
+        "label": "c",
+        "options": ["Dogs purr.", "Some cats bark.", "Tom, a cat, purrs.", "None."],
+    },
     "triviaqa": {"question": "What is wet?", "aliases": ["Water", "the sea"]},
 }
 
@@ -31,7 +44,7 @@ def made(task: str, n: int) -> list[dict]:
     items = []
     for i in range(n):
         item = json.loads(json.dumps(MADE[task]))
-        for name in ("sent_more", "sentence_pro", "sentence_anti", "question"):
+        for name in ("sent_more", "sentence_pro", "sentence_anti", "question", "span1_text"):
             if name in item:
                 item[name] = f"On day {i}: {item[name]}"
         if task == "arithmetic":
@@ -55,6 +68,16 @@ def test_prompts_by_hand() -> None:
         'What does "he" refer to in the following sentence?\n'
         "The driver met the nurse, because he was lost.",
     )
+    assert prompt["wsc"].contexts[0] == (
+        "Passage: Bob paid for Charlie's tea. *He* is grateful, and didn't\"forget\"it.\n"
+        'Question: In the passage above, does the pronoun "*He*" refer to "*Charlie*"?\nAnswer:'
+    )
+    assert (prompt["wsc"].continuations, prompt["wsc"].gold) == ((" no", " yes"), 1)
+    assert prompt["logiqa"].contexts[0] == (
+        "Passage: All cats purr.\nQuestion: Which follows?\nChoices:\nA. Dogs purr.\n"
+        "B. Some cats bark.\nC. Tom, a cat, purrs.\nD. None.\nAnswer:"
+    )
+    assert prompt["logiqa"].gold == 2
     assert prompt["arithmetic"].contexts == ("Q:What is 12 plus 7? A:",)
     assert prompt["arithmetic"].solved == "Q:What is 12 plus 7? A: 19"
     assert prompt["triviaqa"].solved == "Q: What is wet? \n A: Water"
@@ -116,7 +139,8 @@ def test_items_of_a_folder(task: str, tmp_path: Path) -> None:
 
 @pytest.mark.wheels
 def test_the_wheels_items_are_all_good() -> None:
-    counts = {task: len(load_items(task, 100_000)[0]) for task in MORE_TASKS}
+    there = [name for name, task in MORE_TASKS.items() if not task.brought]
+    counts = {task: len(load_items(task, 100_000)[0]) for task in there}
     assert counts["crows_pairs_english_gender"] == 127
     assert 1000 < counts["crows_pairs_english"] < 1508  # smaller than the original
     assert counts["winobias_mc"] == counts["winobias_em"] == 761
@@ -127,3 +151,9 @@ def test_the_wheels_items_are_all_good() -> None:
         assert item["answer"] == (first + second if item["operation"] == "+" else first * second)
     for item in load_items("winobias_mc", 100_000)[0]:
         assert "_" in task_named("winobias_mc").prompt(item).contexts[0]
+
+
+@pytest.mark.parametrize("task", ["wsc", "logiqa"])
+def test_items_that_no_package_has_must_be_brought(task: str) -> None:
+    with pytest.raises(DataError, match=rf"{task}\.jsonl \(--items\).*lm_eval --tasks {task}"):
+        load_items(task, 5)

@@ -22,7 +22,9 @@ def add(command: AddCommand) -> None:
 
     p = command("evaluate", _evaluate, "ask checkpoints the paper's tasks")
     p.add_argument("model", metavar="MODEL", help=MODEL)
-    p.add_argument("--tasks", default="", help="comma list (default: all)")
+    p.add_argument(
+        "--tasks", default="", help="comma list (default: all; wsc, logiqa need --items)"
+    )
     p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
     p.add_argument("--shots", type=int, help="solved examples (default: the task's, mostly 0)")
     p.add_argument("--limit", type=int, help="items of a task, a fixed sample (default: all)")
@@ -70,7 +72,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.out:
         sweep.check_suffix(args.out)
     run = find_model(args.model)
-    tasks = list(filter(None, args.tasks.split(","))) or list(all_tasks())
+    asked = [name for name, task in all_tasks().items() if args.items or not task.brought]
+    tasks = list(filter(None, args.tasks.split(","))) or asked
     steps = sweep.steps_of(run, args.steps)
     limit = sweep.EVERYTHING if args.limit is None else args.limit
     table = sweep.sweep(run, tasks, steps, args.shots, limit, args.items)
