@@ -197,7 +197,7 @@ def fetch(
     try:
         commit, there = listing(repo, revision, timeout)
     except FetchError as error:
-        cached = None if wanted or not _unanswered(error) else _cached(repo, revision)
+        cached = _cached(repo, revision, wanted) if _unanswered(error) else None
         if cached is None:
             raise
         return cached
@@ -236,8 +236,8 @@ def _model_files(where: str, there: dict[str, RemoteFile]) -> list[str]:
     return [*(name for name in SMALL if name in there), *weights]
 
 
-def _cached(repo: str, revision: str) -> Found | None:
-    """What the cache has of a revision, for want of a network."""
+def _cached(repo: str, revision: str, wanted: list[str] | None) -> Found | None:
+    """What is wanted of a revision, if the cache has it, for want of a network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -246,6 +246,9 @@ def _cached(repo: str, revision: str) -> Found | None:
             snapshot_download(repo, revision=revision, cache_dir=_cache(), local_files_only=True)
         )
     except LocalEntryNotFoundError:
+        return None
+    there = {path.name for path in folder.iterdir()}
+    if not (there >= set(wanted) if wanted else CONFIG in there and there & {WEIGHTS, INDEX}):
         return None
     for path in folder.glob("*.safetensors"):
         named = path.resolve().name  # large blobs are named by their sha256

@@ -106,8 +106,11 @@ class PublishedModel:
 
     @cached_property
     def _shared(self) -> tuple[ModelConfig, Any]:
-        """Config and tokenizer, the same at all steps."""
-        place = hub.locate(self.source, self._revision()).folder
+        """Config and tokenizer, the same at all steps; no weights are fetched for them."""
+        if Path(self.source).expanduser().is_dir():
+            place = hub.locate(self.source, self._revision()).folder
+        else:
+            place = hub.fetch(self.source, self._revision(), (CONFIG, TOKENIZER)).folder
         return model_config(hf.read_config(place)), load_tokenizer(place / TOKENIZER)
 
     @property

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import test_tasks
+from hub_server import FakeHub, serving
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
@@ -71,6 +72,28 @@ def test_a_folder_of_one_step_and_a_copy(published: Path) -> None:
     assert model.model().config == model.config.model
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; the nearest are \[3000\]"):
         model.model(7)
+
+
+def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, name = FakeHub(), "EleutherAI/pythia-70m-deduped"
+    for step in ("step0", "step3000"):
+        hub.add(name, step, published / step)
+    server = serving(hub, monkeypatch, tmp_path / "cache")
+    next(server)
+    found = sweep(find_model(name), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
+    local = sweep(find_model(str(published)), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
+    assert found.equals(local)
+    weights = {line for line in hub.asked if line.startswith("GET") and "safetensors" in line}
+    assert len(weights) == 1 and "step0" in weights.pop()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    offline = find_model(name)
+    assert offline.steps == [0, 3000] and offline.data.eod_id == 0
+    assert offline.model(0).config == offline.config.model
+    with pytest.raises(CheckpointError, match="give the folder in place of the name"):
+        offline.model(3000)
+    server.close()
 
 
 def test_other_names(published: Path, tmp_path: Path) -> None:
