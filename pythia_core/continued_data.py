@@ -1,9 +1,5 @@
 """What a continued run reads: rows of token files with their tokenizer, and their pronoun swap.
 
-The pre-shuffled Pile is 600 GB, but the last 7 % of training lie in its last three shards of 21. A
-folder that holds only some of the shards, under their released names, is therefore taken as what it
-is: rows of the others are an error that names the file when they are asked for.
-
 Rows in training order do not know their neighbours in the text, so that a swap decides on each row
 alone, its ends counting as ends of the text; tokens changed there are counted. The swapped row is
 a pure function of the row: nothing has to be prepared, and the record of it can be made again.
@@ -17,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +22,9 @@ from pythia_core.config import SWAPS, stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.intervene import Ledger
 from pythia_core.order import batch_hash
-from pythia_core.pile import RELEASED, SEQ_LEN, Shards, open_rows, tokenizer_at
+from pythia_core.pile import SEQ_LEN, Absent, open_rows, tokenizer_at
 from pythia_core.pronouns import WORDS, PronounSwap
-from pythia_core.remote_rows import ByteFile, LocalFile, RemoteRows
+from pythia_core.remote_rows import RemoteRows
 from pythia_core.rows import Rows
 from pythia_core.tokenizer import EOD, id_limit
 
@@ -40,50 +35,13 @@ if TYPE_CHECKING:
 # --- rows ------------------------------------------------------------------------------------
 
 
-class Absent:
-    """A released shard that is not in the folder: its size is known, its bytes are not."""
-
-    def __init__(self, name: str, size: int) -> None:
-        self.name, self.size = name, size
-
-    def read(self, start: int, stop: int) -> bytes:
-        raise DataError(
-            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows and is not in the "
-            "folder; bring it there"
-        )
-
-
-def some_shards(folder: Path) -> RemoteRows | None:
-    """Rows of a folder with some of the shards of a released set; None if it is another folder.
-
-    Raises:
-        DataError: a shard has another size than the released one.
-    """
-    names = {path.name for path in folder.glob("*.bin")}
-    shards: Shards | None = next(
-        (r.shards for r in RELEASED.values() if not r.maps and names < set(r.shards.names)), None
-    )
-    if not names or shards is None:
-        return None
-    files: list[ByteFile] = []
-    for name, size in zip(shards.names, shards.sizes, strict=True):
-        here = name in names
-        files.append(LocalFile(folder / name) if here else Absent(name, size))
-        if files[-1].size != size:
-            raise DataError(
-                f"{folder / name} has {files[-1].size:,} bytes, the released shard {size:,}: it "
-                "was cut short; fetch it again"
-            )
-    return RemoteRows(files, SEQ_LEN)
-
-
 @dataclass(frozen=True)
 class RowsData:
     """Rows of token files with their tokenizer: to a continued run what PreparedData is to others.
 
     Attributes:
-        where: what `pile.open_rows` takes (a released name, a folder, a PREFIX), or a folder with
-            some of the released shards.
+        where: what `pile.open_rows` takes: a released name, a folder, which may hold just the
+            shards that are needed, or a PREFIX.
         tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none; a swap and the
             measures need one.
     """
@@ -99,10 +57,6 @@ class RowsData:
 
     @cached_property
     def _opened(self) -> tuple[Rows, str]:
-        folder = Path(self.where).expanduser()
-        if folder.is_dir() and self.seq_len == SEQ_LEN and (rows := some_shards(folder)):
-            here = sum(not isinstance(file, Absent) for file in rows.files)
-            return rows, f"{folder}: {here} of the {len(rows.files)} released shards"
         return open_rows(self.where, self.seq_len, dtype=self.dtype)
 
     @property

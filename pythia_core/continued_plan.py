@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from pythia_core.config import ModelConfig, TrainConfig
-from pythia_core.continued_data import Absent, RowsData
+from pythia_core.continued_data import RowsData
 from pythia_core.continued_start import published_train
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.hub import is_repository
-from pythia_core.pile import RELEASED
+from pythia_core.pile import RELEASED, Absent
 from pythia_core.scales import OFFICIAL_SIZES
 from pythia_core.schedule import checkpoint_steps
 

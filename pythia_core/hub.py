@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,9 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
         cached = _cached_refs(repo) if or_cached and _unanswered(error) else []
         if not cached:
             raise
+        warnings.warn(
+            f"{endpoint()} cannot be reached: {repo} as far as the cache has it", stacklevel=2
+        )
         return cached
 
 

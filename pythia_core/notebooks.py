@@ -287,13 +287,14 @@ def run_study(
         The executed notebook and whether it was run now (False: it was up to date).
 
     Raises:
-        ConfigError: unknown study, scale or parameter.
+        ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
         PythiaError: a cell failed or the kernel died; says where to look.
     """
     source = notebook_path(study)
     notebook = read_notebook(source)
     given = {**(parameters or {}), **({"scale": scale} if scale else {})}
     values = validate_parameters(notebook, given)
+    check_values(study, values)
     target = output_path(study, values.get("scale", "laptop"))
     stamp = make_stamp(study, values, notebook)
     if not force and is_current(target, stamp):

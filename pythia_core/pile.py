@@ -31,7 +31,7 @@ from pythia_core.order import (
     epochs_needed,
     rows_asked_for,
 )
-from pythia_core.remote_rows import HttpFile, JoinedFile, RemoteRows
+from pythia_core.remote_rows import ByteFile, HttpFile, JoinedFile, LocalFile, RemoteRows
 from pythia_core.rows import Rows
 from pythia_core.tokens import MegatronIndexed, find_shards
 
@@ -138,8 +138,9 @@ def open_rows(
 ) -> tuple[Rows, str]:
     """Rows of a name of RELEASED, a folder, a `.bin` of rows or a PREFIX of documents.
 
-    A folder holds pre-shuffled rows (one `.bin`, or all shards of one), index maps, or one
-    `.bin`/`.idx` pair of documents. Documents are put in GPT-NeoX's order of `seed` with so many
+    A folder holds pre-shuffled rows (one `.bin`, all shards of one, or of the released ones those
+    that are needed: rows of another are an error that names it), index maps, or one `.bin`/`.idx`
+    pair of documents. Documents are put in GPT-NeoX's order of `seed` with so many
     `epochs`, or with as many as `steps` updates of `batch_size` rows need, else with one. An `.idx`
     whose items all have seq_len + 1 tokens is one of pre-shuffled rows: not shuffled again.
 
@@ -154,6 +155,9 @@ def open_rows(
         return released.open(), f"{where}: {released.what}, read over the network"
     path = Path(where).expanduser()
     if path.is_dir():
+        if seq_len == SEQ_LEN and (some := some_shards(path)):
+            here = sum(not isinstance(file, Absent) for file in some.files)
+            return some, f"{path}: {here} of the {len(some.files)} released shards"
         stem = find_maps(path)
         if stem is not None:
             return open_maps(stem, seq_len), f"{path}: documents in the order of {stem.name}_*"
@@ -189,6 +193,43 @@ def _one_set(folder: Path) -> Path:
         found = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
         raise DataError(f"{folder} must hold one token file, whole or in shards; it has {found}")
     return folder / prefixes.pop()
+
+
+class Absent:
+    """A released shard that is not in the folder: its size is known, its bytes are not."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self.name, self.size = name, size
+
+    def read(self, start: int, stop: int) -> bytes:
+        raise DataError(
+            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows and is not in the "
+            "folder; bring it there"
+        )
+
+
+def some_shards(folder: Path) -> RemoteRows | None:
+    """Rows of a folder with some of the shards of a released set; None if it is another folder.
+
+    Raises:
+        DataError: a shard has another size than the released one.
+    """
+    names = {path.name for path in folder.glob("*.bin")}
+    shards: Shards | None = next(
+        (r.shards for r in RELEASED.values() if not r.maps and names < set(r.shards.names)), None
+    )
+    if not names or shards is None:
+        return None
+    files: list[ByteFile] = []
+    for name, size in zip(shards.names, shards.sizes, strict=True):
+        here = name in names
+        files.append(LocalFile(folder / name) if here else Absent(name, size))
+        if files[-1].size != size:
+            raise DataError(
+                f"{folder / name} has {files[-1].size:,} bytes, the released shard {size:,}: it "
+                "was cut short; fetch it again"
+            )
+    return RemoteRows(files, SEQ_LEN)
 
 
 # --- looking ---------------------------------------------------------------------------------

@@ -132,7 +132,12 @@ class HttpFile:
                     raise self._failed(start, stop, wrong + _hint(error.code)) from error
             except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
                 wrong = str(error) or type(error).__name__
-        raise self._failed(start, stop, f"{wrong} (tried {self._tries} times)")
+        raise self._failed(
+            start,
+            stop,
+            f"{wrong} (tried {self._tries} times). Ask again to go on. Without a network, bring "
+            f"{self.name} in a folder and give the folder in place of the name",
+        )
 
     def _once(self, start: int, stop: int) -> bytes:
         request = urllib.request.Request(

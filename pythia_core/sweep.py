@@ -35,6 +35,11 @@ FITS = 0.2
 """Below this share of items that fit, the note says so."""
 
 
+def name_of(run: AnyModel) -> str:
+    """A model in messages."""
+    return run.source if isinstance(run, PublishedModel) else f"run {run.id}"
+
+
 def steps_of(run: AnyModel, text: str) -> list[int]:
     """The steps that "all", "last" or a comma list of steps, first and last, names.
 
@@ -48,7 +53,7 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part in ("first", "last"):
             if not saved:
-                raise CheckpointError(f"run {run.id} has no checkpoints yet")
+                raise CheckpointError(f"{name_of(run)} has no checkpoints yet")
             chosen.append(saved[0 if part == "first" else -1])
         elif part.isascii() and part.isdecimal():
             chosen.append(int(part))
@@ -61,8 +66,8 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
         if step not in saved:
             near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"run {run.id} has no checkpoint of step {step}; it has {len(saved)}, the nearest "
-                f"are {near}"
+                f"{name_of(run)} has no checkpoint of step {step}; it has {len(saved)}, the "
+                f"nearest are {near}"
             )
     if not chosen:
         raise ConfigError(f"steps={text!r} names no step; accepted are all or e.g. 0,512,last")

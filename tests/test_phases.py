@@ -14,6 +14,7 @@ from test_ngrams import V, text
 
 from pythia_core import figures_phases as draw
 from pythia_core import hf, hooks, phases
+from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
@@ -254,6 +255,11 @@ def test_bad_parameters_are_refused(given: dict, words: str) -> None:
         study.PhasesParams(**given)
 
 
+def test_the_command_says_what_a_study_cannot_use(capsys: pytest.CaptureFixture) -> None:
+    assert main(["study", "phases", "--scale", "paper"]) == 1
+    assert "name them with source" in capsys.readouterr().err
+
+
 def test_sizes_have_a_default() -> None:
     assert study.PhasesParams().size_list == ("25k", "150k", "600k")
     assert study.PhasesParams("smoke").size_list == ("7k",)
@@ -338,7 +344,8 @@ def test_released_models_are_read_from_a_hub(
             assert found[measure] == pytest.approx(expected, rel=1e-6), measure
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # what was fetched serves without it
-    again = study.run(study.PhasesParams("paper", **given), progress=False)
+    with pytest.warns(UserWarning, match="as far as the cache has it"):
+        again = study.run(study.PhasesParams("paper", **given), progress=False)
     assert again.tables["levels"].equals(result.tables["levels"])
     server.close()
 
