@@ -8,7 +8,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     4  train  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions
     4  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models  generate  phases
     4  continued*
-    3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks
+    3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks  cost_model  throughput_rows
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout
     2  dedup*  exposure  equations  row_bytes  terms  ngrams  find_text
     2  pile -> index_maps -> remote_rows
