@@ -13,7 +13,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     2  dedup*  exposure  equations  row_bytes  terms  ngrams  find_text
     2  pile -> index_maps -> remote_rows
     1  kernels/*  tokenizer  tokens  rows -> order
-    0  errors  machine  paths  progress  parallel  config  scales  schedule
+    0  errors  machine  paths  progress  parallel  config  scales  schedule  execution
 
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.
 """

@@ -33,6 +33,7 @@ from pythia_core.checkpoint import (
 )
 from pythia_core.config import RunConfig
 from pythia_core.errors import CheckpointError, DataError, TrainingError
+from pythia_core.execution import EAGER, Execution
 from pythia_core.metrics import MetricsLog, device_info, keep_freed_memory
 from pythia_core.model import GPTNeoX, LayerNorm
 from pythia_core.optim import FlatParameters, make_optimizer
@@ -65,8 +66,11 @@ def update_lr(config: RunConfig, step: int) -> float:
 class Trainer:
     """A model with its optimizer: the state of a run between two updates."""
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config, self.device, self.step = config, device, 0
+    def __init__(
+        self, config: RunConfig, device: torch.device, execution: Execution = EAGER
+    ) -> None:
+        execution.check(device.type)
+        self.config, self.device, self.execution, self.step = config, device, execution, 0
         self.model = GPTNeoX(config.model)
         self.model.init_weights(config.train.weight_seed)
         self.model.to(device)
