@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pythia_core import hf
+from pythia_core.bench_contenders import transformers_step
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.metrics import best_precision, device_info, flops_per_token, keep_freed_memory
@@ -36,29 +36,6 @@ def matmul_flops(dtype: torch.dtype, seconds: float = 1.0) -> float:
         torch.mm(a, b)
         best = min(best, time.perf_counter() - started)
     return 2 * 2048**3 / best
-
-
-def _peer_step(config: RunConfig, attention: str, bf16: bool) -> Callable[[np.ndarray], None]:
-    """A training step as a user of `transformers` would write it."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    settings = {**hf.hf_config(config.model), "use_cache": False}
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(**settings, attn_implementation=attention))
-    t = config.train
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-4, betas=(t.beta1, t.beta2), weight_decay=0.1, fused=True
-    )
-
-    def step(batch: np.ndarray) -> None:
-        ids = torch.from_numpy(batch[:, :-1].astype(np.int64))
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), t.grad_clip)
-        optimizer.step()
-
-    return step
 
 
 def _time(step: Callable[[np.ndarray], Any], batches: list[np.ndarray]) -> list[float]:
@@ -86,7 +63,7 @@ def bench_size(config: RunConfig, rows: np.ndarray, rounds: int, progress: bool)
         if bf16 and config.train.precision != "bf16":
             continue
         name = f"{attention} {'bf16' if bf16 else 'fp32'}"
-        contenders[name] = _peer_step(config, attention, bf16)
+        contenders[name] = transformers_step(config, torch.device("cpu"), attention, bf16)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     label = f"{config.model.n_params_non_embedding:,} params"
     for number in progress_bar(progress, iterable=range(rounds + 1), desc=label):

@@ -6,8 +6,8 @@ way of executing them runs are *estimates*, from published kernels and data shee
 measurement of this project. They are constants here so that a wrong one shows. Rows of 2,048 tokens
 only, the optimizer apart (`optimizer_seconds`); no launch gaps, no power limit.
 
-Also here: what memory a step needs, the peaks of data sheets, the goals, and the paper's own cost.
-Not here: measuring (pythia_core.bench_train_gpu).
+Also here: what memory a step needs, the peaks of data sheets, the goals.
+Not here: measuring (pythia_core.bench_train_gpu), the paper's own cost (pythia_core.recipe).
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def activation_bytes(model: ModelConfig, tokens: int, way: str) -> int:
     return tokens * per_token + (1 << 30)
 
 
-# --- goals, and the paper --------------------------------------------------------------------
+# --- goals -----------------------------------------------------------------------------------
 
 GOAL = 1.15
 """Times the speed of the same model in plain torch under torch.compile."""
@@ -201,21 +201,3 @@ TARGETS = {
     "2.8b": 35.8e3,
 }
 """Tokens a second on one H100 that this project set out to reach, updates of two million tokens."""
-PAPER_TOKENS = 299_892_736_000
-"""What every model of the suite was trained on: 143,000 updates of 1,024 rows of 2,048."""
-PAPER_GPU_HOURS = {
-    "70m": 510,
-    "160m": 1_030,
-    "410m": 2_540,
-    "1b": 4_830,
-    "1.4b": 7_120,
-    "2.8b": 14_240,
-    "6.9b": 33_500,
-    "12b": 72_300,
-}
-"""Hours on A100s (Biderman et al. 2023, appendix), with activations recomputed in most sizes."""
-
-
-def paper_tokens_per_s(size: str) -> float:
-    """Tokens a second and GPU of the paper's own training."""
-    return PAPER_TOKENS / (PAPER_GPU_HOURS[size] * 3600)

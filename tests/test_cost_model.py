@@ -67,13 +67,6 @@ def test_shares_of_a_peak() -> None:
     assert cost.mfu(model, 520e3, peak, causal=False) == pytest.approx(0.51, abs=0.005)
 
 
-def test_the_papers_rates() -> None:
-    assert cost.paper_tokens_per_s("70m") == pytest.approx(163_340, abs=5)
-    assert cost.paper_tokens_per_s("12b") == pytest.approx(1_152, abs=1)
-    share = cost.mfu(MODELS["1b"], cost.paper_tokens_per_s("1b"), 312.0, causal=True)
-    assert share == pytest.approx(0.324, abs=0.001)
-
-
 def test_the_optimizer_matters_for_small_updates_only() -> None:
     model = MODELS["160m"]
     free = 1e9 / cost.ns_per_token(model, "ours")
