@@ -22,7 +22,7 @@ from pythia_core.errors import ConfigError
 from pythia_core.metrics import best_precision, device_info, flops_per_token, keep_freed_memory
 from pythia_core.progress import bar as progress_bar
 from pythia_core.scales import scale_named
-from pythia_core.train import Trainer
+from pythia_core.trainer import Trainer
 
 PEERS = [(attention, bf16) for attention in ("eager", "sdpa") for bf16 in (False, True)]
 

@@ -43,12 +43,14 @@ from pythia_core.config import (
 from pythia_core.continued_data import RowsData, RowSwap, swap_row
 from pythia_core.continued_start import Start, carrier, checked_data, published_train, start_at
 from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
+from pythia_core.execution import EAGER, Execution
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.metrics import MetricsLog, device_info, read_metrics
 from pythia_core.paths import results_dir
 from pythia_core.runs import FORK_INDICES, Run, code_identity, find_run, write_json
 from pythia_core.schedule import checkpoint_steps, linear_step
-from pythia_core.train import State, Trainer, train, update_lr
+from pythia_core.train import train
+from pythia_core.trainer import Trainer, update_lr
 
 RULES = ("linear", "none", "constant")
 
@@ -106,17 +108,23 @@ class Continuation:
 class ContinuedTrainer(Trainer):
     """A trainer whose Adam, and whose learning rate, began at a step of their own."""
 
-    def __init__(self, config: RunConfig, device: torch.device, how: Continuation) -> None:
-        super().__init__(config, device)
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        execution: Execution = EAGER,
+        *,
+        how: Continuation,
+    ) -> None:
+        super().__init__(config, device, execution)
         self.how = how
 
     def lr(self) -> float:
-        return self.how.lr(self.config, self.step)
+        return self.how.lr(self.config, self.updates_made)
 
-    def load_state(self, step: int, state: State) -> None:
-        super().load_state(step, state)
-        for group in self.optimizer.state.values():  # for the bias correction
-            group["step"].fill_(step - self.how.adam_from)
+    @property
+    def moments_age(self) -> int:
+        return self.updates_made - self.how.adam_from
 
 
 @dataclass(frozen=True)

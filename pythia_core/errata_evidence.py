@@ -73,7 +73,7 @@ def first_update() -> Evidence:
     """Two updates of a tiny model, its weights compared bit by bit, with and without the shift."""
     import torch
 
-    from pythia_core.train import Trainer
+    from pythia_core.trainer import Trainer
 
     batches = np.random.default_rng(0).integers(128, size=(2, 4, 17))
     equal, rates = {}, {}
@@ -103,7 +103,7 @@ def adamw() -> Evidence:
     import torch
 
     from pythia_core.model import GPTNeoX
-    from pythia_core.optim import FlatParameters, is_decayed, make_optimizer
+    from pythia_core.optim import FlatAdamW, FlatParameters, is_decayed
 
     with torch.device("meta"):
         named = dict(GPTNeoX(OFFICIAL_SIZES["70m"].model()).named_parameters())
@@ -116,15 +116,10 @@ def adamw() -> Evidence:
     plain = torch.nn.Parameter(flat.flat.clone())
     plain.grad = torch.zeros_like(plain)
     lr, decay = 0.01, TINY.train.weight_decay
-    for optimizer in (
-        make_optimizer(flat, TINY.train),
-        torch.optim.Adam([plain], weight_decay=decay),
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    shrunk = 1 - flat.decayed.mean().item() / 0.5
-    moved = (flat.undecayed - 0.5).abs().max().item()
+    FlatAdamW(flat, TINY.train).step(lr, 1)
+    torch.optim.Adam([plain], lr, weight_decay=decay).step()
+    shrunk = 1 - flat.flat[: flat.n_decayed].mean().item() / 0.5
+    moved = (flat.flat[flat.n_decayed :] - 0.5).abs().max().item()
     adam = 0.5 - plain.mean().item()
     return Evidence(
         f"Of the 70M model's {len(named)} tensors {len(decayed)} are decayed, {len(embeddings)} of "

@@ -1,8 +1,8 @@
 """AdamW as Pythia used it, on parameters that live in one flat buffer.
 
-All masters are views of one fp32 tensor, all gradients of another, and in bf16 runs all compute
-copies of a third: zeroing, the gradient norm, clipping, the update and the refresh of the copies
-are each one pass over contiguous memory, however many tensors the model has.
+All masters are views of one fp32 tensor, all gradients of another, and in half precision all
+compute copies of a third: zeroing, the gradient norm, clipping, the update and the refresh of the
+copies are each one pass over contiguous memory at most, however many tensors the model has.
 
 Groups (GPT-NeoX v1.0): biases and LayerNorm parameters are not decayed; everything else is, both
 embeddings included. The decay is decoupled (AdamW), although paper and code say "Adam".
@@ -11,9 +11,10 @@ embeddings included. The decay is decoupled (AdamW), although paper and code say
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pythia_core.config import TrainConfig
+from pythia_core.kernels.adamw import AdamW, Moving, adamw_
 from pythia_core.model import GPTNeoX, Linear
 
 
@@ -26,14 +27,15 @@ class FlatParameters:
     """The parameters of a model moved into flat buffers; the model keeps working on views of them.
 
     Attributes:
-        decayed, undecayed: the two groups, flat fp32 leaves with `.grad` set.
-        grad: flat fp32 gradient of everything. names: parameter names in buffer order.
+        flat, grad: masters and gradients of everything, fp32. names: of the parameters in order.
+        copy: the masters in the compute dtype, None if that is fp32.
+        n_decayed: so many elements at the beginning are decayed, the others not.
     """
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:
         parameters = dict(model.named_parameters())
         self.names = sorted(parameters, key=lambda name: not is_decayed(name))  # stable: order kept
-        n_decayed = sum(parameters[n].numel() for n in self.names if is_decayed(n))
+        self.n_decayed = sum(parameters[n].numel() for n in self.names if is_decayed(n))
         self.flat = torch.cat([parameters[n].detach().flatten() for n in self.names])
         self.grad = torch.zeros_like(self.flat)
         self.copy = self.flat.to(compute_dtype) if compute_dtype != torch.float32 else None
@@ -47,10 +49,6 @@ class FlatParameters:
                 self._attach_copy(model, name, self.copy[view].view(p.shape))
             offset += p.numel()
         model.compute_dtype = compute_dtype
-        self.decayed = nn.Parameter(self.flat[:n_decayed])
-        self.undecayed = nn.Parameter(self.flat[n_decayed:])
-        self.decayed.grad = self.grad[:n_decayed]
-        self.undecayed.grad = self.grad[n_decayed:]
 
     @staticmethod
     def _attach_copy(model: GPTNeoX, name: str, copy: Tensor) -> None:
@@ -67,19 +65,43 @@ class FlatParameters:
         if self.copy is not None:
             self.copy.copy_(self.flat)
 
-    def clip(self, max_norm: float) -> float:
-        """Scale the gradient to a global norm of at most `max_norm`; returns the norm before."""
-        norm = torch.linalg.vector_norm(self.grad).item()
-        if norm > max_norm:
-            self.grad.mul_(max_norm / (norm + 1e-6))
-        return norm
+    def norm(self) -> Tensor:
+        """Global norm of the gradient, 0-dim fp32 on the device."""
+        return torch.linalg.vector_norm(self.grad)
 
 
-def make_optimizer(flat: FlatParameters, train: TrainConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW over the two flat groups; the learning rate is set before each step."""
-    groups = [
-        {"params": [flat.decayed], "weight_decay": train.weight_decay},
-        {"params": [flat.undecayed], "weight_decay": 0.0},
-    ]
-    betas = (train.beta1, train.beta2)
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=train.eps, fused=True)
+def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """What a gradient of this norm (0-dim) is multiplied by so that it has at most `max_norm`."""
+    norm = norm.double()
+    return torch.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
+
+
+class FlatAdamW:
+    """AdamW over the two groups of a FlatParameters, compute copies included.
+
+    Attributes:
+        exp_avg, exp_avg_sq: flat fp32 moments in the order of the parameters.
+    """
+
+    def __init__(self, flat: FlatParameters, train: TrainConfig) -> None:
+        self.exp_avg, self.exp_avg_sq = (torch.zeros_like(flat.flat) for _ in range(2))
+        self._moving = Moving(
+            flat.flat, flat.grad, self.exp_avg, self.exp_avg_sq, flat.copy, flat.n_decayed
+        )
+        self._constants = AdamW(train.beta1, train.beta2, train.eps, train.weight_decay)
+        device = flat.flat.device
+        self._one, self._no = torch.ones((), device=device), torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def step(
+        self, lr: float, update: int, factor: Tensor | None = None, skip: Tensor | None = None
+    ) -> None:
+        """One update in place; see kernels.adamw. Waits for nothing.
+
+        Args:
+            update: 1 for the first one that these moments see.
+            factor: of the gradient, 0-dim (default 1). skip: 0-dim, 1 to change nothing.
+        """
+        factor = self._one if factor is None else factor.float()
+        skip = self._no if skip is None else skip.float()
+        adamw_(self._moving, self._constants, lr, update, factor, skip)

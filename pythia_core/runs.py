@@ -40,7 +40,8 @@ from pythia_core.parallel import parallel_map
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
 from pythia_core.schedule import checkpoint_steps, linear_step
-from pythia_core.train import TRAJECTORY_VERSION, Trainer, train
+from pythia_core.train import TRAJECTORY_VERSION, train
+from pythia_core.trainer import Trainer
 
 Key = TypeVar("Key")
 SHORT = 1e12

@@ -27,7 +27,7 @@ from pythia_core.order import batch_hash
 from pythia_core.pile import RELEASED
 from pythia_core.runs import find_or_train, find_run
 from pythia_core.tokenizer import load_tokenizer, token_bytes, train_bpe
-from pythia_core.train import update_lr
+from pythia_core.trainer import update_lr
 
 SWAP = "masculine_to_feminine"
 CLOSE = 0.05

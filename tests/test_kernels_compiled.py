@@ -204,3 +204,20 @@ def test_bias_gelu(tanh: bool) -> None:
     check(compiled(t.bias_gelu_kernel, types, constants, t.WARPS))
     constants["PARTIALS"] = t.PARTIALS
     check(compiled(t.bias_gelu_backward_kernel, types, constants, t.WARPS))
+
+
+@pytest.mark.parametrize("pointer", ["*bf16", "*fp32"])
+def test_adamw(pointer: str) -> None:
+    from pythia_core.kernels.adamw_triton import BLOCK, WARPS, adamw_kernel
+
+    masters = ("params_ptr", "grad_ptr", "exp_avg_ptr", "exp_avg_sq_ptr")
+    types = {
+        **dict.fromkeys(masters, "*fp32"),
+        "copy_ptr": pointer,
+        **dict.fromkeys(("factor_ptr", "skip_ptr"), "*fp32"),
+        **dict.fromkeys(("n", "n_decayed"), "i64:16"),  # 12B needs more than 31 bits
+        **dict.fromkeys(("keep", "rate", "root", "new1", "new2", "eps"), "fp32"),
+    }
+    machine = compiled(adamw_kernel, types, {"COPY": pointer != "*fp32", "BLOCK": BLOCK}, WARPS)
+    check(machine)
+    assert machine.widths("STG") == {16} and machine.widths("LDG") == {4, 16}  # 4: the two numbers

@@ -18,7 +18,8 @@ from pythia_core.checkpoint import saved_steps, sha256_tensors, step_folder
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError, DataError, TrainingError
 from pythia_core.metrics import read_metrics
-from pythia_core.train import Trainer, train, update_lr
+from pythia_core.train import train
+from pythia_core.trainer import Trainer, update_lr
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,119 @@
+"""AdamW on flat fp32 buffers, with clipping, the refresh of the compute copy, and a way out.
+
+The update is wholly decided on the device: `factor` scales the gradient (clipping, loss scale) and
+`skip` leaves everything as it was, so that a loop need not wait for a norm before the next step.
+On a CUDA device with Triton that is one pass, 30 bytes a parameter with a bf16 copy (adamw_triton;
+speed not yet measured). Elsewhere it is torch's fused kernel, between a pass that scales the
+gradient and one that rounds the copy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
+
+from pythia_core.kernels import gpu
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What an update changes: flat and contiguous tensors of n elements.
+
+    Attributes:
+        params, grad, exp_avg, exp_avg_sq: fp32. copy: of the params, in the compute dtype, or None.
+        n_decayed: the first so many parameters are decayed, the others are not.
+    """
+
+    params: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    copy: Tensor | None
+    n_decayed: int
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The constants of a run."""
+
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+
+    def corrections(self, update: int) -> tuple[float, float]:
+        """By what the two moments of update 1, 2, ... are divided."""
+        return 1 - self.beta1**update, 1 - self.beta2**update
+
+
+def adamw_reference_(
+    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+) -> None:
+    """Decoupled weight decay, then Adam, written out; in the dtype of the parameters.
+
+    Args:
+        update: 1 for the first; the age of the moments.
+        factor: 0-dim, what the gradient is multiplied by. skip: 0-dim, 1 for "change nothing".
+    """
+    if skip:
+        return
+    m, c = moving, constants
+    g = m.grad * factor
+    m.exp_avg.mul_(c.beta1).add_(g, alpha=1 - c.beta1)
+    m.exp_avg_sq.mul_(c.beta2).add_(g * g, alpha=1 - c.beta2)
+    correction1, correction2 = c.corrections(update)
+    m.params[: m.n_decayed].mul_(1 - lr * c.weight_decay)
+    root = m.exp_avg_sq.sqrt() / math.sqrt(correction2) + c.eps
+    m.params.sub_(lr / correction1 * m.exp_avg / root)
+    if m.copy is not None:
+        m.copy.copy_(m.params)
+
+
+def adamw_(
+    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+) -> None:
+    """One update in place, by the fastest route on the device; arguments as `adamw_reference_`.
+
+    `grad` is left scaled by `factor` on some routes and unscaled on others.
+    """
+    if gpu.use_triton(moving.params):
+        from pythia_core.kernels.adamw_triton import one_pass_
+
+        one_pass_(moving, constants, lr, update, factor, skip)
+    else:
+        _passes_(moving, constants, lr, update, factor, skip)
+
+
+def _passes_(
+    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+) -> None:
+    m, c = moving, constants
+    if factor.device.type != "cpu" or factor != 1:  # looking at it is free on a CPU
+        m.grad.mul_(factor)
+    for part, decay in (
+        (slice(0, m.n_decayed), c.weight_decay),
+        (slice(m.n_decayed, None), 0.0),
+    ):
+        torch_adamw(
+            [m.params[part]],
+            [m.grad[part]],
+            [m.exp_avg[part]],
+            [m.exp_avg_sq[part]],
+            [],
+            [torch.full_like(skip, update - 1)],
+            fused=True,
+            found_inf=skip,
+            amsgrad=False,
+            maximize=False,
+            lr=lr,
+            beta1=c.beta1,
+            beta2=c.beta2,
+            weight_decay=decay,
+            eps=c.eps,
+        )
+    if m.copy is not None:
+        m.copy.copy_(m.params)

@@ -1,0 +1,76 @@
+"""AdamW in one pass: master, gradient and moments are read once, what changes is written once.
+
+A program takes BLOCK parameters. Where the skip flag is set it ends before it has touched anything.
+Bias corrections come as numbers from the host, in double precision. Speed: not yet measured.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pythia_core.kernels.adamw import AdamW, Moving
+
+BLOCK, WARPS = 1024, 4
+
+
+@triton.jit
+def adamw_kernel(
+    params_ptr,  # (n,) fp32, as the three below
+    grad_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    copy_ptr,  # (n,) in the compute dtype, written if COPY
+    factor_ptr,  # () fp32
+    skip_ptr,  # () fp32, 0 or 1
+    n,
+    n_decayed,
+    keep,  # 1 - lr * weight_decay
+    rate,  # lr / (1 - beta1^update)
+    root,  # 1 / sqrt(1 - beta2^update)
+    new1,  # 1 - beta1
+    new2,  # 1 - beta2
+    eps,
+    COPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    if tl.load(skip_ptr) == 0.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        mask = at < n
+        g = tl.load(grad_ptr + at, mask=mask, other=0.0) * tl.load(factor_ptr)
+        m = tl.load(exp_avg_ptr + at, mask=mask, other=0.0)
+        v = tl.load(exp_avg_sq_ptr + at, mask=mask, other=0.0)
+        p = tl.load(params_ptr + at, mask=mask, other=0.0)
+        m += new1 * (g - m)
+        v += new2 * (g * g - v)
+        p *= tl.where(at < n_decayed, keep, 1.0)
+        p -= rate * m / (tl.sqrt_rn(v) * root + eps)
+        tl.store(exp_avg_ptr + at, m, mask=mask)
+        tl.store(exp_avg_sq_ptr + at, v, mask=mask)
+        tl.store(params_ptr + at, p, mask=mask)
+        if COPY:
+            tl.store(copy_ptr + at, p.to(copy_ptr.dtype.element_ty), mask=mask)
+
+
+def one_pass_(
+    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+) -> None:
+    """As `kernels.adamw.adamw_reference_`, in place."""
+    m, c = moving, constants
+    for tensor in (m.params, m.grad, m.exp_avg, m.exp_avg_sq):
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+    assert m.copy is None or m.copy.is_contiguous()
+    assert factor.dtype == skip.dtype == torch.float32
+    n = m.params.numel()
+    correction1, correction2 = c.corrections(update)
+    adamw_kernel[(triton.cdiv(n, BLOCK),)](
+        m.params, m.grad, m.exp_avg, m.exp_avg_sq, m.params if m.copy is None else m.copy,
+        factor, skip, n, m.n_decayed,
+        1 - lr * c.weight_decay, lr / correction1, 1 / math.sqrt(correction2),
+        1 - c.beta1, 1 - c.beta2, c.eps,
+        COPY=m.copy is not None, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip

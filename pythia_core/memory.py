@@ -1,0 +1,58 @@
+"""How much memory of a device training takes, counted, and the rows that fit into it.
+
+Per parameter: master, two moments and gradient in fp32, and a copy in the compute dtype. Per token:
+what autograd keeps of every layer, what the widest layer needs more while it is differentiated, and
+both ends of the model. The loss never holds all logits (kernels.cross_entropy). Counts are of the
+fused path on a CUDA device; an allocator's rounding comes on top, hence the reserve.
+
+Checked against what autograd really saves (tests/test_memory.py); on a card not yet measured.
+"""
+
+from __future__ import annotations
+
+from pythia_core.config import ModelConfig
+from pythia_core.execution import Execution
+
+GIB = 2**30
+RESERVE = 2 * GIB
+"""For the CUDA context, workspaces of libraries, the chunk of logits and rounding."""
+RESIDUAL_BYTES = 4
+"""Of an element of the residual stream, which is fp32."""
+
+
+def state_bytes(model: ModelConfig, precision: str) -> int:
+    """Masters, moments, gradients and compute copies: 18 bytes a parameter, 16 in fp32."""
+    return model.n_params * (16 if precision == "fp32" else 18)
+
+
+def token_bytes(
+    model: ModelConfig, execution: Execution, precision: str, residual_bytes: int = RESIDUAL_BYTES
+) -> int:
+    """Bytes a token of the micro-batch takes at the peak of the backward."""
+    size = 4 if precision == "fp32" else 2
+    d, n_layers = model.d_model, model.n_layers
+    # x; both norms of it; q, k, v; their sum over the past; the MLP before and after GELU
+    layer = residual_bytes * d + size * d * (2 + 3 + 1 + 4 + 4)
+    kept = n_layers * residual_bytes * d + layer if execution.recompute else n_layers * layer
+    in_backward = size * d * (4 + 4)  # gradients of the MLP's middle, the widest
+    ends = (2 * residual_bytes + 2 * size) * d  # final norm: in and out; hidden and its gradient
+    return kept + in_backward + ends
+
+
+def largest_micro_batch(
+    model: ModelConfig,
+    seq_len: int,
+    bytes_free: int,
+    execution: Execution,
+    precision: str,
+    residual_bytes: int = RESIDUAL_BYTES,
+) -> int:
+    """Most rows of `seq_len` tokens that a forward and backward fits; 0 if not even one does.
+
+    Args:
+        bytes_free: on the device before the model is there.
+    """
+    left = bytes_free - RESERVE - state_bytes(model, precision)
+    left -= 4 * model.vocab_size * model.d_model  # the unembedding's gradient before it is added
+    row = seq_len * token_bytes(model, execution, precision, residual_bytes)
+    return max(0, left // row)
