@@ -8,37 +8,31 @@ released models. Three ways of computing it:
 - on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities kept for
   the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
   are still the better choice where the passes between the products are not compiled);
-- on CUDA devices with Triton: rotation in place (kernels.rotary), then a library's attention on
-  strided views. Which library is a table by head dim, to be filled by `bench kernels`.
+- on CUDA devices with Triton: rotation in place (kernels.rotary), then attention on strided views
+  by a library or by our kernel: a table by head dim (attention_libraries).
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pythia_core.errors import ConfigError, one_of
 from pythia_core.kernels import gpu, native
-from pythia_core.kernels.rotary import rotary_reference, split_rotated
+from pythia_core.kernels.attention_libraries import (
+    PACKED,
+    check_packed,
+    chosen,
+    library_attention,
+    packed_backward,
+    packed_forward,
+)
+from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
 SHORT = 512
 """Longest row for which the probabilities (batch * heads * row^2) are cheap to keep."""
-SDPA = {
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-}
-LIBRARIES = ("torch", *SDPA, "flash_attn")
-"""Accepted by `library_attention`; "torch" lets scaled_dot_product_attention choose."""
-FASTEST: dict[int, str] = {}
-"""The fastest of LIBRARIES by head dim, forward and backward together. Not yet measured."""
-FLASH_ATTN_FOUND = importlib.util.find_spec("flash_attn") is not None
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -146,39 +140,37 @@ class _ShortAttention(torch.autograd.Function):
 # On CUDA devices.
 
 
-def library_attention(q: Tensor, k: Tensor, v: Tensor, library: str) -> Tensor:
-    """Causal attention of q, k, v (batch, seq, heads, head_dim), any strides, by one library.
+class _PackedAttention(torch.autograd.Function):
+    """Rotation in place, attention of the packed qkv, and a packed gradient rotated back in place:
+    nothing is split or joined. The version counter moves as in kernels.rotary."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, library: str) -> Tensor:
+        rotate_(qkv, cos, sin, False)
+        out, lse = packed_forward(*qkv.unbind(3), library)
+        ctx.save_for_backward(qkv, out, lse, cos, sin)
+        ctx.library = library
+        return out
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor, None, None, None]:
+        qkv, out, lse, cos, sin = ctx.saved_tensors
+        dqkv = packed_backward(dout, *qkv.unbind(3), out, lse, ctx.library)
+        rotate_(dqkv, cos, sin, True)
+        return dqkv, None, None, None
+
+
+def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, library: str) -> Tensor:
+    """`attention` by one of `attention_libraries.LIBRARIES`, on a CUDA device with Triton.
 
     Raises:
-        ConfigError: a library that is not known or not installed.
+        ConfigError: a library that is not known or not installed, or cannot take these tensors.
     """
-    if library not in LIBRARIES:
-        raise ConfigError(one_of(library, LIBRARIES, "attention library"))
-    if library == "flash_attn":
-        if not FLASH_ATTN_FOUND:
-            raise ConfigError(
-                "flash_attn is not installed: pip install -r requirements-gpu.txt, or take another "
-                f"of {', '.join(LIBRARIES)}"
-            )
-        from flash_attn import flash_attn_func
-
-        return flash_attn_func(q, k, v, causal=True)
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    if library == "torch":
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    else:
-        with sdpa_kernel(SDPA[library]):
-            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return out.transpose(1, 2)
-
-
-def _attention_packed(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    q, k, v = split_rotated(qkv, cos, sin)
-    library = FASTEST.get(qkv.shape[-1], "torch")
-    if library == "flash_attn" and not FLASH_ATTN_FOUND:
-        gpu.say_once("flash_attn is not installed: torch's own attention is used")
-        library = "torch"
-    return library_attention(q, k, v, library).flatten(2)
+    if library not in PACKED:
+        return library_attention(*split_rotated(qkv, cos, sin), library).flatten(2)
+    check_packed(qkv[:, :, :, 0], library)
+    qkv = qkv if torch.is_grad_enabled() else qkv.clone()  # as in kernels.rotary
+    return _PackedAttention.apply(qkv, cos, sin, library).flatten(2)
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -192,8 +184,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (batch, seq, heads * head_dim)
     """
-    if gpu.use_triton(qkv):
-        return _attention_packed(qkv, cos, sin)
+    if gpu.use_triton(qkv) and gpu.works("rotation", qkv.device, qkv.dtype, qkv.shape[-1]):
+        return attention_by(qkv, cos, sin, chosen(qkv.shape[-1], qkv.dtype, qkv.device))
     short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.function("pack_rotated", qkv)):
         return _ShortAttention.apply(qkv, cos, sin)

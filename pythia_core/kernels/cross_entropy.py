@@ -151,6 +151,14 @@ _fused.register_autograd(
 )
 
 
+@gpu.probe("linear_cross_entropy")
+def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
+    from pythia_core.kernels.cross_entropy_triton import cross_entropy_
+
+    logits, targets = torch.zeros(2, vocab, device=device, dtype=dtype), torch.zeros(2).long()
+    cross_entropy_(logits, targets.to(device), torch.zeros(2, device=device))
+
+
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> Tensor:
@@ -162,5 +170,6 @@ def linear_cross_entropy(
     """
     if gpu.use_triton(hidden):
         gpu.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
-        return _fused(hidden, weight, targets, weight_c)[0]
+        if gpu.works("linear_cross_entropy", hidden.device, hidden.dtype, len(weight_c)):
+            return _fused(hidden, weight, targets, weight_c)[0]
     return _LinearCrossEntropy.apply(hidden, weight, targets, weight_c)

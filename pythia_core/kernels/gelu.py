@@ -92,6 +92,13 @@ def _backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
 _bias_gelu.register_autograd(_backward, setup_context=_setup)
 
 
+@gpu.probe("bias_gelu")
+def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
+    x, bias = torch.zeros(16, d, device=device, dtype=dtype), torch.zeros(d, device=device)
+    for tanh in (True, False):
+        _bias_gelu_backward(x, bias, _bias_gelu(x, bias, tanh), tanh)
+
+
 def bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
     """GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf".
 
@@ -100,5 +107,6 @@ def bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
     """
     if gpu.use_triton(x):
         gpu.check("bias_gelu", {"x": x.dtype, "bias": bias.dtype})
-        return _bias_gelu(x, bias, form == "tanh")
+        if gpu.works("bias_gelu", x.device, x.dtype, x.shape[1]):
+            return _bias_gelu(x, bias, form == "tanh")
     return gelu(x + bias.to(x.dtype), form)

@@ -1,9 +1,14 @@
-"""Which tensors take the Triton kernels, and the checks that all of them share.
+"""Which tensors take the Triton kernels, the checks they share, and what happens when one fails.
 
 An operation with a kernel lives in two files: `x.py` holds the plain reference, the registered
 torch operation and the entry that the model calls; `x_triton.py` holds the Triton code, and is
 imported by the first call that needs it. Triton comes with torch's CUDA
 builds. Without it, or with `PYTHIA_TRITON=0`, every entry takes its torch path.
+
+Before its first use with a dtype and width on a card, each kernel runs once on a few rows
+(`works`). Where that fails (a compile error, another version of Triton than torch was made for),
+one line is logged and the entry takes its torch path; inside `no_fallback`, as in benchmarks, it
+is an error.
 
 With Triton's own `TRITON_INTERPRET=1` the kernels run on CPU tensors, slowly: that is how they are
 tested on machines without a GPU. None of their speeds has been measured yet.
@@ -11,9 +16,13 @@ tested on machines without a GPU. None of their speeds has been measured yet.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
+import re
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -23,7 +32,11 @@ from pythia_core.errors import ConfigError
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_DIM_MAX = 256
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
+Probe = Callable[[torch.device, torch.dtype, int], object]
+_probes: dict[str, Probe] = {}
+_worked: dict[tuple[str, torch.device, torch.dtype, int], bool] = {}
 _said: set[str] = set()
+_strict = False
 log = logging.getLogger(__name__)
 
 
@@ -45,6 +58,85 @@ def say_once(message: str) -> None:
     if not torch.compiler.is_compiling() and message not in _said:
         _said.add(message)
         log.warning(message)
+
+
+@contextlib.contextmanager
+def no_fallback() -> Iterator[None]:
+    """Within, a kernel or library that does not work is an error: a benchmark must not time
+    something else under its name."""
+    global _strict
+    before, _strict = _strict, True
+    try:
+        yield
+    finally:
+        _strict = before
+
+
+def strict() -> bool:
+    """Whether this is within `no_fallback`."""
+    return _strict
+
+
+def version_problem() -> str:
+    """How torch and Triton do not fit each other, and what to do; "" if they do, or cannot tell.
+
+    A CUDA build of torch names its Triton in its metadata; a CPU build names none.
+    """
+    try:
+        asked = [
+            found[1]
+            for line in importlib.metadata.requires("torch") or ()
+            if (found := re.match(r"triton\s*==\s*([\w.]+)", line))
+        ]
+        installed = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    if not asked or installed in asked:
+        return ""
+    return (
+        f"torch {torch.__version__} is made for Triton {asked[0]}, installed is {installed}: "
+        f"pip install triton=={asked[0]}"
+    )
+
+
+def probe(operation: str) -> Callable[[Probe], Probe]:
+    """Registers what `works` runs: a function of device, dtype and width that runs the kernels."""
+
+    def register(function: Probe) -> Probe:
+        _probes[operation] = function
+        return function
+
+    return register
+
+
+@torch.compiler.assume_constant_result
+def works(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the kernels of an operation run here: tried once, and a failure logged once.
+
+    Raises:
+        ConfigError: they do not, within `no_fallback`.
+    """
+    key = (operation, device, dtype, width)
+    if device.type != "cuda":
+        return True  # interpreted: nothing is compiled
+    if key not in _worked or (strict() and not _worked[key]):
+        try:
+            with torch.no_grad():
+                _probes[operation](device, dtype, width)
+            _worked[key] = True
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of Triton, of ptxas, of the driver, of a C compiler
+            _worked[key] = False
+            lines = str(error).strip().splitlines() or [""]
+            why = f"{operation}: the kernel of width {width} fails here, "
+            why += f"{type(error).__name__}: {lines[-1][:200]}"
+            if advice := version_problem():
+                why += f" ({advice})"
+            if strict():
+                raise ConfigError(why) from error
+            say_once(f"{why}; the slower torch operations are used")
+    return _worked[key]
 
 
 def check(operation: str, dtypes: dict[str, torch.dtype], problems: tuple[str, ...] = ()) -> None:

@@ -155,6 +155,13 @@ def _backward_pair(
 _pair.register_autograd(_backward_pair, setup_context=_setup_pair)
 
 
+@gpu.probe("layer_norm_pair")
+def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
+    x, low = torch.zeros(16, d, device=device), torch.zeros(16, d, device=device, dtype=dtype)
+    z, y1, y2, mean, rstd = _pair(x, [low, low], [x[0]] * 4, 1e-5, dtype)
+    _pair_backward(z, z, y1, y2, x[0], x[0], mean, rstd, dtype)
+
+
 def layer_norm_pair(
     x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,8 +181,9 @@ def layer_norm_pair(
         d = x.shape[1]
         wide = f"rows of {d}, the kernel takes up to {WIDTH_MAX}" if d > WIDTH_MAX else ""
         gpu.check("layer_norm_pair", dtypes, (wide,))
-        z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
-        return z if branches else x, y1, y2
+        if gpu.works("layer_norm_pair", x.device, dtype, d):
+            z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
+            return z if branches else x, y1, y2
     z = x + (branches[0] + branches[1]) if branches else x
     weight1, bias1, weight2, bias2 = norms
     y1 = layer_norm(z, weight1, bias1, eps, dtype)

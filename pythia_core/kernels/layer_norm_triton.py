@@ -2,8 +2,9 @@
 
 Statistics are fp32 and taken in two steps (mean, then centred squares) on rows held in registers.
 The backward keeps its sums for the four parameter gradients in registers over many rows and writes
-PARTIALS of each: a fixed number, so results do not depend on the device. Compiled for sm_90 nothing
-spills up to a width of 4,096; at 5,120 (Pythia-12B) the backward does. Speed: not yet measured.
+PARTIALS of each: a fixed number, so results do not depend on the device. There a row is two runs of
+lanes, of 4,096 + 1,024 at Pythia-12B's 5,120: with sums of 8,192 lanes, compiled for sm_90, it
+would spill. Speed: not yet measured.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ def tile(d: int) -> tuple[int, int, int]:
     lanes = triton.next_power_of_2(d)
     rows = max(1, 2048 // lanes)
     return rows, lanes, max(4, min(16, rows * lanes // 512))
+
+
+def backward_tile(d: int) -> tuple[int, int, int, int]:
+    """(rows, lanes, more lanes, warps): a row is one or two runs of lanes, powers of two."""
+    first = 1 << (d.bit_length() - 1)
+    second = triton.next_power_of_2(d - first) if d > first else 0
+    rows = tile(d)[0]
+    return rows, first, second, max(4, rows * first // 512)
 
 
 @triton.jit
@@ -72,6 +81,55 @@ def pair_kernel(
 
 
 @triton.jit
+def _read_part(
+    z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
+    dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
+):  # fmt: skip
+    """Of the lanes from `first` of a tile of rows: what dx is made of, and the sums so far."""
+    lane = first + tl.arange(0, LANES)
+    inside = lane < d
+    mask = (row < n)[:, None] & inside[None, :]
+    at = row.to(tl.int64)[:, None] * d + lane[None, :]
+    z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    scaled = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
+    dy = tl.load(dy1_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    dweight1 += tl.sum(dy * scaled, 0)
+    dbias1 += tl.sum(dy, 0)
+    weight = tl.load(weight1_ptr + lane, mask=inside, other=0.0).to(tl.float32)
+    g = dy * weight[None, :]
+    dy = tl.load(dy2_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    dweight2 += tl.sum(dy * scaled, 0)
+    dbias2 += tl.sum(dy, 0)
+    weight = tl.load(weight2_ptr + lane, mask=inside, other=0.0).to(tl.float32)
+    g += dy * weight[None, :]
+    return scaled, g, dweight1, dbias1, dweight2, dbias2
+
+
+@triton.jit
+def _write_part(
+    dz_ptr, dx_ptr, dbranch_ptr, scaled, g, shift, along, rstd, row, n, d, first,
+    RESIDUAL: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    lane = first + tl.arange(0, LANES)
+    mask = (row < n)[:, None] & (lane < d)[None, :]
+    at = row.to(tl.int64)[:, None] * d + lane[None, :]
+    dx = (g - shift[:, None] - scaled * along[:, None]) * rstd[:, None]
+    if RESIDUAL:
+        dx += tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dbranch_ptr + at, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _write_sums(partial_ptr, d, first, dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr):
+    lane = first + tl.arange(0, LANES)
+    tl.store(partial_ptr + lane, dweight1, mask=lane < d)
+    tl.store(partial_ptr + d + lane, dbias1, mask=lane < d)
+    tl.store(partial_ptr + 2 * d + lane, dweight2, mask=lane < d)
+    tl.store(partial_ptr + 3 * d + lane, dbias2, mask=lane < d)
+
+
+@triton.jit
 def pair_backward_kernel(
     z_ptr,  # (n, d)
     dz_ptr,  # (n, d), in the dtype of z, read if RESIDUAL
@@ -89,45 +147,50 @@ def pair_backward_kernel(
     RESIDUAL: tl.constexpr,
     PARTIALS: tl.constexpr,
     ROWS: tl.constexpr,
-    LANES: tl.constexpr,
+    LANES1: tl.constexpr,
+    LANES2: tl.constexpr,  # 0: the row is one run of lanes
 ):
     """Program i takes the row tiles i, i + PARTIALS, ..."""
     program = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    inside = lane < d
-    weight1 = tl.load(weight1_ptr + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
-    weight2 = tl.load(weight2_ptr + lane, mask=inside, other=0.0).to(tl.float32)[None, :]
-    dweight1 = tl.zeros((LANES,), tl.float32)
-    dbias1 = tl.zeros((LANES,), tl.float32)
-    dweight2 = tl.zeros((LANES,), tl.float32)
-    dbias2 = tl.zeros((LANES,), tl.float32)
+    dweight1 = tl.zeros((LANES1,), tl.float32)
+    dbias1, dweight2, dbias2 = dweight1, dweight1, dweight1
+    if LANES2 > 0:
+        more_dweight1 = tl.zeros((LANES2,), tl.float32)
+        more_dbias1, more_dweight2, more_dbias2 = more_dweight1, more_dweight1, more_dweight1
     for start in range(program * ROWS, n, PARTIALS * ROWS):
         row = start + tl.arange(0, ROWS)
-        mask = (row < n)[:, None] & inside[None, :]
-        at = row.to(tl.int64)[:, None] * d + lane[None, :]
         mean = tl.load(mean_ptr + row, mask=row < n, other=0.0)
         rstd = tl.load(rstd_ptr + row, mask=row < n, other=0.0)
-        z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        scaled = tl.where(mask, (z - mean[:, None]) * rstd[:, None], 0.0)
-        dy = tl.load(dy1_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dweight1 += tl.sum(dy * scaled, 0)
-        dbias1 += tl.sum(dy, 0)
-        g = dy * weight1
-        dy = tl.load(dy2_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dweight2 += tl.sum(dy * scaled, 0)
-        dbias2 += tl.sum(dy, 0)
-        g += dy * weight2
-        along = tl.sum(g * scaled, 1) / d
-        dx = (g - (tl.sum(g, 1) / d)[:, None] - scaled * along[:, None]) * rstd[:, None]
-        if RESIDUAL:
-            dx += tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
-            tl.store(dbranch_ptr + at, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
-        tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-    partial_ptr += program * 4 * d + lane
-    tl.store(partial_ptr, dweight1, mask=inside)
-    tl.store(partial_ptr + d, dbias1, mask=inside)
-    tl.store(partial_ptr + 2 * d, dweight2, mask=inside)
-    tl.store(partial_ptr + 3 * d, dbias2, mask=inside)
+        scaled, g, dweight1, dbias1, dweight2, dbias2 = _read_part(
+            z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, 0,
+            dweight1, dbias1, dweight2, dbias2, LANES1,
+        )  # fmt: skip
+        along, shift = tl.sum(g * scaled, 1), tl.sum(g, 1)
+        if LANES2 > 0:
+            more_scaled, more_g, more_dweight1, more_dbias1, more_dweight2, more_dbias2 = (
+                _read_part(
+                    z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d,
+                    LANES1, more_dweight1, more_dbias1, more_dweight2, more_dbias2, LANES2,
+                )
+            )  # fmt: skip
+            along += tl.sum(more_g * more_scaled, 1)
+            shift += tl.sum(more_g, 1)
+        along, shift = along / d, shift / d
+        _write_part(
+            dz_ptr, dx_ptr, dbranch_ptr, scaled, g, shift, along, rstd, row, n, d, 0,
+            RESIDUAL, LANES1,
+        )  # fmt: skip
+        if LANES2 > 0:
+            _write_part(
+                dz_ptr, dx_ptr, dbranch_ptr, more_scaled, more_g, shift, along, rstd, row, n, d,
+                LANES1, RESIDUAL, LANES2,
+            )  # fmt: skip
+    partial_ptr += program * 4 * d
+    _write_sums(partial_ptr, d, 0, dweight1, dbias1, dweight2, dbias2, LANES1)
+    if LANES2 > 0:
+        _write_sums(
+            partial_ptr, d, LANES1, more_dweight1, more_dbias1, more_dweight2, more_dbias2, LANES2
+        )
 
 
 def pair_forward(
@@ -161,13 +224,13 @@ def pair_backward(
     """dx, the gradient of either branch (empty if `dz` is None), (4, d) of the parameters."""
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()
-    rows, lanes, warps = tile(d)
+    rows, first, second, warps = backward_tile(d)
     dx = torch.empty_like(z)
     dbranch = z.new_empty((0,) if dz is None else (n, d), dtype=branch_dtype)
     partial = z.new_empty(PARTIALS, 4, d, dtype=torch.float32)
     pair_backward_kernel[(PARTIALS,)](
         z, z if dz is None else dz.contiguous(), dy1, dy2, weight1, weight2, mean, rstd,
         dx, dbranch, partial, n, d, RESIDUAL=dz is not None, PARTIALS=PARTIALS,
-        ROWS=rows, LANES=lanes, num_warps=warps,
+        ROWS=rows, LANES1=first, LANES2=second, num_warps=warps,
     )  # fmt: skip
     return dx, dbranch, partial.sum(0)

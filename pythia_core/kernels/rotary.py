@@ -47,13 +47,14 @@ def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tens
 
 
 @torch.library.custom_op("pythia::rotate_", mutates_args=("qkv",))
-def _rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    from pythia_core.kernels.rotary_triton import rotate_
+def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
+    """Turn the queries and keys of a packed qkv in place, or back; CUDA only."""
+    from pythia_core.kernels import rotary_triton
 
-    rotate_(qkv, cos, sin, back)
+    rotary_triton.rotate_(qkv, cos, sin, back)
 
 
-@_rotate_.register_fake
+@rotate_.register_fake
 def _(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
     return None
 
@@ -71,13 +72,21 @@ def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return dq.new_empty(batch, seq, heads, 3, dim)
 
 
+@gpu.probe("rotation")
+def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
+    qkv = torch.zeros(1, 16, 1, 3, head_dim, device=device, dtype=dtype)
+    cos = torch.ones(16, head_dim // 8, device=device)
+    rotate_(qkv, cos, cos, False)
+    _pack_rotated_back(*qkv.unbind(3), cos, cos)
+
+
 class _SplitRotated(torch.autograd.Function):
     """Autograd cannot express "in place, and three views of it": the version counter of qkv still
     moves, so that a backward that needs the unrotated values fails and is never silently wrong."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        _rotate_(qkv, cos, sin, False)
+        rotate_(qkv, cos, sin, False)
         ctx.save_for_backward(cos, sin)
         return qkv.unbind(3)
 
@@ -114,4 +123,6 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
             f"{2 * half} rotary lanes in a head of {dim}" if 2 * half > dim else "",
         ),
     )
+    if not gpu.works("rotation", qkv.device, qkv.dtype, dim):
+        return split_rotated_reference(qkv, cos, sin)
     return _SplitRotated.apply(qkv if torch.is_grad_enabled() else qkv.clone(), cos, sin)

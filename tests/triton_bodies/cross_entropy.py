@@ -19,12 +19,11 @@ def exact(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 @DTYPES
-@pytest.mark.parametrize("rows", [1, 37, 300])
-@pytest.mark.parametrize("vocab", [97, 5000])
+@pytest.mark.parametrize(("rows", "vocab"), [(1, 97), (130, 97), (20, 5000)])
 def test_loss_and_gradients(
     dtype: torch.dtype, rows: int, vocab: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS_CUDA", 128 * vocab)  # 300 rows: 3 chunks
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS_CUDA", 128 * vocab)  # 130 rows: 2 chunks
     targets = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(2)).to(device)
     poison(monkeypatch)
 
