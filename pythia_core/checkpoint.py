@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pythia_core.errors import CheckpointError, TrainingError
-from pythia_core.paths import atomic_dir
+from pythia_core.paths import atomic_dir, atomic_file
 from pythia_core.tokens import file_sha256
 
 MANIFEST = "manifest.json"
@@ -56,6 +56,32 @@ def sha256_tensors(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
         digest.update(t.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def weighted_steps(parent: Path) -> list[int]:
+    """Steps under `parent` whose weights are there, not only a manifest (see `drop_weights`)."""
+    return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
+
+
+def _is_dropped(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
+    except (ValueError, AttributeError):
+        return False  # damaged: loading it says how
+
+
+def drop_weights(folder: Path) -> None:
+    """Give up a checkpoint's files but not its manifest, which keeps their hashes.
+
+    Raises:
+        CheckpointError: the manifest is not what it was.
+    """
+    manifest = read_manifest(folder) | {"dropped": True}
+    manifest["manifest_sha256"] = _self_hash(manifest)
+    with atomic_file(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    for name in manifest["files"]:
+        (folder / name).unlink(missing_ok=True)
 
 
 def _self_hash(manifest: dict[str, Any]) -> str:
@@ -125,7 +151,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is corrupt: {error}") from error
     actual = {p.name: p.stat().st_size for p in folder.iterdir() if p.name != MANIFEST}
-    if actual != sizes:
+    if actual != sizes and not manifest.get("dropped"):
         wrong = sorted(n for n in actual.keys() | sizes.keys() if actual.get(n) != sizes.get(n))
         raise CheckpointError(
             f"{folder} is corrupt: missing, extra or of the wrong size: {', '.join(wrong)}"
@@ -143,6 +169,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
         CheckpointError: absent or corrupt; names the file with expected and actual hash.
     """
     manifest = read_manifest(folder)
+    if manifest.get("dropped"):
+        raise CheckpointError(
+            f"the weights of {folder} were dropped when its run ended, to save space "
+            "(pythia_core.thin); delete the run's folder and ask for the run `whole` to have them"
+        )
     for name, entry in manifest["files"].items():
         actual = file_sha256(folder / name)
         if actual != entry["sha256"]:

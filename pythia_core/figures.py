@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.paths import atomic_file
-from pythia_core.scales import LAPTOP_SIZES, OFFICIAL_SIZES
+from pythia_core.scales import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,12 +90,12 @@ def size_colour(size: str) -> str:
     """
     import matplotlib
 
-    for ladder in (LAPTOP_SIZES, OFFICIAL_SIZES):
+    for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
         if size in ladder:
             rank = list(ladder).index(size) / (len(ladder) - 1)
             # The yellow end of the map is too pale on white.
             return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](0.84 * rank))
-    raise ConfigError(one_of(size, [*LAPTOP_SIZES, *OFFICIAL_SIZES], "size"))
+    raise ConfigError(one_of(size, [*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES], "size"))
 
 
 class Drawing:

@@ -94,6 +94,18 @@ def device_info() -> dict[str, Any]:
     }
 
 
+def on_device(model: torch.nn.Module) -> torch.nn.Module:
+    """A model on the GPU if there is one, else as it is, in fp32 both times.
+
+    On a GPU its matrix products round their factors to TF32: three more bits than the bf16 that it
+    was trained with, and several times as fast as fp32.
+    """
+    if not torch.cuda.is_available():
+        return model
+    torch.set_float32_matmul_precision("high")
+    return model.to("cuda")
+
+
 def keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks instead of returning them to the system.
 

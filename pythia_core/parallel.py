@@ -29,6 +29,8 @@ from pythia_core.errors import ConfigError, PythiaError
 VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Found = TypeVar("Found")
+Gate = Callable[[Sequence[int], Sequence[int]], int | None]
+"""(waiting jobs, running jobs) -> which of the waiting may start now (pythia_core.packing)."""
 
 _pool: tuple[ProcessPoolExecutor, Any] | None = None
 
@@ -69,6 +71,7 @@ def parallel_map(
     unit: str = "it",
     total: int | None = None,
     here: bool = False,
+    gate: Gate | None = None,
 ) -> list[Found]:
     """`[function(job) for job in jobs]`, each job on one thread of one of the workers.
 
@@ -76,6 +79,7 @@ def parallel_map(
         function: importable by name; jobs and results are pickled. Jobs start in the order given.
         total: length of the bar in units that the jobs' own bars report; None: count the jobs.
         here: run the jobs in this process, e.g. because they are shorter than starting another.
+        gate: says which job may start beside those that run; None: as many as there are workers.
 
     Raises:
         Whatever a job raises, the first one; the others are stopped (a training saves its state).
@@ -92,17 +96,25 @@ def parallel_map(
     pool, counter = _workers()
     counter.value = 0
     with bars.bar(progress, total=total or len(jobs), desc=desc, unit=unit) as bar:
-        futures: list[Future] = []
+        futures: dict[int, Future] = {}
+        waiting, running = list(range(len(jobs))), dict[Future, int]()
         try:
-            futures = [pool.submit(function, job) for job in jobs]
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            while waiting or running:
+                while waiting:
+                    number = gate(waiting, list(running.values())) if gate else waiting[0]
+                    if number is None:
+                        break
+                    waiting.remove(number)
+                    futures[number] = pool.submit(function, jobs[number])
+                    running[futures[number]] = number
+                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                bar.n = counter.value if total is not None else len(futures) - len(waiting)
+                    del running[future]
+                left = len(waiting) + len(running)
+                bar.n = counter.value if total is not None else len(jobs) - left
                 bar.refresh()
-            return [future.result() for future in futures]
+            return [futures[number].result() for number in range(len(jobs))]
         except BrokenProcessPool as error:
             _stop()
             raise PythiaError(

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from pythia_core.checkpoint import load_checkpoint, newest_loadable, saved_steps, step_folder
+from pythia_core.checkpoint import (
+    load_checkpoint,
+    newest_loadable,
+    saved_steps,
+    step_folder,
+    weighted_steps,
+)
 from pythia_core.config import (
     RunConfig,
     config_dict,
@@ -36,10 +42,12 @@ from pythia_core.metrics import (
     read_metrics,
 )
 from pythia_core.model import GPTNeoX
+from pythia_core.packing import gate, run_bytes, share_of_device
 from pythia_core.parallel import parallel_map
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
 from pythia_core.schedule import checkpoint_steps, linear_step
+from pythia_core.thin import thin
 from pythia_core.train import TRAJECTORY_VERSION, train
 from pythia_core.trainer import Trainer
 
@@ -101,7 +109,7 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Steps with saved weights; a fork's begin at its branching point."""
-        return saved_steps(self.checkpoints)
+        return weighted_steps(self.checkpoints)
 
     @property
     def updates(self) -> range:
@@ -302,8 +310,10 @@ def _parent_state(config: RunConfig, progress: bool) -> tuple[int, dict[str, Any
     return start, files
 
 
-def find_or_train(config: RunConfig, progress: bool = True) -> Run:
+def find_or_train(config: RunConfig, progress: bool = True, whole: bool = False) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
+
+    A large one keeps the weights that studies ask for, of a `whole` one all (pythia_core.thin).
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
@@ -324,11 +334,17 @@ def find_or_train(config: RunConfig, progress: bool = True) -> Run:
         label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
     )
     write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
+    if not whole:
+        thin(run.folder, config)
     return run
 
 
-def find_or_train_all(configs: dict[Key, RunConfig], progress: bool = True) -> dict[Key, Run]:
+def find_or_train_all(
+    configs: dict[Key, RunConfig], progress: bool = True, whole: bool = False
+) -> dict[Key, Run]:
     """`find_or_train` of several runs, as many at a time as there are cores, the longest first.
+
+    On a GPU as many as fit into its memory (pythia_core.packing).
 
     Controls that forks of the list need come before them, in the list or not. What is there is not
     trained again; a run that was stopped goes on.
@@ -345,19 +361,21 @@ def find_or_train_all(configs: dict[Key, RunConfig], progress: bool = True) -> d
         todo = [c for c in wave if not locate(c, progress).finished]
         todo.sort(key=run_flops, reverse=True)
         parallel_map(
-            _train_one,
+            partial(_train_one, whole=whole),
             todo,
             progress=progress,
             desc=f"training {len(todo)} runs",
             unit="step",
             total=sum(c.train.steps for c in todo),
             here=sum(map(run_flops, todo)) < SHORT,
+            gate=gate([run_bytes(c) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
 
-def _train_one(config: RunConfig) -> None:
-    find_or_train(config)
+def _train_one(config: RunConfig, whole: bool) -> None:
+    with share_of_device(run_bytes(config)):
+        find_or_train(config, whole=whole)
 
 
 def run_flops(config: RunConfig) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.config import LARGE_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.schedule import linear_step
 
@@ -73,7 +73,25 @@ LAPTOP_SIZES = {
 """Eight sizes for two cores, named by *non-embedding* parameters; depth and width rise together as
 in the official suite (heads do not there either)."""
 
-SIZES = {**LAPTOP_SIZES, **OFFICIAL_SIZES}
+GPU_SIZES = {
+    size.name: size
+    for size in (
+        Size("1.2m", 6, 128, 4, 1.0e-3),  # shape and rate of the official 14M
+        Size("2.7m", 6, 192, 6, 1.0e-3),
+        Size("4.7m", 6, 256, 8, 1.0e-3),  # of 31M
+        Size("7.4m", 6, 320, 5, 1.0e-3),
+        Size("11m", 6, 384, 6, 1.0e-3),
+        Size("19m", 6, 512, 8, 1.0e-3),  # of 70M
+        Size("39m", 8, 640, 10, 7.8e-4),
+        Size("85m", 12, 768, 12, 6.0e-4),  # of 160M
+    )
+}
+"""Eight sizes for one large GPU, named by *non-embedding* parameters: the four smallest official
+shapes and four rungs between them, but with the small vocabulary of the scale. Heads have 32 or 64
+dims as the official ones. Peak rates follow the official rule: 1e-3 up to 18.9 M, 6e-4 at 85 M,
+between them the line through the logarithms of both (7.8e-4 at 39 M)."""
+
+SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
 
 
 def size_named(name: str) -> Size:
@@ -189,6 +207,14 @@ SCALES = {
             batch_size=32,
             data=DataConfig("miniature"),
             sizes=tuple(LAPTOP_SIZES),
+        ),
+        Scale(
+            "gpu",
+            "one large GPU: minutes a study",
+            steps=1144,
+            batch_size=128,
+            data=DataConfig("large", LARGE_DOMAINS, tokenizer="bpe-8192", seq_len=512),
+            sizes=tuple(GPU_SIZES),
         ),
         Scale(
             "paper",

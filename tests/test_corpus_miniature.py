@@ -34,7 +34,7 @@ def test_copies_follow_the_plan() -> None:
     copies = miniature.plan(texts)
     assert copies == miniature.plan(list(reversed(texts)))  # of the text, not of the order
     assert set(copies.values()) == set(miniature.LEVELS)
-    budget = miniature.PLANTED_SHARE * 200 * len(texts)
+    budget = miniature.PROPORTIONS["miniature"].planted * 200 * len(texts)
     for level in miniature.LEVELS:
         words = sum(200 * (level - 1) for n in copies.values() if n == level)
         assert budget - 1 <= words <= 1.5 * budget

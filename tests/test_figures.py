@@ -16,7 +16,7 @@ from pythia_core import figures
 from pythia_core import figures_gender_bias as draw
 from pythia_core.errors import ConfigError
 from pythia_core.published import load
-from pythia_core.scales import LAPTOP_SIZES, OFFICIAL_SIZES
+from pythia_core.scales import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.studies import gender_bias
 
 DRAWINGS = (
@@ -104,7 +104,7 @@ def test_absent_released_numbers_are_said_in_words(results):
 
 
 def test_a_size_has_one_colour_and_ladders_are_ordered():
-    for ladder in (LAPTOP_SIZES, OFFICIAL_SIZES):
+    for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
         colours = [figures.size_colour(size) for size in ladder]
         assert len(set(colours)) == len(colours)
 

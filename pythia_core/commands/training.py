@@ -95,15 +95,16 @@ def _verify(args: argparse.Namespace) -> None:
 
     if is_published(args.run):
         return _verify_published(args.run)
-    from pythia_core.checkpoint import duplicates, load_checkpoint, step_folder
+    from pythia_core.checkpoint import duplicates, load_checkpoint, saved_steps, step_folder
     from pythia_core.order import batch_hash
     from pythia_core.runs import find_run
 
     run = find_run(args.run)
     first, last, due = run.updates.start, run.updates.stop, run.due
     logged = [row["step"] for row in run.metrics()]
-    if run.finished and (run.steps != due or logged != list(range(first + 1, last + 1))):
-        missing = sorted(set(due) - set(run.steps))
+    saved = saved_steps(run.checkpoints)  # of a large run not all with their weights
+    if run.finished and (saved != due or logged != list(range(first + 1, last + 1))):
+        missing = sorted(set(due) - set(saved))
         raise CheckpointError(
             f"run {run.id} is finished but {len(missing)} of its {len(due)} checkpoints "
             f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and ask "

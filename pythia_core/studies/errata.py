@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 STUDY = "errata"
 INDICES = (13, 33, 73, 113, 133, 143)
 """Evenly spaced checkpoints at which runs are compared."""
-DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k"}
+DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 MARGIN = 1.0
 """Percent of the control's loss that still counts as no change."""
 NOT_MEASURED = "not measured"

@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     from pythia_core.runs import Run
 
 STUDY = "gender_bias"
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "paper": "70m"}
+DEFAULT_SIZES = {
+    "smoke": "7k",
+    "laptop": "25k,150k,600k",
+    "gpu": "4.7m,19m,85m",
+    "paper": "70m",
+}
 ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)

@@ -19,6 +19,8 @@ import numpy as np
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
+from pythia_core.metrics import on_device
+from pythia_core.packing import gate, measuring_bytes, share_of_device
 from pythia_core.parallel import parallel_map
 from pythia_core.paths import atomic_file
 from pythia_core.runs import SHORT, Run, run_flops
@@ -76,6 +78,7 @@ def measure_all(
         unit="checkpoint",
         here=sum(run_flops(run.config) for run in {run.id: run for run, _ in todo}.values())
         < SHORT,
+        gate=gate([measuring_bytes(run.config.model) for run, _ in todo]),
     )
     gaps = []
     for (run, step), result in zip(todo, results, strict=True):
@@ -92,7 +95,9 @@ def _measure_one(job: tuple[Run, int, Measurement]) -> Arrays | str:
         model = run.model(step)
     except CheckpointError as error:
         return str(error)
-    arrays = {name: np.asarray(array) for name, array in sorted(what(model, step).items())}
+    with share_of_device(measuring_bytes(run.config.model)):
+        found = what(on_device(model), step)
+    arrays = {name: np.asarray(array) for name, array in sorted(found.items())}
     write_kept(_file(run, step, what), _key(run, step, what), arrays)
     return arrays
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pythia_core.phases import Text
 
 STUDY = "phases"
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k"}
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,19m"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, AnyModel], 
         scale = scale_named(params.scale)
         return models, released_text(params.data, params.batches, scale, some.data.eod_id)
     configs = suite_configs(params.scale, params.size_list, ("standard",), params.seed)
-    runs = {size: r for (size, _), r in find_or_train_all(configs, progress).items()}
+    runs = {size: r for (size, _), r in find_or_train_all(configs, progress, whole=True).items()}
     some = next(iter(runs.values()))
     train = some.config.train
     return runs, RunText(some.data, train.steps * train.batch_size)

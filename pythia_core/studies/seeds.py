@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 STUDY = "seeds"
 SUITE_SEED = 1234
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k"}
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 EARLY = (1, 4, 16, 64)
 """Steps before and beside the evenly spaced ones. Step 1 has the initial weights."""
 

@@ -53,7 +53,7 @@ INDICES = (13, 39, 65, 91, 117, 143)
 """The paper's checkpoints, in thousands of official steps."""
 
 
-DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4"}
+DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def run(
     counts = _count(some, words, steps, progress)
     found, gaps = _measure(runs, steps, [*sums.values(), words], progress)
 
-    natural = equations.natural_counts(t for _, t in taken(data.config.domains))
+    planted_in = taken(data.config.domains, data.config.corpus)
+    natural = equations.natural_counts(text for _, text in planted_in)
     scores = NumberScores(found, sums)
     sizes, last, draws = params.size_list, steps[-1], params.bootstrap
     frequency = frequency_table(counts, natural)

@@ -1,0 +1,64 @@
+"""Which checkpoints of a finished run keep their weights where all 154 would fill the disk.
+
+154 checkpoints of an 85-million-parameter model are 30 GB in bf16, and a suite has sixteen models.
+So a run whose checkpoints take more than WHOLE_BYTES gives up, once it is finished, the weights
+that no study asks for. What is left of such a checkpoint is its manifest with the hash of its
+weights: that all 154 were there, and that no two are equal, stays provable, and training again
+gives them back bit by bit. Optimizer states stay only where interventions fork (paper section 3.1:
+on the deduplicated text). Runs of the laptop scale are never large enough. Studies that need every
+checkpoint (phases) ask for their runs `whole`. Not here: the format (pythia_core.checkpoint).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pythia_core.checkpoint import drop_weights, saved_steps, step_folder
+from pythia_core.config import RunConfig
+from pythia_core.schedule import N_CHECKPOINTS, linear_step
+
+WHOLE_BYTES = 1e9
+"""Runs up to this size keep everything."""
+EARLY = (0, 1, 4, 16, 64)
+"""Steps that are kept besides the evenly spaced ones below."""
+EVERY_RUN = (1, 2, 3, 4, 5, 8, 13, 18, 23, 33, 43, 53, 63, 73, 83, 93, 103, 113, 123, 133, 143)
+"""Evenly spaced checkpoints, of 143, that studies of a whole suite ask for."""
+DEDUPLICATED = (39, 65, 91, 117, 118, 128, 135, 138, 140)
+"""Those that only studies of the deduplicated half ask for, besides."""
+REPEATED = (18, 36, 54, 72, 89, 107, 125, 143)
+"""Those of runs that read some rows several times."""
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Bytes of the weights of one checkpoint (LayerNorms, which stay fp32, not counted apart)."""
+    return config.model.n_params * (2 if config.train.precision == "bf16" else 4)
+
+
+def is_large(config: RunConfig) -> bool:
+    """Whether a run gives up weights when it is finished."""
+    return N_CHECKPOINTS * checkpoint_bytes(config) > WHOLE_BYTES
+
+
+def kept_steps(config: RunConfig) -> set[int]:
+    """Steps whose weights a large run keeps."""
+    indices = {*EVERY_RUN}
+    if config.data.epoch_policy == "rows":
+        indices = {*REPEATED}
+    elif config.data.dedup != "none":
+        indices |= {*DEDUPLICATED}
+    return {linear_step(i, config.train.steps) for i in indices} | {*EARLY}
+
+
+def thin(folder: Path, config: RunConfig) -> None:
+    """Drop what a finished large run in `folder` need not keep; a small one is left alone."""
+    if not is_large(config):
+        return
+    checkpoints, states = folder / "checkpoints", folder / "states"
+    for step in saved_steps(checkpoints):
+        if step not in kept_steps(config):
+            drop_weights(step_folder(checkpoints, step))
+    forked = config.data.dedup != "none" and config.data.epoch_policy != "rows"
+    for step in saved_steps(states):
+        if not forked or config.intervention or step == config.train.steps:
+            shutil.rmtree(step_folder(states, step))
