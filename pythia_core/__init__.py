@@ -2,18 +2,18 @@
 
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
-    6  __main__ -> commands/*  bench  bench_*
-    6  records  recorded  notebooks  cleaning  figures*  papermill_engine
-    5  studies/*  published*  errata*  sweep
-    4  train  trainer  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic  definitions
-    4  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models  generate  phases
-    4  continued*  thin
+    6  __main__ -> commands/*  bench  bench_*  records  recorded  notebooks  cleaning  figures*
+    6  papermill_engine
+    5  studies/*  published*  errata*  sweep  budget
+    4  train  trainer  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic
+    4  definitions  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models
+    4  generate  phases  continued*  thin
     3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks  cost_model  throughput_rows
     3  writer  step
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout  dedup*
-    2  exposure  equations  row_bytes  terms  ngrams  find_text  memory  loss_scale  pile  ->
-    2  index_maps  remote_rows
-    1  kernels/*  tokenizer  tokens  rows  order
+    2  exposure  equations  row_bytes  terms  ngrams  find_text  memory  loss_scale
+    2  pile -> index_maps -> remote_rows
+    1  kernels/*  tokenizer  tokens  rows -> order
     0  errors  machine  paths  progress  parallel  config  scales  schedule  execution  packing
 
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.

@@ -66,8 +66,8 @@ def weighted_steps(parent: Path) -> list[int]:
 def _is_dropped(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
-    except (ValueError, AttributeError):
-        return False  # damaged: loading it says how
+    except (OSError, ValueError, AttributeError):
+        return False  # absent or damaged: loading it says how
 
 
 def drop_weights(folder: Path) -> None:
@@ -102,6 +102,8 @@ def save_checkpoint(
         TrainingError: no space left; what was there before is untouched.
     """
     target = step_folder(parent, step)
+    if _is_dropped(target):
+        shutil.rmtree(target)
     if target.exists():
         try:
             load_checkpoint(target)

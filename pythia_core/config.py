@@ -113,8 +113,8 @@ class DataConfig:
     """Which tokens, in which order. With the corpus' bytes this determines every batch."""
 
     corpus: str = "pocket-pile"
-    """"pocket-pile", "miniature" (a sample of it, as repetitive as the Pile), "large" (all of it and
-    LARGE_DOMAINS, as repetitive), a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face
+    """"pocket-pile", "miniature" (a sample of it, as repetitive as the Pile), "large" (all of it
+    and more, as repetitive), a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face
     datasets."""
     domains: tuple[str, ...] = DOMAINS
     tokenizer: str = "bpe-4096"

@@ -2,12 +2,13 @@
 
 Near-deduplication took 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
 repeats itself, so that deduplicating it would show nothing. "miniature" is a sample of it, "large"
-all of it and more (pythia_core.corpus_large); both keep the Pile's proportions: documents are cut into pieces, a share of them chosen by the hash of their text is taken, natural
-copies included (the encyclopedic domain has many), and some of them are *planted*: copied 2, 4, ...
-128 times, each level with about the same number of words in all, as large text collections have few
-texts with very many copies and many with two. Every fourth copy differs from its source in one word
-of a hundred, as near-duplicates do. At the end come sums (pythia_core.equations), something to
-compute with the numbers that the texts hold.
+all of it and more (pythia_core.corpus_large); both keep the Pile's proportions. Documents are cut
+into pieces, a share of them chosen by the hash of their text is taken, natural copies included (the
+encyclopedic domain has many), and some of them are *planted*: copied 2, 4, ... 128 times, each
+level with about the same number of words in all, as large text collections have few texts with very
+many copies and many with two. Every fourth copy differs from its source in one word of a hundred,
+as near-duplicates do. At the end come sums (pythia_core.equations), something to compute with the
+numbers that the texts hold.
 
 Everything follows from hashes of the text: no random state, the same on every machine. Held-out
 documents (pythia_core.heldout: hash below 1 %) are never planted, nor is an edited copy or are sums

@@ -138,7 +138,7 @@ def _lay_out(
 @torch.no_grad()
 def score(model: Scorable, packed: Packed) -> Scores:
     """Log-probability of every request under `model`."""
-    device = _device(model)
+    device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)
     for batch in packed.batches:
@@ -162,7 +162,8 @@ def score(model: Scorable, packed: Packed) -> Scores:
     return Scores(logprob, packed.n_tokens, greedy)
 
 
-def _device(model: Any) -> torch.device:
+def device_of(model: Any) -> torch.device:
+    """Where a model is; a fake without parameters is on the CPU."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -263,7 +264,7 @@ def stream_rows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 @torch.no_grad()
 def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
     """float64[n]: mean loss of each row in nats a token; rows int[n, S+1], inputs and targets."""
-    device = _device(model)
+    device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
     step = max(1, token_budget // (rows.shape[1] - 1))
     losses = []

@@ -20,7 +20,7 @@ import torch
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluate import Scorable
+from pythia_core.evaluate import Scorable, device_of
 from pythia_core.exposure import distinct_windows
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def extract(
 
 def _leads(model: Scorable, rows: np.ndarray, context: int, places: int) -> np.ndarray:
     """float32[n]: smallest lead of the right token over the places after `context`; < 0: wrong."""
-    ids = torch.from_numpy(rows[:, : context + places]).to(_device(model))
+    ids = torch.from_numpy(rows[:, : context + places]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
     right = logits.gather(-1, target)
@@ -86,14 +86,10 @@ def _leads(model: Scorable, rows: np.ndarray, context: int, places: int) -> np.n
     return (right - best_other).flatten(1).amin(1).cpu().numpy()
 
 
-def _device(model: Scorable) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 @torch.no_grad()
 def generate(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
     """int64[n, n_tokens]: greedy continuations of contexts int[n, k], the slow and plain way."""
-    ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(_device(model))
+    ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
         best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
         ids = torch.cat([ids, best], 1)

@@ -116,7 +116,9 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
         loss float64[n]; kl float64[orders, n], KL(n-gram || model); lens float64[layers, n],
         KL(model || lens before each block).
     """
-    ids, places = torch.from_numpy(probe.rows), torch.from_numpy(probe.places)
+    device = evaluate.device_of(model)
+    ids, places = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.places))
+    expected, entropy = probe.expected.to(device), probe.entropy.to(device)
     before = ["embed_in", *(f"layers.{i}" for i in range(model.config.n_layers - 1))]
     at_once = max(1, evaluate.TOKEN_BUDGET // (ids.shape[1] - 1))
     losses, kls, lenses = [], [], []
@@ -126,17 +128,17 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
                 hidden = model.hidden(ids[i : i + at_once, :-1])
         logp = _log_probabilities(model, hidden[i % at_once, places])
         losses.append(-logp.gather(1, row[places + 1, None]).double().mean())
-        cross = -(probe.expected[:, i] * logp).sum(-1).double()
-        kls.append((cross - probe.entropy[:, i]).mean(1))
+        cross = -(expected[:, i] * logp).sum(-1).double()
+        kls.append((cross - entropy[:, i]).mean(1))
         final = logp[::LENS_EVERY]
         for name in before:
             early = model.final_layer_norm(seen[name][i % at_once, places[::LENS_EVERY]])
             apart = final - _log_probabilities(model, early)
             lenses.append((final.exp() * apart).sum(-1).double().mean())
     return {
-        "loss": torch.stack(losses).numpy(),
-        "kl": torch.stack(kls, 1).numpy(),
-        "lens": torch.stack(lenses).view(len(ids), -1).T.contiguous().numpy(),
+        "loss": torch.stack(losses).cpu().numpy(),
+        "kl": torch.stack(kls, 1).cpu().numpy(),
+        "lens": torch.stack(lenses).view(len(ids), -1).T.contiguous().cpu().numpy(),
     }
 
 
@@ -149,7 +151,7 @@ def half_losses(
     model: evaluate.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
     """float64[halves, n]: mean loss of each half of rows int[n, 2 L], all but its first token."""
-    ids = torch.from_numpy(rows)
+    ids = torch.from_numpy(rows).to(evaluate.device_of(model))
     length = rows.shape[1] // 2
     hidden = model.hidden(ids[:, :-1])
     losses = np.empty((len(halves), len(rows)))
@@ -178,7 +180,7 @@ def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     length = probe.copies.shape[1] // 2
     prefix = torch.stack([prefix_matching(p, length).T for p in patterns])
     other = half_losses(model, probe.shuffled, (1,))
-    return {"copies": np.concatenate([twice, other]), "prefix": prefix.double().numpy()}
+    return {"copies": np.concatenate([twice, other]), "prefix": prefix.double().cpu().numpy()}
 
 
 def prefix_chance(length: int) -> float:

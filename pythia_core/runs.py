@@ -47,7 +47,7 @@ from pythia_core.parallel import parallel_map
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
 from pythia_core.schedule import checkpoint_steps, linear_step
-from pythia_core.thin import thin
+from pythia_core.thin import thin, thinning
 from pythia_core.train import TRAJECTORY_VERSION, train
 from pythia_core.trainer import Trainer
 
@@ -325,7 +325,7 @@ def find_or_train(config: RunConfig, progress: bool = True, whole: bool = False)
     window = config.intervention
     sha256 = train(
         config,
-        run.batch,
+        run.batch if whole else thinning(run.batch, run.folder, config),
         run.folder,
         initial=_parent_state(config, progress) if window else None,
         keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),

@@ -212,7 +212,7 @@ SCALES = {
             "gpu",
             "one large GPU: minutes a study",
             steps=1144,
-            batch_size=128,
+            batch_size=120,
             data=DataConfig("large", LARGE_DOMAINS, tokenizer="bpe-8192", seq_len=512),
             sizes=tuple(GPU_SIZES),
         ),

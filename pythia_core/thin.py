@@ -1,8 +1,8 @@
 """Which checkpoints of a finished run keep their weights where all 154 would fill the disk.
 
 154 checkpoints of an 85-million-parameter model are 30 GB in bf16, and a suite has sixteen models.
-So a run whose checkpoints take more than WHOLE_BYTES gives up, once it is finished, the weights
-that no study asks for. What is left of such a checkpoint is its manifest with the hash of its
+So a run whose checkpoints take more than WHOLE_BYTES gives up, as it goes on, the weights that no
+study asks for. What is left of such a checkpoint is its manifest with the hash of its
 weights: that all 154 were there, and that no two are equal, stays provable, and training again
 gives them back bit by bit. Optimizer states stay only where interventions fork (paper section 3.1:
 on the deduplicated text). Runs of the laptop scale are never large enough. Studies that need every
@@ -12,11 +12,16 @@ checkpoint (phases) ask for their runs `whole`. Not here: the format (pythia_cor
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from pythia_core.checkpoint import drop_weights, saved_steps, step_folder
+import numpy as np
+
+from pythia_core.checkpoint import drop_weights, saved_steps, step_folder, weighted_steps
 from pythia_core.config import RunConfig
-from pythia_core.schedule import N_CHECKPOINTS, linear_step
+from pythia_core.schedule import N_CHECKPOINTS, checkpoint_steps, linear_step
+
+BatchAt = Callable[[int], np.ndarray]
 
 WHOLE_BYTES = 1e9
 """Runs up to this size keep everything."""
@@ -36,7 +41,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def is_large(config: RunConfig) -> bool:
-    """Whether a run gives up weights when it is finished."""
+    """Whether a run gives up weights."""
     return N_CHECKPOINTS * checkpoint_bytes(config) > WHOLE_BYTES
 
 
@@ -50,14 +55,34 @@ def kept_steps(config: RunConfig) -> set[int]:
     return {linear_step(i, config.train.steps) for i in indices} | {*EARLY}
 
 
+def thin_weights(folder: Path, config: RunConfig) -> None:
+    """Drop the weights, so far, that a large run in `folder` need not keep."""
+    kept = kept_steps(config)
+    for step in weighted_steps(folder / "checkpoints"):
+        if step not in kept:
+            drop_weights(step_folder(folder / "checkpoints", step))
+
+
+def thinning(batch_at: BatchAt, folder: Path, config: RunConfig) -> BatchAt:
+    """`batch_at`, which thins a large run as it goes on: training asks for every batch once."""
+    if not is_large(config):
+        return batch_at
+    written = set(checkpoint_steps(config.train.steps)) - kept_steps(config)
+
+    def batch(step: int) -> np.ndarray:
+        if step in written:  # it was saved before its batch is asked for
+            thin_weights(folder, config)
+        return batch_at(step)
+
+    return batch
+
+
 def thin(folder: Path, config: RunConfig) -> None:
     """Drop what a finished large run in `folder` need not keep; a small one is left alone."""
     if not is_large(config):
         return
-    checkpoints, states = folder / "checkpoints", folder / "states"
-    for step in saved_steps(checkpoints):
-        if step not in kept_steps(config):
-            drop_weights(step_folder(checkpoints, step))
+    thin_weights(folder, config)
+    states = folder / "states"
     forked = config.data.dedup != "none" and config.data.epoch_policy != "rows"
     for step in saved_steps(states):
         if not forked or config.intervention or step == config.train.steps:

@@ -17,6 +17,7 @@ from pythia_core.config import RunConfig, stable_hash
 from pythia_core.errata import ERRATA
 from pythia_core.errata_evidence import Evidence
 from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.evaluate import device_of
 from pythia_core.memorize import ExtractionOfRows
 from pythia_core.model import GPTNeoX
 from pythia_core.recipe import schedules
@@ -156,6 +157,7 @@ class ReadWithGelu:
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
         other = GPTNeoX(replace(model.config, gelu=self.gelu))
         other.load_state_dict(model.state_dict())
+        other.to(device_of(model))
         return self.language(other.eval().requires_grad_(False), step)
 
 

@@ -36,8 +36,8 @@ from pythia_core.studies.study import StudyParams, StudyResult
 
 STUDY = "repetition"
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
-"""Size and number of updates by scale; but for smoke about as many as the deduplicated text has rows
-for."""
+"""Size and number of updates by scale: but for smoke, about as many as the deduplicated text has
+rows for."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
 """Every eighth of training, as far as there are checkpoints."""
 MOST_EPOCHS = 256

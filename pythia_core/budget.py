@@ -1,0 +1,193 @@
+"""What a scale will cost on one GPU, computed before anything runs: tokens, FLOP, seconds, bytes.
+
+A training step's time per token is added up from its parts: matrix products at a share of what the
+card multiplies at best, attention, element-wise work by its bytes, the loss, the optimizer. Three
+sets of rates: "eager", "compiled" (torch.compile and library attention) and "fused" (kernels of
+one's own). They are estimates for an H100 in bf16, from published rates of its parts; no run of
+ours is behind them, so every number that comes out is a prediction, "not yet measured", until
+`python -m pythia_core bench train` has run on the card. Not here: doing it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pythia_core.config import ModelConfig, RunConfig
+from pythia_core.runs import FORK_INDICES, run_flops
+from pythia_core.scales import SIZES, scale_named
+from pythia_core.schedule import checkpoint_steps
+from pythia_core.studies.all_runs import STUDIES, runs_of
+from pythia_core.thin import checkpoint_bytes, is_large, kept_steps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PEAK = 798e12
+"""FLOP/s that an H100 multiplies large bf16 matrices at."""
+COPY = 3.0e12
+"""Bytes/s of its memory."""
+EFFICIENCY = {128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 4096: 0.92}
+"""Share of PEAK that products of this width and more reach."""
+OPTIMIZER_BYTES = 90
+"""A parameter and update, for an optimizer that is not fused."""
+STATE_BYTES = 12
+"""A parameter in a saved state: fp32 weights and two moments."""
+DISK = 1.0e9
+"""Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
+SHORT_ROWS = 2048
+"""Tokens of the rows for which attention rates are known; shorter ones are slower in proportion to
+the square root."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a way of training is."""
+
+    elementwise_passes: int
+    """Passes over a (tokens, width) bf16 tensor a layer."""
+    elementwise_speed: float
+    """Bytes/s."""
+    loss_bytes: int
+    """A token and entry of the vocabulary."""
+    efficiency: float
+    """Added to EFFICIENCY."""
+    attention: dict[int, tuple[float, float]]
+    """Head dim -> FLOP/s forward and backward."""
+
+
+_LIBRARY = {32: (200e12, 130e12), 64: (334e12, 249e12), 80: (300e12, 225e12),
+            128: (484e12, 293e12), 256: (278e12, 185e12)}  # fmt: skip
+_BEST = {32: (220e12, 140e12), 64: (371e12, 266e12), 80: (340e12, 240e12),
+         128: (560e12, 347e12), 256: (537e12, 300e12)}  # fmt: skip
+RATES = {
+    "eager": Rates(82, 2.3e12, 28, 0.0, _LIBRARY),
+    "compiled": Rates(52, 2.4e12, 6, 0.0, _LIBRARY),
+    "fused": Rates(34, 2.8e12, 4, 0.05, _BEST),
+}
+
+
+def _efficiency(width: int) -> float:
+    """EFFICIENCY between its entries, on a line."""
+    widths = sorted(EFFICIENCY)
+    width = min(max(width, widths[0]), widths[-1])
+    right = min(bisect_right(widths, width), len(widths) - 1)
+    low, high = widths[right - 1], widths[right]
+    along = (width - low) / (high - low)
+    return EFFICIENCY[low] + along * (EFFICIENCY[high] - EFFICIENCY[low])
+
+
+def nanoseconds(model: ModelConfig, seq_len: int, how: str = "compiled") -> float:
+    """Predicted nanoseconds a token for forward and backward on an H100; no optimizer."""
+    rates, d, n_layers, vocab = RATES[how], model.d_model, model.n_layers, model.vocab_size
+    share = _efficiency(d)
+    products = 72 * d * d * n_layers / ((share + rates.efficiency) * PEAK)
+    logits = max(6 * d * vocab / ((share + 0.1) * PEAK), 10 * vocab / 2.6e12)
+    forward, backward = rates.attention[min(rates.attention, key=lambda h: abs(h - model.head_dim))]
+    flop = 2 * d * (seq_len + 1) * n_layers
+    slower = (SHORT_ROWS / min(seq_len, SHORT_ROWS)) ** 0.5
+    attention = slower * (flop / forward + 2.5 * flop / backward)
+    elementwise = rates.elementwise_passes * 2 * d * n_layers / rates.elementwise_speed
+    loss = rates.loss_bytes * vocab / 2.45e12
+    return 1e9 * (products + logits + attention + elementwise + loss)
+
+
+def updates(config: RunConfig) -> int:
+    """Updates of a run; of a fork from its branching step on."""
+    return config.train.steps - (config.intervention.start if config.intervention else 0)
+
+
+def run_tokens(config: RunConfig) -> int:
+    """Tokens that training a run reads."""
+    return updates(config) * config.train.batch_size * config.data.seq_len
+
+
+def run_seconds(config: RunConfig, how: str = "compiled") -> float:
+    """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
+    step = OPTIMIZER_BYTES * config.model.n_params / COPY * updates(config)
+    return 1e-9 * nanoseconds(config.model, config.data.seq_len, how) * run_tokens(config) + step
+
+
+def written_steps(config: RunConfig) -> list[int]:
+    """Steps whose weights a run writes."""
+    first = config.intervention.start if config.intervention else 0
+    return [step for step in checkpoint_steps(config.train.steps) if step >= first]
+
+
+def written_bytes(config: RunConfig) -> float:
+    """Bytes of all checkpoints that a run writes."""
+    return float(len(written_steps(config)) * checkpoint_bytes(config))
+
+
+def kept_bytes(config: RunConfig, whole: bool = False) -> float:
+    """Bytes that a run leaves on the disk: weights and optimizer states."""
+    thinned = is_large(config) and not whole
+    kept = kept_steps(config) if thinned else None
+    weights = sum(kept is None or step in kept for step in written_steps(config))
+    forked = config.data.dedup != "none" and config.data.epoch_policy != "rows"
+    states = len(FORK_INDICES) + 1
+    if thinned:
+        states = len(FORK_INDICES) if forked and not config.intervention else 0
+    return weights * checkpoint_bytes(config) + states * STATE_BYTES * config.model.n_params
+
+
+def size_of(config: RunConfig) -> str:
+    """The name of a run's size."""
+    m = config.model
+    shape = (m.n_layers, m.d_model, m.n_heads)
+    return next(n for n, s in SIZES.items() if (s.n_layers, s.d_model, s.n_heads) == shape)
+
+
+def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
+    """One row a size of the suite: size, parameters, non_embedding, tokens, flop (a run),
+    tokens_per_s, seconds (both arms), written_gb, kept_gb (both arms)."""
+    import pandas as pd
+
+    suite = runs_of("suite", scale)
+    whole = set(runs_of("phases", scale))
+    rows = []
+    for size in scale_named(scale).sizes:
+        runs = [run for run in suite if size_of(run) == size]
+        seconds = run_seconds(runs[0], how)
+        rows.append(
+            {
+                "size": size,
+                "parameters": runs[0].model.n_params,
+                "non_embedding": runs[0].model.n_params_non_embedding,
+                "tokens": run_tokens(runs[0]),
+                "flop": run_flops(runs[0]),
+                "tokens_per_s": run_tokens(runs[0]) / seconds,
+                "seconds": sum(run_seconds(run, how) for run in runs),
+                "written_gb": sum(map(written_bytes, runs)) / 1e9,
+                "kept_gb": sum(kept_bytes(run, run in whole) for run in runs) / 1e9,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def studies_table(
+    scale: str, studies: Sequence[str] = STUDIES, how: str = "compiled"
+) -> pd.DataFrame:
+    """One row a study, in the order given: study, runs (that no earlier study has trained),
+    tokens, training_s, writing_s, kept_gb; runs one after the other. Measuring is not in it."""
+    import pandas as pd
+
+    whole = set(runs_of("phases", scale)) if "phases" in studies else set()
+    seen: set[RunConfig] = set()
+    rows = []
+    for study in studies:
+        new = [run for run in runs_of(study, scale) if run not in seen]
+        seen |= set(new)
+        rows.append(
+            {
+                "study": study,
+                "runs": len(new),
+                "tokens": sum(map(run_tokens, new)),
+                "training_s": sum(run_seconds(run, how) for run in new),
+                "writing_s": sum(map(written_bytes, new)) / DISK,
+                "kept_gb": sum(kept_bytes(run, run in whole) for run in new) / 1e9,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,78 @@
+"""Predictions: the parts add up to what was published for the official shapes, the scale fits."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from pythia_core import budget, suite
+from pythia_core.scales import GPU_SIZES, OFFICIAL_SIZES, scale_named
+from pythia_core.studies import all_runs, errata, gender_bias, repetition, seeds
+from pythia_core.studies.all_runs import STUDIES, runs_of
+from pythia_core.thin import kept_steps
+
+NANOSECONDS = {  # a token at 2,048 tokens a row: eager, compiled, fused
+    "14m": (941, 453, 366),
+    "70m": (1468, 916, 769),
+    "160m": (2977, 2254, 1924),
+    "1.4b": (17428, 15587, 13684),
+}
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan for a card, on a machine without one."""
+    for module in (suite, gender_bias, repetition, seeds):
+        if hasattr(module, "best_precision"):
+            monkeypatch.setattr(module, "best_precision", lambda: "bf16")
+    monkeypatch.setattr("pythia_core.metrics.best_precision", lambda: "bf16")
+
+
+@pytest.mark.parametrize("size", NANOSECONDS)
+def test_the_parts_add_up(size: str) -> None:
+    for how, expected in zip(budget.RATES, NANOSECONDS[size], strict=True):
+        assert budget.nanoseconds(OFFICIAL_SIZES[size].model(), 2048, how) == pytest.approx(
+            expected, rel=0.07
+        )
+
+
+def test_the_gpu_ladder_has_the_official_shapes_and_rises() -> None:
+    sizes = list(GPU_SIZES.values())
+    shape = {(s.n_layers, s.d_model, s.n_heads, s.lr_max) for s in sizes}
+    for name in ("14m", "31m", "70m", "160m"):
+        s = OFFICIAL_SIZES[name]
+        assert (s.n_layers, s.d_model, s.n_heads, s.lr_max) in shape, name
+    params = [s.model(8192).n_params_non_embedding for s in sizes]
+    assert len(sizes) == 8 and params == sorted(params)
+    assert all(1.3 < b / a < 2.4 for a, b in itertools.pairwise(params))
+    for s, n in zip(sizes, params, strict=True):
+        assert float(s.name[:-1]) * 1e6 == pytest.approx(n, rel=0.07)
+        assert s.model(8192).head_dim in (32, 64)
+    rates = [s.lr_max for s in sizes]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_scale_gpu_fits_half_an_hour_and_the_disk(bf16: None) -> None:
+    scale = scale_named("gpu")
+    assert scale.steps % 143 == 0 and [scale.fork_step(i) for i in (113, 133)] == [904, 1064]
+    sizes, studies = budget.sizes_table("gpu"), budget.studies_table("gpu")
+    assert list(sizes["size"]) == list(scale.sizes)
+    assert sizes.tokens_per_s.is_monotonic_decreasing
+    assert studies.runs.sum() == len(all_runs.all_runs("gpu"))
+    assert studies.training_s.sum() < 17 * 60, "about half of the time is left for measuring"
+    assert studies.kept_gb.sum() < 52, "of a disk of 64 GiB"
+    assert studies.training_s.sum() < budget.studies_table("gpu", how="eager").training_s.sum()
+
+
+@pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
+    runs = runs_of(study, scale)
+    assert runs and len(set(runs)) == len(runs)
+    for run in runs:
+        model, data = run.model, run.data
+        assert model.max_seq_len == data.seq_len and model.vocab_size % 128 == 0
+        assert budget.size_of(run) in scale_named(scale).sizes
+        assert run.train.steps in kept_steps(run), "the end is always kept"
+    assert errata.ErrataParams(scale).size_list and seeds.SeedsParams(scale).neighbour_size
