@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,19 +26,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pythia_core import hf, kernels
-from pythia_core.config import RunConfig
+from pythia_core import hf, kernels, memory
+from pythia_core.config import ModelConfig, RunConfig
 from pythia_core.execution import Execution
 from pythia_core.kernels.attention import _attention_sdpa
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.linear import linear_reference
 from pythia_core.model import GPTNeoX
 from pythia_core.optim import is_decayed
-from pythia_core.train import Trainer
+from pythia_core.train import LAG
+from pythia_core.trainer import Pending, Trainer
 
 Step = Callable[[np.ndarray], Any]
 """One update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
+RIVALS_KEEP = {"compile": (34, 8), "eager": (60, 14)}
+"""Bytes a token that a rival's micro-step keeps: so many widths a layer, and vocabularies. Counted
+by hand; a try decides."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,13 @@ class Contender:
     """One way of making an update.
 
     Attributes:
-        who: "ours", "plain" or "transformers".
-        kind: which of cost_model.ACTIVATIONS it needs.
+        who: "ours", "plain" or "transformers". mode: of Execution, or a rival's "eager", "compile".
     """
 
     who: str
     mode: str
     recompute: bool = False
     deterministic: bool = False
-    kind: str = "ours"
 
     @property
     def name(self) -> str:
@@ -61,16 +64,28 @@ class Contender:
         return ", ".join([f"{self.who} {self.mode}", *extra])
 
     @property
-    def keeps_activations(self) -> bool:
-        """A CUDA graph owns the memory of its intermediate tensors between replays."""
-        return self.mode == "graph"
+    def execution(self) -> Execution:
+        return Execution(self.mode, self.recompute, self.deterministic)
+
+    def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
+        """What a micro-batch of so many tokens takes beside the state, by estimate."""
+        if self.who == "ours":
+            return memory.RESERVE + tokens * memory.token_bytes(model, self.execution, "bf16")
+        widths, vocabularies = RIVALS_KEEP[self.mode]
+        per_token = widths * model.d_model * model.n_layers + vocabularies * model.vocab_size
+        return memory.RESERVE + tokens * per_token
+
+    def held_bytes(self, model: ModelConfig, tokens: int) -> int:
+        """What of that, and of the state, stays while others compute: a CUDA graph owns the memory
+        of its intermediate tensors between replays."""
+        graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
+        return memory.state_bytes(model, "bf16") + graph
 
     def make(self, config: RunConfig, device: torch.device) -> Step:
         """The step of a freshly drawn model."""
         with self.turn(device):
             if self.who == "ours":
-                how = Execution(self.mode, self.recompute, self.deterministic)
-                return our_step(config, device, how)
+                return our_step(config, device, self.execution)
             if self.who == "plain":
                 return plain_step(config, device, self.mode == "compile")
             return transformers_step(
@@ -92,14 +107,14 @@ class Contender:
             torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
-RIVAL = Contender("plain", "compile", kind="compiled")
+RIVAL = Contender("plain", "compile")
 """The one that the goal is about."""
-FITTING = Contender("transformers", "eager", kind="eager")
+FITTING = Contender("transformers", "eager")
 """The one that needs the most memory: what it fits, all fit."""
 COMPARED = (
     Contender("ours", "graph"),
     RIVAL,
-    Contender("transformers", "compile", kind="compiled"),
+    Contender("transformers", "compile"),
     Contender("ours", "compile"),
     FITTING,
     Contender("ours", "eager"),
@@ -109,7 +124,7 @@ PRICES = (
     Contender("ours", "graph", deterministic=True),
     Contender("ours", "graph", recompute=True),
     Contender("ours", "eager", deterministic=True),
-    Contender("plain", "eager", kind="eager"),
+    Contender("plain", "eager"),
 )
 """What determinism and recomputation cost, and what the compiler gains."""
 
@@ -135,11 +150,18 @@ def _drawn_on(device: torch.device) -> Iterator[None]:
 
 
 def our_step(config: RunConfig, device: torch.device, how: Execution) -> Step:
-    """The update of our trainer, past the warm-up of the learning rate."""
+    """The update of our trainer, past the warm-up of the learning rate; launched and, some updates
+    later, read, as `train` does."""
     with _drawn_on(device):
         trainer = Trainer(config, device, how)
     trainer.step = config.train.steps // 10
-    return trainer.update
+    return partial(_launch, trainer, deque(), LAG if device.type == "cuda" else 0)
+
+
+def _launch(trainer: Trainer, in_flight: deque[Pending], lag: int, batch: np.ndarray) -> None:
+    in_flight.append(trainer.launch(batch))
+    while len(in_flight) > lag:
+        in_flight.popleft().result()
 
 
 # --- the same model in plain torch -----------------------------------------------------------
@@ -161,13 +183,6 @@ def _plain_norm(
     return nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 
 
-def _plain_norms(
-    x: Tensor, branches: Sequence[Tensor], norms: Sequence[Tensor], eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    z = x + sum(branches)
-    return z, *(_plain_norm(z, *norms[i : i + 2], eps, dtype) for i in (0, 2))
-
-
 def _plain_gelu(x: Tensor, form: str) -> Tensor:
     return nn.functional.gelu(x, approximate="none" if form == "erf" else "tanh")
 
@@ -178,9 +193,7 @@ def _plain_operations() -> Iterator[None]:
     plain = {
         "linear": _plain_linear,
         "layer_norm": _plain_norm,
-        "layer_norm_pair": _plain_norms,
         "gelu": _plain_gelu,
-        "bias_gelu": lambda x, bias, form: _plain_gelu(x + bias.to(x.dtype), form),
         "attention": _attention_sdpa,
         "linear_cross_entropy": _plain_loss,
     }

@@ -67,11 +67,6 @@ class Job:
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16), repr=False)
 
     @property
-    def limited(self) -> bool:
-        """Whether there is a deadline."""
-        return self.deadline < float("inf")
-
-    @property
     def device(self) -> torch.device:
         return torch.device("cpu" if self.dry_run else "cuda")
 
@@ -121,11 +116,11 @@ def rows_to_try(job: Job, total_bytes: float) -> list[int]:
     if job.rows:
         return [job.rows]
     model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
-    free = total_bytes - cost_model.RESERVE - cost_model.state_bytes(model)
-    rows = max(1, most // job.seq_len)
-    while rows > 1 and cost_model.activation_bytes(model, rows * job.seq_len, FITTING.kind) > free:
+    free = total_bytes - FITTING.held_bytes(model, 0)
+    largest = rows = max(1, most // job.seq_len)
+    while rows > 1 and FITTING.activation_bytes(model, rows * job.seq_len) > free:
         rows //= 2
-    first = min(2 * rows, max(1, most // job.seq_len))
+    first = min(2 * rows, largest)
     return [2**power for power in range(first.bit_length() - 1, -1, -1)]
 
 
@@ -165,16 +160,15 @@ def _release(device: torch.device) -> None:
 
 def groups(job: Job, rows: int, total_bytes: float) -> list[list[Contender]]:
     """Contenders that fit into memory together, by estimate, in order; alone if nothing fits."""
-    state, tokens = cost_model.state_bytes(job.model), rows * job.seq_len
+    model, tokens = job.model, rows * job.seq_len
     made: list[list[Contender]] = []
-    held = peak = 0.0
+    held = peak = 0
     for contender in job.contenders:
-        kind = "recompute" if contender.recompute else contender.kind
-        needs = cost_model.activation_bytes(job.model, tokens, kind)
-        holds = state + (needs if contender.keeps_activations else 0)
-        if not made or held + holds + max(peak, needs) > total_bytes - cost_model.RESERVE:
+        holds = contender.held_bytes(model, tokens)
+        needs = contender.activation_bytes(model, tokens)
+        if not made or held + holds + max(peak, needs) > total_bytes:
             made.append([])
-            held = peak = 0.0
+            held = peak = 0
         made[-1].append(contender)
         held, peak = held + holds, max(peak, needs)
     return made

@@ -191,9 +191,9 @@ def _in_process(job: Job) -> Iterator[Row]:
     worker.start()
     theirs.close()
     reported: set[str] = set()
-    why = ""
+    limited = job.deadline < float("inf")
     try:
-        while mine.poll(job.deadline + GRACE - time.time() if job.limited else None):
+        while mine.poll(job.deadline + GRACE - time.time() if limited else None):
             row = mine.recv()
             reported.add(row["contender"])
             yield row

@@ -6,8 +6,8 @@ way of executing them runs are *estimates*, from published kernels and data shee
 measurement of this project. They are constants here so that a wrong one shows. Rows of 2,048 tokens
 only, the optimizer apart (`optimizer_seconds`); no launch gaps, no power limit.
 
-Also here: what memory a step needs, the peaks of data sheets, the goals.
-Not here: measuring (pythia_core.bench_train_gpu), the paper's own cost (pythia_core.recipe).
+Also here: the peaks of data sheets, the goals. Not here: memory (pythia_core.memory), measuring
+(bench_train_gpu), the paper's own cost (recipe).
 """
 
 from __future__ import annotations
@@ -162,28 +162,6 @@ def mfu(
         peak: TFLOP/s. causal: count the half of attention that is computed, else all of it.
     """
     return tokens_per_s * flops_per_token(model, seq_len, causal) / (peak * 1e12)
-
-
-# --- memory ----------------------------------------------------------------------------------
-
-STATE_BYTES = 18
-"""A parameter: fp32 master, two moments and gradient, and a bf16 copy."""
-RESERVE = 2 << 30
-ACTIVATIONS = {"ours": (34, 0), "recompute": (2, 0), "compiled": (34, 8), "eager": (60, 14)}
-"""Bytes a token that live through a micro-step: so many widths a layer, and so many vocabularies.
-Counted by hand; a try decides."""
-
-
-def state_bytes(model: ModelConfig) -> int:
-    """Bytes that stay between updates."""
-    return STATE_BYTES * model.n_params
-
-
-def activation_bytes(model: ModelConfig, tokens: int, way: str) -> int:
-    """Bytes that a micro-batch needs beside the state; `way` is one of ACTIVATIONS."""
-    widths, vocabularies = ACTIVATIONS[way]
-    per_token = widths * model.d_model * model.n_layers + vocabularies * model.vocab_size
-    return tokens * per_token + (1 << 30)
 
 
 # --- goals -----------------------------------------------------------------------------------

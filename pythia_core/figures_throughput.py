@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pythia_core.figures import INK, MUTED, Drawing, Table, panels, say, style
 from pythia_core.figures_common import claims_table, footer
 from pythia_core.records import number_text
-from pythia_core.studies.throughput import NOT_MEASURED
+from pythia_core.studies.throughput import NOT_MEASURED, USABLE_GIB
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ def memory(result: Result) -> Drawing:
     best = best[best.peak_gib.notna()]
     sizes = list(goals["size"])
     with style():
-        note = "78 GiB can be used on an H100; rows of 2,048 tokens"
+        note = f"{USABLE_GIB} GiB can be used on an H100; rows of 2,048 tokens"
         figure, (held, rows) = panels(2, 2.9, footer(result, note))
         held.bar(range(len(sizes)), goals.state_gib, width=0.55, color="#c9d8e4",
                  label="state, computed")  # fmt: skip
@@ -108,7 +108,7 @@ def memory(result: Result) -> Drawing:
                 held.plot([sizes.index(s) for s in mine["size"]], mine.peak_gib.astype(float),
                           linestyle="", marker=mark, color=COLOURS[who],
                           label=f"{label}, measured peak")  # fmt: skip
-        held.axhline(78, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        held.axhline(USABLE_GIB, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         held.set(ylabel="GiB", title="Memory", ylim=(0, 90))
         held.legend(loc="upper left")
         rows.plot(range(len(sizes)), goals.largest_rows, linestyle="", marker="o",
@@ -162,6 +162,10 @@ def _text(value: Any, decimals: int = 0, percent: bool = False) -> str:
     return number_text(value, decimals) + (" %" if percent else "")
 
 
+def _thousands(value: Any) -> str:
+    return DASH if value is None or value != value else number_text(float(value) / 1000)
+
+
 def summary(result: Result) -> Table:
     """A size a row: predictions, goal, and what was measured."""
     import pandas as pd
@@ -172,22 +176,24 @@ def summary(result: Result) -> Table:
     for row in result.tables["compared"].to_dict("records"):
         size, ratio = row["size"], row["ratio"]
         ways = {way: predicted.loc[(way, size)] for way in ("compiled", "ours")}
+        ratio = DASH if ratio is None or ratio != ratio else f"{ratio:.2f}"
         rows.append(
             {
                 "size": size,
-                "torch.compile, predicted": _text(ways["compiled"].tokens_per_s),
-                "ours, predicted": _text(ways["ours"].tokens_per_s),
-                "MFU, predicted": _text(ways["ours"].mfu_causal, percent=True),
-                "goal": _text(goals.loc[size].target),
-                "ours, measured": _text(row["ours"]),
-                "plain torch + compile": _text(row["rival"]),
-                "transformers": _text(row["library"]),
-                "ratio": DASH if ratio is None or ratio != ratio else f"{ratio:.2f}",
-                "ratio, predicted": f"{row['predicted_ratio']:.2f}",
+                "torch.compile": _thousands(ways["compiled"].tokens_per_s),
+                "ours": _thousands(ways["ours"].tokens_per_s),
+                "MFU": _text(ways["ours"].mfu_causal, percent=True),
+                "goal": _thousands(goals.loc[size].target),
+                "ours, measured": _thousands(row["ours"]),
+                "plain torch, compiled": _thousands(row["rival"]),
+                "transformers": _thousands(row["library"]),
+                "ratio (predicted)": f"{ratio} ({row['predicted_ratio']:.2f})",
             }
         )
-    caption = "Tokens per second on one GPU. Predictions: H100, updates of two million tokens. " + (
-        f"Measured: {result.values['status']}." if _any(result) else "Measured: not yet."
+    caption = (
+        "Thousands of tokens per second on one GPU. First three: predicted, H100, updates of two "
+        "million tokens. "
+        + (f"Measured: {result.values['status']}." if _any(result) else "Measured: not yet.")
     )
     return Table(pd.DataFrame(rows), caption)
 

@@ -14,7 +14,7 @@ import torch
 from pythia_core import bench_contenders as contenders
 from pythia_core import bench_train_gpu as bench
 from pythia_core import bench_train_plan as plan
-from pythia_core import cost_model, throughput_rows
+from pythia_core import throughput_rows
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
@@ -57,7 +57,7 @@ def test_every_contender_learns_or_says_why_it_cannot(contender: contenders.Cont
     seen = []
     with torch.compiler.set_stance("force_eager"), contender.turn(device):
         step = contender.make(config, device)
-        watched = step.__self__.model if contender.who == "ours" else step.args[2]
+        watched = step.args[0].model if contender.who == "ours" else step.args[2]
         before = [p.detach().clone() for p in watched.parameters()]
         step(DRY.batches(2)[0])
         seen = [p.detach() for p in watched.parameters()]
@@ -153,9 +153,9 @@ def test_rows_are_tried_from_above_the_estimate_down() -> None:
     job = bench.Job("1.4b", contenders.COMPARED)
     tries = bench.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
-    estimate = tries[1] * job.seq_len
-    need = cost_model.activation_bytes(job.model, estimate, "eager")
-    assert need + cost_model.state_bytes(job.model) < 80e9
+    estimate, fitting = tries[1] * job.seq_len, contenders.FITTING
+    need = fitting.activation_bytes(job.model, estimate) + fitting.held_bytes(job.model, estimate)
+    assert need < 80e9 < need + fitting.activation_bytes(job.model, estimate)
     assert bench.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
     assert bench.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32
     assert bench.rows_to_try(replace(job, rows=3), 80e9) == [3]

@@ -13,8 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pythia_core import cost_model, recipe
+from pythia_core import cost_model, memory, recipe
 from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.execution import Execution
 from pythia_core.scales import OFFICIAL_SIZES
 from pythia_core.studies.stats import NOT_TESTABLE
 from pythia_core.studies.study import StudyParams, StudyResult
@@ -35,6 +36,8 @@ COMPARED = (
     *("size", "contender", "ours", "rival", "library"),
     *("ratio", "low", "high", "predicted_ratio", "error_percent"),
 )
+USABLE_GIB = 78
+"""Of an H100 of 80 GB."""
 WITHIN = 15.0
 """Percent by which a prediction may miss and still count as right."""
 MEASURED = (
@@ -109,7 +112,7 @@ def predicted_table(sizes: tuple[str, ...]) -> pd.DataFrame:
 def goals_table(sizes: tuple[str, ...]) -> pd.DataFrame:
     """size, parameters, target (tokens/s on one H100), hours (one H100, all of training, at it),
     paper_hours, paper_tokens_per_s and paper_mfu (A100s, causal), state_gib and largest_rows (of a
-    micro-batch in 78 GiB, by estimate)."""
+    micro-batch in USABLE_GIB, by estimate)."""
     import pandas as pd
 
     rows = []
@@ -118,9 +121,6 @@ def goals_table(sizes: tuple[str, ...]) -> pd.DataFrame:
         target = cost_model.TARGETS[size]
         rate = recipe.TOKENS / (3600 * hours) if hours else None
         share = rate and cost_model.mfu(model, rate, recipe.A100_PEAK / 1e12, causal=True)
-        state = cost_model.state_bytes(model)
-        one_row = cost_model.activation_bytes(model, cost_model.SEQ_LEN, "ours") - (1 << 30)
-        free = 78 * 2**30 - cost_model.RESERVE - (1 << 30) - state
         rows.append(
             {
                 "size": size,
@@ -130,8 +130,10 @@ def goals_table(sizes: tuple[str, ...]) -> pd.DataFrame:
                 "paper_hours": hours,
                 "paper_tokens_per_s": rate,
                 "paper_mfu": share,
-                "state_gib": state / 2**30,
-                "largest_rows": int(free // one_row),
+                "state_gib": memory.state_bytes(model, "bf16") / memory.GIB,
+                "largest_rows": memory.largest_micro_batch(
+                    model, cost_model.SEQ_LEN, USABLE_GIB * memory.GIB, Execution(), "bf16"
+                ),
             }
         )
     return pd.DataFrame(rows)
