@@ -85,6 +85,8 @@ class Board:
                 looking.kill()
                 looking.communicate()
                 return {}
+            if looking.returncode:  # it prints its errors where the numbers would be
+                return {}
             return dict(zip(WATCHED, (w.strip() for w in words.split(",")), strict=False))
 
         return seen

@@ -14,7 +14,7 @@ import datetime
 import importlib.metadata
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 from pythia_core.bench_ceilings import copy_tb_per_s, products_tflops
-from pythia_core.bench_contenders import COMPARED, PRICES, RIVAL, Contender
+from pythia_core.bench_contenders import CONTENDERS, FIRST, PRICES, RIVAL, SECOND, Contender
 from pythia_core.bench_train_gpu import MEMORY, SEQ_LEN, Job, measure, unmeasured
 from pythia_core.config import DataConfig
-from pythia_core.errors import ConfigError, DataError, one_of
+from pythia_core.errors import ConfigError, DataError, FetchError, one_of
 from pythia_core.metrics import device_info
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.throughput_rows import COMMAND
@@ -45,11 +45,15 @@ GRACE = 60.0
 
 
 def comparisons(sizes: Sequence[str], common: Job) -> list[Job]:
-    """Every size against its rivals, then what determinism and recomputation cost; `common` says
-    what all jobs share."""
+    """Every size against its rivals, then against those that take long to compile, then what
+    determinism and recomputation cost; `common` says what all jobs share."""
     sizes = [size for size in ORDER if size in sizes]
-    jobs = [replace(common, size=size, contenders=COMPARED) for size in sizes]
-    return jobs + [replace(common, size=size, contenders=PRICES, purpose="price") for size in sizes]
+    rounds = ((FIRST, "compare"), (SECOND, "compare"), (PRICES, "price"))
+    return [
+        replace(common, size=size, contenders=contenders, purpose=purpose)
+        for contenders, purpose in rounds
+        for size in sizes
+    ]
 
 
 def scalings(size: str, ours: Contender, common: Job) -> list[Job]:
@@ -81,7 +85,13 @@ def text_tokens(progress: bool = True) -> np.ndarray:
 
     path = text_file()
     if not path.is_file():
-        rows = prepare(DATA, progress).rows
+        try:
+            rows = prepare(DATA, progress).rows
+        except FetchError as error:
+            raise FetchError(
+                f"{error}\nWithout a network, bring {path.name}: where there is one, `python -m "
+                "pythia_core bench train --device cuda --dry-run` leaves it in results/bench/"
+            ) from error
         tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
             np.save(file, tokens)
@@ -109,7 +119,7 @@ def bench_train_gpu(
 
     Args:
         sizes: official sizes up to 2.8B (default: all).
-        dry_run: tiny models of random tokens on the CPU, to see that everything runs.
+        dry_run: tiny models on the CPU, to see that everything runs; ids modulo their vocabulary.
         budget: seconds after which nothing more is begun; 0: no limit.
         seconds: of timed updates a repeat, at least.
         isolate: a process for every job; costs seconds each.
@@ -132,8 +142,8 @@ def bench_train_gpu(
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     common = {"run": stamp, "dry_run": dry_run}
     device = torch.device("cpu" if dry_run else "cuda")
-    tokens = np.arange(1000, dtype=np.uint16) % 128 if dry_run else text_tokens(progress)
-    text = "counting tokens" if dry_run else f"{DATA.corpus} corpus, tokenizer {DATA.tokenizer}"
+    tokens = text_tokens(progress) % (128 if dry_run else 50_304)
+    text = f"{DATA.corpus} corpus, tokenizer {DATA.tokenizer}"
     machine = {**device_info(), **_versions(device), "kind": "machine", "text": text}
     yield {**common, **machine}
     for what, value in _ceilings(device, 0.0 if dry_run else 1.0):
@@ -144,23 +154,31 @@ def bench_train_gpu(
         "", (), seq_len=16 if dry_run else SEQ_LEN, dry_run=dry_run, seconds=seconds,
         deadline=deadline, tokens=tokens,
     )  # fmt: skip
-    run = _in_process if isolate else measure
+    for row in _all_rows(sizes or ORDER, shared, _in_process if isolate else measure):
+        yield {**common, **row}
+
+
+def _all_rows(
+    sizes: Sequence[str], shared: Job, run: Callable[[Job], Iterator[Row]]
+) -> Iterator[Row]:
+    rows: dict[str, int] = {}  # of a micro-batch, as the first job of a size found them to fit
     fastest: dict[str, Row] = {}
-    for job in comparisons(sizes or ORDER, shared):
-        for row in run(job):
+    for job in comparisons(sizes, shared):
+        for row in run(replace(job, rows=rows.get(job.size, 0))):
+            rows[job.size] = row["rows"] or 0
             rate = row.get("tokens_per_s", 0.0)
             if row["who"] == "ours" and rate > fastest.get(job.size, {}).get("tokens_per_s", 0.0):
                 fastest[job.size] = row
-            yield {**common, **row}
+            yield row
     for size in (size for size in SCALED if size in fastest):
-        ours = next(c for c in (*COMPARED, *PRICES) if c.name == fastest[size]["contender"])
         full = False
-        for job in scalings(size, ours, shared):
+        for job in scalings(size, CONTENDERS[fastest[size]["contender"]], shared):
             if full and job.purpose == "rows":
                 continue
-            for row in run(job):
+            same_tokens = max(1, rows[size] * shared.seq_len // job.seq_len)
+            for row in run(replace(job, rows=job.rows or same_tokens)):
                 full = full or row.get("error", "").startswith(MEMORY)
-                yield {**common, **row}
+                yield row
 
 
 def _versions(device: torch.device) -> Row:

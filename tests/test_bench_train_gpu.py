@@ -21,13 +21,20 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
 
 TEXT = np.arange(4000, dtype=np.uint16) % 128
-DRY = bench.Job("160m", contenders.COMPARED, seq_len=16, dry_run=True, tokens=TEXT)
-ALL = (*contenders.COMPARED, *contenders.PRICES)
+DRY = bench.Job("160m", contenders.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
+ALL = tuple(contenders.CONTENDERS.values())
+
+
+@pytest.fixture(autouse=True)
+def text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "text_tokens", lambda progress=True: TEXT)
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return list(plan.bench_train_gpu(("160m",), dry_run=True, isolate=False, progress=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "text_tokens", lambda progress=True: TEXT)
+        return list(plan.bench_train_gpu(("160m",), dry_run=True, isolate=False, progress=False))
 
 
 # --- contenders ------------------------------------------------------------------------------
@@ -97,9 +104,12 @@ def test_a_dry_run_measures_everything_and_says_that_it_is_one(rows: list[dict])
 def test_scaling_is_of_our_fastest_and_stops_where_it_does_not_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    seen = []
+
     def fake(job: bench.Job):
         for c in job.contenders:
             row = {**job.common, **bench._name(c), "rows": job.rows or 4}
+            seen.append((job.purpose, job.seq_len, row["rows"]))
             if job.purpose == "rows" and job.rows >= 8:
                 yield row | {"error": f"{bench.MEMORY}: 80 GB"}
             else:
@@ -110,17 +120,21 @@ def test_scaling_is_of_our_fastest_and_stops_where_it_does_not_fit(
     scaled = [r for r in rows if r.get("purpose") == "rows"]
     assert {r["contender"] for r in scaled} == {"ours compile"}
     assert [r["rows"] for r in scaled] == [1, 2, 4, 8]
+    lengths = {(length, n) for purpose, length, n in seen if purpose == "seq_len"}
+    assert lengths == {(4, 16), (8, 8), (32, 2), (64, 1)}, "as many tokens at every length"
 
 
 def test_the_order_of_sizes_is_by_worth() -> None:
     jobs = plan.comparisons(("31m", "160m", "70m"), DRY)
-    assert [j.size for j in jobs] == ["70m", "160m", "31m"] * 2
-    assert [j.purpose for j in jobs] == ["compare"] * 3 + ["price"] * 3
+    assert [j.size for j in jobs] == ["70m", "160m", "31m"] * 3
+    assert [j.purpose for j in jobs] == ["compare"] * 6 + ["price"] * 3
+    compiled = [sum(c.mode == "compile" for c in j.contenders) for j in jobs]
+    assert compiled == [1] * 3 + [2] * 3 + [0] * 3
 
 
 def test_a_spent_budget_gives_rows_that_say_so() -> None:
     found = list(bench.measure(replace(DRY, deadline=1.0)))
-    assert [r["error"] for r in found] == [bench.SKIPPED] * len(contenders.COMPARED)
+    assert [r["error"] for r in found] == [bench.SKIPPED] * len(contenders.FIRST)
 
 
 def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +147,7 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
         return make(contender, *rest)
 
     monkeypatch.setattr(bench, "_make", greedy)
-    job = replace(DRY, contenders=(contenders.COMPARED[-1], contenders.PRICES[-1]))
+    job = replace(DRY, contenders=(contenders.FIRST[-1], contenders.PRICES[-1]))
     found = {r["contender"]: r for r in bench.measure(job)}
     assert "error" not in found["ours eager"]
     assert found["ours eager"]["alternates_with"] == ["ours eager"]
@@ -150,7 +164,7 @@ def test_a_crash_of_a_process_is_a_row() -> None:
 
 
 def test_rows_are_tried_from_above_the_estimate_down() -> None:
-    job = bench.Job("1.4b", contenders.COMPARED)
+    job = bench.Job("1.4b", contenders.FIRST)
     tries = bench.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
     estimate, fitting = tries[1] * job.seq_len, contenders.FITTING
@@ -171,7 +185,7 @@ def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bench, "_try_update", update)
     monkeypatch.setattr(bench, "_total_bytes", lambda device: 80e9)
     monkeypatch.setattr(bench, "_release", lambda device: None)
-    job = bench.Job("160m", contenders.COMPARED)
+    job = bench.Job("160m", contenders.FIRST)
     assert bench.fitting_rows(job, SimpleNamespace(type="cuda")) == 4
     assert tried == [16, 8, 4]
 
@@ -193,6 +207,7 @@ def test_batches_are_consecutive_rows_of_the_text() -> None:
 def test_text_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pythia_core import prepare
 
+    monkeypatch.undo()
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     text = np.arange(3 * 2049, dtype=np.uint16).reshape(3, 2049)
     source = SimpleNamespace(n_rows=3, rows=lambda start, n: text[start : start + n])
