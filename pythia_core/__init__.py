@@ -12,7 +12,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     3  writer  step
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout  dedup*
     2  exposure  equations  row_bytes  terms  ngrams  find_text  memory  loss_scale
-    2  pile -> index_maps -> remote_rows
+    2  pile -> index_maps -> remote_rows  ahead
     1  kernels/*  tokenizer  tokens  rows -> order
     0  errors  machine  paths  progress  parallel  config  scales  schedule  execution  packing
 
