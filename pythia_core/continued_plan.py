@@ -77,6 +77,27 @@ class Plan:
         return self.flops / (PEAK_FLOPS * UTILISATION)
 
     @property
+    def saved(self) -> int:
+        """Checkpoints of one arm, as far as the schedule is known."""
+        steps = checkpoint_steps(self.train.steps) if self.train else ()
+        return sum(self.start <= step <= self.stop for step in steps)
+
+    @property
+    def memory(self) -> float:
+        """Bytes of weights, gradients and Adam's moments, in bf16 with a copy of the weights."""
+        return self.model.n_params * (18.0 if self._half else 16.0) if self.model else 0.0
+
+    @property
+    def disk(self) -> float:
+        """Bytes of the checkpoints of all arms, and of the states that each keeps."""
+        one = self.saved * (2 if self._half else 4) + 4 * 12
+        return float(self.arms * self.model.n_params * one) if self.model else 0.0
+
+    @property
+    def _half(self) -> bool:
+        return bool(self.train and self.train.precision == "bf16")
+
+    @property
     def is_large(self) -> bool:
         """Whether it is not to be begun unasked."""
         return self.weight_bytes + self.row_bytes > LARGE_DOWNLOAD or self.seconds > LONG
@@ -102,14 +123,10 @@ class Plan:
         for shard in self.absent:
             said.append(f"MISSING: {shard.name}, {shard.size / 1e9:.1f} GB")
         if self.model and self.train:
-            n = self.model.n_params
-            saved = sum(self.start <= s <= self.stop for s in checkpoint_steps(self.train.steps))
-            half = self.train.precision == "bf16"
-            disk = self.arms * n * (saved * (2 if half else 4) + 4 * 12)
-            memory = n * (18 if half else 16) / 1e9
             said += [
-                f"{n:,} parameters: {memory:.1f} GB for weights, gradients and Adam, besides "
-                f"activations; about {disk / 1e9:.1f} GB of disk for {saved} checkpoints an arm",
+                f"{self.model.n_params:,} parameters: {self.memory / 1e9:.1f} GB for weights, "
+                f"gradients and Adam, besides activations; about {self.disk / 1e9:.1f} GB of disk "
+                f"for {self.saved} checkpoints an arm",
                 f"6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one {GPU} at an "
                 f"assumed {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s",
                 "one GPU is used; several (torchrun) are not supported yet",

@@ -29,9 +29,10 @@ def _bytes(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:,.2g}{SPACE}s"
-    return f"{seconds / 60:,.0f}{SPACE}min"
+    for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (2 * 86_400, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:,.2g}{SPACE}{name}"
+    return f"{seconds / 86_400:,.0f}{SPACE}days"
 
 
 def fidelity() -> Table:
@@ -63,12 +64,55 @@ def reading() -> Table:
         "stored_all": ("All 154", _bytes),
         "memory": ("Memory, fp32", _bytes),
         "row_seconds": ("A row of 2,048", _time),
+        "task_seconds": ("All tasks", _time),
     }
     caption = (
         f"To read a released model, from its parameters. Download at {suite.DOWNLOAD / 1e6:.0f} "
-        f"MB/s, a row at {suite.CPU_FLOPS / 1e9:.0f} GFLOP/s: assumptions"
+        f"MB/s, a row and the tasks' {sum(suite.TASK_TOKENS.values()):,} tokens at "
+        f"{suite.CPU_FLOPS / 1e9:.0f} GFLOP/s: assumptions"
     )
     return _table(suite.reading_table(), columns, caption)
+
+
+def commands() -> Table:
+    """What to type, and what it takes."""
+    frame = suite.commands_table()
+    frame["time"] = [
+        "seconds"
+        if row.seconds < 1
+        else _time(row.seconds) + (f", {row.machine}" if row.machine else ", download")
+        for row in frame.itertuples()
+    ]
+    columns = {
+        "command": ("python -m pythia_core", str),
+        "fetched": ("Fetched", lambda n: _bytes(n) if n else "hashes only"),
+        "memory": ("Memory", lambda n: _bytes(n) if n else "little"),
+        "time": ("Time", str),
+    }
+    caption = (
+        f"On pythia-70m, from its parameters. Downloads at {suite.DOWNLOAD / 1e6:.0f} MB/s, a CPU "
+        f"of {suite.CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an H100's peak: assumptions. Memory "
+        "of training is without activations; what is fetched stays on disk, but for rows"
+    )
+    return _table(frame, columns, caption)
+
+
+def forks() -> Table:
+    """What a fork takes."""
+    columns = {
+        "size": ("Size", str),
+        "weights": ("Weights to fetch", _bytes),
+        "rows": ("Rows to fetch", _bytes),
+        "state": ("Weights, gradients, optimizer", _bytes),
+        "fits": ("On a GPU of 80 GB", lambda fits: "yes" if fits else "no"),
+        "disk": ("Disk", _bytes),
+        "gpu_seconds": ("One H100", _time),
+    }
+    caption = (
+        "10,000 updates from step 133,000, a swap and its control, in bf16, activations left out; "
+        "time at an assumed quarter of the peak"
+    )
+    return _table(suite.forks_table(), columns, caption)
 
 
 def training() -> Table:

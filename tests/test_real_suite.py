@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from pythia_core import evaluate, real_suite
 from pythia_core import figures_real_suite as draw
-from pythia_core import real_suite
 from pythia_core.__main__ import parser
+from pythia_core.pile import tokenizer_at
 from pythia_core.recipe import HARDWARE
 from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.task_metrics import ChosenTask, ask
+from pythia_core.tasks import all_tasks, task_named
 
 PAGE = (Path(__file__).resolve().parent.parent / "book" / "real_suite.md").read_text("utf-8")
 
@@ -41,10 +45,41 @@ def test_sizes_follow_from_the_parameters() -> None:
 
 def test_the_page_shows_every_table_and_commands_that_parse() -> None:
     drawn = re.findall(r"^```\{drawing\} real_suite\.(\w+)$", PAGE, flags=re.MULTILINE)
-    assert sorted(drawn) == ["fidelity", "reading", "training"]
-    for name in drawn:
+    assert sorted(drawn) == ["commands", "fidelity", "forks", "reading", "training"]
+    for name in set(drawn) - {"commands"}:
         assert len(getattr(draw, name)().frame) == len(OFFICIAL_SIZES)
     commands = re.findall(r"^python -m pythia_core (.+?)(?: +#.*)?$", PAGE, flags=re.MULTILINE)
-    assert len(commands) >= 5
-    for line in commands:
-        parser().parse_args(line.split())
+    assert len(commands) >= 15
+    for line in [*commands, *real_suite.commands_table().command]:
+        parser().parse_args(shlex.split(line))
+
+
+def test_commands_cost_what_their_parts_do() -> None:
+    """The sum of what is fetched, worked out here from sizes that the hub and the paper state."""
+    frame = real_suite.commands_table().set_index("command")
+    assert (frame.memory[frame.fetched > 0] > 0).all() and (frame.seconds >= 0).all()
+    (fork,) = (row for row in frame.itertuples() if row.Index.startswith("continue "))
+    assert fork.fetched == 2 * 70_426_624 + 2 * 10_000 * 1024 * 2049 * 2
+    assert fork.seconds == pytest.approx(2 * 6 * 70_426_624 * 10_000 * 2**21 / (989e12 / 4))
+    (every,) = (row for row in frame.itertuples() if "--steps all" in row.Index)
+    assert every.fetched == 154 * 2 * 70_426_624
+    assert draw.commands().frame.iloc[0].tolist()[1:] == ["hashes only", "little", "seconds"]
+    forks = real_suite.forks_table().set_index("size")
+    assert forks.rows["12b"] == forks.rows["14m"] and not forks.fits["6.9b"]
+
+
+@pytest.mark.wheels
+@pytest.mark.parametrize("task", ["arc_easy", "winobias_mc", "arithmetic"])
+def test_tokens_of_tasks_are_those_of_the_items(task: str) -> None:
+    tokenizer = tokenizer_at("neox-20b")
+    asked = ask(task, None, 10**9, tokenizer, 0, 2048)
+    if isinstance(asked, ChosenTask):
+        tokens = sum(b.ids.size for b in evaluate.pack(asked.built.requests, 2048).batches)
+    else:
+        tokens = sum(map(len, asked.prompts)) + len(asked.prompts) * task_named(task).max_new
+    assert tokens == real_suite.TASK_TOKENS[task]
+
+
+def test_every_task_that_comes_along_is_counted() -> None:
+    there = {name for name, task in all_tasks().items() if not task.brought}
+    assert set(real_suite.TASK_TOKENS) == there
