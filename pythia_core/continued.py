@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pythia_core.ahead import ReadAhead
 from pythia_core.checkpoint import sha256_tensors
 from pythia_core.config import (
     InterventionConfig,
@@ -42,6 +43,7 @@ from pythia_core.config import (
 )
 from pythia_core.continued_data import RowsData, RowSwap, swap_row
 from pythia_core.continued_start import Start, carrier, checked_data, published_train, start_at
+from pythia_core.distributed import ALONE, World
 from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
 from pythia_core.execution import EAGER, Execution
 from pythia_core.intervene import Ledger, make_ledger
@@ -195,9 +197,9 @@ class Continued(Run):
         batch = self.data.batch(step, size)
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
 
-    def _training_batches(self) -> Callable[[int], np.ndarray]:
+    def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
         """`batch`, and the swap of token files logged as it happens."""
-        if not isinstance(self.ledger, RowSwap):
+        if not (logged and isinstance(self.ledger, RowSwap)):
             return self.batch
         swap, size = self.ledger, self.config.train.batch_size
         logs: list[MetricsLog] = []
@@ -228,6 +230,7 @@ def find_or_continue(
     rewarm: Rewarm | None = None,
     state: str = "auto",
     progress: bool = True,
+    world: World = ALONE,
 ) -> Continued:
     """The run that makes `steps` more updates from a checkpoint; found, continued or trained.
 
@@ -241,6 +244,7 @@ def find_or_continue(
         intervention: a swap of pronouns (config.SWAPS) in every update.
         train_config: batch size, schedule and optimizer; default: as the source was trained.
         rewarm: see the module; only where there is no optimizer state.
+        world: the processes that train together; all of them call this.
 
     Raises:
         ConfigError, DataError, CheckpointError, FetchError: what cannot be, before any training.
@@ -253,9 +257,9 @@ def find_or_continue(
     if intervention and not swapped.place["control"]:
         control = locate_continued(start, steps, batches, "", train_config, rewarm)
         if not control.finished:
-            _train(control, start, progress)
+            _train(control, start, progress, world)
     if not swapped.finished:
-        _train(swapped, start, progress)
+        _train(swapped, start, progress, world)
     return swapped
 
 
@@ -341,24 +345,29 @@ def _folder(model: ModelConfig, how: Continuation, who: dict[str, Any]) -> Path:
     return results_dir() / "runs" / name
 
 
-def _train(run: Continued, start: Start, progress: bool) -> None:
+def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
-    sha256 = train(
-        run.config,
-        run._training_batches(),
-        run.folder,
-        initial=(start.step, {"model": start.weights, "optimizer": moments}),
-        keep_states=frozenset(linear_step(i, run.config.train.steps) for i in FORK_INDICES),
-        first_saved_step=run.how.start,
-        stop_at=run.how.stop,
-        also_save=frozenset((run.how.start, run.how.stop)),
-        make_trainer=functools.partial(ContinuedTrainer, how=run.how),
-        progress=progress,
-        label=f"{start.label} from {run.how.start}, {run.how.swap or 'control'}",
-    )
-    write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
+    with ReadAhead(run._training_batches(logged=world.leads), run.how.stop) as batches:
+        sha256 = train(
+            run.config,
+            batches,
+            run.folder,
+            initial=(start.step, {"model": start.weights, "optimizer": moments}),
+            keep_states=frozenset(linear_step(i, run.config.train.steps) for i in FORK_INDICES),
+            first_saved_step=run.how.start,
+            stop_at=run.how.stop,
+            also_save=frozenset((run.how.start, run.how.stop)),
+            make_trainer=functools.partial(ContinuedTrainer, how=run.how),
+            progress=progress,
+            label=f"{start.label} from {run.how.start}, {run.how.swap or 'control'}",
+            world=world,
+        )
+    if world.leads:
+        done = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
+        write_json(run._done, done)
+    world.wait()
 
 
 def open_continued(folder: Path) -> Continued:

@@ -2,8 +2,8 @@
 
 From sizes that are known beforehand: the released shards', Pythia's parameter counts. FLOP are
 6 N D with N all parameters, as in the tables of compute that papers print; hours follow from a
-stated share of one GPU's peak (an assumption, not a measurement of ours) and are proportional to
-it. Training here uses one GPU; spreading a batch over several with torchrun is a later step.
+stated share of one GPU's peak (an assumption, not a measurement of ours). Several GPUs share every
+batch (pythia_core.distributed).
 """
 
 from __future__ import annotations
@@ -129,7 +129,8 @@ class Plan:
                 f"for {self.saved} checkpoints an arm",
                 f"6 N D = {self.flops:.2g} FLOP, {self.seconds / 3600:.2g} h on one {GPU} at an "
                 f"assumed {UTILISATION:.0%} of {PEAK_FLOPS / 1e12:.0f} TFLOP/s",
-                "one GPU is used; several (torchrun) are not supported yet",
+                "one GPU is used; N of them share every batch with "
+                "torchrun --nproc-per-node N -m pythia_core continue ...",
             ]
         return said
 

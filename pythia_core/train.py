@@ -28,6 +28,7 @@ import torch
 
 from pythia_core.checkpoint import newest_loadable, prune, sha256_tensors, sweep_temporaries
 from pythia_core.config import RunConfig
+from pythia_core.distributed import ALONE, World
 from pythia_core.errors import TrainingError
 from pythia_core.execution import EAGER, Execution
 from pythia_core.metrics import MetricsLog, device_info, keep_freed_memory
@@ -135,6 +136,27 @@ class _InFlight:
             self._bar.update()
 
 
+def _follow(
+    trainer: Trainer,
+    batch_at: Callable[[int], np.ndarray],
+    end: int,
+    lag: int,
+    stop_requested: Callable[[], bool],
+) -> str:
+    """What `train` does in every process but the first: all updates, and nothing written."""
+    launched: deque[Pending] = deque()
+    while trainer.step < end:
+        launched.append(trainer.launch(batch_at(trainer.step)))
+        while len(launched) > lag:
+            launched.popleft().result()
+        if trainer.world.any(stop_requested()):
+            raise KeyboardInterrupt(f"stopped after step {trainer.step}")
+    for pending in launched:
+        pending.result()
+    trainer.world.wait()
+    return sha256_tensors(trainer.state()["model"])
+
+
 def train(
     config: RunConfig,
     batch_at: Callable[[int], np.ndarray],
@@ -151,6 +173,7 @@ def train(
     device: torch.device | None = None,
     execution: Execution = EAGER,
     write_beside: bool | None = None,
+    world: World = ALONE,
 ) -> str:
     """Train a run to its end (or to `stop_at`), from its newest state if it has one.
 
@@ -164,6 +187,7 @@ def train(
         also_save: further steps whose weights are written.
         make_trainer: of a run whose optimizer is another one (pythia_core.continued).
         write_beside: write checkpoints in a thread; default: on CUDA devices.
+        world: the processes that make each update together; all call this, the first one writes.
 
     Returns:
         sha256 of the fp32 weights at the step reached.
@@ -182,22 +206,36 @@ def train(
     keep = set(keep_states) | {end, config.train.steps}
     scheduled = {s for s in checkpoint_steps(config.train.steps) if s >= first_saved_step}
     scheduled |= also_save
+    machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
 
-    with one_thread(), _locked(folder), _stop_requests() as stop_requested:
-        sweep_temporaries(checkpoints)
-        sweep_temporaries(states)
+    def started() -> Trainer:
+        """A trainer with the newest state there is."""
         trainer = make_trainer(config, device, execution)
+        trainer.world = world
         saved = newest_loadable(states, at_most=end)
         if saved:
             trainer.load_state(*saved[:2])
-            if saved[2].get("machine") != device_info():
+            if saved[2].get("machine") != machine:
                 warnings.warn(
-                    f"step {saved[0]} was saved on another machine or under other versions; the "
-                    "run goes on, but perhaps not bit-identically",
+                    f"step {saved[0]} was saved on another machine, by another number of processes "
+                    "or under other versions; the run goes on, but perhaps not bit-identically",
                     stacklevel=2,
                 )
         elif initial:
             trainer.load_state(*initial)
+        world.check_same(trainer.step, "the step to go on from")
+        return trainer
+
+    if not world.leads:
+        with one_thread(), _stop_requests() as stop_requested:
+            world.wait()  # until nothing is swept any more
+            return _follow(started(), batch_at, end, LAG if cuda else 0, stop_requested)
+
+    with one_thread(), _locked(folder), _stop_requests() as stop_requested:
+        sweep_temporaries(checkpoints)
+        sweep_temporaries(states)
+        world.wait()
+        trainer = started()
         with (
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
@@ -210,7 +248,7 @@ def train(
             def save_state() -> None:
                 updates.settle()
                 log.sync()  # the log is never behind the state
-                meta = {"machine": device_info()}
+                meta = {"machine": machine}
                 step, state = trainer.step, trainer.state()
                 hold(writer.save(states, step, state, meta, lambda: prune(states, keep)))
 
@@ -237,10 +275,12 @@ def train(
                 if trainer.step in scheduled:
                     save_weights()
                 late = time.monotonic() > due and not writer.busy
-                if trainer.step in keep or late or stop_requested():
+                stopping = world.any(stop_requested())
+                if trainer.step in keep or late or stopping:
                     save_state()
                     due = time.monotonic() + max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
-                if stop_requested():
+                if stopping:
                     writer.wait()
                     raise KeyboardInterrupt(f"stopped after saving step {trainer.step}")
+        world.wait()  # everything is written
         return sha256_tensors(trainer.state()["model"])

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pythia_core.config import RunConfig
+from pythia_core.distributed import ALONE, World
 from pythia_core.errors import CheckpointError, DataError, TrainingError
 from pythia_core.execution import EAGER, Execution
 from pythia_core.loss_scale import LossScale
@@ -82,7 +83,13 @@ class Pending:
 
 
 class Trainer:
-    """A model with its optimizer: the state of a run between two updates."""
+    """A model with its optimizer: the state of a run between two updates.
+
+    Attributes:
+        world: the processes that share every batch.
+    """
+
+    world: World = ALONE
 
     def __init__(
         self, config: RunConfig, device: torch.device, execution: Execution = EAGER
@@ -119,18 +126,19 @@ class Trainer:
             TrainingError: out of memory; says how many rows a micro-batch may have.
             DataError: see `update`.
         """
-        rows = self._on_device(batch)
+        rows = self.world.share(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
             self._scale.fill_(self.scaler.scale)
         try:
-            self._micro.prepare(parts, len(rows))
+            self._micro.prepare(parts, len(batch))
             self.flat.grad.zero_()
             self._total.zero_()
             for part in parts:
-                self._micro(part, len(rows))
+                self._micro(part, len(batch))
         except torch.OutOfMemoryError as error:
             raise TrainingError(self._out_of_memory(len(parts[0]))) from error
+        self.world.sum_(self.flat.grad, self._total)
         norm = self.flat.norm()
         finite = torch.isfinite(self._total + norm)
         if self.scaler:

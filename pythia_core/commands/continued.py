@@ -7,6 +7,8 @@ that is missing is named with its size, and nothing is fetched before that.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from pythia_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pythia_core.continued import Continued
+    from pythia_core.distributed import World
 
 
 def add(command: AddCommand) -> None:
@@ -65,6 +68,20 @@ def add(command: AddCommand) -> None:
 
 
 def _continue(args: argparse.Namespace) -> None:
+    """Plan, train, report; of several processes of torchrun the first one speaks.
+
+    Raises:
+        As `_continue_in`.
+    """
+    from pythia_core.distributed import joined
+
+    with joined() as world, contextlib.ExitStack() as quiet:
+        if not world.leads:
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        _continue_in(world, args)
+
+
+def _continue_in(world: World, args: argparse.Namespace) -> None:
     """Plan, train, report.
 
     Raises:
@@ -131,7 +148,11 @@ def _continue(args: argparse.Namespace) -> None:
         train_config=train,
         rewarm=rule,
         state=args.state,
+        progress=world.leads,
+        world=world,
     )
+    if not world.leads:
+        return
     print(run.how.described())
     for arm in dict.fromkeys((run.control.folder, run.folder)):
         each = run if arm == run.folder else run.control
