@@ -13,8 +13,8 @@ That is part of the run's identity, and beside every swap a control with the sam
 unchanged batches is trained, so that the two differ by the data only. A run of ours whose state at
 the step was kept goes on exactly, as if it had never stopped.
 
-Not here: checkpoints to begin with (continued_start), rows and their swap (continued_data), what it
-costs (continued_plan), what it did to the model (studies.continued).
+Not here: the rule (continued_rule), checkpoints to begin with (continued_start), rows and their
+swap (continued_data), what it costs (continued_plan), what it did (studies.continued).
 """
 
 from __future__ import annotations
@@ -42,91 +42,16 @@ from pythia_core.config import (
     stable_hash,
 )
 from pythia_core.continued_data import RowsData, RowSwap, swap_row
+from pythia_core.continued_rule import Continuation, ContinuedTrainer, Rewarm
 from pythia_core.continued_start import Start, carrier, checked_data, published_train, start_at
 from pythia_core.distributed import ALONE, World
-from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
-from pythia_core.execution import EAGER, Execution
+from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.metrics import MetricsLog, device_info, read_metrics
 from pythia_core.paths import results_dir
 from pythia_core.runs import FORK_INDICES, Run, code_identity, find_run, write_json
 from pythia_core.schedule import checkpoint_steps, linear_step
 from pythia_core.train import train
-from pythia_core.trainer import Trainer, update_lr
-
-RULES = ("linear", "none", "constant")
-
-
-@dataclass(frozen=True)
-class Rewarm:
-    """How the learning rate begins where the optimizer's state is lost; see the module."""
-
-    rule: str = "linear"
-    updates: int = 0
-    """W of the rule "linear"; 0: 1 % of the updates to come, rounded up."""
-
-    def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ConfigError(one_of(self.rule, RULES, "rule of re-warming"))
-        if self.updates < 0 or (self.updates and self.rule != "linear"):
-            raise ConfigError(
-                f"{self.updates} updates of re-warming with rule {self.rule!r}: accepted is a "
-                "number from 0 on, and only with 'linear'"
-            )
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """All that determines a continued run besides its weights, data, model and schedule."""
-
-    start: int
-    stop: int
-    adam_from: int
-    """Step at which Adam's moments were zero; 0 for an exact continuation of a run of ours."""
-    rule: str
-    rewarm_updates: int
-    swap: str = ""
-
-    def lr(self, config: RunConfig, step: int) -> float:
-        """Learning rate of the update that leads from `step` to `step + 1`."""
-        if self.rule == "constant":
-            return update_lr(config, self.adam_from)
-        lr = update_lr(config, step)
-        warmed = step - self.adam_from
-        return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
-
-    def described(self) -> str:
-        """The beginning, in words."""
-        if self.adam_from != self.start:
-            return f"optimizer state of step {self.start} kept: an exact continuation"
-        rate = {
-            "linear": f"re-warmed from 0 in {self.rewarm_updates} updates",
-            "none": "the schedule's at once",
-            "constant": f"that of step {self.start} throughout",
-        }[self.rule]
-        return f"weights of step {self.start} only; Adam's moments zero, learning rate {rate}"
-
-
-class ContinuedTrainer(Trainer):
-    """A trainer whose Adam, and whose learning rate, began at a step of their own."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        device: torch.device,
-        execution: Execution = EAGER,
-        *,
-        how: Continuation,
-    ) -> None:
-        super().__init__(config, device, execution)
-        self.how = how
-
-    def lr(self) -> float:
-        return self.how.lr(self.config, self.updates_made)
-
-    @property
-    def moments_age(self) -> int:
-        return self.updates_made - self.how.adam_from
 
 
 @dataclass(frozen=True)

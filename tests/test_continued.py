@@ -18,9 +18,10 @@ from continued_fakes import BATCH, SEQ, SHARD, STEPS, Published
 from pythia_core import continued, continued_data, hf, pile
 from pythia_core.checkpoint import load_checkpoint, step_folder
 from pythia_core.config import ModelConfig
-from pythia_core.continued import Continuation, Rewarm, find_or_continue
+from pythia_core.continued import find_or_continue
 from pythia_core.continued_data import RowsData, RowSwap, check_swap, swap_summary
 from pythia_core.continued_plan import make_plan
+from pythia_core.continued_rule import Continuation, Rewarm
 from pythia_core.continued_start import published_train
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.order import batch_hash

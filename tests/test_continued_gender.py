@@ -137,7 +137,10 @@ def paper(published: Published, monkeypatch: pytest.MonkeyPatch) -> Published:
 
 
 def test_the_study_at_scale_paper(
-    paper: Published, text: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+    paper: Published,
+    text: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(measured, "measuring_text", lambda run: text)
     params = GenderBiasParams("paper", "7k", bootstrap=200)
@@ -152,6 +155,16 @@ def test_the_study_at_scale_paper(
     assert 0 < ledger.tokens_changed["swap_7"] < ledger.tokens_changed["swap_21"]
     assert records._run_entry(short)["role"] == f"{SWAP} from step 56"
     assert [claim["verdict"] for claim in result.claims]
+    # the same arms by the command, as on many GPUs: nothing is trained again
+    how = ["--schedule-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", "1e-2"]
+    rows = ["--data", str(paper.shards), "--seq-len", str(SEQ)]
+    given = ["continue", str(paper.models), "--revision", "step47", "--steps", "13", "--swap", SWAP]
+    assert main([*given, *rows, *how]) == 0
+    said = capsys.readouterr().out
+    assert f"run {control.id}" in said and f"run {long.id}" in said
+    fork = ["continue", control.id, "--step", "56", "--steps", "4", "--swap", SWAP]
+    assert main(fork) == 0
+    assert f"run {short.id}" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_said_with_what_it_costs(

@@ -87,9 +87,10 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: settings that cannot be, or --yes is needed. DataError: shards are missing.
     """
-    from pythia_core.continued import Rewarm, find_or_continue
+    from pythia_core.continued import find_or_continue
     from pythia_core.continued_data import RowsData, swap_summary
     from pythia_core.continued_plan import make_plan
+    from pythia_core.continued_rule import Rewarm
     from pythia_core.continued_start import published_train, source_of, tokenizer_of
     from pythia_core.hub import step_of
     from pythia_core.runs import Run
