@@ -7,7 +7,7 @@ The package is flat and layered; a lower layer never imports a higher one (tests
     5  studies/*  published*  errata*  sweep  budget
     4  train  trainer  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic
     4  definitions  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models
-    4  generate  phases  continued*  thin
+    4  generate  phases  continued*  thin  identity
     3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks  cost_model  throughput_rows
     3  writer  step
     2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout  dedup*

@@ -18,7 +18,7 @@ from pythia_core.schedule import LR_FORMS
 
 GELUS = ("tanh", "erf")
 INITS = ("small_wang", "normal_scaled")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 BUILT_IN = ("pocket-pile", "miniature", "large")
@@ -186,7 +186,8 @@ class TrainConfig:
     grad_clip: float = 1.0
     weight_seed: int = 1234
     precision: str = "fp32"
-    """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights."""
+    """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16" likewise, with
+    dynamic loss scaling (pythia_core.loss_scale), as all released models but 1B."""
     micro_batch: int = 0
     """Rows per forward/backward; 0 = the whole batch. Changes sums by rounding, hence in here."""
 

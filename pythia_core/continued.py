@@ -46,10 +46,11 @@ from pythia_core.continued_rule import Continuation, ContinuedTrainer, Rewarm
 from pythia_core.continued_start import Start, carrier, checked_data, published_train, start_at
 from pythia_core.distributed import ALONE, World
 from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.identity import code_identity
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.metrics import MetricsLog, device_info, read_metrics
 from pythia_core.paths import results_dir
-from pythia_core.runs import FORK_INDICES, Run, code_identity, find_run, write_json
+from pythia_core.runs import FORK_INDICES, Run, find_run, write_json
 from pythia_core.schedule import checkpoint_steps, linear_step
 from pythia_core.train import train
 

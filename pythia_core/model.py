@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pythia_core import kernels
 from pythia_core.config import ModelConfig
@@ -25,6 +26,8 @@ Rotary = tuple[Tensor, Tensor]
 """cos and sin of every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of (qkv, cos, sin), shapes as in kernels.attention."""
+Branches = tuple[()] | tuple[Tensor, Tensor]
+"""What attention and MLP of a block are about to add to the stream, (B*T, d) each."""
 
 
 class Cache(Protocol):
@@ -38,8 +41,8 @@ class Cache(Protocol):
 class Linear(nn.Module):
     """A linear map with bias whose products run on a copy of its weights in the compute dtype.
 
-    `weight_c` and `bias_c` are the parameters themselves until an optimizer in bf16 replaces them
-    (pythia_core.optim.FlatParameters).
+    `weight_c` and `bias_c` are the parameters themselves until an optimizer in half precision
+    replaces them (pythia_core.optim.FlatParameters).
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -49,9 +52,15 @@ class Linear(nn.Module):
         self.copies: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        weight_c = self.copies.get("weight", self.weight)
-        bias_c = self.copies.get("bias", self.bias)
-        return kernels.linear(x, self.weight, self.bias, weight_c, bias_c)
+        return kernels.linear(x, self.weight, self.bias, self.weight_c, self.bias_c)
+
+    @property
+    def weight_c(self) -> Tensor:
+        return self.copies.get("weight", self.weight)
+
+    @property
+    def bias_c(self) -> Tensor:
+        return self.copies.get("bias", self.bias)
 
 
 class Attention(nn.Module):
@@ -78,6 +87,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.dense_4h_to_h(kernels.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
+
+    def fused(self, x: Tensor) -> Tensor:
+        """The same with bias and GELU in one kernel, past `dense_h_to_4h` as a module."""
+        up = self.dense_h_to_4h
+        product = kernels.linear(x, up.weight, None, up.weight_c, None)
+        return self.dense_4h_to_h(kernels.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
 
 
 class LayerNorm(nn.Module):
@@ -123,6 +138,28 @@ class Block(nn.Module):
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x, dtype))
 
+    def fused(
+        self,
+        x: Tensor,
+        branches: Branches,
+        rotary: Rotary,
+        batch: int,
+        dtype: torch.dtype,
+        attend: Attend = kernels.attention,
+    ) -> tuple[Tensor, Branches]:
+        """A parallel block in fewer kernels: what came before it is added as its norms read it.
+
+        Args:
+            x, branches: the block's input is x + (branches[0] + branches[1]).
+
+        Returns:
+            that input, and this block's branches, to be added by whoever comes next
+        """
+        one, two = self.input_layernorm, self.post_attention_layernorm
+        norms = (one.weight, one.bias, two.weight, two.bias)
+        x, first, second = kernels.layer_norm_pair(x, branches, norms, one.eps, dtype)
+        return x, (self.attention(first, rotary, batch, attend), self.mlp.fused(second))
+
 
 class GPTNeoX(nn.Module):
     """A Pythia model. Weights are uninitialised until `init_weights` or a load."""
@@ -131,6 +168,7 @@ class GPTNeoX(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
+        self.recompute = False  # see pythia_core.execution
         self.embed_in = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_layer_norm = LayerNorm(config)
@@ -163,7 +201,8 @@ class GPTNeoX(nn.Module):
                     output = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
                     p.normal_(0.0, std_output if output else std, generator=generator)
 
-    def _rotary(self, seq_len: int, device: torch.device) -> Rotary:
+    def rotary(self, seq_len: int, device: torch.device) -> Rotary:
+        """Tables of the first `seq_len` positions; the last ones asked for are kept."""
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
@@ -186,13 +225,29 @@ class GPTNeoX(nn.Module):
             raise ConfigError(
                 f"rows of {seq_len} tokens exceed the model's max_seq_len={self.config.max_seq_len}"
             )
-        rotary = self._rotary(cache.n_slots if cache else seq_len, ids.device)
+        rotary = self.rotary(cache.n_slots if cache else seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()
         # (B*T, d): weights are read in the compute dtype, the residual stream stays fp32
+        dtype, fused = self.compute_dtype, self._fused(x)
+        branches: Branches = ()
         for number, layer in enumerate(self.layers):
             attend = partial(cache.attend, number) if cache else kernels.attention
-            x = layer(x, rotary, batch, self.compute_dtype, attend)
-        return self.final_layer_norm(x).view(batch, seq_len, -1)
+            if self.recompute and torch.is_grad_enabled():
+                run = partial(_whole, layer) if fused else layer
+                x = checkpoint(
+                    run, x, rotary, batch, dtype, attend,
+                    use_reentrant=False, preserve_rng_state=False,
+                )  # fmt: skip
+            elif fused:
+                x, branches = layer.fused(x, branches, rotary, batch, dtype, attend)
+            else:
+                x = layer(x, rotary, batch, dtype, attend)
+        return self.final_layer_norm(_added(x, branches)).view(batch, seq_len, -1)
+
+    def _fused(self, x: Tensor) -> bool:
+        """Whether blocks may pass by the calls of their modules: nobody listens to these."""
+        listening = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
+        return kernels.use_triton(x) and self.config.parallel_residual and not listening
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unembed hidden states (..., d) into fp32 logits (..., vocab_size)."""
@@ -208,3 +263,11 @@ class GPTNeoX(nn.Module):
         weight = self.embed_out.weight
         weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
         return kernels.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)
+
+
+def _added(x: Tensor, branches: Branches) -> Tensor:
+    return x + (branches[0] + branches[1]) if branches else x
+
+
+def _whole(layer: Block, x: Tensor, *rest: object) -> Tensor:
+    return _added(*layer.fused(x, (), *rest))

@@ -27,14 +27,14 @@ from pythia_core.checkpoint import (
 )
 from pythia_core.config import (
     RunConfig,
-    config_dict,
     config_differences,
     run_config_from_dict,
     stable_hash,
 )
 from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.execution import EAGER, Execution
+from pythia_core.identity import run_identity
 from pythia_core.intervene import Ledger, make_ledger
-from pythia_core.kernels import native
 from pythia_core.metrics import (
     device_info,
     flops_per_token,
@@ -48,7 +48,7 @@ from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
 from pythia_core.schedule import checkpoint_steps, linear_step
 from pythia_core.thin import thin, thinning
-from pythia_core.train import TRAJECTORY_VERSION, train
+from pythia_core.train import train
 from pythia_core.trainer import Trainer
 
 Key = TypeVar("Key")
@@ -57,22 +57,6 @@ SHORT = 1e12
 FORK_INDICES = (113, 133)
 """Checkpoints (of 143) at which the paper's interventions branch off: 21 % and 7 % before the end.
 Every run keeps its full state there."""
-
-
-def identity(config: RunConfig, data: PreparedData) -> dict[str, Any]:
-    """All that determines a run's trajectory, as JSON."""
-    return {"config": config_dict(config), "data": data.fingerprint, "code": code_identity()}
-
-
-def code_identity() -> dict[str, Any]:
-    """The versions that matter for a run's bits."""
-    major, minor = torch.__version__.split(".")[:2]
-    return {
-        "trajectory": TRAJECTORY_VERSION,
-        "torch": f"{major}.{minor}",
-        "device": device_info()["kind"],
-        "kernels": "native" if native.library() else "torch",
-    }
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -202,8 +186,11 @@ def _role(config: RunConfig) -> str:
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
 
-def locate(config: RunConfig, progress: bool = True) -> Run:
+def locate(config: RunConfig, progress: bool = True, execution: Execution = EAGER) -> Run:
     """The run that `config` describes, trained or not; prepares its data.
+
+    Args:
+        execution: ways that move no bit find the same run.
 
     Raises:
         CheckpointError: the folder exists under another identity (differing keys are named).
@@ -221,7 +208,7 @@ def locate(config: RunConfig, progress: bool = True) -> Run:
             f"there is: the order has {data.rows.n_rows} rows, enough for {available} steps. "
             "Use fewer steps, more epochs (DataConfig.epochs) or a larger corpus."
         )
-    who = identity(config, data)
+    who = run_identity(config, data.fingerprint, execution)
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
     folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(who)[:12]}"
     record = folder / "identity.json"
@@ -284,10 +271,13 @@ def find_run(name: str) -> Run:
     return open_run(found[0])
 
 
-def _parent_state(config: RunConfig, progress: bool) -> tuple[int, dict[str, Any]]:
+def _parent_state(
+    config: RunConfig, progress: bool, execution: Execution
+) -> tuple[int, dict[str, Any]]:
     """The control's exact state at the branching step, replayed from an older one if need be."""
     assert config.parent and config.intervention
-    parent, start = find_or_train(config.parent, progress), config.intervention.start
+    parent = find_or_train(config.parent, progress, execution=execution)
+    start = config.intervention.start
     if start == 0:
         return 0, Trainer(config.parent, torch.device("cpu")).state()
     if start not in saved_steps(parent.states):
@@ -303,6 +293,7 @@ def _parent_state(config: RunConfig, progress: bool) -> tuple[int, dict[str, Any
             keep_states=frozenset({start}),
             progress=progress,
             label=f"replay to {start}",
+            execution=execution,
         )
         files, _ = load_checkpoint(step_folder(replay / "states", start))
     else:
@@ -310,7 +301,9 @@ def _parent_state(config: RunConfig, progress: bool) -> tuple[int, dict[str, Any
     return start, files
 
 
-def find_or_train(config: RunConfig, progress: bool = True, whole: bool = False) -> Run:
+def find_or_train(
+    config: RunConfig, progress: bool = True, whole: bool = False, execution: Execution = EAGER
+) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
 
     A large one keeps the weights that studies ask for, of a `whole` one all (pythia_core.thin).
@@ -319,7 +312,7 @@ def find_or_train(config: RunConfig, progress: bool = True, whole: bool = False)
         ConfigError: too little data or too small a vocabulary for the config.
         CheckpointError, TrainingError: see pythia_core.checkpoint and pythia_core.train.
     """
-    run = locate(config, progress)
+    run = locate(config, progress, execution)
     if run.finished:
         return run
     window = config.intervention
@@ -327,11 +320,12 @@ def find_or_train(config: RunConfig, progress: bool = True, whole: bool = False)
         config,
         run.batch if whole else thinning(run.batch, run.folder, config),
         run.folder,
-        initial=_parent_state(config, progress) if window else None,
+        initial=_parent_state(config, progress, execution) if window else None,
         keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
         first_saved_step=window.start if window else 0,
         progress=progress,
         label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
+        execution=execution,
     )
     write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
     if not whole:

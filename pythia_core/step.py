@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pythia_core.execution import Execution
-from pythia_core.model import GPTNeoX
+from pythia_core.model import GPTNeoX, Rotary
 
 Replay = Callable[[], object]
 WARM_UP = 3
@@ -42,27 +42,27 @@ class MicroStep:
         if execution.mode == "compile":
             self._loss = torch.compile(model.loss, dynamic=False)
         self._capture = capture or capture_cuda
-        self._graphs: dict[tuple, tuple[Tensor, Replay]] | None = (
+        self._graphs: dict[tuple, tuple[Tensor, Replay, Rotary]] | None = (
             {} if execution.mode == "graph" else None
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
         """Record what is new among these micro-batches; spoils gradient and sum."""
-        if self._graphs is None:
-            return
         for rows in parts:
+            # made outside of what is compiled or recorded, and kept as long as a graph reads them
+            tables = self._model.rotary(rows.shape[1] - 1, rows.device)
             key = (tuple(rows.shape), n_rows)
-            if key not in self._graphs:
+            if self._graphs is not None and key not in self._graphs:
                 fixed = rows.clone()
                 repeat = self._capture(lambda fixed=fixed: self._run(fixed, n_rows))
-                self._graphs[key] = fixed, repeat
+                self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
         """Add loss and gradient of `rows` (micro, S+1), a part of a batch of `n_rows`."""
         if self._graphs is None:
             self._run(rows, n_rows)
             return
-        fixed, repeat = self._graphs[tuple(rows.shape), n_rows]
+        fixed, repeat, _ = self._graphs[tuple(rows.shape), n_rows]
         fixed.copy_(rows)
         repeat()
 

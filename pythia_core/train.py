@@ -39,8 +39,6 @@ from pythia_core.schedule import checkpoint_steps
 from pythia_core.trainer import Pending, State, Trainer
 from pythia_core.writer import CheckpointWriter
 
-TRAJECTORY_VERSION = 2
-"""Part of every run's identity: raise it when a change alters what a run computes."""
 STATE_EVERY_SECONDS = 2.0
 """A crash loses about this much work, or more where saving takes long:"""
 STATE_SHARE = 0.02

@@ -4,14 +4,15 @@ The reference is the definition of correct; the function without the suffix is w
 and takes the fastest exact route on the device at hand. `pythia_core.model` calls operations only
 through this package.
 
-On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy` and the rotation inside
-`attention` run as Triton kernels. `layer_norm_pair` and `bias_gelu` have kernels too, but the model
-does not call them before they have been measured on a card.
+On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu`
+and the rotation inside `attention` run as Triton kernels. The optimizer's (kernels.adamw) is not
+the model's and therefore not in the list.
 """
 
 from pythia_core.kernels.attention import attention
 from pythia_core.kernels.cross_entropy import linear_cross_entropy
 from pythia_core.kernels.gelu import bias_gelu, gelu
+from pythia_core.kernels.gpu import use_triton
 from pythia_core.kernels.layer_norm import layer_norm, layer_norm_pair
 from pythia_core.kernels.linear import linear
 from pythia_core.kernels.rotary import rotary_tables, split_rotated
@@ -26,4 +27,5 @@ __all__ = [
     "linear_cross_entropy",
     "rotary_tables",
     "split_rotated",
+    "use_triton",
 ]

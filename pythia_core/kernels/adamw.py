@@ -80,12 +80,23 @@ def adamw_(
 
     `grad` is left scaled by `factor` on some routes and unscaled on others.
     """
-    if gpu.use_triton(moving.params):
+    device = moving.params.device
+    dtype = torch.float32 if moving.copy is None else moving.copy.dtype
+    if gpu.use_triton(moving.params) and gpu.works("adamw", device, dtype, 0):
         from pythia_core.kernels.adamw_triton import one_pass_
 
         one_pass_(moving, constants, lr, update, factor, skip)
     else:
         _passes_(moving, constants, lr, update, factor, skip)
+
+
+@gpu.probe("adamw")
+def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
+    from pythia_core.kernels.adamw_triton import one_pass_
+
+    p, g, m, v = torch.zeros(4, 8, device=device).unbind(0)
+    copy = None if dtype == torch.float32 else p.to(dtype)
+    one_pass_(Moving(p, g, m, v, copy, 4), AdamW(0.9, 0.95, 1e-8, 0.1), 0.0, 1, v[0], v[0])
 
 
 def _passes_(

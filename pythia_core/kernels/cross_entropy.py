@@ -168,6 +168,7 @@ def linear_cross_entropy(
         weight: fp32 master, receives the gradient. weight_c: its copy in the dtype of `hidden`.
         targets: (n,) int64. On a CUDA device one outside [0, vocab) makes the loss NaN.
     """
+    weight_c = weight_c.detach()  # the weight itself in fp32; see kernels.linear
     if gpu.use_triton(hidden):
         gpu.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
         if gpu.works("linear_cross_entropy", hidden.device, hidden.dtype, len(weight_c)):

@@ -55,38 +55,39 @@ def bias_gelu_reference(x: Tensor, bias: Tensor, form: str) -> Tensor:
 
 
 @torch.library.custom_op("pythia::bias_gelu", mutates_args=())
-def _bias_gelu(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+def _bias_gelu(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
     from pythia_core.kernels.gelu_triton import bias_gelu_forward
 
-    return bias_gelu_forward(x, bias, tanh)
+    return bias_gelu_forward(x, bias_c, tanh)
 
 
 @_bias_gelu.register_fake
-def _(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
+def _(x: Tensor, bias: Tensor, bias_c: Tensor, tanh: bool) -> Tensor:
     return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("pythia::bias_gelu_backward", mutates_args=())
-def _bias_gelu_backward(x: Tensor, bias: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+def _bias_gelu_backward(x: Tensor, bias_c: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     from pythia_core.kernels.gelu_triton import bias_gelu_backward
 
-    return bias_gelu_backward(x, bias, dy, tanh)
+    return bias_gelu_backward(x, bias_c, dy, tanh)
 
 
 @_bias_gelu_backward.register_fake
-def _(x: Tensor, bias: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), bias.new_empty(bias.shape, dtype=torch.float32)
+def _(x: Tensor, bias_c: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), bias_c.new_empty(bias_c.shape, dtype=torch.float32)
 
 
 def _setup(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-    x, bias, ctx.tanh = inputs
-    ctx.save_for_backward(x, bias)
+    x, bias, bias_c, ctx.tanh = inputs
+    ctx.dtype = bias.dtype
+    ctx.save_for_backward(x, bias_c)
 
 
-def _backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, None]:
-    x, bias = ctx.saved_tensors
-    dx, dbias = _bias_gelu_backward(x, bias, dy, ctx.tanh)
-    return dx, dbias.to(bias.dtype), None
+def _backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    x, bias_c = ctx.saved_tensors
+    dx, dbias = _bias_gelu_backward(x, bias_c, dy, ctx.tanh)
+    return dx, dbias.to(ctx.dtype), None, None
 
 
 _bias_gelu.register_autograd(_backward, setup_context=_setup)
@@ -96,17 +97,21 @@ _bias_gelu.register_autograd(_backward, setup_context=_setup)
 def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
     x, bias = torch.zeros(16, d, device=device, dtype=dtype), torch.zeros(d, device=device)
     for tanh in (True, False):
-        _bias_gelu_backward(x, bias, _bias_gelu(x, bias, tanh), tanh)
+        _bias_gelu_backward(x, bias, _bias_gelu(x, bias, bias, tanh), tanh)
 
 
-def bias_gelu(x: Tensor, bias: Tensor, form: str) -> Tensor:
+def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) -> Tensor:
     """GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf".
+
+    Args:
+        bias: receives the gradient. bias_c: its rounded copy, added in its place.
 
     Raises:
         ConfigError: a dtype that the kernel cannot take.
     """
     if gpu.use_triton(x):
-        gpu.check("bias_gelu", {"x": x.dtype, "bias": bias.dtype})
+        bias_c = (bias if bias_c is None else bias_c).detach()
+        gpu.check("bias_gelu", {"x": x.dtype, "bias": bias_c.dtype})
         if gpu.works("bias_gelu", x.device, x.dtype, x.shape[1]):
-            return _bias_gelu(x, bias, form == "tanh")
+            return _bias_gelu(x, bias, bias_c, form == "tanh")
     return gelu(x + bias.to(x.dtype), form)

@@ -61,7 +61,8 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (n, d) with weight (d,), bias (d,), all fp32, into `dtype`."""
-    if x.dtype == torch.float32 and native.function("layer_norm", x):
+    known = x.dtype == torch.float32 and dtype != torch.float16
+    if known and native.function("layer_norm", x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 

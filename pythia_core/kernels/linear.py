@@ -12,32 +12,44 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-def linear_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., in) @ weight (out, in)^T + bias (out), in the dtype of `x`."""
-    return torch.nn.functional.linear(x, weight.to(x.dtype), bias.to(x.dtype))
+    bias = bias if bias is None else bias.to(x.dtype)
+    return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor
+        ctx: FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        weight_c: Tensor,
+        bias_c: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight_c)
-        return torch.addmm(bias_c, x, weight_c.t())
+        ctx.biased = bias_c is not None
+        return torch.addmm(bias_c, x, weight_c.t()) if ctx.biased else torch.mm(x, weight_c.t())
 
     @staticmethod
     def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_c = ctx.saved_tensors
         dx = torch.mm(dy, weight_c) if ctx.needs_input_grad[0] else None
         dweight = torch.mm(dy.t(), x).float()
-        dbias = dy.sum(0).float()
+        dbias = dy.sum(0).float() if ctx.biased else None
         return dx, dweight, dbias, None, None
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, weight_c: Tensor, bias_c: Tensor | None
+) -> Tensor:
     """x (n, in) @ weight_c (out, in)^T + bias_c (out); gradients go to `weight` and `bias` in fp32.
 
     Args:
-        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`.
+        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. Both biases
+            are None where the next operation adds it.
     """
-    return _Linear.apply(x, weight, bias, weight_c, bias_c)
+    # detached: torch.compile refuses one tensor as two inputs, which masters in fp32 would be
+    bias_c = bias_c if bias_c is None else bias_c.detach()
+    return _Linear.apply(x, weight, bias, weight_c.detach(), bias_c)

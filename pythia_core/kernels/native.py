@@ -66,8 +66,8 @@ def library() -> ctypes.CDLL | None:
 
 
 def function(name: str, tensor: Tensor) -> Callable[..., None] | None:
-    """The native function `name` for tensors like this one, or None."""
-    if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX:
+    """The native function `name` for tensors like this one, or None (for torch.compile too)."""
+    if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return None
     found = library()
     return None if found is None else _bound(name, _SUFFIX[tensor.dtype])

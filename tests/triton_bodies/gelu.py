@@ -59,7 +59,7 @@ def test_unknown_dtypes_are_refused(device: str) -> None:
 
 def test_the_operations_are_registered_fully(device: str) -> None:
     x, bias = normal(5, 8).to(device, torch.bfloat16), normal(8).float().to(device)
-    arguments = (x.requires_grad_(), bias.requires_grad_(), True)
+    arguments = (x.requires_grad_(), bias.requires_grad_(), bias.detach().to(x), True)
     torch.library.opcheck(torch.ops.pythia.bias_gelu.default, arguments)
 
 
