@@ -266,7 +266,8 @@ class GPTNeoX(nn.Module):
 
 
 def _added(x: Tensor, branches: Branches) -> Tensor:
-    return x + (branches[0] + branches[1]) if branches else x
+    """In fp32, as the kernel of the norms adds them."""
+    return x + (branches[0].float() + branches[1]) if branches else x
 
 
 def _whole(layer: Block, x: Tensor, *rest: object) -> Tensor:
