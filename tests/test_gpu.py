@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
 import logging
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +15,10 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.errors import ConfigError
+from pythia_core.kernels import attention_libraries as libraries
+from pythia_core.kernels import attention_tiles as tiles
 from pythia_core.kernels import gpu
+from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
 from pythia_core.kernels.rotary import split_rotated_reference
@@ -31,6 +37,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHIA_TRITON", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gpu, "_said", set())
+    monkeypatch.setattr(gpu, "_worked", {})
+    monkeypatch.setattr(libraries, "_missing", {})
     monkeypatch.setattr(gpu, "TRITON_FOUND", True)
 
 
@@ -98,18 +106,192 @@ def test_libraries_agree(library: str) -> None:
     qkv = normal(2, 7, 3, 3, 16)
     one, zero = torch.ones(7, 2), torch.zeros(7, 2)
     exact = attention.attention_reference(qkv, one, zero)
-    out = attention.library_attention(*qkv.unbind(3), library).flatten(2)
+    out = libraries.library_attention(*qkv.unbind(3), library).flatten(2)
     torch.testing.assert_close(out, exact)
 
 
-def test_unknown_libraries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_libraries_are_refused() -> None:
     q = normal(1, 2, 1, 8)
     with pytest.raises(ConfigError, match=r"unknown attention library 'flsh'.*'flash'"):
-        attention.library_attention(q, q, q, "flsh")
-    monkeypatch.setattr(attention, "FLASH_ATTN_FOUND", False)
-    with pytest.raises(ConfigError, match="flash_attn is not installed"):
-        attention.library_attention(q, q, q, "flash_attn")
+        libraries.library_attention(q, q, q, "flsh")
+
+
+def package(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that runs `text` when it is imported."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("library", "install"),
+    [
+        ("flash_attn", "requirements-gpu.txt"),
+        ("flash_attn_4", "pip install --pre flash-attn-4"),
+    ],
+)
+def test_absent_libraries_say_how_to_get_them(library: str, install: str) -> None:
+    q = normal(1, 2, 1, 8)
+    if importlib.util.find_spec("flash_attn"):
+        pytest.skip("flash_attn is installed")
+    with pytest.raises(
+        ConfigError, match=f"{library} is not installed: .*{install}, or take anoth"
+    ):
+        libraries.library_attention(q, q, q, library)
+
+
+@pytest.mark.parametrize("library", ["flash_attn", "flash_attn_4"])
+def test_a_library_built_for_another_torch(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    package("flash_attn", "raise ImportError('undefined symbol: _ZN3c10')", tmp_path, monkeypatch)
+    why = libraries.missing(library)
+    assert "does not load with torch" in why and "undefined symbol: _ZN3c10" in why
+    assert "--force-reinstall" in why
+
+
+def test_flash_attention_4_alone_is_not_flash_attention_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package has the parent name without the parent's functions."""
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    package("flash_attn", "", tmp_path, monkeypatch)
+    assert "flash_attn is not installed" in libraries.missing("flash_attn")
+
+
+def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(libraries, "FASTEST", {64: "flash_attn_4", 128: "cudnn"})
+    monkeypatch.setattr(libraries, "_missing", {"flash_attn_4": "it is not there"})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert libraries.chosen(64, torch.bfloat16, CARD.device) == "torch"
+    assert [r.message for r in caplog.records] == ["it is not there. torch's own attention is used"]
+    with gpu.no_fallback(), pytest.raises(ConfigError, match="it is not there"):
+        libraries.chosen(64, torch.bfloat16, CARD.device)
+    assert libraries.chosen(128, torch.bfloat16, CARD.device) == "cudnn"
+    assert libraries.chosen(128, torch.float32, CARD.device) == libraries.DEFAULT
+    assert libraries.chosen(80, torch.bfloat16, CARD.device) == libraries.DEFAULT
 
 
 def test_only_known_libraries_are_in_the_table() -> None:
-    assert set(attention.FASTEST.values()) <= set(attention.LIBRARIES)
+    assert set(libraries.FASTEST.values()) <= set(libraries.LIBRARIES)
+    assert libraries.DEFAULT in libraries.LIBRARIES
+
+
+def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def fails(device: torch.device, dtype: torch.dtype, width: int) -> None:
+        tried.append((dtype, width))
+        raise RuntimeError("at 3:7\nptxas: out of registers")
+
+    monkeypatch.setitem(gpu._probes, "op", fails)
+    monkeypatch.setattr(gpu, "version_problem", lambda: "install another Triton")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert not gpu.works("op", CARD.device, torch.bfloat16, 64)
+    assert tried == [(torch.bfloat16, 64)], "tried again"
+    assert [r.message for r in caplog.records] == [
+        "op: the kernel of width 64 fails here, RuntimeError: ptxas: out of registers "
+        "(install another Triton); the slower torch operations are used"
+    ]
+    with gpu.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
+        gpu.works("op", CARD.device, torch.bfloat16, 64)
+    assert not gpu.strict()
+    monkeypatch.setitem(gpu._probes, "op", lambda *_: None)
+    assert gpu.works("op", CARD.device, torch.float16, 64)
+    monkeypatch.setitem(gpu._probes, "op", fails)
+    assert gpu.works("op", torch.device("cpu"), torch.bfloat16, 64), "nothing compiles there"
+
+
+def test_a_full_card_is_no_reason_to_give_up_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setitem(gpu._probes, "op", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu.works("op", CARD.device, torch.bfloat16, 64)
+    monkeypatch.setitem(gpu._probes, "op", lambda *_: None)
+    assert gpu.works("op", CARD.device, torch.bfloat16, 64)
+
+
+@pytest.mark.parametrize("operation", ["bias_gelu", "layer_norm_pair", "linear_cross_entropy"])
+def test_entries_take_their_torch_path_where_the_kernel_fails(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(gpu, "works", lambda *_: False)
+    x, w, targets = normal(5, 24), normal(24, seed=1), torch.arange(5)
+    if operation == "bias_gelu":
+        ours, plain = kernels.bias_gelu(x, w, "tanh"), bias_gelu_reference(x, w, "tanh")
+    elif operation == "layer_norm_pair":
+        ours = kernels.layer_norm_pair(x, (), [w] * 4, 1e-5, torch.float32)[1]
+        plain = layer_norm_pair_reference(x, (), [w] * 4, 1e-5, torch.float32)[1]
+    else:
+        table = normal(9, 24, seed=2)
+        ours = kernels.linear_cross_entropy(x, table, targets, table)
+        plain = linear_cross_entropy_reference(x, table, targets)
+    torch.testing.assert_close(ours, plain)
+
+
+def test_attention_takes_its_torch_path_where_the_rotation_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gpu, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(gpu, "works", lambda *_: False)
+    qkv, (cos, sin) = normal(2, 6, 3, 3, 16), kernels.rotary_tables(6, 4, 10_000.0)
+    before = qkv.clone()
+    out = kernels.attention(qkv, cos, sin)
+    torch.testing.assert_close(out, attention.attention_reference(before, cos, sin))
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "wrong"),
+    [
+        ('triton==3.7.1; platform_system == "Linux"', "3.7.1", False),
+        ('triton==3.7.1; platform_system == "Linux"', "3.6.0", True),
+        ("numpy", "3.6.0", False),
+        ("triton==3.7.1", None, False),
+    ],
+)
+def test_torch_and_triton_belong_together(
+    asked: str, installed: str | None, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["sympy", asked])
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    said = gpu.version_problem()
+    assert bool(said) is wrong
+    assert not wrong or said.endswith(
+        "is made for Triton 3.7.1, installed is 3.6.0: pip install triton==3.7.1"
+    )
+
+
+def test_heads_are_cut_into_runs_of_lanes() -> None:
+    assert {d: tiles.lanes(d) for d in (8, 20, 32, 64, 80, 96, 128, 192, 256)} == {
+        8: (16, 0),
+        20: (16, 16),
+        32: (32, 0),
+        64: (64, 0),
+        80: (64, 16),
+        96: (64, 32),
+        128: (128, 0),
+        192: (128, 64),
+        256: (256, 0),
+    }
+    for table in (*tiles.TILES.values(), tiles.TILES_FP32):
+        assert table.forward.queries % table.forward.keys == 0
+        assert table.dq.queries % table.dq.keys == 0
+        assert all(t.keys % t.queries == 0 for t in (table.dk, table.dv) if t)
+    assert tiles.tiles(20, torch.bfloat16) is tiles.TILES[32]
+    assert tiles.tiles(96, torch.float16) is tiles.TILES[128]

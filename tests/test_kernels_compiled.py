@@ -113,12 +113,8 @@ def test_cross_entropy(pointer: str) -> None:
 
 OFFICIAL_HEAD_DIMS = sorted({s.d_model // s.n_heads for s in OFFICIAL_SIZES.values()})
 HEAD_DIMS = pytest.mark.parametrize("head_dim", OFFICIAL_HEAD_DIMS)
-ATTENTION = [
-    *(("bf16", dim) for dim in OFFICIAL_HEAD_DIMS),
-    ("fp16", 64),
-    ("fp32", 128),
-    ("fp32", 256),
-]
+ATTENTION = [*(("bf16", dim) for dim in OFFICIAL_HEAD_DIMS), ("fp32", 256)]
+"""fp16 compiles to the same with another type, and smaller heads in fp32 to less."""
 
 
 @HEAD_DIMS
@@ -167,11 +163,13 @@ def test_packing_of_gradients(head_dim: int) -> None:
     check(compiled(t.pack_kernel, types, constants, t.WARPS))
 
 
-WIDTHS = pytest.mark.parametrize("d", sorted({s.d_model for s in OFFICIAL_SIZES.values()}))
+OFFICIAL_WIDTHS = sorted({s.d_model for s in OFFICIAL_SIZES.values()})
+WIDTHS = pytest.mark.parametrize(
+    ("d", "residual"), [*((d, True) for d in OFFICIAL_WIDTHS), (5120, False)]
+)
 
 
 @WIDTHS
-@pytest.mark.parametrize("residual", [False, True])
 def test_layer_norm_pair(d: int, residual: bool) -> None:
     from pythia_core.kernels.layer_norm_triton import pair_kernel, tile
 
@@ -189,7 +187,6 @@ def test_layer_norm_pair(d: int, residual: bool) -> None:
 
 
 @WIDTHS
-@pytest.mark.parametrize("residual", [False, True])
 def test_layer_norm_pair_backward(d: int, residual: bool) -> None:
     from pythia_core.kernels.layer_norm_triton import PARTIALS, backward_tile, pair_backward_kernel
 
@@ -246,7 +243,7 @@ def test_attention(kind: str, head_dim: int) -> None:
     from pythia_core.kernels.attention_tiles import constants, tiles
     from pythia_core.kernels.attention_triton import forward_kernel
 
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind]
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[kind]
     parts = ("q", "k", "v", "out", "dout", "dqkv")
     types = {
         **{f"{part}_ptr": f"*{kind}" for part in parts},

@@ -64,8 +64,12 @@ def _why_missing(library: str) -> str:
             "flash_attn": "pip install --no-build-isolation -r requirements-gpu.txt",
             "flash_attn_4": "pip install --pre flash-attn-4",
         }[library]
-        absent = isinstance(error, ImportError) and (error.name or "").startswith("flash_attn")
-        if absent and "cannot import name" not in str(error):
+        absent = isinstance(error, ModuleNotFoundError) and error.name in (
+            "flash_attn",
+            "flash_attn.cute",
+        )
+        # the package of FlashAttention-4 alone leaves an empty parent
+        if absent or "cannot import name 'flash_attn_func'" in str(error):
             return f"{library} is not installed: {install}"
         reason = str(error).split("\n")[0]
         return (

@@ -42,7 +42,7 @@ TILES = {
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2)),
 }
 """By head dim, for bf16 and fp16; a head dim between two takes the tiles of the larger."""
-TILES_FP32 = Tiles(Tile(32, 32, 8, 1), Tile(16, 16, 8, 1), Tile(16, 32, 8, 1))
+TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
 """Of every head dim in fp32, which has no tensor-core product of its precision: to compare with."""
 
 

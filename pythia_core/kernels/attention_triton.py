@@ -15,26 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pythia_core.kernels.attention_rows import load_rows, same_strides, store_rows
 from pythia_core.kernels.attention_tiles import constants, tiles
-
-
-@triton.jit
-def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Rows of LANES lanes from `lane_start`; nothing outside the head or the sequence is read."""
-    lane = lane_start + tl.arange(0, LANES)
-    mask = inside[:, None]
-    if DIM < lane_start + LANES:
-        mask = mask & (lane < DIM)[None, :]
-    return tl.load(ptr + offsets[:, None] + lane[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
-    lane = lane_start + tl.arange(0, LANES)
-    mask = inside[:, None]
-    if DIM < lane_start + LANES:
-        mask = mask & (lane < DIM)[None, :]
-    tl.store(ptr + offsets[:, None] + lane[None, :], x.to(ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -122,13 +104,6 @@ def forward_kernel(
     store_rows(out_ptr, at, inside, 0, out1 * inverse[:, None], LANES1, DIM)
     if LANES2 > 0:
         store_rows(out_ptr, at, inside, LANES1, out2 * inverse[:, None], LANES2, DIM)
-
-
-def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """q, k and v as the kernels want them: views of one packed buffer are, others are copied."""
-    if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
-        return [q, k, v]
-    return [x.contiguous() for x in (q, k, v)]
 
 
 def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

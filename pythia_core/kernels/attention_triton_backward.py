@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pythia_core.kernels.attention_rows import load_rows, same_strides, store_rows
 from pythia_core.kernels.attention_tiles import Tile, constants, tiles
-from pythia_core.kernels.attention_triton import load_rows, same_strides, store_rows
 
 
 @triton.jit
