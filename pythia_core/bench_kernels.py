@@ -1,153 +1,48 @@
-"""How fast every kernel is against its plain reference and torch.compile, one row a measurement.
+"""How fast every kernel is against its plain reference, torch.compile of it, and libraries.
 
-Rates count the least work of the operation (each operand read once, each result written once; the
-products of a causal attention), so contenders are compared by the same number, and are shown as
-shares of a copy and a matrix product measured in the same run. Needs a CUDA device; a dry run does
-everything on tiny CPU tensors, where the times mean nothing.
+One row a measurement. Method: three calls to warm up, compilation included, are dropped; then three
+times at least twenty calls are timed one by one, each after emptying the caches and between two
+events of the device, and the median is taken; a row has the median of the three and their range.
+Rates count the least work of an operation (bench_kernel_cases), shares are of a copy and of a
+matrix product measured in the same run. Errors are against fp64 on fewer tokens. A contender that
+cannot run gives a row that says so: nothing is timed under another's name. Needs a CUDA device; a
+dry run does everything on tiny CPU tensors, where the times mean nothing.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pythia_core import kernels
-from pythia_core.errors import ConfigError
+from pythia_core.bench_kernel_cases import Case, Contender, cases
+from pythia_core.errors import ConfigError, DataError
 from pythia_core.kernels import gpu
-from pythia_core.kernels.attention import (
-    FLASH_ATTN_FOUND,
-    LIBRARIES,
-    attention_reference,
-    library_attention,
-)
-from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
-from pythia_core.kernels.gelu import bias_gelu_reference
-from pythia_core.kernels.layer_norm import layer_norm_pair_reference
-from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.metrics import device_info
 from pythia_core.scales import OFFICIAL_SIZES, Size
 
-Contender = Callable[..., Tensor | Sequence[Tensor]]
 SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
 """One size of every head dim: 32, 64, 256, 128, 80."""
 DIRECTIONS = ("forward", "backward", "both")
+REPEATS, CALLS = 3, 20
+METHOD = f"median of {REPEATS} medians of at least {CALLS} single calls, caches emptied before each"
 
 
-@dataclass(frozen=True)
-class Case:
-    """An operation at one shape.
-
-    Attributes:
-        inputs: makes the tensors that are differentiated.
-        work: by direction, least bytes moved (unit "GB/s") or operations done ("TFLOP/s").
-        others: further contenders by name.
-    """
-
-    kernel: str
-    shape: dict[str, int]
-    inputs: Callable[[], list[Tensor]]
-    ours: Contender
-    reference: Contender
-    unit: str
-    work: dict[str, float]
-    others: dict[str, Contender] = field(default_factory=dict)
-
-
-def cases(
-    rows: int, seq: int, d: int, heads: int, vocab: int, dtype: torch.dtype, device: str
-) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens."""
-    n, dim = rows * seq, d // heads
-    size = dtype.itemsize
-    fp32 = {"dtype": torch.float32, "device": device}
-    low = {"dtype": dtype, "device": device}
-    cos, sin = kernels.rotary_tables(seq, dim // 8 * 2, 10_000.0, torch.device(device))
-
-    targets = torch.randint(vocab, (n,), device=device)
-    yield Case(
-        "linear_cross_entropy",
-        {"tokens": n, "width": d, "vocab": vocab},
-        lambda: [torch.randn(n, d, **low), torch.randn(vocab, d, **fp32) / d**0.5],
-        lambda h, w: kernels.linear_cross_entropy(h, w, targets, w.detach().to(dtype)),
-        lambda h, w: linear_cross_entropy_reference(h, w, targets),
-        "TFLOP/s",
-        {"both": 6 * n * d * vocab},  # who computes gradients in the forward differs
-    )
-    head_shape = {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim}
-    turned = 2 * n * heads * (4 * cos.shape[-1]) * size  # q and k, read and written
-    packed = 2 * 3 * n * d * size
-    yield Case(
-        "split_rotated",
-        head_shape,
-        lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
-        lambda qkv: kernels.split_rotated(qkv, cos, sin),
-        lambda qkv: split_rotated_reference(qkv, cos, sin),
-        "GB/s",
-        {"forward": turned, "backward": packed, "both": turned + packed},
-    )
-    yield Case(
-        "layer_norm_pair",
-        {"tokens": n, "width": d},
-        lambda: [
-            torch.randn(n, d, **fp32),
-            *(torch.randn(n, d, **low) for _ in range(2)),
-            *(torch.randn(d, **fp32) for _ in range(4)),
-        ],
-        lambda x, a, b, *w: kernels.layer_norm_pair(x, (a, b), w, 1e-5, dtype),
-        lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, dtype),
-        "GB/s",
-        {
-            "forward": n * d * (2 * 4 + 4 * size),  # x, a, b -> z, y1, y2
-            "backward": n * d * (3 * 4 + 3 * size),  # z, dz, dy1, dy2 -> dx, dbranch
-            "both": n * d * (5 * 4 + 7 * size),
-        },
-    )
-    for form in ("tanh", "erf"):
-        yield Case(
-            f"bias_gelu_{form}",
-            {"tokens": n, "width": 4 * d},
-            lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
-            lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
-            lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
-            "GB/s",
-            {
-                "forward": 2 * n * 4 * d * size,
-                "backward": 3 * n * 4 * d * size,
-                "both": 5 * n * 4 * d * size,
-            },
-        )
-    product = rows * heads * seq * (seq + 1) * dim  # one causal product: 2 * pairs * dim
-    yield Case(
-        "attention",
-        head_shape,
-        lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
-        lambda qkv: kernels.attention(qkv, cos, sin),
-        lambda qkv: attention_reference(qkv, cos, sin),
-        "TFLOP/s",
-        {"forward": 2 * product, "backward": 5 * product, "both": 7 * product},
-        {
-            f"{name}, unrotated": lambda qkv, name=name: library_attention(*qkv.unbind(3), name)
-            for name in LIBRARIES
-            if name != "flash_attn" or FLASH_ATTN_FOUND
-        },
-    )
-
-
-def _milliseconds(function: Callable[[], Any], device: str, seconds: float) -> list[float]:
-    """Times of single calls, at least three, over `seconds`, caches emptied before each."""
+def _timed_calls(
+    function: Callable[[], Any], device: str, seconds: float, calls: int
+) -> list[float]:
+    """Milliseconds of single calls, at least `calls`, over at least `seconds`."""
     cuda = device == "cuda"
     sweep = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
-    for _ in range(3):  # warm-up, compilation included
-        function()
     until = time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < until:
+    while len(times) < calls or time.perf_counter() < until:
         if cuda:
             sweep.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -163,83 +58,140 @@ def _milliseconds(function: Callable[[], Any], device: str, seconds: float) -> l
     return times
 
 
-def ceilings(device: str, dtype: torch.dtype, side: int, seconds: float) -> dict[str, float]:
-    """Best measured GB/s of a copy (read and written) and TFLOP/s of a square matrix product."""
+def timing(
+    function: Callable[[], Any], device: str, seconds: float, calls: int = CALLS
+) -> dict[str, Any]:
+    """ms (median of the repeats' medians), ms_low, ms_high (their range), calls."""
+    for _ in range(3):
+        function()
+    repeats = [_timed_calls(function, device, seconds / REPEATS, calls) for _ in range(REPEATS)]
+    medians = sorted(map(statistics.median, repeats))
+    return {
+        "ms": statistics.median(medians),
+        "ms_low": medians[0],
+        "ms_high": medians[-1],
+        "calls": sum(map(len, repeats)),
+    }
+
+
+def ceilings(
+    device: str, dtype: torch.dtype, side: int, seconds: float, calls: int = CALLS
+) -> dict[str, float]:
+    """Measured GB/s of a copy (read and written) and TFLOP/s of a square matrix product."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
-    copy = min(_milliseconds(lambda: out.copy_(a), device, seconds))
-    product = min(_milliseconds(lambda: torch.mm(a, b, out=out), device, seconds))
+    copy = timing(lambda: out.copy_(a), device, seconds, calls)["ms"]
+    product = timing(lambda: torch.mm(a, b, out=out), device, seconds, calls)["ms"]
     return {
         "GB/s": 2 * a.numel() * a.element_size() / copy / 1e6,
         "TFLOP/s": 2 * side**3 / product / 1e9,
     }
 
 
-def _timed(
-    case: Case, contender: Contender, direction: str, device: str, seconds: float
-) -> tuple[list[float], int | None]:
-    """Milliseconds, and on a CUDA device the peak of memory in bytes beyond the inputs."""
+def _outputs(contender: Contender, leaves: list[Tensor]) -> list[Tensor]:
+    made = contender(*leaves)
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+def _results(contender: Contender, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = _outputs(contender, [x * 1 for x in leaves])  # some contenders overwrite theirs
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+    grads = torch.autograd.grad(outputs, leaves, upstream)
+    return [o.detach().double() for o in outputs], [g.double() for g in grads]
+
+
+def _worst(actual: list[Tensor], exact: list[Tensor]) -> float:
+    return max(
+        ((a - e).norm() / e.norm().clamp_min(1e-30)).item()
+        for a, e in zip(actual, exact, strict=True)
+    )
+
+
+def errors(case: Case, contender: Contender) -> dict[str, float]:
+    """By direction the largest norm-wise relative error of a result against fp64."""
+    torch.manual_seed(2)
+    inputs = case.inputs()
+    exact = _results(case.exact, [x.double() for x in inputs])
+    forward, backward = map(_worst, _results(contender, inputs), exact)
+    return {"forward": forward, "backward": backward, "both": max(forward, backward)}
+
+
+def _call(case: Case, contender: Contender, direction: str) -> Callable[[], Any]:
+    """What is timed."""
     leaves = [x.requires_grad_() for x in case.inputs()]
-
-    def forward() -> list[Tensor]:
-        made = contender(*leaves)
-        return [made] if isinstance(made, Tensor) else list(made)
-
-    outputs = forward()
+    outputs = _outputs(contender, leaves)
     upstream = [torch.randn_like(o) for o in outputs]
-    if direction != "backward":
-        del outputs
+    if direction == "forward":
+        return lambda: _outputs(contender, leaves)
+    if direction == "backward":
+        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+    return lambda: torch.autograd.grad(_outputs(contender, leaves), leaves, upstream)
 
-    def call() -> Any:
-        if direction == "forward":
-            return forward()
-        made = outputs if direction == "backward" else forward()
-        return torch.autograd.grad(made, leaves, upstream, retain_graph=direction == "backward")
 
-    times = _milliseconds(call, device, seconds)
+def _peak(call: Callable[[], Any], device: str) -> int | None:
+    """Bytes allocated at most during a call beyond what was there before; CUDA only."""
     if device != "cuda":
-        return times, None
+        return None
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()
-    return times, torch.cuda.max_memory_allocated() - before
+    return torch.cuda.max_memory_allocated() - before
 
 
 def measure(
-    case: Case, dtype: torch.dtype, device: str, seconds: float, roof: dict[str, float]
+    case: Case,
+    small: Case,
+    dtype: torch.dtype,
+    device: str,
+    seconds: float,
+    roof: dict[str, float],
+    calls: int = CALLS,
 ) -> Iterator[dict[str, Any]]:
-    """A row for every contender and direction; a contender that fails gives a row that says so."""
+    """A row for every contender and direction.
+
+    Args:
+        small: the same operation on few tokens, for the errors.
+        roof: as `ceilings` gives it.
+    """
     backend = "inductor" if device == "cuda" else "eager"
     torch.compiler.reset()  # its cache of one function's variants is short
     contenders = {
-        "ours": case.ours,
-        "reference": case.reference,
-        f"torch.compile ({backend})": torch.compile(case.reference, backend=backend),
-        **case.others,
+        "ours": (case.ours, small.ours),
+        "reference": (case.reference, small.reference),
+        f"torch.compile ({backend})": tuple(
+            torch.compile(c.reference, backend=backend) for c in (case, small)
+        ),
+        **{name: (other, small.others[name]) for name, other in case.others.items()},
     }
-    for name, contender in contenders.items():
+    for name, (contender, on_few) in contenders.items():
+        common: dict[str, Any] = {
+            "kernel": case.kernel,
+            "shape": case.shape,
+            "dtype": str(dtype).removeprefix("torch."),
+            "contender": name,
+        }
+        wrong: dict[str, float] = {}
         for direction in DIRECTIONS:
-            row: dict[str, Any] = {
-                "kernel": case.kernel,
-                "shape": case.shape,
-                "dtype": str(dtype).removeprefix("torch."),
-                "contender": name,
-                "direction": direction,
-            }
+            row = {**common, "direction": direction}
             try:
-                times, peak = _timed(case, contender, direction, device, seconds)
-            except (RuntimeError, NotImplementedError) as error:  # out of memory, head dim, ...
-                yield {**row, "error": str(error).split("\n")[0][:200]}
+                wrong = wrong or errors(small, on_few)
+                call = _call(case, contender, direction)
+                row |= timing(call, device, seconds, calls)
+                row |= {"relative_error": wrong[direction], "peak_bytes": _peak(call, device)}
+            except (ConfigError, RuntimeError, NotImplementedError, AssertionError) as error:
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                yield {**row, "failed": first[:200]}  # not installed, out of memory, a head dim
                 continue
-            low, *_, high = statistics.quantiles(times, n=5)
-            median = statistics.median(times)
-            row |= {"ms": median, "ms_20": low, "ms_80": high, "calls": len(times)}
-            row["peak_bytes"] = peak
             if direction in case.work:
-                rate = case.work[direction] / median / (1e6 if case.unit == "GB/s" else 1e9)
+                amount, formula = case.work[direction]
+                rate = amount / row["ms"] / (1e6 if case.unit == "GB/s" else 1e9)
                 row |= {"rate": rate, "unit": case.unit, "share": rate / roof[case.unit]}
+                row["formula"] = f"{formula}, over time"
             yield row
 
 
@@ -251,6 +203,7 @@ def bench_kernels(
     Args:
         sizes: official sizes (default: one of every head dim).
         dry_run: tiny CPU tensors, to see that everything runs.
+        seconds: of timed calls a measurement, at least.
 
     Raises:
         ConfigError: no CUDA device and no dry run, or an unknown size.
@@ -264,21 +217,48 @@ def bench_kernels(
             f"{', '.join(unknown)}"
         )
     device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
-    seconds = 0.0 if dry_run else seconds
-    roof = ceilings(device, dtype, 64 if dry_run else 8192, seconds)
+    seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
+    roof = ceilings(device, dtype, 64 if dry_run else 8192, seconds, calls)
     triton = gpu.use_triton(torch.empty(0, device=device))
     common = {"device": device_info()["device"], "torch": torch.__version__, "dry_run": dry_run}
     measured = {"copy_gb_per_s": roof["GB/s"], "matmul_tflop_per_s": roof["TFLOP/s"]}
-    yield {**common, "triton": triton, **measured}
+    yield {**common, "triton": triton, "method": METHOD, **measured}
     for name in sizes or SIZES:
         torch.manual_seed(0)
-        for case in cases(*_shape(OFFICIAL_SIZES[name], dry_run), dtype, device):
-            for row in measure(case, dtype, device, seconds, roof):
-                yield {"size": name, **row, **common}
+        shape, few = (_shape(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
+        pairs = zip(cases(*shape, dtype, device), cases(*few, dtype, device), strict=True)
+        for case, small in pairs:
+            with gpu.no_fallback():
+                rows = list(measure(case, small, dtype, device, seconds, roof, calls))
+            yield from ({"size": name, **row, **common} for row in rows)
 
 
-def _shape(size: Size, dry_run: bool) -> tuple[int, int, int, int, int]:
-    """rows, tokens a row, width, heads, vocabulary: 32,768 tokens, or a few heads of the size."""
+def _shape(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
+    """rows, tokens a row, width, heads, vocabulary: 32,768 tokens, or few, or almost nothing."""
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
+    if few:
+        return 1, 300, size.d_model, size.n_heads, size.vocab_size
     return 16, 2048, size.d_model, size.n_heads, size.vocab_size
+
+
+def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of an earlier `bench kernels --json FILE`; of no file, those measured now: on a CUDA
+    device if there is one, else of a dry run, which says so in every row.
+
+    Raises:
+        DataError: a file that is not there or does not hold such rows.
+    """
+    if not path:
+        return list(bench_kernels(sizes, dry_run=not torch.cuda.is_available()))
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no file of `bench kernels --json`: {error}") from error
+    heads = [row for row in rows if isinstance(row, dict) and "copy_gb_per_s" in row]
+    if len(heads) != 1 or "copy_gb_per_s" not in rows[0]:
+        raise DataError(
+            f"{path} must hold the rows of one run of `bench kernels`, the first with its ceilings;"
+            f" it has {len(rows)} rows, {len(heads)} of them such"
+        )
+    return rows

@@ -168,8 +168,12 @@ def check_packed(q: Tensor, library: str) -> None:
     """Refuse what the packed libraries cannot compute: q is (batch, seq, heads, head_dim).
 
     Raises:
-        ConfigError: with every problem.
+        ConfigError: with every problem, or that the library is not there.
     """
+    if why := missing(library):
+        raise ConfigError(f"{why}, or take another of {', '.join(LIBRARIES)}")
+    if not gpu.use_triton(q):
+        raise ConfigError(f"attention by {library} runs on CUDA devices, this is {q.device}")
     _, seq, heads, dim = q.shape
     step = 8 if library == "flash_attn_4" else 1
     no_fp32 = library == "flash_attn_4" and q.dtype == torch.float32
@@ -195,11 +199,11 @@ def library_attention(q: Tensor, k: Tensor, v: Tensor, library: str) -> Tensor:
     Raises:
         ConfigError: a library that is not known or not installed, or cannot take these tensors.
     """
-    if why := missing(library):
-        raise ConfigError(f"{why}, or take another of {', '.join(LIBRARIES)}")
     if library in PACKED:
         check_packed(q, library)
         return packed_forward(q, k, v, library)[0]
+    if why := missing(library):
+        raise ConfigError(f"{why}, or take another of {', '.join(LIBRARIES)}")
     if library == "flash_attn":
         from flash_attn import flash_attn_func
 
