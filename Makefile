@@ -10,9 +10,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
 STUDY ?= gender_bias
-# the suite first: the others are about its models; phases, of the real suite too, and throughput,
-# of a GPU, by themselves
-STUDIES := suite $(filter-out suite phases throughput,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
+# the suite first: the others are about its models; by themselves: phases, of the real suite too, and
+# kernels and throughput, which want a GPU
+STUDIES := suite $(filter-out suite phases kernels throughput,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 TORCH_INDEX ?=
 
 VENV := .venv
