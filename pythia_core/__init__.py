@@ -2,8 +2,8 @@
 
 The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
 
-    6  __main__ -> commands/*  bench  bench_*  records  recorded  notebooks  cleaning  figures*
-    6  papermill_engine
+    6  __main__ -> commands/*  bench*  bundle*
+    6  records  recorded  notebooks  cleaning  figures*  papermill_engine
     5  studies/*  published*  errata*  sweep  budget
     4  train  trainer  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic
     4  definitions  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models

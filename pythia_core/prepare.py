@@ -16,8 +16,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,15 +145,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
         FetchError, DataError: the corpus or the tokenizer cannot be had or used, too little text,
             no space left, or a damaged cache (the folder to delete is named).
     """
-    tokenizer = _tokenizer_source(data)
-    settings = {
-        "format": FORMAT,
-        "corpus": corpus_identity(data),
-        "domains": sorted(data.domains) if data.corpus in BUILT_IN else [],
-        "tokenizer": tokenizer.identity,
-        "heldout_fraction": data.heldout_fraction,
-        "dedup": data.dedup,
-    }
+    settings = _settings(data)
     order = {
         "seq_len": data.seq_len,
         "seed": data.order_seed,
@@ -160,14 +153,10 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
         "policy": data.epoch_policy,
         "unique_rows": data.unique_rows,
     }
-    root = cache_dir() / "data"
-    tokens = root / f"tokens-{stable_hash(settings)[:16]}"
+    tokens = prepare_tokens(data, progress)
+    root = tokens.parent
     rows = root / f"rows-{stable_hash([settings, order])[:16]}"
     with _storage_errors(root):
-        if not tokens.is_dir():
-            with atomic_dir(tokens) as folder:
-                made = _make_tokens(data, tokenizer, folder, progress)
-                _write_manifest(folder, made)
         if not rows.is_dir():
             with atomic_dir(rows) as folder:
                 made = {"tokens": {"folder": tokens.name, **_read_manifest(tokens)}}
@@ -185,6 +174,40 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
         # opening them checks their structure too
         _ = prepared.tokens, prepared.heldout, prepared.rows
     return prepared
+
+
+def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
+    """The folder of the tokens of `data`, made if it is not there; rows are laid out from it.
+
+    Raises:
+        As `prepare`.
+    """
+    root = cache_dir() / "data"
+    tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
+    with _storage_errors(root):
+        if not tokens.is_dir():
+            whole = None
+            if data.dedup != "none":  # what is taken out of it need not be encoded again
+                whole = prepare_tokens(replace(data, dedup="none"), progress)
+            with atomic_dir(tokens) as folder:
+                if whole:
+                    made = _take_duplicates_out(data, whole, folder, progress)
+                else:
+                    made = _make_tokens(data, _tokenizer_source(data), folder, progress)
+                _write_manifest(folder, made)
+    return tokens
+
+
+def _settings(data: DataConfig) -> dict[str, Any]:
+    """All that determines the tokens."""
+    return {
+        "format": FORMAT,
+        "corpus": corpus_identity(data),
+        "domains": sorted(data.domains) if data.corpus in BUILT_IN else [],
+        "tokenizer": _tokenizer_source(data).identity,
+        "heldout_fraction": data.heldout_fraction,
+        "dedup": data.dedup,
+    }
 
 
 # --- the tokenizer ---------------------------------------------------------------------------
@@ -232,7 +255,6 @@ def _make_tokens(
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
 
-    dropped, report = _find_duplicates(data, held, progress)
     again: Tally = {}
     domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
     n_bytes = sum(tally.bytes for tally in first.values())
@@ -247,17 +269,13 @@ def _make_tokens(
             for (domain, text), ids in zip(batch, encoded, strict=True):
                 ids.append(eod)
                 entry = domains[domain]
-                if number in dropped:
-                    entry["duplicate_tokens"] += len(ids)
-                else:
-                    out = heldout if number in held else train
-                    out.add(ids)
-                    entry["heldout_documents"] += out is heldout
-                    entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
+                out = heldout if number in held else train
+                out.add(ids)
+                entry["heldout_documents"] += out is heldout
+                entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
                 bar.update(len(text.encode("utf-8")))
                 number += 1
-    if {d: t.summary() for d, t in again.items()} != {d: t.summary() for d, t in first.items()}:
-        raise DataError(f"the corpus {data.corpus!r} changed while it was read; run again")
+    _check_unchanged(data, first, {name: tally.summary() for name, tally in again.items()})
     return {
         "format": FORMAT,
         "corpus": domains,
@@ -266,9 +284,42 @@ def _make_tokens(
         "eod_id": eod,
         "train": {"documents": train.n_documents, "tokens": train.n_tokens},
         "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
-        "dedup": report,
+        "dedup": {},
         "files": _files(folder),
     }
+
+
+def _take_duplicates_out(
+    data: DataConfig, whole: Path, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """The tokens in `whole` without the duplicates that `data.dedup` finds; their manifest."""
+    made = _read_manifest(whole)
+    first: Tally = {}
+    held, _ = choose_heldout(data, first, progress)
+    counts = list(next(iter(first.values())).summary())
+    _check_unchanged(data, first, {n: {k: d[k] for k in counts} for n, d in made["corpus"].items()})
+    dropped, report = _find_duplicates(data, held, progress)
+    for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
+        shutil.copyfile(whole / name, folder / name)
+    source, place = MegatronIndexed(whole / "train"), 0
+    with IndexedWriter(folder / "train", made["vocab_size"]) as train:
+        for number, document in enumerate(open_corpus(data, progress=False)):
+            if number in held:
+                continue
+            ids, entry = source.document(place), made["corpus"][document.domain]
+            place += 1
+            if number in dropped:
+                entry["train_tokens"] -= len(ids)
+                entry["duplicate_tokens"] += len(ids)
+            else:
+                train.add(ids)
+    made["train"] = {"documents": train.n_documents, "tokens": train.n_tokens}
+    return {**made, "dedup": report, "files": _files(folder)}
+
+
+def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
+    if {name: tally.summary() for name, tally in now.items()} != before:
+        raise DataError(f"the corpus {data.corpus!r} changed while it was read; run again")
 
 
 _NO_TOKENS = {
@@ -283,8 +334,6 @@ def _find_duplicates(
     data: DataConfig, held: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
     """Numbers of the training documents that `data.dedup` takes out, and its report."""
-    if data.dedup == "none":
-        return set(), {}
     from pythia_core.dedup import deduplicate
 
     numbers, texts = [], []

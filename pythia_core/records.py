@@ -87,6 +87,10 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
     return problems
 
 
+PACKED = "PYTHIA_COMMIT"
+"""Which commit a bundle was packed from, "-modified" behind it if files differed from it."""
+
+
 def _git(*arguments: str) -> str | None:
     """Output of a git command in this checkout, or None where there is none."""
     command = ["git", "-C", str(project_root()), *arguments]
@@ -108,7 +112,8 @@ def commit() -> dict[str, Any]:
     """The commit of this checkout, and whether code, notebooks or pins differ from it."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != project_root().resolve():
-        return {"id": None, "dirty": None}
+        packed, _, mark = os.environ.get(PACKED, "").partition("-")  # a bundle has no git folder
+        return {"id": packed or None, "dirty": bool(mark) if packed else None}
     changed = _git("status", "--porcelain", "--", "pythia_core", "notebooks", "requirements.lock")
     return {"id": _git("rev-parse", "--verify", "-q", "HEAD"), "dirty": bool(changed)}
 

