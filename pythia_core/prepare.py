@@ -8,16 +8,14 @@ that copies of a text are always on one side; from the others duplicates may be 
 
 Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer, token files), shared by
 all orders of the same tokens, and `rows-KEY`. Each has a manifest with the sha256 of every file.
-Text is streamed: memory does not grow with the corpus. Not here: changing tokens (intervene).
+Not here: encoding (pythia_core.token_making), changing tokens (intervene).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,31 +24,28 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from pythia_core.config import BUILT_IN, DataConfig, stable_hash
-from pythia_core.corpus import Tally, corpus_identity, open_corpus
+from pythia_core.corpus import corpus_identity
 from pythia_core.errors import DataError
-from pythia_core.heldout import choose_heldout
 from pythia_core.order import PreshuffledRows, RowOrder, write_rows
 from pythia_core.paths import atomic_dir, cache_dir
-from pythia_core.progress import bar as progress_bar
-from pythia_core.tokenizer import (
-    EOD,
-    NEOX_20B,
-    encode_documents,
-    id_limit,
-    load_tokenizer,
-    sample,
-    train_bpe,
+from pythia_core.token_making import (
+    FORMAT,
+    damaged,
+    list_files,
+    make_tokens,
+    read_manifest,
+    take_duplicates_out,
+    tokenizer_source,
+    write_manifest,
 )
-from pythia_core.tokens import IndexedWriter, MegatronIndexed, file_sha256
-from pythia_core.wheels import WHEELS, wheel_bytes
+from pythia_core.tokenizer import load_tokenizer
+from pythia_core.tokens import MegatronIndexed, file_sha256
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = 2
 FULL_CHECK_BYTES = 1 << 28
 """Up to this size the digests are checked at every opening (0.5 s at most), beyond only sizes."""
-_BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -133,9 +128,9 @@ class PreparedData:
                 path = folder / name
                 size = path.stat().st_size if path.is_file() else None
                 if size != entry["bytes"]:
-                    raise _damaged(folder, f"{name} has {size} bytes, not {entry['bytes']}")
+                    raise damaged(folder, f"{name} has {size} bytes, not {entry['bytes']}")
                 if (full or total <= FULL_CHECK_BYTES) and file_sha256(path) != entry["sha256"]:
-                    raise _damaged(folder, f"{name} does not have sha256 {entry['sha256']}")
+                    raise damaged(folder, f"{name} does not have sha256 {entry['sha256']}")
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
@@ -159,18 +154,18 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     with _storage_errors(root):
         if not rows.is_dir():
             with atomic_dir(rows) as folder:
-                made = {"tokens": {"folder": tokens.name, **_read_manifest(tokens)}}
+                made = {"tokens": {"folder": tokens.name, **read_manifest(tokens)}}
                 made["rows"] = _make_rows(tokens, order, folder, progress)
-                _write_manifest(folder, {**made, "fingerprint": _fingerprint(made)})
-        prepared = PreparedData(rows, data, _read_manifest(rows))
+                write_manifest(folder, {**made, "fingerprint": _fingerprint(made)})
+        prepared = PreparedData(rows, data, read_manifest(rows))
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
             same = same and prepared.manifest["rows"]["order"] == order
             prepared.verify(full=False)
         except (KeyError, TypeError, AttributeError) as error:
-            raise _damaged(rows, f"its manifest lacks {error}") from error
+            raise damaged(rows, f"its manifest lacks {error}") from error
         if not same:
-            raise _damaged(rows, "its manifest contradicts itself")
+            raise damaged(rows, "its manifest contradicts itself")
         # opening them checks their structure too
         _ = prepared.tokens, prepared.heldout, prepared.rows
     return prepared
@@ -191,10 +186,10 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
                 whole = prepare_tokens(replace(data, dedup="none"), progress)
             with atomic_dir(tokens) as folder:
                 if whole:
-                    made = _take_duplicates_out(data, whole, folder, progress)
+                    made = take_duplicates_out(data, whole, folder, progress)
                 else:
-                    made = _make_tokens(data, _tokenizer_source(data), folder, progress)
-                _write_manifest(folder, made)
+                    made = make_tokens(data, tokenizer_source(data), folder, progress)
+                write_manifest(folder, made)
     return tokens
 
 
@@ -204,160 +199,10 @@ def _settings(data: DataConfig) -> dict[str, Any]:
         "format": FORMAT,
         "corpus": corpus_identity(data),
         "domains": sorted(data.domains) if data.corpus in BUILT_IN else [],
-        "tokenizer": _tokenizer_source(data).identity,
+        "tokenizer": tokenizer_source(data).identity,
         "heldout_fraction": data.heldout_fraction,
         "dedup": data.dedup,
     }
-
-
-# --- the tokenizer ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _TokenizerSource:
-    identity: list[str]
-    make: Callable[[Iterator[str], int], str]
-    """(texts, their number of characters) -> tokenizer.json; only "bpe-N" looks at them."""
-
-
-def _tokenizer_source(data: DataConfig) -> _TokenizerSource:
-    if data.tokenizer.startswith("bpe-"):
-        size = int(data.tokenizer.removeprefix("bpe-"))
-        return _TokenizerSource(
-            ["bpe", str(size)],
-            lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
-        )
-    if data.tokenizer == "neox-20b":
-        pin = WHEELS[NEOX_20B[0]]
-        return _TokenizerSource(
-            [pin.file, pin.sha256], lambda *_: wheel_bytes(*NEOX_20B).decode("utf-8")
-        )
-    load_tokenizer(data.tokenizer)  # complains well if it is none
-    path = Path(data.tokenizer).expanduser()
-    return _TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
-
-
-# --- tokens ----------------------------------------------------------------------------------
-
-
-def _make_tokens(
-    data: DataConfig, source: _TokenizerSource, folder: Path, progress: bool
-) -> dict[str, Any]:
-    """Write tokenizer.json, train.* and heldout.* into `folder`; returns their manifest."""
-    first: Tally = {}
-    held, characters = choose_heldout(data, first, progress)
-
-    def training_texts() -> Iterator[str]:
-        documents = enumerate(open_corpus(data, progress=False))
-        return (document.text for i, document in documents if i not in held)
-
-    (folder / "tokenizer.json").write_text(source.make(training_texts(), characters), "utf-8")
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
-
-    again: Tally = {}
-    domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
-    n_bytes = sum(tally.bytes for tally in first.values())
-    with contextlib.ExitStack() as stack:
-        train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
-        heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
-        bar = progress_bar(progress, total=n_bytes, desc="encoding", unit="B", unit_scale=True)
-        stack.enter_context(bar)
-        number = 0
-        for batch in _batches(data, again):
-            encoded = encode_documents(tokenizer, [text for _, text in batch])
-            for (domain, text), ids in zip(batch, encoded, strict=True):
-                ids.append(eod)
-                entry = domains[domain]
-                out = heldout if number in held else train
-                out.add(ids)
-                entry["heldout_documents"] += out is heldout
-                entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
-                bar.update(len(text.encode("utf-8")))
-                number += 1
-    _check_unchanged(data, first, {name: tally.summary() for name, tally in again.items()})
-    return {
-        "format": FORMAT,
-        "corpus": domains,
-        "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
-        "vocab_size": vocab_size,
-        "eod_id": eod,
-        "train": {"documents": train.n_documents, "tokens": train.n_tokens},
-        "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
-        "dedup": {},
-        "files": _files(folder),
-    }
-
-
-def _take_duplicates_out(
-    data: DataConfig, whole: Path, folder: Path, progress: bool
-) -> dict[str, Any]:
-    """The tokens in `whole` without the duplicates that `data.dedup` finds; their manifest."""
-    made = _read_manifest(whole)
-    first: Tally = {}
-    held, _ = choose_heldout(data, first, progress)
-    counts = list(next(iter(first.values())).summary())
-    _check_unchanged(data, first, {n: {k: d[k] for k in counts} for n, d in made["corpus"].items()})
-    dropped, report = _find_duplicates(data, held, progress)
-    for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
-        shutil.copyfile(whole / name, folder / name)
-    source, place = MegatronIndexed(whole / "train"), 0
-    with IndexedWriter(folder / "train", made["vocab_size"]) as train:
-        for number, document in enumerate(open_corpus(data, progress=False)):
-            if number in held:
-                continue
-            ids, entry = source.document(place), made["corpus"][document.domain]
-            place += 1
-            if number in dropped:
-                entry["train_tokens"] -= len(ids)
-                entry["duplicate_tokens"] += len(ids)
-            else:
-                train.add(ids)
-    made["train"] = {"documents": train.n_documents, "tokens": train.n_tokens}
-    return {**made, "dedup": report, "files": _files(folder)}
-
-
-def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
-    if {name: tally.summary() for name, tally in now.items()} != before:
-        raise DataError(f"the corpus {data.corpus!r} changed while it was read; run again")
-
-
-_NO_TOKENS = {
-    "heldout_documents": 0,
-    "train_tokens": 0,
-    "heldout_tokens": 0,
-    "duplicate_tokens": 0,
-}
-
-
-def _find_duplicates(
-    data: DataConfig, held: set[int], progress: bool
-) -> tuple[set[int], dict[str, Any]]:
-    """Numbers of the training documents that `data.dedup` takes out, and its report."""
-    from pythia_core.dedup import deduplicate
-
-    numbers, texts = [], []
-    for number, document in enumerate(open_corpus(data, progress=False)):
-        if number not in held:
-            numbers.append(number)
-            texts.append(document.text)
-    found = deduplicate(texts, data.dedup, progress=progress)
-    gone = {number for number, kept in zip(numbers, found.keep, strict=True) if not kept}
-    return gone, found.report
-
-
-def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """(domain, text) in lists of about a million characters."""
-    batch: list[tuple[str, str]] = []
-    size = 0
-    for document in open_corpus(data, progress=False, tally=tally):
-        batch.append((document.domain, document.text))
-        size += len(document.text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 # --- rows and manifests ----------------------------------------------------------------------
@@ -367,7 +212,7 @@ def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool
     data = MegatronIndexed(tokens / "train")
     rows = RowOrder(data.sizes, **order)
     write_rows(folder / "rows.bin", rows, data, progress)
-    return {"order": order, "n_rows": rows.n_rows, "files": _files(folder)}
+    return {"order": order, "n_rows": rows.n_rows, "files": list_files(folder)}
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
@@ -379,34 +224,6 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
             "files": {name: entry["sha256"] for name, entry in tokens["files"].items()},
             "order": manifest["rows"]["order"],
         }
-    )
-
-
-def _files(folder: Path) -> dict[str, dict[str, int | str]]:
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        for path in sorted(folder.iterdir())
-    }
-
-
-def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    try:
-        value = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(folder, f"its manifest cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise _damaged(folder, "its manifest is not an object")
-    return value
-
-
-def _damaged(folder: Path, what: str) -> DataError:
-    return DataError(
-        f"the prepared data in {folder} are damaged: {what}. Delete that folder; it will be made "
-        "again from the corpus"
     )
 
 

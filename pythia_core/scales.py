@@ -211,8 +211,8 @@ SCALES = {
         Scale(
             "gpu",
             "one large GPU: minutes a study",
-            steps=1144,
-            batch_size=120,
+            steps=1001,
+            batch_size=128,
             data=DataConfig("large", LARGE_DOMAINS, tokenizer="bpe-8192", seq_len=512),
             sizes=tuple(GPU_SIZES),
         ),

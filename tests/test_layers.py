@@ -14,7 +14,9 @@ import pytest
 import pythia_core
 
 PACKAGE = Path(pythia_core.__file__).parent
-DATA_MODULES = "tokens order schedule intervene prepare corpus items dedup tokenizer wheels".split()
+DATA_MODULES = (
+    "tokens order schedule intervene prepare token_making corpus items dedup tokenizer wheels"
+).split()
 OPTIONAL = (
     "datasets datatrove flash_attn lm_eval matplotlib papermill ray seaborn transformers triton"
 )
