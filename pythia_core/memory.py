@@ -1,11 +1,12 @@
 """How much memory of a device training takes, counted, and the rows that fit into it.
 
 Per parameter: master, two moments and gradient in fp32, and a copy in the compute dtype. Per token:
-what autograd keeps of every layer, what the widest layer needs more while it is differentiated, and
-both ends of the model. The loss never holds all logits (kernels.cross_entropy). Counts are of the
-fused path on a CUDA device; an allocator's rounding comes on top, hence the reserve.
+what autograd keeps of every block, and what one block needs more while it is differentiated. The
+loss never holds all logits (kernels.cross_entropy). Counts are of the fused path on a CUDA device;
+an allocator's rounding comes on top, hence the reserve.
 
-Checked against what autograd really saves (tests/test_memory.py); on a card not yet measured.
+Checked against what autograd really saves (tests/triton_bodies/model.py); on a card not yet
+measured.
 """
 
 from __future__ import annotations
@@ -25,18 +26,34 @@ def state_bytes(model: ModelConfig, precision: str) -> int:
     return model.n_params * (16 if precision == "fp32" else 18)
 
 
+def kept_bytes(
+    model: ModelConfig, execution: Execution, precision: str, residual_bytes: int = RESIDUAL_BYTES
+) -> int:
+    """Bytes a token that the blocks keep for the backward."""
+    stream = residual_bytes * model.d_model
+    layer = stream if execution.recompute else stream + _inside(model, precision)
+    return model.n_layers * layer
+
+
+def _inside(model: ModelConfig, precision: str) -> int:
+    """Of one block: both norms; q, k, v; what attention made of them; the MLP's two middles."""
+    return _size(precision) * model.d_model * (2 + 3 + 1 + 4 + 4)
+
+
+def _size(precision: str) -> int:
+    return 4 if precision == "fp32" else 2
+
+
 def token_bytes(
     model: ModelConfig, execution: Execution, precision: str, residual_bytes: int = RESIDUAL_BYTES
 ) -> int:
-    """Bytes a token of the micro-batch takes at the peak of the backward."""
-    size = 4 if precision == "fp32" else 2
-    d, n_layers = model.d_model, model.n_layers
-    # x; both norms of it; q, k, v; their sum over the past; the MLP before and after GELU
-    layer = residual_bytes * d + size * d * (2 + 3 + 1 + 4 + 4)
-    kept = n_layers * residual_bytes * d + layer if execution.recompute else n_layers * layer
-    in_backward = size * d * (4 + 4)  # gradients of the MLP's middle, the widest
-    ends = (2 * residual_bytes + 2 * size) * d  # final norm: in and out; hidden and its gradient
-    return kept + in_backward + ends
+    """Bytes a token of the micro-batch takes at the peak: early in the backward of a block."""
+    size, d = _size(precision), model.d_model
+    again = _inside(model, precision) if execution.recompute else 0
+    # beyond what is kept: gradients of the stream, of the branches, and of the MLP's middle both
+    # before and after GELU, while of the values only one is left
+    gradients = residual_bytes * d + size * d * (1 + 4)
+    return kept_bytes(model, execution, precision, residual_bytes) + again + gradients
 
 
 def largest_micro_batch(

@@ -45,8 +45,8 @@ STATE_SHARE = 0.02
 """share of the time that saving states may take."""
 LOCK_SECONDS = 3.0
 """How long to wait for another process to let go of a run."""
-LAG = 2
-"""Updates on a CUDA device whose reports are not waited for."""
+LAG = {"cpu": 0, "cuda": 2}
+"""Updates whose reports are not waited for, by kind of device."""
 
 
 @contextlib.contextmanager
@@ -196,7 +196,7 @@ def train(
     """
     keep_freed_memory()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cuda = device.type == "cuda"
+    beside = device.type == "cuda" if write_beside is None else write_beside
     checkpoints, states = folder / "checkpoints", folder / "states"
     for path in (checkpoints, states):
         path.mkdir(parents=True, exist_ok=True)
@@ -239,9 +239,9 @@ def train(
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
             ) as bar,
-            CheckpointWriter(cuda if write_beside is None else write_beside) as writer,
+            CheckpointWriter(beside) as writer,
         ):
-            updates = _InFlight(log, bar, config, LAG if cuda else 0)
+            updates = _InFlight(log, bar, config, LAG[device.type])
 
             def save_state() -> None:
                 updates.settle()

@@ -13,6 +13,7 @@ from torch import Tensor
 from pythia_core import hooks
 from pythia_core.config import ModelConfig
 from pythia_core.execution import Execution
+from pythia_core.memory import kept_bytes
 from pythia_core.model import MLP, GPTNeoX
 from pythia_core.optim import FlatParameters
 from pythia_core.step import MicroStep
@@ -113,6 +114,30 @@ def test_hooks_fire_and_see_what_they_always_saw(device: str) -> None:
     with hooks.patch(made, "layers.*", hooks.steered_by(torch.arange(32.0, device=device))):
         assert error(made.hidden(ids), fused) > 1e-2
     assert torch.equal(made.hidden(ids), fused)
+
+
+@DTYPES
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_is_what_is_counted(dtype: torch.dtype, recompute: bool, device: str) -> None:
+    """Storages that autograd keeps, as a difference between two depths: without the ends."""
+    held = []
+    for n_layers in (1, 3):
+        made, flat = model(device, dtype, replace(TINY, n_layers=n_layers, vocab_size=8))
+        MicroStep(made, Execution(recompute=recompute), torch.zeros(()))
+        own = {t.untyped_storage().data_ptr() for t in (flat.flat, flat.copy) if t is not None}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(t: Tensor, own: set = own, kept: dict = kept) -> Tensor:
+            kept.update({t.untyped_storage().data_ptr(): t.untyped_storage()})
+            return t
+
+        ids = rows(device) % 8
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            made.hidden(ids)
+        held.append(sum(s.nbytes() for at, s in kept.items() if at not in own) / ids.numel())
+    precision = "fp32" if dtype == torch.float32 else "bf16"
+    counted = kept_bytes(replace(TINY, n_layers=2), Execution(recompute=recompute), precision)
+    assert held[1] - held[0] == pytest.approx(counted, rel=0.15)
 
 
 def test_torch_compile_takes_it_whole(device: str) -> None:
