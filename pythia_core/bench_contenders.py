@@ -64,6 +64,17 @@ class Contender:
         return ", ".join([f"{self.who} {self.mode}", *extra])
 
     @property
+    def words(self) -> dict[str, Any]:
+        """What a row says of it."""
+        return {
+            "contender": self.name,
+            "who": self.who,
+            "mode": self.mode,
+            "recompute": self.recompute,
+            "deterministic": self.deterministic,
+        }
+
+    @property
     def execution(self) -> Execution:
         return Execution(self.mode, self.recompute, self.deterministic)
 

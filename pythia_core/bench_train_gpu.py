@@ -3,125 +3,43 @@
 Official sizes, rows of 2,048 real tokens, the same batch for every contender of a size (the largest
 that the hungriest fits, found by an estimate and by trying). Contenders that fit into memory
 together take turns: three repeats of at least `LEAST_STEPS` updates each, waited for at the end of
-a repeat; first updates are dropped. A dry run does the same
-with tiny models on the CPU; its numbers mean nothing.
+a repeat; first updates are dropped. A row says what the kernels logged on the way, e.g. that one
+does not work here and a slower operation stood in. A dry run does the same with tiny models on the
+CPU; its numbers mean nothing.
 
-Not here: what is measured in which order and processes (bench_train_plan), contenders
-(bench_contenders), predictions (cost_model).
+Not here: what is measured in which order and processes (bench_train_plan), jobs (bench_jobs),
+contenders (bench_contenders), predictions (cost_model).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 
 from pythia_core import cost_model
 from pythia_core.bench_ceilings import Board, products_tflops
-from pythia_core.bench_contenders import FITTING, LEARNING_RATE, Contender, Step
-from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.bench_contenders import FITTING, Contender, Step
+from pythia_core.bench_jobs import MEMORY, SKIPPED, Job, Row, groups, rows_to_try, unmeasured
+from pythia_core.config import RunConfig
 from pythia_core.errors import PythiaError
-from pythia_core.scales import OFFICIAL_SIZES
 
-Row = dict[str, Any]
-SEQ_LEN = cost_model.SEQ_LEN
 REPEATS = 3
 LEAST_STEPS = 7
 """Updates a repeat; with three repeats at least 20 are timed."""
 WARM_UP = 3
-TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
-"""Tokens a micro-batch at most, up to a width of 256 and beyond: what fills an H100."""
 COSTS = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
 """Seconds that a contender of a mode may take; none is begun with less of the budget left."""
 
-MEMORY = "out of memory"
-SKIPPED = "skipped: the budget of seconds was spent"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What one process measures: some contenders of one size at one shape.
-
-    Attributes:
-        purpose: "compare", "price", "rows" (micro-batches), "seq_len" or "accumulate".
-        rows: of a micro-batch; 0: the largest that FITTING fits.
-        micro_batches: an update.
-    """
-
-    size: str
-    contenders: tuple[Contender, ...]
-    purpose: str = "compare"
-    rows: int = 0
-    seq_len: int = SEQ_LEN
-    micro_batches: int = 1
-    dry_run: bool = False
-    seconds: float = 2.0
-    deadline: float = float("inf")
-    """time.time() after which nothing is begun."""
-    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16), repr=False)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu" if self.dry_run else "cuda")
-
-    @property
-    def model(self) -> ModelConfig:
-        rung = OFFICIAL_SIZES[self.size]
-        if self.dry_run:
-            return ModelConfig(1, 16, 2, 128, max_seq_len=self.seq_len)
-        return rung.model(max_seq_len=self.seq_len)
-
-    @property
-    def common(self) -> Row:
-        """What all rows of this job say."""
-        return {
-            "kind": "train",
-            "size": self.size,
-            "purpose": self.purpose,
-            "rows": self.rows or None,
-            "seq_len": self.seq_len,
-            "micro_batches": self.micro_batches,
-        }
-
-    def config(self, rows: int) -> RunConfig:
-        """A run whose updates are `micro_batches` of `rows` rows."""
-        train = TrainConfig(
-            steps=100_000,
-            batch_size=rows * self.micro_batches,
-            micro_batch=rows,
-            lr_max=LEARNING_RATE,
-            precision="bf16",
-        )
-        return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
-
-    def batches(self, rows: int, n: int = 4) -> list[np.ndarray]:
-        """Some batches of rows of S+1 tokens, cut from the text one after the other."""
-        shape = (rows * self.micro_batches, self.seq_len + 1)
-        need = shape[0] * shape[1]
-        found = np.resize(self.tokens, n * need).reshape(n, *shape)
-        return list(found)
-
 
 # --- how many rows ---------------------------------------------------------------------------
-
-
-def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Rows of a micro-batch, largest first: from twice what the estimate says, powers of two."""
-    if job.rows:
-        return [job.rows]
-    model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
-    free = total_bytes - FITTING.held_bytes(model, 0)
-    largest = rows = max(1, most // job.seq_len)
-    while rows > 1 and FITTING.activation_bytes(model, rows * job.seq_len) > free:
-        rows //= 2
-    first = min(2 * rows, largest)
-    return [2**power for power in range(first.bit_length() - 1, -1, -1)]
 
 
 def fitting_rows(job: Job, device: torch.device) -> int:
@@ -158,22 +76,6 @@ def _release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def groups(job: Job, rows: int, total_bytes: float) -> list[list[Contender]]:
-    """Contenders that fit into memory together, by estimate, in order; alone if nothing fits."""
-    model, tokens = job.model, rows * job.seq_len
-    made: list[list[Contender]] = []
-    held = peak = 0
-    for contender in job.contenders:
-        holds = contender.held_bytes(model, tokens)
-        needs = contender.activation_bytes(model, tokens)
-        if not made or held + holds + max(peak, needs) > total_bytes:
-            made.append([])
-            held = peak = 0
-        made[-1].append(contender)
-        held, peak = held + holds, max(peak, needs)
-    return made
-
-
 # --- measuring -------------------------------------------------------------------------------
 
 
@@ -197,7 +99,7 @@ def measure(job: Job) -> Iterator[Row]:
         yield from unmeasured(job, job.contenders, SKIPPED)
         return
     stance = "force_eager" if job.dry_run else "default"  # compiling takes minutes on a CPU
-    with torch.compiler.set_stance(stance):
+    with torch.compiler.set_stance(stance), _logged() as said:
         rows = fitting_rows(job, device)
         common = job.common | {
             "rows": rows,
@@ -206,7 +108,7 @@ def measure(job: Job) -> Iterator[Row]:
         waiting = groups(job, rows, _total_bytes(device))
         while waiting:
             group = waiting.pop(0)
-            together = {**common, "alternates_with": [c.name for c in group]}
+            together = {**common, "alternates_with": [c.name for c in group], "said": said}
             crowded = []
             for row in _measure_group(job, rows, group, together, device):
                 if row.get("error", "").startswith(MEMORY) and len(group) > 1:
@@ -225,7 +127,7 @@ def _measure_group(
     ready: list[_Made] = []
     for contender in group:
         if time.time() + COSTS[contender.mode] > job.deadline:
-            yield common | _name(contender) | {"error": SKIPPED}
+            yield common | contender.words | {"error": SKIPPED}
             continue
         why = ""
         try:
@@ -234,7 +136,7 @@ def _measure_group(
             why = _reason(error)
         if why:
             _release(device)
-            yield common | _name(contender) | {"error": why}
+            yield common | contender.words | {"error": why}
     for _ in range(REPEATS):
         for made in list(ready):
             why = ""
@@ -244,9 +146,23 @@ def _measure_group(
                 why = _reason(error)
             if why:
                 ready.remove(made)
-                yield common | _name(made.contender) | {"error": why}
+                yield common | made.contender.words | {"error": why}
     for made in ready:
-        yield common | _name(made.contender) | _result(made, job, rows, device)
+        yield common | made.contender.words | _result(made, job, rows, device)
+
+
+@contextlib.contextmanager
+def _logged() -> Iterator[list[str]]:
+    """What this library warns of inside, a list that grows."""
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    log = logging.getLogger("pythia_core")
+    log.addHandler(handler)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
 
 
 def _make(
@@ -297,22 +213,6 @@ def _allocated(device: torch.device) -> int:
     _wait(device)
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
-
-
-def unmeasured(job: Job, contenders: Sequence[Contender], why: str) -> Iterator[Row]:
-    """A row for each of some contenders that says why it has no speed."""
-    for contender in contenders:
-        yield job.common | _name(contender) | {"error": why}
-
-
-def _name(contender: Contender) -> Row:
-    return {
-        "contender": contender.name,
-        "who": contender.who,
-        "mode": contender.mode,
-        "recompute": contender.recompute,
-        "deterministic": contender.deterministic,
-    }
 
 
 def _reason(error: Exception) -> str:

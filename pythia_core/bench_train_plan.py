@@ -18,21 +18,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from pythia_core.bench_ceilings import copy_tb_per_s, products_tflops
 from pythia_core.bench_contenders import CONTENDERS, FIRST, PRICES, RIVAL, SECOND, Contender
-from pythia_core.bench_train_gpu import MEMORY, SEQ_LEN, Job, measure, unmeasured
+from pythia_core.bench_jobs import MEMORY, SEQ_LEN, Job, Row, unmeasured
+from pythia_core.bench_train_gpu import measure
 from pythia_core.config import DataConfig
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of
 from pythia_core.metrics import device_info
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.throughput_rows import COMMAND
 
-Row = dict[str, Any]
 ORDER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "14m", "31m")
 """Sizes by worth."""
 SCALED = ("160m", "1.4b")

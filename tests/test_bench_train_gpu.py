@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pythia_core import bench_contenders as contenders
+from pythia_core import bench_jobs as jobs
 from pythia_core import bench_train_gpu as bench
 from pythia_core import bench_train_plan as plan
 from pythia_core import throughput_rows
@@ -21,7 +23,7 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
 
 TEXT = np.arange(4000, dtype=np.uint16) % 128
-DRY = bench.Job("160m", contenders.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
+DRY = jobs.Job("160m", contenders.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
 ALL = tuple(contenders.CONTENDERS.values())
 
 
@@ -106,12 +108,12 @@ def test_scaling_is_of_our_fastest_and_stops_where_it_does_not_fit(
 ) -> None:
     seen = []
 
-    def fake(job: bench.Job):
+    def fake(job: jobs.Job):
         for c in job.contenders:
-            row = {**job.common, **bench._name(c), "rows": job.rows or 4}
+            row = {**job.common, **c.words, "rows": job.rows or 4}
             seen.append((job.purpose, job.seq_len, row["rows"]))
             if job.purpose == "rows" and job.rows >= 8:
-                yield row | {"error": f"{bench.MEMORY}: 80 GB"}
+                yield row | {"error": f"{jobs.MEMORY}: 80 GB"}
             else:
                 yield row | {"tokens_per_s": 2.0 if c.name == "ours compile" else 1.0}
 
@@ -125,16 +127,28 @@ def test_scaling_is_of_our_fastest_and_stops_where_it_does_not_fit(
 
 
 def test_the_order_of_sizes_is_by_worth() -> None:
-    jobs = plan.comparisons(("31m", "160m", "70m"), DRY)
-    assert [j.size for j in jobs] == ["70m", "160m", "31m"] * 3
-    assert [j.purpose for j in jobs] == ["compare"] * 6 + ["price"] * 3
-    compiled = [sum(c.mode == "compile" for c in j.contenders) for j in jobs]
+    found = plan.comparisons(("31m", "160m", "70m"), DRY)
+    assert [j.size for j in found] == ["70m", "160m", "31m"] * 3
+    assert [j.purpose for j in found] == ["compare"] * 6 + ["price"] * 3
+    compiled = [sum(c.mode == "compile" for c in j.contenders) for j in found]
     assert compiled == [1] * 3 + [2] * 3 + [0] * 3
+
+
+def test_a_row_says_what_the_kernels_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = bench._make
+
+    def warning(*arguments):
+        logging.getLogger("pythia_core.kernels.gpu").warning("a kernel fails here")
+        return make(*arguments)
+
+    monkeypatch.setattr(bench, "_make", warning)
+    (row,) = bench.measure(replace(DRY, contenders=contenders.FIRST[-1:]))
+    assert row["said"] == ["a kernel fails here"]
 
 
 def test_a_spent_budget_gives_rows_that_say_so() -> None:
     found = list(bench.measure(replace(DRY, deadline=1.0)))
-    assert [r["error"] for r in found] == [bench.SKIPPED] * len(contenders.FIRST)
+    assert [r["error"] for r in found] == [jobs.SKIPPED] * len(contenders.FIRST)
 
 
 def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,15 +178,15 @@ def test_a_crash_of_a_process_is_a_row() -> None:
 
 
 def test_rows_are_tried_from_above_the_estimate_down() -> None:
-    job = bench.Job("1.4b", contenders.FIRST)
-    tries = bench.rows_to_try(job, 80e9)
+    job = jobs.Job("1.4b", contenders.FIRST)
+    tries = jobs.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
     estimate, fitting = tries[1] * job.seq_len, contenders.FITTING
     need = fitting.activation_bytes(job.model, estimate) + fitting.held_bytes(job.model, estimate)
     assert need < 80e9 < need + fitting.activation_bytes(job.model, estimate)
-    assert bench.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
-    assert bench.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32
-    assert bench.rows_to_try(replace(job, rows=3), 80e9) == [3]
+    assert jobs.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
+    assert jobs.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32
+    assert jobs.rows_to_try(replace(job, rows=3), 80e9) == [3]
 
 
 def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,17 +199,17 @@ def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(bench, "_try_update", update)
     monkeypatch.setattr(bench, "_total_bytes", lambda device: 80e9)
     monkeypatch.setattr(bench, "_release", lambda device: None)
-    job = bench.Job("160m", contenders.FIRST)
+    job = jobs.Job("160m", contenders.FIRST)
     assert bench.fitting_rows(job, SimpleNamespace(type="cuda")) == 4
     assert tried == [16, 8, 4]
 
 
 def test_groups_hold_what_fits_and_lose_nobody() -> None:
-    job = bench.Job("1.4b", ALL)
-    made = bench.groups(job, 8, 80e9)
+    job = jobs.Job("1.4b", ALL)
+    made = jobs.groups(job, 8, 80e9)
     assert [c for group in made for c in group] == list(ALL) and len(made) > 2
-    assert len(bench.groups(replace(job, size="14m"), 4, 80e9)) == 1
-    assert all(len(g) == 1 for g in bench.groups(job, 8, 1e9))
+    assert len(jobs.groups(replace(job, size="14m"), 4, 80e9)) == 1
+    assert all(len(g) == 1 for g in jobs.groups(job, 8, 1e9))
 
 
 def test_batches_are_consecutive_rows_of_the_text() -> None:
@@ -266,7 +280,7 @@ def test_a_dry_run_leaves_nothing_where_results_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(plan, "measure", lambda job: bench.unmeasured(job, job.contenders, "no"))
+    monkeypatch.setattr(plan, "measure", lambda job: jobs.unmeasured(job, job.contenders, "no"))
     words = ["bench", "train", "--device", "cuda", "--dry-run", "--sizes", "70m"]
     assert main(words) == 0 and not (tmp_path / "results").exists()
     assert "[dry run: not a result]" in capsys.readouterr().out
