@@ -143,11 +143,13 @@ class Note:
 
 
 class Table:
-    """A table that a notebook shows as HTML, every cell escaped."""
+    """A table that a notebook shows as HTML, every cell escaped.
 
-    def __init__(self, frame: pd.DataFrame, caption: str = "") -> None:
-        self.frame = frame
-        self.caption = caption
+    `code` names columns whose cells a page sets as code.
+    """
+
+    def __init__(self, frame: pd.DataFrame, caption: str = "", code: tuple[str, ...] = ()) -> None:
+        self.frame, self.caption, self.code = frame, caption, code
 
     def _repr_html_(self) -> str:
         caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""

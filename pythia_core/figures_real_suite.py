@@ -94,7 +94,8 @@ def commands() -> Table:
         f"of {suite.CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an H100's peak: assumptions. Memory "
         "of training is without activations; what is fetched stays on disk, but for rows"
     )
-    return _table(frame, columns, caption)
+    table = _table(frame, columns, caption)
+    return Table(table.frame, caption, code=("python -m pythia_core",))
 
 
 def forks() -> Table:

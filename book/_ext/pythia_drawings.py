@@ -54,7 +54,15 @@ class DrawingFigure(SphinxDirective):
         module, inside = module_of(self.arguments[0], self.env)
         drawing = getattr(module, inside)()
         if isinstance(drawing, Table):
-            rows = drawing.frame.to_numpy().tolist()
+            rows = [
+                [
+                    nodes.paragraph("", "", nodes.literal("", cell))
+                    if name in drawing.code
+                    else cell
+                    for name, cell in zip(drawing.frame.columns, row, strict=True)
+                ]
+                for row in drawing.frame.to_numpy().tolist()
+            ]
             shown = pythia_book.table(list(drawing.frame.columns), rows, "pythia-table")
             shown.insert(0, nodes.title("", drawing.caption))
             self.add_name(shown)
