@@ -17,6 +17,7 @@ from pythia_core.studies.kernels_predictions import (
     MATMUL_TFLOP_PER_S,
     PREDICTIONS,
     SEQ_LEN,
+    executed_products,
 )
 from pythia_core.studies.kernels_predictions import predictions as predicted
 
@@ -44,6 +45,16 @@ COLOURS = {
 }
 NAMES = {COMPILED: "torch.compile", "triton": "ours (triton)"}
 UNITS = {"GB/s": "of a copy", "TFLOP/s": "of a matrix product"}
+
+
+def values() -> dict[str, str]:
+    """Numbers of the page that no run has to give."""
+    least, products = executed_products(64)
+    return {
+        "least_products": str(least),
+        "products": str(products),
+        "products_256": str(executed_products(256)[1]),
+    }
 
 
 def predictions() -> Table:

@@ -160,6 +160,47 @@ def test_flash_attention_4_alone_is_not_flash_attention_2(
     assert "flash_attn is not installed" in libraries.missing("flash_attn")
 
 
+def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the real package's names and a stand-in for what it computes."""
+    given = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, return_lse: bool) -> tuple:
+        assert causal and return_lse
+        given.append(all(x.stride() == q.stride() and not x.is_contiguous() for x in (q, k, v)))
+        out = libraries.library_attention(q, k, v, "math")
+        return out, q.new_zeros(q.shape[0], q.shape[2], q.shape[1]), None, None, None
+
+    def backward(q, k, v, out, dout, lse, causal, deterministic, dq, dk, dv) -> None:
+        assert causal and deterministic
+        future = torch.ones(7, 7, dtype=torch.bool).triu(1)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 4
+        p = scores.masked_fill(future, float("-inf")).softmax(-1)
+        dp = torch.einsum("bqhd,bkhd->bhqk", dout, v)
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) / 4
+        dq.copy_(torch.einsum("bhqk,bkhd->bqhd", ds, k))
+        dk.copy_(torch.einsum("bhqk,bqhd->bkhd", ds, q))
+        dv.copy_(torch.einsum("bhqk,bqhd->bkhd", p, dout))
+
+    interface = SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    for name, module in (("", None), (".cute", None), (".cute.interface", interface)):
+        monkeypatch.setitem(sys.modules, f"flash_attn{name}", module or SimpleNamespace())
+    assert libraries.missing("flash_attn_4") == ""
+    qkv = normal(2, 7, 3, 3, 16).requires_grad_()
+    results = []
+    for way in ("flash_attn_4", "math"):
+        q, k, v = qkv.unbind(3)
+        if way == "math":
+            out = libraries.library_attention(q, k, v, way)
+        else:
+            out = libraries.packed_forward(q, k, v, way)[0]
+        results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
+    assert given == [True]
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
 def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

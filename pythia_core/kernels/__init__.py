@@ -5,8 +5,9 @@ and takes the fastest exact route on the device at hand. `pythia_core.model` cal
 through this package.
 
 On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu`
-and the rotation inside `attention` run as Triton kernels. The optimizer's (kernels.adamw) is not
-the model's and therefore not in the list.
+and the rotation inside `attention` run as Triton kernels. Attention itself is the library that a
+table names by head dim, or torch's choice (attention_libraries); our Triton attention is one of
+them. The optimizer's (kernels.adamw) is not the model's and therefore not in the list.
 """
 
 from pythia_core.kernels.attention import attention

@@ -4,6 +4,8 @@ Candidates by name: what torch brings ("torch" lets it choose; "cudnn", "flash",
 "math" force one), the packages "flash_attn" (FlashAttention-2) and "flash_attn_4" (package
 flash-attn-4), and our kernel, "triton" (attention_triton). The last two leave dq, dk and dv in one
 packed gradient, without a copy; they are one registered operation, which torch.compile takes whole.
+The functions of flash-attn-4 that allow it are private; those of 4.0.0b36 are meant here, and no
+card has run them yet.
 
 Nothing has been measured on a card yet, so `FASTEST` is empty and `DEFAULT` decides. `python -m
 pythia_core bench kernels` measures every candidate; the notebook `kernels` shows which to enter.

@@ -18,7 +18,6 @@ from pythia_core.kernels.attention_libraries import DEFAULT, FASTEST, LIBRARIES
 from pythia_core.scales import OFFICIAL_SIZES, scale_named
 from pythia_core.studies.kernels_predictions import (
     COPY_GB_PER_S,
-    executed_products,
     logits_gigabytes,
     predictions,
 )
@@ -187,8 +186,5 @@ def run(params: KernelsParams, rows: list[ROWS]) -> StudyResult:
         "method": head["method"],
         "rows": len(rows) - 1,
         "logits": logits_gigabytes(largest, 16 * 2048),
-        "least_products": executed_products(64)[0],
-        "products": executed_products(64)[1],
-        "products_256": executed_products(256)[1],
     }
     return StudyResult(STUDY, params, tables, values, claims(frame), [], started)

@@ -50,7 +50,7 @@ PREDICTIONS = (
     Prediction(
         "linear_cross_entropy",
         "unembedding, softmax, loss and their gradients, in chunks of rows",
-        "keep the logits out of memory: they are read and written once more",
+        "keep the logits out of memory: they are read once more",
         lambda c: 3 * LOW * c.vocab_size,
         lambda c: 2 * LOW * c.vocab_size,
     ),
