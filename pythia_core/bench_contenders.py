@@ -162,7 +162,7 @@ def our_step(config: RunConfig, device: torch.device, how: Execution) -> Step:
     with _drawn_on(device):
         trainer = Trainer(config, device, how)
     trainer.step = config.train.steps // 10
-    return partial(_launch, trainer, deque(), LAG if device.type == "cuda" else 0)
+    return partial(_launch, trainer, deque(), LAG[device.type])
 
 
 def _launch(trainer: Trainer, in_flight: deque[Pending], lag: int, batch: np.ndarray) -> None:

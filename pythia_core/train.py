@@ -227,7 +227,7 @@ def train(
     if not world.leads:
         with one_thread(), _stop_requests() as stop_requested:
             world.wait()  # until nothing is swept any more
-            return _follow(started(), batch_at, end, LAG if cuda else 0, stop_requested)
+            return _follow(started(), batch_at, end, LAG[device.type], stop_requested)
 
     with one_thread(), _locked(folder), _stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
