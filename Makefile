@@ -14,6 +14,7 @@ STUDY ?= gender_bias
 # kernels and throughput, which want a GPU
 STUDIES := suite $(filter-out suite phases kernels throughput,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 TORCH_INDEX ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,7 +37,7 @@ book: $(READY) ## set up, run the study from raw text at SCALE, build the site
 
 test: $(READY) ## set up, run every test, the notebooks included (at scale smoke)
 	@echo "== Running the tests"
-	@$(BIN)/python -m pytest tests $(PYTEST_ARGS) < /dev/null
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
 
 studies: $(READY) ## train the suite, run every study on it at SCALE (what is there is not made again)
 	@for study in $(STUDIES); do \
@@ -79,7 +80,7 @@ $(READY): requirements.lock requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2> /dev/null || { \
 	  echo "This project needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -1)." >&2; \
 	  echo "Name another one: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@echo "== Setting up $(VENV) with $$($(PYTHON) --version) (once; about 2 GB, some minutes)"
+	@echo "== Setting up $(VENV) with $$($(PYTHON) --version) (once; about 3 GB, some minutes)"
 	@rm -f $(READY)
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }

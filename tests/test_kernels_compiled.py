@@ -20,7 +20,7 @@ import torch
 
 from pythia_core.scales import OFFICIAL_SIZES
 
-triton = pytest.importorskip("triton", reason="Triton is not installed: see [kernels-test]")
+triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 

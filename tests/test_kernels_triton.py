@@ -20,7 +20,7 @@ BODIES = sorted(p for p in Path(__file__).with_name("triton_bodies").glob("*.py"
 BODIES = [p for p in BODIES if p.stem not in ("conftest", "compare")]
 NO_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed: pip install -e '.[kernels-test]'",
+    reason="Triton is not installed",
 )
 
 
