@@ -215,7 +215,7 @@ class Trainer:
                 f"{self.config.train.lr_max}) or fp32."
             )
         except TrainingError:
-            self.step = pending.step
+            self.step = min(self.step, pending.step)
             self._failed.zero_()
             raise
 
