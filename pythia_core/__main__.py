@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pythia_core.commands import bench, bundle, continued, data, models, studies, training
+from pythia_core.commands import bench, continued, data, models, scales, studies, training
 from pythia_core.errors import PythiaError
 
 
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    for module in (training, continued, data, models, studies, bundle, bench):
+    for module in (training, continued, data, models, studies, scales, bench):
         module.add(command)
     return top
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pythia_core.config import ModelConfig, RunConfig
+from pythia_core.errors import ConfigError, one_of
 from pythia_core.runs import FORK_INDICES, run_flops
 from pythia_core.scales import SIZES, scale_named
 from pythia_core.schedule import checkpoint_steps
@@ -37,6 +38,24 @@ STATE_BYTES = 12
 """A parameter in a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
+MEASURING = {
+    "phases": (154, 0.0),
+    "gender_bias": (11, 0.0),
+    "suite": (0, 0.0),
+    "scaling": (19, 0.0),
+    "deduplication": (5, 1.0),
+    "memorization": (0, 3.0),
+    "term_frequency": (8, 0.0),
+    "seeds": (13, 1.0),
+    "errata": (8, 0.0),
+    "repetition": (8, 1.0),
+}
+"""Study -> how often, a run and about, it reads held-out text or as much of items, and the rows
+that the run has read (first 32 tokens)."""
+HELDOUT_ROWS = 320 + 960
+"""Rows of studies.language."""
+MEASURING_SLOWER = 3.0
+"""A forward pass in TF32, in small batches, against its share of a training step in bf16."""
 SHORT_ROWS = 2048
 """Tokens of the rows for which attention rates are known; shorter ones are slower in proportion to
 the square root."""
@@ -94,6 +113,21 @@ def nanoseconds(model: ModelConfig, seq_len: int, how: str = "compiled") -> floa
     return 1e9 * (products + logits + attention + elementwise + loss)
 
 
+def gpu_runs(study: str, scale: str) -> list[RunConfig]:
+    """The runs of a study as they are on a GPU: in bf16."""
+    runs = runs_of(study, scale)
+    return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
+
+
+def measuring_seconds(study: str, config: RunConfig) -> float:
+    """Predicted seconds in which a study measures a run, roughly."""
+    heldout, rows = MEASURING[study]
+    seq_len = config.data.seq_len
+    tokens = heldout * HELDOUT_ROWS * seq_len + rows * 33 * run_tokens(config) / seq_len
+    share = 1e-9 * nanoseconds(config.model, seq_len) / 3
+    return MEASURING_SLOWER * share * tokens
+
+
 def updates(config: RunConfig) -> int:
     """Updates of a run; of a fork from its branching step on."""
     return config.train.steps - (config.intervention.start if config.intervention else 0)
@@ -145,8 +179,8 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
     tokens_per_s, seconds (both arms), written_gb, kept_gb (both arms)."""
     import pandas as pd
 
-    suite = runs_of("suite", scale)
-    whole = set(runs_of("phases", scale))
+    suite = gpu_runs("suite", scale)
+    whole = set(gpu_runs("phases", scale))
     rows = []
     for size in scale_named(scale).sizes:
         runs = [run for run in suite if size_of(run) == size]
@@ -171,14 +205,15 @@ def studies_table(
     scale: str, studies: Sequence[str] = STUDIES, how: str = "compiled"
 ) -> pd.DataFrame:
     """One row a study, in the order given: study, runs (that no earlier study has trained),
-    tokens, training_s, writing_s, kept_gb; runs one after the other. Measuring is not in it."""
+    tokens, training_s, writing_s, measuring_s, kept_gb; runs one after the other."""
     import pandas as pd
 
-    whole = set(runs_of("phases", scale)) if "phases" in studies else set()
+    whole = set(gpu_runs("phases", scale)) if "phases" in studies else set()
     seen: set[RunConfig] = set()
     rows = []
     for study in studies:
-        new = [run for run in runs_of(study, scale) if run not in seen]
+        runs = gpu_runs(study, scale)
+        new = [run for run in runs if run not in seen]
         seen |= set(new)
         rows.append(
             {
@@ -187,7 +222,34 @@ def studies_table(
                 "tokens": sum(map(run_tokens, new)),
                 "training_s": sum(run_seconds(run, how) for run in new),
                 "writing_s": sum(map(written_bytes, new)) / DISK,
+                "measuring_s": sum(measuring_seconds(study, run) for run in runs),
                 "kept_gb": sum(kept_bytes(run, run in whole) for run in new) / 1e9,
             }
         )
     return pd.DataFrame(rows)
+
+
+def report(scale: str, how: str = "compiled") -> str:
+    """Both tables and their sums in words.
+
+    Raises:
+        ConfigError: unknown rates.
+    """
+    if how not in RATES:
+        raise ConfigError(one_of(how, RATES, "rates"))
+    sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
+    times = studies[["training_s", "writing_s", "measuring_s"]].sum()
+    shown = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
+    shown |= {"tokens": "{:,}".format}
+    return "\n".join(
+        [
+            f"Predicted for one H100 at scale {scale}, rates {how!r}; not measured.\n",
+            sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
+            "",
+            studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
+            "",
+            f"{times.sum() / 60:.0f} min in all: training {times.training_s / 60:.0f}, writing "
+            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; runs leave "
+            f"{studies.kept_gb.sum():.0f} GB on the disk",
+        ]
+    )

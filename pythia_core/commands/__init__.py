@@ -11,6 +11,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from pythia_core.scales import SCALES
+
 RUN = "a run's folder or (the beginning of) its id"
 
 
@@ -24,3 +26,8 @@ class AddCommand(Protocol):
         text: str,
         **settings: Any,
     ) -> argparse.ArgumentParser: ...
+
+
+def trained_scales() -> list[str]:
+    """Scales whose models are trained from scratch."""
+    return sorted(name for name, scale in SCALES.items() if not scale.published)

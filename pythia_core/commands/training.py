@@ -6,26 +6,21 @@ import argparse
 import json
 from typing import Any
 
-from pythia_core.commands import RUN, AddCommand
+from pythia_core.commands import RUN, AddCommand, trained_scales
 from pythia_core.config import PRECISIONS, SWAPS, RunConfig
 from pythia_core.errors import CheckpointError, ConfigError, PythiaError
 from pythia_core.execution import MODES, Execution
-from pythia_core.scales import OFFICIAL_SIZES, SCALES, SIZES
-
-
-def _trained() -> list[str]:
-    """Scales whose models are trained from scratch."""
-    return sorted(name for name, scale in SCALES.items() if not scale.published)
+from pythia_core.scales import OFFICIAL_SIZES, SIZES
 
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("prepare", _prepare, "fetch the corpus, train the tokenizer, lay out the rows")
-    p.add_argument("--scale", default="laptop", choices=_trained())
+    p.add_argument("--scale", default="laptop", choices=trained_scales())
 
     p = command("train", _train, "train a run, or find it if it exists")
     p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
-    p.add_argument("--scale", default="laptop", help=f"one of {', '.join(_trained())}")
+    p.add_argument("--scale", default="laptop", help=f"one of {', '.join(trained_scales())}")
     p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")
     p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
     p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pythia_core.phases import Text
 
 STUDY = "phases"
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,19m"}
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""`bundle`: pack what a machine without a network needs, and say so.
-
-The work is done by pythia_core.bundle; here it is put into words.
-"""
+"""`budget` and `bundle`: what a scale takes on another machine, and all that it needs there."""
 
 from __future__ import annotations
 
@@ -9,12 +6,16 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from pythia_core.commands import AddCommand
+from pythia_core.commands import AddCommand, trained_scales
 from pythia_core.errors import ConfigError
 
 
 def add(command: AddCommand) -> None:
-    """Add this command to the parser."""
+    """Add these commands to the parser."""
+    p = command("budget", _budget, "predict what a scale takes on one GPU: time, FLOP, disk")
+    p.add_argument("--scale", default="gpu", choices=trained_scales())
+    p.add_argument("--rates", default="compiled", help="eager, compiled (default) or fused")
+
     p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
     p.add_argument("out", metavar="OUT", type=Path, help="*.tar, or *.tar.xz: smaller, but slow")
     p.add_argument("--scale", default="gpu", help="which scale will be run (default: gpu)")
@@ -25,6 +26,12 @@ def add(command: AddCommand) -> None:
     packages.add_argument("--packages", default="", help="which, comma list (default: a few)")
     packages.add_argument("--python", default="", help="its Python, e.g. 3.12 (default: as here)")
     packages.add_argument("--platform", default="", help="e.g. manylinux_2_28_x86_64")
+
+
+def _budget(args: argparse.Namespace) -> None:
+    from pythia_core.budget import report
+
+    print(report(args.scale, args.rates))
 
 
 def _bundle(args: argparse.Namespace) -> None:
