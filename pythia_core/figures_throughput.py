@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.figures import INK, MUTED, Drawing, Table, panels, say, style
+from pythia_core.figures import INK, MUTED, Drawing, Table, panels, say, size_colour, style
 from pythia_core.figures_common import claims_table, footer
 from pythia_core.records import number_text
 from pythia_core.studies.throughput import NOT_MEASURED, USABLE_GIB
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
     from pythia_core.studies.study import StudyResult as Result
 
@@ -107,10 +106,10 @@ def memory(result: Result) -> Drawing:
             if len(mine):
                 held.plot([sizes.index(s) for s in mine["size"]], mine.peak_gib.astype(float),
                           linestyle="", marker=mark, color=COLOURS[who],
-                          label=f"{label}, measured peak")  # fmt: skip
+                          label=f"{label}, peak")  # fmt: skip
         held.axhline(USABLE_GIB, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         held.set(ylabel="GiB", title="Memory", ylim=(0, 90))
-        held.legend(loc="upper left")
+        figure.legend(loc="outside upper left", ncols=4)
         rows.plot(range(len(sizes)), goals.largest_rows, linestyle="", marker="o",
                   color=COLOURS["ours"], markerfacecolor="white")  # fmt: skip
         rows.set(yscale="log", ylabel="rows", title="Largest micro-batch, by estimate")
@@ -125,31 +124,50 @@ def memory(result: Result) -> Drawing:
 
 
 def scaling(result: Result) -> Drawing:
-    """Measured speed against rows of a micro-batch, length of rows, micro-batches of an update."""
+    """Measured speed against rows of a micro-batch, length of rows, micro-batches of an update, as
+    a multiple of the speed at the shape that all contenders of a size are compared at."""
     frame = result.tables["measured"]
+    frame = frame[frame.tokens_per_s.notna()]
     axes_of = {
         "rows": ("rows of a micro-batch", "rows"),
         "seq_len": ("tokens of a row", "seq_len"),
         "accumulate": ("micro-batches of an update", "micro_batches"),
     }
     with style():
-        figure, axes = panels(3, 2.7, footer(result, _state(result)))
+        figure, axes = panels(3, 2.7, footer(result, _state(result)), sharey=True)
+        top = 1.0
         for ax, (purpose, (label, x)) in zip(axes, axes_of.items(), strict=True):
-            mine = frame[(frame.purpose == purpose) & frame.tokens_per_s.notna()]
+            mine = frame[frame.purpose == purpose]
             if mine.empty:
                 say(ax, f"{label}:\n{NOT_MEASURED}")
                 continue
-            _lines(ax, mine, x)
-            ax.set(xscale="log", xlabel=label, ylabel="tokens per second", ylim=(0, None))
+            ticks = set()
+            for (size, who, contender), line in mine.groupby(["size", "who", "contender"]):
+                every = _with_comparison(frame, line, x)
+                ticks |= set(every[x])
+                top = max(top, every.times.max())
+                ax.plot(every[x], every.times, marker=MEASURED[who][1], color=size_colour(size),
+                        linestyle="-" if who == "ours" else (0, (1, 1.2)),
+                        label=f"{size}, {contender}")  # fmt: skip
+            ax.set(xscale="log", xlabel=label)
+            ax.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)], rotation=60)
+            ax.minorticks_off()
             ax.legend(loc="lower right", fontsize=6.5)
+        if not frame.empty:
+            axes[0].set(ylim=(0, 1.08 * top), ylabel="times the compared speed")
         return Drawing(figure, f"How speed grows with the shape of an update; {_state(result)}")
 
 
-def _lines(ax: Axes, frame: pd.DataFrame, x: str) -> None:
-    for (size, who), mine in frame.groupby(["size", "who"]):
-        mine = mine.sort_values(x)
-        ax.plot(mine[x], mine.tokens_per_s.astype(float), color=COLOURS[who],
-                marker=MEASURED[who][1], label=f"{size}, {MEASURED[who][0]}")  # fmt: skip
+def _with_comparison(frame: pd.DataFrame, line: pd.DataFrame, x: str) -> pd.DataFrame:
+    """A contender's rows by `x` with `times`; that of the comparison too where `x` differs."""
+    import pandas as pd
+
+    first = line.iloc[0]
+    same = (frame["size"] == first["size"]) & (frame.contender == first.contender)
+    shared = frame[same & frame.purpose.isin(["compare", "price"])].head(1)
+    base = float((line if shared.empty else shared).tokens_per_s.iloc[0])
+    every = line if x == "rows" else pd.concat([line, shared])
+    return every.sort_values(x).assign(times=lambda rows: rows.tokens_per_s.astype(float) / base)
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -231,13 +249,14 @@ def ways_table(result: Result) -> Table:
             "size": row["size"],
             "contender": row["contender"],
             "rows": _text(row["rows"]),
-            "tokens/s": _text(row["tokens_per_s"]) if row["error"] is None else row["error"],
+            "tokens/s": _text(row["tokens_per_s"]),
             "predicted": _text(row["predicted"]),
             "MFU causal": _text(row["mfu_causal"], percent=True),
             "MFU full": _text(row["mfu_full"], percent=True),
             "of products": _text(row["products_share"], percent=True),
             "of attainable": _text(row["attainable_share"], percent=True),
             "GiB": _text(row["peak_gib"], 1),
+            "note": row["note"],
         }
         for row in frame.to_dict("records")
     ]

@@ -43,7 +43,7 @@ WITHIN = 15.0
 MEASURED = (
     *("size", "purpose", "contender", "who", "rows", "seq_len", "micro_batches"),
     *("tokens_per_s", "low", "high", "predicted", "mfu_causal", "mfu_full"),
-    *("products_share", "attainable_share", "peak_gib", "error"),
+    *("products_share", "attainable_share", "peak_gib", "note"),
 )
 
 
@@ -155,13 +155,15 @@ def pick_machine(rows: list[Row]) -> Row:
 
 def measured_table(train: list[Row], machine: Row) -> pd.DataFrame:
     """Every measurement with the prediction for its update, and what it is a share of: the data
-    sheet (mfu), products and every part at its best at the rate of products of its run."""
+    sheet (mfu), products and every part at its best at the rate of products of its run. note: why
+    there is none, or what the kernels warned of."""
     import pandas as pd
 
     found = []
     for row in train:
         model = OFFICIAL_SIZES[row["size"]].model(max_seq_len=row["seq_len"])
         cells = {name: row.get(name) for name in MEASURED}
+        cells["note"] = row.get("error") or "; ".join(row.get("said", []))
         if "tokens_per_s" in row:
             way = "ours" if row["who"] == "ours" else PREDICTED[row["mode"]]
             at_2048 = row["seq_len"] == cost_model.SEQ_LEN
