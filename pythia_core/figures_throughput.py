@@ -1,24 +1,30 @@
 """What the page on throughput shows: rates and utilisation by size, memory, how speed scales.
 
 Predictions are lines and open marks, measurements filled ones. Where nothing was measured the page
-says so; a prediction is never drawn as a result.
+says so; a prediction is never drawn as a result. `values`, `predicted` and `parts` take nothing and
+are called while the book is built, so that the page predicts without a run.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pythia_core import cost_model, recipe
 from pythia_core.figures import INK, MUTED, Drawing, Table, panels, say, size_colour, style
-from pythia_core.figures_common import claims_table, footer
+from pythia_core.figures_common import footer
 from pythia_core.records import number_text
-from pythia_core.studies.throughput import NOT_MEASURED, USABLE_GIB
+from pythia_core.studies.throughput import (
+    NOT_MEASURED,
+    SIZES,
+    USABLE_GIB,
+    goals_table,
+    predicted_table,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_core.studies.study import StudyResult as Result
-
-__all__ = ["claims_table", "memory", "parts_table", "rates", "scaling", "summary", "ways_table"]
 
 DASH = "\N{EN DASH}"
 COLOURS = {"ours": "#0072b2", "plain": "#d55e00", "transformers": "#009e73"}
@@ -170,6 +176,77 @@ def _with_comparison(frame: pd.DataFrame, line: pd.DataFrame, x: str) -> pd.Data
     return every.sort_values(x).assign(times=lambda rows: rows.tokens_per_s.astype(float) / base)
 
 
+# --- predictions: the page has these without a run ------------------------------------------------
+
+
+def values() -> dict[str, str]:
+    """What the page's prose takes from the predictions."""
+    frame = predicted_table(SIZES)
+    ours, compiled = (frame[frame.way == way] for way in ("ours", "compiled"))
+    gains = compiled.ns_per_token.to_numpy() / ours.ns_per_token.to_numpy()
+    found = {
+        "goal": cost_model.GOAL,
+        "sheet": cost_model.peak_tflops("H100"),
+        "products": cost_model.MATMUL,
+        "copy": cost_model.COPY,
+        "gain_least": gains.min(),
+        "gain_most": gains.max(),
+        "mfu_least": 100 * ours.mfu_causal.min(),
+        "mfu_most": 100 * ours.mfu_causal.max(),
+    }
+    return {name: number_text(float(value)) for name, value in found.items()}
+
+
+def predicted() -> Table:
+    """Predicted rates and goals by size, and the paper's own rates."""
+    import pandas as pd
+
+    frame = predicted_table(SIZES).set_index(["size", "way"])
+    goals = goals_table(SIZES).set_index("size")
+    rows = [
+        {
+            "size": size,
+            "torch.compile": _thousands(frame.loc[(size, "compiled")].tokens_per_s),
+            "ours": _thousands(frame.loc[(size, "ours")].tokens_per_s),
+            "at its best": _thousands(frame.loc[(size, "ideal")].tokens_per_s),
+            "MFU of ours": _text(frame.loc[(size, "ours")].mfu_causal, percent=True),
+            "goal": _thousands(goals.loc[size].target),
+            "hours at goal": _text(goals.loc[size].hours),
+            "A100-hours": _text(goals.loc[size].paper_hours),
+            "A100": _thousands(goals.loc[size].paper_tokens_per_s),
+            "MFU of A100": _text(goals.loc[size].paper_mfu, percent=True),
+        }
+        for size in SIZES
+    ]
+    caption = (
+        "Thousands of tokens per second and GPU. First four: predicted for one H100. Hours at "
+        f"goal: all {recipe.TOKENS:,} tokens on one H100. A100: the paper's own, from its "
+        "GPU-hours. MFU: causal."
+    )
+    return Table(pd.DataFrame(rows), caption)
+
+
+def parts() -> Table:
+    """Where a token's time goes, as predicted under torch.compile and in our step."""
+    import pandas as pd
+
+    names = {
+        "gemm": "layers' products",
+        "logits": "vocabulary's products",
+        "attention": "attention",
+        "elementwise": "passes over memory",
+        "loss": "loss",
+    }
+    rows = []
+    for size, mine in predicted_table(SIZES).groupby("size", sort=False):
+        mine = mine.set_index("way")
+        pair = (mine.loc["compiled"], mine.loc["ours"])
+        cells = {label: " / ".join(_text(p[key]) for p in pair) for key, label in names.items()}
+        total = " / ".join(_text(p.ns_per_token) for p in pair)
+        rows.append({"size": size, **cells, "ns a token": total})
+    return Table(pd.DataFrame(rows), "Predicted nanoseconds a token: torch.compile / ours.")
+
+
 # --- tables ----------------------------------------------------------------------------------
 
 
@@ -214,28 +291,6 @@ def summary(result: Result) -> Table:
         + (f"Measured: {result.values['status']}." if _any(result) else "Measured: not yet.")
     )
     return Table(pd.DataFrame(rows), caption)
-
-
-def parts_table(result: Result) -> Table:
-    """Where a token's time goes, as predicted under torch.compile and in our step."""
-    import pandas as pd
-
-    frame = result.tables["predicted"]
-    names = {
-        "gemm": "layers' products",
-        "logits": "vocabulary's products",
-        "attention": "attention",
-        "elementwise": "passes over memory",
-        "loss": "loss",
-    }
-    rows = []
-    for size, mine in frame.groupby("size", sort=False):
-        mine = mine.set_index("way")
-        pair = (mine.loc["compiled"], mine.loc["ours"])
-        cells = {label: " / ".join(_text(p[key]) for p in pair) for key, label in names.items()}
-        total = " / ".join(_text(p.ns_per_token) for p in pair)
-        rows.append({"size": size, **cells, "ns a token": total})
-    return Table(pd.DataFrame(rows), "Predicted nanoseconds a token: torch.compile / ours.")
 
 
 def ways_table(result: Result) -> Table:

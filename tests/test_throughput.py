@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from pythia_core import cost_model, records, throughput_rows
+from pythia_core import cost_model, figures_common, records, throughput_rows
 from pythia_core import figures_throughput as draw
 from pythia_core.errors import ConfigError
 from pythia_core.scales import OFFICIAL_SIZES
 from pythia_core.studies import throughput as study
 
 FIGURES = (draw.rates, draw.memory, draw.scaling)
-TABLES = (draw.summary, draw.parts_table, draw.ways_table, draw.claims_table)
+TABLES = (draw.summary, draw.ways_table, figures_common.claims_table)
 RUN = "2030-01-02T03:04:05Z"
 
 
@@ -139,6 +139,16 @@ def test_goals_follow_from_published_costs() -> None:
     assert goals.loc["1.4b"].paper_mfu == pytest.approx(0.318, abs=0.001)
     assert goals.loc["1.4b"].hours == pytest.approx(1_141, abs=1)
     assert goals.loc["14m"].paper_hours != goals.loc["14m"].paper_hours
+
+
+def test_the_page_predicts_without_a_run() -> None:
+    rates, parts = draw.predicted().frame.set_index("size"), draw.parts().frame.set_index("size")
+    assert rates.loc["160m", "ours"] == "520" and rates.loc["160m", "A100"] == "80.9"
+    assert rates.loc["14m", "A100-hours"] == draw.DASH
+    assert parts.loc["160m", "attention"] == "492 / 457"
+    values = draw.values()
+    assert (values["goal"], values["gain_least"]) == ("1.15", "1.11")
+    assert values["mfu_most"] == "62.6"
 
 
 def test_unknown_sizes_are_refused() -> None:

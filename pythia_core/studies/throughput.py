@@ -267,22 +267,13 @@ def claims_of(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 def values_of(tables: dict[str, pd.DataFrame], machine: Row) -> dict[str, Any]:
     """For prose."""
-    predicted, compared = tables["predicted"].set_index(["way", "size"]), tables["compared"]
-    both = compared.dropna(subset="ratio")
+    both = tables["compared"].dropna(subset="ratio")
     ceilings = machine.get("ceilings", {})
     values: dict[str, Any] = {
         "status": f"{machine['device']}, {machine['run'][:10]}" if machine else NOT_MEASURED,
         "bench": COMMAND,
-        "goal": cost_model.GOAL,
         "sizes_measured": len(both),
         "sizes_at_goal": int((both.ratio >= cost_model.GOAL).sum()),
-        "products_sheet": cost_model.peak_tflops("H100"),
-        "products_assumed": cost_model.MATMUL,
-        "copy_assumed": cost_model.COPY,
-        "predicted_gain_least": float(compared.predicted_ratio.min()),
-        "predicted_gain_most": float(compared.predicted_ratio.max()),
-        "mfu_ours_least_percent": 100 * float(predicted.loc["ours"].mfu_causal.min()),
-        "mfu_ours_most_percent": 100 * float(predicted.loc["ours"].mfu_causal.max()),
     }
     for name, what in CEILINGS.items():
         values[name] = ceilings.get(what, NOT_MEASURED)
