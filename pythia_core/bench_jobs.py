@@ -43,7 +43,7 @@ class Job:
     seq_len: int = SEQ_LEN
     micro_batches: int = 1
     dry_run: bool = False
-    seconds: float = 2.0
+    seconds: float = 1.0
     deadline: float = float("inf")
     """time.time() after which nothing is begun."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16), repr=False)

@@ -110,7 +110,7 @@ def bench_train_gpu(
     sizes: Sequence[str] = (),
     dry_run: bool = False,
     budget: float = 0.0,
-    seconds: float = 2.0,
+    seconds: float = 1.0,
     isolate: bool = True,
     progress: bool = True,
 ) -> Iterator[Row]:

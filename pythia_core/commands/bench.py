@@ -39,7 +39,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--readme", action="store_true", help="train on a CPU: table into README.md")
     p.add_argument("--dry-run", action="store_true", help="tiny and on the CPU: only that it runs")
     p.add_argument("--budget", type=float, help="train on a GPU: begin nothing after SECONDS")
-    p.add_argument("--seconds", type=float, help="train on a GPU: of each repeat, at least")
+    p.add_argument("--seconds", type=float, help="train on a GPU: a repeat, at least (default 1)")
 
 
 def _bench(args: argparse.Namespace) -> None:
