@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 from pythia_core import hf
 from pythia_core.config import ModelConfig
 from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.generate import generate
 from pythia_core.model import GPTNeoX
 from pythia_core.tokenizer import train_bpe
 
@@ -76,6 +77,9 @@ def test_ours_to_transformers_and_back(
     assert not any(report.values()), report
     ids = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model(ids), peer(input_ids=ids).logits, atol=1e-5, rtol=0)
+    how = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    written = peer.generate(ids, **how)[:, ids.shape[1] :].tolist()
+    assert generate(model, ids.tolist(), 8) == written
     peer.save_pretrained(tmp_path / "theirs")
     back, info = hf.load(tmp_path / "theirs")
     assert_equal(model, back)
