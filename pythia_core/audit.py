@@ -130,14 +130,6 @@ class Audit:
         return "\n".join([*lines, *(f"DEFECT {text}" for text in self.defects())])
 
 
-def is_published(source: str) -> bool:
-    """Whether a name is that of a published model, not of a run of ours."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return not (folder / "identity.json").exists()
-    return hub.is_repository(source)
-
-
 def audit(source: str, progress: bool = True) -> Audit:
     """Audit a folder of `stepN` folders, or a repository on the hub.
 

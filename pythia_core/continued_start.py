@@ -19,7 +19,7 @@ from pythia_core.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.config import DataConfig, ModelConfig, TrainConfig
 from pythia_core.continued_data import RowsData, check_swap
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hub import TOKENIZER, is_repository, step_of
+from pythia_core.hub import TOKENIZER, step_of
 from pythia_core.metrics import best_precision
 from pythia_core.prepare import PreparedData
 from pythia_core.runs import Run, find_run
@@ -53,10 +53,8 @@ def source_of(source: Run | Path | str) -> Run | str:
     """A run of ours, or the folder or repository of a published model."""
     if isinstance(source, Run):
         return source
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return find_run(str(folder)) if (folder / "identity.json").exists() else str(folder)
-    return str(source) if is_repository(str(source)) else find_run(str(source))
+    name = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else str(source)
+    return name if hub.is_published(name) else find_run(name)
 
 
 def tokenizer_of(source: Run | str, revision: str = "main") -> str:

@@ -19,7 +19,7 @@ from pythia_core import hf, neox_native
 from pythia_core.checkpoint import load_checkpoint, read_manifest, save_checkpoint, step_folder
 from pythia_core.config import ModelConfig, config_dict
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hub import TOKENIZER, is_repository
+from pythia_core.hub import TOKENIZER, is_published
 from pythia_core.model import GPTNeoX
 from pythia_core.scales import size_named
 from pythia_core.schedule import OFFICIAL_STEPS
@@ -102,8 +102,7 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         model = neox_native.load(folder, config)
         step = neox_native.step_of(folder) if step is None else step
         return Source("native", model, step, {"native": folder.name})
-    published = folder.is_dir() or is_repository(source)
-    if (folder / "identity.json").is_file() or not published:
+    if not is_published(source):
         return _of_run(source, step)
     model, info = hf.load(source, revision, dtype=None)
     if step is None:

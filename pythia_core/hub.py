@@ -64,6 +64,14 @@ def is_repository(name: str) -> bool:
     return _REPOSITORY.fullmatch(name) is not None
 
 
+def is_published(source: str) -> bool:
+    """Whether a name is a published model's, a folder or a repository, and no run of ours."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return not (folder / "identity.json").exists()
+    return is_repository(source)
+
+
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
     """Raise what there is to say of a model without safetensors.
 

@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any
 
 from pythia_core import hf, hub
-from pythia_core.audit import is_published
 from pythia_core.checkpoint import sha256_tensors
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.errors import CheckpointError, FetchError
@@ -41,12 +40,17 @@ class PublishedModel:
     @property
     def label(self) -> str:
         """As in the tables of released results: "70m" of pythia-70m-deduped."""
-        name = self.source.rstrip("/").rsplit("/", 1)[-1]
-        return name.removeprefix("pythia-").removesuffix("-deduped")
+        return self._name.removeprefix("pythia-").removesuffix("-deduped")
 
     @property
     def deduped(self) -> bool:
-        return self.source.rstrip("/").endswith("-deduped")
+        return self._name.endswith("-deduped")
+
+    @property
+    def _name(self) -> str:
+        """Of the model, also where the folder is that of a step of it."""
+        *_, above, last = "/", *self.source.rstrip("/").split("/")
+        return last if hub.step_of(last) is None else above
 
     @cached_property
     def _revisions(self) -> dict[int, str]:
@@ -140,4 +144,4 @@ def find_model(name: str) -> AnyModel:
     Raises:
         CheckpointError: neither.
     """
-    return PublishedModel(name) if is_published(name) else find_run(name)
+    return PublishedModel(name) if hub.is_published(name) else find_run(name)

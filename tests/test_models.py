@@ -64,7 +64,8 @@ def test_what_was_kept_belongs_to_the_files(published: Path) -> None:
 
 
 def test_a_folder_of_one_step_and_a_copy(published: Path) -> None:
-    assert PublishedModel(str(published / "step3000")).steps == [3000]
+    one = PublishedModel(str(published / "step3000"))
+    assert one.steps == [3000] and one.label == "70m" and one.deduped
     single = published.rename(published.parent / "mine") / "step0"
     assert PublishedModel(str(single.rename(single.parent / "final"))).steps == [LAST]
     model = PublishedModel(str(single.parent))

@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from pythia_core.audit import is_published
+    from pythia_core.hub import is_published
 
     if is_published(args.run):
         return _verify_published(args.run)
