@@ -267,3 +267,20 @@ def test_attention(kind: str, head_dim: int) -> None:
             continue
         assert "HGMMA" in machine.sass and not re.search(r"\bHMMA", machine.sass)
         assert "LDGSTS.E.BYPASS.128" in machine.sass or "LDGSTS.E.128" in machine.sass
+
+
+@pytest.mark.parametrize("head_dim", [80, 256])
+def test_attention_delta(head_dim: int) -> None:
+    from pythia_core.kernels.attention_triton_backward import delta_kernel
+
+    lanes = triton.next_power_of_2(head_dim)
+    types = {
+        **dict.fromkeys(("out_ptr", "dout_ptr"), "*bf16"),
+        "delta_ptr": "*fp32",
+        **dict.fromkeys(("n_rows", "seq"), "i32:16"),
+        "heads": "i32",
+    }
+    constants = {"DIM": head_dim, "LANES": lanes, "ROWS": 4096 // lanes}
+    machine = compiled(delta_kernel, types, constants, 4)
+    check(machine, wide=False)
+    assert 16 in machine.widths("LDG")
