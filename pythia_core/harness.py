@@ -22,7 +22,7 @@ import numpy as np
 
 from pythia_core import evaluate
 from pythia_core.config import stable_hash
-from pythia_core.errors import ConfigError, DataError, MissingDependencyError
+from pythia_core.errors import ConfigError, DataError, FetchError, MissingDependencyError
 from pythia_core.generate import Sampling, generate_texts
 from pythia_core.progress import bar as progress_bar
 
@@ -68,7 +68,8 @@ def command_line(arguments: Sequence[str]) -> None:
     """lm-eval's own command line, with the model "pythia" and without foreign code.
 
     Raises:
-        As `register`; DataError: a task definition that names code.
+        As `register`; DataError: a task definition that names code, or an unknown task.
+        FetchError: its items cannot be fetched.
     """
     register()
     from lm_eval.__main__ import cli_evaluate
@@ -77,6 +78,15 @@ def command_line(arguments: Sequence[str]) -> None:
     sys.argv = ["lm_eval", *arguments]
     try:
         cli_evaluate()
+    except ConnectionError as error:
+        raise FetchError(
+            f"{error}. The harness fetches the items of its tasks; without a network, `evaluate` "
+            "asks those that come along, or of a folder"
+        ) from error
+    except ValueError as error:
+        if "not found" not in str(error):
+            raise
+        raise DataError(f"{error}. `lm_eval ls tasks` lists those there are") from error
     finally:
         sys.argv = before
 

@@ -22,7 +22,7 @@ from pythia_core.benchmarks import (
     prompt_of,
 )
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import ConfigError, DataError
+from pythia_core.errors import ConfigError, DataError, FetchError
 from pythia_core.model import GPTNeoX
 from pythia_core.runs import Run, find_or_train
 from pythia_core.tasks import TASKS
@@ -239,6 +239,29 @@ def test_templates_are_filled_in_a_sandbox(
     folder = definition('"{{goal.__class__.__mro__[1].__subclasses__()}}"')
     with pytest.raises(SecurityError):
         lm_eval.evaluate(lm=lm, task_dict=load(folder), bootstrap_iters=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate` asks those"),
+        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists"),
+        (ValueError("another thing"), ValueError, "another thing"),
+    ],
+)
+def test_what_the_harness_cannot_do_is_said(
+    error: Exception, kind: type, words: str, definition: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.__main__
+
+    from pythia_core.harness import command_line
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", fail)
+    with pytest.raises(kind, match=words):
+        command_line(["--tasks", "x"])
 
 
 @pytest.mark.slow
