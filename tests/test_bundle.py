@@ -41,6 +41,14 @@ def test_refused_before_anything_is_made(tmp_path: Path) -> None:
     assert main(["bundle", str(tmp_path / "x.tar"), "--python", "3.12"]) == 1
 
 
+def test_older_platforms_are_named_too() -> None:
+    tags = bundle.platforms("manylinux_2_28_x86_64")
+    assert tags[0] == "manylinux_2_28_x86_64" and "manylinux2014_x86_64" in tags
+    assert bundle.platforms("manylinux_2_6_aarch64")[-1] == "manylinux1_aarch64"
+    assert bundle.platforms("macosx_14_0_arm64") == ["macosx_14_0_arm64"]
+    assert bundle.platforms("") == []
+
+
 def test_parcels_are_the_whole(tmp_path: Path) -> None:
     path, content = tmp_path / "b.tar", os.urandom((2 << 20) + 17)
     path.write_bytes(content)
