@@ -1,22 +1,18 @@
 """What a scale will cost on one GPU, computed before anything runs: tokens, FLOP, seconds, bytes.
 
-A training step's time per token is added up from its parts: matrix products at a share of what the
-card multiplies at best, attention, element-wise work by its bytes, the loss, the optimizer. Three
-sets of rates: "eager", "compiled" (torch.compile and library attention) and "fused" (kernels of
-one's own). They are estimates for an H100 in bf16, from published rates of its parts; no run of
-ours is behind them, so every number that comes out is a prediction, "not yet measured", until
-`python -m pythia_core bench train` has run on the card. Not here: doing it.
+A training step takes what pythia_core.cost_model predicts. No run of ours is behind its rates, so
+every number that comes out is a prediction until `python -m pythia_core bench train --device cuda`
+has run on the card. Not here: doing it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pythia_core.config import ModelConfig, RunConfig
-from pythia_core.errors import ConfigError, one_of
+from pythia_core.config import RunConfig
+from pythia_core.cost_model import ns_per_token, optimizer_seconds
 from pythia_core.runs import FORK_INDICES, run_flops
 from pythia_core.scales import SIZES, scale_named
 from pythia_core.schedule import checkpoint_steps
@@ -26,14 +22,6 @@ from pythia_core.thin import checkpoint_bytes, is_large, kept_steps
 if TYPE_CHECKING:
     import pandas as pd
 
-PEAK = 798e12
-"""FLOP/s that an H100 multiplies large bf16 matrices at."""
-COPY = 3.0e12
-"""Bytes/s of its memory."""
-EFFICIENCY = {128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 4096: 0.92}
-"""Share of PEAK that products of this width and more reach."""
-OPTIMIZER_BYTES = 90
-"""A parameter and update, for an optimizer that is not fused."""
 STATE_BYTES = 12
 """A parameter in a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
@@ -56,61 +44,6 @@ HELDOUT_ROWS = 320 + 960
 """Rows of studies.language."""
 MEASURING_SLOWER = 3.0
 """A forward pass in TF32, in small batches, against its share of a training step in bf16."""
-SHORT_ROWS = 2048
-"""Tokens of the rows for which attention rates are known; shorter ones are slower in proportion to
-the square root."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast a way of training is."""
-
-    elementwise_passes: int
-    """Passes over a (tokens, width) bf16 tensor a layer."""
-    elementwise_speed: float
-    """Bytes/s."""
-    loss_bytes: int
-    """A token and entry of the vocabulary."""
-    efficiency: float
-    """Added to EFFICIENCY."""
-    attention: dict[int, tuple[float, float]]
-    """Head dim -> FLOP/s forward and backward."""
-
-
-_LIBRARY = {32: (200e12, 130e12), 64: (334e12, 249e12), 80: (300e12, 225e12),
-            128: (484e12, 293e12), 256: (278e12, 185e12)}  # fmt: skip
-_BEST = {32: (220e12, 140e12), 64: (371e12, 266e12), 80: (340e12, 240e12),
-         128: (560e12, 347e12), 256: (537e12, 300e12)}  # fmt: skip
-RATES = {
-    "eager": Rates(82, 2.3e12, 28, 0.0, _LIBRARY),
-    "compiled": Rates(52, 2.4e12, 6, 0.0, _LIBRARY),
-    "fused": Rates(34, 2.8e12, 4, 0.05, _BEST),
-}
-
-
-def _efficiency(width: int) -> float:
-    """EFFICIENCY between its entries, on a line."""
-    widths = sorted(EFFICIENCY)
-    width = min(max(width, widths[0]), widths[-1])
-    right = min(bisect_right(widths, width), len(widths) - 1)
-    low, high = widths[right - 1], widths[right]
-    along = (width - low) / (high - low)
-    return EFFICIENCY[low] + along * (EFFICIENCY[high] - EFFICIENCY[low])
-
-
-def nanoseconds(model: ModelConfig, seq_len: int, how: str = "compiled") -> float:
-    """Predicted nanoseconds a token for forward and backward on an H100; no optimizer."""
-    rates, d, n_layers, vocab = RATES[how], model.d_model, model.n_layers, model.vocab_size
-    share = _efficiency(d)
-    products = 72 * d * d * n_layers / ((share + rates.efficiency) * PEAK)
-    logits = max(6 * d * vocab / ((share + 0.1) * PEAK), 10 * vocab / 2.6e12)
-    forward, backward = rates.attention[min(rates.attention, key=lambda h: abs(h - model.head_dim))]
-    flop = 2 * d * (seq_len + 1) * n_layers
-    slower = (SHORT_ROWS / min(seq_len, SHORT_ROWS)) ** 0.5
-    attention = slower * (flop / forward + 2.5 * flop / backward)
-    elementwise = rates.elementwise_passes * 2 * d * n_layers / rates.elementwise_speed
-    loss = rates.loss_bytes * vocab / 2.45e12
-    return 1e9 * (products + logits + attention + elementwise + loss)
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
@@ -124,7 +57,7 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
     heldout, rows = MEASURING[study]
     seq_len = config.data.seq_len
     tokens = heldout * HELDOUT_ROWS * seq_len + rows * 33 * run_tokens(config) / seq_len
-    share = 1e-9 * nanoseconds(config.model, seq_len) / 3
+    share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3
     return MEASURING_SLOWER * share * tokens
 
 
@@ -140,8 +73,8 @@ def run_tokens(config: RunConfig) -> int:
 
 def run_seconds(config: RunConfig, how: str = "compiled") -> float:
     """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
-    step = OPTIMIZER_BYTES * config.model.n_params / COPY * updates(config)
-    return 1e-9 * nanoseconds(config.model, config.data.seq_len, how) * run_tokens(config) + step
+    tokens = 1e-9 * ns_per_token(config.model, how, config.data.seq_len) * run_tokens(config)
+    return tokens + optimizer_seconds(config.model) * updates(config)
 
 
 def written_steps(config: RunConfig) -> list[int]:
@@ -232,18 +165,19 @@ def studies_table(
 def report(scale: str, how: str = "compiled") -> str:
     """Both tables and their sums in words.
 
+    Args:
+        how: one of cost_model.WAYS.
+
     Raises:
-        ConfigError: unknown rates.
+        ConfigError: an unknown way.
     """
-    if how not in RATES:
-        raise ConfigError(one_of(how, RATES, "rates"))
     sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()
     shown = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
     shown |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted for one H100 at scale {scale}, rates {how!r}; not measured.\n",
+            f"Predicted for one H100 at scale {scale} trained by way of {how!r}; not measured.\n",
             sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
             "",
             studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),

@@ -3,18 +3,22 @@
 A step is five parts: the layers' matrix products, those of the vocabulary, attention, passes over
 memory, and the loss. Work and bytes of each are counted from the architecture; the rates at which a
 way of executing them runs are *estimates*, from published kernels and data sheets, made before any
-measurement of this project. They are constants here so that a wrong one shows. Rows of 2,048 tokens
-only, the optimizer apart (`optimizer_seconds`); no launch gaps, no power limit.
+measurement of this project. They are constants here so that a wrong one shows. The optimizer is
+apart (`optimizer_seconds`); no launch gaps, no power limit.
 
 Also here: the peaks of data sheets, the goals. Not here: memory (pythia_core.memory), measuring
-(bench_train_gpu), the paper's own cost (recipe).
+(bench_train_gpu), whole runs (budget), the paper's own cost (recipe).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from pythia_core.config import ModelConfig
+from pythia_core.errors import ConfigError, one_of
 from pythia_core.metrics import flops_per_token
 
 SEQ_LEN = 2048
@@ -30,8 +34,10 @@ PEAKS = (
     ("A100", 312.0),
 )
 """Dense bf16 TFLOP/s of data sheets, by what a device's name contains; the first match counts."""
-EFFICIENCY = {128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2560: 0.88, 5120: 0.92}
-"""Share of MATMUL that separate products reach, up to which width [estimates]."""
+EFFICIENCY = {
+    128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
+}  # fmt: skip
+"""Share of MATMUL that separate products of a width reach [estimates]; on a line between them."""
 
 # --- the four ways ---------------------------------------------------------------------------
 
@@ -101,19 +107,27 @@ NO_LOGITS_SHARE = 0.75
 
 def efficiency(width: int) -> float:
     """Share of MATMUL of a layer's separate products."""
-    return next((share for most, share in EFFICIENCY.items() if width <= most), 0.92)
+    return float(np.interp(width, list(EFFICIENCY), list(EFFICIENCY.values())))
 
 
-def parts(model: ModelConfig, way: str) -> dict[str, float]:
+def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
     """Predicted nanoseconds a token of gemm, logits, attention, elementwise and loss.
 
     Args:
-        way: one of WAYS. model: of a head dim that the attention rates know.
+        model: of a head dim that the attention rates know.
+        way: one of WAYS.
+        seq_len: attention on rows shorter than SEQ_LEN is slower by the square root [a guess].
+
+    Raises:
+        ConfigError: an unknown way.
     """
+    if way not in WAYS:
+        raise ConfigError(one_of(way, WAYS, "way of training"))
     w, d, n_layers, vocab = WAYS[way], model.d_model, model.n_layers, model.vocab_size
     share = min(efficiency(d) + w.extra, w.most)
-    forward_rate, backward_rate = w.attention[model.head_dim]
-    scores = 2 * d * (SEQ_LEN + 1) * n_layers  # the two products of the forward, half masked
+    slower = math.sqrt(max(1.0, SEQ_LEN / seq_len))
+    forward_rate, backward_rate = (rate / slower for rate in w.attention[model.head_dim])
+    scores = 2 * d * (seq_len + 1) * n_layers  # the two products of the forward, half masked
     found = {
         "gemm": 72 * d * d * n_layers / (share * MATMUL),
         "logits": max(
@@ -129,9 +143,9 @@ def parts(model: ModelConfig, way: str) -> dict[str, float]:
     return {name: value / 1e3 for name, value in found.items()}  # FLOP / TFLOP/s are picoseconds
 
 
-def ns_per_token(model: ModelConfig, way: str) -> float:
+def ns_per_token(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> float:
     """Predicted nanoseconds a token, without the optimizer."""
-    return sum(parts(model, way).values())
+    return sum(parts(model, way, seq_len).values())
 
 
 def optimizer_seconds(model: ModelConfig) -> float:

@@ -14,7 +14,7 @@ def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("budget", _budget, "predict what a scale takes on one GPU: time, FLOP, disk")
     p.add_argument("--scale", default="gpu", choices=trained_scales())
-    p.add_argument("--rates", default="compiled", help="eager, compiled (default) or fused")
+    p.add_argument("--way", default="compiled", help="eager, compiled (default), ours or ideal")
 
     p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
     p.add_argument("out", metavar="OUT", type=Path, help="*.tar, or *.tar.xz: smaller, but slow")
@@ -31,7 +31,7 @@ def add(command: AddCommand) -> None:
 def _budget(args: argparse.Namespace) -> None:
     from pythia_core.budget import report
 
-    print(report(args.scale, args.rates))
+    print(report(args.scale, args.way))
 
 
 def _bundle(args: argparse.Namespace) -> None:
