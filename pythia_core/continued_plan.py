@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def _half(self) -> bool:
-        return bool(self.train and self.train.precision == "bf16")
+        return bool(self.train and self.train.precision != "fp32")
 
     @property
     def is_large(self) -> bool:

@@ -28,7 +28,7 @@ class FlatParameters:
 
     Attributes:
         flat, grad: masters and gradients of everything, fp32. names: of the parameters in order.
-        copy: the masters in the compute dtype, None if that is fp32.
+        copy: the masters in the compute dtype, None if that is fp32. copies: its parts by name.
         n_decayed: so many elements at the beginning are decayed, the others not.
     """
 
@@ -39,6 +39,7 @@ class FlatParameters:
         self.flat = torch.cat([parameters[n].detach().flatten() for n in self.names])
         self.grad = torch.zeros_like(self.flat)
         self.copy = self.flat.to(compute_dtype) if compute_dtype != torch.float32 else None
+        self.copies: dict[str, Tensor] = {}
         offset = 0
         for name in self.names:
             p = parameters[name]
@@ -46,7 +47,8 @@ class FlatParameters:
             p.data = self.flat[view].view(p.shape)
             p.grad = self.grad[view].view(p.shape)
             if self.copy is not None:
-                self._attach_copy(model, name, self.copy[view].view(p.shape))
+                self.copies[name] = self.copy[view].view(p.shape)
+                self._attach_copy(model, name, self.copies[name])
             offset += p.numel()
         model.compute_dtype = compute_dtype
 

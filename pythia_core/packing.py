@@ -44,7 +44,7 @@ def run_bytes(config: RunConfig) -> float:
     model, t = config.model, config.train
     rows = t.micro_batch or t.batch_size
     tokens = rows * config.data.seq_len
-    width = 1 if t.precision == "bf16" else 2
+    width = 2 if t.precision == "fp32" else 1
     activations = SAVED * width * tokens * model.d_model * (model.n_layers + 1)
     logits = 12 * min(tokens, LOGIT_ROWS) * model.vocab_size
     return CONTEXT_BYTES + STATE_BYTES * model.n_params + activations + logits

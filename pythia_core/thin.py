@@ -37,7 +37,7 @@ REPEATED = (18, 36, 54, 72, 89, 107, 125, 143)
 
 def checkpoint_bytes(config: RunConfig) -> int:
     """Bytes of the weights of one checkpoint (LayerNorms, which stay fp32, not counted apart)."""
-    return config.model.n_params * (2 if config.train.precision == "bf16" else 4)
+    return config.model.n_params * (4 if config.train.precision == "fp32" else 2)
 
 
 def is_large(config: RunConfig) -> bool:

@@ -234,13 +234,13 @@ class Trainer:
         return update_lr(self.config, self.updates_made)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors that the next forward reads: LayerNorms in fp32, others in the precision."""
-        dtype = DTYPES[self.config.train.precision]
+        """The tensors that the next forward reads: LayerNorms in fp32, others in the precision.
+
+        No copies: they change with the next update.
+        """
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
-        return {
-            name: p.detach() if name.rsplit(".", 1)[0] in norms else p.detach().to(dtype)
-            for name, p in self.model.named_parameters()
-        }
+        rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
+        return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def state(self) -> State:
         """Everything that exact resumption needs, by tensor name; no copies."""

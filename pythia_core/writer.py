@@ -5,7 +5,8 @@ and returns; later updates cannot touch the copy. At most one checkpoint is unde
 `save` waits for it. An error of the thread surfaces in the next call, at the latest when the writer
 is closed. What a crash leaves is what pythia_core.checkpoint leaves: a whole folder or none.
 
-On a CPU everything happens at once by default: there a thread would take a core from training.
+On a CPU everything happens at once by default: the share of time that saving may take is small
+(train.STATE_SHARE), and several runs use every core already.
 """
 
 from __future__ import annotations
