@@ -4,18 +4,21 @@ The same run can go operation by operation (eager), as one recorded CUDA graph a
 through torch.compile; it can keep all activations or compute them again in the backward. None of
 that is in a run's config. Whatever of it moves a bit is in the run's identity (`Execution.route`):
 a graph replays the very kernels it recorded and recomputation repeats them, so neither does;
-torch.compile fuses, so it does.
+torch.compile fuses, so it does. `PYTHIA_EXECUTION` chooses for every run, e.g. "graph" or
+"compile+recompute".
 
 Not here: the modes themselves (pythia_core.step), what fits into memory (pythia_core.memory).
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from pythia_core.errors import ConfigError, one_of
 
 MODES = ("eager", "graph", "compile")
+VARIABLE = "PYTHIA_EXECUTION"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,27 @@ class Execution:
         if device_kind == "cuda" and not self.deterministic:
             added.append("nondeterministic")
         return "+".join([kernels, *added])
+
+    @classmethod
+    def named(cls, text: str) -> Execution:
+        """A mode, or one and "+recompute".
+
+        Raises:
+            ConfigError: neither.
+        """
+        mode, plus, more = text.partition("+")
+        if plus and more != "recompute":
+            raise ConfigError(f"execution {text!r}: after + only 'recompute' is accepted")
+        return cls(mode, recompute=bool(plus))
+
+    @classmethod
+    def chosen(cls) -> Execution:
+        """What `PYTHIA_EXECUTION` names, or the default.
+
+        Raises:
+            ConfigError: as `named`.
+        """
+        return cls.named(os.environ.get(VARIABLE) or "eager")
 
 
 EAGER = Execution()

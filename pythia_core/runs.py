@@ -32,7 +32,7 @@ from pythia_core.config import (
     stable_hash,
 )
 from pythia_core.errors import CheckpointError, ConfigError, DataError
-from pythia_core.execution import EAGER, Execution
+from pythia_core.execution import Execution
 from pythia_core.identity import run_identity
 from pythia_core.intervene import Ledger, make_ledger
 from pythia_core.metrics import (
@@ -186,11 +186,11 @@ def _role(config: RunConfig) -> str:
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
 
-def locate(config: RunConfig, progress: bool = True, execution: Execution = EAGER) -> Run:
+def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
     """The run that `config` describes, trained or not; prepares its data.
 
     Args:
-        execution: ways that move no bit find the same run.
+        execution: ways that move no bit find the same run; default: Execution.chosen().
 
     Raises:
         CheckpointError: the folder exists under another identity (differing keys are named).
@@ -208,7 +208,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution = EAGE
             f"there is: the order has {data.rows.n_rows} rows, enough for {available} steps. "
             "Use fewer steps, more epochs (DataConfig.epochs) or a larger corpus."
         )
-    who = run_identity(config, data.fingerprint, execution)
+    who = run_identity(config, data.fingerprint, execution or Execution.chosen())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
     folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(who)[:12]}"
     record = folder / "identity.json"
@@ -302,7 +302,10 @@ def _parent_state(
 
 
 def find_or_train(
-    config: RunConfig, progress: bool = True, whole: bool = False, execution: Execution = EAGER
+    config: RunConfig,
+    progress: bool = True,
+    whole: bool = False,
+    execution: Execution | None = None,
 ) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
 
@@ -312,6 +315,7 @@ def find_or_train(
         ConfigError: too little data or too small a vocabulary for the config.
         CheckpointError, TrainingError: see pythia_core.checkpoint and pythia_core.train.
     """
+    execution = execution or Execution.chosen()
     run = locate(config, progress, execution)
     if run.finished:
         return run

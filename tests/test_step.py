@@ -36,6 +36,16 @@ def test_modes_are_checked() -> None:
     Execution("graph").check("cuda")
 
 
+def test_a_variable_chooses_for_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHIA_EXECUTION", raising=False)
+    assert Execution.chosen() == EAGER
+    monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
+    assert Execution.chosen() == Execution("compile", recompute=True)
+    for wrong in ("compile+", "eager+graph", "fast"):
+        with pytest.raises(ConfigError, match=r"after . only 'recompute'|unknown mode"):
+            Execution.named(wrong)
+
+
 def test_what_moves_bits_is_in_the_identity() -> None:
     ways = [Execution(m, r) for m in ("eager", "graph") for r in (False, True)]
     assert {e.route("triton", "cuda") for e in ways} == {"triton"}

@@ -9,7 +9,7 @@ from typing import Any
 from pythia_core.commands import RUN, AddCommand, trained_scales
 from pythia_core.config import PRECISIONS, SWAPS, RunConfig
 from pythia_core.errors import CheckpointError, ConfigError, PythiaError
-from pythia_core.execution import MODES, Execution
+from pythia_core.execution import MODES, VARIABLE, Execution
 from pythia_core.scales import OFFICIAL_SIZES, SIZES
 
 
@@ -26,8 +26,11 @@ def add(command: AddCommand) -> None:
     p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")
     p.add_argument("--lr", type=float, help="peak learning rate (default: the size's)")
     p.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where hardware has it")
-    p.add_argument("--execution", choices=MODES, default="eager", help="graph: needs a CUDA device")
-    p.add_argument("--recompute", action="store_true", help="blocks again in the backward: memory")
+    p.add_argument(
+        "--execution",
+        help=f"{', '.join(MODES)}, each also with +recompute, which saves memory; graph is for "
+        f"CUDA devices (default: the variable {VARIABLE}, or eager)",
+    )
     p.add_argument("--order-seed", type=int, default=1234)
     p.add_argument("--weight-seed", type=int, default=1234)
     p.add_argument("--swap", choices=SWAPS, help="train a fork whose data is swapped from --start")
@@ -80,7 +83,8 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 def _train(args: argparse.Namespace) -> None:
     from pythia_core.runs import find_or_train
 
-    run = find_or_train(_run_config(args), execution=Execution(args.execution, args.recompute))
+    execution = Execution.named(args.execution) if args.execution else None
+    run = find_or_train(_run_config(args), execution=execution)
     last = run.metrics()[-1]
     print(
         f"run {run.id}: {len(run.steps)} checkpoints, last loss {last['loss']:.4f}, "
