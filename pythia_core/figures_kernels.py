@@ -6,7 +6,7 @@ say in words where it holds no measurement.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pythia_core.figures import INK, MUTED, Drawing, Table, panels, reference, say, style
 from pythia_core.figures_common import footer
@@ -44,6 +44,7 @@ COLOURS = {
     "liger": "#009e73",
 }
 NAMES = {COMPILED: "torch.compile", "triton": "ours (triton)"}
+DASH = "\N{EN DASH}"
 UNITS = {"GB/s": "of a copy", "TFLOP/s": "of a matrix product"}
 
 
@@ -154,10 +155,10 @@ def choices(result: Result) -> Table:
             "fastest": _nothing(result) if pd.isna(row.fastest) else row.fastest,
             "TFLOP/s": _measured(row.rate),
             "taken now": row.taken,
-            "faster than that by": "\N{EN DASH}"
+            "faster than that by": DASH
             if pd.isna(row.gain)
             else f"{number_text(float(100 * row.gain))} %",
-            "measured": row.measured or "\N{EN DASH}",
+            "measured": row.measured or DASH,
         }
         for row in result.tables["choices"].itertuples()
     ]
@@ -165,27 +166,46 @@ def choices(result: Result) -> Table:
 
 
 def measurements(result: Result) -> Table:
-    """Every measurement, both directions, or why there is none."""
+    """Ours and all others at every size, both directions; what failed says why."""
     import pandas as pd
 
     frame = result.tables["measurements"].rename(columns={"size": "model"})
-    rows = [
-        {
-            "size": row.model,
-            "kernel": row.kernel,
-            "by": NAMES.get(row.contender, row.contender),
-            "ms": row.failed
-            if pd.isna(row.ms)
-            else f"{number_text(row.ms)} [{number_text(row.ms_low)}, {number_text(row.ms_high)}]",
-            "rate": "\N{EN DASH}" if pd.isna(row.rate) else f"{number_text(row.rate)} {row.unit}",
-            "error": "\N{EN DASH}" if pd.isna(row.relative_error) else f"{row.relative_error:.1e}",
-            "peak memory, GB": "\N{EN DASH}"
-            if pd.isna(row.peak_bytes)
-            else number_text(float(row.peak_bytes) / 1e9),
-        }
-        for row in frame[frame.direction == "both"].itertuples()
-    ]
-    return Table(pd.DataFrame(rows), f"Forward and backward together. {result.values['method']}.")
+    frame = frame[frame.direction == "both"]
+    if not _on_a_card(result):  # one size shows what there will be
+        frame = frame[frame.model == frame.model.iloc[0]]
+    rows = []
+    for (size, kernel), mine in frame.groupby(["model", "kernel"], sort=False):
+        name = "ours" if "ours" in set(mine.contender) else "triton"
+        ours, others = mine[mine.contender == name].iloc[0], mine[mine.contender != name]
+        rows.append(
+            {
+                "size": size,
+                "kernel": kernel,
+                "ours, ms": _timed(ours),
+                "rate": f"{number_text(ours.rate)} {ours.unit}" if pd.notna(ours.rate) else DASH,
+                "error": f"{ours.relative_error:.1e}" if pd.notna(ours.relative_error) else DASH,
+                "peak, GB": number_text(ours.peak_bytes / 1e9) if pd.notna(ours.ms) else DASH,
+                "others, ms": "; ".join(
+                    f"{NAMES.get(other.contender, other.contender)} {_timed(other)}"
+                    for other in others.itertuples()
+                )
+                if _on_a_card(result)
+                else ", ".join(NAMES.get(name, name) for name in others.contender),
+            }
+        )
+    where = "" if _on_a_card(result) else f" {_card(result)}."
+    return Table(
+        pd.DataFrame(rows), f"Forward and backward together. {result.values['method']}.{where}"
+    )
+
+
+def _timed(row: Any) -> str:
+    """Milliseconds of a measurement, median and range, or why there are none."""
+    import pandas as pd
+
+    if pd.isna(row.ms):
+        return f"({row.failed})"
+    return f"{number_text(row.ms)} [{number_text(row.ms_low)}, {number_text(row.ms_high)}]"
 
 
 def _on_a_card(result: Result) -> bool:
