@@ -296,7 +296,7 @@ def _stream(target: Path, compress: bool) -> Iterator[BinaryIO]:
         with open(target, "wb") as file:
             yield file
         return
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 4, "dict_size": DICTIONARY}]
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": DICTIONARY}]
     with lzma.open(target, "wb", check=lzma.CHECK_CRC32, filters=filters) as file:
         yield file  # type: ignore[misc]
 
