@@ -111,6 +111,8 @@ def make_bundle(
     raise_all(ConfigError, problems, "bundle")
     parts: dict[str, Part] = dict(_project())
     parts |= _cache(scale, studies, progress)
+    if scale == "gpu":
+        parts |= _bench_text(progress)
     parts |= {f"site/{name}": text.encode() for name, text in _distribution().items()}
     parts |= _folder("published", os.environ.get("PYTHIA_PUBLISHED_DIR"))
     parts |= _folder("packages", packages)
@@ -174,6 +176,18 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
         path = wheel(name, progress)
         parts[f"cache/wheels/{path.name}"] = path
     return parts
+
+
+def _bench_text(progress: bool) -> dict[str, Part]:
+    """What `bench train` reads on a GPU; nothing where the 20B tokenizer cannot be had."""
+    from pythia_core.bench_train_plan import text_file, text_tokens
+
+    try:
+        text_tokens(progress)
+    except FetchError as error:
+        print(f"without text for the benchmark of training: {error}", file=sys.stderr)
+        return {}
+    return {"results/bench/tokens.npy": text_file()}
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:

@@ -28,24 +28,36 @@ mkdir -p records
 scale="@SCALE@"
 failed=""
 begin=$SECONDS
-if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  "$python" -m pythia_core bench kernels --json records/kernels.jsonl > records/kernels.txt 2>&1 ||
-    failed="$failed bench-kernels"
-  "$python" -m pythia_core bench train --device cuda --json records/train.json \
-    > records/train.txt 2>&1 || failed="$failed bench-train"
-fi
-for study in ${*:-@STUDIES@}; do
-  start=$SECONDS
-  if (cd project && "$python" -m pythia_core study "$study" --scale "$scale"); then
-    rm -rf "records/$study/$scale"
-    mkdir -p "records/$study"
-    cp -r "$PYTHIA_RESULTS/$study/$scale" "records/$study/$scale"
-    echo "$study: done in $((SECONDS - start)) s"
+
+study() { # NAME [MORE ...]: run it and keep what it leaves
+  local name="$1" start=$SECONDS
+  shift
+  if (cd project && "$python" -m pythia_core study "$name" --scale "$scale" "$@"); then
+    rm -rf "records/$name/$scale"
+    mkdir -p "records/$name"
+    cp -r "$PYTHIA_RESULTS/$name/$scale" "records/$name/$scale"
+    echo "$name: done in $((SECONDS - start)) s"
   else
-    failed="$failed $study"
-    echo "$study: failed after $((SECONDS - start)) s" >&2
+    failed="$failed $name"
+    echo "$name: failed after $((SECONDS - start)) s" >&2
   fi
+}
+
+bench() { # NAME [MORE ...]: measure; rows are written as they come
+  "$python" -m pythia_core bench "$@" > "records/$1.txt" 2>&1 || failed="$failed bench-$1"
+}
+
+for name in ${*:-@STUDIES@}; do
+  study "$name"
 done
+echo "$((SECONDS - begin)) s for the studies"
+if [ $# -eq 0 ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  bench kernels --json "$here/records/kernels.jsonl"
+  study kernels -p "rows=$here/records/kernels.jsonl"
+  bench train --device cuda --json "$here/records/train_gpu.jsonl"
+  mkdir -p "$PYTHIA_RESULTS/bench" && cp records/train_gpu.jsonl "$PYTHIA_RESULTS/bench/"
+  study throughput
+fi
 echo "$((SECONDS - begin)) s in all; take records/ home"
 if [ -n "$failed" ]; then
   echo "failed:$failed" >&2

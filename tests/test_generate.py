@@ -147,7 +147,7 @@ def test_training_does_not_see_the_cache() -> None:
     from pythia_core import kernels
 
     x = model.embed_in(ids).flatten(0, 1)
-    rotary = model._rotary(12, ids.device)
+    rotary = model.rotary(12, ids.device)
     for layer in model.layers:
         qkv = layer.attention.query_key_value(layer.input_layernorm(x)).view(1, 12, 2, 3, 32)
         attended = layer.attention.dense(kernels.attention(qkv, *rotary).flatten(0, 1))

@@ -194,7 +194,7 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
     saved = hf.save(model, tmp_path / "model")
     exact, rounded = hf.load(saved)[0], hf.load(saved, rotary="as_trained")[0]
     device = torch.device("cpu")
-    cos, rounded_cos = exact._rotary(2048, device)[0], rounded._rotary(2048, device)[0]
+    cos, rounded_cos = exact.rotary(2048, device)[0], rounded._rotary(2048, device)[0]
     assert cos.shape == rounded_cos.shape and rounded_cos.dtype == torch.float32
     far = (cos - rounded_cos).abs().amax(1)
     assert far[:16].max() < 0.01 and far[1024:].max() > 0.3
