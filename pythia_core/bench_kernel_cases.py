@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pythia_core import kernels
+from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 from pythia_core.kernels.attention import attention_by, attention_reference
 from pythia_core.kernels.attention_libraries import LIBRARIES
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
@@ -30,8 +31,9 @@ class Case:
     """An operation at one shape.
 
     Attributes:
-        inputs: makes the tensors that are differentiated.
+        inputs: makes the tensors that are differentiated, or that an update changes.
         exact: the reference for inputs in fp64.
+        differentiated: else there is no backward, and the one direction is "both".
         unit: "GB/s" or "TFLOP/s".
         work: by direction, the least bytes moved or operations done, and its formula.
         others: further contenders by name.
@@ -46,6 +48,7 @@ class Case:
     unit: str
     work: dict[str, tuple[float, str]]
     others: dict[str, Contender] = field(default_factory=dict)
+    differentiated: bool = True
 
 
 def _liger(targets: Tensor, dtype: torch.dtype) -> dict[str, Contender]:
@@ -59,6 +62,34 @@ def _liger(targets: Tensor, dtype: torch.dtype) -> dict[str, Contender]:
         return liger_fused_linear_cross_entropy(hidden, weight.to(dtype), targets)
 
     return {"liger": loss}
+
+
+def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
+    """An update of n parameters and their copy in `dtype`."""
+    constants, decayed = AdamW(0.9, 0.95, 1e-8, 0.1), n // 2
+    factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
+
+    def by(update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool) -> Contender:
+        def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
+            moving = Moving(p, g, m, v, copy, decayed)
+            update(moving, constants, 1e-3, 10, factor.to(p), skip)
+            return [p, m, v]
+
+        return step
+
+    copy = torch.empty(n, dtype=dtype, device=device)
+    return Case(
+        "adamw",
+        {"parameters": n},
+        lambda: [torch.randn(n, device=device) for _ in range(3)] + [torch.rand(n, device=device)],
+        by(adamw_, copy, skip),
+        by(adamw_reference_, copy, False),  # as a tensor its `if` would cost the rival a wait
+        by(adamw_reference_, None, False),
+        "GB/s",
+        {"both": (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)")},
+        {"torch (fused)": by(passes_, copy, skip)},
+        differentiated=False,
+    )
 
 
 def _by(library: str, cos: Tensor, sin: Tensor) -> Contender:
@@ -162,3 +193,4 @@ def cases(
         },
         {library: _by(library, cos, sin) for library in LIBRARIES},
     )
+    yield _adamw(n * d, dtype, device)

@@ -93,8 +93,12 @@ def _outputs(contender: Contender, leaves: list[Tensor]) -> list[Tensor]:
     return [made] if isinstance(made, Tensor) else list(made)
 
 
-def _results(contender: Contender, inputs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _results(
+    contender: Contender, inputs: list[Tensor], differentiated: bool
+) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
+    if not differentiated:
+        return [o.double() for o in _outputs(contender, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     outputs = _outputs(contender, [x * 1 for x in leaves])  # some contenders overwrite theirs
     generator = torch.Generator().manual_seed(1)
@@ -104,23 +108,25 @@ def _results(contender: Contender, inputs: list[Tensor]) -> tuple[list[Tensor], 
 
 
 def _worst(actual: list[Tensor], exact: list[Tensor]) -> float:
-    return max(
-        ((a - e).norm() / e.norm().clamp_min(1e-30)).item()
-        for a, e in zip(actual, exact, strict=True)
-    )
+    pairs = zip(actual, exact, strict=True)
+    return max((((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs), default=0.0)
 
 
 def errors(case: Case, contender: Contender) -> dict[str, float]:
     """By direction the largest norm-wise relative error of a result against fp64."""
     torch.manual_seed(2)
     inputs = case.inputs()
-    exact = _results(case.exact, [x.double() for x in inputs])
-    forward, backward = map(_worst, _results(contender, inputs), exact)
+    exact = _results(case.exact, [x.double() for x in inputs], case.differentiated)
+    ours = _results(contender, inputs, case.differentiated)
+    forward, backward = map(_worst, ours, exact)
     return {"forward": forward, "backward": backward, "both": max(forward, backward)}
 
 
 def _call(case: Case, contender: Contender, direction: str) -> Callable[[], Any]:
     """What is timed."""
+    if not case.differentiated:
+        changed = case.inputs()
+        return lambda: contender(*changed)
     leaves = [x.requires_grad_() for x in case.inputs()]
     outputs = _outputs(contender, leaves)
     upstream = [torch.randn_like(o) for o in outputs]
@@ -176,7 +182,7 @@ def measure(
             "contender": name,
         }
         wrong: dict[str, float] = {}
-        for direction in DIRECTIONS:
+        for direction in DIRECTIONS if case.differentiated else DIRECTIONS[-1:]:
             row = {**common, "direction": direction}
             try:
                 wrong = wrong or errors(small, on_few)

@@ -87,7 +87,7 @@ def adamw_(
 
         one_pass_(moving, constants, lr, update, factor, skip)
     else:
-        _passes_(moving, constants, lr, update, factor, skip)
+        passes_(moving, constants, lr, update, factor, skip)
 
 
 @gpu.probe("adamw")
@@ -99,9 +99,10 @@ def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
     one_pass_(Moving(p, g, m, v, copy, 4), AdamW(0.9, 0.95, 1e-8, 0.1), 0.0, 1, v[0], v[0])
 
 
-def _passes_(
+def passes_(
     moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
+    """The same in torch's fused kernel, with a pass before and one behind it."""
     m, c = moving, constants
     if factor.device.type != "cpu" or factor != 1:  # looking at it is free on a CPU
         m.grad.mul_(factor)

@@ -66,10 +66,11 @@ def measurements(rows: list[ROWS], measured: bool) -> pd.DataFrame:
     kept = []
     for row in rows[1:]:
         shape = row["shape"]
+        tokens = shape.get("tokens") or shape.get("batch", 0) * shape.get("seq", 0)
         columns = ("size", "kernel", "contender", "direction", "unit", "formula", "failed")
         found = {
             **{name: row.get(name) for name in columns},
-            "tokens": shape.get("tokens") or shape["batch"] * shape["seq"],
+            "tokens": tokens or None,  # none in an update of the weights
             "head_dim": shape.get("head_dim"),
             **{name: row.get(name) if measured else None for name in MEASURED},
         }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from compare import error, normal
 
-from pythia_core.kernels.adamw import AdamW, Moving, _passes_, adamw_, adamw_reference_
+from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 
 CONSTANTS = AdamW(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 NAMES = ("params", "exp_avg", "exp_avg_sq", "copy")
@@ -42,7 +42,7 @@ def test_three_updates(n: int, update: int, copy: torch.dtype | None, device: st
         wide = number(factor, "cpu", torch.float64), number(0, "cpu")
         adamw_reference_(exact, CONSTANTS, lr, update + k, *wide)
         settings = CONSTANTS, lr, update + k, number(factor, device), number(0, device)
-        _passes_(plain, *settings)
+        passes_(plain, *settings)
         plain.grad.copy_(ours.grad)  # that route scales it in place
         adamw_(ours, *settings)
         adamw_(again, *settings)
