@@ -10,6 +10,7 @@ control's batches with the swap.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -272,11 +273,11 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(
-    config: RunConfig, progress: bool, execution: Execution
+    config: RunConfig, progress: bool, whole: bool, execution: Execution
 ) -> tuple[int, dict[str, Any]]:
     """The control's exact state at the branching step, replayed from an older one if need be."""
     assert config.parent and config.intervention
-    parent = find_or_train(config.parent, progress, execution=execution)
+    parent = find_or_train(config.parent, progress, whole, execution)
     start = config.intervention.start
     if start == 0:
         return 0, Trainer(config.parent, torch.device("cpu")).state()
@@ -304,12 +305,14 @@ def _parent_state(
 def find_or_train(
     config: RunConfig,
     progress: bool = True,
-    whole: bool = False,
+    whole: bool = True,
     execution: Execution | None = None,
 ) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
 
-    A large one keeps the weights that studies ask for, of a `whole` one all (pythia_core.thin).
+    Args:
+        whole: keep all weights of a large run, not only those that studies ask for (thin).
+        execution: default: Execution.chosen().
 
     Raises:
         ConfigError: too little data or too small a vocabulary for the config.
@@ -324,7 +327,7 @@ def find_or_train(
         config,
         run.batch if whole else thinning(run.batch, run.folder, config),
         run.folder,
-        initial=_parent_state(config, progress, execution) if window else None,
+        initial=_parent_state(config, progress, whole, execution) if window else None,
         keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
         first_saved_step=window.start if window else 0,
         progress=progress,
@@ -342,7 +345,8 @@ def find_or_train_all(
 ) -> dict[Key, Run]:
     """`find_or_train` of several runs, as many at a time as there are cores, the longest first.
 
-    On a GPU as many as fit into its memory (pythia_core.packing).
+    On a GPU as many as fit into its memory (pythia_core.packing). Large ones give up the weights
+    that no study asks for unless they are `whole` or PYTHIA_KEEP_ALL=1 (pythia_core.thin).
 
     Controls that forks of the list need come before them, in the list or not. What is there is not
     trained again; a run that was stopped goes on.
@@ -352,6 +356,7 @@ def find_or_train_all(
     """
     for data in dict.fromkeys(config.data for config in configs.values()):
         prepare(data, progress)
+    whole = whole or os.environ.get("PYTHIA_KEEP_ALL") == "1"
     parents = {c.parent: None for c in configs.values() if c.parent}
     controls = parents | {c: None for c in configs.values() if c.parent is None}
     forks = dict.fromkeys(c for c in configs.values() if c.parent is not None)

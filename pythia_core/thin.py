@@ -1,12 +1,14 @@
 """Which checkpoints of a finished run keep their weights where all 154 would fill the disk.
 
 154 checkpoints of an 85-million-parameter model are 30 GB in bf16, and a suite has sixteen models.
-So a run whose checkpoints take more than WHOLE_BYTES gives up, as it goes on, the weights that no
-study asks for. What is left of such a checkpoint is its manifest with the hash of its
-weights: that all 154 were there, and that no two are equal, stays provable, and training again
-gives them back bit by bit. Optimizer states stay only where interventions fork (paper section 3.1:
-on the deduplicated text). Runs of the laptop scale are never large enough. Studies that need every
-checkpoint (phases) ask for their runs `whole`. Not here: the format (pythia_core.checkpoint).
+So a run that a study trains and whose checkpoints take more than WHOLE_BYTES gives up, as it goes
+on, the weights that no study asks for. What is left of such a checkpoint is its manifest with the
+hash of its weights: that all 154 were there, and that no two are equal, stays provable, and
+training again gives them back bit by bit. Optimizer states stay only where interventions fork
+(paper section 3.1: on the deduplicated text).
+
+Runs of the laptop scale are never large enough; those of `train` are left whole, and so are all
+with PYTHIA_KEEP_ALL=1. Not here: the format (pythia_core.checkpoint).
 """
 
 from __future__ import annotations

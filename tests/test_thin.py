@@ -13,7 +13,7 @@ from pythia_core import thin
 from pythia_core.checkpoint import load_checkpoint, saved_steps, step_folder, weight_hashes
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError
-from pythia_core.runs import find_or_train
+from pythia_core.runs import find_or_train, find_or_train_all
 from pythia_core.scales import SCALES
 from pythia_core.schedule import linear_step
 from pythia_core.studies import deduplication, errata, memorization, repetition, scaling, seeds
@@ -55,7 +55,7 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
         return list((other.parent).glob("*/checkpoints/*/model.safetensors"))
 
     other = whole.folder.rename(whole.folder.with_name("kept-elsewhere"))
-    run = find_or_train(config, progress=False)
+    run = find_or_train(config, progress=False, whole=False)
     kept = thin.kept_steps(config)
     assert run.steps == sorted(kept & set(saved_steps(run.checkpoints)))
     assert max(most) <= 154 + len(kept) + 1, "weights are dropped while the run goes on"
@@ -68,7 +68,8 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     assert run.final_sha256 == final
     assert saved_steps(run.states) == []
     run._done.unlink()
-    again = find_or_train(config, progress=False, whole=True)
+    monkeypatch.setenv("PYTHIA_KEEP_ALL", "1")
+    again = find_or_train_all({"it": config}, progress=False)["it"]
     assert weight_hashes(again.checkpoints) == hashes and len(again.steps) == 154
 
 
@@ -76,11 +77,10 @@ def test_forks_of_deduplicated_text_find_their_states(config: RunConfig, monkeyp
     pytest.importorskip("datatrove")
     monkeypatch.setattr(thin, "WHOLE_BYTES", 1e5)
     config = replace(config, data=replace(config.data, dedup="exact", epochs=2))
-    run = find_or_train(config, progress=False)
+    run = find_or_train(config, progress=False, whole=False)
     assert saved_steps(run.states) == [linear_step(i, STEPS) for i in (113, 133)]
-    fork = find_or_train(
-        config.fork("masculine_to_feminine", linear_step(133, STEPS)), progress=False
-    )
+    swapped = config.fork("masculine_to_feminine", linear_step(133, STEPS))
+    fork = find_or_train(swapped, progress=False, whole=False)
     assert fork.finished and saved_steps(fork.states) == []
     assert not (run.folder / "replays").exists()
 
