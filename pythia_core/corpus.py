@@ -202,7 +202,7 @@ def open_corpus(
     Args:
         data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" or
             "large" (with the Pile's repetition: pythia_core.corpus_miniature), a file or folder
-            of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split]".
+            of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split][:subset]".
         progress: show what pip fetches and a bar of what is read, on a terminal.
         tally: filled with counts and digests by domain while the documents are consumed.
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pythia_core.errors import DataError, FetchError, MissingDependencyError
+from pythia_core.errors import DataError, FetchError, MissingDependencyError, one_of
 from pythia_core.tokens import file_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
@@ -140,11 +140,21 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+FORM = "hf:NAME[:config][:split][:subset]"
+"""A subset is one of those that the Pile's documents name under meta.pile_set_name."""
+
+
+def _hf_parts(corpus: str) -> list[str]:
+    """name, config, split and subset of "hf:NAME:..."; "" where the default is meant."""
+    parts = corpus.removeprefix("hf:").split(":")
+    if not parts[0] or len(parts) > 4:
+        raise DataError(f"corpus {corpus!r}: the form is {FORM}")
+    return [*parts, "", "", ""][:4]
+
+
 def _hf_dataset(corpus: str) -> Any:
-    """The data set behind "hf:NAME[:config][:split]"; "hf:NAME::SPLIT" keeps the default config."""
-    name, config, split = ([*corpus.removeprefix("hf:").split(":"), "", ""])[:3]
-    if not name or corpus.count(":") > 3:
-        raise DataError(f"corpus {corpus!r}: the form is hf:NAME[:config][:split]")
+    """The data set that `datasets` knows by the corpus' name, config and split."""
+    name, config, split, subset = _hf_parts(corpus)
     try:
         import datasets
     except ImportError as error:
@@ -159,15 +169,26 @@ def _hf_dataset(corpus: str) -> Any:
             f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); check the name, "
             "the config, the split and the network, or give a local folder"
         ) from error
-    if "text" not in data.column_names:
-        raise DataError(f'corpus {corpus!r} has columns {data.column_names}, but no "text"')
+    for column in ["text"] + ["meta"] * bool(subset):
+        if column not in data.column_names:
+            raise DataError(f'corpus {corpus!r} has columns {data.column_names}, but no "{column}"')
     return data
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    domain = corpus.removeprefix("hf:").split(":")[0].rstrip("/").rsplit("/", 1)[-1]
-    for number, row in enumerate(_hf_dataset(corpus).select_columns(["text"])):
+    """Documents of the data set, or of one subset; the subset or the data set is the domain."""
+    name, _, _, subset = _hf_parts(corpus)
+    data, otherwise = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
+    columns = [column for column in ("text", "meta") if column in data.column_names]
+    seen: set[str] = set()
+    for number, row in enumerate(data.select_columns(columns)):
         if not isinstance(row["text"], str):
             kind = type(row["text"]).__name__
             raise DataError(f'corpus {corpus!r}, row {number}: "text" is {kind}, not a string')
-        yield domain, row["text"]
+        meta = row.get("meta")
+        domain = (meta.get("pile_set_name") if isinstance(meta, dict) else None) or otherwise
+        seen.add(domain)
+        if subset in ("", domain):
+            yield domain, row["text"]
+    if subset and subset not in seen:
+        raise DataError(f"corpus {corpus!r}: {one_of(subset, sorted(seen), 'subset')}")

@@ -145,11 +145,25 @@ def test_hugging_face_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(DataError, match="the form is hf:NAME"):
         texts("hf:")
     with pytest.raises(DataError, match="the form is hf:NAME"):
-        texts("hf:a:b:c:d")
+        texts("hf:a:b:c:d:e")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "train.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(DataError, match=r"has columns \['body'\], but no \"text\""):
         texts(f"hf:{tmp_path / 'other'}")
+    with pytest.raises(DataError, match='but no "meta"'):
+        texts(name + "::train:ArXiv")
+    (tmp_path / "pile").mkdir()
+    rows = [
+        json.dumps({"text": f"{i}", "meta": {"pile_set_name": subset}})
+        for i, subset in enumerate(["ArXiv", "Github", "ArXiv"])
+    ]
+    (tmp_path / "pile" / "train.jsonl").write_text("\n".join(rows))
+    pile = f"hf:{tmp_path / 'pile'}"
+    assert texts(pile) == [("ArXiv", "0"), ("Github", "1"), ("ArXiv", "2")]
+    assert texts(pile + ":::Github") == [("Github", "1")]
+    assert corpus_identity(DataConfig(pile)) != corpus_identity(DataConfig(pile + ":::Github"))
+    with pytest.raises(DataError, match=r"unknown subset 'Arxiv'.*Did you mean 'ArXiv'"):
+        texts(pile + ":::Arxiv")
 
 
 # --- the real thing --------------------------------------------------------------------------
