@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -44,7 +45,7 @@ from pythia_core.metrics import (
 )
 from pythia_core.model import GPTNeoX
 from pythia_core.packing import gate, run_bytes, share_of_device
-from pythia_core.parallel import parallel_map
+from pythia_core.parallel import n_workers, parallel_map
 from pythia_core.paths import atomic_file, results_dir
 from pythia_core.prepare import PreparedData, prepare
 from pythia_core.schedule import checkpoint_steps, linear_step
@@ -53,6 +54,9 @@ from pythia_core.train import train
 from pythia_core.trainer import Trainer
 
 Key = TypeVar("Key")
+CORE_FLOPS = 5e10
+"""FLOP/s of one core in training, about; for a warning only."""
+LONG_HOURS = 12
 SHORT = 1e12
 """FLOP of runs that are trained faster than a worker process starts."""
 FORK_INDICES = (113, 133)
@@ -363,6 +367,7 @@ def find_or_train_all(
     for wave in (controls, forks):
         todo = [c for c in wave if not locate(c, progress).finished]
         todo.sort(key=run_flops, reverse=True)
+        _warn_if_long(todo)
         parallel_map(
             partial(_train_one, whole=whole),
             todo,
@@ -379,6 +384,20 @@ def find_or_train_all(
 def _train_one(config: RunConfig, whole: bool) -> None:
     with share_of_device(run_bytes(config)):
         find_or_train(config, whole=whole)
+
+
+def _warn_if_long(configs: list[RunConfig]) -> None:
+    """Say so before a machine without a GPU begins what would take it days."""
+    if torch.cuda.is_available():
+        return
+    hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
+    if hours > LONG_HOURS:
+        warnings.warn(
+            f"training {len(configs)} runs will take about {hours:,.0f} hours here, without a GPU; "
+            "a smaller scale (laptop) or fewer sizes take less. It can be stopped at any point and "
+            "goes on from there",
+            stacklevel=3,
+        )
 
 
 def run_flops(config: RunConfig) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.order import batch_hash
 from pythia_core.runs import Run, find_or_train, find_run, locate
+from pythia_core.scales import scale_named
 
 SENTENCES = (
     "The nurse said that he would come, and his friend saw him.",
@@ -223,3 +225,15 @@ def test_a_renamed_folder_is_still_the_run(config: RunConfig) -> None:
     before = run.id
     moved = run.folder.rename(run.folder.parent / "elsewhere")
     assert find_run(str(moved)).id == before
+
+
+def test_days_on_a_cpu_are_said_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    large, small = scale_named("gpu").run("85m"), scale_named("smoke").run("7k")
+    with pytest.warns(UserWarning, match=r"2 runs will take about [\d,]+ hours here, without"):
+        runs._warn_if_long([large, small])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs._warn_if_long([small])
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        runs._warn_if_long([large])
