@@ -159,7 +159,7 @@ class Weights(Mapping[str, Tensor]):
 class AsTrainedRotary(GPTNeoX):
     """A model whose rotary tables are computed in fp16 throughout, as GPT-NeoX v1.0 did in fp16."""
 
-    def _rotary(self, seq_len: int, device: torch.device) -> Rotary:
+    def rotary(self, seq_len: int, device: torch.device) -> Rotary:
         dims = self.config.rotary_dims
         powers = torch.arange(0, dims, 2, device=device).float() / dims
         frequencies = (1.0 / self.config.rotary_base**powers).half()

@@ -194,12 +194,13 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
     saved = hf.save(model, tmp_path / "model")
     exact, rounded = hf.load(saved)[0], hf.load(saved, rotary="as_trained")[0]
     device = torch.device("cpu")
-    cos, rounded_cos = exact.rotary(2048, device)[0], rounded._rotary(2048, device)[0]
+    cos, rounded_cos = exact.rotary(2048, device)[0], rounded.rotary(2048, device)[0]
     assert cos.shape == rounded_cos.shape and rounded_cos.dtype == torch.float32
     far = (cos - rounded_cos).abs().amax(1)
     assert far[:16].max() < 0.01 and far[1024:].max() > 0.3
     ids = torch.arange(20)[None]
     torch.testing.assert_close(exact(ids), rounded(ids), atol=0.02, rtol=0)
+    assert not torch.equal(exact(ids), rounded(ids)), "the forward reads these tables"
     with pytest.raises(ConfigError, match="unknown rotary 'fp16'"):
         hf.load(saved, rotary="fp16")
 
