@@ -280,11 +280,6 @@ def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDG
     return np.concatenate(losses)
 
 
-def heldout_loss(model: Scorable, rows: np.ndarray) -> float:
-    """Mean loss over rows int[n, S+1], in nats a token."""
-    return float(row_losses(model, rows).mean())
-
-
 def last_words(
     rows: np.ndarray, tokenizer: Any, eod_id: int, min_context: int = 24
 ) -> list[Request]:
@@ -317,14 +312,3 @@ def last_words(
                 )
             break
     return requests
-
-
-def last_word_accuracy(model: Scorable, requests: Sequence[Request], max_seq_len: int) -> float:
-    """Share of `last_words` requests whose every token is the most likely one (greedy match).
-
-    Raises:
-        DataError: no requests.
-    """
-    if not requests:
-        raise DataError("no passages to predict the last word of; give more held-out rows")
-    return float(score(model, pack(requests, max_seq_len)).greedy.mean())
