@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pythia_core.config import ModelConfig
+from pythia_core.cost_model import COPY, MATMUL, SEQ_LEN
 from pythia_core.kernels.attention_tiles import tiles
 from pythia_core.metrics import flops_per_token
 from pythia_core.scales import size_named
@@ -21,12 +22,10 @@ from pythia_core.scales import size_named
 if TYPE_CHECKING:
     import pandas as pd
 
-COPY_GB_PER_S = 3000.0
-MATMUL_TFLOP_PER_S = 798.0
+COPY_GB_PER_S, MATMUL_TFLOP_PER_S = 1e3 * COPY, MATMUL
 """Ceilings of one H100 that predictions use: what a copy and a bf16 product are known to reach."""
 LOW, FP32 = 2, 4
 """Bytes of an element."""
-SEQ_LEN = 2048
 
 
 @dataclass(frozen=True)
