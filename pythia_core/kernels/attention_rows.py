@@ -1,4 +1,4 @@
-"""What both directions of the Triton attention share: rows of a head read and written.
+"""What both directions of the Triton attention share: rows of a head found, read and written.
 
 Imported by them only, and so, as they are, when a card first needs it.
 """
@@ -8,6 +8,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+
+
+@triton.jit
+def head_of(which, heads, stride_batch, stride_head):
+    """Batch and head of the `which`-th of all heads, and where its first row begins."""
+    batch, head = (which // heads).to(tl.int64), which % heads
+    return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit

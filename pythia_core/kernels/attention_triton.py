@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pythia_core.kernels.attention_rows import load_rows, same_strides, store_rows
+from pythia_core.kernels.attention_rows import head_of, load_rows, same_strides, store_rows
 from pythia_core.kernels.attention_tiles import constants, tiles
 
 
@@ -74,8 +74,7 @@ def forward_kernel(
     n_tiles = tl.cdiv(seq, QUERIES)
     which = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
-    batch, head = (which // heads).to(tl.int64), which % heads
-    base = batch * stride_batch + head * stride_head
+    batch, head, base = head_of(which, heads, stride_batch, stride_head)
     q_ptr += base
     k_ptr += base
     v_ptr += base
