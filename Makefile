@@ -62,7 +62,7 @@ lock: $(READY) ## write requirements.lock from what is installed in .venv
 	@# soupsieve alone stays free: its newest release needs Python 3.11.5, this project 3.11.0.
 	@{ sed '/^[^#]/,$$d' requirements.lock; \
 	  { grep -vE '^(#|torch|-e|$$)' requirements.txt; \
-	    printf '%s\n' filelock fsspec jinja2 networkx 'setuptools>=77.0.3' sympy typing-extensions; } | \
+	    printf '%s\n' filelock fsspec jinja2 networkx 'hatchling>=1.27' 'setuptools>=77.0.3' sympy typing-extensions; } | \
 	  $(VENV)/lock-tools/bin/uv pip compile - --quiet --universal --python-version 3.11 \
 	    --generate-hashes --no-header --no-annotate \
 	    -c <($(BIN)/python -m pip freeze --all --exclude-editable | \

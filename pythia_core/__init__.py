@@ -1,21 +1,20 @@
-"""pythia_core: the library behind the book that re-runs the Pythia paper (Biderman et al. 2023).
+"""pythia_core: the small library under the book that re-runs the Pythia paper (Biderman et al.).
 
-The package is flat and layered; a lower layer never imports a higher one (tests/test_layers.py):
+Its rooms, each importing only those above it:
 
-    6  __main__ -> commands/*  bench  bench_*  bundle*
-    6  records  recorded  notebooks  cleaning  figures*  papermill_engine
-    5  studies/*  published*  errata*  sweep  budget
-    4  train  trainer  evaluate  runs  suite  benchmarks  harness  memorize  arithmetic
-    4  definitions  recipe  convert  audit  real_suite  task_metrics  harness_tasks  models
-    4  generate  phases  continued*  thin  identity
-    3  distributed  checkpoint  hf*  hub  neox_native  metrics  hooks  cost_model  throughput_rows
-    3  writer  step
-    2  model  optim  intervene  pronouns  corpus*  wheels  items  tasks*  prepare  heldout  dedup*
-    2  exposure  equations  row_bytes  terms  ngrams  find_text  memory  loss_scale
-    2  pile -> index_maps -> remote_rows  ahead  token_making
-    1  kernels/*  tokenizer  tokens  rows -> order
-    0  errors  machine  paths  progress  parallel  config  scales  schedule  execution  packing
+    errors      what can go wrong, as one family of exceptions that say what to do
+    util        files written wholly or not at all, worker processes, progress bars, the machine
+    config      what a run is: model, data, training, intervention, as small dataclasses
+    kernels     the model's operations, one a file, each with its plain-torch reference
+    data        from text to tokens, to the order of training, to the batch of step k
+    model       GPT-NeoX, from its config
+    training    the loop and what makes it exact: schedule, optimizer, checkpoints, runs on disk
+    suite       model sizes, the scales of the book, the sixteen runs
+    hf          models as `transformers` folders, read and written
+    evaluation  what a checkpoint can do: scores, text, memorized rows, its inside
+    commands    the library's part of the command line
 
+What the studies do with it is the book's (pythia_book), which is never imported from here.
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.
 """
 

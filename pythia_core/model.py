@@ -31,7 +31,7 @@ Branches = tuple[()] | tuple[Tensor, Tensor]
 
 
 class Cache(Protocol):
-    """Keys and values of tokens read before (pythia_core.generate.KVCache)."""
+    """Keys and values of tokens read before (pythia_core.evaluation.generate.KVCache)."""
 
     n_slots: int
 
@@ -42,7 +42,7 @@ class Linear(nn.Module):
     """A linear map with bias whose products run on a copy of its weights in the compute dtype.
 
     `weight_c` and `bias_c` are the parameters themselves until an optimizer in half precision
-    replaces them (pythia_core.optim.FlatParameters).
+    replaces them (pythia_core.training.optimizer.FlatParameters).
     """
 
     def __init__(self, d_in: int, d_out: int) -> None:
@@ -168,7 +168,7 @@ class GPTNeoX(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self.recompute = False  # see pythia_core.execution
+        self.recompute = False  # see pythia_core.training.execution
         self.embed_in = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.final_layer_norm = LayerNorm(config)

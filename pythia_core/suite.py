@@ -1,19 +1,251 @@
-"""The suite: every size of a scale's ladder, on the standard and on the deduplicated text.
+"""Model sizes, the book-wide switch `scale`, and the suite: sixteen runs that differ in two things.
 
-Pythia's sixteen models are eight sizes twice. All that differs between two of them is what the
-names say: models of one size start from the same weights, models on one text read the same batches
-in the same order. Not here: training one of them (pythia_core.runs), comparing them (studies).
+Shapes and learning rates of the official sizes are those of the released configs
+(EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
+3.0e-4). Pythia's sixteen models are eight sizes on two texts: models of one size start from the
+same weights, models on one text read the same batches in the same order. Not here: training one of
+them (pythia_core.training.runs).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from pythia_core.config import RunConfig
+from pythia_core.config import LARGE_DOMAINS, DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
-from pythia_core.metrics import best_precision
-from pythia_core.runs import Run, find_or_train_all
-from pythia_core.scales import scale_named
+from pythia_core.training.schedule import linear_step
+from pythia_core.util.machine import best_precision
+
+# --- sizes -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """One rung of a ladder of model sizes."""
+
+    name: str
+    n_layers: int
+    d_model: int
+    n_heads: int
+    lr_max: float
+    vocab_size: int | None = None
+    """Padded vocabulary; None: the tokenizer's, padded to a multiple of 128."""
+    init: str = "small_wang"
+
+    def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+        """This size as a ModelConfig; `vocab_size` is needed where the size does not fix it."""
+        rows = self.vocab_size or vocab_size
+        if rows is None:
+            raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
+        shape = {"n_layers": self.n_layers, "d_model": self.d_model, "n_heads": self.n_heads}
+        return ModelConfig(**{**shape, "vocab_size": rows, "init": self.init, **overrides})
+
+
+OFFICIAL_SIZES = {
+    size.name: size
+    for size in (
+        # name, layers, width, heads, peak LR, padded vocabulary, init
+        Size("14m", 6, 128, 4, 1.0e-3, 50_304),
+        Size("31m", 6, 256, 8, 1.0e-3, 50_304),
+        Size("70m", 6, 512, 8, 1.0e-3, 50_304),
+        Size("160m", 12, 768, 12, 6.0e-4, 50_304),
+        Size("410m", 24, 1024, 16, 3.0e-4, 50_304),
+        Size("1b", 16, 2048, 8, 2.5e-4, 50_304),
+        Size("1.4b", 24, 2048, 16, 2.0e-4, 50_304),
+        Size("2.8b", 32, 2560, 32, 1.6e-4, 50_304),
+        Size("6.9b", 32, 4096, 32, 1.2e-4, 50_432, "normal_scaled"),
+        Size("12b", 36, 5120, 40, 1.2e-4, 50_688, "normal_scaled"),
+    )
+}
+"""The ten official sizes, named as on the hub by *total* parameters."""
+
+LAPTOP_SIZES = {
+    size.name: size
+    for size in (
+        Size("7k", 2, 16, 2, 1.0e-2),
+        Size("14k", 2, 24, 3, 1.0e-2),
+        Size("25k", 2, 32, 2, 1.0e-2),
+        Size("40k", 2, 40, 5, 1.0e-2),
+        Size("85k", 3, 48, 3, 1.0e-2),
+        Size("150k", 3, 64, 4, 8.0e-3),
+        Size("310k", 4, 80, 5, 6.5e-3),
+        Size("600k", 4, 112, 7, 5.5e-3),
+    )
+}
+"""Eight sizes for two cores, named by *non-embedding* parameters; depth and width rise together as
+in the official suite (heads do not there either)."""
+
+GPU_SIZES = {
+    size.name: size
+    for size in (
+        Size("1.2m", 6, 128, 4, 1.0e-3),  # shape and rate of the official 14M
+        Size("2.7m", 6, 192, 6, 1.0e-3),
+        Size("4.7m", 6, 256, 8, 1.0e-3),  # of 31M
+        Size("7.4m", 6, 320, 5, 1.0e-3),
+        Size("11m", 6, 384, 6, 1.0e-3),
+        Size("19m", 6, 512, 8, 1.0e-3),  # of 70M
+        Size("39m", 8, 640, 10, 7.8e-4),
+        Size("85m", 12, 768, 12, 6.0e-4),  # of 160M
+    )
+}
+"""Eight sizes for one large GPU, named by *non-embedding* parameters: the four smallest official
+shapes and four rungs between them, but with the small vocabulary of the scale. Heads have 32 or 64
+dims as the official ones. Peak rates follow the official rule: 1e-3 up to 18.9 M, 6e-4 at 85 M,
+between them the line through the logarithms of both (7.8e-4 at 39 M)."""
+
+SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
+
+
+def size_named(name: str) -> Size:
+    """Look a size up.
+
+    Raises:
+        ConfigError: unknown name; lists the accepted ones.
+    """
+    if name not in SIZES:
+        raise ConfigError(one_of(name, SIZES, "size"))
+    return SIZES[name]
+
+
+# --- scales ----------------------------------------------------------------------------------
+
+
+DEDUP = "jaccard-0.87"
+"""The recipe of the deduplicated half of the suite: what the paper's threshold says."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One setting of the book-wide switch: how much of everything a study uses."""
+
+    name: str
+    machine: str
+    """What it is meant for, in words."""
+    steps: int
+    batch_size: int
+    data: DataConfig = field(default_factory=DataConfig)
+    sizes: tuple[str, ...] = ()
+    """The ladder of the suite at this scale."""
+    published: bool = False
+    """Whether its models are the released ones, trained on: nothing is trained from scratch."""
+
+    def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
+        """Sizes given as a comma list, smallest first; an empty one means `default` or the ladder.
+
+        Raises:
+            ConfigError: an unknown size, or one that is named twice.
+        """
+        names = [name.strip() for name in (text or default).split(",") if name.strip()]
+        if (text or default) and not names:
+            raise ConfigError(f"no sizes in {text!r}; name some, e.g. {','.join(self.sizes[-2:])}")
+        names = names or list(self.sizes)
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
+        rungs = [size_named(name) for name in names]
+        return tuple(r.name for r in sorted(rungs, key=lambda r: r.n_layers * r.d_model**2))
+
+    def run(
+        self,
+        size: str,
+        order_seed: int = 1234,
+        weight_seed: int = 1234,
+        deduplicated: bool = False,
+        **train: Any,
+    ) -> RunConfig:
+        """The control run of one size at this scale, on the standard or the deduplicated text.
+
+        As in Pythia, what deduplication leaves is read one and a half times, for which the order
+        holds two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
+        multiple of 128 as in GPT-NeoX.
+
+        Raises:
+            ConfigError: a scale of published models.
+        """
+        if self.published:
+            raise ConfigError(
+                f"scale {self.name!r} goes on from the released models and trains none from "
+                "scratch: only the studies gender_bias and phases have it"
+            )
+        rung = size_named(size)
+        vocab = 50_304
+        if self.data.tokenizer.startswith("bpe-"):
+            vocab = -(-int(self.data.tokenizer.removeprefix("bpe-")) // 128) * 128
+        model = rung.model(vocab, max_seq_len=self.data.seq_len)
+        data = replace(self.data, dedup=DEDUP, epochs=2) if deduplicated else self.data
+        return RunConfig(
+            model=model,
+            data=replace(data, order_seed=order_seed),
+            train=TrainConfig(
+                **{
+                    "steps": self.steps,
+                    "batch_size": self.batch_size,
+                    "lr_max": rung.lr_max,
+                    "weight_seed": weight_seed,
+                    **train,
+                }
+            ),
+        )
+
+    def fork_step(self, index: int) -> int:
+        """Step of this scale that corresponds to official step 1000 * `index`."""
+        return linear_step(index, self.steps)
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "smoke",
+            "2 cores: tests, seconds a notebook",
+            steps=16,
+            batch_size=8,
+            data=DataConfig("miniature", ("biographies",), tokenizer="bpe-1024", seq_len=64),
+            sizes=("7k", "25k"),
+        ),
+        Scale(
+            "laptop",
+            "2 cores, no GPU: minutes a study",
+            steps=572,
+            batch_size=32,
+            data=DataConfig("miniature"),
+            sizes=tuple(LAPTOP_SIZES),
+        ),
+        Scale(
+            "gpu",
+            "one large GPU: minutes a study",
+            steps=1001,
+            batch_size=128,
+            data=DataConfig("large", LARGE_DOMAINS, tokenizer="bpe-8192", seq_len=512),
+            sizes=tuple(GPU_SIZES),
+        ),
+        Scale(
+            "paper",
+            "a large GPU: days a size; needs the released models and data",
+            steps=143_000,
+            batch_size=1024,
+            data=DataConfig(tokenizer="neox-20b", seq_len=2048),
+            sizes=("70m", "410m", "1.4b"),
+            published=True,
+        ),
+    )
+}
+"""The scales that can be run."""
+
+
+def scale_named(name: str) -> Scale:
+    """Look a scale up.
+
+    Raises:
+        ConfigError: unknown name; lists the accepted ones.
+    """
+    if name not in SCALES:
+        raise ConfigError(one_of(name, SCALES, "scale"))
+    return SCALES[name]
+
+
+# --- the suite -------------------------------------------------------------------------------
 
 DATA_ARMS = ("standard", "deduplicated")
 
@@ -39,14 +271,3 @@ def suite_configs(
         for size in sizes
         for arm in arms
     }
-
-
-def find_or_train_suite(
-    scale: str,
-    sizes: Sequence[str],
-    arms: Sequence[str] = DATA_ARMS,
-    seed: int = 1234,
-    progress: bool = True,
-) -> dict[Cell, Run]:
-    """The runs of a suite, trained where they are not there yet."""
-    return find_or_train_all(suite_configs(scale, sizes, arms, seed), progress)

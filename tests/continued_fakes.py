@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.released.continued_data import RowsData
 
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.continued_data import RowsData
-from pythia_core.runs import Run, find_or_train
+from pythia_core.training.runs import Run, find_or_train
 
 SENTENCES = (
     "The nurse said that he would come, and his friend saw him.",

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pythia_book.studies.gender_bias.measures import FEMININE, Items
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pythia_core.config import RunConfig, stable_hash
-from pythia_core.studies.gender_measures import FEMININE, Items
 
 JOBS = ("nurse", "driver", "clerk", "chief")
 SENTENCES = [

@@ -6,8 +6,8 @@ import threading
 
 import numpy as np
 import pytest
+from pythia_book.released.prefetch import ReadAhead
 
-from pythia_core.ahead import ReadAhead
 from pythia_core.errors import FetchError
 
 

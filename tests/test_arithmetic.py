@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from pythia_book.corpora import equations
+from pythia_book.studies.term_frequency import arithmetic
+from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement, Question
 
-from pythia_core import arithmetic, equations
-from pythia_core.arithmetic import ArithmeticMeasurement, Question
 from pythia_core.errors import ConfigError
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import FakeHub, serving
+from pythia_book.released.audit import LAST, audit
 from safetensors.torch import save
 from test_hf import random_model, tiny
 
 from pythia_core import hf
 from pythia_core.__main__ import main
-from pythia_core.audit import LAST, audit
-from pythia_core.checkpoint import save_checkpoint, sha256_tensors
 from pythia_core.errors import CheckpointError, FetchError
-from pythia_core.schedule import OFFICIAL_STEPS, checkpoint_steps
+from pythia_core.training.checkpoint import save_checkpoint, sha256_tensors
+from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 
 REPO = "EleutherAI/pythia-tiny"
 STEPS = checkpoint_steps(OFFICIAL_STEPS)

@@ -14,9 +14,9 @@ import browser
 import numpy as np
 import pytest
 import yaml
+from pythia_book.pages import batch as draw
 
-from pythia_core import figures_batch as draw
-from pythia_core.order import RowOrder, batch_hash
+from pythia_core.data.order import RowOrder, batch_hash
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "book" / "batch.md").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_drawings_are_deterministic_svg(name: str, no_wheels: None) -> None:
     assert first.svg == second.svg
     root = ET.fromstring(first.svg)
     assert root.get("role") == "img" and root.get("aria-label") == first.description
-    assert "figures_batch.py" in " ".join(root.itertext())
+    assert "batch.py" in " ".join(root.itertext())
 
 
 def test_without_the_corpus_the_page_has_its_own_texts(no_wheels: None) -> None:
@@ -56,8 +56,8 @@ def test_without_the_corpus_the_page_has_its_own_texts(no_wheels: None) -> None:
 
 @pytest.mark.wheels
 def test_the_rows_of_the_corpus_are_those_that_a_run_reads() -> None:
-    from pythia_core.prepare import prepare
-    from pythia_core.scales import scale_named
+    from pythia_core.data.prepare import prepare
+    from pythia_core.suite import scale_named
 
     scale = scale_named("smoke")
     data = prepare(scale.data, progress=False)

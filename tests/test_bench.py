@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pythia_book.bench import generate as bench_generate
+from pythia_book.bench import terms as bench_terms
+from pythia_book.bench import train_cpu as bench
 
-from pythia_core import bench, bench_generate, bench_terms
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
-from pythia_core.metrics import device_info, flops_per_token
+from pythia_core.training.metrics import flops_per_token
+from pythia_core.util.machine import device_info
 
 
 @pytest.fixture(scope="module")

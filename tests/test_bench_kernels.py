@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pythia_book.bench import kernels as bench_kernels
 
-from pythia_core import bench_kernels
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.kernels import gpu
-from pythia_core.kernels.attention_libraries import LIBRARIES
+from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels.attention_backends import LIBRARIES
 
 KERNELS = {
     *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),

@@ -11,12 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pythia_book.bench import contenders, jobs
+from pythia_book.bench import rows as throughput_rows
+from pythia_book.bench import train_gpu as bench
+from pythia_book.bench import train_gpu_plan as plan
 
-from pythia_core import bench_contenders as contenders
-from pythia_core import bench_jobs as jobs
-from pythia_core import bench_train_gpu as bench
-from pythia_core import bench_train_plan as plan
-from pythia_core import throughput_rows
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
@@ -138,7 +137,7 @@ def test_a_row_says_what_the_kernels_warned_of(monkeypatch: pytest.MonkeyPatch) 
     make = bench._make
 
     def warning(*arguments):
-        logging.getLogger("pythia_core.kernels.gpu").warning("a kernel fails here")
+        logging.getLogger("pythia_core.kernels.dispatch").warning("a kernel fails here")
         return make(*arguments)
 
     monkeypatch.setattr(bench, "_make", warning)
@@ -219,7 +218,7 @@ def test_batches_are_consecutive_rows_of_the_text() -> None:
 
 
 def test_text_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pythia_core import prepare
+    from pythia_core.data import prepare
 
     monkeypatch.undo()
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from pythia_book.bench import budget
+from pythia_book.studies import all_runs
+from pythia_book.studies.all_runs import STUDIES, runs_of
+from pythia_book.studies.errata import study as errata
+from pythia_book.studies.seeds import study as seeds
 
-from pythia_core import budget
 from pythia_core.errors import ConfigError
-from pythia_core.scales import GPU_SIZES, OFFICIAL_SIZES, scale_named
-from pythia_core.studies import all_runs, errata, seeds
-from pythia_core.studies.all_runs import STUDIES, runs_of
-from pythia_core.thin import kept_steps
+from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named
+from pythia_core.training.retention import kept_steps
 
 
 def test_the_gpu_ladder_has_the_official_shapes_and_rises() -> None:

@@ -11,14 +11,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from pythia_book import bundle
+from pythia_book.bundle import TOP, make_bundle, needed_data, needed_wheels, split
+from pythia_book.corpora.wheels import WHEELS
+from pythia_book.records import read_record
+from pythia_book.studies.all_runs import STUDIES
 
-from pythia_core import bundle
 from pythia_core.__main__ import main
-from pythia_core.bundle import TOP, make_bundle, needed_data, needed_wheels, split
 from pythia_core.errors import ConfigError
-from pythia_core.records import read_record
-from pythia_core.studies.all_runs import STUDIES
-from pythia_core.wheels import WHEELS
 
 
 def test_what_studies_need() -> None:

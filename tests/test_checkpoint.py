@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from pythia_core import checkpoint, paths
-from pythia_core.checkpoint import (
+from pythia_core.errors import CheckpointError, TrainingError
+from pythia_core.training import checkpoint
+from pythia_core.training.checkpoint import (
     duplicates,
     load_checkpoint,
     newest_loadable,
@@ -26,7 +27,7 @@ from pythia_core.checkpoint import (
     step_folder,
     sweep_temporaries,
 )
-from pythia_core.errors import CheckpointError, TrainingError
+from pythia_core.util import files as paths
 
 
 def tensors(seed: int) -> dict[str, dict[str, torch.Tensor]]:
@@ -161,7 +162,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     """SIGKILL at random moments: every folder that has its final name is whole."""
     code = (
         "import torch, itertools, sys; from pathlib import Path\n"
-        "from pythia_core.checkpoint import save_checkpoint, saved_steps\n"
+        "from pythia_core.training.checkpoint import save_checkpoint, saved_steps\n"
         "p = Path(sys.argv[1]); s = max(saved_steps(p), default=0)\n"
         "for k in itertools.count(s + 1):\n"
         "    save_checkpoint(p, k, {'model': {'w': torch.full((200_000,), float(k))}}, {})\n"

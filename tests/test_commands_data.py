@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pythia_core.__main__ import main
-from pythia_core.order import OrderedRows, RowOrder, batch_hash, write_rows
-from pythia_core.tokenizer import EOD, encode_documents, train_bpe
-from pythia_core.tokens import IndexedWriter, MegatronIndexed
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.order import OrderedRows, RowOrder, batch_hash, write_rows
+from pythia_core.data.tokenizer import EOD, encode_documents, train_bpe
 
 TEXTS = [
     "The ferry leaves at nine.",

@@ -16,7 +16,7 @@ from pythia_core.config import (
     stable_hash,
 )
 from pythia_core.errors import ConfigError
-from pythia_core.scales import LAPTOP_SIZES, OFFICIAL_SIZES, SCALES, scale_named, size_named
+from pythia_core.suite import LAPTOP_SIZES, OFFICIAL_SIZES, SCALES, scale_named, size_named
 
 
 def run() -> RunConfig:

@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 import torch
 from continued_fakes import BATCH, SEQ, SHARD, STEPS, Published
+from pythia_book.released import continued, continued_data, pile
+from pythia_book.released.continued import find_or_continue
+from pythia_book.released.continued_data import RowsData, RowSwap, check_swap, swap_summary
+from pythia_book.released.continued_plan import make_plan
+from pythia_book.released.continued_rule import Continuation, Rewarm
+from pythia_book.released.continued_start import published_train
+from pythia_book.released.pile import RELEASED
 
-from pythia_core import continued, continued_data, hf, pile
-from pythia_core.checkpoint import load_checkpoint, step_folder
+from pythia_core import hf
 from pythia_core.config import ModelConfig
-from pythia_core.continued import find_or_continue
-from pythia_core.continued_data import RowsData, RowSwap, check_swap, swap_summary
-from pythia_core.continued_plan import make_plan
-from pythia_core.continued_rule import Continuation, Rewarm
-from pythia_core.continued_start import published_train
+from pythia_core.data.order import batch_hash
+from pythia_core.data.tokenizer import load_tokenizer, token_bytes, train_bpe
 from pythia_core.errors import CheckpointError, ConfigError, DataError
-from pythia_core.order import batch_hash
-from pythia_core.pile import RELEASED
-from pythia_core.runs import find_or_train, find_run
-from pythia_core.tokenizer import load_tokenizer, token_bytes, train_bpe
-from pythia_core.trainer import update_lr
+from pythia_core.training.checkpoint import load_checkpoint, step_folder
+from pythia_core.training.runs import find_or_train, find_run
+from pythia_core.training.trainer import update_lr
 
 SWAP = "masculine_to_feminine"
 CLOSE = 0.05
@@ -138,7 +139,7 @@ def start(step: int):
 
 
 def official(size: str) -> ModelConfig:
-    from pythia_core.scales import OFFICIAL_SIZES
+    from pythia_core.suite import OFFICIAL_SIZES
 
     return OFFICIAL_SIZES[size].model()
 
@@ -189,8 +190,8 @@ def test_stopped_and_asked_again_it_ends_in_the_same_bits(
 ) -> None:
     whole = go_on(published, 40, 20, SWAP)
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    monkeypatch.setattr("pythia_core.train.STATE_EVERY_SECONDS", 0.0)
-    monkeypatch.setattr("pythia_core.train.STATE_SHARE", 1e9)
+    monkeypatch.setattr("pythia_core.training.train.STATE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("pythia_core.training.train.STATE_SHARE", 1e9)
     real = RowsData.batch
 
     def cut(self: RowsData, step: int, size: int) -> np.ndarray:

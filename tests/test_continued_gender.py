@@ -10,16 +10,17 @@ import continued_fakes as fakes
 import pytest
 from continued_fakes import BATCH, SEQ, STEPS, Published
 from gender_fakes import fake_items
+from pythia_book import records
+from pythia_book.released.continued import find_or_continue
+from pythia_book.studies.gender_bias import continued as measured
+from pythia_book.studies.gender_bias import released as gender_paper
+from pythia_book.studies.gender_bias import study as gender_bias
+from pythia_book.studies.gender_bias.study import GenderBiasParams
 
-from pythia_core import records
 from pythia_core.__main__ import main
-from pythia_core.continued import find_or_continue
 from pythia_core.errors import ConfigError
-from pythia_core.runs import find_run
-from pythia_core.scales import SCALES
-from pythia_core.studies import continued as measured
-from pythia_core.studies import gender_bias, gender_paper
-from pythia_core.studies.gender_bias import GenderBiasParams
+from pythia_core.suite import SCALES
+from pythia_core.training.runs import find_run
 
 SWAP = "masculine_to_feminine"
 

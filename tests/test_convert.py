@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pythia_book.released.convert import convert, from_checkpoint
 from safetensors.torch import load_file
 from test_hf import assert_equal, random_model, tiny
 from test_neox_native import write_native
@@ -15,13 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pythia_core import hf
 from pythia_core.__main__ import main
-from pythia_core.checkpoint import load_checkpoint, saved_steps, sha256_tensors
 from pythia_core.config import RunConfig
-from pythia_core.convert import convert, from_checkpoint
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError, ConfigError
-from pythia_core.runs import find_or_train
-from pythia_core.scales import OFFICIAL_SIZES, Size
-from pythia_core.tokenizer import train_bpe
+from pythia_core.suite import OFFICIAL_SIZES, Size
+from pythia_core.training.checkpoint import load_checkpoint, saved_steps, sha256_tensors
+from pythia_core.training.runs import find_or_train
 
 
 def test_transformers_to_ours_and_back(tmp_path: Path) -> None:

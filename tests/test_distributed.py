@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 from continued_fakes import BATCH, SEQ, STEPS, publish
+from pythia_book.released.continued import Continued
 
 from pythia_core.__main__ import main
-from pythia_core.continued import Continued
-from pythia_core.distributed import ALONE, World, joined
 from pythia_core.errors import ConfigError
-from pythia_core.runs import find_run
+from pythia_core.training.distributed import ALONE, World, joined
+from pythia_core.training.runs import find_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,8 +6,7 @@ import re
 from collections import Counter
 
 import pytest
-
-from pythia_core import equations
+from pythia_book.corpora import equations
 
 NATURAL = {n: max(1, 4000 // (n + 1)) for n in equations.FIRST}
 LINE = re.compile(r"Q:What is (\d+) plus (\d+)\? A: (\d+)")

@@ -12,16 +12,25 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from pythia_book.published import results as published
+from pythia_book.published.tables import TASKS
+from pythia_book.studies.errata import (
+    catalogue as errata,
+)
+from pythia_book.studies.errata import (
+    figures as figures_errata,
+)
+from pythia_book.studies.errata import (
+    released as errata_released,
+)
+from pythia_book.studies.errata import study
+from pythia_book.studies.errata.evidence import Evidence
+from pythia_book.studies.errata.study import READ, SEED, SWITCHES, ErrataParams
 from test_published import as_csv
 
-from pythia_core import errata, errata_released, figures_errata, published
 from pythia_core.__main__ import main
 from pythia_core.config import config_dict, config_differences
-from pythia_core.errata_evidence import Evidence
 from pythia_core.errors import ConfigError
-from pythia_core.published_tables import TASKS
-from pythia_core.studies import errata as study
-from pythia_core.studies.errata import READ, SEED, SWITCHES, ErrataParams
 from pythia_core.suite import suite_configs
 
 

@@ -11,9 +11,9 @@ from gender_fakes import SENTENCES, ToyModel, tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pythia_core import evaluate
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluate import Request
+from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation.scoring import Request
 
 VOCAB = 30
 MODEL = ToyModel(VOCAB, seed=3).eval()

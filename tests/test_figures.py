@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from gender_fakes import fake_find_or_train, fake_items
+from pythia_book import style as figures
+from pythia_book.published.results import load
+from pythia_book.studies.gender_bias import figures as draw
+from pythia_book.studies.gender_bias import study as gender_bias
 from test_published import as_folder
 
-from pythia_core import figures
-from pythia_core import figures_gender_bias as draw
 from pythia_core.errors import ConfigError
-from pythia_core.published import load
-from pythia_core.scales import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
-from pythia_core.studies import gender_bias
+from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 
 DRAWINGS = (
     "prior_shift",

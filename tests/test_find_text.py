@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pythia_core import find_text as module
+from pythia_core.data import search as module
+from pythia_core.data.search import Hit, SurfaceMatcher, TokenMatcher, find_text, quote
+from pythia_core.data.tokenizer import encode_documents, token_bytes, train_bpe
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.find_text import Hit, SurfaceMatcher, TokenMatcher, find_text, quote
-from pythia_core.tokenizer import encode_documents, token_bytes, train_bpe
 
 PIECES: list[bytes | None] = [None, b"a", b"b", b"ab", b" a", b" B", "\u00e9".encode(), b"\xc3"]
 PIECES += [b"\xa9", b"", None]

@@ -8,17 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
+from pythia_book.stats import directional_verdict, estimate, premise_verdict, small_cost_verdict
+from pythia_book.studies.gender_bias import claims as gender_claims
+from pythia_book.studies.gender_bias import study as gender_bias
+from pythia_book.studies.gender_bias.measures import FEW, Battery
+from pythia_book.studies.gender_bias.study import ARMS, GenderBiasParams
 
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.studies import gender_bias, gender_claims
-from pythia_core.studies.gender_bias import ARMS, GenderBiasParams
-from pythia_core.studies.gender_measures import FEW, Battery
-from pythia_core.studies.stats import (
-    directional_verdict,
-    estimate,
-    premise_verdict,
-    small_cost_verdict,
-)
 
 # --- statistics ------------------------------------------------------------------------------
 
@@ -242,8 +238,9 @@ def test_pairs_that_do_not_fit_are_left_out_and_counted():
 
 
 def test_choices_follow_from_the_scores_by_hand():
-    from pythia_core.evaluate import Scores
-    from pythia_core.studies.gender_measures import _choices
+    from pythia_book.studies.gender_bias.measures import _choices
+
+    from pythia_core.evaluation.scoring import Scores
 
     scores = Scores(
         np.array([-4.0, -3.0, -2.0, -2.0, -6.0, -5.0]), np.array([4, 2, 2, 2, 6, 4]), None
@@ -318,9 +315,8 @@ def test_claims_whose_premise_fails_are_not_testable():
 
 
 def test_released_numbers_are_compared_like_with_like(tmp_path):
+    from pythia_book.published.results import load
     from test_published import as_folder, harness
-
-    from pythia_core.published import load
 
     v1 = "evals/pythia-v1/pythia-410m-deduped"
     tree = {

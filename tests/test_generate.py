@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.generate import GREEDY, Sampling, choose, cut_at, generate, generate_texts
+from pythia_core.evaluation.generate import (
+    GREEDY,
+    Sampling,
+    choose,
+    cut_at,
+    generate,
+    generate_texts,
+)
 from pythia_core.model import GPTNeoX
-from pythia_core.tokenizer import train_bpe
 
 SHAPES = {32: (2, 64, 2), 64: (2, 128, 2), 80: (1, 160, 2)}
 """Head dimension: layers, width, heads."""
@@ -73,7 +80,7 @@ def test_rows_that_end_leave_the_others_as_they_were() -> None:
 
 
 def test_the_cache_gives_the_logits_of_a_full_pass() -> None:
-    from pythia_core.generate import KVCache
+    from pythia_core.evaluation.generate import KVCache
 
     model = random_model(SHAPES[64])
     ids = torch.tensor(prompts_of(10, 10))

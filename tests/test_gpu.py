@@ -15,9 +15,9 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.errors import ConfigError
-from pythia_core.kernels import attention_libraries as libraries
+from pythia_core.kernels import attention_backends as libraries
 from pythia_core.kernels import attention_tiles as tiles
-from pythia_core.kernels import gpu
+from pythia_core.kernels import dispatch as gpu
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference

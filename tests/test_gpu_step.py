@@ -16,15 +16,15 @@ import torch
 from test_model import peer_of
 from torch import Tensor
 
-from pythia_core import train as loop
-from pythia_core.checkpoint import sha256_tensors, step_folder
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import TrainingError
-from pythia_core.execution import EAGER, Execution
-from pythia_core.metrics import read_metrics
-from pythia_core.optim import is_decayed
-from pythia_core.train import train
-from pythia_core.trainer import Trainer, update_lr
+from pythia_core.training import train as loop
+from pythia_core.training.checkpoint import sha256_tensors, step_folder
+from pythia_core.training.execution import EAGER, Execution
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.optimizer import is_decayed
+from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer, update_lr
 
 CUDA = pytest.param(
     "cuda",

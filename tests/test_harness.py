@@ -10,10 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_tasks import MADE, made
-
-from pythia_core import evaluate
-from pythia_core.benchmarks import (
+from pythia_book.tasks.requests import (
     TaskMeasurement,
     build,
     build_all,
@@ -21,12 +18,15 @@ from pythia_core.benchmarks import (
     outcomes,
     prompt_of,
 )
+from pythia_book.tasks.tasks import TASKS
+from test_tasks import MADE, made
+
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import ConfigError, DataError, FetchError
+from pythia_core.evaluation import scoring as evaluate
 from pythia_core.model import GPTNeoX
-from pythia_core.runs import Run, find_or_train
-from pythia_core.tasks import TASKS
-from pythia_core.tokenizer import train_bpe
+from pythia_core.training.runs import Run, find_or_train
 
 lm_eval = pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
 
@@ -50,8 +50,8 @@ def model() -> GPTNeoX:
 
 
 def compare(model: GPTNeoX, tokenizer, built: list) -> None:
-    from pythia_core.harness import adapter
-    from pythia_core.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness import adapter
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
 
     found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
     assert set(found) == {each.key for each in built}
@@ -188,8 +188,7 @@ def load(folder: Path) -> dict:
 
 def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) -> None:
     from lm_eval.api.registry import get_model
-
-    from pythia_core.harness import register
+    from pythia_book.tasks.harness import register
 
     register()
     register()  # twice is as good as once
@@ -212,7 +211,7 @@ def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) 
 
 
 def test_code_of_a_foreign_folder_is_refused(definition: Callable, tmp_path: Path) -> None:
-    from pythia_core.harness import register
+    from pythia_book.tasks.harness import register
 
     register()
     folder = definition("!function code.text")
@@ -231,8 +230,7 @@ def test_templates_are_filled_in_a_sandbox(
     run: Run, definition: Callable, tokenizer, model: GPTNeoX
 ) -> None:
     from jinja2.exceptions import SecurityError
-
-    from pythia_core.harness import adapter, register
+    from pythia_book.tasks.harness import adapter, register
 
     register()
     lm = adapter(model, tokenizer, 0, LENGTH)
@@ -253,8 +251,7 @@ def test_what_the_harness_cannot_do_is_said(
     error: Exception, kind: type, words: str, definition: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lm_eval.__main__
-
-    from pythia_core.harness import command_line
+    from pythia_book.tasks.harness import command_line
 
     def fail() -> None:
         raise error

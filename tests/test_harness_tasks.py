@@ -10,15 +10,16 @@ import pytest
 import test_tasks
 import test_tasks_more
 import torch
+from pythia_book.tasks.requests import build
+from pythia_book.tasks.task_metrics import AnsweredTask, AskedTask, ChosenTask, questions
+from pythia_book.tasks.tasks import TASKS, all_tasks, task_named
+from pythia_book.tasks.tasks_more import WrittenTask
 
-from pythia_core import evaluate, hf
-from pythia_core.benchmarks import build
+from pythia_core import hf
 from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import EOD, train_bpe
+from pythia_core.evaluation import scoring as evaluate
 from pythia_core.model import GPTNeoX
-from pythia_core.task_metrics import AnsweredTask, AskedTask, ChosenTask, questions
-from pythia_core.tasks import TASKS, all_tasks, task_named
-from pythia_core.tasks_more import WrittenTask
-from pythia_core.tokenizer import EOD, train_bpe
 
 pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
 
@@ -74,7 +75,7 @@ def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
     That class imports `accelerate`, of which it needs nothing for a model that is given to it.
     """
     transformers = pytest.importorskip("transformers")
-    from pythia_core.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
 
     stand_in = types.ModuleType("accelerate")
     stand_in.utils = types.ModuleType("accelerate.utils")
@@ -106,8 +107,8 @@ def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
 def test_every_item_of_every_task_as_with_their_class(
     model: GPTNeoX, tokenizer, asked: list[AskedTask], theirs: dict
 ) -> None:
-    from pythia_core.harness import adapter
-    from pythia_core.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness import adapter
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
 
     ours = evaluate_with_harness(adapter(model, tokenizer, 0, LENGTH), the_tasks(asked))
     assert len({each.name for each in asked}) >= 10
@@ -149,8 +150,7 @@ def test_our_metrics_are_the_harness_ones(
 
 def test_rolling_and_writing_as_with_their_class(model: GPTNeoX, tokenizer, theirs: dict) -> None:
     from lm_eval.api.instance import Instance
-
-    from pythia_core.harness import adapter
+    from pythia_book.tasks.harness import adapter
 
     ours, other = adapter(model, tokenizer, 0, LENGTH), theirs["lm"]
     texts = ["What is wet? Water. ", "x", " ".join(f"On day {i} it rained." for i in range(40))]
@@ -175,8 +175,7 @@ def test_rolling_by_hand(model: GPTNeoX, tokenizer) -> None:
     """Every token once, each window's first after one token before it; windows may be alike (the
     harness' own class then takes the last one's tokens for others)."""
     from lm_eval.api.instance import Instance
-
-    from pythia_core.harness import adapter
+    from pythia_book.tasks.harness import adapter
 
     text = "What is wet? Water. " * 40
     ids = [0, *tokenizer.encode(text).ids]
@@ -196,8 +195,7 @@ def test_rolling_by_hand(model: GPTNeoX, tokenizer) -> None:
 
 def test_sampling_follows_the_seed(model: GPTNeoX, tokenizer) -> None:
     from lm_eval.api.instance import Instance
-
-    from pythia_core.harness import adapter
+    from pythia_book.tasks.harness import adapter
 
     lm = adapter(model, tokenizer, 0, LENGTH)
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from pythia_book.released import download as hub
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError, ConfigError
-from pythia_core.generate import generate
+from pythia_core.evaluation.generate import generate
 from pythia_core.model import GPTNeoX
-from pythia_core.tokenizer import train_bpe
 
 
 def tiny(**overrides) -> ModelConfig:
@@ -325,4 +326,4 @@ def test_what_is_saved_can_be_shared(saved: Path) -> None:
 
 def test_neither_folder_nor_repository() -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor a repository"):
-        hf.load("pythia")
+        hub.load("pythia")

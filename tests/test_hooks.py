@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pythia_core import hooks
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError
+from pythia_core.evaluation import hooks
 from pythia_core.model import GPTNeoX
 
 
@@ -111,7 +111,7 @@ def test_unknown_places_are_refused_with_those_there_are() -> None:
 
 
 def test_reading_with_a_cache_has_no_patterns() -> None:
-    from pythia_core.generate import generate
+    from pythia_core.evaluation.generate import generate
 
     model = model_of()
     with pytest.raises(ConfigError, match="without a cache"), hooks.record_attention(model):

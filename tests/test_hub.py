@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import FakeHub, commit_of, serving
+from pythia_book.released import download as hub
 
-from pythia_core import hf, hub
+from pythia_core import hf
 from pythia_core.config import ModelConfig
 from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.model import GPTNeoX
@@ -51,46 +52,46 @@ def assert_equal(ours: GPTNeoX, theirs: GPTNeoX) -> None:
 
 
 def test_a_model_by_name_and_revision(server: FakeHub) -> None:
-    loaded, info = hf.load(REPO, "step3000")
+    loaded, info = hub.load(REPO, "step3000")
     assert_equal(model(1), loaded)
     assert (info.step, info.commit) == (3000, commit_of(REPO, "step3000"))
-    assert_equal(model(3), hf.load(REPO)[0])
+    assert_equal(model(3), hub.load(REPO)[0])
     fetched = {line.rsplit("/", 1)[1] for line in server.asked if "/resolve/" in line}
     assert all(name.endswith((".json", ".safetensors")) for name in fetched), fetched
 
 
 def test_a_second_time_nothing_is_downloaded(server: FakeHub) -> None:
-    hf.load(REPO)
+    hub.load(REPO)
     server.asked.clear()
-    hf.load(REPO)
+    hub.load(REPO)
     assert not [line for line in server.asked if line.startswith("GET") and "/resolve/" in line]
 
 
 def test_without_a_network_the_cache_serves(
     server: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hf.load(REPO, "step3000")
+    hub.load(REPO, "step3000")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert_equal(model(1), hf.load(REPO, "step3000")[0])
+    assert_equal(model(1), hub.load(REPO, "step3000")[0])
     with pytest.raises(FetchError, match=r"(?s)could not be fetched.*give the folder in place"):
-        hf.load(REPO, "step0")
+        hub.load(REPO, "step0")
 
 
 def test_what_the_hub_took_back_is_not_served_from_the_cache(server: FakeHub) -> None:
-    hf.load(REPO, "step3000")
+    hub.load(REPO, "step3000")
     server.broken.add("/api/")
-    assert_equal(model(1), hf.load(REPO, "step3000")[0])
+    assert_equal(model(1), hub.load(REPO, "step3000")[0])
     server.broken.clear()
     del server.repos[REPO]["step3000"]
     with pytest.raises(FetchError, match="unknown revision 'step3000'"):
-        hf.load(REPO, "step3000")
+        hub.load(REPO, "step3000")
 
 
 def test_without_a_network_a_folder_serves(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert_equal(model(1), hf.load(folders["main"].parent, "step3000")[0])
+    assert_equal(model(1), hub.load(folders["main"].parent, "step3000")[0])
 
 
 def test_unknown_repository_revision_and_file(server: FakeHub) -> None:
@@ -114,7 +115,7 @@ def test_a_truncated_body_is_told(server: FakeHub) -> None:
     with pytest.raises(FetchError, match=r"could not be fetched .*Ask again to go on"):
         hub.fetch(REPO)
     server.short.clear()
-    assert_equal(model(3), hf.load(REPO)[0])
+    assert_equal(model(3), hub.load(REPO)[0])
 
 
 def test_other_bytes_than_the_hash_says_are_deleted(server: FakeHub) -> None:
@@ -123,7 +124,7 @@ def test_other_bytes_than_the_hash_says_are_deleted(server: FakeHub) -> None:
     with pytest.raises(FetchError, match=r"model\.safetensors has sha256 .*the hub says .*deleted"):
         hub.fetch(REPO)
     server.wrong.clear()
-    assert_equal(model(3), hf.load(REPO)[0])
+    assert_equal(model(3), hub.load(REPO)[0])
 
 
 def test_a_cache_that_was_damaged_is_noticed(
@@ -171,7 +172,7 @@ def test_a_missing_shard_of_a_revision(server: FakeHub) -> None:
     shard = sorted(name for name in files if name.startswith("model-"))[1]
     del files[shard]
     with pytest.raises(CheckpointError, match=f"{shard} is missing"):
-        hf.load(REPO, "step3000")
+        hub.load(REPO, "step3000")
 
 
 @pytest.mark.parametrize(
@@ -179,4 +180,4 @@ def test_a_missing_shard_of_a_revision(server: FakeHub) -> None:
     [("step3000", 3000), ("step-000512", 512), ("main", None), ("step", None), ("step1b", None)],
 )
 def test_steps_by_name(name: str, step: int | None) -> None:
-    assert hub.step_of(name) == step
+    assert hf.step_of(name) == step

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.released.index_maps import NpyArray, find_maps, open_maps
+from pythia_book.released.remote_rows import LocalFile
 
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.order import RowOrder
 from pythia_core.errors import DataError
-from pythia_core.index_maps import NpyArray, find_maps, open_maps
-from pythia_core.order import RowOrder
-from pythia_core.remote_rows import LocalFile
-from pythia_core.tokens import IndexedWriter, MegatronIndexed
 
 
 def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> list[list[int]]:

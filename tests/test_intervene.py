@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from pythia_core.config import DataConfig, InterventionConfig
+from pythia_core.data.interventions import Ledger, PronounSwap, make_ledger
+from pythia_core.data.order import batch_hash
+from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import DataError
-from pythia_core.intervene import Ledger, PronounSwap, make_ledger
-from pythia_core.order import batch_hash
-from pythia_core.prepare import PreparedData, prepare
 
 WINDOW = InterventionConfig("masculine_to_feminine", 3, 7)
 BATCH = 5

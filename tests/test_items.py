@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from pythia_book.tasks import bias_items as items
 
-from pythia_core import items
 from pythia_core.errors import DataError
 
 PRONOUNS = {"he": "she", "his": "her", "him": "her", "she": "he", "her": "his"}

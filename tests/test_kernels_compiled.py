@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":

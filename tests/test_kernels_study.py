@@ -7,13 +7,13 @@ import math
 from typing import Any
 
 import pytest
+from pythia_book.studies.kernels import figures as draw
+from pythia_book.studies.kernels import study
+from pythia_book.studies.kernels.predictions import PREDICTIONS, executed_products, predictions
 
-from pythia_core import figures_kernels as draw
 from pythia_core.errors import ConfigError
-from pythia_core.kernels import attention_libraries
-from pythia_core.scales import OFFICIAL_SIZES
-from pythia_core.studies import kernels as study
-from pythia_core.studies.kernels_predictions import PREDICTIONS, executed_products, predictions
+from pythia_core.kernels import attention_backends as attention_libraries
+from pythia_core.suite import OFFICIAL_SIZES
 
 HEAD = {
     "device": "a card",

@@ -1,167 +1,175 @@
-"""The layer table in the package's docstring holds, and so do the design's rules on imports."""
+"""Two houses, one street: who may import whom, and which libraries belong where.
+
+Every import counts, also one inside a function or under `if TYPE_CHECKING`.
+"""
 
 from __future__ import annotations
 
 import ast
-import fnmatch
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import pythia_book
 
 import pythia_core
+from pythia_core.util import extensions
 
-PACKAGE = Path(pythia_core.__file__).parent
-DATA_MODULES = (
-    "tokens order schedule intervene prepare token_making corpus items dedup tokenizer wheels"
-).split()
-OPTIONAL = (
+HOUSES = {package.__name__: Path(package.__file__).parent for package in (pythia_core, pythia_book)}
+NEEDED_BY_CORE = {"torch", "numpy", "tokenizers", "safetensors", "tqdm"}
+OPTIONAL_IN_CORE = {
+    "pythia_core.data.user_files": {"datasets", "pyarrow"},
+    "pythia_core.data.term_counts": {"pyarrow"},
+    "pythia_core.data.minhash": {"datatrove", "loguru", "ray"},
+    "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
+}
+"""Libraries that one module each imports when it is asked for what needs them."""
+WITHOUT_TORCH = ("data", "config", "errors", "suite", "util", "training.schedule")
+HEAVY = (
     "datasets datatrove flash_attn lm_eval matplotlib papermill ray seaborn transformers triton"
-)
+).split()
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its name without the package, e.g. "studies.gender_bias"."""
+    """Every module of both packages by its dotted name."""
     found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
-        if parts[-1] == "__init__" and len(parts) > 1:
-            parts.pop()
-        if parts != ["__init__"]:
-            found[".".join(parts)] = path
+    for house, folder in HOUSES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = [house, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts).removesuffix(".__init__")] = path
     return found
 
 
-def layer_table() -> list[tuple[str, int]]:
-    """(pattern, layer) of every name in the docstring's table."""
-    rows = re.findall(r"^    (\d)  (.+)$", pythia_core.__doc__, flags=re.MULTILINE)
-    names = [(name, int(layer)) for layer, text in rows for name in text.split()]
-    return [(name.replace("/", "."), layer) for name, layer in names if name != "->"]
+MODULES = modules()
 
 
-def layer_of(module: str) -> int | None:
-    for pattern, layer in layer_table():
-        if fnmatch.fnmatch(module, pattern) or module == pattern.removesuffix(".*"):
-            return layer
-    return None
-
-
-def without_type_checking(tree: ast.AST) -> ast.AST:
-    """Imports under `if TYPE_CHECKING` never run."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            node.body = [ast.Pass()]
-    return tree
-
-
-def imported(node: ast.AST, known: dict[str, Path]) -> set[str]:
-    """Names imported anywhere below a node: "torch", or "pythia_core.x" for our own modules."""
+def imports_of(module: str, top_level_only: bool = False) -> set[str]:
+    """Names that a module imports: "torch", or the longest name of one of our own modules."""
     names = set()
-    for each in ast.walk(node):
-        if isinstance(each, ast.Import):
-            names |= {alias.name for alias in each.names}
-        elif isinstance(each, ast.ImportFrom):
-            assert each.level == 0, "relative imports hide layers"
-            for alias in each.names:
-                whole = f"{each.module}.{alias.name}"
-                ours = whole.removeprefix("pythia_core.") in known
-                names.add(whole if ours else each.module)
+    stack: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide who is imported"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                names.add(whole if whole in MODULES else str(node.module))
+        lazy = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        )
+        if not (lazy and top_level_only):
+            stack += ast.iter_child_nodes(node)
     return names
 
 
-def imports_of(path: Path, top_level_only: bool = False) -> set[str]:
-    tree = without_type_checking(ast.parse(path.read_text(encoding="utf-8")))
-    known = modules()
-    if not top_level_only:
-        return imported(tree, known)
-    found = set()
-    stack = [tree]
-    while stack:
-        for child in ast.iter_child_nodes(stack.pop()):
-            if isinstance(child, (ast.Import, ast.ImportFrom)):
-                found |= imported(child, known)
-            elif not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-                stack.append(child)
-    return found
+def ours(module: str) -> set[str]:
+    return {name for name in imports_of(module) if name in MODULES and name != module}
 
 
-def our_imports(path: Path) -> set[str]:
-    names = (
-        n.removeprefix("pythia_core.") for n in imports_of(path) if n.startswith("pythia_core.")
-    )
-    return {name for name in names if name in modules()}
+def rooms(package: str) -> list[str]:
+    """The rooms of a house in the order of its docstring's map."""
+    doc = sys.modules[package].__doc__ or ""
+    return re.findall(r"^    (\w+) {2,}\S", doc, flags=re.MULTILINE)
 
 
-def test_the_table_was_read() -> None:
-    layers = {layer for _, layer in layer_table()}
-    assert layers == set(range(7))
-    assert (
-        layer_of("errors") == 0 and layer_of("kernels.gelu") == 1 and layer_of("nonsense") is None
-    )
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
 
 
-@pytest.mark.parametrize("module", modules())
-def test_every_module_has_a_layer(module: str) -> None:
-    assert layer_of(module) is not None, (
-        f"pythia_core.{module} is in no layer: add it to the table in pythia_core/__init__.py"
-    )
+def test_the_map_names_every_room_of_the_library() -> None:
+    entries = {p.stem for p in HOUSES["pythia_core"].iterdir() if not p.name.startswith("_")}
+    assert entries == set(rooms("pythia_core"))
+    visible = [p for p in HOUSES["pythia_core"].iterdir() if p.name != "__pycache__"]
+    assert len(visible) <= 14
 
 
-@pytest.mark.parametrize(("module", "path"), modules().items())
-def test_no_module_imports_a_higher_layer(module: str, path: Path) -> None:
-    mine = layer_of(module)
-    if mine is None:
-        pytest.skip("in no layer; the test above says so")
-    higher = {n: layer_of(n) for n in our_imports(path) if (layer_of(n) or 0) > mine}
-    assert not higher, f"pythia_core.{module} (layer {mine}) imports {higher}"
+def test_the_library_imports_nothing_of_the_book() -> None:
+    for module in MODULES:
+        if module.startswith("pythia_core"):
+            climbs = {name for name in imports_of(module) if name.startswith("pythia_book")}
+            allowed = {"pythia_book"} if module == "pythia_core.util.extensions" else set()
+            assert climbs <= allowed, f"{module} imports {climbs}"
 
 
-def test_no_import_cycles() -> None:
-    graph = {}
-    for module, path in modules().items():
-        names = imports_of(path, top_level_only=True)
-        graph[module] = {n.removeprefix("pythia_core.") for n in names} & modules().keys()
-    while graph:
-        free = {module for module, needs in graph.items() if not needs & graph.keys()}
-        assert free, f"modules that import each other: {sorted(graph)}"
-        graph = {module: needs for module, needs in graph.items() if module not in free}
+def test_no_room_of_the_library_imports_one_below_it() -> None:
+    order = rooms("pythia_core")
+    for module in MODULES:
+        if module.startswith("pythia_core.") and room_of(module) in order:
+            place = order.index(room_of(module))
+            below = {n for n in ours(module) if room_of(n) in order[place + 1 :]}
+            assert not below, f"{module} imports {below}"
 
 
-@pytest.mark.parametrize(("module", "path"), modules().items())
-def test_rules_on_libraries(module: str, path: Path) -> None:
-    everywhere = {name.split(".")[0] for name in imports_of(path)}
-    at_import = {name.split(".")[0] for name in imports_of(path, top_level_only=True)}
-    if module in DATA_MODULES:
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """What is left when everything that needs nothing of the rest is taken away, again and again."""
+    graph = {name: set(needs) for name, needs in graph.items()}
+    while free := {name for name, needs in graph.items() if not needs & graph.keys()}:
+        graph = {name: needs for name, needs in graph.items() if name not in free}
+    used = {need for needs in graph.values() for need in needs}
+    return sorted(graph.keys() & used)
+
+
+def test_a_circle_would_be_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["a", "b", "c"]
+
+
+def test_no_circles() -> None:
+    assert circles({module: ours(module) for module in MODULES}) == []
+
+
+def test_the_library_needs_five_packages() -> None:
+    standard = set(sys.stdlib_module_names) | set(HOUSES)
+    for module in MODULES:
+        if not module.startswith("pythia_core"):
+            continue
+        foreign = {n.split(".")[0] for n in imports_of(module)} - standard - NEEDED_BY_CORE
+        if module.startswith("pythia_core.kernels"):
+            foreign -= {"triton"}
+        extra = foreign - OPTIONAL_IN_CORE.get(module, set())
+        assert not extra, f"{module} imports {extra}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rules_on_libraries(module: str) -> None:
+    everywhere = {name.split(".")[0] for name in imports_of(module)}
+    at_import = {name.split(".")[0] for name in imports_of(module, top_level_only=True)}
+    if module.startswith("pythia_core.data"):
         assert "torch" not in everywhere, "data modules do not import torch"
-    if not module.startswith("kernels"):
+    if "kernels" not in module and not module.startswith("pythia_book.bench"):
         assert "triton" not in everywhere, "only kernels import Triton"
-    if module != "distributed":
-        assert not {n for n in imports_of(path) if n.startswith("torch.distributed")}
-    if module.startswith("studies"):
-        assert not everywhere & {"matplotlib", "seaborn"}, "studies never draw"
-        assert "optim" not in our_imports(path), "studies never build an optimizer"
-    if module.startswith("kernels.") and "_triton" in module:
+    if module != "pythia_core.training.distributed":
+        assert not {n for n in imports_of(module) if n.startswith("torch.distributed")}
+    if module.startswith("pythia_book.studies") and not module.endswith("figures"):
+        assert not everywhere & {"matplotlib", "seaborn"}, "only figures draw"
+        assert "pythia_core.training.optimizer" not in ours(module) or ".errata." in module
+    if module.startswith("pythia_core.kernels.") and "_triton" in module:
         at_import -= {"triton"}  # nothing else imports these at the top, by the rule below
     else:
-        late = {n for n in imports_of(path, top_level_only=True) if "_triton" in n}
+        late = {n for n in imports_of(module, top_level_only=True) if "_triton" in n}
         assert not late, f"{late} must be imported inside the functions that launch them"
-    if module != "papermill_engine":  # papermill itself loads that one
-        heavy = at_import & set(OPTIONAL)
+    if module != "pythia_book.papermill_engine":  # papermill itself loads that one
+        heavy = at_import & set(HEAVY)
         assert not heavy, f"{heavy} must be imported inside the functions that need it"
     assert not everywhere & {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
-def test_data_modules_load_without_torch() -> None:
-    names = [f"pythia_core.{name}" for name in DATA_MODULES if name in modules()]
+def test_light_modules_load_without_torch() -> None:
+    light = tuple(f"pythia_core.{name}" for name in WITHOUT_TORCH)
+    names = [m for m in MODULES if m in light or m.startswith(tuple(f"{n}." for n in light))]
+    assert "pythia_core.data.prepare" in names and "pythia_core.suite" in names
     code = f"import sys, {', '.join(names)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL).returncode == 0
 
 
-def test_the_package_itself_loads_nothing_heavy() -> None:
+def test_the_packages_themselves_load_nothing_heavy() -> None:
     code = (
-        "import sys, pythia_core, pythia_core.__main__, pythia_core.notebooks;"
+        "import sys, pythia_core, pythia_book, pythia_core.__main__, pythia_book.notebooks;"
+        "pythia_core.__main__.parser();"
         "heavy = {'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
@@ -169,3 +177,19 @@ def test_the_package_itself_loads_nothing_heavy() -> None:
         [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_the_book_adds_is_found_installed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    extensions.registered.cache_clear()
+    installed = {
+        group: {name: point.value for name, point in extensions.registered(group).items()}
+        for group in pythia_book.EXTENSIONS
+    }
+    assert installed == pythia_book.EXTENSIONS
+    extensions.registered.cache_clear()
+    monkeypatch.setattr(extensions, "entry_points", lambda group: ())
+    for group, names in pythia_book.EXTENSIONS.items():
+        points = extensions.registered(group)
+        assert {name: point.value for name, point in points.items()} == names
+        assert all(point.load() for point in points.values())
+    extensions.registered.cache_clear()

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_train import batch_at, config
 
-from pythia_core import loss_scale
-from pythia_core.checkpoint import sha256_tensors, step_folder
 from pythia_core.errors import TrainingError
-from pythia_core.loss_scale import HYSTERESIS, INITIAL, MINIMUM, WINDOW, LossScale
-from pythia_core.metrics import read_metrics
-from pythia_core.train import train
-from pythia_core.trainer import Trainer, update_lr
+from pythia_core.training import loss_scale
+from pythia_core.training.checkpoint import sha256_tensors, step_folder
+from pythia_core.training.loss_scale import HYSTERESIS, INITIAL, MINIMUM, WINDOW, LossScale
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer, update_lr
 
 CPU = torch.device("cpu")
 

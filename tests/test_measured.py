@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.measurements import measure_all
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.runs import Run, find_or_train_all
-from pythia_core.studies.measured import measure_all
+from pythia_core.training.runs import Run, find_or_train_all
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book.studies.memorization import figures as figures_memorization
+from pythia_book.studies.memorization import study as memorization
+from pythia_book.studies.memorization.claims import BOUND, claims_table
+from pythia_book.studies.memorization.study import MemorizationParams
+from pythia_book.studies.memorization.tables import Rows, by_exposure, prediction_row, ratio
 
-from pythia_core import figures_memorization
 from pythia_core.errors import ConfigError
-from pythia_core.studies import memorization
-from pythia_core.studies.memorization import MemorizationParams
-from pythia_core.studies.memorization_claims import BOUND, claims_table
-from pythia_core.studies.memorization_tables import Rows, by_exposure, prediction_row, ratio
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.memorize import extract, generate, generate_check
+from pythia_core.evaluation.memorization import extract, generate, generate_check
 from pythia_core.model import GPTNeoX
 
 K = 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pythia_core.execution import Execution
-from pythia_core.memory import GIB, largest_micro_batch, state_bytes, token_bytes
-from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.execution import Execution
+from pythia_core.training.memory import GIB, largest_micro_batch, state_bytes, token_bytes
 
 KEPT, AGAIN = Execution(), Execution(recompute=True)
 H100 = 78 * GIB

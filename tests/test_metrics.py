@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from pythia_core.errors import DataError
-from pythia_core.metrics import MetricsLog, device_info, flops_per_token, read_metrics
-from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.metrics import MetricsLog, flops_per_token, read_metrics
+from pythia_core.util.machine import device_info
 
 
 @pytest.mark.parametrize(

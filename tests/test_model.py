@@ -12,8 +12,8 @@ from pythia_core import hf
 from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.model import GPTNeoX
-from pythia_core.optim import FlatAdamW, FlatParameters, clip_factor, is_decayed
-from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor, is_decayed
 
 TOTALS = {  # total and non-embedding parameters of the released models
     "14m": (14_067_712, 1_189_888),

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import test_tasks
 from hub_server import FakeHub, serving
+from pythia_book.released.find import LAST, PublishedModel, find_model
+from pythia_book.tasks.sweep import steps_of, sweep
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError
 from pythia_core.model import GPTNeoX
-from pythia_core.models import LAST, PublishedModel, find_model
-from pythia_core.sweep import steps_of, sweep
-from pythia_core.tokenizer import train_bpe
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import sys; sys.path.insert(0, sys.argv[1])
 import torch
 from test_train import batch_at, config
 from pythia_core.kernels import native
-from pythia_core.trainer import Trainer
+from pythia_core.training.trainer import Trainer
 trainer = Trainer(config(precision=sys.argv[2]), torch.device("cpu"))
 losses = [trainer.update(batch_at(step))[0] for step in range(6)]
 print(native.library() is not None, *losses)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from pythia_book.released import neox_format as neox_native
 from test_hf import assert_equal, random_model, tiny
 
-from pythia_core import neox_native
 from pythia_core.config import ModelConfig
 from pythia_core.errors import CheckpointError
 from pythia_core.model import GPTNeoX

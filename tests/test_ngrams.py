@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from pythia_book.studies.phases.ngrams import ORDERS, STRENGTHS, Ngrams, windows
 
 from pythia_core.errors import DataError
-from pythia_core.ngrams import ORDERS, STRENGTHS, Ngrams, windows
 
 V = 12
 

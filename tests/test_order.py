@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pythia_core.errors import ConfigError, DataError
-from pythia_core.order import (
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.order import (
     OrderedRows,
     PreshuffledRows,
     RowOrder,
@@ -21,7 +21,7 @@ from pythia_core.order import (
     rows_asked_for,
     write_rows,
 )
-from pythia_core.tokens import IndexedWriter, MegatronIndexed
+from pythia_core.errors import ConfigError, DataError
 
 
 def corpus(prefix: Path, sizes: list[int]) -> MegatronIndexed:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from pythia_core.errors import ConfigError, DataError
-from pythia_core.studies import order_tests
-from pythia_core.studies.order_alternatives import (
+from pythia_book.studies.memorization import order_tests
+from pythia_book.studies.memorization.order_alternatives import (
     ALTERNATIVES,
     batch_rates,
     clumps,
@@ -15,7 +13,15 @@ from pythia_core.studies.order_alternatives import (
     rejections,
     textbook_rejections,
 )
-from pythia_core.studies.order_tests import Design, Null, holm, random_subsets, statistics
+from pythia_book.studies.memorization.order_tests import (
+    Design,
+    Null,
+    holm,
+    random_subsets,
+    statistics,
+)
+
+from pythia_core.errors import ConfigError, DataError
 
 N, WINDOWS, RUNS = 6000, (32, 128), 600
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pythia_core import packing
 from pythia_core.errors import ConfigError
-from pythia_core.packing import plan, run_bytes, startable
-from pythia_core.parallel import parallel_map
-from pythia_core.scales import scale_named
+from pythia_core.suite import scale_named
+from pythia_core.training import gpu_sharing as packing
+from pythia_core.training.gpu_sharing import plan, run_bytes, startable
+from pythia_core.util.workers import parallel_map
 
 JOBS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12)
 

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from pythia_book import notebooks, papermill_engine
 
 import pythia_core
-from pythia_core import notebooks, papermill_engine
 from pythia_core.errors import ConfigError
 
 PAPERMILL = [sys.executable, "-m", "papermill"]
 SCRIPT = [str(Path(sys.executable).with_name("papermill"))]
 CELL = (
-    "import json\nfrom pythia_core.notebooks import output_path\n"
+    "import json\nfrom pythia_book.notebooks import output_path\n"
     "record = output_path('tiny', scale).with_name('record.json')\n"
     "record.write_text(json.dumps({'seeds': seeds}))\nprint(scale, seeds)"
 )

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pythia_core import parallel
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.parallel import n_workers, one_thread, parallel_map
+from pythia_core.util import workers as parallel
+from pythia_core.util.workers import n_workers, one_thread, parallel_map
 
 
 def square(x: int) -> int:
@@ -70,7 +70,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent("""
         import os, time, pathlib
-        from pythia_core.parallel import parallel_map
+        from pythia_core.util.workers import parallel_map
 
         def job(folder):
             pathlib.Path(folder, str(os.getpid())).touch()

@@ -10,20 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pythia_book.studies.phases import claims, study, tables
+from pythia_book.studies.phases import figures as draw
+from pythia_book.studies.phases import probes as phases
+from pythia_book.studies.phases.ngrams import Ngrams
+from pythia_book.study import StudyResult
 from test_ngrams import V, text
 
-from pythia_core import figures_phases as draw
-from pythia_core import hf, hooks, phases
+from pythia_core import hf
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.evaluation import hooks
 from pythia_core.model import GPTNeoX
-from pythia_core.ngrams import Ngrams
-from pythia_core.scales import SCALES
-from pythia_core.studies import phases as study
-from pythia_core.studies import phases_claims as claims
-from pythia_core.studies import phases_tables as tables
-from pythia_core.studies.study import StudyResult
+from pythia_core.suite import SCALES
 
 
 def probe_of(ngrams: Ngrams, rows: np.ndarray) -> phases.Probe:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.released import pile
+from pythia_book.released.pile import RELEASED, describe_batch, open_rows, tokenizer_at, url_of
 from range_server import Server
 from test_index_maps import write_maps
 
-from pythia_core import pile
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.order import OrderedRows, PreshuffledRows, RowOrder, batch_hash, write_rows
+from pythia_core.data.tokenizer import encode_documents, id_limit, token_bytes, train_bpe
 from pythia_core.errors import DataError, FetchError
-from pythia_core.order import OrderedRows, PreshuffledRows, RowOrder, batch_hash, write_rows
-from pythia_core.pile import RELEASED, describe_batch, open_rows, tokenizer_at, url_of
-from pythia_core.tokenizer import encode_documents, id_limit, token_bytes, train_bpe
-from pythia_core.tokens import IndexedWriter, MegatronIndexed
 
 
 @pytest.fixture

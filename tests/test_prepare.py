@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pythia_core import prepare as module
-from pythia_core import token_making
 from pythia_core.config import DataConfig
+from pythia_core.data import prepare as module
+from pythia_core.data import tokenize as token_making
+from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import DataError
-from pythia_core.prepare import PreparedData, prepare
 
 
 def text(i: int) -> str:

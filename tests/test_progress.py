@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pythia_core import progress
+from pythia_core.util import progress
 
 
 def test_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

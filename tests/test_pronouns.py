@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from pythia_core.data.pronouns import WORDS, PronounSwap
+from pythia_core.data.tokenizer import load_tokenizer, train_bpe
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.pronouns import WORDS, PronounSwap
-from pythia_core.tokenizer import load_tokenizer, train_bpe
 
 DIRECTIONS = tuple(WORDS)
 FORMS = [case(w) for w in "he she his her him hers himself herself".split()
@@ -154,7 +154,7 @@ def test_what_has_no_equal_length_is_left_and_listed() -> None:
 
 
 def test_segmentation_keeps_what_it_can() -> None:
-    from pythia_core.pronouns import _segment
+    from pythia_core.data.pronouns import _segment
 
     vocabulary = {b" H": 1, b" He": 2, b"er": 3, b"r": 4, b"im": 5, b" ": 6, b"H": 7, b"e": 8}
     assert _segment(b" Her", (1, 5), vocabulary) == (1, 3)

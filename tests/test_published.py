@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from pythia_book.published import files as published_files
+from pythia_book.published import results as published
 
-from pythia_core import published, published_files
 from pythia_core.errors import DataError
 
 WINOBIAS_TASKS = [f"wino_bias_type{t}_{side}" for t in (1, 2) for side in ("pro", "anti")]

@@ -9,14 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-
-from pythia_core import figures_published, published
-from pythia_core.published_tables import MODELS, TASKS
-from pythia_core.studies.published_scaling import (
-    COLUMNS,
-    published_deduplication,
-    published_scaling,
-)
+from pythia_book.published import figures as figures_published
+from pythia_book.published import results as published
+from pythia_book.published.scaling import COLUMNS, published_deduplication, published_scaling
+from pythia_book.published.tables import MODELS, TASKS
 
 FOLDER = os.environ.get(published.VARIABLE, "")
 DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "batch_size", "lambada_decline")

@@ -7,15 +7,16 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pythia_book.pages import real_suite as draw
+from pythia_book.pages import real_suite_facts as real_suite
+from pythia_book.recipe import HARDWARE
+from pythia_book.released.pile import tokenizer_at
+from pythia_book.tasks.task_metrics import ChosenTask, ask
+from pythia_book.tasks.tasks import all_tasks, task_named
 
-from pythia_core import evaluate, real_suite
-from pythia_core import figures_real_suite as draw
 from pythia_core.__main__ import parser
-from pythia_core.pile import tokenizer_at
-from pythia_core.recipe import HARDWARE
-from pythia_core.scales import OFFICIAL_SIZES
-from pythia_core.task_metrics import ChosenTask, ask
-from pythia_core.tasks import all_tasks, task_named
+from pythia_core.evaluation import scoring as evaluate
+from pythia_core.suite import OFFICIAL_SIZES
 
 PAGE = (Path(__file__).resolve().parent.parent / "book" / "real_suite.md").read_text("utf-8")
 

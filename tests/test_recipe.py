@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pythia_book import recipe
+from pythia_book import style as figures
+from pythia_book.pages import recipe as draw
 from torch import nn
 
-from pythia_core import figures, model, recipe
-from pythia_core import figures_recipe as draw
+from pythia_core import model
 from pythia_core.config import ModelConfig
-from pythia_core.scales import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "book" / "recipe.md").read_text(encoding="utf-8")

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
+from pythia_book import cleaning, notebooks, records
+from pythia_book import shown as recorded
 
-from pythia_core import cleaning, notebooks, recorded, records
 from pythia_core.config import InterventionConfig
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.scales import scale_named
+from pythia_core.suite import scale_named
 
 CLAIM = {
     "claim": "the swap moves pronouns",

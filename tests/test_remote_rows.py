@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.released.remote_rows import (
+    LARGEST_READ,
+    HttpFile,
+    JoinedFile,
+    LocalFile,
+    RemoteRows,
+)
 from range_server import Server
 
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.order import PreshuffledRows, RowOrder, write_rows
 from pythia_core.errors import DataError, FetchError
-from pythia_core.order import PreshuffledRows, RowOrder, write_rows
-from pythia_core.remote_rows import LARGEST_READ, HttpFile, JoinedFile, LocalFile, RemoteRows
-from pythia_core.tokens import IndexedWriter, MegatronIndexed
 
 
 @pytest.fixture

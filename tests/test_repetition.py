@@ -6,19 +6,19 @@ import shutil
 
 import numpy as np
 import pytest
-
-from pythia_core.config import config_dict, config_differences
-from pythia_core.errors import ConfigError, DataError
-from pythia_core.studies import repetition
-from pythia_core.studies.repetition import RepetitionParams, repetition_configs
-from pythia_core.studies.repetition_claims import (
+from pythia_book.stats import close_verdict
+from pythia_book.studies.repetition import study as repetition
+from pythia_book.studies.repetition.claims import (
     claims_table,
     law_share,
     measured_share,
     tables_of,
     values_of,
 )
-from pythia_core.studies.stats import close_verdict
+from pythia_book.studies.repetition.study import RepetitionParams, repetition_configs
+
+from pythia_core.config import config_dict, config_differences
+from pythia_core.errors import ConfigError, DataError
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_arms_share_weights_and_nested_rows_and_a_gap_is_shown(tmp_path, monkeyp
     assert lost.tables["effects"].step.max() == 14
     assert lost.values["excess_2"] is None
     assert {claim["verdict"] for claim in lost.claims} == {"not testable here"}
-    from pythia_core import figures_repetition as draw
+    from pythia_book.studies.repetition import figures as draw
 
     for figure in (draw.cost_and_worth, draw.over_training, draw.read_rows):
         assert figure(lost).svg == figure(lost).svg

@@ -10,9 +10,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import pythia_book
 import yaml
+from pythia_book import cleaning, notebooks
+from pythia_book import shown as recorded
 
-from pythia_core import __version__, cleaning, notebooks, recorded
+from pythia_core import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 TOP = {
@@ -62,7 +65,10 @@ def test_nothing_large_is_committed() -> None:
 
 
 def test_no_file_names_a_machine() -> None:
-    allowed = {"tests/test_records.py", "pythia_core/cleaning.py"}  # these are about such paths
+    allowed = {
+        "tests/test_records.py",
+        "book/pythia_book/cleaning.py",
+    }  # these are about such paths
     for path in repository_files():
         name = path.relative_to(ROOT).as_posix()
         if name not in allowed:
@@ -147,13 +153,13 @@ def test_the_project_file_is_consistent() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["name"] == "pythia-book"
     engine = project["project"]["entry-points"]["papermill.engine"]
-    assert engine == {"pythia": "pythia_core.papermill_engine:PythiaEngine"}
-    packages = {
-        p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("pythia_core/**/__init__.py")
-    }
-    folders = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("pythia_core/**/*.py")}
-    listed = {p.replace(".", "/") for p in project["tool"]["setuptools"]["packages"]}
-    assert listed == packages == folders
+    assert engine == {"pythia": "pythia_book.papermill_engine:PythiaEngine"}
+    points = project["project"]["entry-points"]
+    for group, names in pythia_book.EXTENSIONS.items():
+        assert points[f"pythia_core.{group}"] == names
+    for house in (ROOT / "pythia_core", ROOT / "book" / "pythia_book"):
+        folders = {path.parent for path in house.rglob("*.py")}
+        assert all((folder / "__init__.py").is_file() for folder in folders)
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from pythia_book.pages import rotary as draw
 
-from pythia_core import figures_rotary as draw
 from pythia_core.kernels.rotary import rotary_reference, rotary_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +36,7 @@ def test_drawings_are_deterministic_svg(name: str) -> None:
     assert first.svg == second.svg
     root = ET.fromstring(first.svg)
     assert root.get("role") == "img" and root.get("aria-label") == first.description
-    assert "figures_rotary.py" in " ".join(root.itertext())
+    assert "rotary.py" in " ".join(root.itertext())
 
 
 def test_the_head_dims_are_the_official_ones() -> None:

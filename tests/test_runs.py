@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from pythia_core import runs
-from pythia_core.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, ConfigError, DataError
-from pythia_core.order import batch_hash
-from pythia_core.runs import Run, find_or_train, find_run, locate
-from pythia_core.scales import scale_named
+from pythia_core.suite import scale_named
+from pythia_core.training import runs
+from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
+from pythia_core.training.runs import Run, find_or_train, find_run, locate
 
 SENTENCES = (
     "The nurse said that he would come, and his friend saw him.",

@@ -8,12 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book.studies.scaling import claims as scaling_claims
+from pythia_book.studies.scaling import figures as figures_scaling
+from pythia_book.studies.scaling import study as scaling
+from pythia_book.studies.scaling.study import ScalingParams
+from pythia_book.tasks.tasks import TASKS
 
-from pythia_core import figures_scaling
 from pythia_core.errors import ConfigError
-from pythia_core.studies import scaling, scaling_claims
-from pythia_core.studies.scaling import ScalingParams
-from pythia_core.tasks import TASKS
 
 DRAWINGS = (figures_scaling.tasks_by_size, figures_scaling.losses, figures_scaling.optimal_sizes)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book.studies.scaling import laws as scaling_laws
+from pythia_book.studies.scaling.fits import BESIROGLU, Law, bootstrap_laws, fit_law, interval
 
 from pythia_core.errors import DataError
-from pythia_core.scales import OFFICIAL_SIZES
-from pythia_core.studies import scaling_laws
-from pythia_core.studies.scaling_fits import BESIROGLU, Law, bootstrap_laws, fit_law, interval
+from pythia_core.suite import OFFICIAL_SIZES
 
 N = np.array([7e3, 1.4e4, 2.5e4, 4e4, 8.5e4, 1.5e5, 4.5e5, 8e5])
 TRUE = Law(E=4.0, A=20.0, alpha=0.3, B=3000.0, beta=0.6)

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError
-from pythia_core.schedule import checkpoint_steps, learning_rate, linear_step, lr_floor_step
+from pythia_core.training.schedule import (
+    checkpoint_steps,
+    learning_rate,
+    linear_step,
+    lr_floor_step,
+)
 
 N, MAX, MIN = 143_000, 1e-3, 1e-4
 

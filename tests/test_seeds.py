@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.seeds import figures as figures_seeds
+from pythia_book.studies.seeds import study as seeds
+from pythia_book.studies.seeds.claims import claims_table
+from pythia_book.studies.seeds.study import SeedsParams
+from pythia_book.studies.seeds.tables import Found, tables_of
 
-from pythia_core import figures_seeds
 from pythia_core.errors import ConfigError
-from pythia_core.studies import seeds
-from pythia_core.studies.language import LanguageMeasurement
-from pythia_core.studies.seeds import SeedsParams
-from pythia_core.studies.seeds_claims import claims_table
-from pythia_core.studies.seeds_tables import Found, tables_of
-from pythia_core.suite import DATA_ARMS, find_or_train_suite, suite_configs
+from pythia_core.suite import DATA_ARMS, suite_configs
+from pythia_core.training.runs import find_or_train_all
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeyp
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     params = SeedsParams("smoke", seeds=2, bootstrap=200)
-    own = find_or_train_suite("smoke", ["7k"], progress=False)
+    own = find_or_train_all(suite_configs("smoke", ["7k"]), progress=False)
     trained = {arm: (own["7k", arm].folder / "done.json").stat().st_mtime_ns for arm in DATA_ARMS}
     result = seeds.run(params, progress=False)
     *runs, neighbour = result.runs

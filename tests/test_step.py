@@ -12,18 +12,18 @@ import pytest
 import torch
 from test_train import batch_at, config
 
-from pythia_core import train as loop
-from pythia_core.checkpoint import saved_steps, sha256_tensors
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, TrainingError
-from pythia_core.execution import EAGER, Execution
-from pythia_core.identity import code_identity
-from pythia_core.metrics import read_metrics
 from pythia_core.model import GPTNeoX
-from pythia_core.optim import FlatParameters
-from pythia_core.step import WARM_UP, MicroStep
-from pythia_core.train import train
-from pythia_core.trainer import Trainer
+from pythia_core.training import train as loop
+from pythia_core.training.checkpoint import saved_steps, sha256_tensors
+from pythia_core.training.execution import EAGER, Execution
+from pythia_core.training.identity import code_identity
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.micro_step import WARM_UP, MicroStep
+from pythia_core.training.optimizer import FlatParameters
+from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -210,7 +210,7 @@ def test_out_of_memory_says_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> N
         mem_get_info=lambda device: (2**31, 2**35), memory_reserved=lambda device: 2**24
     )
     monkeypatch.setattr(trainer, "_micro", SimpleNamespace(prepare=full))
-    monkeypatch.setattr("pythia_core.trainer.torch.cuda", card)
+    monkeypatch.setattr("pythia_core.training.trainer.torch.cuda", card)
     with pytest.raises(TrainingError, match=r"4 rows of 16 .*micro_batch=\d+ fits; recompute"):
         trainer.update(batch_at(0))
     card.mem_get_info = lambda device: (0, 2**35)

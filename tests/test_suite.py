@@ -8,16 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.studies.suite import study as suite
+from pythia_book.studies.suite.proofs import proofs_table
+from pythia_book.studies.suite.reading import pile_reads
+from pythia_book.studies.suite.suites_compared import suites_table
 
-from pythia_core.checkpoint import MANIFEST, _self_hash
 from pythia_core.config import DataConfig
 from pythia_core.errors import ConfigError
-from pythia_core.scales import OFFICIAL_SIZES, scale_named
-from pythia_core.studies import suite
-from pythia_core.studies.suite_proofs import proofs_table
-from pythia_core.studies.suite_reading import pile_reads
-from pythia_core.studies.suites_compared import suites_table
-from pythia_core.suite import DATA_ARMS, suite_configs
+from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, scale_named, suite_configs
+from pythia_core.training.checkpoint import MANIFEST, _self_hash
 
 
 def test_twins_differ_in_their_text_only() -> None:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import test_tasks
 import test_tasks_more
+from pythia_book.published.tables import BENCHMARKS
+from pythia_book.tasks import sweep as sweeping
+from pythia_book.tasks.sweep import COLUMNS, steps_of, sweep, write_table
+from pythia_book.tasks.tasks import TASKS, all_tasks
 
-from pythia_core import sweep as sweeping
 from pythia_core.__main__ import main
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError, DataError
-from pythia_core.published_tables import BENCHMARKS
-from pythia_core.runs import Run, find_or_train
-from pythia_core.sweep import COLUMNS, steps_of, sweep, write_table
-from pythia_core.tasks import TASKS, all_tasks
+from pythia_core.training.runs import Run, find_or_train
 
 LENGTH = 64
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from pythia_book.tasks.tasks import N_EXAMPLES, TASKS, load_items, task_named
 
 from pythia_core.errors import DataError
-from pythia_core.tasks import N_EXAMPLES, TASKS, load_items, task_named
 
 MADE = {
     "lambada_openai": {"text": "She opened the door and saw the garden"},

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from pythia_book.tasks.tasks import TASKS, all_tasks, load_items, task_named
+from pythia_book.tasks.tasks_more import MORE_TASKS, WrittenTask, bare_words
 
 from pythia_core.errors import DataError
-from pythia_core.tasks import TASKS, all_tasks, load_items, task_named
-from pythia_core.tasks_more import MORE_TASKS, WrittenTask, bare_words
 
 WINOBIAS = {
     "sentence_pro": "The driver met the nurse, because she was lost.",

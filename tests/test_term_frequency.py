@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from pythia_book.corpora import equations
+from pythia_book.published.arithmetic import arithmetic_table
+from pythia_book.published.results import load
+from pythia_book.studies.term_frequency import figures as draw
+from pythia_book.studies.term_frequency import study, tables
+from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement, questions
+from pythia_book.studies.term_frequency.claims import claims_table
 
-from pythia_core import equations
-from pythia_core import figures_term_frequency as draw
-from pythia_core.arithmetic import ArithmeticMeasurement, questions
 from pythia_core.errors import ConfigError
-from pythia_core.published import load
-from pythia_core.published_arithmetic import arithmetic_table
-from pythia_core.studies import term_frequency as study
-from pythia_core.studies import term_frequency_tables as tables
-from pythia_core.studies.term_frequency_claims import claims_table
 
 NATURAL = {n: 4000 // (n + 1) for n in equations.FIRST}
 SIZES, STEPS = ("7k", "25k"), [100, 572]

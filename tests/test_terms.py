@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pythia_core.data.order import PreshuffledRows
+from pythia_core.data.term_counts import SurfaceTerms, TermCounts, TokenTerms, count_terms
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.order import PreshuffledRows
-from pythia_core.terms import SurfaceTerms, TermCounts, TokenTerms, count_terms
 
 WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 PIECES = [None, b" ", b"a", b" a", b"b", b"ab", b". ", b"A", b" ba", b"1", b"2", b"\n", b"\xc3\xa9"]

@@ -8,18 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pythia_book.studies.all_runs import all_runs
+from pythia_book.studies.deduplication import study as deduplication
+from pythia_book.studies.errata import study as errata
+from pythia_book.studies.gender_bias.study import ARMS, GenderBiasParams
+from pythia_book.studies.memorization import study as memorization
+from pythia_book.studies.repetition import study as repetition
+from pythia_book.studies.scaling import study as scaling
+from pythia_book.studies.seeds import study as seeds
+from pythia_book.studies.term_frequency.study import INDICES as TERMS
 
-from pythia_core import thin
-from pythia_core.checkpoint import load_checkpoint, saved_steps, step_folder, weight_hashes
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError
-from pythia_core.runs import find_or_train, find_or_train_all
-from pythia_core.scales import SCALES
-from pythia_core.schedule import linear_step
-from pythia_core.studies import deduplication, errata, memorization, repetition, scaling, seeds
-from pythia_core.studies.all_runs import all_runs
-from pythia_core.studies.gender_bias import ARMS, GenderBiasParams
-from pythia_core.studies.term_frequency import INDICES as TERMS
+from pythia_core.suite import SCALES
+from pythia_core.training import retention as thin
+from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder, weight_hashes
+from pythia_core.training.runs import find_or_train, find_or_train_all
+from pythia_core.training.schedule import linear_step
 
 STEPS = 160
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pythia_book import records
+from pythia_book import shared_figures as figures_common
+from pythia_book.bench import cost_model
+from pythia_book.bench import rows as throughput_rows
+from pythia_book.studies.throughput import figures as draw
+from pythia_book.studies.throughput import study
 
-from pythia_core import cost_model, figures_common, records, throughput_rows
-from pythia_core import figures_throughput as draw
 from pythia_core.errors import ConfigError
-from pythia_core.scales import OFFICIAL_SIZES
-from pythia_core.studies import throughput as study
+from pythia_core.suite import OFFICIAL_SIZES
 
 FIGURES = (draw.rates, draw.memory, draw.scaling)
 TABLES = (draw.summary, draw.ways_table, figures_common.claims_table)

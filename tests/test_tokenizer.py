@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from pythia_core import tokenizer as tok
+from pythia_core.data import tokenizer as tok
 from pythia_core.errors import DataError
 
 TEXTS = [

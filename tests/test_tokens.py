@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pythia_core.errors import DataError
-from pythia_core.tokens import (
+from pythia_core.data.indexed_dataset import (
     DTYPES,
     HEADER,
     IndexedWriter,
     MegatronIndexed,
-    file_sha256,
     index_bytes,
     token_dtype,
 )
+from pythia_core.errors import DataError
+from pythia_core.util.files import file_sha256
 
 
 def write(prefix: Path, documents: list[list[int]], vocab_size: int = 1000) -> Path:
@@ -217,7 +217,7 @@ def test_files_of_another_writer_are_read(tmp_path: Path) -> None:
     from datatrove.data import Document
     from datatrove.pipeline.tokens import MegatronDocumentTokenizer
 
-    from pythia_core.tokenizer import encode_documents, load_tokenizer, train_bpe
+    from pythia_core.data.tokenizer import encode_documents, load_tokenizer, train_bpe
 
     texts = ["One fine day in May.", "Another one; it rained.", "Two\n\nparagraphs, caf\u00e9."]
     train_bpe(texts, 300).save(str(tmp_path / "tokenizer.json"))

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from pythia_core.checkpoint import saved_steps, sha256_tensors, step_folder
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError, DataError, TrainingError
-from pythia_core.metrics import read_metrics
-from pythia_core.train import train
-from pythia_core.trainer import Trainer, update_lr
+from pythia_core.training.checkpoint import saved_steps, sha256_tensors, step_folder
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer, update_lr
 
 CPU = torch.device("cpu")
 
@@ -74,7 +74,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_train import batch_at, config
-import pythia_core.train as t
+import pythia_core.training.train as t
 t.STATE_EVERY_SECONDS = 0.05
 def slow(step):
     time.sleep(0.02)
@@ -186,7 +186,7 @@ def test_a_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_processes_on_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pythia_core.train.LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("pythia_core.training.train.LOCK_SECONDS", 0.2)
     process = child(tmp_path)
     try:
         wait_for_rows(tmp_path, 2)

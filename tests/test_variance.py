@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from pythia_core.errors import DataError
-from pythia_core.studies.variance import (
+from pythia_book.studies.seeds.variance import (
     beyond_items,
     components,
     distance_in_sds,
@@ -15,6 +13,8 @@ from pythia_core.studies.variance import (
     order_to_weights,
     spread,
 )
+
+from pythia_core.errors import DataError
 
 
 def grids(n: int, order: float, weights: float, rest: float, draws: int) -> np.ndarray:

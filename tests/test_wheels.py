@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pythia_core import wheels
+from pythia_core.data import downloads as wheels
+from pythia_core.data.downloads import wheel
 from pythia_core.errors import DataError, FetchError
-from pythia_core.wheels import wheel
 
 
 @pytest.fixture

@@ -14,13 +14,13 @@ import pytest
 import torch
 from test_train import batch_at, config, wait_for_rows
 
-from pythia_core import train as loop
-from pythia_core import writer as module
-from pythia_core.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.errors import TrainingError
-from pythia_core.metrics import read_metrics
-from pythia_core.train import train
-from pythia_core.writer import CheckpointWriter
+from pythia_core.training import async_writer as module
+from pythia_core.training import train as loop
+from pythia_core.training.async_writer import CheckpointWriter
+from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.train import train
 
 
 def threads() -> list[str]:
@@ -110,7 +110,7 @@ import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_train import batch_at, config
-import pythia_core.train as t
+import pythia_core.training.train as t
 t.STATE_EVERY_SECONDS, t.STATE_SHARE = 0.0, 1e9
 def slow(step):
     time.sleep(0.01)

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from pythia_core.scales import SCALES
+from pythia_core.suite import SCALES
 
 RUN = "a run's folder or (the beginning of) its id"
 

@@ -1,4 +1,4 @@
-"""`prepare`, `train` and `verify`: from raw text to a run whose every file matches its hash."""
+"""`prepare` and `train`: from raw text to a trained run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import json
 from typing import Any
 
-from pythia_core.commands import RUN, AddCommand, trained_scales
+from pythia_core.commands import AddCommand, trained_scales
 from pythia_core.config import PRECISIONS, SWAPS, RunConfig
-from pythia_core.errors import CheckpointError, ConfigError, PythiaError
-from pythia_core.execution import MODES, VARIABLE, Execution
-from pythia_core.scales import OFFICIAL_SIZES, SIZES
+from pythia_core.errors import ConfigError
+from pythia_core.suite import OFFICIAL_SIZES, SIZES
+from pythia_core.training.execution import MODES, VARIABLE, Execution
 
 
 def add(command: AddCommand) -> None:
@@ -37,18 +37,10 @@ def add(command: AddCommand) -> None:
     p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
     p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
 
-    p = command("verify", _verify, "check a run against its hashes, or audit a published model")
-    p.add_argument(
-        "run",
-        metavar="RUN",
-        help=f"{RUN}; or, to audit its checkpoints, a folder of stepN folders or a repository, "
-        "e.g. EleutherAI/pythia-70m",
-    )
-
 
 def _prepare(args: argparse.Namespace) -> None:
-    from pythia_core.prepare import prepare
-    from pythia_core.scales import scale_named
+    from pythia_core.data.prepare import prepare
+    from pythia_core.suite import scale_named
 
     data = prepare(scale_named(args.scale).data)
     print(json.dumps(data.manifest, indent=1))
@@ -58,8 +50,8 @@ def _prepare(args: argparse.Namespace) -> None:
 def _run_config(args: argparse.Namespace) -> RunConfig:
     from dataclasses import replace
 
-    from pythia_core.metrics import best_precision
-    from pythia_core.scales import scale_named
+    from pythia_core.suite import scale_named
+    from pythia_core.util.machine import best_precision
 
     scale = scale_named(args.scale)
     if args.steps is not None:
@@ -81,7 +73,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from pythia_core.runs import find_or_train
+    from pythia_core.training.runs import find_or_train
 
     execution = Execution.named(args.execution) if args.execution else None
     run = find_or_train(_run_config(args), execution=execution)
@@ -90,46 +82,3 @@ def _train(args: argparse.Namespace) -> None:
         f"run {run.id}: {len(run.steps)} checkpoints, last loss {last['loss']:.4f}, "
         f"{run.seconds:.0f} s of training\nweights sha256 {run.final_sha256}\n{run.folder}"
     )
-
-
-def _verify(args: argparse.Namespace) -> None:
-    from pythia_core.hub import is_published
-
-    if is_published(args.run):
-        return _verify_published(args.run)
-    from pythia_core.checkpoint import duplicates, load_checkpoint, saved_steps, step_folder
-    from pythia_core.order import batch_hash
-    from pythia_core.runs import find_run
-
-    run = find_run(args.run)
-    first, last, due = run.updates.start, run.updates.stop, run.due
-    logged = [row["step"] for row in run.metrics()]
-    saved = saved_steps(run.checkpoints)  # of a large run not all with their weights
-    if run.finished and (saved != due or logged != list(range(first + 1, last + 1))):
-        missing = sorted(set(due) - set(saved))
-        raise CheckpointError(
-            f"run {run.id} is finished but {len(missing)} of its {len(due)} checkpoints "
-            f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and ask "
-            "for it again"
-        )
-    for step in run.steps:
-        load_checkpoint(step_folder(run.checkpoints, step))
-    for row in run.metrics():
-        if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
-            raise PythiaError(f"the batch of update {row['step'] - 1} is not what was trained on")
-    print(
-        f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
-        f"{len(run.metrics())} batches match the log"
-    )
-    for steps in duplicates(run.checkpoints):
-        known = " (expected: the first update runs at learning rate 0)" if steps == [0, 1] else ""
-        print(f"equal weights at steps {', '.join(map(str, steps))}{known}")
-
-
-def _verify_published(source: str) -> None:
-    from pythia_core.audit import audit
-
-    found = audit(source)
-    print(found.report())
-    if defects := found.defects():
-        raise CheckpointError(f"{source}: {len(defects)} defects, listed above")

@@ -12,8 +12,8 @@ them. The optimizer's (kernels.adamw) is not the model's and therefore not in th
 
 from pythia_core.kernels.attention import attention
 from pythia_core.kernels.cross_entropy import linear_cross_entropy
+from pythia_core.kernels.dispatch import use_triton
 from pythia_core.kernels.gelu import bias_gelu, gelu
-from pythia_core.kernels.gpu import use_triton
 from pythia_core.kernels.layer_norm import layer_norm, layer_norm_pair
 from pythia_core.kernels.linear import linear
 from pythia_core.kernels.rotary import rotary_tables, split_rotated

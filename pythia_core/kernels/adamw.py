@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
-from pythia_core.kernels import gpu
+from pythia_core.kernels import dispatch as gpu
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import gpu, native
-from pythia_core.kernels.attention_libraries import (
+from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import native
+from pythia_core.kernels.attention_backends import (
     PACKED,
     check_packed,
     chosen,

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import gpu, native
+from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import native
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits per chunk, measured on two cores: half or double is slower at every laptop size."""

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import gpu, native
+from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import native
 
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import gpu, native
+from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import native
 
 BLOCKS = 16
 """Partial sums of the weight and bias gradients: a fixed number, whatever the threads."""

@@ -1,8 +1,8 @@
 """Linear map with a compute copy of its weights: matrix products in bf16 (or fp32), fp32 gradients.
 
 The weight that the optimizer owns stays in fp32. The product uses a copy in the compute dtype that
-is refreshed once per update (pythia_core.optim), not once per use as autocast does. Gradients of
-weight and bias come back in fp32.
+is refreshed once per update (pythia_core.training.optimizer), not once per use as autocast does.
+Gradients of weight and bias come back in fp32.
 """
 
 from __future__ import annotations

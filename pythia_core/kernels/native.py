@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pythia_core.machine import cpu_flags
-from pythia_core.paths import atomic_file, cache_dir
+from pythia_core.util.files import atomic_file, cache_dir
+from pythia_core.util.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("native.c")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import gpu
+from pythia_core.kernels import dispatch as gpu
 
 
 def rotary_tables(

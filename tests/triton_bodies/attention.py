@@ -11,9 +11,9 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.errors import ConfigError
-from pythia_core.kernels import attention_libraries
+from pythia_core.kernels import attention_backends as attention_libraries
 from pythia_core.kernels.attention import attention_by, attention_reference
-from pythia_core.kernels.attention_libraries import library_attention, packed_backward
+from pythia_core.kernels.attention_backends import library_attention, packed_backward
 
 HEAD_DIMS = pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
 

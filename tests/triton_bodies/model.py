@@ -10,13 +10,13 @@ import torch
 from compare import DTYPES, error
 from torch import Tensor
 
-from pythia_core import hooks
 from pythia_core.config import ModelConfig
-from pythia_core.execution import Execution
-from pythia_core.memory import kept_bytes
+from pythia_core.evaluation import hooks
 from pythia_core.model import MLP, GPTNeoX
-from pythia_core.optim import FlatParameters
-from pythia_core.step import MicroStep
+from pythia_core.training.execution import Execution
+from pythia_core.training.memory import kept_bytes
+from pythia_core.training.micro_step import MicroStep
+from pythia_core.training.optimizer import FlatParameters
 
 
 @pytest.fixture(autouse=True)

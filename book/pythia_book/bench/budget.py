@@ -1,0 +1,189 @@
+"""What a scale will cost on one GPU, computed before anything runs: tokens, FLOP, seconds, bytes.
+
+A training step takes what pythia_book.bench.cost_model predicts. No run of ours is behind its
+rates, so every number that comes out is a prediction until `python -m pythia_core bench train
+--device cuda` has run on the card. Not here: doing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pythia_book.bench.cost_model import ns_per_token, optimizer_seconds
+from pythia_book.studies.all_runs import STUDIES, runs_of
+from pythia_core.config import RunConfig
+from pythia_core.suite import SIZES, scale_named
+from pythia_core.training.retention import checkpoint_bytes, is_large, kept_steps
+from pythia_core.training.runs import FORK_INDICES, run_flops
+from pythia_core.training.schedule import checkpoint_steps
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATE_BYTES = 12
+"""A parameter in a saved state: fp32 weights and two moments."""
+DISK = 1.0e9
+"""Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
+MEASURING = {
+    "phases": (154, 0.0),
+    "gender_bias": (11, 0.0),
+    "suite": (0, 0.0),
+    "scaling": (19, 0.0),
+    "deduplication": (5, 1.0),
+    "memorization": (0, 3.0),
+    "term_frequency": (8, 0.0),
+    "seeds": (13, 1.0),
+    "errata": (8, 0.0),
+    "repetition": (8, 1.0),
+}
+"""Study -> how often, a run and about, it reads held-out text or as much of items, and the rows
+that the run has read (first 32 tokens)."""
+HELDOUT_ROWS = 320 + 960
+"""Rows of studies.language."""
+MEASURING_SLOWER = 3.0
+"""A forward pass in TF32, in small batches, against its share of a training step in bf16."""
+
+
+def gpu_runs(study: str, scale: str) -> list[RunConfig]:
+    """The runs of a study as they are on a GPU: in bf16."""
+    runs = runs_of(study, scale)
+    return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
+
+
+def measuring_seconds(study: str, config: RunConfig) -> float:
+    """Predicted seconds in which a study measures a run, roughly."""
+    heldout, rows = MEASURING[study]
+    seq_len = config.data.seq_len
+    tokens = heldout * HELDOUT_ROWS * seq_len + rows * 33 * run_tokens(config) / seq_len
+    share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3
+    return MEASURING_SLOWER * share * tokens
+
+
+def updates(config: RunConfig) -> int:
+    """Updates of a run; of a fork from its branching step on."""
+    return config.train.steps - (config.intervention.start if config.intervention else 0)
+
+
+def run_tokens(config: RunConfig) -> int:
+    """Tokens that training a run reads."""
+    return updates(config) * config.train.batch_size * config.data.seq_len
+
+
+def run_seconds(config: RunConfig, how: str = "compiled") -> float:
+    """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
+    tokens = 1e-9 * ns_per_token(config.model, how, config.data.seq_len) * run_tokens(config)
+    return tokens + optimizer_seconds(config.model) * updates(config)
+
+
+def written_steps(config: RunConfig) -> list[int]:
+    """Steps whose weights a run writes."""
+    first = config.intervention.start if config.intervention else 0
+    return [step for step in checkpoint_steps(config.train.steps) if step >= first]
+
+
+def written_bytes(config: RunConfig) -> float:
+    """Bytes of all checkpoints that a run writes."""
+    return float(len(written_steps(config)) * checkpoint_bytes(config))
+
+
+def kept_bytes(config: RunConfig, whole: bool = False) -> float:
+    """Bytes that a run leaves on the disk: weights and optimizer states."""
+    thinned = is_large(config) and not whole
+    kept = kept_steps(config) if thinned else None
+    weights = sum(kept is None or step in kept for step in written_steps(config))
+    forked = config.data.dedup != "none" and config.data.epoch_policy != "rows"
+    states = len(FORK_INDICES) + 1
+    if thinned:
+        states = len(FORK_INDICES) if forked and not config.intervention else 0
+    return weights * checkpoint_bytes(config) + states * STATE_BYTES * config.model.n_params
+
+
+def size_of(config: RunConfig) -> str:
+    """The name of a run's size."""
+    m = config.model
+    shape = (m.n_layers, m.d_model, m.n_heads)
+    return next(n for n, s in SIZES.items() if (s.n_layers, s.d_model, s.n_heads) == shape)
+
+
+def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
+    """One row a size of the suite: size, parameters, non_embedding, tokens, flop (a run),
+    tokens_per_s, seconds (both arms), written_gb, kept_gb (both arms)."""
+    import pandas as pd
+
+    suite = gpu_runs("suite", scale)
+    whole = set(gpu_runs("phases", scale))
+    rows = []
+    for size in scale_named(scale).sizes:
+        runs = [run for run in suite if size_of(run) == size]
+        seconds = run_seconds(runs[0], how)
+        rows.append(
+            {
+                "size": size,
+                "parameters": runs[0].model.n_params,
+                "non_embedding": runs[0].model.n_params_non_embedding,
+                "tokens": run_tokens(runs[0]),
+                "flop": run_flops(runs[0]),
+                "tokens_per_s": run_tokens(runs[0]) / seconds,
+                "seconds": sum(run_seconds(run, how) for run in runs),
+                "written_gb": sum(map(written_bytes, runs)) / 1e9,
+                "kept_gb": sum(kept_bytes(run, run in whole) for run in runs) / 1e9,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def studies_table(
+    scale: str, studies: Sequence[str] = STUDIES, how: str = "compiled"
+) -> pd.DataFrame:
+    """One row a study, in the order given: study, runs (that no earlier study has trained),
+    tokens, training_s, writing_s, measuring_s, kept_gb; runs one after the other."""
+    import pandas as pd
+
+    whole = set(gpu_runs("phases", scale)) if "phases" in studies else set()
+    seen: set[RunConfig] = set()
+    rows = []
+    for study in studies:
+        runs = gpu_runs(study, scale)
+        new = [run for run in runs if run not in seen]
+        seen |= set(new)
+        rows.append(
+            {
+                "study": study,
+                "runs": len(new),
+                "tokens": sum(map(run_tokens, new)),
+                "training_s": sum(run_seconds(run, how) for run in new),
+                "writing_s": sum(map(written_bytes, new)) / DISK,
+                "measuring_s": sum(measuring_seconds(study, run) for run in runs),
+                "kept_gb": sum(kept_bytes(run, run in whole) for run in new) / 1e9,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def report(scale: str, how: str = "compiled") -> str:
+    """Both tables and their sums in words.
+
+    Args:
+        how: one of cost_model.WAYS.
+
+    Raises:
+        ConfigError: an unknown way.
+    """
+    sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
+    times = studies[["training_s", "writing_s", "measuring_s"]].sum()
+    shown = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
+    shown |= {"tokens": "{:,}".format}
+    return "\n".join(
+        [
+            f"Predicted for one H100 at scale {scale} trained by way of {how!r}; not measured.\n",
+            sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
+            "",
+            studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
+            "",
+            f"{times.sum() / 60:.0f} min in all: training {times.training_s / 60:.0f}, writing "
+            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; runs leave "
+            f"{studies.kept_gb.sum():.0f} GB on the disk",
+        ]
+    )

@@ -1,0 +1,132 @@
+"""How fast texts are written, against `transformers`' generate on equal weights, in one run.
+
+Both continue the same prompts of unlike lengths greedily, in fp32 and in one batch; theirs are
+padded on the left, as it wants them, and it runs with eager and with sdpa attention, of which the
+faster counts. Contenders take turns, and the median of all rounds counts. Weights are random but
+sharp: every prompt is continued to the full length, and how many texts agree is reported.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pythia_core import hf
+from pythia_core.config import ModelConfig
+from pythia_core.errors import ConfigError
+from pythia_core.evaluation.generate import generate
+from pythia_core.model import GPTNeoX
+from pythia_core.suite import scale_named
+from pythia_core.util.machine import device_info
+from pythia_core.util.progress import bar as progress_bar
+
+PROMPT = (16, 48)
+"""Shortest and longest prompt, tokens."""
+NEW = 64
+BATCHES = (1, 16)
+ATTENTION = ("eager", "sdpa")
+
+
+def _model(config: ModelConfig) -> GPTNeoX:
+    model = GPTNeoX(config)
+    model.init_weights(0)
+    with torch.no_grad():
+        model.embed_out.weight *= 20
+    return model.eval().requires_grad_(False)
+
+
+def _peer(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
+    """Continuations as a user of `transformers` would ask for them."""
+    from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
+    peer = GPTNeoXForCausalLM(settings)
+    peer.load_state_dict(hf.to_hf_state(model.state_dict()))
+    peer.eval()
+    how = GenerationConfig(
+        max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+
+    def write(prompts: list[list[int]]) -> list[list[int]]:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+        read = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        with torch.inference_mode():
+            found = peer.generate(input_ids=ids, attention_mask=read, generation_config=how)
+        return found[:, width:].tolist()
+
+    return write
+
+
+def bench_size(
+    config: ModelConfig, batch: int, rounds: int, progress: bool = True
+) -> dict[str, Any]:
+    """One row of the table."""
+    model = _model(config)
+    draw = np.random.default_rng(batch)
+    lengths = draw.integers(PROMPT[0], PROMPT[1] + 1, batch)
+    prompts = [draw.integers(2, config.vocab_size, n).tolist() for n in lengths]
+    contenders = {name: _peer(model, name) for name in ATTENTION}
+    contenders["ours"] = lambda given: generate(model, given, NEW)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    texts = {name: write(prompts) for name, write in contenders.items()}  # and warms up
+    label = f"{config.n_params_non_embedding:,} params, {batch} texts"
+    for _ in progress_bar(progress, iterable=range(rounds), desc=label):
+        for name, write in contenders.items():
+            started = time.perf_counter()
+            write(prompts)
+            times[name].append(time.perf_counter() - started)
+    speed = {name: batch * NEW / statistics.median(found) for name, found in times.items()}
+    peer = max(ATTENTION, key=speed.__getitem__)
+    same = sum(a == b for a, b in zip(texts["ours"], texts[peer], strict=True))
+    return {
+        "non_embedding": config.n_params_non_embedding,
+        "batch": batch,
+        "tokens_per_s": round(speed["ours"]),
+        "peer": peer,
+        "peer_tokens_per_s": round(speed[peer]),
+        "ratio": round(speed["ours"] / speed[peer], 2),
+        "equal_texts": same,
+    }
+
+
+def bench_generate(
+    sizes: tuple[str, ...] = (), rounds: int = 5, progress: bool = True
+) -> dict[str, Any]:
+    """The table over `sizes` (default: the laptop ladder's ends and middle) with the machine."""
+    if rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, got {rounds}")
+    scale = scale_named("laptop")
+    names = sizes or (scale.sizes[0], scale.sizes[len(scale.sizes) // 2], scale.sizes[-1])
+    configs = {size: scale.run(size).model for size in names}
+    rows = [
+        {"size": size, **bench_size(config, batch, rounds, progress)}
+        for size, config in configs.items()
+        for batch in BATCHES
+    ]
+    return {"machine": device_info(), "new_tokens": NEW, "prompt_tokens": PROMPT, "rows": rows}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    machine = result["machine"]
+    low, high = result["prompt_tokens"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, fp32; "
+        f"prompts of {low} to {high} tokens, {result['new_tokens']} new ones each, greedy.",
+        "",
+        "| size | texts | ours, tokens/s | `transformers`' generate, tokens/s | ratio | equal |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {r['size']} | {r['batch']} | {r['tokens_per_s']:,} "
+        f"| {r['peer_tokens_per_s']:,} ({r['peer']}) | **{r['ratio']:.2f}x** "
+        f"| {r['equal_texts']} of {r['batch']} |"
+        for r in result["rows"]
+    ]
+    return "\n".join(lines)

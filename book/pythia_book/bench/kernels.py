@@ -1,0 +1,270 @@
+"""How fast every kernel is against its plain reference, torch.compile of it, and libraries.
+
+One row a measurement. Method: three calls to warm up, compilation included, are dropped; then three
+times at least twenty calls are timed one by one, each after emptying the caches and between two
+events of the device, and the median is taken; a row has the median of the three and their range.
+Rates count the least work of an operation (bench_kernel_cases), shares are of a copy and of a
+matrix product measured in the same run. Errors are against fp64 on fewer tokens. A contender that
+cannot run gives a row that says so: nothing is timed under another's name. Needs a CUDA device; a
+dry run does everything on tiny CPU tensors, where the times mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pythia_book.bench.kernel_cases import Case, Contender, cases
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.kernels import dispatch as gpu
+from pythia_core.suite import OFFICIAL_SIZES, Size
+from pythia_core.util.machine import device_info
+
+SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
+"""One size of every head dim: 32, 64, 256, 128, 80."""
+DIRECTIONS = ("forward", "backward", "both")
+REPEATS, CALLS = 3, 20
+METHOD = f"median of {REPEATS} medians of at least {CALLS} single calls, caches emptied before each"
+
+
+def _timed_calls(
+    function: Callable[[], Any], device: str, seconds: float, calls: int
+) -> list[float]:
+    """Milliseconds of single calls, at least `calls`, over at least `seconds`."""
+    cuda = device == "cuda"
+    sweep = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while len(times) < calls or time.perf_counter() < until:
+        if cuda:
+            sweep.zero_()
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        else:
+            begun = time.perf_counter()
+            function()
+            times.append(1e3 * (time.perf_counter() - begun))
+    return times
+
+
+def timing(
+    function: Callable[[], Any], device: str, seconds: float, calls: int = CALLS
+) -> dict[str, Any]:
+    """ms (median of the repeats' medians), ms_low, ms_high (their range), calls."""
+    for _ in range(3):
+        function()
+    repeats = [_timed_calls(function, device, seconds / REPEATS, calls) for _ in range(REPEATS)]
+    medians = sorted(map(statistics.median, repeats))
+    return {
+        "ms": statistics.median(medians),
+        "ms_low": medians[0],
+        "ms_high": medians[-1],
+        "calls": sum(map(len, repeats)),
+    }
+
+
+def ceilings(
+    device: str, dtype: torch.dtype, side: int, seconds: float, calls: int = CALLS
+) -> dict[str, float]:
+    """Measured GB/s of a copy (read and written) and TFLOP/s of a square matrix product."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    copy = timing(lambda: out.copy_(a), device, seconds, calls)["ms"]
+    product = timing(lambda: torch.mm(a, b, out=out), device, seconds, calls)["ms"]
+    return {
+        "GB/s": 2 * a.numel() * a.element_size() / copy / 1e6,
+        "TFLOP/s": 2 * side**3 / product / 1e9,
+    }
+
+
+def _outputs(contender: Contender, leaves: list[Tensor]) -> list[Tensor]:
+    made = contender(*leaves)
+    return [made] if isinstance(made, Tensor) else list(made)
+
+
+def _results(
+    contender: Contender, inputs: list[Tensor], differentiated: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
+    if not differentiated:
+        return [o.double() for o in _outputs(contender, [x.clone() for x in inputs])], []
+    leaves = [x.detach().clone().requires_grad_() for x in inputs]
+    outputs = _outputs(contender, [x * 1 for x in leaves])  # some contenders overwrite theirs
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
+    grads = torch.autograd.grad(outputs, leaves, upstream)
+    return [o.detach().double() for o in outputs], [g.double() for g in grads]
+
+
+def _worst(actual: list[Tensor], exact: list[Tensor]) -> float:
+    pairs = zip(actual, exact, strict=True)
+    return max((((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs), default=0.0)
+
+
+def errors(case: Case, contender: Contender) -> dict[str, float]:
+    """By direction the largest norm-wise relative error of a result against fp64."""
+    torch.manual_seed(2)
+    inputs = case.inputs()
+    exact = _results(case.exact, [x.double() for x in inputs], case.differentiated)
+    ours = _results(contender, inputs, case.differentiated)
+    forward, backward = map(_worst, ours, exact)
+    return {"forward": forward, "backward": backward, "both": max(forward, backward)}
+
+
+def _call(case: Case, contender: Contender, direction: str) -> Callable[[], Any]:
+    """What is timed."""
+    if not case.differentiated:
+        changed = case.inputs()
+        return lambda: contender(*changed)
+    leaves = [x.requires_grad_() for x in case.inputs()]
+    outputs = _outputs(contender, leaves)
+    upstream = [torch.randn_like(o) for o in outputs]
+    if direction == "forward":
+        return lambda: _outputs(contender, leaves)
+    if direction == "backward":
+        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+    return lambda: torch.autograd.grad(_outputs(contender, leaves), leaves, upstream)
+
+
+def _peak(call: Callable[[], Any], device: str) -> int | None:
+    """Bytes allocated at most during a call beyond what was there before; CUDA only."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measure(
+    case: Case,
+    small: Case,
+    dtype: torch.dtype,
+    device: str,
+    seconds: float,
+    roof: dict[str, float],
+    calls: int = CALLS,
+) -> Iterator[dict[str, Any]]:
+    """A row for every contender and direction.
+
+    Args:
+        small: the same operation on few tokens, for the errors.
+        roof: as `ceilings` gives it.
+    """
+    backend = "inductor" if device == "cuda" else "eager"
+    torch.compiler.reset()  # its cache of one function's variants is short
+    contenders = {
+        "ours": (case.ours, small.ours),
+        "reference": (case.reference, small.reference),
+        f"torch.compile ({backend})": tuple(
+            torch.compile(c.reference, backend=backend) for c in (case, small)
+        ),
+        **{name: (other, small.others[name]) for name, other in case.others.items()},
+    }
+    for name, (contender, on_few) in contenders.items():
+        common: dict[str, Any] = {
+            "kernel": case.kernel,
+            "shape": case.shape,
+            "dtype": str(dtype).removeprefix("torch."),
+            "contender": name,
+        }
+        wrong: dict[str, float] = {}
+        for direction in DIRECTIONS if case.differentiated else DIRECTIONS[-1:]:
+            row = {**common, "direction": direction}
+            try:
+                wrong = wrong or errors(small, on_few)
+                call = _call(case, contender, direction)
+                row |= timing(call, device, seconds, calls)
+                row |= {"relative_error": wrong[direction], "peak_bytes": _peak(call, device)}
+            except (ConfigError, RuntimeError, NotImplementedError, AssertionError) as error:
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                yield {**row, "failed": first[:200]}  # not installed, out of memory, a head dim
+                continue
+            if direction in case.work:
+                amount, formula = case.work[direction]
+                rate = amount / row["ms"] / (1e6 if case.unit == "GB/s" else 1e9)
+                row |= {"rate": rate, "unit": case.unit, "share": rate / roof[case.unit]}
+                row["formula"] = f"{formula}, over time"
+            yield row
+
+
+def bench_kernels(
+    sizes: Sequence[str] = (), dry_run: bool = False, seconds: float = 0.5
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are measured, each complete in itself; the first holds machine and ceilings.
+
+    Args:
+        sizes: official sizes (default: one of every head dim).
+        dry_run: tiny CPU tensors, to see that everything runs.
+        seconds: of timed calls a measurement, at least.
+
+    Raises:
+        ConfigError: no CUDA device and no dry run, or an unknown size.
+    """
+    if not dry_run and not torch.cuda.is_available():
+        raise ConfigError("bench kernels needs a CUDA device; --dry-run runs it on tiny tensors")
+    unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
+    if unknown:
+        raise ConfigError(
+            f"bench kernels takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
+            f"{', '.join(unknown)}"
+        )
+    device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
+    seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
+    roof = ceilings(device, dtype, 64 if dry_run else 8192, seconds, calls)
+    triton = gpu.use_triton(torch.empty(0, device=device))
+    common = {"device": device_info()["device"], "torch": torch.__version__, "dry_run": dry_run}
+    measured = {"copy_gb_per_s": roof["GB/s"], "matmul_tflop_per_s": roof["TFLOP/s"]}
+    yield {**common, "triton": triton, "method": METHOD, **measured}
+    for name in sizes or SIZES:
+        torch.manual_seed(0)
+        shape, few = (_shape(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
+        pairs = zip(cases(*shape, dtype, device), cases(*few, dtype, device), strict=True)
+        for case, small in pairs:
+            with gpu.no_fallback():
+                rows = list(measure(case, small, dtype, device, seconds, roof, calls))
+            yield from ({"size": name, **row, **common} for row in rows)
+
+
+def _shape(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
+    """rows, tokens a row, width, heads, vocabulary: 32,768 tokens, or few, or almost nothing."""
+    if dry_run:
+        return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
+    if few:
+        return 1, 300, size.d_model, size.n_heads, size.vocab_size
+    return 16, 2048, size.d_model, size.n_heads, size.vocab_size
+
+
+def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The rows of an earlier `bench kernels --json FILE`; of no file, those measured now: on a CUDA
+    device if there is one, else of a dry run, which says so in every row.
+
+    Raises:
+        DataError: a file that is not there or does not hold such rows.
+    """
+    if not path:
+        return list(bench_kernels(sizes, dry_run=not torch.cuda.is_available()))
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no file of `bench kernels --json`: {error}") from error
+    heads = [row for row in rows if isinstance(row, dict) and "copy_gb_per_s" in row]
+    if len(heads) != 1 or "copy_gb_per_s" not in rows[0]:
+        raise DataError(
+            f"{path} must hold the rows of one run of `bench kernels`, the first with its ceilings;"
+            f" it has {len(rows)} rows, {len(heads)} of them such"
+        )
+    return rows

@@ -1,0 +1,100 @@
+"""How fast terms are counted, against decoding every row and splitting it into words.
+
+One thread, real rows of the laptop scale, the most frequent words and word pairs as terms; the
+contenders alternate in one run and must agree on every count.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from pythia_core.data.term_counts import CHUNK, SurfaceTerms, TokenTerms
+from pythia_core.data.tokenizer import token_bytes
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.suite import scale_named
+from pythia_core.util.machine import device_info
+from pythia_core.util.progress import bar as progress_bar
+
+_WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
+
+
+def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
+    """Tokens a second of surface terms, token terms, and the plain way.
+
+    Raises:
+        ConfigError: fewer than ten terms or no round.
+    """
+    from pythia_core.data.prepare import prepare
+
+    if n_terms < 10 or rounds < 1:
+        raise ConfigError(f"give at least 10 terms and 1 round, got {n_terms} and {rounds}")
+    data = prepare(scale_named("laptop").data, progress)
+    rows = data.rows.rows(0, min(data.rows.n_rows, 4096))[:, :-1]
+    pieces = token_bytes(data.tokenizer)
+
+    def words(row: np.ndarray) -> list[bytes]:
+        return _WORD.findall(b"".join(pieces[i] or b"\n" for i in row.tolist()))
+
+    found: Counter[tuple[bytes, ...]] = Counter()
+    for row in rows[:1024]:
+        split = words(row)
+        found.update((word,) for word in split)
+        found.update(pairwise(split))
+    known = [key for key, _ in found.most_common() if all(word.isascii() for word in key)]
+    terms = [b" ".join(key).decode() for key in known[:n_terms]]
+    wanted = [tuple(term.encode().split()) for term in terms]
+    surface, tokens = SurfaceTerms(terms, pieces), TokenTerms.of(terms, data.tokenizer)
+
+    parts = np.split(rows, range(CHUNK // rows.shape[1], len(rows), CHUNK // rows.shape[1]))
+
+    def plain() -> list[int]:
+        counts: Counter[tuple[bytes, ...]] = Counter()
+        for row in rows:
+            split = words(row)
+            counts.update((word,) for word in split)
+            counts.update(pairwise(split))
+        return [counts[key] for key in wanted]
+
+    ways: dict[str, Callable[[], Any]] = {
+        "surface terms": lambda: sum(map(surface.count, parts)),
+        "token terms": lambda: sum(map(tokens.count, parts)),
+        "decode, split, count": plain,
+    }
+    if surface.count(rows).tolist() != plain():
+        raise DataError("the two ways of counting words do not agree; this is a bug")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in progress_bar(progress, iterable=range(rounds), desc="counting"):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - started)
+    speed = {name: rows.size / statistics.median(seconds) for name, seconds in times.items()}
+    return {
+        "machine": device_info(),
+        "terms": len(terms),
+        "tokens": int(rows.size),
+        "rounds": rounds,
+        "tokens_per_s": {name: round(value) for name, value in speed.items()},
+        "ratio": round(speed["surface terms"] / speed["decode, split, count"], 1),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    lines = [
+        f"{result['machine']['device']}, one thread; {result['terms']:,} terms in "
+        f"{result['tokens']:,} tokens, median of {result['rounds']}.",
+        "",
+        "| way | tokens/s |",
+        "|---|--:|",
+        *(f"| {name} | {value:,} |" for name, value in result["tokens_per_s"].items()),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Runs the studies of this bundle without a network: ./run.sh [STUDY ...]
+# Everything is written inside this folder; what to take home is in records/. A run that was
+# stopped goes on when this is started again.
+set -u
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+cd "$here" || exit 1
+if ! sha256sum --quiet -c SHA256SUMS; then
+  echo "error: files are not what was packed (listed above); unpack the archive again" >&2
+  exit 1
+fi
+echo "all files are as they were packed"
+
+python="${PYTHON:-python3}"
+export PYTHIA_CACHE="$here/cache" PYTHIA_RESULTS="${PYTHIA_RESULTS:-$here/results}"
+export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+if [ -d published ]; then export PYTHIA_PUBLISHED_DIR="$here/published"; fi
+if [ -d packages ]; then
+  "$python" -m pip install --quiet --no-index --find-links packages --target packages-installed \
+    --upgrade packages/*.whl || exit 1
+  site=":$here/packages-installed"
+fi
+export PYTHONPATH="$here/project:$here/project/book:$here/site${site:-}${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHIA_COMMIT="@COMMIT@"
+export PYTHONDONTWRITEBYTECODE=1  # the project's folder stays as it was packed
+
+mkdir -p records
+scale="@SCALE@"
+failed=""
+begin=$SECONDS
+
+study() { # NAME [MORE ...]: run it and keep what it leaves
+  local name="$1" start=$SECONDS
+  shift
+  if (cd project && "$python" -m pythia_core study "$name" --scale "$scale" "$@"); then
+    rm -rf "records/$name/$scale"
+    mkdir -p "records/$name"
+    cp -r "$PYTHIA_RESULTS/$name/$scale" "records/$name/$scale"
+    echo "$name: done in $((SECONDS - start)) s"
+  else
+    failed="$failed $name"
+    echo "$name: failed after $((SECONDS - start)) s" >&2
+  fi
+}
+
+bench() { # NAME [MORE ...]: measure; rows are written as they come
+  "$python" -m pythia_core bench "$@" > "records/$1.txt" 2>&1 || failed="$failed bench-$1"
+}
+
+for name in ${*:-@STUDIES@}; do
+  study "$name"
+done
+echo "$((SECONDS - begin)) s for the studies"
+if [ $# -eq 0 ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  bench kernels --json "$here/records/kernels.jsonl"
+  study kernels -p "rows=$here/records/kernels.jsonl"
+  bench train --device cuda --json "$here/records/train_gpu.jsonl"
+  mkdir -p "$PYTHIA_RESULTS/bench" && cp records/train_gpu.jsonl "$PYTHIA_RESULTS/bench/"
+  study throughput
+fi
+echo "$((SECONDS - begin)) s in all; take records/ home"
+if [ -n "$failed" ]; then
+  echo "failed:$failed" >&2
+  exit 1
+fi

@@ -1,0 +1,110 @@
+"""`bench`: speeds against a named peer, measured in one run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pythia_core.commands import AddCommand
+from pythia_core.errors import ConfigError
+
+Row = dict[str, Any]
+ONLY_FOR = {
+    "rounds": ("train on a CPU", "terms", "generate"),
+    "precision": ("train on a CPU",),
+    "readme": ("train on a CPU",),
+    "dry_run": ("train on a GPU", "kernels"),
+    "budget": ("train on a GPU",),
+    "seconds": ("train on a GPU",),
+}
+"""Which benchmarks an option means something to; elsewhere it is refused."""
+
+
+def add(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    p = command("bench", _bench, "measure speed against a named peer, in one run")
+    p.add_argument(
+        "what",
+        choices=("train", "terms", "generate", "kernels"),
+        help="a training step; counting terms; writing texts; single kernels on a GPU",
+    )
+    p.add_argument("--device", choices=("cpu", "cuda"), help="of train (default cpu)")
+    p.add_argument("--sizes", default="", help="comma list (default: the ladder of the device)")
+    p.add_argument("--json", metavar="FILE", help="also write the full result to this file")
+    p.add_argument("--rounds", type=int, help="train on a CPU, terms, generate: repeats")
+    p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
+    p.add_argument("--readme", action="store_true", help="train on a CPU: table into README.md")
+    p.add_argument("--dry-run", action="store_true", help="tiny and on the CPU: only that it runs")
+    p.add_argument("--budget", type=float, help="train on a GPU: begin nothing after SECONDS")
+    p.add_argument("--seconds", type=float, help="train on a GPU: a repeat, at least (default 1)")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    sizes = tuple(filter(None, args.sizes.split(",")))
+    _refuse_idle_options(args)
+    given = {n: v for n in ONLY_FOR if (v := getattr(args, n)) and n not in ("readme", "dry_run")}
+    if args.what == "kernels":
+        from pythia_book.bench.kernels import bench_kernels
+
+        return _stream(bench_kernels(sizes, args.dry_run), args.json, _print_json)
+    if args.what == "train" and args.device == "cuda":
+        from pythia_book.bench.rows import line, rows_file
+        from pythia_book.bench.train_gpu_plan import bench_train_gpu
+
+        rows = bench_train_gpu(sizes, args.dry_run, isolate=not args.dry_run, **given)
+        default = None if args.dry_run else rows_file()
+        return _stream(rows, args.json or default, lambda row: print(line(row), flush=True))
+    text = _table(args.what, sizes, given, args.json)
+    print(text)
+    if args.readme:
+        from pythia_book.shown import fill_block
+        from pythia_core.util.files import project_root
+
+        fill_block(project_root() / "README.md", "bench", text)
+
+
+def _refuse_idle_options(args: argparse.Namespace) -> None:
+    kind = args.what
+    if kind == "train":
+        kind = "train on a GPU" if args.device == "cuda" else "train on a CPU"
+    elif args.device == "cuda" and kind != "kernels":
+        raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is of train")
+    for option, kinds in ONLY_FOR.items():
+        if getattr(args, option) and kind not in kinds:
+            flag = "--" + option.replace("_", "-")
+            raise ConfigError(f"{flag} means nothing to bench {kind}; it is of {', '.join(kinds)}")
+
+
+def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: str | None) -> str:
+    """Measure, write the whole result to `file` if it is named, return it as a table."""
+    if what == "terms":
+        from pythia_book.bench import terms as bench
+
+        if sizes:
+            raise ConfigError("bench terms counts in one text; it takes no --sizes")
+        result = bench.bench_terms(**given)
+    elif what == "generate":
+        from pythia_book.bench import generate as bench
+
+        result = bench.bench_generate(sizes, **given)
+    else:
+        from pythia_book.bench import train_cpu as bench
+
+        result = bench.bench_train(sizes, **given)
+    if file:
+        Path(file).write_text(json.dumps(result, indent=1) + "\n")
+    return bench.markdown(result)
+
+
+def _print_json(row: Row) -> None:
+    print(json.dumps(row), flush=True)
+
+
+def _stream(rows: Iterable[Row], file: str | Path | None, show: Callable[[Row], None]) -> None:
+    """Show rows as they come and append them to `file`, so that a crash loses nothing."""
+    from pythia_book.bench.rows import write_rows
+
+    write_rows(rows, Path(file) if file else None, show)

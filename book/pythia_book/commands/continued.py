@@ -1,0 +1,192 @@
+"""`continue`: plan, checks, training of both arms, what came of it.
+
+The plan is printed first. What is long, or needs large downloads, begins only with --yes; a shard
+that is missing is named with its size, and nothing is fetched before that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pythia_core.commands import AddCommand
+from pythia_core.config import PRECISIONS, SWAPS, ModelConfig
+from pythia_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from pythia_book.released.continued import Continued
+    from pythia_core.training.distributed import World
+
+
+def add(command: AddCommand) -> None:
+    """Add this command to the parser."""
+    p = command(
+        "continue", _continue, "train on from a checkpoint, a run's or a published one, and swap"
+    )
+    p.add_argument(
+        "source",
+        metavar="SRC",
+        help="a run (folder or id), the folder of a published model, one with a subfolder stepN a "
+        "revision, or a repository of the hub such as EleutherAI/pythia-70m-deduped",
+    )
+    p.add_argument("--revision", default="", help="of a published model, e.g. step133000")
+    p.add_argument("--step", type=int, help="where to begin (default: the revision's)")
+    p.add_argument("--steps", type=int, required=True, help="how many updates to make")
+    p.add_argument("--swap", choices=SWAPS, help="also train a second arm with pronouns swapped")
+    p.add_argument(
+        "--data",
+        help="rows in training order: pile-deduped, pile-standard, a folder with the shards that "
+        "are needed, or another form of `inspect --data` (default: the run's own)",
+    )
+    p.add_argument("--tokenizer", help="neox-20b or a tokenizer.json (default: the model's)")
+    p.add_argument("--seq-len", type=int, default=2048, help="tokens a row (default 2048)")
+    p.add_argument(
+        "--state",
+        default="auto",
+        choices=("auto", "kept", "weights"),
+        help="of a run: its kept optimizer state, or its weights only (default: what there is)",
+    )
+    p.add_argument(
+        "--rewarm",
+        choices=("linear", "none", "constant"),
+        help="how the learning rate begins without an optimizer state (default: linear)",
+    )
+    p.add_argument("--rewarm-updates", type=int, default=0, help="of linear (default: 1 %%)")
+    how = p.add_argument_group("how the model was trained (default: as Pythia, or as the run)")
+    how.add_argument("--schedule-steps", type=int, help="updates of the whole schedule")
+    how.add_argument("--batch-size", type=int, help="rows an update")
+    how.add_argument("--lr", type=float, help="peak learning rate")
+    how.add_argument("--micro-batch", type=int, help="rows a pass")
+    how.add_argument("--precision", choices=PRECISIONS)
+    p.add_argument("--plan", action="store_true", help="print what it needs and takes, and stop")
+    p.add_argument("--yes", action="store_true", help="begin though it is long or fetches much")
+    p.add_argument("--measure", action="store_true", help="then ask both arms the gender measures")
+
+
+def _continue(args: argparse.Namespace) -> None:
+    """Plan, train, report; of several processes of torchrun the first one speaks.
+
+    Raises:
+        As `_continue_in`.
+    """
+    from pythia_core.training.distributed import joined
+
+    with joined() as world, contextlib.ExitStack() as quiet:
+        if not world.leads:
+            quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        _continue_in(world, args)
+
+
+def _continue_in(world: World, args: argparse.Namespace) -> None:
+    """Plan, train, report.
+
+    Raises:
+        ConfigError: settings that cannot be, or --yes is needed. DataError: shards are missing.
+    """
+    from pythia_book.released.continued import find_or_continue
+    from pythia_book.released.continued_data import RowsData, swap_summary
+    from pythia_book.released.continued_plan import make_plan
+    from pythia_book.released.continued_rule import Rewarm
+    from pythia_book.released.continued_start import published_train, source_of, tokenizer_of
+    from pythia_core.hf import step_of
+    from pythia_core.training.runs import Run
+
+    step = step_of(args.revision) if args.step is None else args.step
+    if step is None:
+        raise ConfigError("say where to begin: --revision stepN, or --step N")
+    revision = args.revision or f"step{step}"
+    source = source_of(args.source)
+    given: dict[str, Any] = {
+        "steps": args.schedule_steps,
+        "batch_size": args.batch_size,
+        "lr_max": args.lr,
+        "micro_batch": args.micro_batch,
+        "precision": args.precision,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(source, Run):
+        model, train = source.config.model, replace(source.config.train, **given)
+        seq_len = source.config.data.seq_len
+    else:
+        model, seq_len = _local_model(source, revision), args.seq_len
+        train = published_train(model, seq_len, **given) if model else None
+        if args.data is None:
+            raise ConfigError(
+                "published weights come without their data; name it with --data: pile-deduped or "
+                "pile-standard (read over the network), or a folder with the shards needed"
+            )
+    rows = None
+    if args.data is not None:
+        rows = RowsData(
+            args.data,
+            args.tokenizer or tokenizer_of(source, args.revision or f"step{step}"),
+            args.seq_len,
+        )
+    plan = make_plan(args.source, model, train, step, args.steps, rows, bool(args.swap), seq_len)
+    print("\n".join(plan.lines))
+    if plan.absent and not args.plan:
+        raise DataError(f"{len(plan.absent)} shards are missing in {args.data}, listed above")
+    if args.plan:
+        return
+    if plan.is_large and not args.yes:
+        raise ConfigError("this is long or fetches much (see above); nothing was begun. Add --yes")
+    if train is None and plan.model is not None:
+        train = published_train(plan.model, args.seq_len, **given)
+    rule = None
+    if args.rewarm or args.rewarm_updates:
+        rule = Rewarm(args.rewarm or "linear", args.rewarm_updates)
+    run = find_or_continue(
+        source,
+        step,
+        args.steps,
+        rows,
+        args.swap,
+        revision=args.revision,
+        train_config=train,
+        rewarm=rule,
+        state=args.state,
+        progress=world.leads,
+        world=world,
+    )
+    if not world.leads:
+        return
+    print(run.how.described())
+    for arm in dict.fromkeys((run.control.folder, run.folder)):
+        each = run if arm == run.folder else run.control
+        last = each.metrics()[-1]
+        print(
+            f"{each.how.swap or 'control'}: run {each.id}, {len(each.steps)} checkpoints, last "
+            f"loss {last['loss']:.4f}, weights sha256 {each.final_sha256}\n{each.folder}"
+        )
+    if run.swaps:
+        total = swap_summary(run.swaps)
+        print(
+            f"{total['tokens_changed']:,} of {total['tokens']:,} tokens changed "
+            f"({total['share_changed']:.3%}), {total['at_row_ends']:,} of them at ends of rows"
+        )
+    _report(run, args.measure)
+
+
+def _report(run: Continued, measure: bool) -> None:
+    from pythia_book.studies.gender_bias.continued import continuity, effects
+
+    print("\nloss on rows to come, ours and the source's (nats a token)")
+    print(continuity(run).to_string(index=False, float_format="%.4f"))
+    if measure:
+        print("\nboth arms, and the change with its 95 % interval")
+        print(effects(run).to_string(index=False, float_format="%.4f"))
+
+
+def _local_model(source: str, revision: str) -> ModelConfig | None:
+    """The architecture of a model that lies here; None for one on the hub."""
+    from pythia_book.released import download as hub
+    from pythia_core import hf
+    from pythia_core.hf import model_config
+
+    if not Path(source).expanduser().is_dir():
+        return None
+    return model_config(hf.read_config(hub.locate(source, revision).folder))

@@ -1,0 +1,202 @@
+"""`inspect`, `find` and `terms`: look at batches, search and count, in runs and in token files.
+
+The work is done by pythia_book.released.pile, find_text and terms; here it is put into words.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pythia_core.commands import RUN, AddCommand
+from pythia_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pythia_core.data.rows import Rows
+    from pythia_core.training.runs import Run
+
+
+def add(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    p = command("inspect", _inspect, "show the decoded batch of a step, of a run or of token files")
+    p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
+    p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
+    p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
+    p.add_argument("--ids", action="store_true", help="of DATA, print ids; needs no tokenizer")
+    _data_arguments(p)
+
+    p = command(
+        "find", _find, "find a text in what was trained on: which updates saw it, and where"
+    )
+    p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="a run unless --data is given")
+    p.add_argument("--tokens", action="store_true", help="match token ids instead of letters")
+    p.add_argument("--ignore-case", action="store_true", help="match upper and lower case alike")
+    p.add_argument("--from-step", type=int, default=0, help="first update to look at (default 0)")
+    p.add_argument("--to-step", type=int, help="first update not to look at (default: the end)")
+    p.add_argument("--limit", type=int, default=20, help="occurrences to print (default 20)")
+    _data_arguments(p)
+
+    p = command("terms", _terms, "count words in what a run has read, up to its checkpoints")
+    p.add_argument("run", metavar="RUN", help=RUN)
+    p.add_argument("terms", nargs="+", metavar="TERM", help='words, e.g. "Parliament" "New York"')
+    p.add_argument("--ignore-case", action="store_true", help="count upper and lower case alike")
+    p.add_argument("--all", action="store_true", help="print every checkpoint, not about twelve")
+    p.add_argument("--parquet", help="also write term, step and count to this file")
+
+
+def _data_arguments(p: argparse.ArgumentParser) -> None:
+    """Arguments of the commands that can look at token files instead of a run."""
+    data = p.add_argument_group("token files instead of a run")
+    data.add_argument(
+        "--data",
+        help="pile-standard, pile-deduped, pile-seed0..9 (read over the network, only the rows "
+        "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
+    )
+    data.add_argument("--tokenizer", default="neox-20b", help="or the path of a tokenizer.json")
+    data.add_argument("--seq-len", type=int, default=2048, help="tokens a row (default 2048)")
+    data.add_argument("--batch-size", type=int, default=1024, help="rows (default 1024)")
+    data.add_argument(
+        "--dtype", default="<u2", choices=("<u2", "<i4"), help="of ids without an index"
+    )
+    data.add_argument("--seed", type=int, default=1234, help="of the order of a PREFIX")
+    data.add_argument("--epochs", type=int, help="of the order of a PREFIX (default 1)")
+    data.add_argument(
+        "--steps", type=int, help="or as many epochs as so many updates need: 143000 for Pythia"
+    )
+
+
+def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
+    """The rows that --data names, and what they are."""
+    from pythia_book.released.pile import open_rows
+
+    return open_rows(
+        args.data, args.seq_len, args.seed, args.epochs, args.steps, args.batch_size, args.dtype
+    )
+
+
+# --- inspect ---------------------------------------------------------------------------------
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    if (args.run is None) == (args.data is None):
+        raise ConfigError("give a RUN, or --data with a name, a folder or a PREFIX: one of the two")
+    if args.data is None:
+        return _inspect_run(args)
+    from pythia_book.released.pile import describe_batch, tokenizer_at
+
+    rows, what = _rows_of(args)
+    tokenizer = None if args.ids else tokenizer_at(args.tokenizer)
+    print(what)
+    print(describe_batch(rows, args.step, args.batch_size, args.rows, tokenizer))
+
+
+def _inspect_run(args: argparse.Namespace) -> None:
+    """A batch of a run, beside what training logged of it and what its fork swapped."""
+    from pythia_core.data.order import batch_hash
+    from pythia_core.training.runs import find_run
+
+    run = find_run(args.run)
+    batch = run.batch(args.step)
+    logged = {row["step"]: row for row in run.metrics()}.get(args.step + 1)
+    print(
+        f"run {run.id}: batch of the update from step {args.step} to {args.step + 1}\n"
+        f"rows {args.step * len(batch)}..{(args.step + 1) * len(batch) - 1}, "
+        f"{batch.shape[1] - 1} tokens each (+1 as the last label), hash {batch_hash(batch)}"
+    )
+    if logged:
+        agrees = "equals" if logged["batch_hash"] == batch_hash(batch) else "DIFFERS FROM"
+        print(f"this {agrees} the hash that training logged; loss there {logged['loss']:.4f}")
+    control = batch if run.ledger is None else run.data.batch(args.step, len(batch))
+    if run.ledger is not None:
+        changed = int((control != batch).sum())
+        print(f"{changed} tokens are swapped, shown as [control>this run]")
+
+    def decode(*ids: int) -> str:
+        return run.data.tokenizer.decode(list(ids), skip_special_tokens=False)
+
+    for number, (before, now) in enumerate(zip(control, batch[: args.rows], strict=False)):
+        if (before == now).all():
+            text = decode(*now.tolist())
+        else:  # token by token, so that the swapped ones can be marked
+            pairs = zip(before.tolist(), now.tolist(), strict=True)
+            text = "".join(decode(b) if a == b else f"[{decode(a)}>{decode(b)}]" for a, b in pairs)
+        print(f"\n--- row {number} ---\n{text}")
+
+
+# --- find ------------------------------------------------------------------------------------
+
+
+def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
+    """The rows of a run as it read them, swapped where it is a fork."""
+    ledger, rows = run.ledger, run.data.rows
+    if ledger is None:
+        return rows.rows
+    return lambda start, stop: ledger.apply(rows.rows(start, stop), start)
+
+
+def _find(args: argparse.Namespace) -> None:
+    """Print where a text was read, update by update."""
+    from pythia_book.released.pile import RELEASED, tokenizer_at
+    from pythia_core.data.search import SurfaceMatcher, TokenMatcher, find_text, quote
+    from pythia_core.data.tokenizer import token_bytes
+
+    text = args.words[-1]
+    if len(args.words) != (2 if args.data is None else 1):
+        raise ConfigError("give a RUN and a TEXT, or --data and a TEXT; quote a TEXT with spaces")
+    if args.data is None:
+        from pythia_core.training.runs import find_run
+
+        run = find_run(args.words[0])
+        what, read, tokenizer = f"run {run.id}", _run_rows(run), run.data.tokenizer
+        size, end = run.config.train.batch_size, run.config.train.steps
+    else:
+        if args.data in RELEASED and args.to_step is None:
+            raise ConfigError("say how far with --to-step: each update is 4 MB over the network")
+        rows, what = _rows_of(args)
+        read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size
+        end = rows.n_rows // size
+    matcher = (
+        TokenMatcher.of(text, tokenizer)
+        if args.tokens
+        else SurfaceMatcher(text, token_bytes(tokenizer), args.ignore_case)
+    )
+    first, last = args.from_step, end if args.to_step is None else min(args.to_step, end)
+    print(f"{what}\nupdates {first}..{last - 1} of {end}, {size} rows each")
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+
+    seen, steps = 0, set()
+    for hit in find_text(read, matcher, size, first, last, progress=True):
+        seen += 1
+        steps.add(hit.step)
+        if seen <= args.limit:
+            shown = quote(read(hit.row, hit.row + 1)[0], hit, decode)
+            print(f"step {hit.step}, row {hit.row}, token {hit.column}: {shown}")
+    more = f" ({args.limit} shown)" if seen > args.limit else ""
+    between = f", from step {min(steps)} to {max(steps)}" if steps else ""
+    print(f"{seen} occurrences{more}, in {len(steps)} updates{between}")
+
+
+# --- terms -----------------------------------------------------------------------------------
+
+
+def _terms(args: argparse.Namespace) -> None:
+    from pythia_core.data.term_counts import SurfaceTerms, count_terms
+    from pythia_core.data.tokenizer import token_bytes
+    from pythia_core.training.runs import find_run
+
+    run = find_run(args.run)
+    steps = [step for step in run.steps if step]
+    terms = SurfaceTerms(args.terms, token_bytes(run.data.tokenizer), args.ignore_case)
+    counts = count_terms(run.data.rows, terms, steps, run.config.train.batch_size, progress=True)
+    if args.parquet:
+        counts.save(args.parquet)
+    shown = steps if args.all else steps[:: -max(1, len(steps) // 11)][::-1]
+    width = max(map(len, terms.names))
+    print("read up to step".ljust(max(width, 15)), *(f"{step:>7,}" for step in shown))
+    for i, name in enumerate(terms.names):
+        print(name.ljust(max(width, 15)), *(f"{counts.up_to(step)[i]:>7,}" for step in shown))

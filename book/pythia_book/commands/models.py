@@ -1,0 +1,126 @@
+"""`convert`, `evaluate`, `lm_eval`, `generate`, `verify`: what is done with an existing model."""
+
+from __future__ import annotations
+
+import argparse
+
+from pythia_core.commands import RUN, AddCommand
+from pythia_core.errors import CheckpointError
+
+MODEL = f"{RUN}; or a published model's folder or hub name"
+
+
+def add(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    p = command("convert", _convert, "write a model in another format")
+    p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository of the hub")
+    p.add_argument("target", metavar="DST", help="a new folder")
+    p.add_argument("--to", default="", choices=("hf", "pythia"), help="default: the other one")
+    p.add_argument("--revision", default="main", help="of a repository, e.g. step3000")
+    p.add_argument("--step", type=int, help="of a run (default: the last)")
+    p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
+    p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
+
+    p = command("evaluate", _evaluate, "ask checkpoints the paper's tasks")
+    p.add_argument("model", metavar="MODEL", help=MODEL)
+    p.add_argument(
+        "--tasks", default="", help="comma list (default: all; wsc, logiqa need --items)"
+    )
+    p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
+    p.add_argument("--shots", type=int, help="solved examples (default: the task's, mostly 0)")
+    p.add_argument("--limit", type=int, help="items of a task, a fixed sample (default: all)")
+    p.add_argument("--items", metavar="FOLDER", help="items from FOLDER/TASK.jsonl")
+    p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
+
+    p = command(
+        "lm_eval", _lm_eval, "lm-evaluation-harness with --model pythia --model_args run=ID,step=K",
+        prefix_chars="\0", add_help=False,
+    )  # fmt: skip
+    p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
+
+    p = command("generate", _generate, "let a checkpoint write on after a text")
+    p.add_argument("model", metavar="MODEL", help=MODEL)
+    p.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    p.add_argument("--step", type=int, help="which checkpoint (default: the last)")
+    p.add_argument("--tokens", type=int, default=32, help="at most so many (default 32)")
+    p.add_argument("--until", action="append", default=[], help="stop before this text")
+    p.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    p.add_argument("--top-k", type=int, default=0)
+    p.add_argument("--top-p", type=float, default=1.0)
+    p.add_argument("--seed", type=int, default=0)
+
+    p = command("verify", _verify, "check a run against its hashes, or audit a published model")
+    p.add_argument(
+        "run",
+        metavar="RUN",
+        help=f"{RUN}; or, to audit its checkpoints, a folder of stepN folders or a repository, "
+        "e.g. EleutherAI/pythia-70m",
+    )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from pythia_book.released.convert import convert
+
+    place = convert(
+        args.source,
+        args.target,
+        args.to,
+        revision=args.revision,
+        step=args.step,
+        dtype=args.dtype,
+        size=args.size,
+    )
+    print(f"{place}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from pythia_book.released.find import find_model
+    from pythia_book.tasks import sweep
+    from pythia_book.tasks.tasks import all_tasks
+
+    if args.out:
+        sweep.check_suffix(args.out)
+    run = find_model(args.model)
+    asked = [name for name, task in all_tasks().items() if args.items or not task.brought]
+    tasks = list(filter(None, args.tasks.split(","))) or asked
+    steps = sweep.steps_of(run, args.steps)
+    limit = sweep.EVERYTHING if args.limit is None else args.limit
+    table = sweep.sweep(run, tasks, steps, args.shots, limit, args.items)
+    if args.out:
+        sweep.write_table(table, args.out)
+    print(table.to_string(index=False, float_format="{:.4f}".format))
+
+
+def _lm_eval(args: argparse.Namespace) -> None:
+    from pythia_book.tasks.harness import command_line
+
+    command_line(args.arguments)
+
+
+def _generate(args: argparse.Namespace) -> None:
+    from pythia_book.released.find import find_model
+    from pythia_core.evaluation.generate import Sampling, generate_texts
+
+    run = find_model(args.model)
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.seed)
+    texts = generate_texts(
+        run.model(args.step), run.data.tokenizer, args.prompt, args.tokens, run.data.eod_id,
+        args.until, sampling,
+    )  # fmt: skip
+    for prompt, text in zip(args.prompt, texts, strict=True):
+        print(f"{prompt}[{text}]")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from pythia_book.released.download import is_published
+
+    if not is_published(args.run):
+        from pythia_core.training.runs import find_run, verify
+
+        return print("\n".join(verify(find_run(args.run))))
+    from pythia_book.released.audit import audit
+
+    found = audit(args.run)
+    print(found.report())
+    if defects := found.defects():
+        raise CheckpointError(f"{args.run}: {len(defects)} defects, listed above")

@@ -1,0 +1,64 @@
+"""`budget` and `bundle`: what a scale takes on another machine, and all that it needs there."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from pythia_core.commands import AddCommand, trained_scales
+from pythia_core.errors import ConfigError
+
+
+def add(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    p = command("budget", _budget, "predict what a scale takes on one GPU: time, FLOP, disk")
+    p.add_argument("--scale", default="gpu", choices=trained_scales())
+    p.add_argument("--way", default="compiled", help="eager, compiled (default), ours or ideal")
+
+    p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
+    p.add_argument("out", metavar="OUT", type=Path, help="*.tar, or *.tar.xz: smaller, but slow")
+    p.add_argument("--scale", default="gpu", help="which scale will be run (default: gpu)")
+    p.add_argument("--studies", default="", help="comma list (default: all)")
+    p.add_argument("--parcels", type=int, metavar="MIB", help="cut OUT into parts of MIB at most")
+    packages = p.add_argument_group("packages that the machine lacks")
+    packages.add_argument("--wheels", action="store_true", help="fetch them with pip and add them")
+    packages.add_argument("--packages", default="", help="which, comma list (default: a few)")
+    packages.add_argument("--python", default="", help="its Python, e.g. 3.12 (default: as here)")
+    packages.add_argument("--platform", default="", help="e.g. manylinux_2_28_x86_64")
+
+
+def _budget(args: argparse.Namespace) -> None:
+    from pythia_book.bench.budget import report
+
+    print(report(args.scale, args.way))
+
+
+def _bundle(args: argparse.Namespace) -> None:
+    """Make the archive and print what is in it.
+
+    Raises:
+        ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.
+    """
+    from pythia_book.bundle import PACKAGES, TOP, fetched_packages, make_bundle, split
+    from pythia_book.studies.all_runs import STUDIES
+
+    if not args.wheels and (args.packages or args.python or args.platform):
+        raise ConfigError("--packages, --python and --platform say what to fetch: add --wheels")
+    studies = tuple(filter(None, args.studies.split(","))) or STUDIES
+    names = tuple(filter(None, args.packages.split(","))) or PACKAGES
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if args.wheels:
+            folder = stack.enter_context(fetched_packages(names, args.python, args.platform))
+        bundle = make_bundle(args.out, args.scale, studies, folder)
+    size = args.out.stat().st_size
+    for kind, n in sorted(bundle.sizes().items(), key=lambda pair: -pair[1]):
+        print(f"{n / 1e6:9.1f} MB  {kind}")
+    print(f"{size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
+    join = ""
+    if args.parcels is not None:
+        pieces = split(args.out, args.parcels << 20)
+        print(f"in {len(pieces)} parcels, {pieces[0].name} to {pieces[-1].name}")
+        join = f"cat {args.out.name}.* > {args.out.name} && "
+    print(f"there: {join}tar xf {args.out.name} && {TOP}/run.sh; then bring {TOP}/records home")

@@ -1,0 +1,44 @@
+"""`study`, `record` and `errata`: what the book is made of."""
+
+from __future__ import annotations
+
+import argparse
+
+from pythia_core.commands import AddCommand
+from pythia_core.suite import SCALES
+
+
+def add(command: AddCommand) -> None:
+    """Add these commands to the parser."""
+    p = command("study", _study, "run a study's notebook, unless its results are up to date")
+    p.add_argument("study", help="name of a notebook, e.g. gender_bias")
+    p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
+    p.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument("--force", action="store_true", help="run even if up to date")
+
+    p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
+    p.add_argument("study")
+    p.add_argument("--scale", default="laptop")
+
+    p = command("errata", _errata, "what is often told wrongly about Pythia, with the evidence")
+    p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")
+
+
+def _study(args: argparse.Namespace) -> None:
+    from pythia_book.notebooks import parse_parameters, run_study
+
+    path, ran = run_study(args.study, args.scale, parse_parameters(args.parameter), args.force)
+    print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")
+
+
+def _record(args: argparse.Namespace) -> None:
+    from pythia_book.shown import record_run
+
+    print(f"recorded in {record_run(args.study, args.scale)}; review and commit it")
+
+
+def _errata(args: argparse.Namespace) -> None:
+    from pythia_book.published.results import find
+    from pythia_book.studies.errata.catalogue import erratum_named, explained, listing
+
+    print(explained(erratum_named(args.name), find()) if args.name else listing())

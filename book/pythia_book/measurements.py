@@ -1,0 +1,149 @@
+"""Measurements of checkpoints: each made once, kept beside its run, many made at a time.
+
+A measurement is a picklable object with a name, a digest of all that determines its result besides
+the weights, and a call (model, step) -> arrays. What was kept is checked against its own hash and
+made again if it is damaged. A checkpoint that cannot be loaded is a gap that tables show, not the
+end of a study.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pythia_core.config import stable_hash
+from pythia_core.errors import CheckpointError
+from pythia_core.training.gpu_sharing import gate, measuring_bytes, share_of_device
+from pythia_core.training.runs import SHORT, Run, run_flops
+from pythia_core.util.files import atomic_file
+from pythia_core.util.machine import on_device
+from pythia_core.util.workers import parallel_map
+
+if TYPE_CHECKING:
+    from pythia_core.model import GPTNeoX
+
+Arrays = dict[str, np.ndarray]
+Place = tuple[str, int]
+"""(run id, step)."""
+
+
+class Measurement(Protocol):
+    """What is measured of a checkpoint; pickled to worker processes."""
+
+    name: str
+    """a-z and _: begins the names of kept files."""
+    digest: str
+    """Stable hash of items, settings and method: of all but the weights and the step."""
+
+    def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A checkpoint that could not be measured, and why."""
+
+    run_id: str
+    step: int
+    reason: str
+
+
+def measure_all(
+    cells: Sequence[tuple[Run, int]], what: Measurement, progress: bool = True
+) -> tuple[dict[Place, Arrays], list[Gap]]:
+    """One measurement of many checkpoints, as many at a time as there are cores.
+
+    Returns:
+        The arrays by (run id, step), and the checkpoints that are missing or corrupt.
+    """
+    found: dict[Place, Arrays] = {}
+    todo: list[tuple[Run, int]] = []
+    for run, step in {(run.id, step): (run, step) for run, step in cells}.values():
+        kept = read_kept(_file(run, step, what), _key(run, step, what))
+        if kept is None:
+            todo.append((run, step))
+        else:
+            found[run.id, step] = kept
+    todo.sort(key=lambda cell: -cell[0].config.model.n_params)
+    results = parallel_map(
+        _measure_one,
+        [(run, step, what) for run, step in todo],
+        progress=progress,
+        desc=what.name.replace("_", " "),
+        unit="checkpoint",
+        here=sum(run_flops(run.config) for run in {run.id: run for run, _ in todo}.values())
+        < SHORT,
+        gate=gate([measuring_bytes(run.config.model) for run, _ in todo]),
+    )
+    gaps = []
+    for (run, step), result in zip(todo, results, strict=True):
+        if isinstance(result, str):
+            gaps.append(Gap(run.id, step, result))
+        else:
+            found[run.id, step] = result
+    return found, gaps
+
+
+def _measure_one(job: tuple[Run, int, Measurement]) -> Arrays | str:
+    run, step, what = job
+    try:
+        model = run.model(step)
+    except CheckpointError as error:
+        return str(error)
+    with share_of_device(measuring_bytes(run.config.model)):
+        found = what(on_device(model), step)
+    arrays = {name: np.asarray(array) for name, array in sorted(found.items())}
+    write_kept(_file(run, step, what), _key(run, step, what), arrays)
+    return arrays
+
+
+# --- kept results ----------------------------------------------------------------------------
+
+
+def _key(run: Run, step: int, what: Measurement) -> dict[str, Any]:
+    return {"run": run.id, "step": step, "what": what.name, "digest": what.digest}
+
+
+def _file(run: Run, step: int, what: Measurement) -> Path:
+    short = stable_hash(_key(run, step, what))[:12]
+    return run.folder / "evaluations" / f"{what.name}-{step:06d}-{short}.safetensors"
+
+
+def _sha256(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def write_kept(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
+    """Keep arrays under a key, wholly or not at all."""
+    from safetensors.numpy import save
+
+    metadata = {"key": json.dumps(key, sort_keys=True), "sha256": _sha256(arrays)}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with atomic_file(path) as target:
+        target.write_bytes(save(contiguous, metadata))
+
+
+def read_kept(path: Path, key: dict[str, Any]) -> Arrays | None:
+    """Kept arrays; None if there are none of this key or they are damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
+    except (OSError, SafetensorError, ValueError):
+        return None
+    same = metadata.get("key") == json.dumps(key, sort_keys=True)
+    return arrays if same and metadata.get("sha256") == _sha256(arrays) else None

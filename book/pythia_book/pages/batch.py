@@ -1,0 +1,322 @@
+"""Drawings, data and numbers of the page on how a batch comes about.
+
+The figures follow one row from the documents into a batch, with `order.RowOrder` on two corpora:
+the one that scale smoke trains on, if its text is in the cache while the book is built, and a few
+sentences written for this page, which also stand in for the first. The page's script computes the
+same order in the browser, the shuffles included; tests hold the two together. Text of the corpus
+goes into the built page only, for the rows that a run at scale smoke reads.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.style import INK, MUTED, WIDTH, Drawing, style
+from pythia_core.data.order import RowOrder, batch_hash, epochs_needed, rows_asked_for
+from pythia_core.errors import PythiaError
+from pythia_core.util.files import cache_dir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FOOTER = "drawn by book/pythia_book/pages/batch.py whenever the book is built"
+DEDUPED_TOKENS = 207_000_000_000
+"""Tokens of the deduplicated Pile, as the paper's section 2.2 has them."""
+TEXTS = (
+    "The ferry leaves at nine. Nobody has told the gulls.",
+    "To bake bread you need flour, water, salt and time; of these, time is the hard one.",
+    "A red kite hangs over the field and waits.",
+    "for i in range(3): print(i)",
+    "Dear Ada, the apples are in the cellar and the key is under the blue pot.",
+    "In winter the lake carries a cart; in spring it does not carry a hat.",
+    "Q: Which way to the station? A: Downhill, then ask again.",
+    "The train was late, so we learned the names of all the clouds.",
+    "Rain.",
+    "She counted the steps of the tower twice and got two answers, both of them right.",
+    "Moss grows on the north side, said the guide, and walked south.",
+    "Leave the lamp on; the cat reads at night.",
+)
+TINY_ROW, TINY_BATCH, TINY_VOCABULARY = 8, 4, 320
+
+
+@dataclass(frozen=True)
+class Example:
+    """A corpus small enough for a page, with its order of training."""
+
+    name: str
+    sizes: list[int]
+    seed: int
+    epochs: int
+    seq_len: int
+    batch_size: int
+    steps: int
+    pieces: dict[int, str]
+    """What each id that is shown says; "" for the end of a document."""
+    rows: list[list[int]]
+    """The rows of the first `steps` batches."""
+    documents: list[list[int]]
+    """All ids, by document; none if they are too many for a page."""
+
+    @property
+    def order(self) -> RowOrder:
+        return RowOrder(self.sizes, self.seq_len, self.seed, self.epochs)
+
+    def batch(self, step: int) -> np.ndarray:
+        return np.array(self.rows[step * self.batch_size : (step + 1) * self.batch_size])
+
+
+def _pieces(ids: set[int], tokenizer: Any, eod: int) -> dict[int, str]:
+    from pythia_core.data.tokenizer import token_bytes
+
+    known = token_bytes(tokenizer)
+    return {
+        i: "" if i == eod else (known[i] or b"?").decode("utf-8", "replace") for i in sorted(ids)
+    }
+
+
+@functools.cache
+def tiny() -> Example:
+    """The sentences above, cut by a tokenizer trained on them."""
+    from pythia_core.data.tokenizer import EOD, encode_documents, train_bpe
+
+    tokenizer = train_bpe(TEXTS * 2, TINY_VOCABULARY)
+    eod = tokenizer.token_to_id(EOD)
+    documents = [[*ids, eod] for ids in encode_documents(tokenizer, list(TEXTS))]
+    sizes = [len(ids) for ids in documents]
+    order = RowOrder(sizes, TINY_ROW)
+    stream = np.concatenate([documents[d] for d in order.documents])
+    steps = order.n_rows // TINY_BATCH
+    starts = order.shuffle[: steps * TINY_BATCH].astype(int) * TINY_ROW
+    rows = stream[starts[:, None] + np.arange(TINY_ROW + 1)].tolist()
+    pieces = _pieces(set(stream.tolist()), tokenizer, eod)
+    return Example(
+        "twelve short texts", sizes, order.seed, 1, TINY_ROW, TINY_BATCH, steps, pieces, rows,
+        documents,
+    )  # fmt: skip
+
+
+@functools.cache
+def real() -> Example:
+    """What a run at scale smoke reads, if its text is here; else the short texts.
+
+    Nothing is fetched: a book is built without a network.
+    """
+    from pythia_book.corpora.pocket_pile import wheels_needed
+    from pythia_book.corpora.wheels import WHEELS
+    from pythia_core.data.prepare import prepare
+    from pythia_core.suite import scale_named
+
+    scale = scale_named("smoke")
+    folder = cache_dir() / "wheels"
+    if not all((folder / WHEELS[n].file).is_file() for n in wheels_needed(scale.data.domains)):
+        return tiny()
+    try:
+        data = prepare(scale.data, progress=False)
+        rows = data.rows.rows(0, scale.steps * scale.batch_size)
+    except (PythiaError, OSError):  # a damaged cache is no reason for a book without this page
+        return tiny()
+    return Example(
+        "what a run at scale smoke reads",
+        data.tokens.sizes.tolist(),
+        data.config.order_seed,
+        data.config.epochs,
+        data.config.seq_len,
+        scale.batch_size,
+        scale.steps,
+        _pieces(set(np.unique(rows).tolist()), data.tokenizer, data.eod_id),
+        rows.tolist(),
+        [],
+    )
+
+
+def script_data(name: str) -> dict[str, Any]:
+    """What the page's script needs to draw a figure: "follow" or "shuffle"."""
+    example = real() if name == "follow" else tiny()
+    return {
+        "sizes": example.sizes,
+        "seed": example.seed,
+        "epochs": example.epochs,
+        "seqLen": example.seq_len,
+        "batchSize": example.batch_size,
+        "steps": example.steps,
+        "pieces": example.pieces,
+        "rows": example.rows if name == "follow" else [],
+        "documents": example.documents if name == "shuffle" else [],
+        "first": telling(example),
+        "hashes": [batch_hash(example.batch(step)) for step in range(example.steps)],
+    }
+
+
+@functools.cache
+def values() -> dict[str, str]:
+    """The numbers that the page's prose takes from here, as text."""
+    from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
+
+    example, shards = real(), RELEASED["pile-standard"].shards
+    asked = rows_asked_for(STEPS, BATCH)
+    tokens = {"standard": RELEASED["pile-seed0"].shards.total // 2, "deduped": DEDUPED_TOKENS}
+    found = {
+        "example": example.name,
+        "documents": f"{len(example.sizes):,}",
+        "tokens": f"{sum(example.sizes):,}",
+        "seq_len": f"{example.seq_len}",
+        "batch_size": f"{example.batch_size}",
+        "stream_rows": f"{example.order.n_rows:,}",
+        "row_bytes": f"{(SEQ_LEN + 1) * 2:,}",
+        "batch_bytes": f"{(SEQ_LEN + 1) * 2 * BATCH:,}",
+        "shards": f"{len(shards.sizes)}",
+        "all_rows": f"{N_ROWS:,}",
+        "all_gigabytes": f"{shards.total / 1e9:,.0f}",
+        "asked": f"{asked:,}",
+    }
+    for arm, total in tokens.items():
+        epochs = epochs_needed(total, SEQ_LEN, asked)
+        share = N_ROWS / ((epochs * total - 1) // SEQ_LEN)
+        found[f"{arm}_epochs"] = f"{epochs}"
+        found[f"{arm}_share"] = f"{100 * share:.1f} %"
+        for times in range(epochs + 1):
+            chance = math.comb(epochs, times) * share**times * (1 - share) ** (epochs - times)
+            found[f"{arm}_seen_{times}"] = f"{100 * chance:.1f} %"
+    return found
+
+
+# --- drawings --------------------------------------------------------------------------------
+
+
+def hue(document: int, documents: int) -> str:
+    """The colour of a document by its place in the file, as in the page's script."""
+    degrees = (20 + 300 * document / max(documents - 1, 1)) % 360
+    red, green, blue = colorsys.hls_to_rgb(degrees / 360, 0.62, 0.6)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
+    """(document, first token, last token + 1) of each part of row `row` of the stream."""
+    first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
+    lengths = np.array(sizes)[order.documents]
+    ends = np.cumsum(lengths)
+    found = []
+    for place in range(int(np.searchsorted(ends, first, "right")), len(ends)):
+        low = int(ends[place] - lengths[place])
+        if low >= stop:
+            break
+        if lengths[place]:
+            document = int(order.documents[place])
+            found.append((document, max(first - low, 0), min(stop, int(ends[place])) - low))
+    return found
+
+
+def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, named: bool) -> None:
+    """Documents side by side: (start, width, number)."""
+    from matplotlib.patches import Rectangle
+
+    for start, width, document in parts:
+        ax.add_patch(
+            Rectangle((start, y), width, 0.7, facecolor=hue(document, n), edgecolor="white",
+                      linewidth=0.4 if named else 0)
+        )  # fmt: skip
+        if named and width > 0.02:
+            ax.text(start + width / 2, y + 0.34, f"{document}", ha="center", va="center",
+                    fontsize=6.5)  # fmt: skip
+
+
+def telling(example: Example) -> tuple[int, int]:
+    """(step, row of the batch) of the first row with parts of most documents: the one to show."""
+    numbers = example.order.shuffle[: len(example.rows)].tolist()
+    parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
+    return divmod(parts.index(max(parts)), example.batch_size)
+
+
+def _picture(example: Example) -> Drawing:
+    """File, shuffled stream, rows and one batch, one under the other."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    order, n, S = example.order, len(example.sizes), example.seq_len
+    sizes = np.array(example.sizes)
+    total, named = order.epochs * sizes.sum(), n < 40
+    step, place = telling(example)
+    row = int(order.shuffle[step * example.batch_size + place])
+    tiled = np.tile(np.arange(n), order.epochs)
+    with style():
+        figure = Figure(figsize=(WIDTH, 4.6))
+        # placed by hand: the solver of a constrained layout rounds one way or the other
+        figure.subplots_adjust(left=0.01, right=0.99, bottom=0.06, top=0.95, hspace=0.3)
+        figure.text(0.008, 0.012, FOOTER, fontsize=6.5, color=MUTED)
+        top, middle, grid, batch = figure.subplots(4, 1, height_ratios=(1.2, 0.9, 0.9, 1.6))
+        for y, documents, label in ((1.1, tiled, "in the file"), (0, order.documents, "shuffled")):
+            ends = np.cumsum(sizes[documents])
+            parts = zip((ends - sizes[documents]) / total, sizes[documents] / total, documents,
+                        strict=True)  # fmt: skip
+            _strip(top, y, [(float(s), float(w), int(d)) for s, w, d in parts], n, named)
+            top.text(-0.01, y + 0.35, label, ha="right", va="center", fontsize=7.5)
+        top.plot([(row * S + S / 2) / total] * 2, [-0.35, 0.8], color=INK, linewidth=1.2)
+        top.set(xlim=(-0.13, 1), ylim=(-0.4, 2.0), title="1  the documents are shuffled")
+        low, high = row * S - 1.5 * S, row * S + 2.5 * S
+        ends = np.cumsum(sizes[order.documents])
+        begins = ends - sizes[order.documents]
+        near = [
+            (float(max(b, low)), float(min(e, high) - max(b, low)), int(d))
+            for b, e, d in zip(begins, ends, order.documents, strict=True)
+            if e > low and b < high
+        ]
+        _strip(middle, 0, near, n, False)
+        for start, width, document in near:
+            if width > 0.3 * S:
+                middle.text(start + width / 2, 0.34, f"document {document}", ha="center",
+                            va="center", fontsize=7)  # fmt: skip
+        for k in range(-1, 3):
+            middle.plot([(row + k) * S] * 2, [-0.3, 1.0], color=INK, linewidth=0.9)
+        middle.add_patch(Rectangle((row * S, -0.08), S + 1, 0.86, fill=False,
+                                   edgecolor=INK, linewidth=2))  # fmt: skip
+        middle.text(row * S + S / 2, -0.3, f"row {row:,}", ha="center", va="top", fontsize=7.5)
+        middle.set(xlim=(low - 0.5 * S, high), ylim=(-0.75, 1.05),
+                   title=f"2  their stream is cut into rows of {S}")  # fmt: skip
+        shown = min(example.steps, 24)
+        for k in range(shown):
+            for i in range(example.batch_size):
+                number = int(order.shuffle[k * example.batch_size + i])
+                colour = hue(spans(order, example.sizes, number)[0][0], n)
+                grid.add_patch(Rectangle((k, -i), 0.9, 0.9, facecolor=colour, linewidth=0))
+        grid.add_patch(Rectangle((step - 0.05, 0.95), 1, -example.batch_size, fill=False,
+                                 edgecolor=INK, linewidth=1.6))  # fmt: skip
+        grid.set(xlim=(-1, shown), ylim=(1 - example.batch_size, 1.2), title="3  the rows are "
+                 "shuffled; each column is a batch, coloured by its rows' documents")  # fmt: skip
+        for i, ids in enumerate(example.batch(step).tolist()):
+            number = int(order.shuffle[step * example.batch_size + i])
+            at = 0
+            for document, first, stop in spans(order, example.sizes, number):
+                batch.add_patch(Rectangle((at, -i), stop - first, 0.8, linewidth=0,
+                                          facecolor=hue(document, n)))  # fmt: skip
+                at += stop - first
+            words = "".join(example.pieces[t] or " \N{SQUARE LOZENGE} " for t in ids)
+            words = " ".join(words.split()).replace("$", r"\$")
+            batch.text(0.006 * S, 0.4 - i, words[:88], va="center", fontsize=6.5)
+        batch.set(xlim=(0, S + 1), ylim=(0.9 - example.batch_size, 1),
+                  title=f"4  batch {step}: the beginning of its rows")  # fmt: skip
+        for ax in (top, middle, grid, batch):
+            ax.set_axis_off()
+    parts = ", ".join(f"{d}" for d, _, _ in spans(order, example.sizes, row))
+    return Drawing(
+        figure,
+        f"Four steps. {n} documents in the order of the file and shuffled; the stream of the "
+        f"shuffled documents near row {row}, which holds document(s) {parts}; a grid of the "
+        f"first {shown} batches of {example.batch_size} shuffled rows; and the beginning of the "
+        f"text of the rows of batch {step}.",
+    )
+
+
+def follow() -> Drawing:
+    """One batch of the corpus, from documents to rows."""
+    return _picture(real())
+
+
+def shuffle() -> Drawing:
+    """The same for a few sentences, which the page's script can shuffle anew."""
+    return _picture(tiny())

@@ -1,0 +1,289 @@
+"""Drawings and numbers of the page on rotary embeddings, computed from the model's own functions.
+
+Angles, cos and sin come from `kernels.rotary.rotary_tables`, scores from vectors turned by
+`rotary_reference`, the shapes from the official configs. The page's script draws the same things in
+the browser; tests hold the two together. What is not here: models or runs, none are needed.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.style import INK, MUTED, WIDTH, Drawing, panels, reference, style
+from pythia_core.config import ModelConfig
+from pythia_core.suite import OFFICIAL_SIZES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
+BLUE, ORANGE = "#0072b2", "#d55e00"
+SHOWN = 64
+"""The head dim that figures of one head use: that of 70M, 160M and 410M."""
+REACH = 128
+"""Positions that the turning hands can take."""
+STRETCH = 32
+"""Positions per point of the error curves: the largest error among them is drawn."""
+WAYS = {
+    "bf16": ("bf16 throughout", BLUE, "-"),
+    "fp16": ("fp16 throughout", ORANGE, "-"),
+    "fp32, bf16": ("angle in fp32, then bf16", BLUE, (0, (3, 1.5))),
+    "fp32, fp16": ("angle in fp32, then fp16", ORANGE, (0, (3, 1.5))),
+}
+"""How cos and sin can be computed: label, colour, line."""
+
+
+# --- numbers ---------------------------------------------------------------------------------
+
+
+def head_dims() -> dict[int, ModelConfig]:
+    """Every head dim of the official sizes, smallest first, with a config that has it."""
+    found = {size.model().head_dim: size.model() for size in OFFICIAL_SIZES.values()}
+    return dict(sorted(found.items()))
+
+
+def models_of(head_dim: int) -> list[str]:
+    """The official sizes with this head dim, as in "70M"."""
+    sizes = OFFICIAL_SIZES.values()
+    return [size.name.upper() for size in sizes if size.model().head_dim == head_dim]
+
+
+def inverse_frequencies(head_dim: int) -> np.ndarray:
+    """Radians per position of each rotated pair: the angles at position 1, fp32."""
+    import torch
+
+    from pythia_core.kernels.rotary import rotary_tables
+
+    config = head_dims()[head_dim]
+    cos, sin = rotary_tables(2, config.rotary_dims, config.rotary_base)
+    return torch.atan2(sin[1], cos[1]).numpy()
+
+
+def wavelengths(head_dim: int) -> np.ndarray:
+    """Positions in which each pair makes one full turn."""
+    return 2 * math.pi / inverse_frequencies(head_dim).astype(float)
+
+
+def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
+    """Score of every query position m (rows) and key position n (columns), at most 1.
+
+    Query and key are the same vector, one hand of length 1 in each rotated pair and nothing else,
+    turned by the model's own code.
+    """
+    import torch
+
+    from pythia_core.kernels.rotary import rotary_reference, rotary_tables
+
+    config = head_dims()[head_dim]
+    half = config.rotary_dims // 2
+    vector = torch.zeros(positions, head_dim)
+    vector[:, :half] = 1.0
+    tables = rotary_tables(positions, config.rotary_dims, config.rotary_base)
+    turned = rotary_reference(vector, *tables)
+    return (turned @ turned.T / half).numpy()
+
+
+def table_errors(head_dim: int, way: str) -> np.ndarray:
+    """Errors of cos and sin, the larger of the two, as (position, pair).
+
+    Args:
+        head_dim: one of the official sizes'.
+        way: a key of WAYS; one type's name: frequency, position, angle, cos and sin are all
+            rounded to it; with "fp32, " before it: only the model's fp32 tables are.
+    """
+    import torch
+
+    from pythia_core.kernels.rotary import rotary_tables
+
+    config = head_dims()[head_dim]
+    lanes = torch.arange(0, config.rotary_dims, 2, dtype=torch.float64)
+    exact = config.rotary_base ** (-lanes / config.rotary_dims)
+    positions = torch.arange(config.max_seq_len)
+    truth = torch.outer(positions.double(), exact)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[way.split(", ")[-1]]
+    if way.startswith("fp32"):
+        tables = rotary_tables(config.max_seq_len, config.rotary_dims, config.rotary_base)
+        cos, sin = (table.to(kind) for table in tables)
+    else:
+        angles = positions.to(kind)[:, None] * exact.to(kind)
+        cos, sin = angles.cos(), angles.sin()
+    errors = torch.maximum((cos.double() - truth.cos()).abs(), (sin.double() - truth.sin()).abs())
+    return errors.numpy()
+
+
+@functools.cache
+def values() -> dict[str, str]:
+    """The numbers that the page's prose takes from here, as text."""
+    import torch
+
+    config = head_dims()[SHOWN]
+    turns, context = wavelengths(SHOWN), config.max_seq_len
+    last = torch.tensor(float(context - 1), dtype=torch.bfloat16)
+    found = {
+        "base": f"{config.rotary_base:,.0f}",
+        "context": f"{context:,}",
+        "rotated": f"{config.rotary_dims}",
+        "left": f"{SHOWN - config.rotary_dims}",
+        "pairs": f"{len(turns)}",
+        "fastest": f"{turns[0]:.2f}",
+        "slowest": f"{turns[-1]:,.0f}",
+        "slow_pairs": f"{(turns > context).sum()}",
+        "last_position": f"{context - 1:,}",
+        "last_in_bf16": f"{float(last):,.0f}",
+    }
+    for head_dim in (SHOWN, 128):
+        for way in WAYS:
+            key = f"{way.replace(', ', '_')}_{head_dim}"
+            worst = table_errors(head_dim, way).max()
+            found[key] = f"{worst:.2f}" if worst > 0.01 else f"{worst:.4f}"
+    return found
+
+
+# --- drawings --------------------------------------------------------------------------------
+
+
+def hue(pair: int, pairs: int) -> str:
+    """The colour of a pair, hot for fast and cold for slow, as in the page's script."""
+    degrees = (25 - 170 * pair / max(pairs - 1, 1)) % 360
+    red, green, blue = colorsys.hls_to_rgb(degrees / 360, 0.47, 0.65)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+
+
+def _dial(ax: Axes, at: float, query: float, key: float, colour: str) -> None:
+    """A clock face; angles from twelve o'clock, clockwise."""
+    from matplotlib.patches import Circle, Wedge
+
+    apart = math.degrees(math.remainder(query - key, 2 * math.pi))  # the smaller way round
+    start = 90 - math.degrees(key)
+    low, high = min(start, start - apart), max(start, start - apart)
+    ax.add_patch(Wedge((at, 0), 0.5, low, high, color=colour, alpha=0.22, linewidth=0))
+    ax.add_patch(Circle((at, 0), 1, fill=False, color=MUTED, linewidth=0.8))
+    for angle, line in ((key, (0, (2, 1.2))), (query, "-")):
+        tip = at + 0.92 * math.sin(angle), 0.92 * math.cos(angle)
+        ax.plot([at, tip[0]], [0, tip[1]], color=colour, linestyle=line, linewidth=1.8)
+
+
+def turning() -> Drawing:
+    """The hands of every pair for one query and key, and the score against the distance."""
+    from matplotlib.figure import Figure
+
+    m, n = 20, 12
+    turn, table = inverse_frequencies(SHOWN), scores(SHOWN)
+    pairs = len(turn)
+    with style():
+        figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+        figure.get_layout_engine().set(rect=(0.01, 0.05, 0.98, 0.95))
+        figure.text(0.008, 0.012, FOOTER, fontsize=6.5, color=MUTED)
+        dials, ax = figure.subplots(2, 1, height_ratios=(1, 1.7))
+        for i in range(pairs):
+            _dial(dials, 2.5 * i, m * turn[i], n * turn[i], hue(i, pairs))
+            dials.text(2.5 * i, -1.5, f"pair {i}", ha="center", va="center", fontsize=7.5)
+        dials.set(xlim=(-1.6, 2.5 * pairs - 0.9), ylim=(-1.8, 1.2), aspect="equal")
+        dials.set_axis_off()
+        dials.set_title(f"query at m = {m} (solid hands), key at n = {n} (dashed)")
+        distance = np.arange(1 - REACH, REACH)
+        curve = [table.diagonal(-d)[0] for d in distance]
+        ax.axvspan(1 - REACH, -0.5, color="#f2f2f2", linewidth=0)
+        ax.text(-REACH + 4, 0.93, "key after query: masked", color=MUTED, fontsize=7.5, va="top")
+        ax.plot(distance, curve, color=INK, linewidth=1.1)
+        for shift in range(0, REACH - m, 12):  # both moved: the same point each time
+            ax.plot([m - n], [table[m + shift, n + shift]], "o", color=ORANGE, markersize=5)
+        ax.annotate(f"m \N{MINUS SIGN} n = {m - n},\nwherever the two are", (m - n, table[m, n]),
+                    (20, -0.36), color=ORANGE, fontsize=8,
+                    arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8})  # fmt: skip
+        ax.set(xlim=(1 - REACH, REACH - 1), ylim=(-0.5, 1.05))
+        ax.set(xlabel="distance m \N{MINUS SIGN} n", ylabel="score (most: 1)")
+        ax.spines[["top", "right"]].set_visible(False)
+    return Drawing(
+        figure,
+        f"Above, {pairs} clock dials, one a rotated pair of a head of {SHOWN} dims: each has a "
+        f"solid hand for a query at position {m} and a dashed one for a key at {n}; the first "
+        "turn fast, the last hardly. Below, the score against the distance m minus n: highest at "
+        "0, then a decaying wave; moving both positions together gives the same point.",
+    )
+
+
+def quarter() -> Drawing:
+    """Which dims of a head rotate, and which pairs they form, for every official head dim."""
+    from matplotlib.patches import Arc, Rectangle
+
+    dims = head_dims()
+    with style():
+        figure, (ax,) = panels(1, 3.3, f"arcs join the two dims of a pair; {FOOTER}")
+        for row, (head_dim, config) in enumerate(dims.items()):
+            half, wide, y = config.rotary_dims // 2, 256 / head_dim, -1.5 * row
+            for dim in range(head_dim):
+                colour = hue(dim % half, half) if dim < 2 * half else "#dedede"
+                ax.add_patch(Rectangle((dim * wide, y), wide, 0.55, facecolor=colour,
+                                       edgecolor="white", linewidth=0.25))  # fmt: skip
+            for i in range(half):
+                middle = (i + half / 2 + 0.5) * wide
+                ax.add_patch(Arc((middle, y + 0.55), half * wide, 0.9, theta1=0, theta2=180,
+                                 color=hue(i, half), linewidth=0.7))  # fmt: skip
+            ax.text(-4, y + 0.28, f"{head_dim} dims", ha="right", va="center", fontsize=8.5)
+            ax.text(260, y + 0.28, ", ".join(models_of(head_dim)), va="center", fontsize=8)
+            words = f"the first {config.rotary_dims} rotate; {head_dim - config.rotary_dims} do not"
+            ax.text(256, y + 0.68, words, ha="right", fontsize=7.5, color=MUTED)
+        ax.set(xlim=(-34, 326), ylim=(-1.5 * len(dims) + 1.2, 1.25))
+        ax.set_axis_off()
+    shares = ", ".join(f"{c.rotary_dims} of {d}" for d, c in dims.items())
+    return Drawing(
+        figure,
+        "Five strips of cells, one a head dim of the official sizes; the first quarter is coloured "
+        f"({shares}). Arcs join dim i with the dim half a quarter further on.",
+    )
+
+
+def frequencies() -> Drawing:
+    """Wavelength of every pair, for every official head dim, against the context."""
+    dims = head_dims()
+    context = dims[SHOWN].max_seq_len
+    with style():
+        figure, (ax,) = panels(1, 2.7, f"one dot a pair; dotted: the context; {FOOTER}")
+        for row, head_dim in enumerate(dims):
+            turns = wavelengths(head_dim)
+            for i, turn in enumerate(turns):
+                ax.plot([row], [turn], "o", color=hue(i, len(turns)), markersize=5)
+            slow = f"{(turns > context).sum()} of {len(turns)} above"
+            ax.text(row + 0.08, context * 1.18, slow, fontsize=7.5, color=MUTED)
+        reference(ax, context)
+        ax.set_yscale("log")
+        ax.set_xticks(range(len(dims)), [f"{d} dims" for d in dims])
+        ax.set_xlim(-0.4, len(dims) - 0.3)
+        ax.grid(axis="x", visible=False)
+        ax.set_ylabel("tokens for one full turn")
+    low, high = wavelengths(SHOWN)[[0, -1]]
+    return Drawing(
+        figure,
+        "Tokens that each pair needs for one full turn, on a logarithmic scale, for five head "
+        f"dims; evenly spaced dots, for {SHOWN} dims from {low:.1f} to {high:,.0f}, some of them "
+        f"above the context of {context:,}.",
+    )
+
+
+def precision() -> Drawing:
+    """Error of cos and sin against the position, by how they are computed."""
+    with style():
+        notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
+        figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)
+        for ax, head_dim in zip(axes, (SHOWN, 128), strict=True):
+            for way, (label, colour, line) in WAYS.items():
+                worst = table_errors(head_dim, way).max(axis=1)
+                middle = np.arange(STRETCH / 2, len(worst), STRETCH)
+                tops = worst.reshape(-1, STRETCH).max(axis=1)
+                ax.plot(middle, tops, color=colour, linestyle=line, label=label)
+            ax.set_yscale("log")
+            ax.set(title=f"head of {head_dim} dims", xlabel="position", xlim=(0, len(worst)))
+        axes[0].set_ylabel("error of cos or sin")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return Drawing(
+        figure,
+        "Error of cos or sin against the position on a logarithmic scale, for heads of "
+        f"{SHOWN} and 128 dims. With everything in bf16 or fp16 it grows with the position, to "
+        "the size of cos itself in bf16; with the angle in fp32 it stays flat and small.",
+    )

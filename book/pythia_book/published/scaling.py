@@ -1,0 +1,321 @@
+"""The released benchmark results, and the paper's claims about them checked (sections 2.4 and 2.6).
+
+Nothing is trained here. Every value has the standard error that the harness gave it; two models are
+scored on the same items, but item by item results were not released, so that a difference gets the
+error of independent scores: its interval is too wide rather than too narrow. Means over tasks
+leave WSC out (it sits at the share of its more frequent label in a third of all rows).
+"Costs nothing" is read as: the interval of the cost lies below two points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.published.tables import MODELS, TASKS, TOKENS_PER_STEP
+from pythia_book.stats import NOT_TESTABLE, directional_verdict, small_cost_verdict
+from pythia_core.suite import OFFICIAL_SIZES, size_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+
+INFORMATIVE = tuple(task for task in TASKS if task != "wsc")
+LAST, MIDDLE = 143_000, 93_000
+COLUMNS = {
+    "curves": ["model", "deduped", "shots", "task", "step", "tokens", "value", "low", "high"],
+    "means": ["model", "deduped", "shots", "step", "tokens", "value", "low", "high"],
+    "final": ["name", "family", "n_params", "task", "value", "low", "high"],
+    "batch": ["model", "batch_tokens", "tokens", "value", "low", "high"],
+}
+Z = 1.959964
+"""Standard errors on either side of a 95 % interval."""
+UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
+OPT_TWINS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b"}
+"""The models below 6B of equal depth and width."""
+BLOOM_TWINS = {"410m": "bloom-560m", "1.4b": "bloom-1b7", "2.8b": "bloom-3b", "6.9b": "bloom-7b1"}
+"""Equal width, and equal depth up to two layers; BLOOM's larger vocabulary makes the difference."""
+MARGINAL = 2.0
+"""Points that still count as no cost."""
+NOT_RELEASED = "not among the released files"
+
+
+@dataclass(frozen=True)
+class PublishedScaling:
+    """Tables to draw, claims with verdicts, numbers for prose."""
+
+    tables: dict[str, pd.DataFrame]
+    """curves (accuracy over training), means (the same, over seven tasks), final (zero-shot, with
+    OPT and BLOOM), batch (means over eight tasks, five-shot); columns as in COLUMNS."""
+    claims: list[dict[str, Any]]
+    values: dict[str, Any]
+
+
+def published_scaling(published: Published | None) -> PublishedScaling:
+    """The released picture; without a source empty tables, and claims that say so."""
+    import pandas as pd
+
+    if published is None or published.benchmarks.empty:
+        return PublishedScaling(
+            {name: pd.DataFrame(columns=columns) for name, columns in COLUMNS.items()},
+            _claims(None),
+            {"available": "no"},
+        )
+    rows = published.benchmarks
+    acc = rows[rows.metric == "acc"]
+    curves = _with_interval(acc.assign(tokens=acc.step * TOKENS_PER_STEP))
+    tables = {
+        "curves": curves[COLUMNS["curves"]],
+        "means": _means(curves),
+        "final": _final(published, acc),
+        "batch": _batch(published),
+    }
+    values = {
+        "available": "yes",
+        "n_models": int(acc[["model", "deduped"]].drop_duplicates().shape[0]),
+        "n_steps": int(acc[acc.shots == 0].step.nunique()),
+        "n_left_out": len(published.left_out),
+    }
+    return PublishedScaling(tables, _claims(published), values)
+
+
+def published_deduplication(published: Published | None) -> pd.DataFrame:
+    """model, shots, step, value, low, high: deduplicated minus standard, mean over the seven tasks
+    without WSC, in points; at the last step and at 93,000. Empty without a source.
+    """
+    import pandas as pd
+
+    columns = ["model", "shots", "step", "value", "low", "high"]
+    if published is None or published.benchmarks.empty:
+        return pd.DataFrame(columns=columns)
+    rows = published.benchmarks
+    rows = rows[
+        (rows.metric == "acc") & rows.task.isin(INFORMATIVE) & rows.step.isin([MIDDLE, LAST])
+    ]
+    found = []
+    for (shots, step, model), group in rows.groupby(["shots", "step", "model"]):
+        value, error = _mean_difference(group[group.deduped], group[~group.deduped])
+        found.append((model, shots, step, *_interval(value, error)))
+    frame = pd.DataFrame(found, columns=columns)
+    return _sorted(frame, ["shots", "step", "model"])
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _with_interval(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(
+        low=frame.value - Z * frame.stderr.fillna(0), high=frame.value + Z * frame.stderr.fillna(0)
+    )
+
+
+def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Models in their order, not the alphabet's."""
+    rank = {name: i for i, name in enumerate(MODELS)}
+    return frame.sort_values(
+        by, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
+    )
+
+
+def _mean_over_tasks(frame: pd.DataFrame, keys: list[str], n_tasks: int) -> pd.DataFrame:
+    """value, low, high of each group that has all its tasks, these being independent."""
+    grouped = frame.assign(variance=frame.stderr**2).groupby(keys)
+    means = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
+    means = means[means.n == n_tasks].reset_index()
+    return _with_interval(means.assign(stderr=means.variance**0.5 / means.n))
+
+
+def _means(curves: pd.DataFrame) -> pd.DataFrame:
+    keys = COLUMNS["means"][:5]
+    means = _mean_over_tasks(curves[curves.task.isin(INFORMATIVE)], keys, len(INFORMATIVE))
+    return _sorted(means[COLUMNS["means"]], ["shots", "model", "deduped", "step"])
+
+
+def _final(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    ours = acc[(acc.shots == 0) & (acc.step == LAST)].copy()
+    ours["name"] = ours.model + np.where(ours.deduped, "-deduped", "")
+    ours["family"] = np.where(ours.deduped, "pythia-deduped", "pythia")
+    ours["n_params"] = ours.model.map({m: size_named(m).model().n_params for m in OFFICIAL_SIZES})
+    others = published.baselines
+    others = others[others.metric == "acc"].rename(columns={"model": "name"})
+    both = _with_interval(pd.concat([ours, others]))
+    return both[COLUMNS["final"]].sort_values(["family", "n_params", "task"], ignore_index=True)
+
+
+def _batch(published: Published) -> pd.DataFrame:
+    """Means over the eight tasks, five-shot, of small and of full batches at the same tokens."""
+    import pandas as pd
+
+    small = published.batch_size
+    small = small[(small.metric == "acc") & (small.shots == 5)]
+    full = published.benchmarks
+    full = full[(full.metric == "acc") & (full.shots == 5) & ~full.deduped]
+    full = full.assign(batch_tokens=TOKENS_PER_STEP, tokens=full.step * TOKENS_PER_STEP)
+    rows = pd.concat([small, full[full.model.isin(small.model.unique())]])
+    keys = COLUMNS["batch"][:3]
+    return _sorted(_mean_over_tasks(rows, keys, len(TASKS))[COLUMNS["batch"]], keys)
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+
+def _interval(value: float, error: float) -> tuple[float, float, float]:
+    return value, value - Z * error, value + Z * error
+
+
+def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
+    """Mean over the tasks that both have of a - b in points, and its standard error."""
+    a, b = a.set_index("task"), b.set_index("task")
+    tasks = [task for task in a.index if task in b.index]
+    difference = 100 * (a.value[tasks] - b.value[tasks])
+    variance = 100**2 * (a.stderr[tasks] ** 2 + b.stderr[tasks] ** 2)
+    return float(difference.mean()), float(variance.sum() ** 0.5 / len(tasks))
+
+
+def _claims(published: Published | None) -> list[dict[str, Any]]:
+    """What the paper says, the released numbers as text, a verdict on them; ours is None."""
+    rows: list[dict[str, Any]] = []
+
+    def row(claim: str, paper: str, text: str | None, verdict: str | None) -> None:
+        rows.append({"claim": claim, "paper": paper, "published": text or UNAVAILABLE, "ours": None,
+                     "low": None, "high": None, "verdict": verdict or NOT_TESTABLE})  # fmt: skip
+
+    found = _Findings(published) if published and not published.benchmarks.empty else None
+    for claim, paper, find in (
+        ("Released models: accuracy rises with size (slope per tenfold size of the mean over seven "
+         "tasks, points)", "rises", _Findings.size),
+        ("Released models: the smallest lose LAMBADA accuracy late in training, the largest do not "
+         "(last minus best checkpoint, points)", "not discussed", _Findings.decline),
+        ("Released models: deduplication brings no clear benefit (mean over seven tasks, points)",
+         "no clear benefit", _Findings.deduplication),
+        ("Released models: batches of 2M tokens cost small models nothing (full minus small "
+         "batches, five-shot mean over eight tasks, points)", "no harm", _Findings.batch),
+        ("Released models: the parallel residual costs nothing against OPT below 6B (Pythia minus "
+         "OPT of equal shape, mean over seven tasks, points)", "no loss", _Findings.opt),
+        ("Released models: many languages in its text do not cost BLOOM on all tasks alike (BLOOM "
+         "minus Pythia of equal shape, mean over four sizes, points)",
+         "worse on LAMBADA, PIQA and WSC, not on the others", _Findings.bloom),
+    ):  # fmt: skip
+        row(claim, paper, *(find(found) if found else (None, None)))
+    return rows
+
+
+class _Findings:
+    """Each claim's numbers as (text, verdict)."""
+
+    def __init__(self, published: Published) -> None:
+        self.published = published
+        rows = published.benchmarks
+        self.acc = rows[rows.metric == "acc"]
+        self.final = self.acc[(self.acc.shots == 0) & (self.acc.step == LAST)]
+
+    def size(self) -> tuple[str, str]:
+        standard = self.final[~self.final.deduped & self.final.task.isin(INFORMATIVE)]
+        x = np.log10([size_named(m).model().n_params for m in standard.model])
+        x = standard.assign(x=x - x.mean()).x
+        weights = x / (x**2).groupby(standard.task).transform("sum")
+        parts = standard.assign(slope=100 * weights * standard.value,
+                                variance=(100 * weights * standard.stderr) ** 2)  # fmt: skip
+        by_task = parts.groupby("task")[["slope", "variance"]].sum().loc[list(INFORMATIVE)]
+        error = by_task.variance.sum() ** 0.5 / len(by_task)
+        mean = _interval(float(by_task.slope.mean()), float(error))
+        texts = [f"mean {_text(mean)}"]
+        texts += [
+            f"{t} {_text(_interval(r.slope, r.variance**0.5))}" for t, r in by_task.iterrows()
+        ]
+        return ", ".join(texts), directional_verdict(mean[1], mean[2], 1)
+
+    def decline(self) -> tuple[str, str]:
+        """The best of many checkpoints is a little too good, so that small falls mean nothing."""
+        parts, falls = [], {}
+        lambada = self.acc[(self.acc.task == "lambada_openai") & (self.acc.shots == 0)]
+        for model in MODELS:
+            mine = lambada[(lambada.model == model) & lambada.deduped].sort_values("step")
+            best, last = mine.loc[mine.value.idxmax()], mine.iloc[-1]
+            error = 100 * (best.stderr**2 + last.stderr**2) ** 0.5
+            change = _interval(100 * (last.value - best.value), error)
+            falls[model] = change[2] < 0
+            parts.append(
+                f"{model}-deduped {best.value:.3f} at {best.step:,} to {last.value:.3f}: "
+                f"{_text(change)}"
+            )
+        small = falls["70m"] and falls["160m"]
+        large = any(falls[m] for m in MODELS[3:])
+        return ", ".join(parts), "holds" if small and not large else "does not hold"
+
+    def deduplication(self) -> tuple[str, str]:
+        frame = published_deduplication(self.published)
+        parts, clear = [], []
+        for (shots, step), group in frame.groupby(["shots", "step"]):
+            error = ((group.high - group.low) / (2 * Z)).pow(2).sum() ** 0.5 / len(group)
+            value, low, high = _interval(float(group.value.mean()), float(error))
+            parts.append(f"{shots}-shot at {step:,}: {value:+.2f} [{low:.2f}, {high:.2f}]")
+            if step == LAST:  # the models that the paper compares
+                clear.append(low > 0)
+        return ", ".join(parts), "not reproduced" if any(clear) else "reproduced"
+
+    def batch(self) -> tuple[str, str]:
+        table = _batch(self.published)
+        parts, harmed = [], []
+        for model, group in table.groupby("model", sort=False):
+            full = group[group.batch_tokens == TOKENS_PER_STEP].set_index("tokens")
+            small = group[group.batch_tokens != TOKENS_PER_STEP].set_index("tokens")
+            tokens = min(full.index.max(), small.index.max())
+            if tokens not in full.index or tokens not in small.index:
+                continue
+            a, b = full.loc[tokens], small.loc[tokens]
+            error = (
+                100 * (((a.high - a.low) / (2 * Z)) ** 2 + ((b.high - b.low) / (2 * Z)) ** 2) ** 0.5
+            )
+            change = _interval(100 * (a.value - b.value), float(error))
+            parts.append(f"{model} {_text(change)}")
+            harmed.append(change[2] < 0)
+        if not parts:
+            return NOT_RELEASED, NOT_TESTABLE
+        return ", ".join(parts), "not reproduced" if any(harmed) else "reproduced"
+
+    def opt(self) -> tuple[str, str]:
+        parts, pairs = [], self._beside(OPT_TWINS, INFORMATIVE)
+        for (model, twin), pair in pairs.groupby(["model", "twin"], sort=False):
+            parts.append(f"{model} minus {twin} {_text(_average(pair))}")
+        if not parts:
+            return NOT_RELEASED, NOT_TESTABLE
+        value, low, high = _average(pairs)
+        parts.append(f"mean {_text((value, low, high))}")
+        return ", ".join(parts), small_cost_verdict(-high, -low, MARGINAL)
+
+    def bloom(self) -> tuple[str, str]:
+        parts, worse = [], []
+        for task, pair in self._beside(BLOOM_TWINS, TASKS, -1).groupby("task", sort=False):
+            value, low, high = _average(pair)
+            parts.append(f"{task} {_text((value, low, high))}")
+            worse.append(high < 0)
+        if not parts:
+            return NOT_RELEASED, NOT_TESTABLE
+        mixed = any(worse) and not all(worse)
+        return ", ".join(parts), "reproduced" if mixed else "not reproduced"
+
+    def _beside(self, twins: dict[str, str], tasks: tuple[str, ...], sign: int = 1) -> pd.DataFrame:
+        """model, twin, task, value, variance: sign x (model - twin) at the end, in points."""
+        others = self.published.baselines
+        others = others[others.metric == "acc"].rename(columns={"model": "twin"})
+        mine = self.final[~self.final.deduped & self.final.task.isin(tasks)]
+        both = mine.assign(twin=mine.model.map(twins)).merge(
+            others[["twin", "task", "value", "stderr"]], on=["twin", "task"], suffixes=("", "_twin")
+        )
+        return both.assign(value=100 * sign * (both.value - both.value_twin),
+                           variance=100**2 * (both.stderr**2 + both.stderr_twin**2))  # fmt: skip
+
+
+def _average(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean of values that are independent of each other, and its interval."""
+    return _interval(float(rows.value.mean()), float(rows.variance.sum() ** 0.5 / len(rows)))
+
+
+def _text(interval: tuple[float, float, float]) -> str:
+    return "{:+.1f} [{:.1f}, {:.1f}]".format(*interval)

@@ -1,0 +1,248 @@
+"""The recipe of the released models as tables: a layer's parts, and what training cost.
+
+`HARDWARE` and `GPT3` hold what no computation can give, with their sources; everything else is
+computed from the sizes' configs, and the parts of a layer are read from the module itself while it
+runs (on the meta device: shapes, no numbers). Energy and hours on later hardware are estimates of
+ours, by the formulas of `estimates`; the paper has no table of energy.
+
+Not here: shapes and learning rates of the sizes (scales), the schedule's formula (schedule).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.metrics import flops_per_token
+from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate, lr_floor_step
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.config import ModelConfig
+
+SEQ_LEN = 2048
+BATCH_ROWS = 1024
+BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
+TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
+
+A100_PEAK = 312e12
+"""Dense fp16 and bf16 FLOP/s by the data sheet; H100_PEAK likewise (SXM)."""
+H100_PEAK = 989e12
+H100_UTILISATION = 0.40
+"""A share that common training code reaches; an assumption, not a measurement."""
+A100_WATT = 400
+"""Board power of an A100 SXM at its limit, and below the energy a data centre adds to it."""
+PUE = 1.1
+
+STATED_GPU_HOURS = 544_280
+"""What the paper's text gives for everything: two halves of the suite, each trained twice."""
+SUITES_TRAINED = 4
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How one size was trained, on A100 GPUs of 40 GB."""
+
+    gpus: int
+    micro_batch: int
+    accumulation: int
+    tensor_parallel: int
+    zero: int
+    gpu_hours: int | None
+    """Of one model; the paper gives none for the two sizes that came later."""
+
+
+HARDWARE = {
+    # GPUs, micro-batch, accumulation, tensor parallel, ZeRO, GPU-hours
+    "14m": Hardware(32, 32, 1, 1, 0, None),
+    "31m": Hardware(32, 32, 1, 1, 0, None),
+    "70m": Hardware(32, 32, 1, 1, 1, 510),
+    "160m": Hardware(32, 32, 1, 1, 1, 1_030),
+    "410m": Hardware(32, 32, 1, 1, 1, 2_540),
+    "1b": Hardware(64, 16, 1, 1, 1, 4_830),
+    "1.4b": Hardware(64, 16, 1, 1, 1, 7_120),
+    "2.8b": Hardware(64, 16, 1, 1, 1, 14_240),
+    "6.9b": Hardware(128, 8, 2, 2, 1, 33_500),
+    "12b": Hardware(256, 8, 2, 4, 1, 72_300),
+}
+"""Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, remembered; four
+times their sum is `STATED_GPU_HOURS` to the digit (tests/test_recipe.py)."""
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The GPT-3 model nearest in size (Brown et al. 2020, table 2.1), as remembered."""
+
+    name: str | None
+    batch_tokens: int
+    lr_max: float | None
+
+
+_M = 2**20
+GPT3 = {
+    # The batches of 70m-1.4b are also those of the released ablation (evals, "*MtokBS").
+    "70m": Neighbour(None, _M // 4, None),
+    "160m": Neighbour("125M", _M // 2, 6.0e-4),
+    "410m": Neighbour("350M", _M // 2, 3.0e-4),
+    "1b": Neighbour("760M", _M // 2, 2.5e-4),
+    "1.4b": Neighbour("1.3B", _M, 2.0e-4),
+    "2.8b": Neighbour("2.7B", _M, 1.6e-4),
+    "6.9b": Neighbour("6.7B", 2 * _M, 1.2e-4),
+    "12b": Neighbour("13B", 2 * _M, 1.0e-4),
+}
+
+
+def block_parts(config: ModelConfig) -> pd.DataFrame:
+    """The parts of one layer, in the order in which they run, read from the module itself.
+
+    Returns:
+        part (its name in the module), weight (shape, as text), parameters, d_in, d_out (widths of
+        what goes in and comes out, as seen while it ran), reads: "x" if the part's input is the
+        layer's own input, the name of the part it comes from, or "" if something lies between.
+    """
+    import pandas as pd
+    import torch
+
+    from pythia_core.kernels import rotary_tables
+    from pythia_core.model import Block
+
+    rows: list[dict[str, Any]] = []
+    made: list[tuple[str, torch.Tensor]] = []  # keeps the tensors, so that `is` means the same one
+
+    def note(name: str) -> Any:
+        def hook(module: torch.nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> None:
+            shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
+            rows.append(
+                {
+                    "part": name,
+                    "weight": " \N{MULTIPLICATION SIGN} ".join(f"{n:,}" for n in shapes["weight"]),
+                    "parameters": sum(p.numel() for p in module.parameters()),
+                    "d_in": given[0].shape[-1],
+                    "d_out": out.shape[-1],
+                    "reads": next((who for who, seen in made if seen is given[0]), ""),
+                }
+            )
+            made.append((name, out))
+
+        return hook
+
+    with torch.device("meta"):
+        block = Block(config)
+        for name, module in block.named_modules():
+            if not list(module.children()):
+                module.register_forward_hook(note(name))
+        x = torch.empty(8, config.d_model)
+        made.append(("x", x))
+        rotary = rotary_tables(8, config.rotary_dims, config.rotary_base, torch.device("meta"))
+        block(x, rotary, 1, torch.float32)
+    return pd.DataFrame(rows)
+
+
+def cost_table() -> pd.DataFrame:
+    """Parameters, FLOP by two counts, GPU-hours and the share of the hardware's peak, by size.
+
+    "6nt" is 6 * parameters * tokens; "exact" counts the matrix products that are made: no
+    embedding look-up, biases or norms, but the scores of causal attention.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, hardware in HARDWARE.items():
+        model = OFFICIAL_SIZES[name].model()
+        flop = {
+            "6nt": 6.0 * model.n_params * TOKENS,
+            "exact": flops_per_token(model, SEQ_LEN) * TOKENS,
+        }
+        hours = hardware.gpu_hours
+        rows.append(
+            {
+                "size": name,
+                "parameters": model.n_params,
+                "tokens_per_parameter": TOKENS / model.n_params,
+                "flop_6nt": flop["6nt"],
+                "flop_exact": flop["exact"],
+                "gpu_hours": hours,
+                "utilisation_6nt": hours and flop["6nt"] / (3600 * hours * A100_PEAK),
+                "utilisation_exact": hours and flop["exact"] / (3600 * hours * A100_PEAK),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def layout_table() -> pd.DataFrame:
+    """GPUs and how a batch was spread over them, with the days that follow from the GPU-hours."""
+    import pandas as pd
+
+    rows = [
+        {
+            "size": name,
+            "gpus": h.gpus,
+            "tensor_parallel": h.tensor_parallel,
+            "ranks": h.gpus // h.tensor_parallel,
+            "micro_batch": h.micro_batch,
+            "accumulation": h.accumulation,
+            "rows": h.gpus // h.tensor_parallel * h.micro_batch * h.accumulation,
+            "zero": h.zero,
+            "days": h.gpu_hours and h.gpu_hours / h.gpus / 24,
+        }
+        for name, h in HARDWARE.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def estimates() -> pd.DataFrame:
+    """Estimates of ours: energy of the run as it was, hours on one H100 today.
+
+    energy = GPU-hours * 400 W * 1.1; hours = exact FLOP / (40 % of 989 TFLOP/s). The first takes
+    every GPU at its limit all the time and leaves hosts and network out; the second is arithmetic,
+    not a measurement, and ignores whether the model fits one GPU.
+    """
+    costs = cost_table()
+    frame = costs[["size", "gpu_hours"]].copy()
+    frame["energy_mwh"] = frame.gpu_hours * A100_WATT * PUE / 1e6
+    frame["h100_hours"] = costs.flop_exact / (H100_UTILISATION * H100_PEAK) / 3600
+    return frame
+
+
+def gpt3_table() -> pd.DataFrame:
+    """Pythia's batch and peak learning rate beside those of the GPT-3 model of about that size.
+
+    `gpus_allowed`: how many GPUs the smaller batch would have kept busy with the same rows on
+    each; the larger batch is faster by the ratio.
+    """
+    import pandas as pd
+
+    rows = [
+        {
+            "size": name,
+            "lr_max": OFFICIAL_SIZES[name].lr_max,
+            "gpt3": near.name,
+            "gpt3_lr_max": near.lr_max,
+            "gpt3_batch": near.batch_tokens,
+            "gpus_allowed": HARDWARE[name].gpus * near.batch_tokens // BATCH_TOKENS,
+            "gpus": HARDWARE[name].gpus,
+            "speed_up": BATCH_TOKENS / near.batch_tokens,
+        }
+        for name, near in GPT3.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
+    """Learning rate over the run as a share of its peak, and the step at which the floor begins.
+
+    Returns:
+        step, neox (what was run), paper (cosine from the peak to a tenth of it at the end); and
+        the first step at the floor of the former.
+    """
+    import pandas as pd
+
+    floor = lr_floor_step(OFFICIAL_STEPS)
+    steps = sorted({*(OFFICIAL_STEPS * i // points for i in range(points + 1)), floor})
+    forms = {
+        form: [learning_rate(s, OFFICIAL_STEPS, 1.0, 0.1, form=form) for s in steps]
+        for form in ("neox", "paper")
+    }
+    return pd.DataFrame({"step": steps, **forms}), floor

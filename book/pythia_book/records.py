@@ -1,0 +1,373 @@
+"""What a study found, as files: record.json and tables, and how its numbers read in words.
+
+Every number on the site comes from a record, which the study writes at the end of its notebook. It
+says what made it: parameters, data fingerprint, runs with the sha256 of their final weights,
+commit, versions, device, duration, memory. It never holds a path or a host name.
+Running notebooks is pythia_book.notebooks; what the book shows of records, pythia_book.shown.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.notebooks import (
+    notebook_path,
+    parameters_of,
+    read_notebook,
+    run_study,
+    source_hash,
+    validate_parameters,
+)
+from pythia_core.config import stable_hash
+from pythia_core.errors import ConfigError, DataError, one_of, raise_all
+from pythia_core.suite import SCALES, SIZES
+from pythia_core.util.files import atomic_file, file_sha256, project_root, results_dir
+from pythia_core.util.machine import cpu_name
+from pythia_core.util.workers import workers_peak_mb
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["run_study", "validate_parameters"]
+
+SCHEMA = 1
+VERDICTS = (
+    "reproduced",
+    "not reproduced",
+    "no effect",
+    "not testable here",
+    "holds",  # of a premise that the paper did not measure
+    "does not hold",
+)
+CLAIM_KEYS = ("claim", "paper", "published", "ours", "low", "high", "verdict")
+_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill", "pythia-book")
+_REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON types; numpy scalars unwrapped; NaN and infinities become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise ConfigError(f"a record holds numbers and text, got {type(value).__name__}: {value!r}")
+
+
+def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
+    problems = []
+    for claim in claims:
+        name = claim.get("claim", "?")
+        if set(claim) != set(CLAIM_KEYS):
+            problems.append(f"claim {name!r} must have the keys {', '.join(CLAIM_KEYS)}")
+        elif claim["verdict"] not in VERDICTS:
+            problems.append(f"claim {name!r}: " + one_of(claim["verdict"], VERDICTS, "verdict"))
+    return problems
+
+
+PACKED = "PYTHIA_COMMIT"
+"""Which commit a bundle was packed from, "-modified" behind it if files differed from it."""
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in this checkout, or None where there is none."""
+    command = ["git", "-C", str(project_root()), *arguments]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def commit() -> dict[str, Any]:
+    """The commit of this checkout, and whether code, notebooks or pins differ from it."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != project_root().resolve():
+        packed, _, mark = os.environ.get(PACKED, "").partition("-")  # a bundle has no git folder
+        return {"id": packed or None, "dirty": bool(mark) if packed else None}
+    changed = _git(
+        "status",
+        "--porcelain",
+        "--",
+        "pythia_core",
+        "book/pythia_book",
+        "notebooks",
+        "requirements.lock",
+    )
+    return {"id": _git("rev-parse", "--verify", "-q", "HEAD"), "dirty": bool(changed)}
+
+
+def device() -> dict[str, Any]:
+    """What this process computes on: processor, threads, GPU. No host name."""
+    torch = sys.modules.get("torch")  # a record of a study that never used it need not load it
+    cuda = torch is not None and torch.cuda.is_available()
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads() if torch is not None else 1,
+        "gpu": torch.cuda.get_device_name(0) if cuda else None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _peak_memory_mb() -> int | None:
+    """Largest resident set of this process or a child, and of the workers beside it, in MB; None
+    where it cannot be told."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    largest = max(resource.getrusage(w).ru_maxrss for w in who) * unit / 1e6
+    return round(largest + workers_peak_mb())
+
+
+def _run_entry(run: Any) -> dict[str, Any]:
+    """A training run (pythia_core.training.runs.Run) as the record lists it."""
+    model, window = run.config.model, run.config.intervention
+    shape = (model.n_layers, model.d_model, model.n_heads)
+    size = next(
+        (s.name for s in SIZES.values() if (s.n_layers, s.d_model, s.n_heads) == shape),
+        "x".join(map(str, shape)),
+    )
+    role = f"{window.swap} from step {window.start}" if window else "control"
+    seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
+    return {"id": run.id, "size": size, "role": role, **seeds, "final_sha256": run.final_sha256}
+
+
+def _disk_mb(runs: list[Any]) -> int:
+    files = [f for run in runs for f in Path(run.folder).rglob("*") if f.is_file()]
+    return round(sum(f.stat().st_size for f in files) / 1e6)
+
+
+def write_record(
+    study: str,
+    scale: str,
+    parameters: dict[str, Any],
+    tables: dict[str, pd.DataFrame],
+    values: dict[str, Any],
+    claims: list[dict[str, Any]],
+    runs: list[Any],
+    started: float,
+) -> Path:
+    """Write what a study found to results/<study>/<scale>/: record.json and one CSV a table.
+
+    Args:
+        parameters: of the notebook. tables: by name (a-z, 0-9, _), each a plain table.
+        values: numbers for prose by name: a number, a text, or {"value", "low", "high"}.
+        claims: what the paper says beside what was found, keys CLAIM_KEYS.
+        runs: the training runs used, of pythia_core.training.runs.Run.
+        started: `time.time()` when the study began.
+
+    Returns:
+        The path of record.json. It is written last, so a record is never without its tables.
+
+    Raises:
+        ConfigError: unknown scale, or names and claims a record cannot hold; all problems at once.
+    """
+    problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
+    for kind, names in (("table", tables), ("value", values)):
+        problems += [
+            f"{kind} name {n!r} must be a-z, 0-9 and _" for n in names if not _NAME.fullmatch(n)
+        ]
+    raise_all(ConfigError, problems + _claim_problems(claims), "record")
+    folder = results_dir() / study / scale
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = {}
+    for name, table in sorted(tables.items()):
+        path = folder / f"{name}.csv"
+        with atomic_file(path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
+        listed[path.name] = {"rows": len(table), "sha256": file_sha256(path)}
+    source = project_root() / "notebooks" / f"{study}.ipynb"
+    record = {
+        "schema": SCHEMA,
+        "study": study,
+        "scale": scale,
+        "parameters": parameters,
+        "config_hash": stable_hash(_plain({"study": study, "scale": scale, **parameters})),
+        "data": sorted({run.data.fingerprint for run in runs}),
+        "commit": commit(),
+        "notebook_sha256": source_hash(read_notebook(source)) if source.is_file() else None,
+        "device": device(),
+        "versions": _versions(),
+        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "duration_s": round(time.time() - started, 1),
+        "training_s": round(sum(run.seconds for run in runs), 1),
+        "peak_memory_mb": _peak_memory_mb(),
+        "disk_mb": _disk_mb(runs),
+        "runs": [_run_entry(run) for run in runs],
+        "values": values,
+        "claims": claims,
+        "tables": listed,
+    }
+    target = folder / "record.json"
+    with atomic_file(target) as temporary:
+        content = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(content + "\n", encoding="utf-8")
+    for stale in set(folder.glob("*.csv")) - {folder / name for name in listed}:
+        stale.unlink()
+    return target
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record from its file, or from the folder it is in.
+
+    Raises:
+        DataError: there is none, or it is not a record; says what is missing.
+    """
+    path = path / "record.json" if path.is_dir() else path
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no record at {path}; run the study first") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not a record: {error}; run the study again") from error
+    if not isinstance(record, dict) or (missing := [k for k in _REQUIRED if k not in record]):
+        what = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "it is no object"
+        raise DataError(f"{path} is not a record: {what}; run the study again")
+    if record["schema"] != SCHEMA:
+        raise DataError(f"{path} has schema {record['schema']}, this version reads {SCHEMA}")
+    raise_all(DataError, _claim_problems(record["claims"]), str(path))
+    return record
+
+
+# --- in words --------------------------------------------------------------------------------
+
+
+def duration_text(seconds: float) -> str:
+    """12 s, 4 min 12 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def number_text(value: Any, decimals: int | None = None) -> str:
+    """A value for prose: three significant digits, thousands apart, null as "n/a"."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if decimals is None:
+        decimals = 0 if isinstance(value, int) else decimals_of(value)
+    text = f"{value:,.{decimals}f}"
+    if not text.strip("-0.,"):
+        text = text.lstrip("-")  # a rounded zero has no sign
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def decimals_of(value: float) -> int:
+    """Decimals that show a value to three significant digits, at most six."""
+    if not value or not math.isfinite(value):
+        return 1
+    return min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
+def value_text(value: Any) -> str:
+    """A value of a record for prose; one with an interval as "0.70 [0.68, 0.72]"."""
+    if not isinstance(value, dict):
+        return number_text(value)
+    middle, low, high = (value.get(k) for k in ("value", "low", "high"))
+    decimals = None
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and high > low:
+        decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+        low, high = float(low), float(high)
+        middle = float(middle) if isinstance(middle, (int, float)) else middle
+
+    def text(number: Any) -> str:
+        return number_text(number, decimals if isinstance(number, float) else None)
+
+    return f"{text(middle)} [{text(low)},\N{NO-BREAK SPACE}{text(high)}]"
+
+
+def device_text(record: dict[str, Any]) -> str:
+    """The machine of a record, e.g. "Intel Xeon, 2 threads"."""
+    machine = record.get("device") or {}
+    if machine.get("gpu"):
+        return str(machine["gpu"])
+    threads = machine.get("threads", "?")
+    plural = "" if threads == 1 else "s"
+    return f"{machine.get('cpu', 'unknown processor')}, {threads} thread{plural}"
+
+
+def command(record: dict[str, Any]) -> str:
+    """The one command that makes this record again."""
+    study, given = record["study"], dict(record["parameters"])
+    words = ["papermill", f"notebooks/{study}.ipynb"]
+    try:
+        accepted = parameters_of(read_notebook(notebook_path(study)))
+        defaults = {name: parameter.default for name, parameter in accepted.items()}
+    except (ConfigError, DataError):
+        defaults = {"scale": "laptop"}
+    given["scale"] = record["scale"]
+    for name, value in given.items():
+        default = defaults.get(name)
+        if value == (list(default) if isinstance(default, tuple) else default):
+            continue
+        if isinstance(value, (list, tuple, dict)):
+            words += ["-y", json.dumps({name: value})]
+        else:  # -p guesses numbers, -r takes a text as it is
+            guessed = isinstance(value, str) and re.fullmatch(r"[-+\d.e]+|True|False|None", value)
+            words += ["-r" if guessed else "-p", name, str(value)]
+    return shlex.join(words)
+
+
+def provenance(record: dict[str, Any]) -> str:
+    """One line: what made this, and the command that makes it again."""
+    made = record.get("commit") or {}
+    code = (made.get("id") or "")[:10] or "uncommitted"
+    data = ", ".join(d[:10] for d in record.get("data", [])) or "none"
+    parts = [
+        f"config {record['config_hash'][:10]}",
+        f"data {data}",
+        f"commit {code}{' (modified)' if made.get('dirty') and made.get('id') else ''}",
+        device_text(record),
+        duration_text(record.get("duration_s") or 0),
+        record["created"],
+        command(record),
+    ]
+    return " · ".join(parts)

@@ -1,0 +1,320 @@
+"""Train on from a checkpoint: one of ours, or a published one, with or without a swap of pronouns.
+
+The paper's interventions (section 3.1) take the models of step 133,000 with their optimizer state
+and replay the batches that were to come. The released revisions hold weights only; a state of the
+optimizer was kept for the last step alone. So a continuation of published weights must say how it
+begins: Adam's moments are zero and its bias correction starts again, and the learning rate is
+
+    linear    the schedule's times i / W in the i-th update (from 0), W = 1 % of them unless given
+    none      the schedule's at once
+    constant  the schedule's at the first update, throughout
+
+That is part of the run's identity, and beside every swap a control with the same beginning and the
+unchanged batches is trained, so that the two differ by the data only. A run of ours whose state at
+the step was kept goes on exactly, as if it had never stopped.
+
+Not here: the rule (continued_rule), checkpoints to begin with (continued_start), rows and their
+swap (continued_data), what it costs (continued_plan), what it did (studies.continued).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pythia_book.released.continued_data import RowsData, RowSwap, swap_row
+from pythia_book.released.continued_rule import Continuation, ContinuedTrainer, Rewarm
+from pythia_book.released.continued_start import (
+    Start,
+    carrier,
+    checked_data,
+    published_train,
+    start_at,
+)
+from pythia_book.released.prefetch import ReadAhead
+from pythia_core.config import (
+    InterventionConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    config_dict,
+    run_config_from_dict,
+    stable_hash,
+)
+from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.training.checkpoint import sha256_tensors
+from pythia_core.training.distributed import ALONE, World
+from pythia_core.training.identity import code_identity
+from pythia_core.training.metrics import MetricsLog, read_metrics
+from pythia_core.training.runs import FORK_INDICES, Run, find_run
+from pythia_core.training.schedule import checkpoint_steps, linear_step
+from pythia_core.training.train import train
+from pythia_core.util.files import results_dir, write_json
+from pythia_core.util.machine import device_info
+
+
+@dataclass(frozen=True)
+class Continued(Run):
+    """A continued run on disk: a Run that begins at `how.start`."""
+
+    how: Continuation
+
+    def __reduce__(self) -> tuple:
+        return Continued, (self.folder, self.config, self.data, self.how)
+
+    @property
+    def updates(self) -> range:
+        return range(self.how.start, self.how.stop)
+
+    @property
+    def due(self) -> list[int]:
+        scheduled = checkpoint_steps(self.config.train.steps)
+        inside = {s for s in scheduled if self.how.start <= s <= self.how.stop}
+        return sorted(inside | {self.how.start, self.how.stop})
+
+    @cached_property
+    def ledger(self) -> Ledger | RowSwap | None:
+        """What the swap changes; of token files computed from the rows it is asked about."""
+        how, size = self.how, self.config.train.batch_size
+        if not how.swap:
+            return None
+        if isinstance(self.data, RowsData):
+            return RowSwap(self.data.tokenizer, how.swap, how.start, how.stop, size)
+        path = self.folder / "ledger.safetensors"
+        if not path.exists():
+            window = InterventionConfig(how.swap, how.start, how.stop)
+            make_ledger(self.data, window, size).save(path)
+        return Ledger.load(path)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where its source and its rows lay; not part of its identity."""
+        return json.loads((self.folder / "place.json").read_text())
+
+    @property
+    def swaps(self) -> list[dict[str, Any]]:
+        """What the swap changed, update by update; kept for rows of token files."""
+        return read_metrics(self.folder / "swaps.jsonl")
+
+    @property
+    def control(self) -> Run:
+        """The run with the same beginning and unchanged batches; itself if nothing is swapped.
+
+        If this one forks from a run of ours that goes as far, that run is its control.
+        """
+        if not self.how.swap:
+            return self
+        if self.place["control"]:
+            return find_run(self.place["control"])
+        who = json.loads((self.folder / "identity.json").read_text())
+        who["continued"]["swap"] = ""
+        how = replace(self.how, swap="")
+        folder = _folder(self.config.model, how, who)
+        return Continued(folder, replace(self.config, intervention=None), self.data, how)
+
+    def batch(self, step: int) -> np.ndarray:
+        if step not in self.updates:
+            raise DataError(
+                f"step {step} is outside this run's updates {self.how.start}..{self.how.stop - 1}"
+            )
+        size = self.config.train.batch_size
+        batch = self.data.batch(step, size)
+        return batch if self.ledger is None else self.ledger.apply(batch, step * size)
+
+    def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
+        """`batch`, and the swap of token files logged as it happens."""
+        if not (logged and isinstance(self.ledger, RowSwap)):
+            return self.batch
+        swap, size = self.ledger, self.config.train.batch_size
+        logs: list[MetricsLog] = []
+
+        def batch(step: int) -> np.ndarray:
+            rows = self.data.batch(step, size)
+            changes = swap.ledger(rows, step * size)
+            if not logs:  # lines of updates that a kill undid are dropped
+                logs.append(MetricsLog(self.folder / "swaps.jsonl", step))
+            logs[0].write(swap_row(step + 1, changes, rows.shape[1]))
+            return changes.apply(rows, step * size)
+
+        return batch
+
+
+# --- continuing ------------------------------------------------------------------------------
+
+
+def find_or_continue(
+    source: Run | Path | str,
+    step: int,
+    steps: int,
+    batches: RowsData | None = None,
+    intervention: str | None = None,
+    *,
+    revision: str = "",
+    train_config: TrainConfig | None = None,
+    rewarm: Rewarm | None = None,
+    state: str = "auto",
+    progress: bool = True,
+    world: World = ALONE,
+) -> Continued:
+    """The run that makes `steps` more updates from a checkpoint; found, continued or trained.
+
+    With an intervention its control is found or trained first (`Continued.control`).
+
+    Args:
+        source: a run of ours, the folder of a published model or one with a subfolder a revision,
+            or a repository of the hub.
+        batches: rows in the order of training; update k reads rows [k B, (k + 1) B). None: those of
+            the run that goes on.
+        intervention: a swap of pronouns (config.SWAPS) in every update.
+        train_config: batch size, schedule and optimizer; default: as the source was trained.
+        rewarm: see the module; only where there is no optimizer state.
+        world: the processes that train together; all of them call this.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, FetchError: what cannot be, before any training.
+        TrainingError: see pythia_core.training.train.
+    """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: at least 1 update is needed after step {step}")
+    start = start_at(source, step, revision, state)
+    swapped = locate_continued(start, steps, batches, intervention or "", train_config, rewarm)
+    if intervention and not swapped.place["control"]:
+        control = locate_continued(start, steps, batches, "", train_config, rewarm)
+        if not control.finished:
+            _train(control, start, progress, world)
+    if not swapped.finished:
+        _train(swapped, start, progress, world)
+    return swapped
+
+
+def locate_continued(
+    start: Start,
+    steps: int,
+    batches: RowsData | None,
+    swap: str,
+    train_config: TrainConfig | None = None,
+    rewarm: Rewarm | None = None,
+) -> Continued:
+    """The continued run of these settings, trained or not; everything is checked here."""
+    data: Any = batches if batches is not None else start.run and start.run.data
+    if data is None:
+        raise ConfigError("name the rows to train on: published weights come without their data")
+    how = _continuation(start, steps, swap, rewarm)
+    if start.run is not None:
+        given = train_config or start.run.config.train
+    else:
+        given = train_config or published_train(start.model, data.rows.seq_len)
+    if isinstance(data, RowsData):
+        config = RunConfig(start.model, carrier(data, start), given)
+    else:
+        config = RunConfig(start.model, data.config, given)
+    if swap and how.stop <= given.steps:  # for those who ask a run's config what it is
+        window = InterventionConfig(swap, how.start, how.stop)
+        config = replace(config, intervention=window)
+    who = {
+        "continued": asdict(how),
+        "weights": sha256_tensors(start.weights),
+        "moments": sha256_tensors(start.moments) if start.moments else "",
+        "model": config_dict(start.model),
+        "train": config_dict(given),
+        "data": checked_data(start, data, how.stop, how.swap, given.batch_size),
+        "code": code_identity(),
+    }
+    folder = _folder(start.model, how, who)
+    run = str(start.run.folder) if start.run is not None else None
+    place = {
+        "source": start.label,
+        "published": start.published,
+        "revision": start.revision,
+        "run": run,
+        "control": run if _is_its_control(start, data, how, given) else None,
+        "rows": asdict(data) if isinstance(data, RowsData) else None,
+        "config": config_dict(config),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "place.json", place)  # the same rows may have moved
+    if not (folder / "identity.json").exists():
+        write_json(folder / "identity.json", who)
+    return Continued(folder, config, data, how)
+
+
+def _is_its_control(start: Start, data: Any, how: Continuation, given: TrainConfig) -> bool:
+    """Whether the run that is forked is what the fork's control would be, bit for bit."""
+    run = start.run
+    if run is None or start.moments is None or run.ledger is not None:
+        return False
+    same = data is run.data and given == run.config.train
+    return same and run.finished and how.stop == run.updates.stop
+
+
+def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
+    stop = start.step + steps
+    if start.moments is None:
+        chosen = rewarm or Rewarm()
+        updates = chosen.updates or (-(-steps // 100) if chosen.rule == "linear" else 0)
+        return Continuation(start.step, stop, start.step, chosen.rule, updates, swap)
+    if rewarm is not None:
+        raise ConfigError(
+            f"{start.label} has its optimizer state of step {start.step}: nothing is to be "
+            "re-warmed. To go on from the weights alone, set state to 'weights'"
+        )
+    if isinstance(start.run, Continued):  # it goes on as it began
+        return replace(start.run.how, start=start.step, stop=stop, swap=swap)
+    return Continuation(start.step, stop, 0, "none", 0, swap)
+
+
+def _folder(model: ModelConfig, how: Continuation, who: dict[str, Any]) -> Path:
+    role = f"{how.swap or 'control'}-{how.start}-{how.stop}"
+    name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(who)[:12]}"
+    return results_dir() / "runs" / name
+
+
+def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
+    count = sum(t.numel() for t in start.weights.values())
+    zero = torch.zeros(1).expand(count)
+    moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
+    with ReadAhead(run._training_batches(logged=world.leads), run.how.stop) as batches:
+        sha256 = train(
+            run.config,
+            batches,
+            run.folder,
+            initial=(start.step, {"model": start.weights, "optimizer": moments}),
+            keep_states=frozenset(linear_step(i, run.config.train.steps) for i in FORK_INDICES),
+            first_saved_step=run.how.start,
+            stop_at=run.how.stop,
+            also_save=frozenset((run.how.start, run.how.stop)),
+            make_trainer=functools.partial(ContinuedTrainer, how=run.how),
+            progress=progress,
+            label=f"{start.label} from {run.how.start}, {run.how.swap or 'control'}",
+            world=world,
+        )
+    if world.leads:
+        done = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
+        write_json(run._done, done)
+    world.wait()
+
+
+def open_continued(folder: Path) -> Continued:
+    """A continued run by its folder.
+
+    Raises:
+        CheckpointError: not one, or its data are gone.
+    """
+    try:
+        who = json.loads((folder / "identity.json").read_text())
+        place = json.loads((folder / "place.json").read_text())
+        how = Continuation(**who["continued"])
+        config = run_config_from_dict(place["config"])
+        data: Any = RowsData(**place["rows"]) if place["rows"] else find_run(place["run"]).data
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{folder} is not a continued run: {error!r}") from error
+    return Continued(folder, config, data, how)

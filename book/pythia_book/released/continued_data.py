@@ -1,0 +1,210 @@
+"""What a continued run reads: rows of token files with their tokenizer, and their pronoun swap.
+
+Rows in training order do not know their neighbours in the text, so that a swap decides on each row
+alone, its ends counting as ends of the text; tokens changed there are counted. The swapped row is
+a pure function of the row: nothing has to be prepared, and the record of it can be made again.
+
+Not here: where the rows of a run of ours come from (prepare), and its swap (intervene).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_book.released.pile import SEQ_LEN, Absent, open_rows, tokenizer_at
+from pythia_book.released.remote_rows import RemoteRows
+from pythia_core.config import SWAPS, stable_hash
+from pythia_core.data.interventions import Ledger
+from pythia_core.data.order import batch_hash
+from pythia_core.data.pronouns import WORDS, PronounSwap
+from pythia_core.data.rows import Rows
+from pythia_core.data.tokenizer import EOD, id_limit
+from pythia_core.errors import ConfigError, DataError, one_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RowsData:
+    """Rows of token files with their tokenizer: to a continued run what PreparedData is to others.
+
+    Attributes:
+        where: what `pile.open_rows` takes: a released name, a folder, which may hold just the
+            shards that are needed, or a PREFIX.
+        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none; a swap and the
+            measures need one.
+    """
+
+    where: str
+    tokenizer_name: str = "neox-20b"
+    seq_len: int = SEQ_LEN
+    dtype: str = "<u2"
+
+    def __reduce__(self) -> tuple:
+        """Pickled without what was opened."""
+        return RowsData, (self.where, self.tokenizer_name, self.seq_len, self.dtype)
+
+    @cached_property
+    def _opened(self) -> tuple[Rows, str]:
+        return open_rows(self.where, self.seq_len, dtype=self.dtype)
+
+    @property
+    def rows(self) -> Rows:
+        return self._opened[0]
+
+    @property
+    def what(self) -> str:
+        """A sentence that says what the rows are."""
+        return self._opened[1]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        if not self.tokenizer_name:
+            raise DataError(f"no tokenizer for {self.where}; name neox-20b or a tokenizer.json")
+        return tokenizer_at(self.tokenizer_name)
+
+    @property
+    def eod_id(self) -> int:
+        return self.tokenizer.token_to_id(EOD)
+
+    @property
+    def vocab_size(self) -> int:
+        return id_limit(self.tokenizer)
+
+    def batch(self, step: int, batch_size: int) -> NDArray:
+        """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+        return self.rows.batch(step, batch_size)
+
+    def absent(self, start: int, stop: int, batch_size: int) -> list[Absent]:
+        """The shards that the updates [start, stop) need and the folder does not have."""
+        if not isinstance(self.rows, RemoteRows):
+            return []
+        width = (self.seq_len + 1) * np.dtype(self.rows.dtype).itemsize * batch_size
+        found, low = [], 0
+        for file in self.rows.files:
+            high = low + file.size
+            if low < stop * width and high > start * width and isinstance(file, Absent):
+                found.append(file)
+            low = high
+        return found
+
+    def identity(self, start: int, stop: int, batch_size: int) -> dict[str, Any]:
+        """What tells these rows from others, wherever they lie: three batches and the tokenizer.
+
+        Raises:
+            DataError: the rows end before, shards are absent, or ids that the tokenizer lacks.
+        """
+        if absent := self.absent(start, stop, batch_size):
+            lacking = ", ".join(f"{file.name} ({file.size / 1e9:.1f} GB)" for file in absent)
+            raise DataError(
+                f"{self.where} lacks shards that updates {start}..{stop - 1} read: {lacking}"
+            )
+        last = self.batch(stop - 1, batch_size)  # first: its error says where the rows end
+        probes = [self.batch(k, batch_size) for k in (start, (start + stop) // 2)] + [last]
+        named: dict[str, Any] = {
+            "seq_len": self.seq_len,
+            "batches": [batch_hash(rows) for rows in probes],
+            "tokenizer": "",
+        }
+        if self.tokenizer_name:
+            named["tokenizer"] = stable_hash(self.tokenizer.get_vocab(with_added_tokens=True))
+            seen = max(int(rows.max()) for rows in probes)
+            if seen >= self.vocab_size:
+                raise DataError(
+                    f"the rows of {self.where} hold id {seen}, the tokenizer "
+                    f"{self.tokenizer_name} has ids below {self.vocab_size}: they do not belong "
+                    "together"
+                )
+        return named
+
+
+# --- the swap --------------------------------------------------------------------------------
+
+
+def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
+    """The swap, if this tokenizer writes the plain pronouns as one token each.
+
+    Raises:
+        ConfigError: unknown direction. DataError: it does not; names them.
+    """
+    if direction not in WORDS:
+        raise ConfigError(one_of(direction, SWAPS, "swap"))
+    swap = PronounSwap.from_tokenizer(tokenizer, direction)
+    words = [w for pair in WORDS[direction].items() for w in pair if not w.endswith("self")]
+    pieces = {w: len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) for w in words}
+    if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
+        raise DataError(
+            f"the swap {direction} needs a tokenizer in which pronouns are single tokens; in this "
+            f"one these are not: {', '.join(split)}. Give the tokenizer of the rows"
+        )
+    return swap
+
+
+class RowSwap:
+    """The swap of rows alone, in the updates [start, stop); used in place of a Ledger."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, swap: str, start: int, stop: int, batch_size: int
+    ) -> None:
+        self.swap, self.start, self.stop, self.batch_size = swap, start, stop, batch_size
+        self._swap = check_swap(tokenizer, swap)
+
+    def ledger(self, rows: NDArray, first_row: int) -> Ledger:
+        """Every change to rows that are first_row, first_row + 1, … of the training order."""
+        valid = np.ones(rows.shape, bool)
+        inside = np.arange(first_row, first_row + len(rows)) // self.batch_size
+        valid[(inside < self.start) | (inside >= self.stop)] = False
+        row, *others, found = self._swap.find(rows, valid, 0, 0)
+        return Ledger(
+            row + first_row,
+            *others,
+            self.swap,
+            self.start,
+            self.stop,
+            self.batch_size,
+            n_tokens=int(valid.sum()),
+            counts={form: found[form] for form in sorted(found) if found[form]},
+            unmapped={form: found[form] for form in sorted(self._swap.unmapped) if found[form]},
+        )
+
+    def apply(self, rows: NDArray, first_row: int) -> NDArray:
+        """As Ledger.apply."""
+        return self.ledger(rows, first_row).apply(rows, first_row)
+
+
+def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
+    """What an update's swap did, as a line of the log."""
+    ends = (ledger.column == 0) | (ledger.column == width - 1)
+    return {
+        "step": step,
+        "tokens": ledger.n_tokens,
+        "tokens_changed": len(ledger.row),
+        "at_row_ends": int(ends.sum()),
+        "by_form": ledger.counts,
+        "unmapped": ledger.unmapped,
+    }
+
+
+def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The log's lines added up."""
+    totals: dict[str, Any] = {
+        key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")
+    }
+    for key in ("by_form", "unmapped"):
+        counts: Counter[str] = Counter()
+        for line in lines:
+            counts.update(line[key])
+        totals[key] = dict(sorted(counts.items()))
+    totals["share_changed"] = totals["tokens_changed"] / max(1, totals["tokens"])
+    return totals

@@ -1,0 +1,173 @@
+"""Convert models between our checkpoints, transformers' folders and GPT-NeoX's native files.
+
+Our checkpoint of a converted model holds weights only: its manifest says so, names the source, and
+has the model's config, so that it can be loaded without a run. Training cannot go on from it: the
+optimizer's state is published for no step but the last, in another format.
+
+Not here: the formats (hf, neox_native, checkpoint).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pythia_book.released import download as hub
+from pythia_book.released import neox_format as neox_native
+from pythia_book.released.download import is_published
+from pythia_core import hf
+from pythia_core.config import ModelConfig, config_dict
+from pythia_core.data.tokenizer import load_tokenizer
+from pythia_core.errors import CheckpointError, ConfigError, one_of
+from pythia_core.hf import TOKENIZER
+from pythia_core.model import GPTNeoX
+from pythia_core.suite import size_named
+from pythia_core.training.checkpoint import (
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    step_folder,
+)
+from pythia_core.training.schedule import OFFICIAL_STEPS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FORMATS = ("hf", "pythia")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WEIGHTS_ONLY = "weights only"
+"""What a converted checkpoint's manifest says under "kind"."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as read, in any format."""
+
+    kind: str
+    """ "pythia", "hf" or "native"."""
+    model: GPTNeoX
+    step: int | None
+    about: dict[str, Any]
+    """Where it came from, for the manifest."""
+    tokenizer: Tokenizer | None = None
+
+
+def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
+    """The model of a converted checkpoint, as stored, and what its manifest says of it.
+
+    Raises:
+        CheckpointError: corrupt, or a run's checkpoint, whose config is with the run.
+    """
+    files, meta = load_checkpoint(folder)
+    if meta.get("kind") != WEIGHTS_ONLY:
+        raise CheckpointError(f"{folder} belongs to a run; give the run's folder and the step")
+    return _model(ModelConfig(**meta["model"]), files["model"]), meta
+
+
+def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
+    with torch.device("meta"):
+        model = GPTNeoX(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _of_run(name: str, step: int | None) -> Source:
+    from pythia_core.training.runs import find_run
+
+    run = find_run(name)
+    step = run.config.train.steps if step is None else step
+    if step not in run.steps:
+        run.model(step)  # says which steps there are
+    state = load_checkpoint(step_folder(run.checkpoints, step))[0]["model"]
+    about = {"run": run.id}
+    return Source("pythia", _model(run.config.model, state), step, about, run.data.tokenizer)
+
+
+def read(source: str, revision: str = "main", step: int | None = None, size: str = "") -> Source:
+    """A model in any of the formats.
+
+    Args:
+        source: a run (folder or id), a converted checkpoint, a folder of transformers or of native
+            GPT-NeoX files, or the name of a repository on the hub.
+        revision: of a folder of transformers or a repository.
+        step: of a run (default: the last), or of a source whose name does not tell it.
+        size: of native files, where their shapes do not tell it.
+
+    Raises:
+        CheckpointError, FetchError: what is wrong with it.
+    """
+    folder = Path(source).expanduser()
+    if (folder / "manifest.json").is_file():
+        model, meta = from_checkpoint(folder)
+        found = read_manifest(folder)["step"]
+        tokenizer = folder.parent / TOKENIZER
+        return Source("pythia", model, found, meta["source"], _tokenizer(tokenizer))
+    if neox_native.is_native(folder):
+        config = size_named(size).model() if size else None
+        model = neox_native.load(folder, config)
+        step = neox_native.step_of(folder) if step is None else step
+        return Source("native", model, step, {"native": folder.name})
+    if not is_published(source):
+        return _of_run(source, step)
+    model, info = hub.load(source, revision, dtype=None)
+    if step is None:
+        step = info.step
+    if step is None and source.startswith("EleutherAI/pythia"):
+        step = OFFICIAL_STEPS  # main
+    about = {"source": info.source, "revision": revision, "commit": info.commit}
+    about |= {"sha256": info.sha256(), "stored": list(info.stored)}
+    return Source("hf", model, step, about, _tokenizer(info.folder / TOKENIZER))
+
+
+def _tokenizer(path: Path) -> Tokenizer | None:
+    return load_tokenizer(path) if path.is_file() else None
+
+
+def convert(
+    source: str,
+    target: str | Path,
+    to: str = "",
+    *,
+    revision: str = "main",
+    step: int | None = None,
+    dtype: str = "",
+    size: str = "",
+) -> Path:
+    """Read a model in any format and write it in one of `FORMATS`; see `read` for the arguments.
+
+    Args:
+        target: a new folder for "hf"; for "pythia" one that gets a `step-NNNNNN` folder.
+        to: empty: "pythia" from transformers, "hf" from all else.
+        dtype: "fp32", "fp16" or "bf16"; empty: as stored.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        CheckpointError, FetchError, ConfigError: what is wrong.
+    """
+    if to and to not in FORMATS:
+        raise ConfigError(one_of(to, FORMATS, "format"))
+    if dtype and dtype not in DTYPES:
+        raise ConfigError(one_of(dtype, DTYPES, "dtype"))
+    kind = DTYPES.get(dtype)
+    found = read(source, revision, step, size)
+    if (to or ("pythia" if found.kind == "hf" else "hf")) == "hf":
+        return hf.save(found.model, target, dtype=kind, tokenizer=found.tokenizer)
+    if found.kind == "pythia":
+        raise ConfigError(f"{source} is a checkpoint of ours already; --to hf exports it")
+    if found.step is None:
+        raise ConfigError(f"{source} ({revision}) does not tell which step it is; give --step")
+    parent = Path(target)
+    place = step_folder(parent, found.step)
+    if place.exists():
+        raise CheckpointError(f"{place} exists; name another folder, or delete that one")
+    state = {name: hf.cast(name, t, kind) for name, t in found.model.state_dict().items()}
+    meta = {"kind": WEIGHTS_ONLY, "source": found.about, "model": config_dict(found.model.config)}
+    written = save_checkpoint(parent, found.step, {"model": state}, meta)
+    if found.tokenizer is not None:
+        found.tokenizer.save(str(parent / TOKENIZER))
+    return written

@@ -1,0 +1,147 @@
+"""What a name of a model on the command line means: a run of ours, or a published model.
+
+A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
+repository on the hub, whose revisions are its steps. It offers what evaluation needs of a run:
+steps, the model at each, a tokenizer, a place for what was measured. Not here: reading its files
+(pythia_core.hf, pythia_book.released.download), what a run is (pythia_core.training.runs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pythia_book.released import download as hub
+from pythia_core import hf
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
+from pythia_core.data.tokenizer import EOD, load_tokenizer
+from pythia_core.errors import CheckpointError, FetchError
+from pythia_core.hf import CONFIG, TOKENIZER, model_config, step_of
+from pythia_core.model import GPTNeoX
+from pythia_core.training.checkpoint import sha256_tensors
+from pythia_core.training.runs import Run, find_run
+from pythia_core.training.schedule import OFFICIAL_STEPS
+from pythia_core.util.files import results_dir
+
+LAST = OFFICIAL_STEPS
+"""Step of a published model whose folder does not tell: `main` is the last checkpoint."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A published model, in the shape of a run as far as measuring needs it."""
+
+    source: str
+    """A folder or a repository's name."""
+
+    @property
+    def label(self) -> str:
+        """As in the tables of released results: "70m" of pythia-70m-deduped."""
+        return self._name.removeprefix("pythia-").removesuffix("-deduped")
+
+    @property
+    def deduped(self) -> bool:
+        return self._name.endswith("-deduped")
+
+    @property
+    def _name(self) -> str:
+        """Of the model, also where the folder is that of a step of it."""
+        *_, above, last = "/", *self.source.rstrip("/").split("/")
+        return last if step_of(last) is None else above
+
+    @cached_property
+    def _revisions(self) -> dict[int, str]:
+        folder = Path(self.source).expanduser()
+        if (folder / CONFIG).is_file():
+            step = step_of(folder.resolve().name)
+            return {LAST if step is None else step: "main"}
+        if folder.is_dir():
+            names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
+        else:
+            names = hub.revisions(self.source, or_cached=True)
+        steps = {step_of(name): name for name in names}
+        steps.pop(None, None)
+        return steps or {LAST: "main"}
+
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self._revisions)
+
+    @cached_property
+    def id(self) -> str:
+        """Name and, of a folder, state of its files: what is kept is kept for that."""
+        folder = Path(self.source).expanduser()
+        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
+        state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        return f"{self.label}-{stable_hash([self.source, state])[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        """Where what was measured is kept."""
+        return results_dir() / "published_models" / self.id
+
+    def model(self, step: int | None = None) -> GPTNeoX:
+        """The model at a step (default: the last), in fp32.
+
+        Raises:
+            CheckpointError: no such step, a damaged file, or one that cannot be fetched.
+        """
+        try:
+            return hub.load(self.source, self._revision(step))[0]
+        except FetchError as error:
+            raise CheckpointError(str(error)) from error
+
+    def sha256(self, step: int) -> str:
+        """Of the tensors of a step as stored (checkpoint.sha256_tensors)."""
+        place = hub.locate(self.source, self._revision(step)).folder
+        return sha256_tensors(hf.Weights(place))
+
+    def _revision(self, step: int | None = None) -> str:
+        step = self.steps[-1] if step is None else step
+        if step not in self._revisions:
+            near = sorted(sorted(self.steps, key=lambda s: abs(s - step))[:4])
+            raise CheckpointError(
+                f"{self.source} has no checkpoint of step {step}; the nearest are {near}"
+            )
+        return self._revisions[step]
+
+    @cached_property
+    def _shared(self) -> tuple[ModelConfig, Any]:
+        """Config and tokenizer, the same at all steps; no weights are fetched for them."""
+        if Path(self.source).expanduser().is_dir():
+            place = hub.locate(self.source, self._revision()).folder
+        else:
+            place = hub.fetch(self.source, self._revision(), (CONFIG, TOKENIZER)).folder
+        return model_config(hf.read_config(place)), load_tokenizer(place / TOKENIZER)
+
+    @property
+    def data(self) -> Any:
+        tokenizer = self._shared[1]
+        return SimpleNamespace(tokenizer=tokenizer, eod_id=tokenizer.token_to_id(EOD))
+
+    @property
+    def config(self) -> RunConfig:
+        """The model's; of its training only the length counts here."""
+        shape = self._shared[0]
+        train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
+        return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)
+
+    def __reduce__(self) -> tuple:
+        """Pickled without what was read."""
+        return PublishedModel, (self.source,)
+
+
+AnyModel = Run | PublishedModel
+
+
+def find_model(name: str) -> AnyModel:
+    """A run by its folder, folder's name or (the beginning of) its id; or a published model by its
+    folder or its repository's name ("EleutherAI/pythia-70m").
+
+    Raises:
+        CheckpointError: neither.
+    """
+    return PublishedModel(name) if hub.is_published(name) else find_run(name)

@@ -1,0 +1,336 @@
+"""What deduplication takes away and what it gives (paper sections 2.1 and 2.6): twins compared.
+
+Every size stands twice in the suite, on the standard and on the deduplicated text, with the same
+initial weights, number of updates and tokens. Both are measured on the same held-out rows, items
+and training rows, so that every difference is paired. Tables only; training is find-or-train.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pythia_book.measurements import measure_all
+from pythia_book.published.scaling import published_deduplication
+from pythia_book.stats import (
+    NOT_TESTABLE,
+    Estimate,
+    claim_row,
+    difference,
+    estimate,
+    premise_verdict,
+)
+from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.memorization.tables import columns, ratio
+from pythia_book.studies.task_scores import LIMIT, built_tasks, twin_rows
+from pythia_book.study import StudyParams, StudyResult, find_published
+from pythia_core.data.dedup import RECIPES, s_curve
+from pythia_core.data.prepare import prepare
+from pythia_core.evaluation.exposure import distinct_windows
+from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.suite import DATA_ARMS, DEDUP, scale_named, suite_configs
+from pythia_core.training.runs import find_or_train_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+    from pythia_core.training.runs import Run
+
+STUDY = "deduplication"
+INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
+"""Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
+CONTEXT = 32
+"""Tokens given, and tokens asked for, in extraction (paper section 3.2)."""
+PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
+"""The Pile before and after (issue threads of the release; paper section 2)."""
+
+Suite = dict[tuple[str, str], "Run"]
+
+
+@dataclass(frozen=True)
+class DeduplicationParams(StudyParams):
+    """Parameters of the study."""
+
+    seed: int = 1234
+    bootstrap: int = 2000
+    limit: int = LIMIT
+    """Items of a benchmark task."""
+
+    WHOLE: ClassVar = {
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+        "limit": (5, 100_000),
+    }
+
+
+Params = DeduplicationParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+# --- the text --------------------------------------------------------------------------------
+
+
+def recipes_table(params: DeduplicationParams, progress: bool) -> dict[str, pd.DataFrame]:
+    """recipes: recipe, documents, tokens, identical, similar (documents removed), percent (tokens).
+    clusters: recipe, copies (size of a cluster), clusters, documents. caught: recipe, similarity,
+    probability that a pair of that similarity is found.
+    """
+    import pandas as pd
+
+    rows, clusters, caught = [], [], []
+    base = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed).data
+    for recipe in ("none", *RECIPES):
+        data = prepare(replace(base, dedup=recipe), progress)
+        report = data.manifest["tokens"]["dedup"]
+        row = {"recipe": recipe, **data.manifest["tokens"]["train"]}
+        removed = report.get("removed", {})
+        row |= {"identical": removed.get("exact", 0), "similar": removed.get("near", 0)}
+        rows.append(row | {"percent": 100 * (1 - row["tokens"] / rows[0]["tokens"]) if rows else 0})
+        for copies, count in sorted(report.get("clusters", {}).items(), key=lambda c: int(c[0])):
+            size = int(copies)
+            clusters.append({"recipe": recipe, "copies": size, "clusters": count,
+                             "documents": size * count})  # fmt: skip
+        if recipe in RECIPES and RECIPES[recipe].buckets:
+            bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
+            for similarity in np.linspace(0, 1, 101).round(2):
+                found = float(s_curve(similarity, *bands))
+                if RECIPES[recipe].verify and similarity < RECIPES[recipe].threshold:
+                    found = 0.0
+                caught.append({"recipe": recipe, "similarity": similarity, "probability": found})
+    return {
+        "recipes": pd.DataFrame(rows),
+        "clusters": pd.DataFrame(clusters, columns=["recipe", "copies", "clusters", "documents"]),
+        "caught": pd.DataFrame(caught),
+    }
+
+
+# --- the models ------------------------------------------------------------------------------
+
+
+def twins_tables(
+    params: DeduplicationParams, suite: Suite, progress: bool
+) -> tuple[dict[str, pd.DataFrame], dict[tuple[str, str], np.ndarray], int]:
+    """levels: size, arm, measure, step, percent, value, low, high, n. effects: the same without
+    arm, deduplicated minus standard, paired. Also the final paired differences by (measure, size),
+    and the number of checkpoints that could not be measured.
+    """
+    import pandas as pd
+
+    scale = scale_named(params.scale)
+    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
+    some = next(iter(suite.values()))
+    what = LanguageMeasurement.of(some.data, some.config.model.max_seq_len)
+    cells = [(run, step) for run in suite.values() for step in steps]
+    found, gaps = measure_all(cells, what, progress)
+    levels, effects = [], []
+    final: dict[tuple[str, str], np.ndarray] = {}
+    for size in params.size_list:
+        for step in steps:
+            place = {"size": size, "step": step, "percent": 100 * step / scale.steps}
+            both = [found.get((suite[size, arm].id, step)) for arm in DATA_ARMS]
+            for arm, arrays in zip(DATA_ARMS, both, strict=True):
+                for measure, values in (arrays or {}).items():
+                    row = estimate(values[None], params.bootstrap, exact=measure == "last_word")
+                    levels.append({**place, "arm": arm, "measure": measure, **row.interval(),
+                                   "n": row.n_items})  # fmt: skip
+            if None in both:
+                continue
+            for measure in both[0]:
+                change = both[1][measure].astype(float) - both[0][measure]
+                row = estimate(
+                    change[None], params.bootstrap, change=True, exact=measure == "last_word"
+                )
+                effects.append({**place, "measure": measure, **row.interval(), "n": row.n_items})
+                if step == scale.steps:
+                    final[measure, size] = change
+    names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
+    tables = {
+        "levels": pd.DataFrame(levels, columns=names),
+        "effects": pd.DataFrame(effects, columns=[n for n in names if n != "arm"]),
+    }
+    return tables, final, len(gaps)
+
+
+def memorized_table(
+    params: DeduplicationParams, suite: Suite, progress: bool
+) -> tuple[pd.DataFrame, int]:
+    """size, arm, value, low, high, n: share of the rows read that the final model has memorized (32
+    tokens after 32, pythia_core.evaluation.memorization), and the number of gaps. Intervals
+    resample texts.
+    """
+    import pandas as pd
+
+    rows, n_gaps = [], 0
+    for arm in DATA_ARMS:
+        runs = {size: suite[size, arm] for size in params.size_list}
+        some = next(iter(runs.values())).config.train
+        data = next(iter(runs.values())).data
+        what = ExtractionOfRows(data, some.batch_size, some.steps, CONTEXT, CONTEXT)
+        read = data.rows.rows(0, some.batch_size * some.steps)
+        _, text = distinct_windows(read, 2 * CONTEXT)
+        found, gaps = measure_all([(run, some.steps) for run in runs.values()], what, progress)
+        n_gaps += len(gaps)
+        for size, run in runs.items():
+            if (run.id, some.steps) not in found:
+                continue
+            memorized = found[run.id, some.steps]["memorized"]
+            share = ratio(memorized, np.ones(len(memorized), bool), text, params.bootstrap)
+            rows.append({"size": size, "arm": arm, **columns(share), "n": len(memorized)})
+    return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
+
+
+def tasks_table(
+    params: DeduplicationParams, suite: Suite, progress: bool
+) -> tuple[pd.DataFrame, dict[str, np.ndarray], int]:
+    """Benchmark accuracy of the final twins, deduplicated minus standard: size, task, shots, value,
+    low, high, n (task "mean": all zero-shot items); the differences of these by size; gaps."""
+    import pandas as pd
+
+    _, what = built_tasks(next(iter(suite.values())), limit=params.limit)
+    last = scale_named(params.scale).steps
+    found, gaps = measure_all([(run, last) for run in suite.values()], what, progress)
+    rows: list[dict[str, Any]] = []
+    pooled = {}
+    for size in params.size_list:
+        both = [found.get((suite[size, arm].id, last)) for arm in DATA_ARMS]
+        if None in both:
+            continue
+        mine, zero = twin_rows(size, what, both, params.bootstrap)
+        rows += mine
+        if zero:
+            pooled[size] = np.concatenate(list(zero.values()))
+            e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
+            rows.append({"size": size, "task": "mean", "shots": 0, **e.interval(),
+                         "n": e.n_items})  # fmt: skip
+    names = ["size", "task", "shots", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names), pooled, len(gaps)
+
+
+# --- the whole -------------------------------------------------------------------------------
+
+
+def run(
+    params: DeduplicationParams, progress: bool = True, published: Published | None = None
+) -> StudyResult:
+    """Find or train the suite, deduplicate by every recipe, compare the twins.
+
+    Args:
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    """
+    published = published or find_published()
+    started = time.time()
+    suite = find_or_train_all(
+        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    )
+    tables = recipes_table(params, progress)
+    twins, final, gaps = twins_tables(params, suite, progress)
+    memorized, more_gaps = memorized_table(params, suite, progress)
+    tasks, accuracy, task_gaps = tasks_table(params, suite, progress)
+    final |= {("accuracy", size): change for size, change in accuracy.items()}
+    tables |= twins | {"tasks": tasks, "memorized": memorized}
+    released = published_deduplication(published)
+    pooled = {
+        measure: np.mean([final[measure, s] for m, s in final if m == measure], axis=0)
+        for measure in dict.fromkeys(measure for measure, _ in final)
+    }
+    claims = claims_table(params, pooled, memorized, released)
+    values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps + task_gaps}
+    runs = list(suite.values())
+    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
+
+
+def claims_table(
+    params: DeduplicationParams,
+    pooled: dict[str, np.ndarray],
+    memorized: pd.DataFrame,
+    released: pd.DataFrame,
+) -> list[dict[str, Any]]:
+    """The paper finds no clear benefit: an interval wholly on the better side contradicts that."""
+    shown = ", ".join(params.size_list)
+    rows = []
+
+    def row(claim: str, paper: str, given: str | None, e: Any, verdict: str) -> None:
+        rows.append(claim_row(claim, paper, e, verdict, given))
+
+    for measure, unit, better in (
+        ("loss", "nats a token", -1),
+        ("last_word", "points", 1),
+        ("accuracy", "points", 1),
+    ):
+        e = None
+        if measure in pooled:
+            e = estimate(
+                pooled[measure][None] * (1 if better < 0 else 100), params.bootstrap, change=True
+            )
+        benefit = e is not None and (e.high < 0 if better < 0 else e.low > 0)
+        what = {
+            "loss": "held-out loss",
+            "last_word": "last words of held-out sentences",
+            "accuracy": "benchmark tasks, zero-shot",
+        }[measure]
+        row(
+            f"Deduplication brings no clear benefit: {what}, deduplicated minus standard "
+            f"({unit}; mean of {shown})",
+            "no clear benefit on any task",
+            published_means(released),
+            e,
+            NOT_TESTABLE if e is None else "not reproduced" if benefit else "reproduced",
+        )
+    claim = "Deduplication lowers the share of training rows that are memorized"
+    paper = "not measured; expected since earlier work"
+    largest = memorized[memorized["size"] == params.size_list[-1]].set_index("arm")
+    if len(largest) == len(DATA_ARMS):
+        change = difference(
+            *(Estimate(*(100 * largest.loc[arm][k] for k in ("value", "low", "high")), 0, 1)
+              for arm in ("deduplicated", "standard"))
+        )  # fmt: skip
+        verdict = premise_verdict(change.low, change.high, -1)
+        row(f"{claim} ({params.size_list[-1]}, points)", paper, None, change, verdict)
+    else:
+        row(claim, paper, None, None, NOT_TESTABLE)
+    return rows
+
+
+def published_means(released: pd.DataFrame) -> str | None:
+    """The released differences, a mean over sizes for each number of shots and step, as text."""
+    if released.empty:
+        return None
+    means = released.groupby(["shots", "step"]).value.mean()
+    return "accuracy, points: " + ", ".join(
+        f"{shots}-shot at step {step:,} {value:+.2f}" for (shots, step), value in means.items()
+    )
+
+
+def _values(
+    params: DeduplicationParams,
+    suite: Suite,
+    tables: dict[str, pd.DataFrame],
+    pooled: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    recipes = tables["recipes"].set_index("recipe")
+    before, after = PILE["tokens"]
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": params.size_list[-1],
+        "tokens_before": int(recipes.tokens["none"]),
+        "tokens_after": int(recipes.tokens[DEDUP]),
+        "percent": float(recipes.percent[DEDUP]),
+        "percent_eleutherai": float(recipes.percent["eleutherai-0.87"]),
+        "percent_pile": 100 * (1 - after / before),
+        "documents_identical": int(recipes.identical[DEDUP]),
+        "documents_similar": int(recipes.similar[DEDUP]),
+    }
+    for measure, change in pooled.items():
+        values[f"{measure}_change"] = estimate(
+            change[None], params.bootstrap, change=True
+        ).interval()
+        values[f"n_{measure}"] = len(change)
+    for row in tables["memorized"].itertuples():
+        if row.size == params.size_list[-1]:
+            shares = {"value": row.value, "low": row.low, "high": row.high}
+            values[f"memorized_{row.arm}_percent"] = {k: 100 * v for k, v in shares.items()}
+    return values

@@ -1,0 +1,146 @@
+"""What a continuation did to a model: whether it goes on smoothly, and what a swap changed.
+
+Smoothly: on rows that neither has read yet, the loss of the continued control beside that of the
+source's own checkpoint of the same step, or of the step it began with where there is no other.
+Changed: the gender study's measures of the swap and of its control, which began in the same way
+and read the same rows but for the swapped tokens. All differences are paired and have intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.measurements import measure_all
+from pythia_book.released import download as hub
+from pythia_book.released.continued import Continued
+from pythia_book.released.continued_data import RowsData
+from pythia_book.stats import estimate
+from pythia_book.studies.gender_bias.measures import Battery, Items, is_choice
+from pythia_book.studies.gender_bias.study import STRATIFIED
+from pythia_core.config import DataConfig
+from pythia_core.data.prepare import prepare
+from pythia_core.errors import CheckpointError, ConfigError, FetchError
+from pythia_core.evaluation import scoring as evaluate
+from pythia_core.training.runs import find_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.model import GPTNeoX
+
+CONTINUITY = ["step", "source_step", "rows", "ours", "source", "difference", "low", "high"]
+EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n", "note"]
+
+
+def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
+    """The source's own checkpoint of a step, else of the step that the run began with."""
+
+    place = run.place
+
+    def at(step: int, revision: str) -> tuple[GPTNeoX, int]:
+        if place["run"]:
+            return find_run(place["run"]).model(step), step
+        return hub.load(place["published"], revision)[0], step
+
+    try:
+        return at(step, f"step{step}")
+    except (CheckpointError, FetchError):
+        return at(run.how.start, place["revision"])
+
+
+def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
+    """Loss of the continued control and of its source on the first rows of coming batches.
+
+    At the first saved step, the first after the re-warming, and the last that has a batch to come.
+
+    Args:
+        rows: of each batch, at most.
+
+    Returns:
+        Columns CONTINUITY: nats a token; difference = ours - source, with its interval over rows.
+    """
+    import pandas as pd
+
+    control = run.control
+    if not isinstance(control, Continued):  # the source itself
+        return pd.DataFrame(columns=CONTINUITY)
+    saved = [s for s in control.steps if control.how.start < s < control.how.stop]
+    warm = control.how.adam_from + control.how.rewarm_updates
+    chosen = {s for s in (saved[:1] + [s for s in saved if s >= warm][:1] + saved[-1:])}
+    table = []
+    for step in sorted(chosen):
+        batch = control.batch(step)[:rows]
+        theirs, at = source_model(control, step)
+        ours = evaluate.row_losses(_quick(control.model(step)), batch)
+        source = evaluate.row_losses(_quick(theirs), batch)
+        e = estimate((ours - source)[None], bootstrap, change=True)
+        means = float(ours.mean()), float(source.mean())
+        table.append([step, at, len(batch), *means, e.value, e.low, e.high])
+    return pd.DataFrame(table, columns=CONTINUITY)
+
+
+def _quick(model: GPTNeoX) -> GPTNeoX:
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def measuring_text(run: Continued) -> Any:
+    """Held-out text under the run's tokenizer: its own, or for token files the miniature's.
+
+    The latter was not held out of a published model's training; both arms read it alike.
+    """
+    if isinstance(run.data, RowsData):
+        return prepare(DataConfig("miniature", tokenizer=run.data.tokenizer_name))
+    return run.data
+
+
+def effects(
+    swapped: Continued,
+    steps: Sequence[int] | None = None,
+    items: Items | None = None,
+    text: Any = None,
+    bootstrap: int = 2000,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """The gender study's measures of both arms, and the change with its interval.
+
+    Args:
+        steps: saved steps; default: the last.
+        items: default: those of the pinned wheels. text: default: `measuring_text`.
+
+    Returns:
+        Columns EFFECTS; a step that cannot be measured is a row that says why.
+
+    Raises:
+        ConfigError: nothing is swapped in the run.
+    """
+    import pandas as pd
+
+    if not swapped.how.swap:
+        raise ConfigError(f"run {swapped.id} swaps nothing: give the run with the swap")
+    control = swapped.control
+    length = swapped.config.model.max_seq_len
+    battery = Battery(items or Items.load(), text or measuring_text(swapped), length)
+    steps = list(steps or [swapped.how.stop])
+    cells = [(run, step) for run in (control, swapped) for step in steps]
+    found, gaps = measure_all(cells, battery.measurement(full=True), progress)
+    reasons = {gap.step: gap.reason for gap in gaps}
+    table: list[dict[str, Any]] = []
+    for step in steps:
+        if step in reasons:
+            table.append({"step": step, "measure": "", "note": reasons[step]})
+            continue
+        before, after = found[control.id, step], found[swapped.id, step]
+        for name in before:
+            choice = is_choice(name)
+            strata = battery.feminine_job if name in STRATIFIED else None
+            change = (after[name] - before[name]).astype(np.float64)[None]
+            e = estimate(change, bootstrap, 0, strata, change=True, exact=choice)
+            row = {"step": step, "measure": name, "control": before[name].mean()}
+            row |= {"swapped": after[name].mean(), "change": e.value, "low": e.low, "high": e.high}
+            table.append(row | {"n": e.n_items, "note": ""})
+    return pd.DataFrame(table, columns=EFFECTS)

@@ -1,0 +1,366 @@
+"""The gender-bias study, drawn: the paper's figures 1, 2 and 6 with the released numbers beside
+ours, and what a small model can show best, the shift of its pronoun prior.
+
+Every function takes a `studies.gender_bias.Result` and gives a Drawing or a Table. Released
+numbers that are not there are not invented: the panel says in words how to get them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pythia_book import records
+from pythia_book import style as figures
+from pythia_book.shared_figures import claims_frame, interval
+from pythia_book.studies.gender_bias.claims import LAST_WINDOW
+from pythia_book.studies.gender_bias.study import ARMS, STUDY
+from pythia_book.style import Drawing, Table
+from pythia_core.suite import scale_named
+from pythia_core.training.schedule import OFFICIAL_STEPS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from pythia_book.published.results import Published
+    from pythia_book.studies.gender_bias.study import Result
+
+RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
+ABSENT = (
+    "Released numbers not found.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
+    "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand draw this figure again."
+)
+BRANCH_PERCENT = 78
+"""Left end, in percent of training, of panels that show the branch only."""
+
+
+def _footer(result: Result, items: str, intervals: bool = True) -> str:
+    seeds = result.params.seeds
+    reach = "items and seeds" if seeds > 1 else "items (one seed: training again may differ more)"
+    command = records.command(
+        {"study": STUDY, "scale": result.params.scale, "parameters": result.parameters}
+    )
+    count = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    meaning = f"; intervals: 95 % bootstrap over {reach}" if intervals else ""
+    released = " (with PYTHIA_PUBLISHED_DIR set)" if result.published is not None else ""
+    return f"Ours: {items}, {count}{meaning}.\nRedraw: {command}{released}"
+
+
+def _forks(ax: Axes, scale: str) -> None:
+    """Mark where the two interventions begin."""
+    setting = scale_named(scale)
+    for arm, index in ARMS.items():
+        if index is not None:
+            at = 100 * setting.fork_step(index) / setting.steps
+            shape = figures.ARM_STYLES[arm]["linestyle"]
+            ax.axvline(at, color=figures.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
+
+
+def _released(published: Published, view: str, column: str = "value") -> pd.DataFrame:
+    """A view of the released numbers with our names: size, arm, percent, value, stderr."""
+    table = getattr(published, view)().copy()
+    table["size"] = table.model
+    table["arm"] = table.intervention.map(RELEASED_ARMS)
+    table["percent"] = 100 * table.step / OFFICIAL_STEPS
+    table["value"] = table[column]
+    return table[["size", "arm", "step", "percent", "value", "stderr"]]
+
+
+def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
+    """All released models and arms over training; the models in their order."""
+    sizes = list(dict.fromkeys(table["size"]))
+    for size in sizes:
+        for arm in ARMS:
+            cell = table[(table["size"] == size) & (table.arm == arm)]
+            if not cell.empty:
+                figures.line(ax, cell, "percent", size, arm, dense=True)
+    return sizes
+
+
+def prior_shift(result: Result) -> Drawing:
+    """The share of feminine among pronouns after occupations, over the branch."""
+    shown = result.tables["branch"].query("measure == 'feminine_share'")
+    sizes = result.params.size_list
+    with figures.style():
+        v = result.values
+        items = f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations"
+        figure, axes = figures.panels(len(sizes), 3.0, _footer(result, items), sharey=True)
+        for ax, size in zip(axes, sizes, strict=True):
+            _forks(ax, result.params.scale)
+            for arm in ARMS:
+                cell = shown[(shown["size"] == size) & (shown.arm == arm)]
+                figures.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
+            figures.reference(ax, 50)
+            ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
+        axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
+        figures.arm_legend(figure)
+    return Drawing(
+        figure,
+        "Share of feminine pronouns after occupations over the last fifth of training, by size; "
+        + _sentence(result, "feminine_share"),
+    )
+
+
+def _sentence(result: Result, measure: str) -> str:
+    """The largest model's three arms in words."""
+    texts = [
+        f"{figures.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
+        for arm in ARMS
+    ]
+    return f"{result.values['largest']}: " + ", ".join(texts)
+
+
+def crows_over_training(result: Result) -> Drawing:
+    """The paper's figure 1: CrowS-Pairs gender over training, with the intervention branches."""
+    shown = result.tables["branch"].query("measure == 'crows'")
+    n = result.values["n_crows"]
+    with figures.style():
+        footer = _footer(result, f"{n} pairs, bands at the end only")
+        figure, (left, right) = figures.panels(2, 3.3, footer, sharey=True)
+        released = []
+        if result.published is None:
+            figures.say(left, ABSENT)
+        else:
+            table = _released(result.published, "crows_gender")
+            released = _released_lines(left, table[table.step >= 512])
+            left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
+        left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
+        for size in result.params.size_list:
+            for arm in ARMS:
+                cell = shown[(shown["size"] == size) & (shown.arm == arm)]
+                figures.line(right, cell.drop(columns=["low", "high"]), "percent", size, arm)
+        _end_intervals(right, result, shown)
+        right.set(title=f"Ours ({n} pairs)")
+        right.tick_params(labelleft=True)
+        for ax in (right,) if result.published is None else (left, right):
+            figures.reference(ax, 50)
+            ax.set(xlabel="training completed (%)", xlim=(-3, 108))
+        if released:
+            figures.size_legend(left, released, loc="lower right", ncols=4)
+        figures.size_legend(right, result.params.size_list, loc="lower right", ncols=4)
+        figures.arm_legend(figure)
+        values = [*shown.low, *shown.high]
+        low, high = figures.padded_limits(100 * min(values), 100 * max(values), 30)
+        right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # room for the legends below
+    return Drawing(
+        figure,
+        "CrowS-Pairs gender stereotype share over training, released models and ours; "
+        + _sentence(result, "crows"),
+    )
+
+
+def _end_intervals(ax: Axes, result: Result, shown: pd.DataFrame) -> None:
+    """Intervals of the final points, side by side just right of the end."""
+    at = 101.5
+    for size in result.params.size_list:
+        for arm in ARMS:
+            cell = shown[(shown["size"] == size) & (shown.arm == arm) & (shown.percent == 100)]
+            low, high = 100 * cell.low.iloc[0], 100 * cell.high.iloc[0]
+            ax.plot([at, at], [low, high], color=figures.size_colour(size), linewidth=1)
+            at += 0.7
+
+
+def winobias_by_size(result: Result) -> Drawing:
+    """The paper's figure 2: WinoBias by size and arm; the released metric is another one."""
+    levels = result.tables["levels"]
+    n = result.values["n_winobias"]
+    with figures.style():
+        figure, (left, right, split) = figures.panels(3, 3.0, _footer(result, f"{n} sentences"))
+        if result.published is None:
+            figures.say(left, ABSENT)
+        else:
+            table = _released(result.published, "winobias_em", "net")
+            table = table[table.step >= LAST_WINDOW]  # as in the claims table
+            mean = table.groupby(["size", "arm"], sort=False)[["value", "stderr"]].mean()
+            mean = mean.reset_index()
+            # the checkpoints share their items, so that averaging them does not shrink the error
+            mean["low"] = mean.value - 1.96 * mean.stderr
+            mean["high"] = mean.value + 1.96 * mean.stderr
+            figures.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
+            figures.reference(left, 0)
+            left.set_ylabel("exact match, pro minus anti (points)")
+        left.set_title("Released: another metric")
+        mine = levels[levels.measure == "winobias"]
+        figures.interval_points(right, mine, result.params.size_list, ARMS)
+        figures.reference(right, 50)
+        right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
+        low, high = figures.padded_limits(100 * mine.low.min(), 100 * mine.high.max(), 20)
+        right.set_ylim(low, high)
+        for ax in (left, right):
+            ax.set_xlabel("model size")
+        _halves(split, result)
+        figures.arm_legend(figure)
+    return Drawing(figure, "WinoBias by model size and arm; ours, " + _sentence(result, "winobias"))
+
+
+def _halves(ax: Axes, result: Result) -> None:
+    """The largest model over the branch, apart for feminine and masculine stereotypes."""
+    branch, size = result.tables["branch"], result.values["largest"]
+    colours = {"feminine": figures.size_colour(size), "masculine": figures.MUTED}
+    for half, colour in colours.items():
+        rows = branch[(branch["size"] == size) & (branch.measure == f"winobias_{half}")]
+        for arm, cell in rows.sort_values("percent").groupby("arm"):
+            shape = figures.ARM_STYLES[arm]
+            ax.plot(
+                cell.percent,
+                100 * cell.value,
+                color=colour,
+                linestyle=shape["linestyle"],
+                marker=shape["marker"],
+                markersize=3.4,
+                markeredgewidth=0,
+                label=half if arm == "control" else None,
+            )
+            ax.fill_between(
+                cell.percent, 100 * cell.low, 100 * cell.high, color=colour, alpha=0.13, linewidth=0
+            )
+    _forks(ax, result.params.scale)
+    ax.set(title=f"Ours, {size}, by stereotype", ylim=(-4, 104), xlabel="training completed (%)")
+    ax.set_ylabel("stereotype accuracy (%)")
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc=(0.19, 0.42), handlelength=2.2)
+
+
+def language_cost(result: Result) -> Drawing:
+    """The paper's figure 6 and our held-out loss: what the swap costs in language modelling."""
+    levels = result.tables["levels"]
+    n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
+    with figures.style():
+        figure, (left, middle, right) = figures.panels(3, 3.0, _footer(result, n))
+        if result.published is None:
+            figures.say(left, ABSENT)
+        else:
+            table = _released(result.published, "lambada")
+            sizes = _released_lines(left, table[table.percent >= BRANCH_PERCENT])
+            left.set(ylabel="LAMBADA accuracy (%)", xlabel="training completed (%)", ylim=(0, 80))
+            figures.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
+        left.set_title("Released models")
+        mine = levels[levels.measure == "last_word"]
+        figures.interval_points(middle, mine, result.params.size_list, ARMS)
+        middle.set(title="Ours: last words", ylabel="accuracy (%)")
+        middle.set_ylim(0, max(1.0, 110 * mine.high.max()))
+        figures.arm_legend(figure)
+        cost = result.tables["branch_effects"].query("measure == 'loss'")
+        for (size, arm), cell in cost.groupby(["size", "arm"], sort=False):
+            figures.line(right, cell, "percent", size, arm, factor=1)
+        _forks(right, result.params.scale)
+        figures.reference(right, 0)
+        right.set(title="Ours: held-out loss", ylabel="loss minus control (nats a token)")
+        figures.size_legend(right, result.params.size_list, loc="upper left")
+        middle.set_xlabel("model size (parameters)")
+        right.set_xlabel("training completed (%)")
+    return Drawing(
+        figure,
+        "LAMBADA of the released models, last-word accuracy and held-out loss of ours; "
+        + _sentence(result, "last_word"),
+    )
+
+
+def occupations(result: Result) -> Drawing:
+    """The largest model's feminine share, occupation by occupation."""
+    size = result.values["largest"]
+    table = result.tables["occupations"]
+    wide = table[table["size"] == size].pivot(index="occupation", columns="arm", values="value")
+    wide = wide.sort_values("control")
+    per_job = table.n.median()
+    with figures.style():
+        height = 1.5 + 0.165 * len(wide)
+        items = f"{size} parameters, {per_job:g} contexts an occupation"
+        figure, (ax,) = figures.panels(1, height, _footer(result, items, intervals=False))
+        colour = figures.size_colour(size)
+        for y, (_, row) in enumerate(wide.iterrows()):
+            ax.plot([100 * row.min(), 100 * row.max()], [y, y], color=figures.GRID, linewidth=2)
+            for arm in ARMS:
+                face = "white" if arm == "control" else colour
+                marker = figures.ARM_STYLES[arm]["marker"]
+                ax.plot(100 * row[arm], y, marker, color=colour, markerfacecolor=face, markersize=5)
+        ax.set_yticks(range(len(wide)), wide.index)
+        ax.set(xlim=(0, 100), ylim=(-0.8, len(wide) - 0.2))
+        ax.set_xlabel("feminine share of pronouns after the occupation (%)")
+        ax.grid(axis="y", visible=False)
+        ax.axvline(50, color=figures.MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        figures.arm_legend(figure)
+    return Drawing(
+        figure,
+        f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm",
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def results_table(result: Result) -> Table:
+    """Every measure at the end of training, by size and arm, with its interval."""
+    import pandas as pd
+
+    shown = {
+        "feminine_share": "feminine share (%)",
+        "winobias": "WinoBias (%)",
+        "crows": "CrowS-Pairs (%)",
+        "stereoset": "StereoSet (%)",
+        "last_word": "last word (%)",
+        "loss": "loss (nats)",
+    }
+    levels = result.tables["levels"]
+    rows = []
+    for (size, arm), cell in levels.groupby(["size", "arm"], sort=False):
+        numbers = cell.set_index("measure")[["value", "low", "high"]]
+        row = {
+            label: interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
+            for measure, label in shown.items()
+        }
+        rows.append({"size": size, "arm": figures.ARM_LABELS[arm], **row})
+    counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in shown)
+    return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
+
+
+def claims_table(result: Result) -> Table:
+    """What the paper says, what was released, what we measured, and the verdict."""
+    return Table(
+        claims_frame(result.claims),
+        "Differences in points. Verdicts by rule: the interval excludes 0 on the claimed side, "
+        "reproduced (of premises that the paper did not measure: holds); on the other, not "
+        "reproduced; it includes 0, no effect seen; the controls have nothing to lower, not "
+        "testable here. Released numbers: means in percent over the checkpoints from step 134,000 "
+        "on that were scored for both arms (LAMBADA of 410m: the last one alone).",
+    )
+
+
+def summary(result: Result) -> Any:
+    """The abstract's numbers, computed: a paragraph of Markdown for a notebook."""
+    from IPython.display import Markdown
+
+    v = result.values
+    largest = v["largest"]
+
+    def percent(name: str) -> str:
+        return records.value_text({key: 100 * value for key, value in v[name].items()}) + " %"
+
+    def points(name: str) -> str:
+        return percent(name).removesuffix(" %")
+
+    chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]
+    seeds = "one seed" if v["seeds"] == 1 else f"{v['seeds']} seeds"
+    split = ""
+    if "n_winobias_feminine" in v and "n_winobias_masculine" in v:
+        split = (
+            " The halves of WinoBias show what moves: where the stereotype is feminine, accuracy "
+            f"goes from {percent('winobias_feminine_control')} to "
+            f"{percent('winobias_feminine_swap_21')} under the longer swap; where it is masculine, "
+            f"from {percent('winobias_masculine_control')} to "
+            f"{percent('winobias_masculine_swap_21')}."
+        )
+    return Markdown(
+        f"**Result.** Sizes {v['sizes']}, {seeds}; numbers are those of the {largest} model, "
+        "brackets are 95 % intervals. The swap "
+        f"changes {v['tokens_changed_swap_7']:,} tokens in the last 7 % of training and "
+        f"{v['tokens_changed_swap_21']:,} in the last 21 %. The feminine share of the pronouns "
+        f"expected after {v['n_feminine_share']} occupations goes from "
+        f"{percent('feminine_share_control')} to {percent('feminine_share_swap_7')} and "
+        f"{percent('feminine_share_swap_21')}, while held-out loss rises by "
+        f"{records.value_text(v['loss_change_swap_7'])} and "
+        f"{records.value_text(v['loss_change_swap_21'])} nats a token. Stereotype accuracy on "
+        f"WinoBias is {percent('winobias_control')} in the control"
+        f"{', at chance,' if chance else ''} and changes by {points('winobias_change_swap_7')} and "
+        f"{points('winobias_change_swap_21')} points.{split}"
+    )

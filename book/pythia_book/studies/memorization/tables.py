@@ -1,0 +1,254 @@
+"""The memorization study's tables, from arrays of extraction and exposure.
+
+Rows with the same first tokens are memorized or not together, so that intervals come from
+resampling different beginnings, each with all its rows (`resampled`). Copies that begin at another
+place, or differ in a token, still count as different: intervals are a little too narrow for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.studies.memorization import order_alternatives as alternatives
+from pythia_book.studies.memorization import order_tests
+from pythia_book.studies.memorization.order_tests import Design, Null
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
+"""Exposures, first and last of each bin."""
+RATE_BINS = 20
+RATES = (0.01, 0.05, 0.2)
+"""Rates of events at which the level of every test is shown."""
+REPEATS = 400
+"""Simulated runs behind every power and level."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one run, in the order of training."""
+
+    exposure: np.ndarray
+    """int64[n]: how often the first tokens of each row stand in the whole run."""
+    text: np.ndarray
+    """int64[n]: which rows begin with the same tokens."""
+
+    def __len__(self) -> int:
+        return len(self.exposure)
+
+
+Interval = tuple[float, float, float]
+"""value, low, high."""
+
+
+def resampled(
+    columns: np.ndarray, text: np.ndarray, draws: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of columns int[n, k], and float64[draws, k] of them, texts drawn with replacement.
+
+    Texts with equal sums are drawn together, which is the same and fast.
+    """
+    _, text = np.unique(text, return_inverse=True)
+    n_texts = int(text.max()) + 1 if len(text) else 0
+    sums = np.stack([np.bincount(text, c, minlength=n_texts) for c in columns.T], 1)
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    times = rng.multinomial(n_texts, counts / n_texts, size=draws)
+    return columns.sum(0), times @ kinds
+
+
+def ratio(
+    part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int, seed: int = 0
+) -> Interval:
+    """Share of `whole` (bool[n]) that is `part`, with its interval; NaN where there is nothing.
+
+    Where all or none are, the exact binomial bound over texts is given.
+    """
+    part = part & whole
+    if not whole.any():
+        return (float("nan"),) * 3
+    total, drawn = resampled(
+        np.stack([part, whole], 1)[whole].astype(int), text[whole], draws, seed
+    )
+    value = total[0] / total[1]
+    if value in (0.0, 1.0):
+        bound = 0.025 ** (1 / len(np.unique(text[whole])))
+        return (value, 0.0, 1 - bound) if value == 0 else (value, bound, 1.0)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return float(value), float(low), float(high)
+
+
+def wilson(k: int, n: int) -> Interval:
+    """A share of independent trials and its Wilson interval."""
+    z, p = 1.96, k / n
+    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
+    scale = 1 + z**2 / n
+    return p, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def columns(interval: Interval) -> dict[str, float]:
+    return dict(zip(("value", "low", "high"), interval, strict=True))
+
+
+def by_exposure(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
+    """Share memorized by how often a row's first tokens were read."""
+    table = []
+    for first, last in BINS:
+        inside = (rows.exposure >= first) & (rows.exposure <= (last or rows.exposure.max()))
+        name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
+        share = ratio(memorized, inside, rows.text, draws)
+        counts = {"n": int(inside.sum()), "memorized": int((memorized & inside).sum())}
+        table.append({"exposures": name, **counts, **columns(share)})
+    return table
+
+
+def rate_over_training(
+    memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
+) -> list[dict[str, Any]]:
+    """Share memorized in equal stretches of training."""
+    edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
+    table = []
+    for start, stop in pairwise(edges):
+        inside = np.zeros(len(rows), bool)
+        inside[start:stop] = eligible[start:stop]
+        share = ratio(memorized, inside, rows.text, draws)
+        percent = 50 * (start + stop) / len(rows)
+        table.append({"percent": percent, "n": int(inside.sum()), **columns(share)})
+    return table
+
+
+# --- order -----------------------------------------------------------------------------------
+
+
+def tests_of(
+    memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
+) -> list[dict[str, Any]]:
+    """Every test of order_tests on one set of rows, with Holm's p; too few events give a row."""
+    design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
+    counts = {"rows": design.n, "events": design.events}
+    if not design.testable:
+        status = "not testable: too few events"
+        return [{"test": "all", "window": 0, **counts, "status": status}]
+    null = Null.simulate(design, simulations)
+    (ranks,) = np.nonzero(memorized[eligible])
+    found = order_tests.statistics(design, ranks[None])
+    p = null.p_values(found)[0]
+    adjusted, (low, high) = order_tests.holm(p), null.range()
+    table = []
+    for t, (name, window) in enumerate(design.tests):
+        effect = (float("nan"),) * 3
+        if name == "trend":
+            effect = order_tests.trend_effect(design, ranks)
+        elif name == "dispersion":
+            # what the dispersion varies by is taken from the simulated nulls, whose mean is 1
+            effect = (found[0, t], found[0, t] / high[t], found[0, t] / low[t])
+        table.append(
+            {
+                "test": name,
+                "window": window,
+                **counts,
+                "statistic": float(found[0, t]),
+                "null_low": float(low[t]),
+                "null_high": float(high[t]),
+                "p": float(p[t]),
+                "holm": float(adjusted[t]),
+                **columns(effect),
+                "status": "tested",
+            }
+        )
+    return table
+
+
+def power_table(
+    eligible: np.ndarray, events: int, windows: Sequence[int], simulations: int
+) -> list[dict[str, Any]]:
+    """How often each test rejects at 5 %, by alternative, with this many rows and events."""
+    design = Design(eligible, events, tuple(windows))
+    if not design.testable:
+        return []
+    null = Null.simulate(design, simulations)
+    table = []
+    for name, draw in alternatives.ALTERNATIVES.items():
+        rejected = alternatives.rejections(null, draw, REPEATS)
+        for (test, window), k in zip(design.tests, rejected, strict=True):
+            share = columns(wilson(int(k), REPEATS))
+            table.append({"alternative": name, "test": test, "window": window, **share})
+    return table
+
+
+def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
+    """How often true nulls are rejected at 5 %: our tests, and the textbook's beside them."""
+    table = []
+    for rate in RATES:
+        design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
+        if not design.testable or not design.usable:
+            continue
+        null = Null.simulate(design, simulations)
+        window = min(design.usable)
+        ours = alternatives.rejections(null, order_tests.random_subsets, REPEATS)
+        found = {
+            test if not w else f"{test}, {w} rows": int(k)
+            for (test, w), k in zip(design.tests, ours, strict=True)
+        }
+        textbook = alternatives.textbook_rejections(design, window, REPEATS)
+        for kind, rejected in (("ours", found), ("textbook", textbook)):
+            for test, k in rejected.items():
+                share = columns(wilson(k, REPEATS))
+                table.append({"rate": rate, "kind": kind, "test": test, **share})
+    return table
+
+
+def qq_table(
+    memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
+) -> list[dict[str, Any]]:
+    """Points of the paper's Q-Q plot with how many windows lie on each, and the band."""
+    design = Design(eligible, int((memorized & eligible).sum()), (window,))
+    if not (design.testable and design.usable):
+        return []
+    (ranks,) = np.nonzero(memorized[eligible])
+    points = order_tests.poisson_qq(design, ranks, window, simulations)
+    names = list(points)
+    rows, counts = np.unique(np.stack(list(points.values()), 1), axis=0, return_counts=True)
+    return [
+        {"window": window, **dict(zip(names, row.tolist(), strict=True)), "windows": int(count)}
+        for row, count in zip(rows, counts, strict=True)
+    ]
+
+
+# --- prediction ------------------------------------------------------------------------------
+
+
+def prediction_row(
+    predicted: np.ndarray, truth: np.ndarray, text: np.ndarray, draws: int
+) -> dict[str, Any]:
+    """Confusion counts of a predicted set of memorized rows, precision, recall and their gap."""
+    parts = np.stack(
+        [predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth], 1
+    ).astype(int)
+    (tp, fp, fn, tn), drawn = resampled(parts, text, draws)
+    row = {"n": len(truth), "tp": int(tp), "fp": int(fp), "fn": int(fn), "tn": int(tn)}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = drawn[:, 0] / (drawn[:, 0] + drawn[:, 1])
+        recall = drawn[:, 0] / (drawn[:, 0] + drawn[:, 2])
+        exact = [np.divide(tp, tp + fp), np.divide(tp, tp + fn)]
+        exact.append(exact[0] - exact[1])
+    for name, value, values in zip(
+        ("precision", "recall", "gap"), exact, (precision, recall, precision - recall), strict=True
+    ):
+        finite = values[np.isfinite(values)]
+        low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
+        row |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+    return row
+
+
+def frame(rows: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
+    """A table with these columns in this order, also where it has no rows."""
+    import pandas as pd
+
+    return pd.DataFrame(rows, columns=list(names))

@@ -1,0 +1,179 @@
+"""Claims of earlier work about early training, and numbers for prose.
+
+None of it is a claim of the Pythia paper, whose checkpoints made such work possible. The milestones
+of two sizes are compared by how often the number of updates doubles in between, since early
+checkpoints are spaced that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.measurements import Arrays
+from pythia_book.stats import (
+    NOT_TESTABLE,
+    Estimate,
+    claim_row,
+    directional_verdict,
+    estimate,
+    premise_verdict,
+)
+from pythia_book.studies.phases.ngrams import ORDERS
+from pythia_book.studies.phases.probes import Probe, prefix_chance
+from pythia_book.studies.phases.tables import (
+    MEASURES,
+    TAILS,
+    Kept,
+    curve,
+    interval_of,
+    milestones,
+    when_nearest,
+)
+from pythia_core.suite import scale_named
+from pythia_core.training.schedule import linear_step
+
+if TYPE_CHECKING:
+    from pythia_book.studies.phases.study import PhasesParams
+
+NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
+EIGHTH = 18
+"""Of the 143 evenly spaced checkpoints, the one an eighth into training."""
+
+
+def doublings(
+    params: PhasesParams,
+    kept: Kept,
+    first: Callable[[dict[int, Arrays]], np.ndarray],
+    second: Callable[[dict[int, Arrays]], np.ndarray],
+) -> Estimate | None:
+    """How often the number of updates doubles from one milestone to another, a mean of the sizes.
+    A milestone that is not reached counts as the end of training; before the first update is 1."""
+    apart, n = [], 0
+    for size in params.size_list:
+        steps = kept.get(size)
+        if not steps:
+            return None
+        at = np.maximum([*steps, max(steps)], 1)
+        apart.append(np.log2(at[second(steps)] / at[first(steps)]))
+        n = len(next(iter(steps.values()))["loss"])
+    mean = np.mean(apart, axis=0)
+    low, high = np.quantile(mean[1:], TAILS)
+    return Estimate(float(mean[0]), float(low), float(high), n, 1)
+
+
+def at_the_end(
+    params: PhasesParams, kept: Kept, size: str, measure: str, minus: float = 0
+) -> Estimate | None:
+    """A measure at the last step of training, less a constant; None if that one is missing."""
+    last = kept.get(size, {}).get(scale_named(params.scale).steps)
+    if last is None:
+        return None
+    return estimate(MEASURES[measure](last)[None] - minus, params.bootstrap, change=True)
+
+
+def approach(params: PhasesParams, kept: Kept, size: str, measure: str) -> Estimate | None:
+    """By how much a measure fell from an eighth of training to its end, paired."""
+    end = scale_named(params.scale).steps
+    there = [kept.get(size, {}).get(step) for step in (linear_step(EIGHTH, end), end)]
+    if None in there:
+        return None
+    early, late = map(MEASURES[measure], there)
+    return estimate((early - late)[None], params.bootstrap, change=True)
+
+
+def claims_table(params: PhasesParams, kept: Kept, chance: float) -> list[dict[str, Any]]:
+    """What earlier work says of early training; none of it is a claim of the Pythia paper."""
+    draws, shown, largest = params.bootstrap, ", ".join(params.size_list), params.size_list[-1]
+    rows = []
+
+    def row(claim: str, paper: str, e: Estimate | None, rule: Any = directional_verdict) -> None:
+        rows.append(claim_row(claim, paper, e, rule(e.low, e.high, 1) if e else NOT_TESTABLE))
+
+    for early, late in ((1, 2), (2, 3)):
+        row(
+            f"Predictions are nearest to {NAMES[early]}s before they are nearest to {NAMES[late]}s "
+            f"(doublings of training from one to the other; {shown})",
+            "Belrose et al. 2024: statistics of increasing order",
+            doublings(
+                params,
+                kept,
+                lambda steps, order=early: when_nearest(steps, order, draws),
+                lambda steps, order=late: when_nearest(steps, order, draws),
+            ),
+        )
+    row(
+        f"A random sequence is predicted better when it is read again (loss the first time minus "
+        f"the second, nats a token; {largest}, end of training)",
+        "Olsson et al. 2022: in-context learning appears early in training",
+        at_the_end(params, kept, largest, "gain"),
+    )
+    row(
+        f"It is predicted better for its order (loss after the same tokens in another order minus "
+        f"after the sequence itself; {largest}, end of training)",
+        "Olsson et al. 2022: induction heads continue what was read",
+        at_the_end(params, kept, largest, "order_gain"),
+    )
+    row(
+        f"A head looks to the token after an earlier occurrence (prefix matching of the best head "
+        f"minus that of looking everywhere alike; {largest}, end of training)",
+        "Olsson et al. 2022: induction heads form early in training",
+        at_the_end(params, kept, largest, "prefix", chance),
+    )
+    row(
+        f"The logit lens is nearer to the final prediction before the last block than before the "
+        f"first (KL, nats; {largest}, end of training)",
+        "Belrose et al. 2023: predictions are refined from layer to layer",
+        at_the_end(params, kept, largest, "lens_gap"),
+    )
+    row(
+        f"Before the last block it comes nearer still (KL an eighth into training minus at its "
+        f"end, nats; {largest})",
+        "expected since earlier work",
+        approach(params, kept, largest, "lens_last"),
+        premise_verdict,
+    )
+    return rows
+
+
+def values_of(params: PhasesParams, kept: Kept, probe: Probe) -> dict[str, Any]:
+    """Numbers for prose; of the smallest and of the largest size where it matters."""
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "smallest": params.size_list[0],
+        "largest": params.size_list[-1],
+        "n_rows": len(probe.rows),
+        "n_places": probe.rows.shape[0] * len(probe.places),
+        "n_sequences": len(probe.copies),
+        "copy_length": probe.copies.shape[1] // 2,
+        "prefix_chance": prefix_chance(probe.copies.shape[1] // 2),
+    }
+    for i, order in enumerate(ORDERS):
+        values[f"ngram_loss_{order}"] = estimate(
+            probe.ngram_loss[i][None], params.bootstrap
+        ).interval()
+    for role, size in (("smallest", params.size_list[0]), ("largest", params.size_list[-1])):
+        for measure in ("loss", "gain", "order_gain", "prefix", "lens_first", "lens_last"):
+            e = at_the_end(params, kept, size, measure)
+            values[f"{measure}_{role}"] = e and e.interval()
+        if steps := kept[size]:
+            for what, which, picked in milestones(steps, probe.ngram_loss, params.bootstrap):
+                values[f"{what}_{which}_{role}"] = _in_words([*steps, None], picked)
+            for order in ORDERS:
+                means = curve(steps, MEASURES[f"kl_{order}"]).mean(1)
+                values[f"kl_{order}_{role}"] = float(means.min())
+    e = approach(params, kept, params.size_list[-1], "lens_last")
+    values["lens_approach"] = e and e.interval()
+    if steps := kept[params.size_list[-1]]:
+        prefix = curve(steps, MEASURES["prefix"])
+        most = int(prefix.mean(1).argmax())
+        values["prefix_most"] = estimate(prefix[most][None], params.bootstrap).interval()
+        values["prefix_most_step"] = list(steps)[most]
+    return values
+
+
+def _in_words(at: list[int | None], picked: np.ndarray) -> dict[str, Any] | str:
+    value, low, high = (at[i] for i in interval_of(picked))
+    return "not reached" if value is None else {"value": value, "low": low, "high": high}

@@ -1,0 +1,115 @@
+"""Counts of one, two and three tokens in a row, and what they predict.
+
+p1 is add-one; order n backs off to order n - 1,
+p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n), with a_n chosen on held-out rows.
+
+Not here: how near a model comes to them (pythia_book.studies.phases.probes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from pythia_core.errors import DataError
+
+ORDERS = (1, 2, 3)
+STRENGTHS = tuple(2.0**k for k in range(-4, 13))
+"""Among which the strength of the backing off is chosen, on held-out rows used for nothing else."""
+
+
+@dataclass(frozen=True)
+class Ngrams:
+    """Counts of one, two and three tokens in a row, with the strengths a_2 and a_3."""
+
+    vocab_size: int
+    unigrams: np.ndarray
+    """int64[V]"""
+    keys: tuple[np.ndarray, np.ndarray]
+    """Of orders 2 and 3: the n-grams there are as numbers in base V, ascending."""
+    counts: tuple[np.ndarray, np.ndarray]
+    strengths: tuple[float, float] = (1.0, 1.0)
+
+    @classmethod
+    def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
+        """Of the tokens that rows int[n, S+1] ask a model to predict.
+
+        Raises:
+            DataError: rows that are too short, or ids beyond the vocabulary.
+        """
+        rows = np.asarray(rows).astype(np.int64)
+        if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows):
+            raise DataError(f"rows of shape {rows.shape}: three tokens in a row are needed")
+        if rows.min() < 0 or rows.max() >= vocab_size:
+            raise DataError(f"ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}")
+        pairs = rows[:, :-1] * vocab_size + rows[:, 1:]
+        triples = pairs[:, :-1] * vocab_size + rows[:, 2:]
+        found = [np.unique(each, return_counts=True) for each in (pairs, triples)]
+        keys, counts = zip(*found, strict=True)
+        return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
+
+    def tuned(self, rows: np.ndarray) -> Ngrams:
+        """With the strengths under which rows int[n, S+1] are likeliest."""
+        rows = np.asarray(rows).astype(np.int64)
+        contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
+        best = self
+        for order in (2, 3):
+            tried = [best._with(order, a) for a in STRENGTHS]
+            losses = [-np.log(t.probability(order, contexts, targets)).mean() for t in tried]
+            best = tried[int(np.argmin(losses))]
+        return best
+
+    def _with(self, order: int, strength: float) -> Ngrams:
+        changed = list(self.strengths)
+        changed[order - 2] = strength
+        return replace(self, strengths=tuple(changed))
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """float64[V]: p1."""
+        return (self.unigrams + 1) / (self.unigrams.sum() + self.vocab_size)
+
+    def probability(self, order: int, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """float64[n] of targets int[n] after the two tokens of contexts int[n, 2]."""
+        p = self._first[targets]
+        for n in range(2, order + 1):
+            keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
+            low, high = self._range(n, contexts)
+            wanted = self._number(n, contexts) * self.vocab_size + targets
+            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            hits = np.where(keys[at] == wanted, counts[at], 0)
+            total = self._totals(n)
+            p = (hits + a * p) / (total[high] - total[low] + a)
+        return p
+
+    def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
+        """float64[n, V] after contexts int[n, 2]."""
+        p = np.tile(self._first, (len(contexts), 1))
+        for n in range(2, order + 1):
+            keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
+            p *= a
+            for row, low, high in zip(p, *self._range(n, contexts), strict=True):
+                row[keys[low:high] % self.vocab_size] += counts[low:high]
+            p /= p.sum(1, keepdims=True)
+        return p
+
+    def _number(self, order: int, contexts: np.ndarray) -> np.ndarray:
+        last = contexts[:, 1].astype(np.int64)
+        return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
+
+    def _range(self, order: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the n-grams that begin with each context lie in `keys`."""
+        begin = self._number(order, contexts) * self.vocab_size
+        keys = self.keys[order - 2]
+        return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)
+
+    def _totals(self, order: int) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum(self.counts[order - 2])])
+
+
+def windows(rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(contexts int[n * p, 2], targets int[n * p]): what stands before and after the places."""
+    contexts = np.stack([rows[:, places - 1], rows[:, places]], -1).reshape(-1, 2)
+    return contexts, rows[:, places + 1].ravel()

@@ -1,0 +1,282 @@
+"""What a checkpoint knows of the statistics of its text: n-grams, induction, the logit lens.
+
+Early in training a model's predictions are said to be first those of single tokens, then of pairs
+(Belrose et al. 2024), until it learns to go on with what it has read before (Olsson et al. 2022).
+
+- n-grams (pythia_book.studies.phases.ngrams): counted on rows that were read in training. How near
+a model is to
+  order n is KL(p_n || model) at places of held-out text.
+- induction: the loss on a random sequence of tokens where it is read a second time, beside the loss
+  the first time, and beside that after the same tokens in another order; and how much each head
+  looks from a token to the one that followed its first occurrence (prefix matching).
+- logit lens: KL(model || the same final norm and unembedding applied after an earlier layer).
+
+Not here: when in training any of this happens (studies.phases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pythia_book.studies.phases.ngrams import ORDERS, STRENGTHS, Ngrams, windows
+from pythia_core.config import stable_hash
+from pythia_core.errors import DataError
+from pythia_core.evaluation import hooks
+from pythia_core.evaluation import scoring as evaluate
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+    from pythia_core.model import GPTNeoX
+
+Arrays = dict[str, np.ndarray]
+
+VERSION = 1
+"""Part of the key under which results are kept: raise it when any number here would change."""
+N_ROWS = 24
+N_PLACES = 48
+"""Held-out rows, and places in each at which predictions are compared."""
+LENS_EVERY = 4
+"""The lens looks at every fourth of them."""
+N_SEQUENCES = 12
+LONGEST_COPY = 64
+
+
+# --- measures --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What every checkpoint is asked; made once for many."""
+
+    rows: np.ndarray
+    """int64[n, S+1], held out."""
+    places: np.ndarray
+    """int64[p]: positions of a row, each with two tokens before its target."""
+    expected: Tensor
+    """float32[orders, n, p, V]: what n-grams predict there."""
+    entropy: Tensor
+    """float64[orders, n, p]: of these."""
+    ngram_loss: np.ndarray
+    """float64[orders, n]: nats a token."""
+    copies: np.ndarray
+    """int64[sequences, 2 L]: a random sequence, twice."""
+    shuffled: np.ndarray
+    """int64[sequences, 2 L]: the same second half after the first in another order."""
+
+    @classmethod
+    def of(cls, ngrams: Ngrams, rows: np.ndarray, places: np.ndarray, copies: np.ndarray,
+           shuffled: np.ndarray) -> Probe:  # fmt: skip
+        """On rows, with what n-grams say of them."""
+        rows = np.asarray(rows).astype(np.int64)
+        contexts, targets = windows(rows, places)
+        shape = (len(rows), len(places))
+        expected = np.empty((len(ORDERS), *shape, ngrams.vocab_size), np.float32)
+        entropy, losses = np.empty((len(ORDERS), *shape)), np.empty((len(ORDERS), len(rows)))
+        for i, order in enumerate(ORDERS):
+            p = ngrams.distribution(order, contexts)
+            entropy[i] = -(p * np.log(p)).sum(1).reshape(shape)
+            losses[i] = -np.log(p[np.arange(len(p)), targets]).reshape(shape).mean(1)
+            expected[i] = p.reshape(*shape, -1)
+        made = torch.from_numpy(expected), torch.from_numpy(entropy)
+        return cls(rows, places, *made, losses, copies, shuffled)
+
+
+def repeated(
+    unigrams: np.ndarray, length: int, n: int, seed: int, without: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(copies, shuffled) of a Probe: tokens drawn by their frequency, none twice in a sequence.
+
+    Args:
+        without: a token never to draw, e.g. the one that ends documents.
+
+    Raises:
+        DataError: fewer different tokens than `length`.
+    """
+    frequency = unigrams.astype(float)
+    if without is not None:
+        frequency[without] = 0
+    if (there := np.count_nonzero(frequency)) < length:
+        raise DataError(f"the text has {there} different tokens, a sequence needs {length}")
+    rng = np.random.default_rng(seed)
+    ids, p = np.arange(len(frequency)), frequency / frequency.sum()
+    drawn = np.stack([rng.choice(ids, length, replace=False, p=p) for _ in range(n)])
+    other = rng.permuted(drawn, axis=1)
+    return np.concatenate([drawn, drawn], 1), np.concatenate([other, drawn], 1)
+
+
+@torch.no_grad()
+def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
+    """Means over the places of each row.
+
+    Returns:
+        loss float64[n]; kl float64[orders, n], KL(n-gram || model); lens float64[layers, n],
+        KL(model || lens before each block).
+    """
+    device = evaluate.device_of(model)
+    ids, places = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.places))
+    expected, entropy = probe.expected.to(device), probe.entropy.to(device)
+    before = ["embed_in", *(f"layers.{i}" for i in range(model.config.n_layers - 1))]
+    at_once = max(1, evaluate.TOKEN_BUDGET // (ids.shape[1] - 1))
+    losses, kls, lenses = [], [], []
+    for i, row in enumerate(ids):
+        if i % at_once == 0:  # states of all layers are kept: a few long rows at a time
+            with hooks.record(model, before) as seen:
+                hidden = model.hidden(ids[i : i + at_once, :-1])
+        logp = _log_probabilities(model, hidden[i % at_once, places])
+        losses.append(-logp.gather(1, row[places + 1, None]).double().mean())
+        cross = -(expected[:, i] * logp).sum(-1).double()
+        kls.append((cross - entropy[:, i]).mean(1))
+        final = logp[::LENS_EVERY]
+        for name in before:
+            early = model.final_layer_norm(seen[name][i % at_once, places[::LENS_EVERY]])
+            apart = final - _log_probabilities(model, early)
+            lenses.append((final.exp() * apart).sum(-1).double().mean())
+    return {
+        "loss": torch.stack(losses).cpu().numpy(),
+        "kl": torch.stack(kls, 1).cpu().numpy(),
+        "lens": torch.stack(lenses).view(len(ids), -1).T.contiguous().cpu().numpy(),
+    }
+
+
+def _log_probabilities(model: evaluate.Scorable, hidden: Tensor) -> Tensor:
+    return torch.log_softmax(model.logits(hidden).float(), -1)
+
+
+@torch.no_grad()
+def half_losses(
+    model: evaluate.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
+) -> np.ndarray:
+    """float64[halves, n]: mean loss of each half of rows int[n, 2 L], all but its first token."""
+    ids = torch.from_numpy(rows).to(evaluate.device_of(model))
+    length = rows.shape[1] // 2
+    hidden = model.hidden(ids[:, :-1])
+    losses = np.empty((len(halves), len(rows)))
+    for out, half in zip(losses, halves, strict=True):
+        begin = half * length
+        for i, row in enumerate(ids):
+            logp = _log_probabilities(model, hidden[i, begin : begin + length - 1])
+            targets = row[begin + 1 : begin + length, None]
+            out[i] = -logp.gather(1, targets).double().mean()
+    return losses
+
+
+def prefix_matching(pattern: Tensor, length: int) -> Tensor:
+    """(B, heads) of patterns (B, heads, T, T) over rows that repeat after `length` tokens: how much
+    the second occurrence of a token looks at the token after the first, a mean over tokens."""
+    along = pattern.diagonal(1 - length, -2, -1)  # entry j: from position j + length - 1 to j
+    return along[..., 1:].mean(-1)
+
+
+@torch.no_grad()
+def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
+    """copies float64[3, sequences]: loss the first time, the second time, and after the same tokens
+    in another order; prefix float64[layers, heads, sequences]: prefix matching."""
+    with hooks.record_attention(model) as patterns:
+        twice = half_losses(model, probe.copies)
+    length = probe.copies.shape[1] // 2
+    prefix = torch.stack([prefix_matching(p, length).T for p in patterns])
+    other = half_losses(model, probe.shuffled, (1,))
+    return {"copies": np.concatenate([twice, other]), "prefix": prefix.double().cpu().numpy()}
+
+
+def prefix_chance(length: int) -> float:
+    """Prefix matching of a head that looks at everything before it alike."""
+    return float(np.mean(1 / (length + 1 + np.arange(length - 1))))
+
+
+# --- the measurement -------------------------------------------------------------------------
+
+
+class Text(Protocol):
+    """What n-grams are counted on and what models are asked about; pickled to worker processes."""
+
+    fingerprint: str
+    n_read: int
+    """Rows that are counted."""
+    seq_len: int
+    eod_id: int
+
+    def read(self) -> np.ndarray:
+        """int[n_read, S+1]: rows that the models read."""
+        ...
+
+    def heldout(self, n: int) -> np.ndarray:
+        """int[<= n, S+1]: rows that they did not read."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunText:
+    """The text of runs of ours: all that they read, and what was kept out of it."""
+
+    data: PreparedData
+    n_read: int
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    @property
+    def seq_len(self) -> int:
+        return self.data.config.seq_len
+
+    @property
+    def eod_id(self) -> int:
+        return self.data.eod_id
+
+    def read(self) -> np.ndarray:
+        return self.data.rows.rows(0, self.n_read)
+
+    def heldout(self, n: int) -> np.ndarray:
+        return evaluate.stream_rows(self.data.heldout.tokens, self.seq_len, n)
+
+
+@dataclass(frozen=True)
+class PhasesMeasurement:
+    """`text_scores` and `induction_scores` of a checkpoint (studies.measured)."""
+
+    text: Text
+    vocab_size: int
+    """Of the model."""
+    name: str = "phases"
+
+    @property
+    def digest(self) -> str:
+        settings = [ORDERS, STRENGTHS, N_ROWS, N_PLACES, LENS_EVERY, N_SEQUENCES, LONGEST_COPY]
+        what = [VERSION, self.text.fingerprint, self.vocab_size, self.text.n_read, *settings]
+        return stable_hash(what)
+
+    def ngrams(self) -> Ngrams:
+        """Of what was read; smoothed as suits the held-out rows that are not measured."""
+        return _asked(self)[0]
+
+    def probe(self) -> Probe:
+        """What a checkpoint is asked."""
+        return _asked(self)[1]
+
+    def __call__(self, model: GPTNeoX, step: int) -> Arrays:
+        return text_scores(model, self.probe()) | induction_scores(model, self.probe())
+
+
+_kept: dict[str, tuple[Ngrams, Probe]] = {}
+"""By digest, the last one only: each process counts once, not once a checkpoint."""
+
+
+def _asked(what: PhasesMeasurement) -> tuple[Ngrams, Probe]:
+    key, text = what.digest, what.text
+    if key not in _kept:
+        heldout = text.heldout(2 * N_ROWS)
+        ngrams = Ngrams.count(text.read(), what.vocab_size)
+        ngrams = ngrams.tuned(heldout[1::2] if len(heldout) > 1 else heldout)
+        places = np.unique(np.linspace(1, text.seq_len - 1, N_PLACES).astype(int))
+        length = min(LONGEST_COPY, text.seq_len // 2)
+        sequences = repeated(ngrams.unigrams, length, N_SEQUENCES, 0, text.eod_id)
+        _kept.clear()
+        _kept[key] = ngrams, Probe.of(ngrams, heldout[::2], places, *sequences)
+    return _kept[key]

@@ -1,0 +1,93 @@
+"""What the phases study reads of the real suite: released models, and rows that they were given.
+
+Models are named as on the command line, a repository of the hub or a folder with a subfolder for
+each step, and shown under their size. Their n-grams are counted on the first batches of training;
+the rows they are asked about are those of the very last update, which no checkpoint but the last
+has read. Rows that come over the network are fetched once and kept.
+
+Not here: what is measured (pythia_book.studies.phases.probes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from pythia_book.released.continued_data import RowsData
+from pythia_book.released.find import PublishedModel
+from pythia_book.released.pile import RELEASED
+from pythia_book.studies.phases.probes import N_ROWS
+from pythia_core.config import stable_hash
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.suite import SIZES, Scale
+from pythia_core.util.files import atomic_file, cache_dir
+
+
+def released_models(source: str) -> dict[str, PublishedModel]:
+    """Size -> model, smallest first, of a comma list of repositories and folders.
+
+    Raises:
+        ConfigError: none, two of a size, or a name that tells no size.
+    """
+    found: dict[str, PublishedModel] = {}
+    for name in filter(None, (part.strip() for part in source.split(","))):
+        model = PublishedModel(name)
+        if model.label not in SIZES:
+            raise ConfigError(
+                f"{name} does not end in a size, as EleutherAI/pythia-70m does; "
+                + one_of(model.label, SIZES, "size")
+            )
+        if model.label in found:
+            raise ConfigError(f"{name} and {found[model.label].source} are of one size: run apart")
+        found[model.label] = model
+    if not found:
+        raise ConfigError("source names no model; name some, e.g. EleutherAI/pythia-70m")
+    rungs = {name: SIZES[name].n_layers * SIZES[name].d_model ** 2 for name in found}
+    return {name: found[name] for name in sorted(found, key=rungs.__getitem__)}
+
+
+@dataclass(frozen=True)
+class ReleasedText:
+    """Rows of training, in a file: what phases.Text asks for."""
+
+    path: Path
+    fingerprint: str
+    n_read: int
+    """The rows before this one are counted, the others are asked about."""
+    seq_len: int
+    eod_id: int
+
+    def _rows(self) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+
+    def read(self) -> np.ndarray:
+        return self._rows()[: self.n_read]
+
+    def heldout(self, n: int) -> np.ndarray:
+        return self._rows()[self.n_read :][:n]
+
+
+def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
+    """The rows of the first `batches` updates, and some of the last.
+
+    Args:
+        data: what `inspect --data` takes, or a folder with the shards that are needed.
+
+    Raises:
+        DataError: no such rows, a shard that is missing (named). FetchError: no network.
+    """
+    rows = RowsData(data, "", scale.data.seq_len)
+    n_read, last = batches * scale.batch_size, scale.steps * scale.batch_size
+    wanted = [data, n_read, last, rows.seq_len]
+    path = cache_dir() / "released_rows" / f"{stable_hash(wanted)[:16]}.npy"
+    if data not in RELEASED or not path.is_file():
+        first = last - min(scale.batch_size, 2 * N_ROWS)
+        asked = rows.rows.rows(first, last)  # the end first: its error says what is missing
+        found = [rows.batch(step, scale.batch_size) for step in range(batches)]
+        with atomic_file(path) as target, open(target, "wb") as file:
+            np.save(file, np.concatenate([*found, asked]))
+    fingerprint = sha256(path.read_bytes()).hexdigest()
+    return ReleasedText(path, fingerprint, n_read, rows.seq_len, eod_id)

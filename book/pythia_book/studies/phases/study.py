@@ -1,0 +1,157 @@
+"""Phases of early training: from single tokens to pairs to induction, over all 154 checkpoints.
+
+For a few sizes of the suite, on the standard text: when a model is nearest to what unigrams,
+bigrams and trigrams of its training text predict, when its loss falls below theirs (Belrose et al.
+2024, arXiv:2402.04362), whether it learns to go on with a sequence it has read before (Olsson et
+al. 2022, arXiv:2209.11895), and when the logit lens of a layer comes close to the final prediction.
+How it is measured is in pythia_book.studies.phases.probes. A step has an interval like any
+estimate: rows are resampled and it is found again. At scale paper the same is asked of released
+models (phases_released). Tables only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pythia_book.measurements import Arrays, Gap, measure_all
+from pythia_book.studies.phases.claims import claims_table, values_of
+from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
+from pythia_book.studies.phases.released import released_models, released_text
+from pythia_book.studies.phases.tables import tables_of
+from pythia_book.study import StudyParams, StudyResult
+from pythia_book.tasks.sweep import steps_of
+from pythia_core.errors import ConfigError
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.runs import Run, find_or_train_all
+
+if TYPE_CHECKING:
+    from pythia_book.released.find import AnyModel
+    from pythia_book.studies.phases.probes import Text
+
+STUDY = "phases"
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m"}
+
+
+@dataclass(frozen=True)
+class PhasesParams(StudyParams):
+    """Parameters of the study."""
+
+    seed: int = 1234
+    bootstrap: int = 2000
+    steps: str = "all"
+    """Checkpoints: "all", or a comma list of steps, first and last."""
+    source: str = ""
+    """Released models at scale paper: a comma list of repositories or folders."""
+    data: str = ""
+    """The rows that those were given: a name or folder of `inspect --data`."""
+    batches: int = 16
+    """Of these, on which n-grams are counted."""
+
+    WHOLE: ClassVar = {
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+        "batches": (1, 143_000),
+    }
+
+    @property
+    def released(self) -> bool:
+        """Whether the models are released ones."""
+        return scale_named(self.scale).published
+
+    def check(self) -> None:
+        """Refuse released models at another scale, and scale paper without them.
+
+        Raises:
+            ConfigError: says which parameters are needed.
+        """
+        if self.released and not (self.source and self.data):
+            raise ConfigError(
+                "scale paper reads released models: name them with source, e.g. "
+                "EleutherAI/pythia-70m or a folder of its steps, and the rows that they were given "
+                "with data, e.g. pile-standard (over the network) or a folder with its shards"
+            )
+        if self.released and self.sizes:
+            raise ConfigError(f"sizes={self.sizes!r}: at scale paper source says which models")
+        if not self.released and (self.source or self.data):
+            raise ConfigError("source and data are of released models: they need scale paper")
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        if self.released and self.source:
+            return tuple(released_models(self.source))
+        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
+
+
+Params = PhasesParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def run(params: PhasesParams, progress: bool = True) -> StudyResult:
+    """Find or train the sizes, or find released ones; measure every checkpoint, find the steps."""
+    started = time.time()
+    models, text = _models(params, progress)
+    steps = {size: _steps(model, params.steps) for size, model in models.items()}
+    found: dict[tuple[str, int], Arrays] = {}
+    gaps: list[Gap] = []
+    vocabularies = {size: model.config.model.vocab_size for size, model in models.items()}
+    for vocabulary in sorted(set(vocabularies.values()), reverse=True):  # 12B's are padded further
+        what = PhasesMeasurement(text, vocabulary)
+        cells = [
+            (models[size], step)
+            for size, mine in vocabularies.items()
+            if mine == vocabulary
+            for step in steps[size]
+        ]
+        more, missing = measure_all(cells, what, progress)
+        found |= more
+        gaps += missing
+    kept = {
+        size: {s: found[model.id, s] for s in steps[size] if (model.id, s) in found}
+        for size, model in models.items()
+    }
+    tables = tables_of(params.bootstrap, kept, what.ngrams(), what.probe())
+    claims = claims_table(params, kept, prefix_chance(what.probe().copies.shape[1] // 2))
+    values = values_of(params, kept, what.probe()) | {
+        "gaps": len(gaps),
+        "n_checkpoints": len(set().union(*steps.values())),
+        "tokens_read": text.n_read * text.seq_len,
+        "strength_2": what.ngrams().strengths[0],
+        "strength_3": what.ngrams().strengths[1],
+    }
+    runs: list[Any] = [] if params.released else list(models.values())
+    if params.released:
+        tables["released"] = _released_table(models, steps)
+    return StudyResult(STUDY, params, tables, values, claims, runs, started)
+
+
+def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, AnyModel], Text]:
+    """Size -> model, and the text that they read."""
+    if params.released:
+        models: dict[str, AnyModel] = dict(released_models(params.source))
+        some = next(iter(models.values()))
+        scale = scale_named(params.scale)
+        return models, released_text(params.data, params.batches, scale, some.data.eod_id)
+    configs = suite_configs(params.scale, params.size_list, ("standard",), params.seed)
+    runs = {size: r for (size, _), r in find_or_train_all(configs, progress, whole=True).items()}
+    some = next(iter(runs.values()))
+    train = some.config.train
+    return runs, RunText(some.data, train.steps * train.batch_size)
+
+
+def _steps(model: AnyModel, text: str) -> list[int]:
+    """Those of a run of ours that are due, saved or not: what is missing is a gap."""
+    return model.due if text == "all" and isinstance(model, Run) else steps_of(model, text)
+
+
+def _released_table(models: dict[str, AnyModel], steps: dict[str, list[int]]) -> Any:
+    """size, deduplicated, checkpoints, last_step, sha256 of its weights as stored."""
+    import pandas as pd
+
+    rows = [
+        (size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1]))
+        for size, model in models.items()
+    ]
+    columns = ["size", "deduplicated", "checkpoints", "last_step", "sha256"]
+    return pd.DataFrame(rows, columns=columns)

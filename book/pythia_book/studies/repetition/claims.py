@@ -1,0 +1,288 @@
+"""What repeated data cost and what they are worth: comparisons, tables and claims of the study.
+
+The law is that of Muennighoff et al. (2023): passes after the first are worth less and less, by
+D' = U + U R* (1 - exp(-R / R*)). Its second term, for parameters in excess of what the different
+data call for, is left out: with it the law expects higher losses of few data, so that the worth
+measured here may lie below the data term alone. Everything is a pure function of losses by row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.stats import (
+    LEVEL,
+    NOT_TESTABLE,
+    Estimate,
+    claim_row,
+    close_verdict,
+    directional_verdict,
+    estimate,
+    premise_verdict,
+    small_cost_verdict,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.measurements import Arrays
+    from pythia_book.studies.repetition.study import RepetitionParams
+
+R_STAR = 15.387756
+"""R*_D of the law (appendix A of its paper): after so many repetitions the worth of one more is
+1/e of a fresh token's."""
+MARGINAL = 1.0
+"""% of the fresh arm's loss: below it a cost counts as negligible."""
+CLOSE = 10.0
+"""Points within which a measured worth counts as that of the law."""
+
+Cell = tuple[str, int]
+"""(size, epochs)."""
+Losses = dict[Cell, np.ndarray]
+
+
+# --- comparisons -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Arms at one step, compared by row; a mean of the sizes. None where an arm is missing."""
+
+    sizes: tuple[str, ...]
+    draws: int
+    arms: dict[Cell, Arrays]
+
+    def change(
+        self, measure: str, epochs: int, base: int = 1, percent: bool = False
+    ) -> Estimate | None:
+        """An arm minus another, paired; `percent`: of the other's mean."""
+        changes = []
+        for size in self.sizes:
+            one, other = (self.arms.get((size, r), {}).get(measure) for r in (epochs, base))
+            if one is None or other is None:
+                return None
+            change = one.astype(float) - other
+            changes.append(100 * change / other.mean() if percent else change)
+        pooled = np.mean(changes, axis=0)[None]
+        exact = measure in ("last_word", "memorized")
+        return estimate(pooled, self.draws, change=True, exact=exact)
+
+    def gap(self, epochs: int) -> Estimate | None:
+        """By how much held-out loss minus loss on read rows is larger than in the fresh arm.
+
+        The two kinds of rows are independent: their intervals are put together as Newcombe does.
+        """
+        heldout, read = self.change("loss", epochs), self.change("read_loss", epochs)
+        if heldout is None or read is None:
+            return None
+        value = heldout.value - read.value
+        low = value - math.hypot(heldout.value - heldout.low, read.high - read.value)
+        high = value + math.hypot(heldout.high - heldout.value, read.value - read.low)
+        return Estimate(value, low, high, heldout.n_items + read.n_items, 1)
+
+
+def law_share(epochs: float, r_star: float = R_STAR) -> float:
+    """What `epochs` passes are worth, as a share of as much fresh data, by the law: D' / D with
+    D' = U + U R* (1 - exp(-R / R*)), U different data, R = epochs - 1, D = U epochs.
+    """
+    return (1 + r_star * (1 - math.exp(-(epochs - 1) / r_star))) / epochs
+
+
+def measured_share(loss: np.ndarray, once: dict[int, np.ndarray], draws: int) -> Estimate:
+    """Which share of what an arm has read would, as fresh data read once, give the arm's loss.
+
+    Args:
+        loss: float[rows], of the arm.
+        once: by r, of the run that read 1/r of the data once; between them the mean loss is linear
+            in the logarithm of the data. The share is never above 1, nor below the least of them.
+    """
+    passes = sorted(once)  # from all data to the least: losses rise
+    losses = np.stack([*(once[r] for r in passes), loss])
+    n = losses.shape[1]
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
+    means = np.vstack([losses.mean(1), counts @ losses.T / n])
+    curves = np.maximum.accumulate(means[:, :-1], axis=1)
+    logs = [np.interp(m, c, np.log(passes)) for m, c in zip(means[:, -1], curves, strict=True)]
+    shares = np.exp(-np.array(logs))
+    low, high = np.quantile(shares[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(shares[0]), float(low), float(high), n, 1)
+
+
+def worth(
+    params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses, size: str, epochs: int
+) -> Estimate | None:
+    """`measured_share` in %; None if a run that it needs is not there."""
+    curve = {r: once[size, r] for r in params.epoch_list if (size, r) in once}
+    if (size, epochs) not in finals or len(curve) < len(params.epoch_list):
+        return None
+    return _times(100, measured_share(finals[size, epochs]["loss"], curve, params.bootstrap))
+
+
+def _times(factor: float, e: Estimate) -> Estimate:
+    return Estimate(factor * e.value, factor * e.low, factor * e.high, e.n_items, e.n_seeds)
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+def tables_of(
+    params: RepetitionParams,
+    kept: dict[tuple[str, int, int], Arrays],
+    finals: dict[Cell, Arrays],
+    once: Losses,
+) -> dict[str, pd.DataFrame]:
+    """levels: size, epochs, step, percent, measure (loss, last_word, read_loss) and result, that is
+    value, low, high, n. effects: the same minus the fresh arm, paired; also excess (loss in % of
+    the fresh arm's) and gap (nats, see Compared.gap). law: size, epochs, rows (different ones),
+    predicted, result: the worth of the passes in %. fresh: size, epochs, rows, result: loss of the
+    run that read an arm's rows once. memorized: size, epochs, result (shares).
+
+    Args:
+        kept: arrays by (size, epochs, step).
+        finals: those of the last step. once: losses of the single passes.
+    """
+    import pandas as pd
+    from scipy.stats import binomtest
+
+    levels, effects, law, fresh, memorized = [], [], [], [], []
+    place = ["size", "epochs"]
+    result = ["value", "low", "high", "n"]
+
+    def add(rows: list, where: tuple, e: Estimate | None) -> None:
+        if e is not None:
+            rows.append((*where, e.value, e.low, e.high, e.n_items))
+
+    for step in sorted({step for _, _, step in kept}):
+        at = {(size, r): arrays for (size, r, s), arrays in kept.items() if s == step}
+        for (size, r), arrays in at.items():
+            where = (size, r, step, 100 * step / params.n_steps)
+            for measure, items in arrays.items():
+                exact = measure == "last_word"
+                add(levels, (*where, measure), estimate(items[None], params.bootstrap, exact=exact))
+            if r == 1:
+                continue
+            one = Compared((size,), params.bootstrap, at)
+            for measure in arrays:
+                add(effects, (*where, measure), one.change(measure, r))
+            add(effects, (*where, "excess"), one.change("loss", r, percent=True))
+            add(effects, (*where, "gap"), one.gap(r))
+    for size in params.size_list:
+        for r in params.epoch_list:
+            where = (size, r, params.rows(r))
+            if (size, r) in once:
+                add(fresh, where, estimate(once[size, r][None], params.bootstrap))
+            if r > 1:
+                e = worth(params, finals, once, size, r)
+                add(law, (*where, 100 * law_share(r)), e)
+            if (hits := finals.get((size, r), {}).get("memorized")) is not None:
+                test = binomtest(int(hits.sum()), len(hits))
+                low, high = test.proportion_ci(method="wilson")
+                memorized.append((size, r, test.statistic, low, high, len(hits)))
+    columns = [*place, "step", "percent", "measure", *result]
+    return {
+        "levels": pd.DataFrame(levels, columns=columns),
+        "effects": pd.DataFrame(effects, columns=columns),
+        "law": pd.DataFrame(law, columns=[*place, "rows", "predicted", *result]),
+        "fresh": pd.DataFrame(fresh, columns=[*place, "rows", *result]),
+        "memorized": pd.DataFrame(memorized, columns=[*place, *result]),
+    }
+
+
+# --- claims ----------------------------------------------------------------------------------
+
+
+def claims_table(
+    params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses
+) -> list[dict[str, Any]]:
+    """Claims of earlier work and of Pythia's reading of a text one and a half times."""
+    shown, largest = ", ".join(params.size_list), params.size_list[-1]
+    most = params.epoch_list[-1]
+    arms = Compared(params.size_list, params.bootstrap, finals)
+    rows = []
+
+    def row(claim: str, paper: str, e: Estimate | None, verdict: Any) -> None:
+        rows.append(claim_row(claim, paper, e, verdict(e.low, e.high) if e else NOT_TESTABLE))
+
+    cost = "held-out loss, % above that of fresh data; marginal is"
+    row(
+        f"Up to four epochs are nearly free ({cost} below {MARGINAL:g}; {shown})",
+        "Muennighoff et al.: negligible; 0.5 % for 8.7 billion parameters",
+        arms.change("loss", 4, percent=True),
+        lambda low, high: small_cost_verdict(low, high, MARGINAL),
+    )
+    words = {"reproduced": "holds", "not reproduced": "does not hold"}
+
+    def premise(low: float, high: float) -> str:
+        verdict = small_cost_verdict(low, high, MARGINAL)
+        return words.get(verdict, verdict)
+
+    row(
+        f"Two epochs are nearly free ({cost} below {MARGINAL:g}; {shown})",
+        "presupposed: Pythia reads the deduplicated Pile one and a half times",
+        arms.change("loss", 2, percent=True),
+        premise,
+    )
+    row(
+        f"Sixteen epochs cost more than four (difference of held-out loss, nats a token; {shown})",
+        "Muennighoff et al.: what repeating gives decays with every pass",
+        arms.change("loss", 16, base=4),
+        lambda low, high: directional_verdict(low, high, 1),
+    )
+    for word, epochs in (("Four", 4), ("Sixteen", 16)):
+        expected = 100 * law_share(epochs)
+        row(
+            f"{word} epochs are worth what the law says (fresh data with the same loss, in % of "
+            f"the data read; within {CLOSE:g} points; {largest})",
+            f"Muennighoff et al.: {expected:.0f} % by the data term of their law",
+            worth(params, finals, once, largest, epochs),
+            lambda low, high, expected=expected: close_verdict(low, high, expected, CLOSE),
+        )
+    row(
+        f"Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 to "
+        f"{most} epochs, nats a token; {shown})",
+        "expected since earlier work",
+        arms.gap(most),
+        lambda low, high: premise_verdict(low, high, 1),
+    )
+    share = arms.change("memorized", most)
+    row(
+        f"Rows read {most} times are memorized more often than rows read once (points; {shown})",
+        "expected since earlier work",
+        share and _times(100, share),
+        lambda low, high: premise_verdict(low, high, 1),
+    )
+    return rows
+
+
+def values_of(params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses) -> dict[str, Any]:
+    """Numbers for prose; None where an arm is missing."""
+    arms = Compared(params.size_list, params.bootstrap, finals)
+    largest, most = params.size_list[-1], params.epoch_list[-1]
+
+    def given(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
+        return _times(factor, e).interval() if e else None
+
+    fresh = finals.get((largest, 1), {}).get("loss")
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": largest,
+        "epochs": ", ".join(map(str, params.epoch_list)),
+        "most": most,
+        "steps": params.n_steps,
+        "rows": params.rows(),
+        "rows_least": params.rows(most),
+        "marginal": MARGINAL,
+        "n_rows": None if fresh is None else len(fresh),
+        "fresh_loss": None if fresh is None else given(estimate(fresh[None], params.bootstrap)),
+        "gap_growth": given(arms.gap(most)),
+        "memorized_change": given(arms.change("memorized", most), 100),
+    }
+    for epochs in (2, 4, 8, 16):
+        values[f"excess_{epochs}"] = given(arms.change("loss", epochs, percent=True))
+        values[f"worth_{epochs}"] = given(worth(params, finals, once, largest, epochs))
+        values[f"predicted_{epochs}"] = 100 * law_share(epochs)
+    return values

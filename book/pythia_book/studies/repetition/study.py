@@ -1,0 +1,211 @@
+"""Data read several times at equal compute: what a second, a fourth, a sixteenth pass costs.
+
+Arms share initial weights, learning rates and number of updates; an arm of r epochs reads the first
+1/r of the fresh arm's rows r times, so that it *is* the fresh arm until its first pass ends. The
+text is the deduplicated one, where fresh means fresh. Muennighoff et al. (2023, arXiv:2305.16264)
+find up to four epochs nearly free and fit what repeated data are worth. That worth is measured
+here with runs that read the same rows once and stop: they say what loss so much fresh data gives.
+
+Comparisons and claims are in studies.repetition_claims. Not here: a little data repeated among
+fresh ones (Hernandez et al. 2022, arXiv:2205.10487).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from pythia_book.measurements import Arrays, measure_all
+from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.repetition.claims import Cell, claims_table, tables_of, values_of
+from pythia_book.study import StudyParams, StudyResult
+from pythia_core.config import RunConfig, stable_hash
+from pythia_core.data.prepare import prepare
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.suite import DEDUP, scale_named
+from pythia_core.training.runs import find_or_train_all
+from pythia_core.training.schedule import linear_step
+from pythia_core.util.machine import best_precision
+
+STUDY = "repetition"
+DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
+"""Size and number of updates by scale: but for smoke, about as many as the deduplicated text has
+rows for."""
+INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
+"""Every eighth of training, as far as there are checkpoints."""
+MOST_EPOCHS = 256
+N_READ = 320
+"""Rows that all arms have read, for the loss on them."""
+CONTEXT = 32
+"""Tokens given, and tokens asked for, in extraction (Pythia paper, section 3.2)."""
+
+
+@dataclass(frozen=True)
+class RepetitionParams(StudyParams):
+    """Parameters of the study."""
+
+    epochs: str = "1,2,4,8,16"
+    steps: int = 0
+    """Updates of every arm; 0: the default of the scale."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {
+        "steps": (0, 10_000_000),
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+    }
+
+    def check(self) -> None:
+        passes, steps = self.epoch_list, self.n_steps
+        if bad := [r for r in passes if steps % r]:
+            every = math.lcm(*passes)
+            divisors = [r for r in range(1, min(steps, MOST_EPOCHS) + 1) if steps % r == 0]
+            raise ConfigError(
+                f"steps={steps} cannot be read in {', '.join(map(str, bad))} equal passes; give a "
+                f"multiple of {every} as steps, e.g. {max(1, steps // every) * every}, or epochs "
+                f"among {', '.join(map(str, divisors))}"
+            )
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        scale = scale_named(self.scale)
+        return scale.size_list(self.sizes, DEFAULTS.get(self.scale, (scale.sizes[-1], 0))[0])
+
+    @property
+    def epoch_list(self) -> tuple[int, ...]:
+        """Smallest first; the fresh arm, 1, is always among them."""
+        words = [word.strip() for word in self.epochs.split(",") if word.strip()]
+        whole = all(word.isascii() and word.isdecimal() for word in words)
+        passes = sorted({int(word) for word in words}) if whole else []
+        if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
+            raise ConfigError(
+                f"epochs={self.epochs!r}: give 1, the fresh arm that all others are compared with, "
+                f'and other whole numbers up to {MOST_EPOCHS}, e.g. "1,2,4"'
+            )
+        return tuple(passes)
+
+    @property
+    def n_steps(self) -> int:
+        scale = scale_named(self.scale)
+        return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
+
+    def rows(self, epochs: int = 1) -> int:
+        """Different rows that an arm reads."""
+        return self.n_steps * scale_named(self.scale).batch_size // epochs
+
+
+Params = RepetitionParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+# --- runs ------------------------------------------------------------------------------------
+
+
+def repetition_configs(
+    params: RepetitionParams,
+) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
+    """(arms, once): the arms by (size, epochs); and runs that read an arm's rows once and stop,
+    each with a learning-rate schedule of its own length. With one epoch the two are the same run.
+    """
+    scale, arms, once = scale_named(params.scale), {}, {}
+    for size in params.size_list:
+        base = scale.run(
+            size, params.seed, params.seed, steps=params.n_steps, precision=best_precision()
+        )
+        for epochs in params.epoch_list:
+            rows = {"epochs": epochs, "unique_rows": params.rows(epochs)}
+            data = replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows)
+            arms[size, epochs] = replace(base, data=data)
+            train = replace(base.train, steps=params.n_steps // epochs)
+            once[size, epochs] = replace(arms[size, 1], train=train)
+    return arms, once
+
+
+def check_rows(params: RepetitionParams, progress: bool = True) -> None:
+    """Refuse a fresh arm that would need more text than there is, before anything is trained.
+
+    Raises:
+        DataError: says how many updates there are rows for.
+    """
+    scale = scale_named(params.scale)
+    data = replace(scale.data, dedup=DEDUP, order_seed=params.seed)
+    available = prepare(data, progress).rows.n_rows
+    if params.rows() > available:
+        every = math.lcm(*params.epoch_list)
+        most = available // scale.batch_size // every * every
+        raise DataError(
+            f"steps={params.n_steps} of {scale.batch_size} rows need {params.rows()} different "
+            f"rows and the deduplicated text has {available}: give "
+            + (f"steps={most} or fewer" if most else "fewer epochs, then fewer steps will do")
+        )
+
+
+@dataclass(frozen=True)
+class ReadRowsMeasurement:
+    """read_loss: nats a token, float64[rows], on training rows."""
+
+    rows: np.ndarray
+    name: str = "read_rows"
+
+    @cached_property
+    def digest(self) -> str:
+        return stable_hash([evaluate.VERSION, self.rows.tolist()])
+
+    def __call__(self, model: evaluate.Scorable, step: int) -> Arrays:
+        return {"read_loss": evaluate.row_losses(model, self.rows)}
+
+
+def run(params: RepetitionParams, progress: bool = True) -> StudyResult:
+    """Find or train the arms and the runs of one pass, measure them, compare."""
+    started = time.time()
+    check_rows(params, progress)
+    arm_configs, once_configs = repetition_configs(params)
+    trained = find_or_train_all(
+        {("arm", cell): config for cell, config in arm_configs.items()}
+        | {("once", cell): config for cell, config in once_configs.items()},
+        progress,
+    )
+    arms = {cell: trained["arm", cell] for cell in arm_configs}
+    once = {cell: trained["once", cell] for cell in once_configs}
+    fresh = arms[params.size_list[0], 1]
+
+    steps = sorted({linear_step(index, params.n_steps) for index in INDICES} - {0})
+    heldout = LanguageMeasurement.of(fresh.data, fresh.config.model.max_seq_len)
+    common = fresh.data.rows.rows(0, params.rows(params.epoch_list[-1]))
+    spread = np.linspace(0, len(common) - 1, min(N_READ, len(common))).round().astype(int)
+    cells = [(run, step) for run in arms.values() for step in steps]
+    last = [(run, run.config.train.steps) for run in once.values()]
+    language, gaps = measure_all([*cells, *last], heldout, progress)
+    read, more = measure_all(cells, ReadRowsMeasurement(common[spread]), progress)
+    batch, first = fresh.config.train.batch_size, params.n_steps // params.epoch_list[-1]
+    what = ExtractionOfRows(fresh.data, batch, first, CONTEXT, CONTEXT, unread=True)
+    recited, lost = measure_all([(run, params.n_steps) for run in arms.values()], what, progress)
+
+    kept = {
+        (*cell, step): language[run.id, step] | read.get((run.id, step), {})
+        for cell, run in arms.items()
+        for step in steps
+        if (run.id, step) in language
+    }
+    finals = {(s, r): dict(a) for (s, r, step), a in kept.items() if step == params.n_steps}
+    for cell, run in arms.items():
+        if (run.id, params.n_steps) in recited and cell in finals:
+            finals[cell]["memorized"] = recited[run.id, params.n_steps]["memorized"]
+    singles = {
+        cell: language[run.id, step]["loss"]
+        for (cell, run), (_, step) in zip(once.items(), last, strict=True)
+        if (run.id, step) in language
+    }
+    tables = tables_of(params, kept, finals, singles)
+    claims = claims_table(params, finals, singles)
+    values = values_of(params, finals, singles) | {"gaps": len(gaps) + len(more) + len(lost)}
+    runs = list({run.id: run for run in (*arms.values(), *once.values())}.values())
+    return StudyResult(STUDY, params, tables, values, claims, runs, started)

@@ -1,0 +1,274 @@
+"""What models can do by size and over training (paper section 2.6): ours, and the released ones.
+
+Zero-shot and few-shot accuracy on seven benchmark tasks for the suite at its end, zero-shot over
+training for the standard half, held-out loss over size, tokens and FLOP with fitted laws. The last
+checkpoint of the largest model is scored by the language-model evaluation harness too, and compared
+item by item. The released picture comes from published_scaling. Tables only.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from pythia_book.measurements import Arrays, measure_all
+from pythia_book.published.scaling import published_scaling
+from pythia_book.stats import estimate
+from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.scaling.claims import claims_table
+from pythia_book.studies.scaling.laws import laws_tables
+from pythia_book.studies.task_scores import LEAST_FITTING, LIMIT, built_tasks, share_fitting
+from pythia_book.study import StudyParams, StudyResult, find_published
+from pythia_book.tasks.requests import BuiltTask, TaskMeasurement
+from pythia_book.tasks.tasks import TASKS
+from pythia_core.errors import ConfigError, MissingDependencyError, one_of, raise_all
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.runs import find_or_train_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+    from pythia_core.training.runs import Run
+
+STUDY = "scaling"
+OVER_TRAINING = (4, 13, 43, 93)
+"""Evenly spaced checkpoints, besides the last, at which tasks are scored."""
+LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
+
+Suite = dict[tuple[str, str], "Run"]
+
+
+@dataclass(frozen=True)
+class ScalingParams(StudyParams):
+    """Parameters of the study."""
+
+    tasks: str = ""
+    """Comma list; empty: all seven."""
+    shots: str = "0,1"
+    limit: int = LIMIT
+    """Items of a task."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {
+        "limit": (5, 100_000),
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+    }
+
+    def check(self) -> None:
+        problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
+        raise_all(ConfigError, problems, "tasks")
+        _ = self.shot_list
+
+    @property
+    def task_list(self) -> tuple[str, ...]:
+        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+        return tuple(dict.fromkeys(names)) or tuple(TASKS)
+
+    @property
+    def shot_list(self) -> tuple[int, ...]:
+        words = [word.strip() for word in self.shots.split(",") if word.strip()]
+        if not words or not all(word.isdecimal() and int(word) <= 16 for word in words):
+            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..16, e.g. "0,2"')
+        return tuple(sorted({int(word) for word in words}))
+
+
+Params = ScalingParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def run(
+    params: ScalingParams, progress: bool = True, published: Published | None = None
+) -> StudyResult:
+    """Find or train the suite, score it, fit, compare with what was released."""
+    published = published or find_published()
+    started = time.time()
+    suite = find_or_train_all(
+        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    )
+    some = next(iter(suite.values()))
+    length = some.config.model.max_seq_len
+    built, tasks = built_tasks(some, params.task_list, params.shot_list, params.limit)
+    fitting = list(tasks.built)
+    scored, gaps = _score(params, suite, tasks, progress)
+    accuracy = _accuracy_table(params, suite, built, scored)
+    losses, words, kept, more = _language(params, suite, progress)
+    laws = laws_tables(params, losses, {place: arrays["loss"] for place, arrays in kept.items()})
+    agreement = agreement_table(params, suite, fitting, scored, length)
+    released = published_scaling(published)
+    tables = {"accuracy": accuracy, "losses": losses, "last_words": words, "agreement": agreement}
+    tables |= laws
+    finals = _finals(params, suite, fitting, scored)
+    values = _values(params, tables) | {"gaps": len(gaps) + more}
+    smallest = {
+        step: arrays["last_word"]
+        for (size, arm, step), arrays in kept.items()
+        if (size, arm) == (params.size_list[0], "standard")
+    }
+    claims = [*released.claims, *claims_table(params, finals, tables, smallest)]
+    runs = list(suite.values())
+    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def _steps(params: ScalingParams, indices: tuple[int, ...]) -> list[int]:
+    scale = scale_named(params.scale)
+    return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
+
+
+def _score(
+    params: ScalingParams, suite: Suite, tasks: TaskMeasurement, progress: bool
+) -> tuple[dict[tuple[str, int], Arrays], list]:
+    """Arrays by (run id, step): all shots at the end, zero-shot of the standard half before it."""
+    last = scale_named(params.scale).steps
+    found, gaps = measure_all([(run, last) for run in suite.values()], tasks, progress)
+    zero = tuple(b for b in tasks.built if b.shots == min(params.shot_list))
+    earlier = [
+        (suite[size, "standard"], step)
+        for size in params.size_list
+        for step in _steps(params, OVER_TRAINING)
+        if step != last
+    ]
+    some, more = measure_all(earlier, TaskMeasurement(zero, tasks.max_seq_len), progress)
+    return found | some, gaps + more
+
+
+def _accuracy_table(
+    params: ScalingParams, suite: Suite, built: list[BuiltTask], scored: dict
+) -> pd.DataFrame:
+    """size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
+
+    `fits`: share of the items that fit the model whole. status "does not fit": too few do, the
+    value is left out; "too long": no item fits at all; "lost": the checkpoint is missing.
+    """
+    import pandas as pd
+
+    scale = scale_named(params.scale)
+    rows = []
+    for (size, arm), run in suite.items():
+        for step in _steps(params, OVER_TRAINING):
+            if step != scale.steps and arm != "standard":
+                continue
+            arrays = scored.get((run.id, step))
+            for each in built:
+                if step != scale.steps and each.shots != min(params.shot_list):
+                    continue
+                fits = share_fitting(each)
+                place = {"size": size, "arm": arm, "task": each.task, "shots": each.shots,
+                         "step": step, "percent": 100 * step / scale.steps}  # fmt: skip
+                status = "too long" if not len(each.fits) else "does not fit"
+                status = "scored" if fits >= LEAST_FITTING else status
+                status = "lost" if arrays is None else status
+                for metric in ("acc", "acc_norm"):
+                    row = {"value": None, "low": None, "high": None}
+                    if status == "scored":
+                        hits = arrays[f"{each.key}_{metric}"].astype(float)
+                        row = estimate(hits[None], params.bootstrap, exact=True).interval()
+                    rows.append({**place, "metric": metric, **row, "n": len(each.fits),
+                                 "fits": fits, "status": status})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _finals(
+    params: ScalingParams, suite: Suite, built: list[BuiltTask], scored: dict
+) -> dict[tuple[str, str, str], np.ndarray]:
+    """(size, arm, task_shots) -> bool[items] at the end, of the cells that are scored."""
+    last = scale_named(params.scale).steps
+    return {
+        (size, arm, each.key): scored[run.id, last][f"{each.key}_acc"]
+        for (size, arm), run in suite.items()
+        for each in built
+        if (run.id, last) in scored
+    }
+
+
+def agreement_table(
+    params: ScalingParams, suite: Suite, built: list[BuiltTask], scored: dict, length: int
+) -> pd.DataFrame:
+    """task, shots, items, differing (choices that are not the harness'), harness (its accuracy)
+    for the last checkpoint of the largest standard model. Empty without lm_eval.
+    """
+    import pandas as pd
+
+    from pythia_book.tasks.harness import adapter
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+    from pythia_core.util.workers import one_thread
+
+    columns = ["task", "shots", "items", "differing", "harness"]
+    run, last = suite[params.size_list[-1], "standard"], scale_named(params.scale).steps
+    if (run.id, last) not in scored:
+        return pd.DataFrame(columns=columns)
+    try:
+        with one_thread():
+            lm = adapter(run.model(last), run.data.tokenizer, run.data.eod_id, length)
+            found = evaluate_with_harness(lm, built)
+    except MissingDependencyError:
+        return pd.DataFrame(columns=columns)
+    rows = []
+    for each in built:
+        if each.key in found:
+            ours, theirs = scored[run.id, last], found[each.key]
+            differing = (ours[f"{each.key}_acc"] != theirs.acc).sum()
+            differing += (ours[f"{each.key}_acc_norm"] != theirs.acc_norm).sum()
+            rows.append((each.task, each.shots, len(each.items), int(differing),
+                         theirs.metrics["acc"]))  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _language(
+    params: ScalingParams, suite: Suite, progress: bool
+) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, str, int], Arrays], int]:
+    """losses: size, arm, step, n_params, tokens, flops, value, low, high (nats; parameters without
+    embeddings, FLOP as 6 N D); last_words: size, arm, step, percent, value, low, high; what was
+    measured by (size, arm, step); the number of gaps."""
+    import pandas as pd
+
+    some = next(iter(suite.values()))
+    what = LanguageMeasurement.of(some.data, some.config.model.max_seq_len)
+    steps = _steps(params, LOSS_AT)
+    found, gaps = measure_all([(r, s) for r in suite.values() for s in steps], what, progress)
+    losses, words, kept = [], [], {}
+    for (size, arm), run in suite.items():
+        n, t = run.config.model.n_params_non_embedding, run.config.train
+        for step in steps:
+            if (run.id, step) not in found:
+                continue
+            kept[size, arm, step] = arrays = found[run.id, step]
+            tokens = step * t.batch_size * run.config.data.seq_len
+            place = {"size": size, "arm": arm, "step": step}
+            losses.append({
+                **place, "n_params": n, "tokens": tokens, "flops": 6 * n * tokens,
+                **estimate(arrays["loss"][None], params.bootstrap).interval(),
+            })  # fmt: skip
+            hits = arrays["last_word"][None].astype(float)
+            words.append({**place, "percent": 100 * step / t.steps,
+                          **estimate(hits, params.bootstrap, exact=True).interval()})  # fmt: skip
+    return pd.DataFrame(losses), pd.DataFrame(words), kept, len(gaps)
+
+
+def _values(params: ScalingParams, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    accuracy, agreement, laws = tables["accuracy"], tables["agreement"], tables["laws"]
+    last = accuracy[accuracy.percent == 100]
+    fits = last.groupby(["task", "shots"]).agg(fits=("fits", "first"), status=("status", "first"))
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": params.size_list[-1],
+        "smallest": params.size_list[0],
+        "context": int(scale_named(params.scale).data.seq_len),
+        "limit": params.limit,
+        "n_scored": int((fits.status == "scored").sum()),
+        "n_cells": len(fits),
+        "n_agreement": int(agreement["items"].sum()) if len(agreement) else 0,
+        "n_differing": int(agreement.differing.sum()) if len(agreement) else 0,
+    }
+    for row in laws.itertuples():
+        name = f"{row.law}_{row.parameter}".lower()
+        values[name] = {"value": row.value, "low": row.low, "high": row.high}
+    return values

@@ -1,0 +1,158 @@
+"""Tables of the seeds study: levels, bands, spreads over training and their parts, effects.
+
+A value that could not be measured stays in `levels` as a row without one, and what needs it is left
+out or counts fewer runs (`n`). Where runs do not differ at all, as a model that gets no last word
+right, there is no interval: sameness of a few counts says little about the next one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.stats import estimate
+from pythia_book.studies.seeds.variance import (
+    components,
+    items_error,
+    mean_over_seeds,
+    order_to_weights,
+    spread,
+)
+from pythia_core.suite import DATA_ARMS, scale_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.studies.seeds.study import SeedsParams
+
+MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
+"""Measure -> factor from tables to prose: nats a token, and shares in percent."""
+KINDS = ("order", "weights", "both")
+"""What is varied: one seed, the other being the suite's, or both at once as in PolyPythias."""
+COLUMNS = ("order_seed", "weight_seed", "arm", "step", "percent", "measure", "value")
+
+Cell = tuple[int, int, str]
+"""(order seed, weight seed, arm)."""
+Found = dict[tuple[Cell, int, str], np.ndarray]
+"""(cell, step, measure) -> one value an item, float64[n]."""
+
+
+def stacked(found: Found, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
+    """float[cells, items] at a step; None where one of them is a gap."""
+    rows = [found.get((cell, step, measure)) for cell in cells]
+    return None if any(row is None for row in rows) else np.stack(rows)
+
+
+def tables_of(params: SeedsParams, found: Found) -> dict[str, pd.DataFrame]:
+    """levels: order_seed weight_seed arm step percent measure value; no value: a gap.
+    bands: measure step percent mean low high sd min max n of the standard runs in which both seeds
+    differ; low..high is where one more such run would lie (95 %).
+    trajectories: kind measure step percent sd low high n. components: measure kind value low high
+    n, standard deviations at the end: order, weights, rest, both (as in PolyPythias), and
+    items, what the items' error alone would give. ratios: order over weights.
+    effects: measure step percent seed value low high n, deduplicated minus standard; by seed with
+    an interval over the shared items, "mean" with one over seeds.
+    """
+    import pandas as pd
+
+    scale = scale_named(params.scale)
+    last = scale.steps
+    means = {place: float(values.mean()) for place, values in found.items()}
+
+    def at(cells: list[Cell], step: int, measure: str) -> np.ndarray:
+        return np.array([means.get((cell, step, measure), np.nan) for cell in cells])
+
+    levels, bands, trajectories, effects = [], [], [], []
+    for measure in MEASURES:
+        for step in [last] if measure == "memorized" else params.steps:
+            place = {"measure": measure, "step": step, "percent": 100 * step / last}
+            for cell, value in zip(params.cells, at(params.cells, step, measure), strict=True):
+                where = dict(zip(COLUMNS[:3], cell, strict=True))
+                levels.append(where | place | {"value": value})
+            for kind in KINDS:
+                values = at(params.members(kind), step, measure)
+                values = values[np.isfinite(values)]
+                row = {"kind": kind, **place, "n": len(values)}
+                if len(values) > 1:
+                    e = spread(values)
+                    row |= {"sd": e.value, "low": e.low, "high": e.high}
+                    if kind == "both":
+                        bands.append(place | _band(values, measure) | {"sd": e.value})
+                trajectories.append(row)
+            effects += [place | row for row in _effects(params, found, step, measure)]
+    grid = params.cells[: params.seeds**2]
+    squares = {
+        measure: at(grid, last, measure).reshape(params.seeds, params.seeds) for measure in MEASURES
+    }
+    items = {
+        measure: stacked(found, grid, last, measure)
+        for measure in MEASURES
+        if measure != "memorized"  # its rows are not the same in two orders
+    }
+    parts, ratios = _components(squares, items)
+    place = ["measure", "step", "percent"]
+    interval = ["value", "low", "high", "n"]
+    return {
+        "levels": pd.DataFrame(levels, columns=COLUMNS),
+        "bands": pd.DataFrame(
+            bands, columns=[*place, "mean", "low", "high", "sd", "min", "max", "n"]
+        ),
+        "trajectories": pd.DataFrame(
+            trajectories, columns=["kind", *place, "sd", "low", "high", "n"]
+        ),
+        "components": pd.DataFrame(parts, columns=["measure", "kind", *interval]),
+        "ratios": pd.DataFrame(ratios, columns=["measure", *interval]),
+        "effects": pd.DataFrame(effects, columns=[*place, "seed", *interval]),
+    }
+
+
+def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
+    e = mean_over_seeds(values, one_more=True)
+    low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
+    if measure != "loss":  # no share lies outside
+        low, high = np.clip([low, high], 0, 1)
+    ends = {"min": values.min(), "max": values.max()}
+    return {"mean": e.value, "low": low, "high": high, **ends, "n": len(values)}
+
+
+def _effects(params: SeedsParams, found: Found, step: int, measure: str) -> list[dict[str, Any]]:
+    rows, changes = [], []
+    for seed in params.seed_values:
+        twins = [found.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
+        row: dict[str, Any] = {"seed": str(seed)}
+        if twins[0] is not None and twins[1] is not None:
+            row["value"] = twins[1].mean() - twins[0].mean()
+            changes.append(row["value"])
+            if measure != "memorized":  # these twins read other rows: nothing is paired
+                exact = measure == "last_word"
+                change = (twins[1] - twins[0])[None]
+                e = estimate(change, params.bootstrap, change=True, exact=exact)
+                row |= e.interval() | {"n": e.n_items}
+        rows.append(row)
+    mean: dict[str, Any] = {"seed": "mean", "n": len(changes)}
+    if changes:
+        mean["value"] = np.mean(changes)
+    if len(changes) > 1 and np.ptp(changes):
+        mean |= mean_over_seeds(np.array(changes)).interval()
+    return [*rows, mean]
+
+
+def _components(
+    squares: dict[str, np.ndarray], items: dict[str, np.ndarray | None]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of components and ratios, from the means and the items of all runs of the grid."""
+    parts, ratios = [], []
+    for measure, square in squares.items():
+        if np.isnan(square).any() or not np.ptp(square):
+            continue
+        each = {**components(square), "both": spread(np.diag(square))}
+        if items.get(measure) is not None:
+            each["items"] = items_error(items[measure])
+        parts += [
+            {"measure": measure, "kind": kind, **e.interval(), "n": e.n_seeds}
+            for kind, e in each.items()
+        ]
+        if ratio := order_to_weights(square):
+            ratios.append({"measure": measure, **ratio.interval(), "n": ratio.n_seeds})
+    return parts, ratios

@@ -1,0 +1,159 @@
+"""How much training again with other seeds changes a number: spreads, their parts, intervals.
+
+Values over seeds are taken as draws from a normal distribution. Runs of every order seed with
+every weight seed make a two-way layout without replication, x = mean + order + weights + rest; the
+parts' intervals are those of Williams and Tukey (nearly exact, slightly too wide), ratios of mean
+squares have F intervals, distances in standard deviations invert the noncentral t. None of them
+gets tight with few seeds: the sd of three runs is known up to a factor of twelve. All at 95 %.
+Not here: intervals over items (pythia_book.stats).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pythia_book.stats import LEVEL, Estimate
+from pythia_core.errors import DataError
+
+LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+_QUANTILES = 1000
+
+
+def _checked(values: np.ndarray, ndim: int, what: str) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != ndim or min(values.shape, default=0) < 2:
+        raise DataError(f"{what} of shape {values.shape}: give {ndim} axes of at least two each")
+    if not np.isfinite(values).all():
+        raise DataError(f"{(~np.isfinite(values)).sum()} of {values.size} {what} are not finite")
+    # A common shift changes no spread; without it equal values differ by nothing, not by rounding.
+    return values - values.flat[0]
+
+
+def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
+    """Mean of values[seeds] with its t interval; with `one_more`, the interval in which one more
+    run with other seeds would lie."""
+    from scipy.stats import t
+
+    shifted = _checked(values, 1, "values over seeds")
+    n = len(shifted)
+    margin = t.ppf(HIGH, n - 1) * shifted.std(ddof=1) * math.sqrt(1 / n + one_more)
+    mean = float(values[0] + shifted.mean())
+    return Estimate(mean, mean - margin, mean + margin, 1, n)
+
+
+def spread(values: np.ndarray) -> Estimate:
+    """Standard deviation of values[seeds] with its chi-square interval."""
+    shifted = _checked(values, 1, "values over seeds")
+    return _root(shifted.var(ddof=1), len(shifted) - 1, len(shifted))
+
+
+def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
+    """Square root of a mean square over `divisor`, chi-square interval."""
+    from scipy.stats import chi2
+
+    ends = (mean_square, *(mean_square * df / chi2.ppf([HIGH, LOW], df)))
+    return Estimate(*(float(math.sqrt(end / divisor)) for end in ends), 1, n)
+
+
+def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
+    """Of rows, columns and the rest of a two-way layout."""
+    rows, columns = grid.shape
+    by_row, by_column = grid.mean(1), grid.mean(0)
+    rest = grid - by_row[:, None] - by_column + grid.mean()
+    # What adds up exactly leaves rounding: of the size of the last place of the values, squared.
+    noise = (4 * np.finfo(float).eps * np.abs(grid).max()) ** 2
+    squares = [
+        columns * by_row.var(ddof=1),
+        rows * by_column.var(ddof=1),
+        (rest**2).sum() / ((rows - 1) * (columns - 1)),
+    ]
+    return tuple(0.0 if square <= noise * grid.size else float(square) for square in squares)
+
+
+def components(grid: np.ndarray) -> dict[str, Estimate]:
+    """Standard deviations due to order, to weights, and the rest, of grid[order, weights].
+
+    The rest is what order and weights do together, and all that a run's value has of its own.
+    """
+    grid = _checked(grid, 2, "a grid of seeds")
+    orders, weights = grid.shape
+    by_order, by_weights, rest = _mean_squares(grid)
+    df = (orders - 1) * (weights - 1)
+    return {
+        "order": _component(by_order, rest, orders - 1, df, weights, grid.size),
+        "weights": _component(by_weights, rest, weights - 1, df, orders, grid.size),
+        "rest": _root(rest, df, grid.size),
+    }
+
+
+def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) -> Estimate:
+    """sqrt((ms - rest) / per), not below 0, with the interval of Williams and Tukey."""
+    from scipy.stats import chi2, f
+
+    ends = [ms - rest]
+    for q in (HIGH, LOW):
+        ends.append(df * (ms - f.ppf(q, df, df_rest) * rest) / chi2.ppf(q, df))
+    return Estimate(*(float(math.sqrt(max(end, 0) / per)) for end in ends), 1, n)
+
+
+def order_to_weights(grid: np.ndarray) -> Estimate | None:
+    """sd of the means of order seeds over that of weight seeds, of grid[order, weights]; F
+    interval. None where nothing varies over one of them."""
+    grid = _checked(grid, 2, "a grid of seeds")
+    by_order, by_weights, _ = _mean_squares(grid)
+    if not by_order or not by_weights:
+        return None
+    # A mean over one axis carries the other only as a constant; divisors make squares comparable.
+    ratio = by_order / grid.shape[1] / (by_weights / grid.shape[0])
+    return _ratio(ratio, grid.shape[0] - 1, grid.shape[1] - 1, grid.size)
+
+
+def beyond_items(values: np.ndarray) -> Estimate | None:
+    """Of values[seeds, items]: sd of runs' means over what items' error alone would give it.
+
+    1 where seeds shift nothing but single items at random; the common part of an item cancels.
+    Items are taken as independent. F interval; None where items show no error.
+    """
+    values = _checked(values, 2, "values of seeds and items")
+    by_seed, _, rest = _mean_squares(values)
+    seeds, items = values.shape
+    return _ratio(by_seed / rest, seeds - 1, (seeds - 1) * (items - 1), seeds) if rest else None
+
+
+def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
+    from scipy.stats import f
+
+    ends = (ratio, *(ratio / f.ppf([HIGH, LOW], df, df_below)))
+    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n)
+
+
+def items_error(values: np.ndarray) -> Estimate:
+    """sd that items' error alone gives the mean of a run, of values[runs, items]."""
+    values = _checked(values, 2, "values of runs and items")
+    runs, items = values.shape
+    return _root(_mean_squares(values)[2], (runs - 1) * (items - 1), runs, items)
+
+
+def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
+    """(mean of values[seeds] - other) in standard deviations over seeds, `other` being one run
+    that varies with seeds as much. Exact interval by the noncentral t; None without spread."""
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, norm
+
+    shifted = _checked(values, 1, "values over seeds")
+    n, sd = len(shifted), float(shifted.std(ddof=1))
+    if not sd:
+        return None
+    distance = float(values[0] + shifted.mean() - other) / sd
+    unit = math.sqrt(1 + 1 / n)
+    t = distance / unit
+    # P(T < t) as a mean over quantiles of chi: scipy's nct gives NaN at some of the places needed.
+    chi = np.sqrt(chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
+    bound = 9 + 5 * abs(t)
+    low, high = (
+        brentq(lambda shift, q=q: norm.cdf(t * chi - shift).mean() - q, -bound, bound)
+        for q in (HIGH, LOW)
+    )
+    return Estimate(distance, low * unit, high * unit, 1, n)

@@ -1,0 +1,86 @@
+"""How often a token is read: counted from the order itself, never from steps times batch size.
+
+GPT-NeoX v1.0 shuffles all copies of the document list together, so that a run on the deduplicated
+text has no epoch boundary; the paper speaks of one. Both readings are counted on our text, and
+computed for the Pile from the sizes of its two versions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_core.data.order import RowOrder, epochs_needed
+from pythia_core.suite import DATA_ARMS
+from pythia_core.training.schedule import OFFICIAL_STEPS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_core.training.runs import Run
+
+BLOCKS = 143
+"""Stretches of training in which repeated reading is counted."""
+OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 207e9}
+"""Rows of a batch, tokens of a row, tokens of the two Piles (paper, section 2)."""
+
+
+def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
+    """reads: arm, policy, times, share (of the tokens of the corpus read so often in the run), and
+    `pile`, the same for Pythia by the corpora's sizes. rereads: arm, policy, percent of training,
+    share of the inputs of that stretch that had been read before.
+    """
+    import pandas as pd
+
+    reads, rereads = [], []
+    for arm in DATA_ARMS:
+        run = next(run for (_, a), run in suite.items() if a == arm)
+        data, size = run.config.data, run.config.train.batch_size
+        n_rows = run.config.train.steps * size
+        policies = ("joint", "separate") if data.epochs > 1 else ("joint",)
+        for policy in policies:
+            order = run.data.order
+            if policy != data.epoch_policy:
+                order = RowOrder(
+                    run.data.tokens.sizes, data.seq_len, data.order_seed, data.epochs, policy
+                )
+            steps = run.config.train.steps
+            block = size * max(1, steps // BLOCKS)
+            counts, again = order.reads(n_rows, block)
+            pile = pile_reads(arm, policy)
+            shares = np.bincount(np.minimum(counts, 3), minlength=4) / len(counts)
+            for times, share in enumerate(shares):
+                reads.append(
+                    {"arm": arm, "policy": policy, "times": "3 or more" if times == 3 else times,
+                     "share": share, "pile": pile[times]}
+                )  # fmt: skip
+            for i, repeats in enumerate(again):
+                rows = min(block, n_rows - i * block)
+                rereads.append(
+                    {"arm": arm, "policy": policy, "percent": 100 * (i * block + rows) / n_rows,
+                     "share": repeats / (rows * data.seq_len)}
+                )  # fmt: skip
+    return {"reads": pd.DataFrame(reads), "rereads": pd.DataFrame(rereads)}
+
+
+def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
+    """Shares of the Pile's tokens that Pythia read 0, 1, 2 and more times, by its sizes alone.
+
+    With E copies shuffled together and a share f of all rows read, each copy of a token is read
+    with probability f: a binomial. With separate epochs all are read E - 1 times, and once more
+    with the probability that the last epoch was reached.
+    """
+    rows = OFFICIAL_STEPS * OFFICIAL["batch"]
+    wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more
+    tokens = int(OFFICIAL[arm])
+    epochs = epochs_needed(tokens, OFFICIAL["seq_len"], wanted)
+    share = rows / ((epochs * tokens - 1) // OFFICIAL["seq_len"])
+    if policy == "joint":
+        found = [1 - share, share] if epochs == 1 else []
+        found = found or [(1 - share) ** 2, 2 * share * (1 - share), share**2]
+    else:
+        last = share * epochs - (epochs - 1)
+        found = [0.0] * (epochs - 1) + [1 - last, last]
+    return tuple([*found, 0.0, 0.0, 0.0][:4])

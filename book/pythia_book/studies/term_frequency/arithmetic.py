@@ -1,0 +1,155 @@
+"""Sums asked of a model, zero-shot and after solved examples (paper section 3.3).
+
+The paper's questions, "Q:What is 12 plus 7? A:", for first operands 0 to 99 and second ones 1 to
+50. Two measures: *exact*, as in the paper: always taking the likeliest token, the model writes the
+answer and nothing but it; and *choice*, for models too small for that: the answer is likelier than
+three others with the same first operand, so that guessing gives one in four. Asked are all pairs
+that were never planted (pythia_book.corpora.equations) and as many, by number, that were.
+
+Not here: scoring (pythia_core.evaluation.scoring), how often a number was read
+(pythia_core.data.term_counts).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.corpora import equations
+from pythia_core.config import stable_hash
+from pythia_core.errors import ConfigError
+from pythia_core.evaluation import scoring as evaluate
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+
+WRONG = 3
+"""Wrong answers beside the right one in a choice."""
+Encode = Callable[[str], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A sum."""
+
+    first: int
+    second: int
+    held_out: bool
+    """Whether its pair of operands was never planted."""
+
+
+def questions() -> list[Question]:
+    """All held-out pairs, and of each first operand as many others, in a fixed order."""
+    chosen = []
+    for first in equations.FIRST:
+        pairs = [Question(first, b, equations.held_out(first, b)) for b in equations.SECOND]
+        held = [q for q in pairs if q.held_out]
+        others = sorted((q for q in pairs if not q.held_out), key=_rank)
+        chosen += held + sorted(others[: len(held)], key=lambda q: q.second)
+    return chosen
+
+
+def _rank(question: Question, salt: str = "ask") -> str:
+    text = f"{salt} {question.first} {question.second}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prompt(question: Question, shots: int) -> str:
+    """Solved examples with other first operands, all of planted pairs, then the question."""
+    lines = []
+    while len(lines) < shots:
+        text = f"example {question.first} {question.second} {len(lines)} "
+        for attempt in range(1000):
+            digest = hashlib.sha256(f"{text}{attempt}".encode()).digest()
+            first = equations.FIRST[digest[0] * len(equations.FIRST) // 256]
+            second = equations.SECOND[digest[1] * len(equations.SECOND) // 256]
+            if first != question.first and not equations.held_out(first, second):
+                lines.append(equations.equation(first, second))
+                break
+    return "".join(lines) + equations.question(question.first, question.second)
+
+
+def answers(question: Question) -> list[str]:
+    """The right answer and WRONG others that another second operand would give, each with its end:
+    " 6" would otherwise begin " 62" too."""
+    others = [
+        Question(question.first, second, False)
+        for second in equations.SECOND
+        if second != question.second
+    ]
+    others.sort(key=lambda other: _rank(other, f"wrong {question.second}"))
+    seconds = [question.second, *(other.second for other in others[:WRONG])]
+    return [f" {question.first + second}\n" for second in seconds]
+
+
+def requests(
+    asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
+) -> list[evaluate.Request]:
+    """Of a question, the right answer and, zero-shot, the wrong ones.
+
+    Raises:
+        ConfigError: so many shots that a question does not fit into the context.
+    """
+    made = []
+    for question in asked:
+        context = (eod_id, *encode(prompt(question, shots)))
+        given = answers(question)[: 1 if shots else None]
+        made += [evaluate.Request(context, encode(answer)) for answer in given]
+    longest = max(len(r.context) + len(r.continuation) - 1 for r in made)
+    if longest > max_seq_len:
+        each = (longest - 1) // (shots + 1)
+        raise ConfigError(
+            f"shots={shots}: a question with its examples has {longest} tokens, but the model "
+            f"reads {max_seq_len}; use at most {max(0, (max_seq_len - 1) // each - 1)}"
+        )
+    return made
+
+
+@dataclass(frozen=True)
+class ArithmeticMeasurement:
+    """A measurement (studies.measured) of all `asked`: exact bool[n], logprob float32[n], nats, of
+    the right answer, and zero-shot choice bool[n]."""
+
+    asked: tuple[Question, ...]
+    made: tuple[evaluate.Request, ...]
+    shots: int
+    max_seq_len: int
+
+    @classmethod
+    def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
+        """Zero-shot all `questions`; with examples, which cost time, the held-out ones.
+
+        Raises:
+            ConfigError: shots that do not fit.
+        """
+        asked = [q for q in questions() if q.held_out or not shots]
+        encode = evaluate.encoder(data.tokenizer)
+        made = requests(asked, shots, encode, data.eod_id, max_seq_len)
+        return cls(tuple(asked), tuple(made), shots, max_seq_len)
+
+    @property
+    def name(self) -> str:
+        return f"arithmetic_{self.shots}_shot"
+
+    @cached_property
+    def digest(self) -> str:
+        """Stable hash of all that determines the result besides weights and step."""
+        made = [(r.context, r.continuation) for r in self.made]
+        return stable_hash([evaluate.VERSION, self.max_seq_len, made])
+
+    def __call__(self, model: evaluate.Scorable, step: int) -> dict[str, np.ndarray]:
+        found = evaluate.score(model, evaluate.pack(self.made, self.max_seq_len))
+        each = 1 if self.shots else 1 + WRONG
+        logprob = found.logprob.reshape(-1, each)
+        scores = {
+            "exact": found.greedy.reshape(-1, each)[:, 0],
+            "logprob": logprob[:, 0].astype(np.float32),
+        }
+        if each > 1:
+            scores["choice"] = logprob[:, 0] > logprob[:, 1:].max(1)
+        return scores

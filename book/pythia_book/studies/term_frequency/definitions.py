@@ -1,0 +1,187 @@
+"""Which word is this the definition of? Items for the question what a model knows of a word.
+
+From WordNet, which is part of the pocket Pile: of four words the one is to be found to which a
+definition belongs. A word is asked for by the probability of the definition after it, in the words
+of the text that models are trained on ("word: definition"), so that a word's own probability does
+not count. Half of the definitions stand in the training text, once each; the others do not, and
+what a model knows of them it has from elsewhere. The three wrong words are about as frequent as the
+right one, so that frequency alone cannot tell them apart.
+
+Only entries of one word, cut before the first example. Not here: how often a word was read
+(pythia_core.data.term_counts).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.corpora.pocket_pile import raw_texts
+from pythia_core.config import BUILT_IN, DataConfig, stable_hash
+from pythia_core.data.corpus import open_corpus
+from pythia_core.errors import DataError
+from pythia_core.evaluation.scoring import VERSION, Request, Scorable, encoder, pack, score
+from pythia_core.util.files import fraction
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+
+CHOICES = 4
+BINS = (1, 4, 16, 64, 256)
+"""Lower ends of the groups of frequency from which equally many items are taken."""
+PER_BIN = 150
+NEIGHBOURS = 40
+"""Wrong words come from so many entries on either side in frequency."""
+_WORDS = re.compile(r"[a-z]+")
+_ENTRY = re.compile(r"([a-z]+): ([^;]+)")
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A definition, and four words, the first of which is the right one."""
+
+    text: str
+    words: tuple[str, ...]
+    read: bool
+    """Whether it stands in the training text."""
+
+
+def entries(lines: Iterable[str]) -> dict[str, str]:
+    """line -> word of each dictionary line that has one word and a definition of several."""
+    return {
+        line: match[1]
+        for line in lines
+        if (match := _ENTRY.match(line)) and match[2].strip().count(" ") >= 3
+    }
+
+
+def words_and_lines(
+    data: DataConfig, progress: bool = False
+) -> tuple[Counter[str], list[str], Counter[str]]:
+    """How often each word, in lower case, stands in the training text of a corpus; all lines of the
+    dictionary; and how often each of them stands in the training text.
+
+    Without the dictionary among the domains there are no lines.
+    """
+    frequency: Counter[str] = Counter()
+    training: Counter[str] = Counter()
+    for document in open_corpus(data, progress):
+        if fraction(document.text) >= data.heldout_fraction:
+            frequency.update(_WORDS.findall(document.text.lower()))
+            if document.domain == "dictionary":
+                training.update(document.text.split("\n"))
+    has = data.corpus in BUILT_IN and "dictionary" in data.domains
+    texts = (text for _, text in raw_texts(("dictionary",))) if has else ()
+    return frequency, [line for text in texts for line in text.split("\n")], training
+
+
+def definition_items(
+    all_lines: Sequence[str],
+    training_lines: Mapping[str, int],
+    frequency: Mapping[str, int],
+    per_bin: int = PER_BIN,
+) -> list[Definition]:
+    """Up to `per_bin` items of each group of frequency, read and not read, in the order of a hash.
+
+    Args:
+        all_lines: of the dictionary. training_lines: how often a line stands in the training text.
+        frequency: of words in the training text.
+
+    Raises:
+        DataError: fewer words than choices.
+    """
+    words = entries(dict.fromkeys(all_lines))
+    senses = Counter(words.values())
+    ranked = sorted(
+        (frequency.get(word, 0), _hash(line), line)
+        for line, word in words.items()
+        if senses[word] == 1 or training_lines.get(line)
+    )
+    ranked = [entry for entry in ranked if entry[0] >= BINS[0]]
+    if len({words[line] for *_, line in ranked}) < CHOICES:
+        raise DataError(
+            f"{len(ranked)} dictionary entries have a word that occurs in the training text; more "
+            f"than {CHOICES} are needed, so include the domain 'dictionary' or use more text"
+        )
+    groups: dict[tuple[bool, int], list[int]] = {}
+    for place, (count, _, line) in enumerate(ranked):
+        times = training_lines.get(line, 0)
+        if times > 1:  # planted copies: a definition read many times is another question
+            continue
+        rank = sum(count >= low for low in BINS)
+        groups.setdefault((times == 1, rank), []).append(place)
+    items = []
+    for (read, _), places in sorted(groups.items()):
+        for place in sorted(places, key=lambda p: ranked[p][1])[:per_bin]:
+            line = ranked[place][2]
+            wrong = _neighbours(ranked, words, place)
+            text = _ENTRY.match(line)[2].strip()  # type: ignore[index]
+            items.append(Definition(text, (words[line], *wrong), read))
+    return items
+
+
+def _neighbours(
+    ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], place: int
+) -> list[str]:
+    """Three other words from around a place of the ranking."""
+    own = words[ranked[place][2]]
+    reach = NEIGHBOURS
+    while True:
+        around = ranked[max(0, place - reach) : place + reach + 1]
+        found = {words[line]: _hash(f"{own} {line}") for *_, line in around}
+        found.pop(own, None)
+        if len(found) >= CHOICES - 1 or reach > len(ranked):
+            return sorted(found, key=found.__getitem__)[: CHOICES - 1]
+        reach *= 2
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class DefinitionMeasurement:
+    """A measurement (studies.measured): choice bool[items], the right word makes its definition
+    likelier than the others do; and logprob float32[items], nats, of the definition after it."""
+
+    items: tuple[Definition, ...]
+    made: tuple[Request, ...]
+    max_seq_len: int
+    name: str = "definitions"
+
+    @classmethod
+    def of(
+        cls, items: Sequence[Definition], data: PreparedData, max_seq_len: int
+    ) -> DefinitionMeasurement:
+        """Without the items that do not fit into the context."""
+        encode = encoder(data.tokenizer)
+        kept, made = [], []
+        for item in items:
+            tail = encode(f" {item.text}")
+            heads = [(data.eod_id, *encode(f"{word}:")) for word in item.words]
+            if max(map(len, heads)) + len(tail) - 1 <= max_seq_len:
+                kept.append(item)
+                made += [Request(head, tail) for head in heads]
+        return cls(tuple(kept), tuple(made), max_seq_len)
+
+    @cached_property
+    def digest(self) -> str:
+        """Stable hash of all that determines the result besides weights and step."""
+        made = [(r.context, r.continuation) for r in self.made]
+        return stable_hash([VERSION, self.max_seq_len, made])
+
+    def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
+        if not self.made:
+            return {"choice": np.zeros(0, bool), "logprob": np.zeros(0, np.float32)}
+        logprob = score(model, pack(self.made, self.max_seq_len)).logprob.reshape(-1, CHOICES)
+        return {
+            "choice": logprob[:, 0] > logprob[:, 1:].max(1),
+            "logprob": logprob[:, 0].astype(np.float32),
+        }

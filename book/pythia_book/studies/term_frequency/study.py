@@ -1,0 +1,217 @@
+"""Does a model know better what it has read more often? (Paper section 3.3.)
+
+Counts of numbers and words in what a run has read, up to each checkpoint; sums asked with every
+first operand; definitions whose word is to be found. The paper's comparison, the most frequent
+against the least frequent tenth of the operands, confounds frequency with what the numbers are:
+small ones are frequent. Hence the experiment planted in the corpus (pythia_book.corpora.equations):
+of neighbours in frequency a coin has made one more frequent. Tables only; training is
+find-or-train.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pythia_book.corpora import equations
+from pythia_book.corpora.miniature import taken
+from pythia_book.measurements import measure_all
+from pythia_book.published.arithmetic import arithmetic_table
+from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
+from pythia_book.studies.term_frequency.claims import claims_table
+from pythia_book.studies.term_frequency.definitions import (
+    DefinitionMeasurement,
+    definition_items,
+    words_and_lines,
+)
+from pythia_book.studies.term_frequency.tables import (
+    COINS,
+    Found,
+    NumberScores,
+    accuracy_table,
+    curves_table,
+    definitions_table,
+    experiment_table,
+    frequency_table,
+    gaps_table,
+    number_terms,
+    tenths,
+)
+from pythia_book.study import StudyParams, StudyResult, find_published
+from pythia_core.config import BUILT_IN
+from pythia_core.data.prepare import prepare
+from pythia_core.data.term_counts import SurfaceTerms, TermCounts, count_terms
+from pythia_core.data.tokenizer import token_bytes
+from pythia_core.errors import ConfigError, DataError, one_of, raise_all
+from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.training.runs import find_or_train_all
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.published.results import Published
+    from pythia_core.training.runs import Run
+
+STUDY = "term_frequency"
+INDICES = (13, 39, 65, 91, 117, 143)
+"""The paper's checkpoints, in thousands of official steps."""
+
+
+DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
+
+
+@dataclass(frozen=True)
+class TermFrequencyParams(StudyParams):
+    """Parameters of the study."""
+
+    arm: str = "deduplicated"
+    """The half of the suite: the paper used the deduplicated one."""
+    shots: str = ""
+    """Solved examples before a sum, comma list; empty: what suits the scale's context."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
+
+    def check(self) -> None:
+        problems = [] if self.arm in DATA_ARMS else [one_of(self.arm, DATA_ARMS, "arm")]
+        raise_all(ConfigError, problems, "arm")
+        _ = self.shot_list
+
+    @property
+    def shot_list(self) -> tuple[int, ...]:
+        """Numbers of examples, rising; 0 is always among them."""
+        text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        if not words or not all(word.isdecimal() and int(word) <= 64 for word in words):
+            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..64, e.g. "0,4"')
+        return tuple(sorted({0, *map(int, words)}))
+
+
+Params = TermFrequencyParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def run(
+    params: TermFrequencyParams, progress: bool = True, published: Published | None = None
+) -> StudyResult:
+    """Find or train one half of the suite, count, ask, compare."""
+    published = published or find_published()
+    started = time.time()
+    scale = scale_named(params.scale)
+    one = suite_configs(params.scale, params.size_list[:1], (params.arm,), params.seed)
+    config = next(iter(one.values()))
+    data, length = prepare(config.data, progress), config.model.max_seq_len
+    # before training: so many examples may not fit
+    sums = {s: ArithmeticMeasurement.of(data, s, length) for s in params.shot_list}
+    suite = find_or_train_all(
+        suite_configs(params.scale, params.size_list, (params.arm,), params.seed), progress
+    )
+    runs = {size: suite[size, params.arm] for size in params.size_list}
+    some = runs[params.size_list[0]]
+    steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
+    words = _definitions(some, length, progress)
+    counts = _count(some, words, steps, progress)
+    found, gaps = _measure(runs, steps, [*sums.values(), words], progress)
+
+    planted_in = taken(data.config.domains, data.config.corpus)
+    natural = equations.natural_counts(text for _, text in planted_in)
+    scores = NumberScores(found, sums)
+    sizes, last, draws = params.size_list, steps[-1], params.bootstrap
+    frequency = frequency_table(counts, natural)
+    tables = {
+        "frequency": frequency,
+        "accuracy": accuracy_table(scores, sizes, steps, draws),
+        "curves": curves_table(scores, frequency, sizes, steps, draws),
+        "gaps": gaps_table(scores, frequency, sizes, steps, draws),
+        "experiment": experiment_table(scores, frequency, natural, sizes, last, draws),
+        "definitions": definitions_table(found, words, counts, sizes, steps, draws),
+    }
+    claims = claims_table(params, scores, tables, steps)
+    values = _values(params, tables, steps, words) | {"gaps": gaps}
+    released = arithmetic_table(published)
+    return StudyResult(
+        STUDY, params, tables, values, claims, list(runs.values()), started, released
+    )
+
+
+# --- counting and asking ---------------------------------------------------------------------
+
+
+def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement:
+    data = run.data.config
+    if data.corpus in BUILT_IN and "dictionary" in data.domains:
+        frequency, lines, training = words_and_lines(data, progress)
+        try:
+            items = definition_items(lines, training, frequency)
+        except DataError:  # a corpus so small that its words are no choice: a gap in the tables
+            items = []
+        return DefinitionMeasurement.of(items, run.data, length)
+    return DefinitionMeasurement((), (), length)
+
+
+def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
+    """Occurrences in what the run has read, kept beside it as Parquet."""
+    numbers, in_sums = number_terms()
+    terms = [*numbers, *in_sums, *dict.fromkeys(item.words[0] for item in words.items)]
+    surface = SurfaceTerms(terms, token_bytes(run.data.tokenizer), ignore_case=True)
+    counts = count_terms(run.data.rows, surface, steps, run.config.train.batch_size, progress)
+    counts.save(run.folder / "evaluations" / "terms.parquet")
+    return counts
+
+
+def _measure(
+    runs: dict[str, Run], steps: list[int], measurements: list[Any], progress: bool
+) -> tuple[Found, int]:
+    found: Found = {}
+    missing = set()
+    for what in measurements:
+        cells = [(run, step) for run in runs.values() for step in steps]
+        arrays, gaps = measure_all(cells, what, progress)
+        missing |= {(gap.run_id, gap.step) for gap in gaps}
+        for size, run in runs.items():
+            for step in steps:
+                if (run.id, step) in arrays:
+                    found[size, step, what.name] = arrays[run.id, step]
+    return found, len(missing)
+
+
+def _values(
+    params: TermFrequencyParams,
+    tables: dict[str, pd.DataFrame],
+    steps: list[int],
+    words: DefinitionMeasurement,
+) -> dict[str, Any]:
+    """Numbers for prose: of the largest size at the end, with the most examples."""
+    size, step, shots = params.size_list[-1], steps[-1], params.shot_list[-1]
+    last = tables["frequency"][tables["frequency"].step == step].set_index("number")
+    top, bottom = tenths(tables["frequency"], step)
+    values: dict[str, Any] = {
+        "sizes": ", ".join(params.size_list),
+        "largest": size,
+        "arm": params.arm,
+        "shots": shots,
+        "sums_read": int(last.in_sums.sum()),
+        "most_frequent_read": int(last.in_sums[top].median()),
+        "least_frequent_read": int(last.in_sums[bottom].median()),
+        "numbers_unread": int((last.in_sums == 0).sum()),
+        "n_definitions": len(words.items),
+    }
+    for name, table, k, keys in (
+        ("exact", "accuracy", shots, {"measure": "exact", "pairs": "held out", "step": step}),
+        ("choice", "accuracy", 0, {"measure": "choice", "pairs": "held out", "step": step}),
+        ("gap", "gaps", shots, {"measure": "exact", "step": step}),
+        ("gap_choice", "gaps", 0, {"measure": "choice", "step": step}),
+        *((coin, "experiment", shots, {"measure": "exact", "coin": coin}) for coin in COINS),
+    ):
+        rows = tables[table]
+        for column, wanted in {**keys, "size": size, "shots": k}.items():
+            rows = rows[rows[column] == wanted]
+        if len(rows):
+            row = rows.iloc[0]
+            values[name] = {key: 100 * float(row[key]) for key in ("value", "low", "high")}
+    boost = tables["experiment"][tables["experiment"].coin == "boost"]
+    if len(boost):
+        values["boost_ratio"] = float(boost.ratio.iloc[0])
+    return values

@@ -1,0 +1,268 @@
+"""What the term-frequency study's scores say by frequency; its units are numbers, not questions.
+
+Questions about one number share what a model knows of it, so that intervals resample numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.corpora import equations
+from pythia_book.measurements import Arrays
+from pythia_book.stats import Estimate, difference, estimate
+from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
+from pythia_book.studies.term_frequency.definitions import BINS as WORD_BINS
+from pythia_book.studies.term_frequency.definitions import DefinitionMeasurement
+from pythia_core.data.term_counts import TermCounts
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TENTH = len(equations.FIRST) // 10
+"""Numbers in the most and in the least frequent tenth."""
+NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
+"""Lower ends of the groups of frequency among the sums."""
+FEWEST = 3
+"""Numbers that make a group."""
+COINS = ("boost", "placebo")
+MEASURES = ("exact", "choice", "logprob")
+
+Found = dict[tuple[str, int, str], Arrays]
+"""By (size, step, name of the measurement)."""
+
+
+def number_terms() -> tuple[list[str], list[str]]:
+    """Each first operand as a term, and where it is the first operand of a sum."""
+    return [str(n) for n in equations.FIRST], [f"what is {n} plus" for n in equations.FIRST]
+
+
+def frequency_table(counts: TermCounts, natural: Mapping[int, int]) -> pd.DataFrame:
+    """number, natural (in the text that was to be planted in), boosted, placebo (chosen by the
+    coin), step, in_sums (read as first operand of a sum), everywhere (read at all)."""
+    import pandas as pd
+
+    numbers, in_sums = number_terms()
+    at = {term: i for i, term in enumerate(counts.terms)}
+    chosen = {coin: {first for first, _ in equations.pairs(natural, coin)} for coin in COINS}
+    rows = []
+    for step in counts.ends:
+        read = counts.up_to(step)
+        for number in equations.FIRST:
+            rows.append({"number": number, "natural": natural[number],
+                         "boosted": number in chosen["boost"],
+                         "placebo": number in chosen["placebo"], "step": step,
+                         "in_sums": int(read[at[in_sums[number]]]),
+                         "everywhere": int(read[at[numbers[number]]])})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+class NumberScores:
+    """Mean scores by first operand, of the held-out pairs, for every size, step and shots."""
+
+    def __init__(self, found: Found, sums: Mapping[int, ArithmeticMeasurement]) -> None:
+        self.found, self.sums = found, sums
+        self.held = {s: np.array([q.held_out for q in what.asked]) for s, what in sums.items()}
+        self.first = {s: np.array([q.first for q in what.asked]) for s, what in sums.items()}
+
+    def of(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
+        """float64[100], NaN for a number without a held-out pair; None: not measured."""
+        arrays = self.found.get((size, step, self.sums[shots].name), {})
+        if measure not in arrays:
+            return None
+        held, first = self.held[shots], self.first[shots][self.held[shots]]
+        total = np.bincount(first, arrays[measure][held].astype(float), len(equations.FIRST))
+        with np.errstate(invalid="ignore"):
+            return total / np.bincount(first, minlength=len(equations.FIRST))
+
+    def questions(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
+        """float64[questions] of the held-out pairs."""
+        arrays = self.found.get((size, step, self.sums[shots].name), {})
+        return None if measure not in arrays else arrays[measure][self.held[shots]].astype(float)
+
+    def group(self, means: np.ndarray, numbers: Sequence[int], draws: int) -> Estimate | None:
+        """Mean over some numbers; where all are alike (all wrong), the exact bound of as many
+        questions as they have."""
+        values = means[list(numbers)]
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return None
+        if values.min() == values.max() in (0.0, 1.0):
+            asked = int(np.isin(self.first[0][self.held[0]], list(numbers)).sum())
+            return estimate(np.full((1, asked), values[0]), draws, exact=True)
+        return estimate(values[None], draws)
+
+
+def tenths(frequency: pd.DataFrame, step: int) -> tuple[list[int], list[int]]:
+    """Numbers most and least frequent among the sums read up to a step."""
+    now = frequency[frequency.step == step].sort_values(
+        ["in_sums", "number"], ascending=[False, True]
+    )
+    ranked = now.number.tolist()
+    return ranked[:TENTH], ranked[-TENTH:]
+
+
+def accuracy_table(
+    scores: NumberScores, sizes: Sequence[str], steps: Sequence[int], draws: int
+) -> pd.DataFrame:
+    """size, step, shots, measure, pairs ("held out", "planted"), value, low, high, n."""
+    import pandas as pd
+
+    rows = []
+    for size, step, (shots, what) in product(sizes, steps, scores.sums.items()):
+        arrays = scores.found.get((size, step, what.name), {})
+        masks = (("held out", scores.held[shots]), ("planted", ~scores.held[shots]))
+        for measure, (pairs, mask) in product((m for m in MEASURES if m in arrays), masks):
+            if mask.any():
+                values = arrays[measure][mask].astype(float)[None]
+                e = estimate(values, draws, exact=measure != "logprob")
+                rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
+                             "pairs": pairs, **e.interval(), "n": e.n_items})  # fmt: skip
+    names = ["size", "step", "shots", "measure", "pairs", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def curves_table(
+    scores: NumberScores,
+    frequency: pd.DataFrame,
+    sizes: Sequence[str],
+    steps: Sequence[int],
+    draws: int,
+) -> pd.DataFrame:
+    """size, step, shots, measure, count (geometric mean of the group's frequencies among the sums
+    read up to that step), numbers, value, low, high: accuracy by frequency."""
+    import pandas as pd
+
+    rows = []
+    for step in steps:
+        now = frequency[frequency.step == step].set_index("number").in_sums
+        groups = np.searchsorted(NUMBER_BINS, now.to_numpy(), side="right") - 1
+        members = [now.index[groups == group].tolist() for group in np.unique(groups)]
+        for size, shots, measure in product(sizes, scores.sums, ("exact", "choice")):
+            means = scores.of(size, step, shots, measure)
+            for numbers in members if means is not None else ():
+                e = scores.group(means, numbers, draws) if len(numbers) >= FEWEST else None
+                if e is not None:
+                    count = float(np.exp(np.log(now[numbers] + 1).mean()) - 1)
+                    rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
+                                 "count": count, "numbers": len(numbers),
+                                 **e.interval()})  # fmt: skip
+    names = ["size", "step", "shots", "measure", "count", "numbers", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def gaps_table(
+    scores: NumberScores,
+    frequency: pd.DataFrame,
+    sizes: Sequence[str],
+    steps: Sequence[int],
+    draws: int,
+) -> pd.DataFrame:
+    """size, step, shots, measure, most, least (mean accuracies of the tenths), value, low, high:
+    the paper's table 4, in shares."""
+    import pandas as pd
+
+    rows = []
+    for size, step, shots in product(sizes, steps, scores.sums):
+        for measure in ("exact", "choice"):
+            means = scores.of(size, step, shots, measure)
+            if means is None:
+                continue
+            top, bottom = (scores.group(means, n, draws) for n in tenths(frequency, step))
+            if top and bottom:
+                rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
+                             "most": top.value, "least": bottom.value,
+                             **difference(top, bottom).interval()})  # fmt: skip
+    names = ["size", "step", "shots", "measure", "most", "least", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def gap_change(
+    scores: NumberScores,
+    frequency: pd.DataFrame,
+    cells: tuple[tuple[str, int], tuple[str, int]],
+    shots: int,
+    measure: str,
+    draws: int,
+) -> Estimate | None:
+    """How much larger the gap is in the second (size, step) than in the first; the tenths are
+    those of the later step, and numbers are compared with themselves."""
+    first, second = (scores.of(*cell, shots, measure) for cell in cells)
+    if first is None or second is None:
+        return None
+    change = second - first
+    top, bottom = tenths(frequency, max(step for _, step in cells))
+    parts = []
+    for numbers in (top, bottom):
+        values = change[numbers]
+        values = values[np.isfinite(values)]
+        if not len(values):
+            return None
+        parts.append(estimate(values[None], draws, change=True))
+    return difference(*parts)
+
+
+def experiment_table(
+    scores: NumberScores,
+    frequency: pd.DataFrame,
+    natural: Mapping[int, int],
+    sizes: Sequence[str],
+    step: int,
+    draws: int,
+) -> pd.DataFrame:
+    """coin, size, shots, measure, ratio (of frequencies, chosen over other, geometric mean), value,
+    low, high, n (pairs): chosen minus other, of neighbours in natural frequency."""
+    import pandas as pd
+
+    now = frequency[frequency.step == step].set_index("number").in_sums
+    rows = []
+    for coin in COINS:
+        pairs = np.array(equations.pairs(natural, coin))
+        one, two = (np.log(now[pairs[:, side]].to_numpy() + 1) for side in (0, 1))
+        ratio = float(np.exp((one - two).mean()))
+        for size, shots, measure in product(sizes, scores.sums, MEASURES):
+            means = scores.of(size, step, shots, measure)
+            if means is None:
+                continue
+            change = means[pairs[:, 0]] - means[pairs[:, 1]]
+            change = change[np.isfinite(change)]
+            e = estimate(change[None], draws, change=True, exact=measure != "logprob")
+            rows.append({"coin": coin, "size": size, "shots": shots, "measure": measure,
+                         "ratio": ratio, **e.interval(), "n": e.n_items})  # fmt: skip
+    names = ["coin", "size", "shots", "measure", "ratio", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def definitions_table(
+    found: Found,
+    words: DefinitionMeasurement,
+    counts: TermCounts,
+    sizes: Sequence[str],
+    steps: Sequence[int],
+    draws: int,
+) -> pd.DataFrame:
+    """size, step, read, group (lower end of the frequency up to that step), value, low, high, n."""
+    import pandas as pd
+
+    at = {term: i for i, term in enumerate(counts.terms)}
+    place = np.array([at[item.words[0]] for item in words.items], int)
+    read = np.array([item.read for item in words.items], bool)
+    rows = []
+    for step in steps:
+        seen = counts.up_to(step)[place] if len(place) else np.zeros(0, int)
+        group = np.searchsorted(WORD_BINS, seen, side="right") - 1  # -1: not read yet
+        for size in sizes:
+            arrays = found.get((size, step, words.name))
+            for kind in (True, False) if arrays is not None else ():
+                for g in range(-1, len(WORD_BINS)):
+                    mask = (read == kind) & (group == g)
+                    if mask.any():
+                        e = estimate(arrays["choice"][mask].astype(float)[None], draws, exact=True)
+                        rows.append({"size": size, "step": step, "read": kind,
+                                     "group": 0 if g < 0 else WORD_BINS[g], **e.interval(),
+                                     "n": e.n_items})  # fmt: skip
+    names = ["size", "step", "read", "group", "value", "low", "high", "n"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,0 +1,293 @@
+"""One look for every figure of the book: a style, a palette, drawings as deterministic SVG, tables.
+
+A model size has one colour everywhere, from an ordered, colour-blind-safe map along its ladder; an
+arm of an intervention has one line style and marker. Drawings are made without pyplot, hence
+without global state, and show themselves in a notebook as SVG: same numbers, same bytes. The card
+is white on purpose: it reads on light and dark pages. What a study draws is in figures_<study>.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import html
+import io
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
+from pythia_core.util.files import atomic_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#222222"
+MUTED = "#6b6b6b"
+GRID = "#e3e3e3"
+WIDTH = 7.4
+"""Inches: the text column of a page."""
+
+ARM_LABELS = {
+    "control": "control",
+    "swap_7": "swap in the last 7 %",
+    "swap_21": "swap in the last 21 %",
+}
+ARM_STYLES: dict[str, dict[str, Any]] = {
+    "control": {"linestyle": "-", "marker": "o"},
+    "swap_7": {"linestyle": (0, (4, 1.5)), "marker": "s"},
+    "swap_21": {"linestyle": (0, (1, 1.2)), "marker": "^"},
+}
+_RC = {
+    "svg.hashsalt": "pythia-book",  # ids in the file follow from its content
+    "svg.fonttype": "none",  # text stays text: small files, selectable, searchable
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "axes.linewidth": 0.8,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The book's style, for the body of a `with` only."""
+    import matplotlib
+    import seaborn
+
+    theme = seaborn.axes_style("whitegrid") | seaborn.plotting_context("paper") | _RC
+    with matplotlib.rc_context({k: v for k, v in theme.items() if k in matplotlib.rcParams}):
+        yield
+
+
+def size_colour(size: str) -> str:
+    """The colour of a model size, the same in every figure: darker is smaller.
+
+    Raises:
+        ConfigError: unknown size.
+    """
+    import matplotlib
+
+    for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
+        if size in ladder:
+            rank = list(ladder).index(size) / (len(ladder) - 1)
+            # The yellow end of the map is too pale on white.
+            return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](0.84 * rank))
+    raise ConfigError(one_of(size, [*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES], "size"))
+
+
+class Drawing:
+    """A finished figure; a notebook shows it as SVG."""
+
+    def __init__(self, figure: Figure, description: str) -> None:
+        self.figure = figure
+        self.description = description
+
+    @functools.cached_property
+    def svg(self) -> str:
+        """The figure as SVG text; the same numbers give the same bytes.
+
+        Rendered once: laying a figure out again would move its parts by rounding.
+        """
+        stream = io.StringIO()
+        metadata = {"Date": None, "Creator": None}
+        with style():
+            self.figure.savefig(stream, format="svg", metadata=metadata)
+        text = stream.getvalue()
+        # A screen reader gets the description; "<title>" would also show up as a tool tip.
+        label = html.escape(self.description, quote=True)
+        return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+
+    def save(self, path: Path) -> None:
+        """Write the SVG wholly or not at all."""
+        with atomic_file(Path(path)) as target:
+            target.write_text(self.svg, encoding="utf-8")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"image/svg+xml": self.svg, "text/plain": self.description}
+
+
+class Note:
+    """A line of small print, e.g. what a record says made it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _repr_html_(self) -> str:
+        return f'<p class="pythia-note"><small>{html.escape(self.text)}</small></p>'
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class Table:
+    """A table that a notebook shows as HTML, every cell escaped.
+
+    `code` names columns whose cells a page sets as code.
+    """
+
+    def __init__(self, frame: pd.DataFrame, caption: str = "", code: tuple[str, ...] = ()) -> None:
+        self.frame, self.caption, self.code = frame, caption, code
+
+    def _repr_html_(self) -> str:
+        caption = f"<caption>{html.escape(self.caption)}</caption>" if self.caption else ""
+        body = self.frame.to_html(index=False, escape=True, border=0, classes="pythia-table")
+        return body.replace("<thead>", f"{caption}<thead>", 1)
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False)
+
+
+# --- parts of figures ------------------------------------------------------------------------
+
+
+def panels(
+    columns: int, height: float, footer: str, sharey: bool = False, ratios: Any = None
+) -> tuple[Figure, list[Axes]]:
+    """A row of panels the width of the page, with a small footer (n, interval, the command)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    room = 0.02 + 0.13 * (1 + footer.count("\n")) / height
+    figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+    figure.text(0.008, 0.012, footer, fontsize=6.5, color=MUTED, linespacing=1.3)
+    grid = figure.subplots(1, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
+    for ax in grid[0]:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(length=0)
+        ax.set_axisbelow(True)
+    return figure, list(grid[0])
+
+
+def say(ax: Axes, text: str) -> None:
+    """A panel that has nothing to draw says why in words."""
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    for side in ax.spines.values():
+        side.set(visible=True, color=GRID)
+    ax.text(
+        0.5,
+        0.5,
+        text,
+        transform=ax.transAxes,
+        ha="center",
+        va="center",
+        color=MUTED,
+        fontsize=8,
+        wrap=True,
+    )
+
+
+def line(
+    ax: Axes,
+    frame: pd.DataFrame,
+    x: str,
+    size: str,
+    arm: str,
+    factor: float = 100,
+    dense: bool = False,
+) -> None:
+    """One size and arm over training; a band where the frame has `low` and `high`.
+
+    `dense`: many points, hence a thinner line and small markers.
+    """
+    frame = frame.sort_values(x)
+    colour = size_colour(size)
+    shape = ARM_STYLES[arm]
+    ax.plot(
+        frame[x],
+        factor * frame.value,
+        color=colour,
+        linestyle=shape["linestyle"],
+        linewidth=1.1 if dense else 1.5,
+        marker=shape["marker"],
+        markersize=1.8 if dense else 3.4,
+        markeredgewidth=0,
+    )
+    if "low" in frame:
+        low, high = factor * frame.low, factor * frame.high
+        ax.fill_between(frame[x], low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def interval_points(
+    ax: Axes, frame: pd.DataFrame, sizes: Iterable[str], arms: Iterable[str], factor: float = 100
+) -> None:
+    """Sizes along x, arms side by side; frame has size, arm, value, low, high."""
+    sizes, arms = list(sizes), list(arms)
+    for i, size in enumerate(sizes):
+        for j, arm in enumerate(arms):
+            cell = frame[(frame["size"] == size) & (frame.arm == arm)]
+            if cell.empty:
+                continue
+            value, low, high = (factor * float(cell[c].iloc[0]) for c in ("value", "low", "high"))
+            at = i + 0.2 * (j - (len(arms) - 1) / 2)
+            colour = size_colour(size)
+            ax.plot([at, at], [low, high], color=colour, linewidth=1.3, solid_capstyle="butt")
+            face = "white" if arm == "control" else colour
+            marker = ARM_STYLES[arm]["marker"]
+            ax.plot([at], [value], marker=marker, color=colour, markerfacecolor=face, markersize=5)
+    ax.set_xticks(range(len(sizes)), sizes)
+    ax.set_xlim(-0.6, len(sizes) - 0.4)
+    ax.grid(axis="x", visible=False)
+
+
+def reference(ax: Axes, y: float) -> None:
+    """A thin dotted line at a value that means something, e.g. chance; the caption says what."""
+    ax.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+
+
+def size_legend(ax: Axes, sizes: Iterable[str], **where: Any) -> None:
+    """Which colour is which size, inside a panel."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=size_colour(s), linewidth=3, label=s) for s in sizes]
+    ax.legend(handles=handles, handlelength=1.4, columnspacing=1.2, **where)
+
+
+def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
+    """Which line style and marker is which arm, above the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=MUTED,
+            **ARM_STYLES[arm],
+            label=ARM_LABELS[arm],
+            markerfacecolor="white" if arm == "control" else MUTED,
+        )
+        for arm in arms
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=2.6)
+
+
+def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
+    """Axis limits around data with a margin, and never narrower than `least`."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return 0.0, least
+    middle, half = (low + high) / 2, max(high - low, least) / 2 * 1.08
+    return middle - half, middle + half

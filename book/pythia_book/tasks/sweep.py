@@ -1,0 +1,168 @@
+"""Checkpoints by tasks: one tidy table, whose rows lie beside those of the released results.
+
+Every task is tokenised once and asked of all checkpoints, as many at a time as there are cores.
+What was measured is kept beside the run (studies.measured): a stopped sweep goes on where it was,
+a further task or step costs only itself. A checkpoint that is missing or damaged, and a task of
+which nothing fits the model, are rows without a value that say why.
+
+Standard errors are those of a mean over items; that of ppl follows from the mean log-probability's
+to first order (the harness draws it from resamples).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pythia_book.measurements import measure_all
+from pythia_book.published.tables import BENCHMARKS
+from pythia_book.released.find import AnyModel, PublishedModel
+from pythia_book.tasks.task_metrics import AskedTask, ask
+from pythia_book.tasks.tasks import task_named
+from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.util.files import atomic_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
+"""As released, then: items, the share of them that fits the model whole, and what is amiss."""
+EVERYTHING = 1_000_000_000
+FITS = 0.2
+"""Below this share of items that fit, the note says so."""
+
+
+def name_of(run: AnyModel) -> str:
+    """A model in messages."""
+    return run.source if isinstance(run, PublishedModel) else f"run {run.id}"
+
+
+def steps_of(run: AnyModel, text: str) -> list[int]:
+    """The steps that "all", "last" or a comma list of steps, first and last, names.
+
+    Raises:
+        ConfigError: neither. CheckpointError: no such checkpoint; the nearest are named.
+    """
+    saved = run.steps
+    if text == "all":
+        return saved
+    chosen = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        if part in ("first", "last"):
+            if not saved:
+                raise CheckpointError(f"{name_of(run)} has no checkpoints yet")
+            chosen.append(saved[0 if part == "first" else -1])
+        elif part.isascii() and part.isdecimal():
+            chosen.append(int(part))
+        else:
+            raise ConfigError(
+                f"steps={text!r}: {part!r} is no step; accepted are all, or a comma list of "
+                "steps, first and last, e.g. 0,512,last"
+            )
+    for step in chosen:
+        if step not in saved:
+            near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
+            raise CheckpointError(
+                f"{name_of(run)} has no checkpoint of step {step}; it has {len(saved)}, the "
+                f"nearest are {near}"
+            )
+    if not chosen:
+        raise ConfigError(f"steps={text!r} names no step; accepted are all or e.g. 0,512,last")
+    return sorted(set(chosen))
+
+
+def sweep(
+    run: AnyModel,
+    tasks: Sequence[str],
+    steps: Sequence[int],
+    shots: int | None = None,
+    limit: int = EVERYTHING,
+    folder: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Every metric of every task at every step, columns COLUMNS.
+
+    Args:
+        shots: solved examples; None: as many as each task is usually given.
+        limit: items of a task, a fixed sample.
+        folder: items from `<folder>/<task>.jsonl`.
+
+    Raises:
+        DataError: an unknown task (before anything is measured), or no items.
+        ConfigError: a limit below 1, or more shots than a task has examples.
+    """
+    import pandas as pd
+
+    if limit < 1:
+        raise ConfigError(f"limit={limit}: accepted is a number of items of at least 1")
+    for name in tasks:
+        task_named(name)
+    config, data = run.config.model, run.data
+    asked = [
+        ask(name, shots, limit, data.tokenizer, data.eod_id, config.max_seq_len, folder)
+        for name in dict.fromkeys(tasks)
+    ]
+    if isinstance(run, PublishedModel):
+        who = {"model": run.label, "deduped": run.deduped}
+    else:
+        who = {"model": run.id, "deduped": run.config.data.dedup != "none"}
+    rows = []
+    for each in asked:
+        found, gaps = {}, []
+        if each.fits.any():
+            found, gaps = measure_all([(run, step) for step in steps], each, progress)
+        reasons = {gap.step: gap.reason for gap in gaps}
+        for step in steps:
+            place = {**who, "shots": each.shots, "task": each.name, "step": step}
+            arrays = found.get((run.id, step))
+            rows += [place | row for row in _rows(each, arrays, reasons.get(step, ""))]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _rows(asked: AskedTask, arrays: dict[str, np.ndarray] | None, reason: str) -> list[dict]:
+    share = float(asked.fits.mean())
+    note = reason
+    if not share:
+        note = "no prompt fits the model's context"
+    elif not reason and share < FITS:
+        note = "most prompts are longer than the model's context and lost their beginning"
+    if arrays is None:
+        return [{"metric": "", "value": np.nan, "stderr": np.nan, "n": 0, "fits": share,
+                 "note": note}]  # fmt: skip
+    return [
+        {**_summary(metric, values), "n": len(values), "fits": share, "note": note}
+        for metric, values in arrays.items()
+    ]
+
+
+def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
+    values = values.astype(float)
+    mean = values.mean()
+    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
+    if metric == "logprob":
+        return {"metric": "ppl", "value": np.exp(-mean), "stderr": np.exp(-mean) * error}
+    return {"metric": metric, "value": mean, "stderr": error}
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as CSV or Parquet, as the file is named.
+
+    Raises:
+        ConfigError: another suffix.
+    """
+    path = Path(path)
+    check_suffix(path)
+    with atomic_file(path) as target:
+        if path.suffix == ".csv":
+            table.to_csv(target, index=False)
+        else:
+            table.to_parquet(target, index=False)
+
+
+def check_suffix(path: str | Path) -> None:
+    """Raises ConfigError for a file that `write_table` cannot write."""
+    if Path(path).suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"cannot write {str(path)!r}: accepted are names in .csv or .parquet")

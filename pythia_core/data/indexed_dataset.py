@@ -1,0 +1,313 @@
+"""Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, written and strictly read.
+
+`PREFIX.bin` holds token ids back to back, little-endian, without a header. `PREFIX.idx` holds, in
+this order: 9 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
+of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (bytes into .bin) and i64
+table[D] (first sequence of each document). Text data has one sequence per document, so the table
+is 0..N. The index is redundant enough for every flipped bit in it to be found at open; a flip in
+the `.bin` is only visible to a digest (pythia_core.data.prepare keeps one).
+
+The Pile's token files are released as a byte split of one `.bin`, `PREFIX-00000-of-000NN.bin`;
+they are read in place, without merging. Not here: shuffling and packing into rows
+(pythia_core.data.order).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_core.errors import DataError
+from pythia_core.util.files import atomic_file
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, np.dtype] = {
+    1: np.dtype("<u1"),
+    2: np.dtype("<i1"),
+    3: np.dtype("<i2"),
+    4: np.dtype("<i4"),
+    5: np.dtype("<i8"),
+    6: np.dtype("<f4"),
+    7: np.dtype("<f8"),
+    8: np.dtype("<u2"),
+}
+"""dtype code -> numpy dtype, as in GPT-NeoX (Megatron-core has 6 and 7 the other way round)."""
+
+UINT16_BELOW = 65_500
+"""GPT-NeoX stores ids as uint16 when the vocabulary is smaller than this, else as int32."""
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The dtype in which GPT-NeoX stores ids of a vocabulary of this size."""
+    return DTYPES[8 if vocab_size < UINT16_BELOW else 4]
+
+
+class IndexedWriter:
+    """Writes `PREFIX.bin` and `PREFIX.idx`, one document at a time; both appear on a clean exit.
+
+    >>> with IndexedWriter(prefix, vocab_size=4096) as out:  # doctest: +SKIP
+    ...     out.add([5, 6, 7, 0])
+
+    Args:
+        prefix: path without the suffixes. vocab_size: ids must be below it; it fixes the dtype.
+    """
+
+    def __init__(self, prefix: Path | str, vocab_size: int) -> None:
+        if not 1 <= vocab_size <= 2**31:
+            raise DataError(f"vocab_size must be in 1..2^31, got {vocab_size}")
+        self.prefix = Path(prefix)
+        self.vocab_size = vocab_size
+        self.dtype = token_dtype(vocab_size)
+        self.n_tokens = 0
+        self._sizes: list[int] = []
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> IndexedWriter:
+        self._temporary = self._stack.enter_context(atomic_file(_with(self.prefix, ".bin")))
+        self._bin = open(self._temporary, "wb")
+        return self
+
+    def add(self, ids: Sequence[int] | NDArray[np.integer]) -> None:
+        """Append one document; it may be empty.
+
+        Raises:
+            DataError: not a flat list of integers, or an id outside 0..vocab_size-1 (a cast would
+                wrap it silently); names the document, the position and the id.
+        """
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise DataError(
+                f"document {len(self._sizes)}: token ids must be a flat list of integers, "
+                f"got {array.ndim} dimension(s) of {array.dtype}"
+            )
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            at = int(np.flatnonzero((array < 0) | (array >= self.vocab_size))[0])
+            raise DataError(
+                f"document {len(self._sizes)}, position {at}: id {int(array[at])} is outside the "
+                f"vocabulary 0..{self.vocab_size - 1}; was it encoded with another tokenizer?"
+            )
+        if array.size > np.iinfo(np.int32).max:
+            raise DataError(
+                f"document {len(self._sizes)} has {array.size} tokens; the format holds at most "
+                "2^31 - 1 a document: split it"
+            )
+        self._bin.write(array.astype(self.dtype).tobytes())
+        self._sizes.append(array.size)
+        self.n_tokens += array.size
+
+    @property
+    def n_documents(self) -> int:
+        return len(self._sizes)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._stack:  # drops the temporary file if anything below fails
+            self._bin.close()
+            if kind is not None:
+                self._stack.__exit__(kind, error, trace)
+                return
+            # an old index must never stand beside a new .bin, not even for a moment
+            _with(self.prefix, ".idx").unlink(missing_ok=True)
+        with atomic_file(_with(self.prefix, ".idx")) as temporary, open(temporary, "wb") as idx:
+            idx.write(index_bytes(np.asarray(self._sizes, np.int32), self.dtype))
+
+
+def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
+    """The `.idx` of documents with these token counts, one sequence each."""
+    n = len(sizes)
+    code = next(code for code, known in DTYPES.items() if known == dtype)
+    return b"".join(
+        (
+            HEADER.pack(MAGIC, VERSION, code, n, n + 1),
+            sizes.astype("<i4").tobytes(),
+            (_starts(sizes)[:-1] * dtype.itemsize).astype("<i8").tobytes(),
+            np.arange(n + 1, dtype="<i8").tobytes(),
+        )
+    )
+
+
+class MegatronIndexed:
+    """Strict reader of a `.bin`/`.idx` pair of text data.
+
+    Attributes:
+        sizes: int32[n_documents], tokens of each document.
+        tokens: all ids as one flat, read-only memory map, documents in file order. Of a `.bin` in
+            shards it is a JoinedTokens, which gives copies of slices and of single places.
+
+    Raises:
+        DataError: at construction, if the two files are not exactly a pair as described above:
+            magic, version, dtype, length, sizes, pointers, document table, length of the .bin.
+    """
+
+    def __init__(self, prefix: Path | str) -> None:
+        self.prefix = Path(prefix)
+        idx, bin_ = _with(self.prefix, ".idx"), _with(self.prefix, ".bin")
+        shards = [] if bin_.is_file() else find_shards(self.prefix)
+        for path in (idx, *([] if shards else [bin_])):
+            if not path.is_file():
+                raise DataError(f"{path} does not exist; a token file is a pair PREFIX.bin/.idx")
+        raw = np.memmap(idx, np.uint8, mode="r") if idx.stat().st_size else np.zeros(0, np.uint8)
+
+        def wrong(what: str) -> DataError:
+            return DataError(f"{idx}: {what}. The file is damaged or of another format")
+
+        if len(raw) < HEADER.size:
+            raise wrong(f"{len(raw)} bytes, shorter than the header of {HEADER.size}")
+        magic, version, code, n, d = HEADER.unpack(raw[: HEADER.size].tobytes())
+        if magic != MAGIC:
+            raise wrong(f"starts with {magic!r}, not with {MAGIC!r}")
+        if version != VERSION:
+            raise wrong(f"version {version}; only {VERSION} is known")
+        if code in (6, 7):
+            raise wrong(f"dtype code {code} means floating point, which cannot be token ids")
+        if code not in DTYPES:
+            raise wrong(f"dtype code {code}; token files have 8 (uint16), 4 (int32) or 1, 2, 3, 5")
+        if d != n + 1:
+            raise wrong(
+                f"{n} sequences but {d} entries in the document table; text data has one sequence "
+                "per document, hence one entry more than sequences"
+            )
+        if len(raw) != (length := HEADER.size + 12 * n + 8 * d):
+            raise wrong(f"{len(raw)} bytes, but {n} documents need exactly {length}")
+
+        def field(at: int, count: int, dtype: str) -> NDArray:
+            return np.frombuffer(raw, dtype, count, HEADER.size + at)
+
+        self.dtype = DTYPES[code]
+        self.sizes = field(0, n, "<i4")
+        if n and self.sizes.min() < 0:
+            raise wrong(f"document {int(self.sizes.argmin())} has a negative size")
+        starts = _starts(self.sizes)
+        if not np.array_equal(field(4 * n, n, "<i8"), starts[:-1] * self.dtype.itemsize):
+            raise wrong("the pointers are not the running sum of the sizes")
+        if not np.array_equal(field(12 * n, d, "<i8"), np.arange(d)):
+            raise wrong(f"the document table is not 0..{n}: one sequence per document is needed")
+        self._starts = starts
+        self.n_documents = int(n)
+        self.n_tokens = int(starts[-1])
+        expected = self.n_tokens * self.dtype.itemsize
+        found = sum(path.stat().st_size for path in shards or [bin_])
+        if found != expected:
+            raise DataError(
+                f"{bin_}: {found} bytes{f' in {len(shards)} shards' if shards else ''}, but its "
+                f"index says {expected} ({self.n_tokens} tokens of {self.dtype.itemsize} bytes); "
+                "copy it again"
+            )
+        self.tokens: NDArray | JoinedTokens = (
+            JoinedTokens(shards, self.dtype) if shards else _mapped(bin_, self.dtype)
+        )
+
+    def document(self, index: int) -> NDArray:
+        """Token ids of one document, in its dtype (a view of the file).
+
+        Raises:
+            DataError: no such document.
+        """
+        if not 0 <= index < self.n_documents:
+            raise DataError(f"no document {index}; {self.prefix} has 0..{self.n_documents - 1}")
+        return self.tokens[self._starts[index] : self._starts[index + 1]]
+
+
+class JoinedTokens:
+    """The shards of one `.bin` as one flat array, for slices and for arrays of places.
+
+    Raises:
+        DataError: a shard that ends inside a token.
+    """
+
+    def __init__(self, paths: Sequence[Path], dtype: np.dtype) -> None:
+        for path in paths:
+            if path.stat().st_size % dtype.itemsize:
+                raise DataError(f"{path} ends inside a token of {dtype.itemsize} bytes; copy it")
+        self.dtype = dtype
+        self._maps = [_mapped(path, dtype) for path in paths]
+        self._bounds = _starts(np.array([len(shard) for shard in self._maps], np.int64))
+
+    def __len__(self) -> int:
+        return int(self._bounds[-1])
+
+    def __getitem__(self, key: slice | NDArray[np.integer]) -> NDArray:
+        if isinstance(key, slice):
+            start, stop, step = key.indices(len(self))
+            if step != 1:
+                raise IndexError("slices of joined shards have no step")
+            pairs = zip(self._maps, self._bounds[:-1].tolist(), strict=True)
+            parts = [shard[max(start - low, 0) : max(stop - low, 0)] for shard, low in pairs]
+            return np.concatenate(parts)
+        flat = np.asarray(key, np.int64).reshape(-1)
+        if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
+            raise IndexError(f"places must be in 0..{len(self) - 1}")
+        which = np.searchsorted(self._bounds, flat, side="right") - 1
+        out = np.empty(flat.shape, self.dtype)
+        for number in np.unique(which).tolist():
+            mine = which == number
+            out[mine] = self._maps[number][flat[mine] - self._bounds[number]]
+        return out.reshape(np.shape(key))
+
+
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\D*$")
+
+
+def find_shards(prefix: Path) -> list[Path]:
+    """`PREFIX-00000-of-000NN.bin` ... in order; none if there is no such file.
+
+    Raises:
+        DataError: one is missing (named), or there are shards of two sets.
+    """
+    found = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
+    check_shard_names(found)
+    return found
+
+
+def check_shard_names(paths: Sequence[Path | str]) -> None:
+    """If the names say which shard of how many they are, they must be all of them, in order.
+
+    Raises:
+        DataError: one is missing, twice there, out of order or of another set.
+    """
+    matches = [_SHARD.search(str(path)) for path in paths]
+    if not paths or not all(matches):
+        return
+    numbers = [int(match[1]) for match in matches if match]
+    last = max(int(match[2]) for match in matches if match)
+    if numbers == list(range(last + 1)) or numbers == list(range(last)):  # both customs exist
+        return
+    missing = sorted(set(range(last)) - set(numbers))
+    raise DataError(
+        f"{Path(paths[0]).name} and {len(paths) - 1} more are not the shards 0..{last} of one set, "
+        f"each once and in order: {f'number {missing[0]} is missing' if missing else numbers}"
+    )
+
+
+def _mapped(path: Path, dtype: np.dtype) -> NDArray:
+    """A file as a flat read-only array; numpy maps no empty file."""
+    return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def _starts(sizes: NDArray) -> NDArray[np.int64]:
+    """int64[n + 1]: position of each document's first token, then the total.
+
+    In int64 throughout: int32 sums wrap beyond 2^31 tokens (the fault of several readers).
+    """
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, dtype=np.int64, out=starts[1:])
+    return starts
+
+
+def _with(prefix: Path, suffix: str) -> Path:
+    """`prefix` + suffix; unlike Path.with_suffix it keeps dots in the name."""
+    return prefix.with_name(prefix.name + suffix)

@@ -1,0 +1,185 @@
+"""Interventions on the training data, declared as a window of updates and recorded token by token.
+
+The paper (section 3.1) replays the end of training, from step k on, with changed pronouns and all
+else equal. Here the changes are computed beforehand from (data, window, transform) into a ledger;
+the batch of a fork is the parent's batch plus its ledger entries, so the two differ exactly there.
+A token shared by two rows (the last of one, the first of another) is changed in both.
+
+Not here: the transform itself (pythia_core.data.pronouns) and the training
+(pythia_core.training.train).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_core.config import InterventionConfig
+from pythia_core.data.pronouns import PronounSwap
+from pythia_core.errors import DataError
+from pythia_core.util.files import atomic_file
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+
+__all__ = ["Ledger", "PronounSwap", "make_ledger"]
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Every token that an intervention changes, by row of the training order; sorted.
+
+    `counts` has the pronouns found in the window's rows by spelling (a token shared by two rows
+    counts in both); `unmapped` those among them that could not be swapped.
+    """
+
+    row: NDArray[np.int64]
+    column: NDArray[np.int32]
+    old: NDArray[np.uint32]
+    new: NDArray[np.uint32]
+    swap: str
+    start: int
+    stop: int
+    batch_size: int
+    n_tokens: int = 0
+    """Tokens in the window's rows, for shares."""
+    counts: dict[str, int] = field(default_factory=dict)
+    unmapped: dict[str, int] = field(default_factory=dict)
+
+    def apply(self, batch: NDArray, first_row: int) -> NDArray:
+        """A copy of `batch`, whose rows are first_row, first_row + 1, ..., with the changes made.
+
+        Raises:
+            DataError: a token that is to change is not what the ledger says: other data.
+        """
+        changed = np.array(batch)
+        low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
+        at = self.row[low:high] - first_row, self.column[low:high]
+        if low < high and int(at[1].max()) >= changed.shape[1]:
+            raise DataError(
+                f"the ledger changes column {at[1].max()} of rows {changed.shape[1]} long"
+            )
+        wrong = np.flatnonzero(changed[at] != self.old[low:high])
+        if wrong.size:
+            i = int(wrong[0])
+            raise DataError(
+                f"row {self.row[low + i]}, column {self.column[low + i]} holds token "
+                f"{changed[at][i]}, but the ledger expects {self.old[low + i]}: it belongs to "
+                "other data or to another order"
+            )
+        changed[at] = self.new[low:high].astype(changed.dtype)
+        return changed
+
+    def summary(self) -> dict[str, Any]:
+        """Tokens changed, their share, pronouns by spelling, and what could not be swapped."""
+        return {
+            "swap": self.swap,
+            "start": self.start,
+            "stop": self.stop,
+            "batch_size": self.batch_size,
+            "tokens": self.n_tokens,
+            "tokens_changed": len(self.row),
+            "share_changed": len(self.row) / self.n_tokens if self.n_tokens else 0.0,
+            "pronouns": sum(self.counts.values()),
+            "by_form": dict(self.counts),
+            "unmapped": dict(self.unmapped),
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write as a safetensors file (four arrays and JSON metadata), wholly or not at all."""
+        from safetensors.numpy import save_file
+
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
+        values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
+        with atomic_file(Path(path)) as temporary:
+            metadata = {"ledger": json.dumps(values), "sha256": self._digest()}
+            save_file(arrays, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Ledger:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: absent, damaged, or not a ledger.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "np") as file:
+                metadata = file.metadata() or {}
+                values = json.loads(metadata["ledger"])
+                ledger = cls(**{name: file.get_tensor(name) for name in _ARRAYS}, **values)
+            ledger._check()
+            if metadata["sha256"] != ledger._digest():
+                raise ValueError("its content does not match its hash; delete it and ask again")
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is not a readable ledger: {error}") from error
+        return ledger
+
+    def _digest(self) -> str:
+        values = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        for name in _ARRAYS:
+            digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
+        return digest.hexdigest()
+
+    def _check(self) -> None:
+        sizes = {len(getattr(self, name)) for name in _ARRAYS}
+        types = {name: getattr(self, name).dtype.name for name in _ARRAYS}
+        if len(sizes) != 1 or types != _ARRAYS:
+            raise ValueError(f"arrays of {sizes} entries and types {types}")
+        keys = self.row * 2**31 + self.column
+        first, last = self.start * self.batch_size, self.stop * self.batch_size
+        if len(keys) and not (
+            (np.diff(keys) > 0).all() and first <= self.row[0] and self.row[-1] < last
+        ):
+            raise ValueError(f"entries are unsorted or outside rows {first}..{last - 1}")
+
+
+_ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
+
+
+def make_ledger(
+    data: PreparedData, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
+) -> Ledger:
+    """All changes that `intervention` makes to the rows of its window [start, stop) of updates.
+
+    Raises:
+        DataError: the data end before the window does.
+    """
+    swap = PronounSwap.from_tokenizer(data.tokenizer, intervention.swap)
+    first, last = intervention.start * batch_size, intervention.stop * batch_size
+    if last > data.rows.n_rows:
+        data.batch(intervention.stop - 1, batch_size)  # says which step is the last
+    parts: list[tuple[NDArray, ...]] = []
+    counts: Counter[str] = Counter()
+    reach = swap.reach
+    for start in range(first, last, chunk):
+        rows = np.arange(start, min(start + chunk, last))
+        windows, valid = data.order.gather(data.tokens, rows, reach, reach)
+        if not np.array_equal(windows[:, reach:-reach], data.rows.rows(start, start + len(rows))):
+            raise DataError(f"the rows in {data.folder} are not in the order they claim")
+        row, *others, found = swap.find(windows, valid, reach, reach)
+        parts.append((row + start, *others))
+        counts += found
+    row, column, old, new = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Ledger(
+        row,
+        column,
+        old,
+        new,
+        intervention.swap,
+        intervention.start,
+        intervention.stop,
+        batch_size,
+        n_tokens=(last - first) * (data.config.seq_len + 1),
+        counts={form: counts[form] for form in sorted(counts)},
+        unmapped={form: counts[form] for form in sorted(swap.unmapped) if counts[form]},
+    )

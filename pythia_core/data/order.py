@@ -1,0 +1,289 @@
+"""The order of training: from documents to rows of S+1 tokens, exactly as GPT-NeoX v1.0 made it.
+
+Given the token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3 and its
+promise of a reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
+
+1. one `RandomState(seed)` is used for everything, in this order;
+2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
+3. the documents in that order form one stream; row i is its tokens [i*S, i*S + S], that is S+1
+   tokens, the last of which is also the first of row i+1; rows cross document ends freely;
+4. the rows are shuffled; batch k of size B is then rows [k*B, (k+1)*B).
+
+NumPy froze RandomState, so the result is the same under every version. "separate" epochs, as the
+paper describes them, are offered beside it. Not here: the interventions
+(pythia_core.data.interventions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_core.data.indexed_dataset import MegatronIndexed, check_shard_names
+from pythia_core.data.rows import Batches, FixedRows
+from pythia_core.errors import ConfigError, DataError, one_of
+from pythia_core.util.files import atomic_file
+from pythia_core.util.progress import bar
+
+POLICIES = ("joint", "separate", "rows")
+
+
+def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
+    """Smallest E for which E epochs hold `n_samples` rows: (E*T - 1) // S >= n_samples.
+
+    Raises:
+        DataError: an epoch without tokens.
+    """
+    if tokens_per_epoch < 1:
+        raise DataError(f"an epoch has {tokens_per_epoch} tokens; the corpus is empty")
+    return max(1, -(-(n_samples * seq_len + 1) // tokens_per_epoch))
+
+
+def rows_asked_for(steps: int, batch_size: int) -> int:
+    """How many rows GPT-NeoX asks for to make so many updates: half a percent more, rounded up.
+
+    Only the number of epochs depends on it (`epochs_needed`); the order itself does not.
+    """
+    return -(-steps * batch_size * 1005 // 1000)
+
+
+class RowOrder:
+    """Where every row of the training order comes from; a pure function of its arguments.
+
+    Args:
+        sizes: int[n_documents], tokens of each document (0 is allowed).
+        seq_len: S; a row has S + 1 tokens: inputs are the first S, labels the last S.
+        seed: of the one RandomState. epochs: copies of the document list.
+        policy: "joint" (GPT-NeoX v1.0) or "separate": each epoch's documents are shuffled by
+            themselves and its rows come after the previous epoch's; no row crosses from one into
+            the next. The first epoch is then that of `epochs=1`. "rows": the first `unique_rows`
+            rows of the order of one epoch are read `epochs` times, shuffled anew each time; the
+            first time as they come. What is read is then nested: half as many rows are the first
+            half of them.
+        unique_rows: for the policy "rows".
+
+    Raises:
+        DataError: fewer tokens than one row, or fewer rows than `unique_rows`.
+        ConfigError: unknown policy, no epoch, `unique_rows` without "rows" or the reverse.
+    """
+
+    def __init__(
+        self,
+        sizes: NDArray[np.integer] | Sequence[int],
+        seq_len: int,
+        seed: int = 1234,
+        epochs: int = 1,
+        policy: str = "joint",
+        unique_rows: int = 0,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ConfigError(one_of(policy, POLICIES, "epoch policy"))
+        if (unique_rows > 0) != (policy == "rows"):
+            raise ConfigError(
+                f"unique_rows={unique_rows} with epoch policy {policy!r}: give a number of rows "
+                'with the policy "rows", and only with it'
+            )
+        if epochs < 1 or seq_len < 1:
+            raise ConfigError(f"epochs and seq_len must be at least 1, got {epochs}, {seq_len}")
+        lengths = np.asarray(sizes, dtype=np.int64)
+        if lengths.ndim != 1 or (lengths.size and lengths.min() < 0):
+            raise DataError("document sizes must be a flat list of non-negative integers")
+        self.seq_len, self.seed, self.epochs, self.policy = seq_len, seed, epochs, policy
+        self.unique_rows = unique_rows
+        self.n_documents, self.tokens_per_epoch = len(lengths), int(lengths.sum())
+        parts, copies = {"joint": (1, epochs), "separate": (epochs, 1), "rows": (1, 1)}[policy]
+        self._part_tokens = copies * self.tokens_per_epoch
+        self._part_rows = (self._part_tokens - 1) // seq_len
+        if self._part_rows < 1:
+            raise DataError(
+                f"{self._part_tokens} tokens are less than one row of seq_len + 1 = {seq_len + 1}; "
+                "give more text or a smaller seq_len"
+            )
+        self.n_rows = parts * self._part_rows
+
+        row_dtype = np.uint32 if self.n_rows < 2**32 - 1 else np.int64
+        rng = np.random.RandomState(seed)
+        documents, shuffles = [], []
+        for part in range(parts):
+            tiled = np.tile(np.arange(self.n_documents, dtype=np.int32), copies)
+            rng.shuffle(tiled)
+            rows = np.arange(self._part_rows, dtype=row_dtype)
+            rng.shuffle(rows)
+            documents.append(tiled)
+            shuffles.append(rows + row_dtype(part * self._part_rows))
+        if policy == "rows":
+            if unique_rows > self.n_rows:
+                raise DataError(
+                    f"unique_rows={unique_rows}, but the text has {self.n_rows} rows; use fewer, "
+                    "or more text"
+                )
+            first = shuffles[0][:unique_rows]
+            shuffles = [first, *(rng.permutation(first) for _ in range(epochs - 1))]
+            self.n_rows = epochs * unique_rows
+        self.documents: NDArray[np.int32] = np.concatenate(documents)
+        """Document numbers in stream order."""
+        self.shuffle: NDArray[np.integer] = np.concatenate(shuffles)
+        """shuffle[r]: which row of the stream is the r-th row of training."""
+
+        starts = np.zeros(self.n_documents + 1, np.int64)
+        np.cumsum(lengths, out=starts[1:])
+        ends = np.cumsum(lengths[self.documents])
+        # stream position p lies in the document at searchsorted(ends, p, "right"), empty documents
+        # skipped; adding that document's shift gives the token's position in the file
+        self._ends = ends
+        self._shift = starts[self.documents] - (ends - lengths[self.documents])
+
+    def gather(
+        self,
+        data: MegatronIndexed,
+        rows: NDArray[np.integer] | Sequence[int],
+        before: int = 0,
+        after: int = 0,
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
+        """Rows of the training order, with their neighbours in the stream of shuffled documents.
+
+        Args:
+            data: the token file whose sizes this order was made from.
+            rows: int[n], row numbers in training order.
+            before, after: how many tokens of the stream to add on either side.
+
+        Returns:
+            tokens[n, before + seq_len + 1 + after] in the file's dtype, and a mask of the same
+            shape, False where the stream (of that epoch) has no such token; tokens are 0 there.
+
+        Raises:
+            DataError: a row that does not exist, or another token file.
+        """
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.n_rows):
+            bad = int(wanted[(wanted < 0) | (wanted >= self.n_rows)][0])
+            raise DataError(f"no row {bad}; this order has rows 0..{self.n_rows - 1}")
+        if (data.n_documents, data.n_tokens) != (self.n_documents, self.tokens_per_epoch):
+            raise DataError(
+                f"{data.prefix} has {data.n_documents} documents and {data.n_tokens} tokens, but "
+                f"the order was made for {self.n_documents} and {self.tokens_per_epoch}"
+            )
+        part, row = np.divmod(self.shuffle[wanted].astype(np.int64), self._part_rows)
+        offsets = np.arange(-before, self.seq_len + 1 + after)
+        in_part = row[:, None] * self.seq_len + offsets
+        valid = (in_part >= 0) & (in_part < self._part_tokens)
+        stream = np.where(valid, in_part, 0) + part[:, None] * self._part_tokens
+        at = np.searchsorted(self._ends, stream.reshape(-1), side="right")
+        address = stream + self._shift[at].reshape(stream.shape)
+        tokens = data.tokens[address.reshape(-1)].reshape(stream.shape)
+        tokens[~valid] = 0
+        return tokens, valid
+
+    def reads(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """How often each token is an input in the first `n_rows` rows, and how much is re-read.
+
+        Args:
+            block: rows of a block, e.g. those of several batches.
+
+        Returns:
+            counts[tokens_per_epoch] by place in the token file, and per block the number of its
+            inputs that an earlier row had as an input already.
+
+        Raises:
+            DataError: more rows than there are.
+        """
+        if not 0 <= n_rows <= self.n_rows:
+            raise DataError(f"no {n_rows} rows; this order has {self.n_rows}")
+        counts = np.zeros(self.tokens_per_epoch, np.uint16)
+        again = []
+        for start in range(0, n_rows, block):
+            rows = np.arange(start, min(start + block, n_rows))
+            part, row = np.divmod(self.shuffle[rows].astype(np.int64), self._part_rows)
+            first = row * self.seq_len + part * self._part_tokens
+            stream = (first[:, None] + np.arange(self.seq_len)).reshape(-1)
+            at = np.searchsorted(self._ends, stream, side="right")
+            places, times = np.unique(stream + self._shift[at], return_counts=True)
+            again.append(int((times - (counts[places] == 0)).sum()))
+            counts[places] += times.astype(np.uint16)
+        return counts, np.array(again, np.int64)
+
+
+def write_rows(
+    path: Path | str,
+    order: RowOrder,
+    data: MegatronIndexed,
+    progress: bool = False,
+    chunk: int = 8192,
+) -> None:
+    """Write the whole order out: `n_rows` rows of S+1 ids in the dtype of `data`, no header.
+
+    Row i of the file is row i of training, the layout of the released pre-shuffled data sets.
+    """
+    rows_bar = bar(progress, total=order.n_rows, desc="rows", unit="row", unit_scale=True)
+    with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
+        for start in range(0, order.n_rows, chunk):
+            rows = np.arange(start, min(start + chunk, order.n_rows))
+            file.write(np.ascontiguousarray(order.gather(data, rows)[0]).tobytes())
+            rows_bar.update(len(rows))
+
+
+class OrderedRows(Batches):
+    """Rows gathered from documents by an order whenever they are asked for; nothing is written."""
+
+    def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
+        self.data, self.order = data, order
+        self.seq_len, self.n_rows = order.seq_len, order.n_rows
+
+    def _rows(self, start: int, stop: int) -> NDArray:
+        return self.order.gather(self.data, np.arange(start, stop))[0]
+
+
+class PreshuffledRows(FixedRows):
+    """Rows already in training order, in one file or in shards that are a byte split of one file.
+
+    The released pre-shuffled data sets come as 21 such shards; a row may begin in one and end in
+    the next, so they are mapped as one logical file, without merging (600 GB).
+
+    Args:
+        paths: the shards in order. seq_len: S; a row is S + 1 ids. dtype: of the ids.
+
+    Raises:
+        DataError: a shard missing, out of order, or a total that is not a whole number of rows.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path | str], seq_len: int, dtype: str | np.dtype = "<u2"
+    ) -> None:
+        self.paths = [Path(path) for path in paths]
+        if not self.paths:
+            raise DataError("no files of rows were given")
+        for path in self.paths:
+            if not path.is_file():
+                raise DataError(f"{path} does not exist; give every shard, in order")
+        check_shard_names(self.paths)
+        sizes = [path.stat().st_size for path in self.paths]
+        super().__init__(str(self.paths[0]), sizes, seq_len, dtype)
+        self._maps = [
+            np.memmap(path, np.uint8, mode="r") if size else np.zeros(0, np.uint8)
+            for path, size in zip(self.paths, sizes, strict=True)
+        ]
+
+    def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
+        return self._maps[shard][start:stop]
+
+
+def batch_hash(rows: NDArray[np.integer]) -> str:
+    """Name of a batch: 32 hex digits of the sha256 of its shape and its ids as uint32.
+
+    It does not depend on the dtype the ids happen to be in, nor on the machine's byte order.
+
+    Raises:
+        DataError: not integers, or ids outside uint32.
+    """
+    array = np.asarray(rows)
+    if array.dtype.kind not in "iu":
+        raise DataError(f"a batch holds integer ids, got {array.dtype}")
+    if array.size and (array.min() < 0 or array.max() >= 2**32):
+        raise DataError("a batch holds ids in 0..2^32-1; one is outside")
+    digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
+    digest.update(np.ascontiguousarray(array, dtype="<u4"))
+    return digest.hexdigest()[:32]

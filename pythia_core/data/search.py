@@ -1,0 +1,165 @@
+"""Which rows of training, and so which updates, saw a text: a search through the training order.
+
+Rows are streamed, a few thousand at a time, so that memory does not grow with the data; any kind of
+rows will do (pythia_core.data.rows). Two ways to match:
+
+- *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, and
+  blind to occurrences whose ends are cut otherwise, as in the middle of a word;
+- *surface*: the text's bytes, NFC as in the data, wherever they stand in the bytes of a row's
+  tokens. Finds every occurrence, also inside words. None goes across the end of a document.
+
+All S+1 tokens of a row count: the model reads the first S and is taught the last S. An occurrence
+that is cut by the end of a row was never seen whole and is not found. Not here: counting many terms
+at once (pythia_core.data.term_counts).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pythia_core.data.row_bytes import RowBytes
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.util.progress import bar
+
+CHUNK = 1 << 20
+"""Tokens looked at together."""
+_BREAK = b"\xff"
+"""Stands for a special token and for the end of a row; no UTF-8 text has this byte."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One occurrence: read in the update from `step` to `step + 1`."""
+
+    step: int
+    row: int
+    """In training order."""
+    column: int
+    """Token of the row in which the occurrence begins."""
+    n_tokens: int
+    """Tokens that it touches."""
+
+
+class Matcher(Protocol):
+    """Finds occurrences in rows int[n, width]: (row, first column, number of tokens) of each."""
+
+    def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]: ...
+
+
+class TokenMatcher:
+    """Sequences of token ids; the same place found by two of them counts once.
+
+    Raises:
+        ConfigError: no sequence, or an empty one.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+        self.sequences = list(dict.fromkeys(tuple(map(int, s)) for s in sequences))
+        if not self.sequences or not all(self.sequences):
+            raise ConfigError("the text to find has no tokens; give at least one letter")
+
+    @classmethod
+    def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
+        """The text as it is encoded at the start of a text, and after a space."""
+        encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in (text, " " + text)]
+        return cls(encoded if text else [])
+
+    def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+        found: dict[tuple[int, int], int] = {}
+        for sequence in self.sequences:
+            size = len(sequence)
+            places = rows.shape[1] - size + 1
+            if places < 1:
+                continue
+            row, column = np.nonzero(rows[:, :places] == sequence[0])
+            for offset in range(1, size):
+                same = rows[row, column + offset] == sequence[offset]
+                row, column = row[same], column[same]
+            for place in zip(row.tolist(), column.tolist(), strict=True):
+                found[place] = max(size, found.get(place, 0))
+        return [(*place, size) for place, size in sorted(found.items())]
+
+
+class SurfaceMatcher:
+    """A text by its bytes.
+
+    Args:
+        text: what to find. token_bytes: the bytes of each id, None for special tokens
+            (pythia_core.data.tokenizer). ignore_case: of ASCII letters.
+
+    Raises:
+        ConfigError: an empty text.
+    """
+
+    def __init__(
+        self, text: str, token_bytes: Sequence[bytes | None], ignore_case: bool = False
+    ) -> None:
+        needle = unicodedata.normalize("NFC", text).encode("utf-8")
+        if not needle:
+            raise ConfigError("the text to find is empty; give at least one letter")
+        self.needle = needle.lower() if ignore_case else needle  # of bytes: ASCII only
+        self._bytes = RowBytes(token_bytes, _BREAK, ignore_case)
+
+    def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
+        width = rows.shape[1]
+        found, ends = self._bytes(rows)
+        text = found.tobytes()
+        places = []
+        at = text.find(self.needle)
+        while at >= 0:
+            places.append(at)
+            at = text.find(self.needle, at + 1)
+        starts = np.array(places, np.int64)
+        first = np.searchsorted(ends, starts, side="right")
+        stop = np.searchsorted(ends, starts + len(self.needle) - 1, side="right")
+        row, column = np.divmod(first, width + 1)
+        sizes = stop - first + 1
+        return list(zip(row.tolist(), column.tolist(), sizes.tolist(), strict=True))
+
+
+def find_text(
+    read: Callable[[int, int], NDArray],
+    matcher: Matcher,
+    batch_size: int,
+    first_step: int,
+    last_step: int,
+    progress: bool = False,
+) -> Iterator[Hit]:
+    """Occurrences in the updates from `first_step` up to, not with, `last_step`, in their order.
+
+    Args:
+        read: gives the rows [start, stop) in training order, e.g. the method `rows` of any rows.
+
+    Raises:
+        DataError: no such steps, or rows that cannot be read.
+    """
+    if not 0 <= first_step < last_step or batch_size < 1:
+        raise DataError(
+            f"need 0 <= first step < last step and batch_size >= 1, got {first_step}, {last_step}, "
+            f"{batch_size}"
+        )
+    start, stop = first_step * batch_size, last_step * batch_size
+    low, size = start, batch_size
+    with bar(progress, total=stop - start, desc="searching", unit="row", unit_scale=True) as shown:
+        while low < stop:
+            rows = read(low, min(low + size, stop))
+            for row, column, n_tokens in matcher(rows):
+                yield Hit((low + row) // batch_size, low + row, column, n_tokens)
+            shown.update(len(rows))
+            low += len(rows)
+            size = max(1, CHUNK // rows.shape[1])
+
+
+def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
+    """The occurrence in [[ ]] with some tokens on either side, on one line."""
+    ids = row.tolist()
+    begin, end = hit.column, hit.column + hit.n_tokens
+    parts = (ids[max(0, begin - around) : begin], ids[begin:end], ids[end : end + around])
+    before, inside, after = (decode(part) if part else "" for part in parts)
+    return " ".join(f"{before}[[{inside}]]{after}".split())

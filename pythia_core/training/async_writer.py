@@ -1,0 +1,149 @@
+"""Checkpoints written beside training: a snapshot now, hash, sync and rename in another thread.
+
+`save` copies what is to be written (on a CUDA device through pinned memory on a stream of its own)
+and returns; later updates cannot touch the copy. At most one checkpoint is under way: the next
+`save` waits for it. An error of the thread surfaces in the next call, at the latest when the writer
+is closed. What a crash leaves is what pythia_core.training.checkpoint leaves: a whole folder or
+none.
+
+On a CPU everything happens at once by default: the share of time that saving may take is small
+(train.STATE_SHARE), and several runs use every core already.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pythia_core.training.checkpoint import save_checkpoint
+
+Files = dict[str, dict[str, Tensor]]
+
+
+class CheckpointWriter:
+    """Use as a context: it is left when everything is on disk.
+
+    Args:
+        beside: write in a thread; else `save` does everything before it returns.
+
+    Attributes:
+        seconds: how long the last finished write took, the snapshot included.
+    """
+
+    def __init__(self, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if beside else None
+        self._under_way: Future[None] | None = None
+        self.seconds = 0.0
+
+    def save(
+        self,
+        parent: Path,
+        step: int,
+        files: Files,
+        meta: dict[str, Any],
+        then: Callable[[], object] = lambda: None,
+    ) -> torch.cuda.Event | None:
+        """Save `files` as they are now (checkpoint.save_checkpoint), then call `then`.
+
+        Returns:
+            an event that the copy of CUDA tensors waits behind: change them after it.
+
+        Raises:
+            TrainingError: this one, or the one before it, could not be written.
+        """
+        self.wait()
+        started = time.monotonic()
+        if self._thread is None:
+            self._write(parent, step, files, meta, then, started)
+            return None
+        copies, copied = snapshot(files)
+
+        def write() -> None:
+            if copied is not None:
+                copied.synchronize()
+            self._write(parent, step, copies, meta, then, started)
+
+        self._under_way = self._thread.submit(write)
+        return copied
+
+    def _write(
+        self,
+        parent: Path,
+        step: int,
+        files: Files,
+        meta: dict[str, Any],
+        then: Callable[[], object],
+        started: float,
+    ) -> None:
+        save_checkpoint(parent, step, files, meta)
+        then()
+        self.seconds = time.monotonic() - started
+
+    @property
+    def busy(self) -> bool:
+        """Whether a write is under way (or failed and nobody has been told yet)."""
+        return self._under_way is not None and not self._under_way.done()
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed; never waits."""
+        if self._under_way is not None and self._under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for what is under way, and raise its error."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        except Exception:
+            if error is None:  # else the first error is the one to tell
+                raise
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+
+
+def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
+    """Copies in host memory; those of CUDA tensors (of one device) are complete after the event."""
+    on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
+    if not on_device:
+        return _map(files, lambda t: t.detach().clone()), None
+    side = torch.cuda.Stream(on_device[0].device)
+    side.wait_stream(torch.cuda.current_stream(side.device))
+    with torch.cuda.stream(side):
+        copies = _map(files, _to_pinned)
+        copied = torch.cuda.Event()
+        copied.record()
+    for tensor in on_device:
+        tensor.record_stream(side)  # its memory is not used again before it is read
+    return copies, copied
+
+
+def _to_pinned(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _map(files: Files, function: Callable[[Tensor], Any]) -> dict[str, dict[str, Any]]:
+    return {
+        stem: {name: function(t) for name, t in tensors.items()} for stem, tensors in files.items()
+    }

@@ -1,0 +1,255 @@
+"""Checkpoints: a complete, hashed folder or none.
+
+A folder `step-000123` holds safetensors files, JSON, and a manifest with the size and sha256 of
+each file and of itself, written last. It is made under a temporary name, synced and renamed
+(pythia_core.util.files.atomic_dir), so a crash at any moment leaves either the whole folder or
+none. Nothing is pickled, and nothing loads without its hashes being checked: no format in use
+notices a flipped bit by itself.
+
+Two kinds: *weights* (the model that the forward pass used; bf16 in bf16 runs; never pruned) and
+*state* (fp32 masters, Adam moments and everything else that exact resumption needs).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pythia_core.errors import CheckpointError, TrainingError
+from pythia_core.util.files import atomic_dir, atomic_file, file_sha256
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+def step_folder(parent: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies under `parent`."""
+    return parent / f"step-{step:06d}"
+
+
+def saved_steps(parent: Path) -> list[int]:
+    """Steps with a complete checkpoint under `parent`, ascending."""
+    if not parent.is_dir():
+        return []
+    found = (_NAME.fullmatch(p.name) for p in parent.iterdir() if (p / MANIFEST).is_file())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def sha256_tensors(tensors: dict[str, Tensor]) -> str:
+    """Hash of names, dtypes, shapes and bytes: equal exactly when every tensor is."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(t.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def weighted_steps(parent: Path) -> list[int]:
+    """Steps under `parent` whose weights are there, not only a manifest (see `drop_weights`)."""
+    return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
+
+
+def _is_dropped(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
+    except (OSError, ValueError, AttributeError):
+        return False  # absent or damaged: loading it says how
+
+
+def drop_weights(folder: Path) -> None:
+    """Give up a checkpoint's files but not its manifest, which keeps their hashes.
+
+    Raises:
+        CheckpointError: the manifest is not what it was.
+    """
+    manifest = read_manifest(folder) | {"dropped": True}
+    manifest["manifest_sha256"] = _self_hash(manifest)
+    with atomic_file(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    for name in manifest["files"]:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _self_hash(manifest: dict[str, Any]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(
+    parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
+) -> Path:
+    """Write `step-NNNNNN` under `parent`; if it is there already and sound, keep that one.
+
+    Args:
+        files: file stem -> tensors, e.g. {"model": {...}}.
+        meta: JSON values stored in the manifest.
+
+    Raises:
+        TrainingError: no space left; what was there before is untouched.
+    """
+    target = step_folder(parent, step)
+    if _is_dropped(target):
+        shutil.rmtree(target)
+    if target.exists():
+        try:
+            load_checkpoint(target)
+            return target
+        except CheckpointError as error:
+            _set_aside(target, error)
+    try:
+        with atomic_dir(target) as folder:
+            for stem, tensors in files.items():
+                contiguous = {name: t.detach().contiguous() for name, t in tensors.items()}
+                save_file(contiguous, folder / f"{stem}.safetensors")
+            manifest: dict[str, Any] = {
+                "step": step,
+                "meta": meta,
+                "files": {
+                    p.name: {"bytes": p.stat().st_size, "sha256": file_sha256(p)}
+                    for p in sorted(folder.iterdir())
+                },
+            }
+            manifest["manifest_sha256"] = _self_hash(manifest)
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        reason = "no space left" if full or "os error 28" in str(error).lower() else str(error)
+        raise TrainingError(
+            f"could not save step {step} under {parent}: {reason}. Earlier checkpoints are intact; "
+            f"{shutil.disk_usage(parent).free / 1e6:.0f} MB are free there. Make room or set "
+            "PYTHIA_RESULTS to another disk, then run again: training goes on from the last state."
+        ) from error
+    return target
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, its own hash checked, file sizes and names compared.
+
+    Raises:
+        CheckpointError: absent, malformed, or not the files it lists.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["manifest_sha256"] != _self_hash(manifest):
+            raise ValueError("its own hash does not match")
+        files = manifest["files"]
+        sizes = {name: entry["bytes"] for name, entry in files.items()}
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is not a complete checkpoint: no {MANIFEST}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is corrupt: {error}") from error
+    actual = {p.name: p.stat().st_size for p in folder.iterdir() if p.name != MANIFEST}
+    if actual != sizes and not manifest.get("dropped"):
+        wrong = sorted(n for n in actual.keys() | sizes.keys() if actual.get(n) != sizes.get(n))
+        raise CheckpointError(
+            f"{folder} is corrupt: missing, extra or of the wrong size: {', '.join(wrong)}"
+        )
+    expected = _NAME.fullmatch(folder.name)
+    if expected and int(expected[1]) != manifest["step"]:
+        raise CheckpointError(f"{folder} holds step {manifest['step']}: folders were swapped")
+    return manifest
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """All tensors by file stem, and the metadata, after every hash has been checked.
+
+    Raises:
+        CheckpointError: absent or corrupt; names the file with expected and actual hash.
+    """
+    manifest = read_manifest(folder)
+    if manifest.get("dropped"):
+        raise CheckpointError(
+            f"the weights of {folder} were dropped when its run ended, to save space "
+            "(pythia_core.training.retention); delete the run's folder and ask for the run `whole` to have them"
+        )
+    for name, entry in manifest["files"].items():
+        actual = file_sha256(folder / name)
+        if actual != entry["sha256"]:
+            raise CheckpointError(
+                f"{folder / name} is corrupt: sha256 {actual[:16]}…, the manifest says "
+                f"{entry['sha256'][:16]}…. Delete the run's folder and ask for the run again."
+            )
+    files = {
+        name.removesuffix(".safetensors"): load_file(folder / name) for name in manifest["files"]
+    }
+    return files, manifest["meta"]
+
+
+def newest_loadable(
+    parent: Path, at_most: int | None = None
+) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """The newest checkpoint under `parent` that passes its hashes, as (step, files, meta), or None.
+
+    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is taken.
+    """
+    for step in reversed(saved_steps(parent)):
+        if at_most is not None and step > at_most:
+            continue
+        folder = step_folder(parent, step)
+        try:
+            return step, *load_checkpoint(folder)
+        except CheckpointError as error:
+            _set_aside(folder, error)
+    return None
+
+
+def _set_aside(folder: Path, error: CheckpointError) -> None:
+    """Rename a corrupt checkpoint to `*.corrupt`, with a warning."""
+    aside = folder.with_name(folder.name + ".corrupt")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    warnings.warn(f"{error} It was set aside as {aside.name}.", stacklevel=3)
+
+
+def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
+    """Remove checkpoints under `parent` but for the steps in `keep` and the `newest` last ones."""
+    steps = saved_steps(parent)
+    for step in steps[:-newest] if newest else steps:
+        if step not in keep:
+            shutil.rmtree(step_folder(parent, step))
+
+
+def sweep_temporaries(parent: Path) -> None:
+    """Remove what a killed save left behind. Call only while holding the run's lock."""
+    for leftover in parent.glob(".*.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def weight_hashes(parent: Path) -> dict[int, str]:
+    """Step -> one hash of all its files, from the manifests (files are not read).
+
+    Raises:
+        CheckpointError: a damaged manifest.
+    """
+    found = {}
+    for step in saved_steps(parent):
+        files = read_manifest(step_folder(parent, step))["files"]
+        names = sorted((name, entry["sha256"]) for name, entry in files.items())
+        found[step] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return found
+
+
+def repeated(hashes: dict[int, str]) -> list[list[int]]:
+    """Groups of steps with equal hashes: what would have caught the repeated ones on the hub."""
+    groups = defaultdict(list)
+    for step, sha256 in hashes.items():
+        groups[sha256].append(step)
+    return [steps for steps in groups.values() if len(steps) > 1]
+
+
+def duplicates(parent: Path) -> list[list[int]]:
+    """Groups of saved steps whose weights are the same."""
+    return repeated(weight_hashes(parent))

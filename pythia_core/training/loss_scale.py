@@ -1,0 +1,59 @@
+"""Dynamic loss scaling as DeepSpeed did it for the fp16 models of Pythia.
+
+Gradients of a loss multiplied by `scale` stay above the smallest fp16 number; one that exceeds the
+largest marks the update as an overflow, which is skipped: weights, moments, learning rate and the
+age of the moments stay. The first overflow of a series only uses up the hysteresis, every further
+one halves the scale; after `WINDOW` updates without an overflow it doubles and the hysteresis is
+filled up again. The numbers are those of Pythia's configs (initial power 12, window 1,000,
+hysteresis 2, minimum 1).
+
+Not here: finding the overflow and skipping (pythia_core.training.trainer, on the device).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pythia_core.errors import TrainingError
+
+INITIAL = 2.0**12
+WINDOW = 1000
+HYSTERESIS = 2
+MINIMUM = 1.0
+
+
+@dataclass
+class LossScale:
+    """The scale and all that its future depends on."""
+
+    scale: float = INITIAL
+    good: int = 0
+    """Updates since the last overflow, or since the beginning."""
+    hysteresis: int = HYSTERESIS
+    """Overflows until the scale is halved, the halving one included."""
+    skipped: int = 0
+    """Overflows so far: by so many the learning rate is behind the step."""
+
+    def update(self, overflow: bool) -> None:
+        """Take note of an update.
+
+        Raises:
+            TrainingError: an overflow at the smallest scale.
+        """
+        if not overflow:
+            self.good += 1
+            if self.good % WINDOW == 0:
+                self.scale *= 2
+                self.hysteresis = HYSTERESIS
+            return
+        if self.hysteresis > 1:
+            self.hysteresis -= 1
+        elif self.scale <= MINIMUM:
+            raise TrainingError(
+                f"fp16 overflows even at a loss scale of {self.scale:g}; {self.skipped} updates "
+                "were skipped before this one. Train in bf16, or with a lower lr_max"
+            )
+        else:
+            self.scale = max(self.scale / 2, MINIMUM)
+        self.good = 0
+        self.skipped += 1

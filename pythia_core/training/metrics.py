@@ -1,0 +1,70 @@
+"""What a run reports: one JSON object per update, FLOP counts by stated conventions, the machine.
+
+`metrics.jsonl` is the source of truth for curves: append-only, flushed row by row, readable by
+anything. A torn last line (a kill in the middle of a write) is dropped by the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from pythia_core.config import ModelConfig
+from pythia_core.errors import DataError
+from pythia_core.util.files import atomic_file
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl; a torn last line is dropped.
+
+    Raises:
+        DataError: a malformed line that is not the last one, with its number.
+    """
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the write was cut
+                break
+            raise DataError(f"{path}:{number} is not JSON ({error}); delete the run") from error
+    return rows
+
+
+class MetricsLog:
+    """Appends rows to a metrics.jsonl, after dropping the rows of steps past `last_step`."""
+
+    def __init__(self, path: Path, last_step: int) -> None:
+        kept = [row for row in read_metrics(path) if row["step"] <= last_step]
+        with atomic_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._file = open(path, "a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> float:
+    """Training FLOP per token, forward and backward, without recomputation.
+
+    6 * (matrix parameters incl. the unembedding, without the embedding look-up) for the products,
+    plus attention: 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
+    """
+    d, n_layers = model.d_model, model.n_layers
+    products = 6 * (12 * d * d * n_layers + model.vocab_size * d)
+    return products + (6 * d * (seq_len + 1) if causal else 12 * d * seq_len) * n_layers

@@ -1,0 +1,431 @@
+"""Find a run by what it is, or train it. Runs live in results/runs, named by their identity.
+
+The identity is the hash of the config, the data's fingerprint and the versions that matter; asking
+for a run that exists loads it, a half-trained one is continued, and a folder whose identity is not
+the one asked for is an error that names the differing keys. A fork (a run with an intervention)
+finds or trains its control first, takes its exact state at the branching step and replays the
+control's batches with the swap.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from pythia_core.config import RunConfig, config_differences, run_config_from_dict, stable_hash
+from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.data.order import batch_hash
+from pythia_core.data.prepare import PreparedData, prepare
+from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.model import GPTNeoX
+from pythia_core.training.checkpoint import (
+    duplicates,
+    load_checkpoint,
+    newest_loadable,
+    saved_steps,
+    step_folder,
+    weighted_steps,
+)
+from pythia_core.training.execution import Execution
+from pythia_core.training.gpu_sharing import gate, run_bytes, share_of_device
+from pythia_core.training.identity import run_identity
+from pythia_core.training.metrics import flops_per_token, read_metrics
+from pythia_core.training.retention import thin, thinning
+from pythia_core.training.schedule import checkpoint_steps, linear_step
+from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer
+from pythia_core.util.extensions import registered
+from pythia_core.util.files import results_dir, write_json
+from pythia_core.util.machine import device_info, keep_freed_memory
+from pythia_core.util.workers import n_workers, parallel_map
+
+Key = TypeVar("Key")
+CORE_FLOPS = 5e10
+"""FLOP/s of one core in training, about; for a warning only."""
+LONG_HOURS = 12
+SHORT = 1e12
+"""FLOP of runs that are trained faster than a worker process starts."""
+FORK_INDICES = (113, 133)
+"""Checkpoints (of 143) at which the paper's interventions branch off: 21 % and 7 % before the end.
+Every run keeps its full state there."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run on disk."""
+
+    folder: Path
+    config: RunConfig
+    data: PreparedData
+
+    def __reduce__(self) -> tuple:
+        """Pickled without the ledger it may have read."""
+        return Run, (self.folder, self.config, self.data)
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of the identity's hash, wherever the folder lies."""
+        return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def states(self) -> Path:
+        return self.folder / "states"
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with saved weights; a fork's begin at its branching point."""
+        return weighted_steps(self.checkpoints)
+
+    @property
+    def updates(self) -> range:
+        """The updates it makes: update k leads from step k to step k + 1."""
+        window = self.config.intervention
+        return range(window.start if window else 0, self.config.train.steps)
+
+    @property
+    def due(self) -> list[int]:
+        """Steps that are saved when it is finished."""
+        return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
+
+    @cached_property
+    def ledger(self) -> Ledger | None:
+        """Every token that the intervention changed; None for a control."""
+        window = self.config.intervention
+        if window is None:
+            return None
+        path = self.folder / "ledger.safetensors"
+        if not path.exists():
+            make_ledger(self.data, window, self.config.train.batch_size).save(path)
+        ledger = Ledger.load(path)
+        ours = (window.swap, window.start, window.stop, self.config.train.batch_size)
+        if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != ours:
+            raise DataError(f"{path} belongs to another run; delete it and ask again")
+        return ledger
+
+    def batch(self, step: int) -> np.ndarray:
+        """The rows (batch_size, S+1) of the update that leads from `step` to `step + 1`."""
+        size = self.config.train.batch_size
+        if not 0 <= step < self.config.train.steps:
+            raise DataError(
+                f"step {step} is outside this run's updates 0..{self.config.train.steps - 1}"
+            )
+        batch = self.data.batch(step, size)
+        return batch if self.ledger is None else self.ledger.apply(batch, step * size)
+
+    def model(self, step: int | None = None) -> GPTNeoX:
+        """The model at a saved step (default: the last), in fp32, ready to evaluate.
+
+        Raises:
+            CheckpointError: no such checkpoint (the steps there are are listed), or a corrupt one.
+        """
+        steps = self.steps
+        step = self.updates.stop if step is None else step
+        if step not in steps:
+            near = sorted(steps, key=lambda s: abs(s - step))[:4]
+            raise CheckpointError(
+                f"run {self.id} has no checkpoint of step {step}; it has {len(steps)}, "
+                f"the nearest are {sorted(near)}"
+            )
+        keep_freed_memory()
+        files, _ = load_checkpoint(step_folder(self.checkpoints, step))
+        model = GPTNeoX(self.config.model)
+        model.load_state_dict({name: t.float() for name, t in files["model"].items()})
+        return model.eval().requires_grad_(False)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl: step, loss, lr, grad_norm, batch_hash, tokens_per_s."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @property
+    def _done(self) -> Path:
+        return self.folder / "done.json"
+
+    @property
+    def finished(self) -> bool:
+        return self._done.exists()
+
+    @property
+    def final_sha256(self) -> str:
+        """Hash of the final fp32 weights."""
+        try:
+            return json.loads(self._done.read_text())["final_sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"run {self.id} is not finished, or {self._done} is damaged ({error!r}); delete "
+                "that file and ask for the run again"
+            ) from error
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in updates, all sittings together; work lost to a kill is not counted."""
+        tokens = self.config.train.batch_size * self.config.data.seq_len
+        return sum(tokens / row["tokens_per_s"] for row in self.metrics())
+
+
+def _role(config: RunConfig) -> str:
+    window = config.intervention
+    return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
+
+
+def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
+    """The run that `config` describes, trained or not; prepares its data.
+
+    Args:
+        execution: ways that move no bit find the same run; default: Execution.chosen().
+
+    Raises:
+        CheckpointError: the folder exists under another identity (differing keys are named).
+    """
+    data = prepare(config.data, progress=progress)
+    if data.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
+            f"{data.vocab_size} entries: ids past it have no embedding"
+        )
+    available = data.rows.n_rows // config.train.batch_size
+    if config.train.steps > available:
+        raise ConfigError(
+            f"{config.train.steps} steps of {config.train.batch_size} rows need more data than "
+            f"there is: the order has {data.rows.n_rows} rows, enough for {available} steps. "
+            "Use fewer steps, more epochs (DataConfig.epochs) or a larger corpus."
+        )
+    who = run_identity(config, data.fingerprint, execution or Execution.chosen())
+    shape = f"L{config.model.n_layers}-d{config.model.d_model}"
+    folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(who)[:12]}"
+    record = folder / "identity.json"
+    if record.exists():
+        try:
+            found = json.loads(record.read_text())
+        except ValueError as error:
+            raise CheckpointError(f"{record} is corrupt ({error}); delete the folder") from error
+        if found != who:
+            differing = "; ".join(config_differences(who, found))
+            raise CheckpointError(
+                f"{folder} belongs to another run: {differing}. Move it away or ask for that run."
+            )
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(record, who)
+    return Run(folder, config, data)
+
+
+def open_run(folder: Path) -> Run:
+    """A run by its folder, for looking at it from a shell.
+
+    Raises:
+        CheckpointError: not a run's folder.
+    """
+    try:
+        who = json.loads((Path(folder) / "identity.json").read_text())
+        for kind, opener in registered("runs").items():
+            if kind in who:
+                return opener.load()(Path(folder))
+        config = run_config_from_dict(who["config"])
+    except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(
+            f"{folder} is not a run: no readable identity.json ({error}). Runs lie in "
+            f"{results_dir() / 'runs'}."
+        ) from error
+    data = prepare(config.data, progress=False)
+    if data.fingerprint != who["data"]:
+        raise CheckpointError(
+            f"{folder} was trained on data {who['data'][:12]}, but {config.data.corpus!r} now "
+            f"gives {data.fingerprint[:12]}: the corpus has changed since"
+        )
+    return Run(Path(folder), config, data)
+
+
+def find_run(name: str) -> Run:
+    """A run by folder, folder name, or (the beginning of) its id.
+
+    Raises:
+        CheckpointError: none or several match; lists what there is.
+    """
+    if Path(name).is_dir():
+        return open_run(Path(name))
+    runs = sorted((results_dir() / "runs").glob("*"))
+    found = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
+    if len(found) != 1:
+        listing = "\n  ".join(r.name for r in runs) or "none yet"
+        raise CheckpointError(f"{len(found)} runs match {name!r}; there are:\n  {listing}")
+    return open_run(found[0])
+
+
+def _parent_state(
+    config: RunConfig, progress: bool, whole: bool, execution: Execution
+) -> tuple[int, dict[str, Any]]:
+    """The control's exact state at the branching step, replayed from an older one if need be."""
+    assert config.parent and config.intervention
+    parent = find_or_train(config.parent, progress, whole, execution)
+    start = config.intervention.start
+    if start == 0:
+        return 0, Trainer(config.parent, torch.device("cpu")).state()
+    if start not in saved_steps(parent.states):
+        replay = parent.folder / "replays"
+        older = newest_loadable(parent.states, at_most=start)
+        train(
+            config.parent,
+            parent.batch,
+            replay,
+            initial=(older[0], older[1]) if older else None,
+            first_saved_step=config.train.steps + 1,
+            stop_at=start,
+            keep_states=frozenset({start}),
+            progress=progress,
+            label=f"replay to {start}",
+            execution=execution,
+        )
+        files, _ = load_checkpoint(step_folder(replay / "states", start))
+    else:
+        files, _ = load_checkpoint(step_folder(parent.states, start))
+    return start, files
+
+
+def find_or_train(
+    config: RunConfig,
+    progress: bool = True,
+    whole: bool = True,
+    execution: Execution | None = None,
+) -> Run:
+    """The finished run that `config` describes: loaded if it exists, continued or trained if not.
+
+    Args:
+        whole: keep all weights of a large run, not only those that studies ask for (thin).
+        execution: default: Execution.chosen().
+
+    Raises:
+        ConfigError: too little data or too small a vocabulary for the config. CheckpointError,
+        TrainingError: see pythia_core.training.checkpoint and pythia_core.training.train.
+    """
+    execution = execution or Execution.chosen()
+    run = locate(config, progress, execution)
+    if run.finished:
+        return run
+    window = config.intervention
+    sha256 = train(
+        config,
+        run.batch if whole else thinning(run.batch, run.folder, config),
+        run.folder,
+        initial=_parent_state(config, progress, whole, execution) if window else None,
+        keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
+        first_saved_step=window.start if window else 0,
+        progress=progress,
+        label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
+        execution=execution,
+    )
+    write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
+    if not whole:
+        thin(run.folder, config)
+    return run
+
+
+def find_or_train_all(
+    configs: dict[Key, RunConfig], progress: bool = True, whole: bool = False
+) -> dict[Key, Run]:
+    """`find_or_train` of several runs, as many at a time as there are cores, the longest first.
+
+    On a GPU as many as fit into its memory (pythia_core.training.gpu_sharing). Large ones give up
+    the weights that no study asks for unless they are `whole` or PYTHIA_KEEP_ALL=1
+    (pythia_core.training.retention).
+
+    Controls that forks of the list need come before them, in the list or not. What is there is not
+    trained again; a run that was stopped goes on.
+
+    Raises:
+        As find_or_train, for the first run that fails.
+    """
+    for data in dict.fromkeys(config.data for config in configs.values()):
+        prepare(data, progress)
+    whole = whole or os.environ.get("PYTHIA_KEEP_ALL") == "1"
+    parents = {c.parent: None for c in configs.values() if c.parent}
+    controls = parents | {c: None for c in configs.values() if c.parent is None}
+    forks = dict.fromkeys(c for c in configs.values() if c.parent is not None)
+    for wave in (controls, forks):
+        todo = [c for c in wave if not locate(c, progress).finished]
+        todo.sort(key=run_flops, reverse=True)
+        _warn_if_long(todo)
+        parallel_map(
+            partial(_train_one, whole=whole),
+            todo,
+            progress=progress,
+            desc=f"training {len(todo)} runs",
+            unit="step",
+            total=sum(c.train.steps for c in todo),
+            here=sum(map(run_flops, todo)) < SHORT,
+            gate=gate([run_bytes(c) for c in todo]),
+        )
+    return {key: locate(config, progress) for key, config in configs.items()}
+
+
+def _train_one(config: RunConfig, whole: bool) -> None:
+    with share_of_device(run_bytes(config)):
+        find_or_train(config, whole=whole)
+
+
+def _warn_if_long(configs: list[RunConfig]) -> None:
+    """Say so before a machine without a GPU begins what would take it days."""
+    if torch.cuda.is_available():
+        return
+    hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
+    if hours > LONG_HOURS:
+        warnings.warn(
+            f"training {len(configs)} runs will take about {hours:,.0f} hours here, without a GPU; "
+            "a smaller scale (laptop) or fewer sizes take less. It can be stopped at any point and "
+            "goes on from there",
+            stacklevel=3,
+        )
+
+
+def run_flops(config: RunConfig) -> float:
+    """FLOP of training a run; of a fork, from its branching step on."""
+    window, t = config.intervention, config.train
+    updates = t.steps - (window.start if window else 0)
+    per_token = flops_per_token(config.model, config.data.seq_len)
+    return per_token * updates * t.batch_size * config.data.seq_len
+
+
+def verify(run: Run) -> list[str]:
+    """Check every checkpoint against its hashes and every logged batch against the data.
+
+    Returns:
+        What was found, a line each; steps with equal weights are named.
+
+    Raises:
+        CheckpointError: files of a finished run are missing or corrupt.
+        DataError: a batch is not what was trained on.
+    """
+    first, last, due = run.updates.start, run.updates.stop, run.due
+    logged = [row["step"] for row in run.metrics()]
+    saved = saved_steps(run.checkpoints)  # of a large run not all with their weights
+    if run.finished and (saved != due or logged != list(range(first + 1, last + 1))):
+        missing = sorted(set(due) - set(saved))
+        raise CheckpointError(
+            f"run {run.id} is finished but {len(missing)} of its {len(due)} checkpoints "
+            f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and ask "
+            "for it again"
+        )
+    for step in run.steps:
+        load_checkpoint(step_folder(run.checkpoints, step))
+    for row in run.metrics():
+        if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
+            raise DataError(f"the batch of update {row['step'] - 1} is not what was trained on")
+    lines = [
+        f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
+        f"{len(run.metrics())} batches match the log"
+    ]
+    for steps in duplicates(run.checkpoints):
+        known = " (expected: the first update runs at learning rate 0)" if steps == [0, 1] else ""
+        lines.append(f"equal weights at steps {', '.join(map(str, steps))}{known}")
+    return lines

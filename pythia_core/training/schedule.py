@@ -1,0 +1,98 @@
+"""When to save and how fast to learn, as pure functions of the step.
+
+Sources: GPT-NeoX v1.0 `learning_rates.py` and Pythia's configs. The released models did *not* use
+the textbook cosine: the cosine aims at zero, its period is not shortened by the warm-up, and it is
+clipped from below at the minimum, so that the floor is reached at update 115,139 of 143,000.
+Updates are counted from 0, hence update 0 runs at learning rate 0 and step 0 equals step 1.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from pythia_core.config import LR_FORMS
+from pythia_core.errors import ConfigError, one_of
+
+OFFICIAL_STEPS = 143_000
+N_CHECKPOINTS = 154
+N_LINEAR = 143
+LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
+    """The steps at which a run of `total_steps` updates is saved: 154 of them for any length.
+
+    The shape is the paper's: 0, the powers of two to 512, and 143 evenly spaced steps that end
+    with the last one. In a short run the two kinds coincide; the widest gaps, earliest first, are
+    then halved until there are 154. Runs of fewer than 153 updates save every step.
+
+    Raises:
+        ConfigError: if `total_steps` is not positive.
+    """
+    if total_steps < 1:
+        raise ConfigError(f"a run needs at least 1 update, got total_steps={total_steps}")
+    if total_steps < N_CHECKPOINTS:
+        return tuple(range(total_steps + 1))
+    steps = {s for s in LOG_STEPS if s < total_steps}
+    steps |= {round(i * total_steps / N_LINEAR) for i in range(1, N_LINEAR + 1)}
+    while len(steps) < N_CHECKPOINTS:
+        ordered = sorted(steps)
+        gap, left = max((b - a, -a) for a, b in pairwise(ordered))
+        steps.add(-left + gap // 2)
+    return tuple(sorted(steps))
+
+
+def linear_step(index: int, total_steps: int) -> int:
+    """Step of the `index`-th of the 143 evenly spaced checkpoints: official step 1000 * index.
+
+    >>> linear_step(133, 572)  # the fork of the paper's 7 % intervention, in a run of 572
+    532
+    """
+    if not 0 <= index <= N_LINEAR:
+        raise ConfigError(f"checkpoint index {index} is outside 0..{N_LINEAR}")
+    return round(index * total_steps / N_LINEAR)
+
+
+def learning_rate(
+    update: int,
+    total_steps: int,
+    lr_max: float,
+    lr_min: float,
+    warmup_fraction: float = 0.01,
+    form: str = "neox",
+) -> float:
+    """Learning rate of the update that turns the weights of step `update` into those of the next.
+
+    Args:
+        update: counted from 0.
+        total_steps: number of updates N of the run.
+        lr_max: peak. lr_min: floor.
+        warmup_fraction: share of the run with a linear rise; w = fraction * N (1,430 officially).
+        form: "neox", what the released models did: with n = min(update, N - w) - w,
+            max(lr_min, lr_max/2 * (1 + cos(pi n / N))); or "paper", the cosine from lr_max at the
+            end of the warm-up to lr_min at the end of the run, as commonly described.
+
+    Raises:
+        ConfigError: unknown form or a negative update.
+    """
+    if form not in LR_FORMS:
+        raise ConfigError(one_of(form, LR_FORMS, "learning-rate form"))
+    if update < 0:
+        raise ConfigError(f"updates are counted from 0, got {update}")
+    warmup = warmup_fraction * total_steps
+    if update <= warmup and warmup > 0:
+        return lr_max * update / warmup
+    if form == "neox":
+        n = min(update, total_steps - warmup) - warmup
+        return max(lr_min, lr_max / 2 * (1 + math.cos(math.pi * n / total_steps)))
+    progress = min(1.0, (update - warmup) / (total_steps - warmup))
+    return lr_min + (lr_max - lr_min) / 2 * (1 + math.cos(math.pi * progress))
+
+
+def lr_floor_step(
+    total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
+) -> int:
+    """First update at the floor of the "neox" form (115,139 officially)."""
+    n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
+    return math.ceil(n + warmup_fraction * total_steps)

@@ -1,0 +1,292 @@
+"""One update of a run, and the state between two of them.
+
+`launch` enqueues an update and returns at once what it will report; on a CUDA device nothing on the
+way waits for the other side: loss, norm and finiteness stay there, the clipping factor too, and an
+update that is not finite is skipped there, as is every one after it until its report is read.
+So the weights are always those of the last good step. `update` launches and reads.
+
+In fp16 the report is read at once, since learning rate and loss scale of the next update depend on
+it (DeepSpeed waits for its overflow flag in the same place).
+
+Not here: the loop around it, logs and files (pythia_core.training.train).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pythia_core.config import RunConfig
+from pythia_core.data.order import batch_hash
+from pythia_core.errors import CheckpointError, DataError, TrainingError
+from pythia_core.model import GPTNeoX, LayerNorm
+from pythia_core.training.distributed import ALONE, World
+from pythia_core.training.execution import EAGER, Execution
+from pythia_core.training.loss_scale import LossScale
+from pythia_core.training.memory import largest_micro_batch
+from pythia_core.training.micro_step import MicroStep
+from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
+from pythia_core.training.schedule import learning_rate
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+State = dict[str, dict[str, Tensor]]
+
+
+def update_lr(config: RunConfig, step: int) -> float:
+    """Learning rate of the update that leads from step `step` to `step + 1`."""
+    t = config.train
+    update = step if t.first_update_at_lr_zero else step + 1
+    lr_min = t.lr_max * t.lr_min_ratio
+    return learning_rate(update, t.steps, t.lr_max, lr_min, t.warmup_fraction, t.lr_form)
+
+
+@dataclass
+class Pending:
+    """An update under way.
+
+    Attributes:
+        step: before the update. lr: its learning rate. loss_scale: in fp16, else None.
+    """
+
+    trainer: Trainer
+    step: int
+    lr: float
+    loss_scale: float | None
+    batch: np.ndarray
+    _numbers: Tensor
+    _arrived: torch.cuda.Event | None
+    _result: tuple[float, float, float] | None = field(default=None, init=False)
+    skipped: bool = field(default=False, init=False)
+
+    def result(self) -> tuple[float, float, float]:
+        """Loss, learning rate and gradient norm, waiting for them if need be.
+
+        Raises:
+            TrainingError: loss or gradient is not finite; weights and step are those before it,
+                whatever was launched since. In fp16: that, at the smallest loss scale.
+        """
+        if self._result is None:
+            if self._arrived is not None:
+                self._arrived.synchronize()
+            loss, norm, skipped = self._numbers.tolist()
+            self.skipped = bool(skipped)
+            if self.skipped or self.loss_scale is not None:
+                self.trainer._settle(self, loss, norm)
+            self._result = loss, self.lr, norm
+        return self._result
+
+
+class Trainer:
+    """A model with its optimizer: the state of a run between two updates.
+
+    Attributes:
+        world: the processes that share every batch.
+    """
+
+    world: World = ALONE
+
+    def __init__(
+        self, config: RunConfig, device: torch.device, execution: Execution = EAGER
+    ) -> None:
+        execution.check(device.type)
+        if device.type == "cuda":  # on CPUs every operation used here is deterministic already
+            _be_deterministic(execution.deterministic)
+        self.config, self.device, self.execution, self.step = config, device, execution, 0
+        self.model = GPTNeoX(config.model)
+        self.model.init_weights(config.train.weight_seed)
+        self.model.to(device)
+        self.flat = FlatParameters(self.model, DTYPES[config.train.precision])
+        self.optimizer = FlatAdamW(self.flat, config.train)
+        self.scaler = LossScale() if config.train.precision == "fp16" else None
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._failed = torch.zeros((), dtype=torch.bool, device=device)
+        self._scale = torch.ones((), device=device) if self.scaler else None
+        self._micro = MicroStep(self.model, execution, self._total, self._scale)
+        self._held: list[torch.cuda.Event] = []
+
+    def update(self, batch: np.ndarray) -> tuple[float, float, float]:
+        """One optimizer step on rows of S+1 tokens (batch, S+1); returns loss, lr, gradient norm.
+
+        Raises:
+            TrainingError: loss or gradient is not finite; the weights are left untouched.
+            DataError: no rows, or an id that the model has no embedding for.
+        """
+        return self.launch(batch).result()
+
+    def launch(self, batch: np.ndarray) -> Pending:
+        """As `update`, but what it reports is only asked for; its errors come from `result`.
+
+        Raises:
+            TrainingError: out of memory; says how many rows a micro-batch may have.
+            DataError: see `update`.
+        """
+        rows = self.world.share(self._on_device(batch))
+        parts = rows.split(self.config.train.micro_batch or len(rows))
+        if self.scaler:
+            self._scale.fill_(self.scaler.scale)
+        try:
+            self._micro.prepare(parts, len(batch))
+            self.flat.grad.zero_()
+            self._total.zero_()
+            for part in parts:
+                self._micro(part, len(batch))
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(self._out_of_memory(len(parts[0]))) from error
+        self.world.sum_(self.flat.grad, self._total)
+        norm = self.flat.norm()
+        finite = torch.isfinite(self._total + norm)
+        if self.scaler:
+            skip, norm = ~finite, norm / self._scale
+            factor = clip_factor(norm, self.config.train.grad_clip) / self._scale
+        else:
+            skip = self._failed.logical_or_(~finite)
+            factor = clip_factor(norm, self.config.train.grad_clip)
+        while self._held:
+            torch.cuda.current_stream().wait_event(self._held.pop())
+        lr = self.lr()
+        self.optimizer.step(lr, self.moments_age + 1, factor, skip)
+        numbers = torch.stack([self._total, norm.double(), skip.double()])
+        arrived = None
+        if self.device.type == "cuda":
+            numbers = torch.empty(3, dtype=torch.float64, pin_memory=True).copy_(
+                numbers, non_blocking=True
+            )
+            arrived = torch.cuda.Event()
+            arrived.record()
+        scale = self.scaler.scale if self.scaler else None
+        pending = Pending(self, self.step, lr, scale, batch, numbers, arrived)
+        self.step += 1
+        if self.scaler:
+            pending.result()
+        return pending
+
+    def hold_update(self, event: torch.cuda.Event) -> None:
+        """Let no later update change anything before `event`: somebody is still copying it."""
+        self._held.append(event)
+
+    def _on_device(self, batch: np.ndarray) -> Tensor:
+        vocab_size = self.config.model.vocab_size
+        if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
+            seen = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
+            raise DataError(
+                f"the batch of update {self.step} has {seen}; the model's vocabulary is "
+                f"0..{vocab_size - 1}: data and model do not belong together"
+            )
+        rows = torch.from_numpy(batch.astype(np.int64))
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()
+        return rows.to(self.device, non_blocking=True)
+
+    def _out_of_memory(self, micro_batch: int) -> str:
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+        fits = largest_micro_batch(
+            self.config.model,
+            self.config.data.seq_len,
+            free,
+            self.execution,
+            self.config.train.precision,
+        )
+        advice = (
+            f"by our estimate micro_batch={fits} fits" if fits else "by our estimate no row fits"
+        )
+        more = "" if self.execution.recompute else "; recompute=True needs less"
+        return (
+            f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time on "
+            f"a device with {free / 2**30:.1f} GiB for this process; {advice}{more}. The weights "
+            f"are those of step {self.step}."
+        )
+
+    def _settle(self, pending: Pending, loss: float, norm: float) -> None:
+        """What an update that was skipped, or one in fp16, means for the next ones."""
+        try:
+            if self.scaler:
+                self.scaler.update(pending.skipped)
+                return
+            raise TrainingError(
+                f"loss {loss}, gradient norm {norm} at update {pending.step} (batch "
+                f"{batch_hash(pending.batch)}): the optimizer was not stepped, the weights are "
+                f"those of step {pending.step}. Try a lower lr_max (now "
+                f"{self.config.train.lr_max}) or fp32."
+            )
+        except TrainingError:
+            self.step = min(self.step, pending.step)
+            self._failed.zero_()
+            raise
+
+    @property
+    def updates_made(self) -> int:
+        """Steps that were not skipped: the learning rate follows these."""
+        return self.step - (self.scaler.skipped if self.scaler else 0)
+
+    @property
+    def moments_age(self) -> int:
+        """Updates that Adam's moments have seen."""
+        return self.updates_made
+
+    def lr(self) -> float:
+        """Learning rate of the next update."""
+        return update_lr(self.config, self.updates_made)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that the next forward reads: LayerNorms in fp32, others in the precision.
+
+        No copies: they change with the next update.
+        """
+        norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
+        rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
+        return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
+
+    def state(self) -> State:
+        """Everything that exact resumption needs, by tensor name; no copies."""
+        state = {
+            "model": {name: p.detach() for name, p in self.model.named_parameters()},
+            "optimizer": {
+                "exp_avg": self.optimizer.exp_avg,
+                "exp_avg_sq": self.optimizer.exp_avg_sq,
+            },
+        }
+        if self.scaler:
+            values: dict[str, Any] = asdict(self.scaler)
+            state["scaler"] = {k: torch.tensor(v, dtype=torch.float64) for k, v in values.items()}
+        return state
+
+    def load_state(self, step: int, state: State) -> None:
+        """Put a saved `state()` back.
+
+        Raises:
+            CheckpointError: tensors of another architecture.
+        """
+        parameters = dict(self.model.named_parameters())
+        shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+        theirs = {name: tuple(t.shape) for name, t in state.get("model", {}).items()}
+        if shapes != theirs:
+            names = sorted(shapes.keys() | theirs.keys())
+            differing = [n for n in names if shapes.get(n) != theirs.get(n)]
+            raise CheckpointError(
+                f"the state of step {step} is of another architecture: {', '.join(differing[:4])} …"
+            )
+        with torch.no_grad():
+            for name, p in parameters.items():
+                p.copy_(state["model"][name])
+            self.optimizer.exp_avg.copy_(state["optimizer"]["exp_avg"])
+            self.optimizer.exp_avg_sq.copy_(state["optimizer"]["exp_avg_sq"])
+        if self.scaler and "scaler" in state:  # none in weights that training goes on from
+            saved = {key: value.item() for key, value in state["scaler"].items()}
+            counts = {k: int(v) for k, v in saved.items() if k != "scale"}
+            self.scaler = LossScale(saved["scale"], **counts)
+        self.flat.refresh_copies()
+        self.step = step
+
+
+def _be_deterministic(wanted: bool) -> None:
+    """For the process: only kernels whose sums do not depend on the order of threads, or any."""
+    if wanted:  # read by cuBLAS when it starts; the size that Hopper has anyway
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False

@@ -1,0 +1,109 @@
+"""Files: where things live, writing them wholly or not at all, and their hashes.
+
+`results/` belongs to a checkout and holds runs and study outputs. The cache belongs to a user and
+holds what can be fetched or computed again from pinned inputs: wheels, tokenizers, token files.
+Both can be moved with an environment variable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def project_root() -> Path:
+    """The checkout that this package was installed from, else the working folder."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "notebooks").is_dir() else Path.cwd()
+
+
+def results_dir() -> Path:
+    """Folder of runs and study outputs: `PYTHIA_RESULTS`, else `results/` of the checkout."""
+    return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
+
+
+def cache_dir() -> Path:
+    """The user's cache: `PYTHIA_CACHE`, else pythia-book/ in `$XDG_CACHE_HOME` or ~/.cache."""
+    if explicit := os.environ.get("PYTHIA_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pythia-book"
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make the names in `folder` durable: after a rename, a crash of the machine keeps it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Write `target` wholly or not at all: yields a temporary path, renames at the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        temporary.chmod(0o644)  # mkstemp makes private files; these are ordinary ones
+        os.replace(temporary, target)
+        fsync_dir(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_dir(target: Path) -> Iterator[Path]:
+    """Make the folder `target` wholly or not at all: yields a temporary folder beside it.
+
+    Every file in it is synced before the rename. If `target` appeared meanwhile (another process
+    made the same thing), that one is kept and ours is dropped.
+    """
+    import shutil
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+        temporary.chmod(0o755)
+        fsync_dir(temporary)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if not target.is_dir():
+                raise
+        fsync_dir(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_sha256(path: Path | str) -> str:
+    """sha256 of a file's bytes, in hex; reads it in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fraction(text: str, salt: bytes = b"") -> float:
+    """The first 8 bytes of the text's sha256 as a number in [0, 1): what decides without chance."""
+    digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, wholly or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

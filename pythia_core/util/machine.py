@@ -1,0 +1,101 @@
+"""The machine: its processor and accelerator, what they do fast, and how memory is reused.
+
+Nothing here names the host. torch is imported by the functions that need it, so that reading a
+record does not load it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """The fields of the first processor in /proc/cpuinfo; empty on other systems."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_name() -> str:
+    """The processor's model name."""
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> str:
+    """The processor's instruction sets, one string; empty where they cannot be read."""
+    return _cpuinfo().get("flags", "")
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 faster than fp32: with AMX.
+
+    AVX512-BF16 alone does not help: measured 155 GFLOP/s in bf16 against 332 in fp32.
+    """
+    return "amx_bf16" in cpu_flags()
+
+
+def best_precision() -> str:
+    """ "bf16" where the machine multiplies it in hardware, else "fp32"."""
+    import torch
+
+    return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
+
+
+def device_info() -> dict[str, Any]:
+    """The machine as a record states it: device, threads, versions; no host name, no paths."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else cpu_name(),
+        "kind": "cuda" if cuda else "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def on_device(model: torch.nn.Module) -> torch.nn.Module:
+    """A model on the GPU if there is one, else as it is, in fp32 both times.
+
+    On a GPU its matrix products round their factors to TF32: three more bits than the bf16 that it
+    was trained with, and several times as fast as fp32.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return model
+    torch.set_float32_matmul_precision("high")
+    return model.to("cuda")
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to reuse freed blocks instead of returning them to the system.
+
+    Every training step allocates the same tensors; giving them back and page-faulting them in
+    again costs a third of a small model's step. Silently does nothing without glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
+    mallopt(mmap_threshold, 32 << 20)
+    mallopt(trim_threshold, 1 << 30)
+    mallopt(top_pad, 64 << 20)
