@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pythia_book.bench import contenders, jobs
+from pythia_book.bench import contenders
 from pythia_book.bench import rows as throughput_rows
 from pythia_book.bench import train_gpu as bench
-from pythia_book.bench import train_gpu_plan as plan
+from pythia_book.bench import train_gpu as jobs
+from pythia_book.bench import train_gpu as plan
 
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig

@@ -18,7 +18,8 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from pythia_book import cleaning, notebooks, records
+from pythia_book import notebooks, records
+from pythia_book import notebooks as cleaning
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")

@@ -15,10 +15,9 @@ import pytest
 import torch
 from continued_fakes import BATCH, SEQ, SHARD, STEPS, Published
 from pythia_book.released import continued, continued_data, pile
-from pythia_book.released.continued import find_or_continue
+from pythia_book.released.continued import Continuation, Rewarm, find_or_continue
 from pythia_book.released.continued_data import RowsData, RowSwap, check_swap, swap_summary
 from pythia_book.released.continued_plan import make_plan
-from pythia_book.released.continued_rule import Continuation, Rewarm
 from pythia_book.released.continued_start import published_train
 from pythia_book.released.pile import RELEASED
 

@@ -17,11 +17,9 @@ from pythia_book.published.tables import TASKS
 from pythia_book.studies.errata import (
     catalogue as errata,
 )
+from pythia_book.studies.errata import evidence as errata_released
 from pythia_book.studies.errata import (
     figures as figures_errata,
-)
-from pythia_book.studies.errata import (
-    released as errata_released,
 )
 from pythia_book.studies.errata import study
 from pythia_book.studies.errata.evidence import Evidence

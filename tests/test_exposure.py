@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluation import exposure
-from pythia_core.evaluation.exposure import distinct_windows, exposure_counts
+from pythia_core.evaluation import memorization as exposure
+from pythia_core.evaluation.memorization import distinct_windows, exposure_counts
 
 
 def by_hand(rows: np.ndarray, window: int, read: int) -> list[int]:

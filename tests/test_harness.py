@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pythia_book.tasks.requests import (
+from pythia_book.tasks.task_metrics import (
     TaskMeasurement,
     build,
     build_all,

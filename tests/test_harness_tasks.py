@@ -10,10 +10,8 @@ import pytest
 import test_tasks
 import test_tasks_more
 import torch
-from pythia_book.tasks.requests import build
-from pythia_book.tasks.task_metrics import AnsweredTask, AskedTask, ChosenTask, questions
-from pythia_book.tasks.tasks import TASKS, all_tasks, task_named
-from pythia_book.tasks.tasks_more import WrittenTask
+from pythia_book.tasks.task_metrics import AnsweredTask, AskedTask, ChosenTask, build, questions
+from pythia_book.tasks.tasks import TASKS, WrittenTask, all_tasks, task_named
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig

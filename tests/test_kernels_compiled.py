@@ -238,7 +238,7 @@ def test_adamw(pointer: str) -> None:
 @pytest.mark.parametrize(("kind", "head_dim"), ATTENTION)
 def test_attention(kind: str, head_dim: int) -> None:
     """Every launch of a head dim: forward, dk and dv (at 256 apart), dq."""
-    from pythia_core.kernels import attention_triton_backward as backward
+    from pythia_core.kernels import attention_triton as backward
     from pythia_core.kernels.attention_tiles import constants, tiles
     from pythia_core.kernels.attention_triton import forward_kernel
 
@@ -271,7 +271,7 @@ def test_attention(kind: str, head_dim: int) -> None:
 
 @pytest.mark.parametrize("head_dim", [80, 256])
 def test_attention_delta(head_dim: int) -> None:
-    from pythia_core.kernels.attention_triton_backward import delta_kernel
+    from pythia_core.kernels.attention_triton import delta_kernel
 
     lanes = triton.next_power_of_2(head_dim)
     types = {

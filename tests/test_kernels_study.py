@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pythia_book.studies.kernels import figures as draw
 from pythia_book.studies.kernels import study
-from pythia_book.studies.kernels.predictions import PREDICTIONS, executed_products, predictions
+from pythia_book.studies.kernels.study import PREDICTIONS, executed_products, predictions
 
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import attention_backends as attention_libraries

@@ -105,7 +105,7 @@ def test_no_room_of_the_library_imports_one_below_it() -> None:
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
-    """What is left when everything that needs nothing of the rest is taken away, again and again."""
+    """What is left when all that needs nothing of the rest is taken away, again and again."""
     graph = {name: set(needs) for name, needs in graph.items()}
     while free := {name for name, needs in graph.items() if not needs & graph.keys()}:
         graph = {name: needs for name, needs in graph.items() if name not in free}

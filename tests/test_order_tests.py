@@ -5,20 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pythia_book.studies.memorization import order_tests
-from pythia_book.studies.memorization.order_alternatives import (
-    ALTERNATIVES,
-    batch_rates,
-    clumps,
-    linear_trend,
-    rejections,
-    textbook_rejections,
-)
 from pythia_book.studies.memorization.order_tests import (
+    ALTERNATIVES,
     Design,
     Null,
+    batch_rates,
+    clumps,
     holm,
+    linear_trend,
     random_subsets,
+    rejections,
     statistics,
+    textbook_rejections,
 )
 
 from pythia_core.errors import ConfigError, DataError

@@ -14,7 +14,7 @@ import pytest
 
 from pythia_core.config import DataConfig
 from pythia_core.data import prepare as module
-from pythia_core.data import tokenize as token_making
+from pythia_core.data import prepare as token_making
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import DataError
 

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 
 import pytest
+from pythia_book.pages import real_suite
 from pythia_book.pages import real_suite as draw
-from pythia_book.pages import real_suite_facts as real_suite
 from pythia_book.recipe import HARDWARE
 from pythia_book.released.pile import tokenizer_at
 from pythia_book.tasks.task_metrics import ChosenTask, ask

@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
-from pythia_book import cleaning, notebooks, records
+from pythia_book import notebooks, records
+from pythia_book import notebooks as cleaning
 from pythia_book import shown as recorded
 
 from pythia_core.config import InterventionConfig

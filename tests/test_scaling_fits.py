@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.studies.scaling import laws as scaling_laws
-from pythia_book.studies.scaling.fits import BESIROGLU, Law, bootstrap_laws, fit_law, interval
+from pythia_book.studies.scaling.laws import BESIROGLU, Law, bootstrap_laws, fit_law, interval
 
 from pythia_core.errors import DataError
 from pythia_core.suite import OFFICIAL_SIZES

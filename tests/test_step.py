@@ -18,12 +18,11 @@ from pythia_core.model import GPTNeoX
 from pythia_core.training import train as loop
 from pythia_core.training.checkpoint import saved_steps, sha256_tensors
 from pythia_core.training.execution import EAGER, Execution
-from pythia_core.training.identity import code_identity
 from pythia_core.training.metrics import read_metrics
-from pythia_core.training.micro_step import WARM_UP, MicroStep
 from pythia_core.training.optimizer import FlatParameters
+from pythia_core.training.runs import code_identity
 from pythia_core.training.train import train
-from pythia_core.training.trainer import Trainer
+from pythia_core.training.trainer import WARM_UP, MicroStep, Trainer
 
 CPU = torch.device("cpu")
 

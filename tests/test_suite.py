@@ -11,7 +11,7 @@ import pytest
 from pythia_book.studies.suite import study as suite
 from pythia_book.studies.suite.proofs import proofs_table
 from pythia_book.studies.suite.reading import pile_reads
-from pythia_book.studies.suite.suites_compared import suites_table
+from pythia_book.studies.suite.study import suites_table
 
 from pythia_core.config import DataConfig
 from pythia_core.errors import ConfigError

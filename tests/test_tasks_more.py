@@ -6,8 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from pythia_book.tasks.tasks import TASKS, all_tasks, load_items, task_named
-from pythia_book.tasks.tasks_more import MORE_TASKS, WrittenTask, bare_words
+from pythia_book.tasks.tasks import (
+    MORE_TASKS,
+    TASKS,
+    WrittenTask,
+    all_tasks,
+    bare_words,
+    load_items,
+    task_named,
+)
 
 from pythia_core.errors import DataError
 

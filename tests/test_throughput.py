@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pythia_book import records
-from pythia_book import shared_figures as figures_common
+from pythia_book import style as figures_common
 from pythia_book.bench import cost_model
 from pythia_book.bench import rows as throughput_rows
 from pythia_book.studies.throughput import figures as draw

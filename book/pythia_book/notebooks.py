@@ -4,7 +4,7 @@ A study is one notebook, notebooks/<study>.ipynb: sources only, one cell tagged 
 Running it leaves results/<study>/<scale>/notebook.ipynb with a stamp in its metadata: parameters,
 hash of the code cells, hash of this library. While the stamp fits, the run is up to date.
 Papermill only warns about an unknown parameter; here it is refused before anything runs.
-Cleaning what ran is pythia_book.cleaning; what it found, pythia_book.records.
+Cleaning what ran is pythia_book.notebooks; what it found, pythia_book.records.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import ast
 import hashlib
 import json
 import os
+import re
+import socket
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES
-from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.files import cache_dir, project_root, results_dir
 
 Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""
@@ -347,3 +350,86 @@ def has_errors(notebook: Notebook) -> bool:
 def is_finished(notebook: Notebook) -> bool:
     """Whether a run went through to the end (a run in progress, or a failed one, has no stamp)."""
     return STAMP in notebook.metadata and not has_errors(notebook)
+
+
+# --- cleaning ------------------------------------------------------------------------------------
+
+_MACHINE_PATH = re.compile(
+    r"(?<![\w.~-])(?:/(?:home|root|Users|tmp|private|mnt|scratch|var/folders)/[\w.-]"
+    r"|[A-Za-z]:\\{1,2}Users\\)"
+)
+
+
+def _places() -> list[tuple[str, str]]:
+    """Paths of this machine and what to write instead, longest first."""
+    places = {
+        str(results_dir().resolve()): "results",
+        str(project_root().resolve()): ".",
+        str(cache_dir()): "[cache]",
+        sys.prefix: "[environment]",
+        sys.base_prefix: "[python]",
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "[tmp]",
+    }
+    return sorted(((p, s) for p, s in places.items() if len(p) > 3), key=lambda p: -len(p[0]))
+
+
+def _whole(place: str) -> str:
+    """A pattern for a path, not for the middle or the beginning of another one."""
+    return rf"(?<![\w.~-]){re.escape(place)}(?![\w-])"
+
+
+def without_machine_paths(text: str) -> str:
+    """The text with the paths of this machine made relative to what they mean."""
+    for place, stand_in in _places():
+        text = re.sub(_whole(place), stand_in, text)
+    return text
+
+
+def machine_traces(text: str) -> list[str]:
+    """Absolute paths of a machine, and this machine's name, found in a text."""
+    found = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
+    found += [p for p, _ in _places() if re.search(_whole(p), text)]
+    host = socket.gethostname()
+    if len(host) > 5 and host != "localhost" and re.search(rf"\b{re.escape(host)}\b", text):
+        found.append(f"host name {host}")
+    return sorted(set(found))
+
+
+def clean_notebook(notebook: Notebook) -> Notebook:
+    """Make an executed notebook the same on every machine and at every time; works in place.
+
+    Removes papermill's paths and timings, the error stream, widget state and version details;
+    numbers the cells from 1; replaces paths of this machine in textual outputs.
+    """
+    kept = {
+        k: notebook.metadata[k] for k in ("kernelspec", "mystnb", STAMP) if k in notebook.metadata
+    }
+    parameters = notebook.metadata.get("papermill", {}).get("parameters")
+    notebook.metadata.clear()
+    notebook.metadata.update(kept)
+    notebook.metadata["language_info"] = {"name": "python"}
+    if parameters:
+        notebook.metadata["papermill"] = {"parameters": parameters}
+    count = 0
+    for cell in notebook.cells:
+        for key in ("papermill", "execution", "ExecuteTime"):
+            cell.metadata.pop(key, None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell["id"] = "injected-parameters"
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell["execution_count"] = count
+        cell["outputs"] = [
+            o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")
+        ]
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output["execution_count"] = count
+            if output.output_type == "stream":
+                output["text"] = without_machine_paths(output.text)
+            for kind, content in output.get("data", {}).items():
+                if isinstance(content, str) and (kind.startswith("text/") or kind.endswith("xml")):
+                    output["data"][kind] = without_machine_paths(content)
+    return notebook

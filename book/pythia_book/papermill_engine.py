@@ -177,7 +177,7 @@ class PythiaEngine:
         from papermill.engines import NBClientEngine
 
         from pythia_book import notebooks
-        from pythia_book.cleaning import clean_notebook
+        from pythia_book.notebooks import clean_notebook
 
         given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem

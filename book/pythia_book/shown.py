@@ -14,8 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_book.cleaning import machine_traces
-from pythia_book.notebooks import is_finished, notebook_path, read_notebook, source_hash
+from pythia_book.notebooks import (
+    is_finished,
+    machine_traces,
+    notebook_path,
+    read_notebook,
+    source_hash,
+)
 from pythia_book.records import (
     command,
     device_text,

@@ -8,14 +8,17 @@ that copies of a text are always on one side; from the others duplicates may be 
 
 Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer, token files), shared by
 all orders of the same tokens, and `rows-KEY`. Each has a manifest with the sha256 of every file.
-Not here: encoding (pythia_core.data.tokenize), changing tokens (intervene).
+Not here: encoding (pythia_core.data.prepare), changing tokens (intervene).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,25 +27,26 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from pythia_core.config import BUILT_IN, DataConfig, stable_hash
-from pythia_core.data.corpus import corpus_identity
-from pythia_core.data.indexed_dataset import MegatronIndexed
+from pythia_core.data.corpus import Tally, corpus_identity, open_corpus
+from pythia_core.data.downloads import WHEELS, wheel_bytes
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.order import PreshuffledRows, RowOrder, write_rows
-from pythia_core.data.tokenize import (
-    FORMAT,
-    damaged,
-    list_files,
-    make_tokens,
-    read_manifest,
-    take_duplicates_out,
-    tokenizer_source,
-    write_manifest,
+from pythia_core.data.tokenizer import (
+    EOD,
+    NEOX_20B,
+    encode_documents,
+    id_limit,
+    load_tokenizer,
+    sample,
+    train_bpe,
 )
-from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_dir, cache_dir, file_sha256
+from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
 
 FULL_CHECK_BYTES = 1 << 28
 """Up to this size the digests are checked at every opening (0.5 s at most), beyond only sizes."""
@@ -238,3 +242,241 @@ def _storage_errors(root: Path) -> Iterator[None]:
             f"no space left for prepared data in {root} ({error.strerror}); nothing half-written "
             "was kept. Free some (about four times the text), or set PYTHIA_CACHE to another folder"
         ) from error
+
+
+# --- tokenize ------------------------------------------------------------------------------------
+
+FORMAT = 2
+_BATCH = 1 << 20
+
+
+# --- the tokenizer ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenizerSource:
+    """Where a tokenizer comes from."""
+
+    identity: list[str]
+    make: Callable[[Iterator[str], int], str]
+    """(texts, their number of characters) -> tokenizer.json; only "bpe-N" looks at them."""
+
+
+def tokenizer_source(data: DataConfig) -> TokenizerSource:
+    """What DataConfig.tokenizer names.
+
+    Raises:
+        DataError: the path of none.
+    """
+    if data.tokenizer.startswith("bpe-"):
+        size = int(data.tokenizer.removeprefix("bpe-"))
+        return TokenizerSource(
+            ["bpe", str(size)],
+            lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
+        )
+    if data.tokenizer == "neox-20b":
+        pin = WHEELS[NEOX_20B[0]]
+        return TokenizerSource(
+            [pin.file, pin.sha256], lambda *_: wheel_bytes(*NEOX_20B).decode("utf-8")
+        )
+    load_tokenizer(data.tokenizer)  # complains well if it is none
+    path = Path(data.tokenizer).expanduser()
+    return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+
+def make_tokens(
+    data: DataConfig, source: TokenizerSource, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """Write tokenizer.json, train.* and heldout.* into `folder`; returns their manifest."""
+    first: Tally = {}
+    held, characters = choose_heldout(data, first, progress)
+
+    def training_texts() -> Iterator[str]:
+        documents = enumerate(open_corpus(data, progress=False))
+        return (document.text for i, document in documents if i not in held)
+
+    (folder / "tokenizer.json").write_text(source.make(training_texts(), characters), "utf-8")
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
+
+    again: Tally = {}
+    domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
+    n_bytes = sum(tally.bytes for tally in first.values())
+    with contextlib.ExitStack() as stack:
+        train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
+        heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
+        bar = progress_bar(progress, total=n_bytes, desc="encoding", unit="B", unit_scale=True)
+        stack.enter_context(bar)
+        number = 0
+        for batch in _batches(data, again):
+            encoded = encode_documents(tokenizer, [text for _, text in batch])
+            for (domain, text), ids in zip(batch, encoded, strict=True):
+                ids.append(eod)
+                entry = domains[domain]
+                out = heldout if number in held else train
+                out.add(ids)
+                entry["heldout_documents"] += out is heldout
+                entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
+                bar.update(len(text.encode("utf-8")))
+                number += 1
+    _check_unchanged(data, first, {name: tally.summary() for name, tally in again.items()})
+    return {
+        "format": FORMAT,
+        "corpus": domains,
+        "tokenizer_sha256": file_sha256(folder / "tokenizer.json"),
+        "vocab_size": vocab_size,
+        "eod_id": eod,
+        "train": {"documents": train.n_documents, "tokens": train.n_tokens},
+        "heldout": {"documents": heldout.n_documents, "tokens": heldout.n_tokens},
+        "dedup": {},
+        "files": list_files(folder),
+    }
+
+
+def take_duplicates_out(
+    data: DataConfig, whole: Path, folder: Path, progress: bool
+) -> dict[str, Any]:
+    """The tokens in `whole` without the duplicates that `data.dedup` finds; their manifest."""
+    made = read_manifest(whole)
+    first: Tally = {}
+    held, _ = choose_heldout(data, first, progress)
+    counts = list(next(iter(first.values())).summary())
+    _check_unchanged(data, first, {n: {k: d[k] for k in counts} for n, d in made["corpus"].items()})
+    dropped, report = _find_duplicates(data, held, progress)
+    for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
+        shutil.copyfile(whole / name, folder / name)
+    source, place = MegatronIndexed(whole / "train"), 0
+    with IndexedWriter(folder / "train", made["vocab_size"]) as train:
+        for number, document in enumerate(open_corpus(data, progress=False)):
+            if number in held:
+                continue
+            ids, entry = source.document(place), made["corpus"][document.domain]
+            place += 1
+            if number in dropped:
+                entry["train_tokens"] -= len(ids)
+                entry["duplicate_tokens"] += len(ids)
+            else:
+                train.add(ids)
+    made["train"] = {"documents": train.n_documents, "tokens": train.n_tokens}
+    return {**made, "dedup": report, "files": list_files(folder)}
+
+
+def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
+    if {name: tally.summary() for name, tally in now.items()} != before:
+        raise DataError(f"the corpus {data.corpus!r} changed while it was read; run again")
+
+
+_NO_TOKENS = {
+    "heldout_documents": 0,
+    "train_tokens": 0,
+    "heldout_tokens": 0,
+    "duplicate_tokens": 0,
+}
+
+
+def _find_duplicates(
+    data: DataConfig, held: set[int], progress: bool
+) -> tuple[set[int], dict[str, Any]]:
+    """Numbers of the training documents that `data.dedup` takes out, and its report."""
+    from pythia_core.data.dedup import deduplicate
+
+    numbers, texts = [], []
+    for number, document in enumerate(open_corpus(data, progress=False)):
+        if number not in held:
+            numbers.append(number)
+            texts.append(document.text)
+    found = deduplicate(texts, data.dedup, progress=progress)
+    gone = {number for number, kept in zip(numbers, found.keep, strict=True) if not kept}
+    return gone, found.report
+
+
+def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
+    """(domain, text) in lists of about a million characters."""
+    batch: list[tuple[str, str]] = []
+    size = 0
+    for document in open_corpus(data, progress=False, tally=tally):
+        batch.append((document.domain, document.text))
+        size += len(document.text)
+        if size >= _BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# --- manifests -------------------------------------------------------------------------------
+
+
+def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Bytes and sha256 of every file."""
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        for path in sorted(folder.iterdir())
+    }
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write `folder`/manifest.json."""
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read `folder`/manifest.json.
+
+    Raises:
+        DataError: absent or not an object.
+    """
+    try:
+        value = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(folder, f"its manifest cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise damaged(folder, "its manifest is not an object")
+    return value
+
+
+def damaged(folder: Path, what: str) -> DataError:
+    """The error for prepared data that are not what they were."""
+    return DataError(
+        f"the prepared data in {folder} are damaged: {what}. Delete that folder; it will be made "
+        "again from the corpus"
+    )
+
+
+# --- heldout -------------------------------------------------------------------------------------
+
+
+def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
+    """Numbers of the held-out documents, and the number of characters of the others.
+
+    A document is held out if the first 8 bytes of its text's sha256, as a fraction of 2^64, are
+    below heldout_fraction; in a corpus so small that none is, the one with the smallest hash.
+    """
+    limit = data.heldout_fraction
+    held: set[int] = set()
+    smallest, lowest = b"\xff" * 33, set[int]()
+    lengths = {"all": 0, "held": 0, "lowest": 0}
+    number = -1
+    for number, document in enumerate(open_corpus(data, progress, tally)):
+        digest = hashlib.sha256(document.text.encode("utf-8")).digest()
+        lengths["all"] += len(document.text)
+        if int.from_bytes(digest[:8], "big") < limit * 2**64:
+            held.add(number)
+            lengths["held"] += len(document.text)
+        if digest < smallest:
+            smallest, lowest, lengths["lowest"] = digest, set(), 0
+        if digest == smallest:
+            lowest.add(number)
+            lengths["lowest"] += len(document.text)
+    if limit > 0 and not held:
+        held, lengths["held"] = lowest, lengths["lowest"]
+    if len(held) == number + 1:
+        raise DataError(
+            f"heldout_fraction={limit} would hold out all {number + 1} document(s) of "
+            f"{data.corpus!r} (copies of a text count as one); use 0, a smaller fraction or more "
+            "text"
+        )
+    return held, lengths["all"] - lengths["held"]

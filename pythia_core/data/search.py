@@ -1,7 +1,7 @@
 """Which rows of training, and so which updates, saw a text: a search through the training order.
 
 Rows are streamed, a few thousand at a time, so that memory does not grow with the data; any kind of
-rows will do (pythia_core.data.rows). Two ways to match:
+rows will do (pythia_core.data.order). Two ways to match:
 
 - *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, and
   blind to occurrences whose ends are cut otherwise, as in the middle of a word;
@@ -23,9 +23,51 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_core.data.row_bytes import RowBytes
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.util.progress import bar
+
+# --- row bytes -----------------------------------------------------------------------------------
+
+
+class RowBytes:
+    """Turns rows into bytes.
+
+    Args:
+        token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
+        gap: one byte for a special token, for an id that is not there and for the end of a row.
+        ignore_case: lower-case ASCII letters.
+    """
+
+    def __init__(
+        self, token_bytes: Sequence[bytes | None], gap: bytes, ignore_case: bool = False
+    ) -> None:
+        pieces = [gap if piece is None else piece for piece in (*token_bytes, None)]
+        pool = b"".join(pieces)
+        self._pool = np.frombuffer(pool.lower() if ignore_case else pool, np.uint8)
+        self._lengths = np.array([len(piece) for piece in pieces], np.int64)
+        self._last = np.cumsum(self._lengths) - 1
+        self._starts = self._last + 1 - self._lengths
+        self._has_empty = not self._lengths.all()
+
+    def __call__(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Of rows int[n, width]: their bytes, and where in them each token ends, int64[n * (width +
+        1)], the gap after each row being one more token."""
+        last = len(self._lengths) - 1
+        ids = np.full((len(rows), rows.shape[1] + 1), last, np.int64)
+        ids[:, :-1] = np.minimum(rows, last)
+        flat = ids.reshape(-1)
+        stops = np.cumsum(self._lengths[flat])
+        some, ends = flat, stops
+        if self._has_empty:
+            there = self._lengths[flat] > 0
+            some, ends = flat[there], stops[there]
+        steps = np.ones(ends[-1], np.int64)  # to the next byte of the pool, or to the next token's
+        steps[0] = self._starts[some[0]]
+        steps[ends[:-1]] = self._starts[some[1:]] - self._last[some[:-1]]
+        return self._pool[np.cumsum(steps)], stops
+
+
+# --- search --------------------------------------------------------------------------------------
 
 CHUNK = 1 << 20
 """Tokens looked at together."""

@@ -6,8 +6,8 @@ given its *own* tokens, each of the l places has the right token on top, because
 that has not ends it. Most rows end at the first place, hence the stages: one place, a few, all.
 
 Weights and activations are fp32 (the released numbers: fp16), so that ties hardly occur; the
-smallest lead of the right token is kept for every memorized row, to see how close it was.
-Not here: counting how often a row was read (pythia_core.evaluation.exposure), statistics (studies).
+smallest lead of the right token is kept for every memorized row, to see how close it was. Not here:
+counting how often a row was read (pythia_core.evaluation.memorization), statistics (studies).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import torch
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluation.exposure import distinct_windows
 from pythia_core.evaluation.scoring import Scorable, device_of
 
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
+
 
 VERSION = 1
 """Part of the key of kept results: raise it when any result here would change."""
@@ -158,3 +158,89 @@ class ExtractionOfRows:
             "margin": found.margin,
             "checked": np.array(checked, np.int64),
         }
+
+
+# --- exposure ------------------------------------------------------------------------------------
+
+MULTIPLIER = 0x9E3779B97F4A7C15
+_CHUNK = 1 << 16
+
+
+def exposure_counts(rows: np.ndarray, window: int, read: int | None = None) -> np.ndarray:
+    """int64[n]: how often the first `window` tokens of each row stand in the first `read` rows.
+
+    Args:
+        rows: int[n, width], in the order of training.
+        read: rows read so far; default: all. Rows after it may have a count of 0.
+
+    Raises:
+        ConfigError, DataError: a window that does not fit the rows, or more rows than there are.
+    """
+    rows = _checked(rows, window)
+    read = len(rows) if read is None else read
+    if not 0 <= read <= len(rows):
+        raise DataError(f"read={read} is outside 0..{len(rows)}, the number of rows")
+    distinct, group = distinct_windows(rows, window)
+    wanted = window_hashes(distinct, window)[:, 0]
+    by_hash = np.argsort(wanted, kind="stable")
+    ordered = wanted[by_hash]
+    counts = np.zeros(len(distinct), np.int64)
+    windows = np.lib.stride_tricks.sliding_window_view(rows, window, axis=1)
+    for start in range(0, read, _CHUNK // 8):
+        block = windows[start : min(read, start + _CHUNK // 8)]
+        hashes = window_hashes(rows[start : start + len(block)], window)
+        first = np.searchsorted(ordered, hashes.ravel())
+        first[first == len(ordered)] = 0
+        (hits,) = np.nonzero(ordered[first] == hashes.ravel())
+        row, offset = np.divmod(hits, hashes.shape[1])
+        slot = first[hits]
+        while len(hits):  # a second turn only where different windows share a hash
+            for low in range(0, len(hits), _CHUNK):
+                part = slice(low, low + _CHUNK)
+                found = by_hash[slot[part]]
+                same = (block[row[part], offset[part]] == distinct[found]).all(1)
+                counts += np.bincount(found[same], minlength=len(counts))
+            more = (slot + 1 < len(ordered)) & (
+                ordered[np.minimum(slot + 1, len(ordered) - 1)] == ordered[slot]
+            )
+            hits, row, offset, slot = hits[more], row[more], offset[more], slot[more] + 1
+    return counts[group]
+
+
+def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The different beginnings of rows, int[d, window], and for each row the index of its own."""
+    begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
+    if not len(begin):
+        return begin, np.zeros(0, np.int64)
+    whole = begin.view(np.dtype((np.void, begin.dtype.itemsize * window))).ravel()
+    _, first, group = np.unique(whole, return_index=True, return_inverse=True)
+    return begin[first], group.ravel()
+
+
+def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
+    """uint64[n, width - window + 1]: a polynomial hash of every window, modulo 2**64.
+
+    A window of a + b tokens is hashed from those of a and of b, hence in log2(window) passes.
+    """
+    tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
+    hashes, length = tokens, 1
+    for bit in bin(window)[3:]:
+        power = np.uint64(pow(MULTIPLIER, length, 2**64))
+        hashes = hashes[:, :-length] * power + hashes[:, length:]
+        length *= 2
+        if bit == "1":
+            hashes = hashes[:, :-1] * np.uint64(MULTIPLIER) + tokens[:, length:]
+            length += 1
+    return hashes
+
+
+def _checked(rows: np.ndarray, window: int) -> np.ndarray:
+    rows = np.asarray(rows)
+    if rows.ndim != 2:
+        raise DataError(f"rows of shape {rows.shape}: give (rows, tokens)")
+    if not 1 <= window <= rows.shape[1]:
+        raise ConfigError(
+            f"a window of {window} tokens does not fit rows of {rows.shape[1]}; use 1 to "
+            f"{rows.shape[1]}, or longer rows"
+        )
+    return rows

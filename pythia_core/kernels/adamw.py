@@ -83,8 +83,6 @@ def adamw_(
     device = moving.params.device
     dtype = torch.float32 if moving.copy is None else moving.copy.dtype
     if gpu.use_triton(moving.params) and gpu.works("adamw", device, dtype, 0):
-        from pythia_core.kernels.adamw_triton import one_pass_
-
         one_pass_(moving, constants, lr, update, factor, skip)
     else:
         passes_(moving, constants, lr, update, factor, skip)
@@ -92,8 +90,6 @@ def adamw_(
 
 @gpu.probe("adamw")
 def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
-    from pythia_core.kernels.adamw_triton import one_pass_
-
     p, g, m, v = torch.zeros(4, 8, device=device).unbind(0)
     copy = None if dtype == torch.float32 else p.to(dtype)
     one_pass_(Moving(p, g, m, v, copy, 4), AdamW(0.9, 0.95, 1e-8, 0.1), 0.0, 1, v[0], v[0])
@@ -129,3 +125,25 @@ def passes_(
         )
     if m.copy is not None:
         m.copy.copy_(m.params)
+
+
+def one_pass_(
+    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+) -> None:
+    """The same in one pass of the Triton kernel, in place."""
+    from pythia_core.kernels.adamw_triton import BLOCK, WARPS, adamw_kernel
+
+    m, c = moving, constants
+    for tensor in (m.params, m.grad, m.exp_avg, m.exp_avg_sq):
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
+    assert m.copy is None or m.copy.is_contiguous()
+    assert factor.dtype == skip.dtype == torch.float32
+    n = m.params.numel()
+    correction1, correction2 = c.corrections(update)
+    adamw_kernel[(-(-n // BLOCK),)](
+        m.params, m.grad, m.exp_avg, m.exp_avg_sq, m.params if m.copy is None else m.copy,
+        factor, skip, n, m.n_decayed,
+        1 - lr * c.weight_decay, lr / correction1, 1 / math.sqrt(correction2),
+        1 - c.beta1, 1 - c.beta2, c.eps,
+        COPY=m.copy is not None, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip

@@ -6,14 +6,8 @@ Bias corrections come as numbers from the host, in double precision. Speed: not 
 
 from __future__ import annotations
 
-import math
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-from pythia_core.kernels.adamw import AdamW, Moving
 
 BLOCK, WARPS = 1024, 4
 
@@ -54,23 +48,3 @@ def adamw_kernel(
         tl.store(params_ptr + at, p, mask=mask)
         if COPY:
             tl.store(copy_ptr + at, p.to(copy_ptr.dtype.element_ty), mask=mask)
-
-
-def one_pass_(
-    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
-) -> None:
-    """As `kernels.adamw.adamw_reference_`, in place."""
-    m, c = moving, constants
-    for tensor in (m.params, m.grad, m.exp_avg, m.exp_avg_sq):
-        assert tensor.dtype == torch.float32 and tensor.is_contiguous()
-    assert m.copy is None or m.copy.is_contiguous()
-    assert factor.dtype == skip.dtype == torch.float32
-    n = m.params.numel()
-    correction1, correction2 = c.corrections(update)
-    adamw_kernel[(triton.cdiv(n, BLOCK),)](
-        m.params, m.grad, m.exp_avg, m.exp_avg_sq, m.params if m.copy is None else m.copy,
-        factor, skip, n, m.n_decayed,
-        1 - lr * c.weight_decay, lr / correction1, 1 / math.sqrt(correction2),
-        1 - c.beta1, 1 - c.beta2, c.eps,
-        COPY=m.copy is not None, BLOCK=BLOCK, num_warps=WARPS,
-    )  # fmt: skip

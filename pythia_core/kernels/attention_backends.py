@@ -122,7 +122,7 @@ def packed_backward(
 ) -> Tensor:
     """(batch, seq, heads, 3, head_dim): dq, dk, dv side by side."""
     if library == "triton":
-        from pythia_core.kernels.attention_triton_backward import attention_backward
+        from pythia_core.kernels.attention_triton import attention_backward
 
         return attention_backward(dout, q, k, v, out, lse)
     from flash_attn.cute.interface import _flash_attn_bwd

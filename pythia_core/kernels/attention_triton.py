@@ -15,8 +15,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pythia_core.kernels.attention_rows import head_of, load_rows, same_strides, store_rows
-from pythia_core.kernels.attention_tiles import constants, tiles
+from pythia_core.kernels.attention_tiles import Tile, constants, tiles
+
+# --- attention rows ------------------------------------------------------------------------------
+
+
+@triton.jit
+def head_of(which, heads, stride_batch, stride_head):
+    """Batch and head of the `which`-th of all heads, and where its first row begins."""
+    batch, head = (which // heads).to(tl.int64), which % heads
+    return batch, head, batch * stride_batch + head * stride_head
+
+
+@triton.jit
+def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
+    """Rows of LANES lanes from `lane_start`; nothing outside the head or the sequence is read."""
+    lane = lane_start + tl.arange(0, LANES)
+    mask = inside[:, None]
+    if DIM < lane_start + LANES:
+        mask = mask & (lane < DIM)[None, :]
+    return tl.load(ptr + offsets[:, None] + lane[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
+    lane = lane_start + tl.arange(0, LANES)
+    mask = inside[:, None]
+    if DIM < lane_start + LANES:
+        mask = mask & (lane < DIM)[None, :]
+    tl.store(ptr + offsets[:, None] + lane[None, :], x.to(ptr.dtype.element_ty), mask=mask)
+
+
+def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    """q, k and v as the kernels want them: views of one packed buffer are, others are copied."""
+    if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
+        return [q, k, v]
+    return [x.contiguous() for x in (q, k, v)]
+
+
+# --- attention triton ----------------------------------------------------------------------------
 
 
 @triton.jit
@@ -123,3 +160,261 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out, lse
+
+
+# --- attention triton backward -------------------------------------------------------------------
+
+
+@triton.jit
+def delta_kernel(
+    out_ptr,  # out, dout: (batch, seq, heads, head_dim), contiguous
+    dout_ptr,
+    delta_ptr,  # (batch, heads, seq) fp32: sum of out * dout over a head
+    n_rows,  # batch * seq * heads
+    seq,
+    heads,
+    DIM: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = row < n_rows
+    at = row.to(tl.int64) * DIM
+    out = load_rows(out_ptr, at, inside, 0, LANES, DIM).to(tl.float32)
+    dout = load_rows(dout_ptr, at, inside, 0, LANES, DIM).to(tl.float32)
+    token, head = row // heads, row % heads
+    to = ((token // seq).to(tl.int64) * heads + head) * seq + token % seq
+    tl.store(delta_ptr + to, tl.sum(out * dout, 1), mask=inside)
+
+
+@triton.jit
+def _dkv_tiles(
+    dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_ptr, dout_ptr, lse_ptr, delta_ptr, key, seq, stride_seq,
+    dout_seq, scale, start, end,
+    DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
+    QUERIES: tl.constexpr, PRECISION: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
+):  # fmt: skip
+    for first in range(start, end, QUERIES):
+        query = first + tl.arange(0, QUERIES)
+        inside = query < seq
+        q1 = load_rows(q_ptr, query * stride_seq, inside, 0, LANES1, DIM)
+        scores = tl.dot(k1, q1.T, input_precision=PRECISION)  # transposed: a row is a key
+        if LANES2 > 0:
+            q2 = load_rows(q_ptr, query * stride_seq, inside, LANES1, LANES2, DIM)
+            scores = tl.dot(k2, q2.T, scores, input_precision=PRECISION)
+        lse = tl.load(lse_ptr + query, mask=inside, other=float("inf"))  # beyond the end: p = 0
+        p = tl.exp2(scores * scale - lse[None, :])
+        if DIAGONAL:
+            p = tl.where(query[None, :] >= key[:, None], p, 0.0)
+        dout1 = load_rows(dout_ptr, query * dout_seq, inside, 0, LANES1, DIM)
+        if LANES2 > 0:
+            dout2 = load_rows(dout_ptr, query * dout_seq, inside, LANES1, LANES2, DIM)
+        if DV:
+            low = p.to(q_ptr.dtype.element_ty)
+            dv1 = tl.dot(low, dout1, dv1, input_precision=PRECISION)
+            if LANES2 > 0:
+                dv2 = tl.dot(low, dout2, dv2, input_precision=PRECISION)
+        if DK:
+            dp = tl.dot(v1, dout1.T, input_precision=PRECISION)
+            if LANES2 > 0:
+                dp = tl.dot(v2, dout2.T, dp, input_precision=PRECISION)
+            delta = tl.load(delta_ptr + query, mask=inside, other=0.0)
+            low = (p * (dp - delta[None, :])).to(q_ptr.dtype.element_ty)
+            dk1 = tl.dot(low, q1, dk1, input_precision=PRECISION)
+            if LANES2 > 0:
+                dk2 = tl.dot(low, q2, dk2, input_precision=PRECISION)
+    return dk1, dk2, dv1, dv2
+
+
+@triton.jit
+def dkv_kernel(
+    q_ptr,  # q, k, v as in the forward
+    k_ptr,
+    v_ptr,
+    dout_ptr,  # (batch, seq, heads, head_dim), contiguous
+    lse_ptr,  # (batch, heads, seq) fp32, as delta
+    delta_ptr,
+    dqkv_ptr,  # (batch, seq, heads, 3, head_dim), contiguous
+    seq,
+    heads,
+    stride_batch,
+    stride_seq,
+    stride_head,
+    scale,
+    DIM: tl.constexpr,
+    LANES1: tl.constexpr,
+    LANES2: tl.constexpr,
+    QUERIES: tl.constexpr,  # divides KEYS
+    KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DK: tl.constexpr,  # whether this launch writes dk
+    DV: tl.constexpr,
+):
+    """dk and dv of a tile of keys of one head."""
+    n_tiles = tl.cdiv(seq, KEYS)
+    which = tl.program_id(0) // n_tiles
+    first = tl.program_id(0) % n_tiles * KEYS
+    batch, head, base = head_of(which, heads, stride_batch, stride_head)
+    q_ptr += base
+    dout_ptr += batch * seq * heads * DIM + head * DIM
+    lse_ptr += which.to(tl.int64) * seq
+    delta_ptr += which.to(tl.int64) * seq
+    key = first + tl.arange(0, KEYS)
+    inside = key < seq
+    at = key * stride_seq
+    k1 = load_rows(k_ptr + base, at, inside, 0, LANES1, DIM)
+    v1 = load_rows(v_ptr + base, at, inside, 0, LANES1, DIM)
+    dk1 = tl.zeros((KEYS, LANES1), tl.float32)
+    dv1 = tl.zeros((KEYS, LANES1), tl.float32)
+    k2, v2, dk2, dv2 = k1, v1, dk1, dv1
+    if LANES2 > 0:
+        k2 = load_rows(k_ptr + base, at, inside, LANES1, LANES2, DIM)
+        v2 = load_rows(v_ptr + base, at, inside, LANES1, LANES2, DIM)
+        dk2 = tl.zeros((KEYS, LANES2), tl.float32)
+        dv2 = tl.zeros((KEYS, LANES2), tl.float32)
+    dk1, dk2, dv1, dv2 = _dkv_tiles(
+        dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_ptr, dout_ptr, lse_ptr, delta_ptr, key, seq,
+        stride_seq, heads * DIM, scale, first, tl.minimum(first + KEYS, seq),
+        True, DIM, LANES1, LANES2, QUERIES, PRECISION, DK, DV,
+    )  # fmt: skip
+    dk1, dk2, dv1, dv2 = _dkv_tiles(
+        dk1, dk2, dv1, dv2, k1, k2, v1, v2, q_ptr, dout_ptr, lse_ptr, delta_ptr, key, seq,
+        stride_seq, heads * DIM, scale, first + KEYS, seq,
+        False, DIM, LANES1, LANES2, QUERIES, PRECISION, DK, DV,
+    )  # fmt: skip
+    back = scale * 0.6931471805599453  # 1 / sqrt(head_dim)
+    dqkv_ptr += batch * seq * heads * 3 * DIM + head * 3 * DIM
+    at = key * (heads * 3 * DIM)
+    if DK:
+        store_rows(dqkv_ptr + DIM, at, inside, 0, dk1 * back, LANES1, DIM)
+        if LANES2 > 0:
+            store_rows(dqkv_ptr + DIM, at, inside, LANES1, dk2 * back, LANES2, DIM)
+    if DV:
+        store_rows(dqkv_ptr + 2 * DIM, at, inside, 0, dv1, LANES1, DIM)
+        if LANES2 > 0:
+            store_rows(dqkv_ptr + 2 * DIM, at, inside, LANES1, dv2, LANES2, DIM)
+
+
+@triton.jit
+def _dq_tiles(
+    dq1, dq2, q1, q2, dout1, dout2, lse, delta, k_ptr, v_ptr, query, seq, stride_seq, scale, start,
+    end, DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
+    KEYS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    for first in range(start, end, KEYS):
+        key = first + tl.arange(0, KEYS)
+        at = key * stride_seq
+        inside = key < seq
+        k1 = load_rows(k_ptr, at, inside, 0, LANES1, DIM)
+        v1 = load_rows(v_ptr, at, inside, 0, LANES1, DIM)
+        scores = tl.dot(q1, k1.T, input_precision=PRECISION)
+        dp = tl.dot(dout1, v1.T, input_precision=PRECISION)
+        if LANES2 > 0:
+            k2 = load_rows(k_ptr, at, inside, LANES1, LANES2, DIM)
+            v2 = load_rows(v_ptr, at, inside, LANES1, LANES2, DIM)
+            scores = tl.dot(q2, k2.T, scores, input_precision=PRECISION)
+            dp = tl.dot(dout2, v2.T, dp, input_precision=PRECISION)
+        p = tl.exp2(scores * scale - lse[:, None])
+        if DIAGONAL:
+            p = tl.where(query[:, None] >= key[None, :], p, 0.0)
+        low = (p * (dp - delta[:, None])).to(k_ptr.dtype.element_ty)
+        dq1 = tl.dot(low, k1, dq1, input_precision=PRECISION)
+        if LANES2 > 0:
+            dq2 = tl.dot(low, k2, dq2, input_precision=PRECISION)
+    return dq1, dq2
+
+
+@triton.jit
+def dq_kernel(
+    q_ptr,  # as in dkv_kernel
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    dqkv_ptr,
+    seq,
+    heads,
+    stride_batch,
+    stride_seq,
+    stride_head,
+    scale,
+    DIM: tl.constexpr,
+    LANES1: tl.constexpr,
+    LANES2: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,  # divides QUERIES
+    PRECISION: tl.constexpr,
+):
+    """dq of a tile of queries of one head."""
+    n_tiles = tl.cdiv(seq, QUERIES)
+    which = tl.program_id(0) // n_tiles
+    first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
+    batch, head, base = head_of(which, heads, stride_batch, stride_head)
+    k_ptr += base
+    v_ptr += base
+    dout_ptr += batch * seq * heads * DIM + head * DIM
+    query = first + tl.arange(0, QUERIES)
+    inside = query < seq
+    at = query * stride_seq
+    dout_at = query * (heads * DIM)
+    q1 = load_rows(q_ptr + base, at, inside, 0, LANES1, DIM)
+    dout1 = load_rows(dout_ptr, dout_at, inside, 0, LANES1, DIM)
+    dq1 = tl.zeros((QUERIES, LANES1), tl.float32)
+    q2, dout2, dq2 = q1, dout1, dq1
+    if LANES2 > 0:
+        q2 = load_rows(q_ptr + base, at, inside, LANES1, LANES2, DIM)
+        dout2 = load_rows(dout_ptr, dout_at, inside, LANES1, LANES2, DIM)
+        dq2 = tl.zeros((QUERIES, LANES2), tl.float32)
+    row = which.to(tl.int64) * seq + query
+    lse = tl.load(lse_ptr + row, mask=inside, other=float("inf"))
+    delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
+    dq1, dq2 = _dq_tiles(
+        dq1, dq2, q1, q2, dout1, dout2, lse, delta, k_ptr, v_ptr, query, seq, stride_seq, scale,
+        0, first, False, DIM, LANES1, LANES2, KEYS, PRECISION,
+    )  # fmt: skip
+    dq1, dq2 = _dq_tiles(
+        dq1, dq2, q1, q2, dout1, dout2, lse, delta, k_ptr, v_ptr, query, seq, stride_seq, scale,
+        first, tl.minimum(first + QUERIES, seq), True, DIM, LANES1, LANES2, KEYS, PRECISION,
+    )  # fmt: skip
+    back = scale * 0.6931471805599453  # 1 / sqrt(head_dim)
+    dqkv_ptr += batch * seq * heads * 3 * DIM + head * 3 * DIM
+    at = query * (heads * 3 * DIM)
+    store_rows(dqkv_ptr, at, inside, 0, dq1 * back, LANES1, DIM)
+    if LANES2 > 0:
+        store_rows(dqkv_ptr, at, inside, LANES1, dq2 * back, LANES2, DIM)
+
+
+def attention_backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
+) -> Tensor:
+    """dq, dk and dv as one (batch, seq, heads, 3, head_dim).
+
+    Args:
+        dout: (batch, seq, heads, head_dim). The others: arguments and results of the forward.
+    """
+    q, k, v = same_strides(q, k, v)
+    batch, seq, heads, dim = q.shape
+    dqkv = q.new_empty(batch, seq, heads, 3, dim)
+    if not q.numel():
+        return dqkv
+    dout, delta = dout.contiguous(), torch.empty_like(lse)
+    n_rows, width = batch * seq * heads, triton.next_power_of_2(dim)
+    rows = max(1, 4096 // width)
+    delta_kernel[(triton.cdiv(n_rows, rows),)](
+        out, dout, delta, n_rows, seq, heads, DIM=dim, LANES=width, ROWS=rows, num_warps=4
+    )
+    found = tiles(dim, q.dtype)
+
+    def launch(kernel: triton.JITFunction, tile: Tile, rows: int, **more: bool) -> None:
+        kernel[(batch * heads * triton.cdiv(seq, rows),)](
+            q, k, v, dout, lse, delta, dqkv, seq, heads, *q.stride()[:3],
+            math.log2(math.e) / dim**0.5, **constants(dim, q.dtype), **more,
+            QUERIES=tile.queries, KEYS=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+
+    launch(dkv_kernel, found.dk, found.dk.keys, DK=True, DV=found.dv is None)
+    if found.dv:
+        launch(dkv_kernel, found.dv, found.dv.keys, DK=False, DV=True)
+    launch(dq_kernel, found.dq, found.dq.queries)
+    return dqkv

@@ -7,7 +7,7 @@ a graph replays the very kernels it recorded and recomputation repeats them, so 
 torch.compile fuses, so it does. `PYTHIA_EXECUTION` chooses for every run, e.g. "graph" or
 "compile+recompute".
 
-Not here: the modes themselves (pythia_core.training.micro_step), what fits into memory
+Not here: the modes themselves (pythia_core.training.trainer), what fits into memory
 (pythia_core.training.memory).
 """
 

@@ -20,11 +20,18 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from pythia_core.config import RunConfig, config_differences, run_config_from_dict, stable_hash
+from pythia_core.config import (
+    RunConfig,
+    config_dict,
+    config_differences,
+    run_config_from_dict,
+    stable_hash,
+)
 from pythia_core.data.interventions import Ledger, make_ledger
 from pythia_core.data.order import batch_hash
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.kernels import native, use_triton
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import (
     duplicates,
@@ -34,9 +41,8 @@ from pythia_core.training.checkpoint import (
     step_folder,
     weighted_steps,
 )
-from pythia_core.training.execution import Execution
+from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.gpu_sharing import gate, run_bytes, share_of_device
-from pythia_core.training.identity import run_identity
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import thin, thinning
 from pythia_core.training.schedule import checkpoint_steps, linear_step
@@ -46,6 +52,40 @@ from pythia_core.util.extensions import registered
 from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.workers import n_workers, parallel_map
+
+# --- identity ------------------------------------------------------------------------------------
+
+TRAJECTORY_VERSION = 2
+"""Part of every run's identity: raise it when a change alters what a run computes."""
+
+
+def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
+    """All that determines a run's trajectory, as JSON; `data` is a fingerprint."""
+    return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
+
+
+def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
+    """The versions that matter for a run's bits, and the route that its kernels take.
+
+    Raises:
+        ConfigError: an execution that this machine's device cannot do.
+    """
+    major, minor = torch.__version__.split(".")[:2]
+    kind = device_info()["kind"]
+    execution.check(kind)
+    if kind == "cuda":
+        kernels = "triton" if use_triton(torch.empty(0, device=kind)) else "torch"
+    else:
+        kernels = "native" if native.library() else "torch"
+    return {
+        "trajectory": TRAJECTORY_VERSION,
+        "torch": f"{major}.{minor}",
+        "device": kind,
+        "kernels": execution.route(kernels, kind),
+    }
+
+
+# --- runs ----------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
 CORE_FLOPS = 5e10

@@ -14,6 +14,7 @@ Not here: the loop around it, logs and files (pythia_core.training.train).
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,14 +25,89 @@ from torch import Tensor
 from pythia_core.config import RunConfig
 from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, DataError, TrainingError
-from pythia_core.model import GPTNeoX, LayerNorm
+from pythia_core.model import GPTNeoX, LayerNorm, Rotary
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.loss_scale import LossScale
 from pythia_core.training.memory import largest_micro_batch
-from pythia_core.training.micro_step import MicroStep
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
 from pythia_core.training.schedule import learning_rate
+
+# --- micro step ----------------------------------------------------------------------------------
+
+Replay = Callable[[], object]
+WARM_UP = 3
+"""Passes before recording: lazy initialisation and autotuning must be over."""
+
+
+class MicroStep:
+    """Calls add a share of the mean loss of some rows, and its gradient.
+
+    Args:
+        total: 0-dim fp64, takes the losses. scale: 0-dim, of the loss in the backward, or None.
+        capture: records a function as one that repeats it on the same memory.
+    """
+
+    def __init__(
+        self,
+        model: GPTNeoX,
+        execution: Execution,
+        total: Tensor,
+        scale: Tensor | None = None,
+        capture: Callable[[Replay], Replay] | None = None,
+    ) -> None:
+        model.recompute = execution.recompute
+        self._model, self._total, self._scale = model, total, scale
+        self._loss = model.loss
+        if execution.mode == "compile":
+            self._loss = torch.compile(model.loss, dynamic=False)
+        self._capture = capture or capture_cuda
+        self._graphs: dict[tuple, tuple[Tensor, Replay, Rotary]] | None = (
+            {} if execution.mode == "graph" else None
+        )
+
+    def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
+        """Record what is new among these micro-batches; spoils gradient and sum."""
+        for rows in parts:
+            # made outside of what is compiled or recorded, and kept as long as a graph reads them
+            tables = self._model.rotary(rows.shape[1] - 1, rows.device)
+            key = (tuple(rows.shape), n_rows)
+            if self._graphs is not None and key not in self._graphs:
+                fixed = rows.clone()
+                repeat = self._capture(lambda fixed=fixed: self._run(fixed, n_rows))
+                self._graphs[key] = fixed, repeat, tables
+
+    def __call__(self, rows: Tensor, n_rows: int) -> None:
+        """Add loss and gradient of `rows` (micro, S+1), a part of a batch of `n_rows`."""
+        if self._graphs is None:
+            self._run(rows, n_rows)
+            return
+        fixed, repeat, _ = self._graphs[tuple(rows.shape), n_rows]
+        fixed.copy_(rows)
+        repeat()
+
+    def _run(self, rows: Tensor, n_rows: int) -> None:
+        loss = self._loss(rows) * (len(rows) / n_rows)
+        self._total.add_(loss.detach())
+        (loss if self._scale is None else loss * self._scale).backward()
+
+
+def capture_cuda(function: Replay) -> Replay:
+    """A CUDA graph of `function`, which ran a few times before and must not wait for the device."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UP):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # "thread_local": a checkpoint may be written by another thread meanwhile
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        function()
+    return graph.replay
+
+
+# --- trainer -------------------------------------------------------------------------------------
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

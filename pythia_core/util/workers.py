@@ -30,7 +30,7 @@ VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
 Found = TypeVar("Found")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""(waiting jobs, running jobs) -> which of the waiting may start now (pythia_core.training.gpu_sharing)."""
+"""(waiting jobs, running jobs) -> which of the waiting may start now (training.gpu_sharing)."""
 
 _pool: tuple[ProcessPoolExecutor, Any] | None = None
 

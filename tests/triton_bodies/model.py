@@ -15,8 +15,8 @@ from pythia_core.evaluation import hooks
 from pythia_core.model import MLP, GPTNeoX
 from pythia_core.training.execution import Execution
 from pythia_core.training.memory import kept_bytes
-from pythia_core.training.micro_step import MicroStep
 from pythia_core.training.optimizer import FlatParameters
+from pythia_core.training.trainer import MicroStep
 
 
 @pytest.fixture(autouse=True)

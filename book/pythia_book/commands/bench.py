@@ -52,7 +52,7 @@ def _bench(args: argparse.Namespace) -> None:
         return _stream(bench_kernels(sizes, args.dry_run), args.json, _print_json)
     if args.what == "train" and args.device == "cuda":
         from pythia_book.bench.rows import line, rows_file
-        from pythia_book.bench.train_gpu_plan import bench_train_gpu
+        from pythia_book.bench.train_gpu import bench_train_gpu
 
         rows = bench_train_gpu(sizes, args.dry_run, isolate=not args.dry_run, **given)
         default = None if args.dry_run else rows_file()

@@ -87,10 +87,9 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: settings that cannot be, or --yes is needed. DataError: shards are missing.
     """
-    from pythia_book.released.continued import find_or_continue
+    from pythia_book.released.continued import Rewarm, find_or_continue
     from pythia_book.released.continued_data import RowsData, swap_summary
     from pythia_book.released.continued_plan import make_plan
-    from pythia_book.released.continued_rule import Rewarm
     from pythia_book.released.continued_start import published_train, source_of, tokenizer_of
     from pythia_core.hf import step_of
     from pythia_core.training.runs import Run

@@ -15,7 +15,7 @@ from pythia_core.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pythia_core.data.rows import Rows
+    from pythia_core.data.order import Rows
     from pythia_core.training.runs import Run
 
 

@@ -11,7 +11,7 @@ as near-duplicates do. At the end come sums (pythia_book.corpora.equations), som
 with the numbers that the texts hold.
 
 Everything follows from hashes of the text: no random state, the same on every machine. Held-out
-documents (pythia_core.data.heldout: hash below 1 %) are never planted, nor is an edited copy or are
+documents (pythia_core.data.prepare: hash below 1 %) are never planted, nor is an edited copy or are
 sums ever among them. Not here: finding the duplicates again (pythia_core.data.dedup knows nothing
 of how they came about).
 """

@@ -4,11 +4,212 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.pages import real_suite_facts as suite
+from pythia_book.recipe import BATCH_ROWS, HARDWARE, SEQ_LEN, estimates
+from pythia_book.released.continued_data import RowsData
+from pythia_book.released.continued_plan import Plan, make_plan
+from pythia_book.released.continued_start import published_train
+from pythia_book.studies.phases.ngrams import ORDERS
+from pythia_book.studies.phases.probes import LONGEST_COPY, N_PLACES, N_ROWS, N_SEQUENCES
 from pythia_book.style import Table
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.metrics import flops_per_token
+from pythia_core.training.schedule import N_CHECKPOINTS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+# --- real suite facts ----------------------------------------------------------------------------
+
+TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
+"""Precision of the products, by size; 1B's standard run left fp16 after a loss spike that would not
+heal, its deduplicated twin did not (EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml)."""
+USABLE_VOCABULARY = 50_277
+"""Entries of the tokenizer; rows past them are never targets."""
+PADDED_TO = 128
+"""The vocabulary is padded to a multiple of this, times the tensor-parallel ranks."""
+
+STORED_BYTES = 2
+"""A parameter on the hub: half precision."""
+STATE_BYTES = {"fp32": 16, "bf16": 18}
+"""A parameter in training here: weight, gradient and two moments in fp32; in bf16 a copy more."""
+DOWNLOAD = 100e6
+"""Bytes a second; an assumption."""
+CPU_FLOPS = 100e9
+"""FLOP a second of a few cores in fp32; an assumption."""
+GPU_BYTES = 80e9
+TASK_TOKENS = {
+    "lambada_openai": 397_220,
+    "piqa": 134_820,
+    "winogrande": 55_734,
+    "arc_easy": 65_610,
+    "arc_challenge": 41_425,
+    "sciq": 307_998,
+    "hellaswag": 3_176_799,
+    "crows_pairs_english": 35_241,
+    "crows_pairs_english_gender": 5_448,
+    "winobias_mc": 27_224,
+    "winobias_em": 131_604,
+    "arithmetic": 33_406,
+    "triviaqa": 1_542_994,
+}
+"""Tokens that a checkpoint reads and at most writes for all items that come along, padding
+included: benchmarks.pack of the 20B tokenizer's ids (tests/test_real_suite.py counts again)."""
+_SHOWN = "70m"
+"""The size of the commands' table."""
+
+
+def padded_vocabulary(tensor_parallel: int) -> int:
+    """GPT-NeoX's rule."""
+    multiple = PADDED_TO * tensor_parallel
+    return -(-USABLE_VOCABULARY // multiple) * multiple
+
+
+def repository(size: str, deduplicated: bool = False) -> str:
+    """A released model's name on the hub."""
+    return f"EleutherAI/pythia-{size}" + ("-deduped" if deduplicated else "")
+
+
+def fidelity_table() -> pd.DataFrame:
+    """What was really done, by size: precision, initialisation, vocabulary, learning rate."""
+    import pandas as pd
+
+    rows = []
+    for name, size in OFFICIAL_SIZES.items():
+        hardware = HARDWARE[name]
+        rows.append(
+            {
+                "size": name,
+                "precision": TRAINED_IN[name],
+                "init": size.init,
+                "tensor_parallel": hardware.tensor_parallel,
+                "vocabulary": padded_vocabulary(hardware.tensor_parallel),
+                "head_dim": size.model().head_dim,
+                "lr_max": size.lr_max,
+                "lr_min": size.lr_max / 10,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def reading_table() -> pd.DataFrame:
+    """What it takes to read a released model: bytes on the hub, time, memory in fp32.
+
+    `row_seconds`: the forward pass of 2,048 tokens, a third of a training step's work, on a CPU;
+    `task_seconds`: that of all tasks.
+    """
+    import pandas as pd
+
+    rows = []
+    for name, size in OFFICIAL_SIZES.items():
+        model = size.model()
+        stored = STORED_BYTES * model.n_params
+        rows.append(
+            {
+                "size": name,
+                "repository": repository(name),
+                "stored": stored,
+                "minutes": stored / DOWNLOAD / 60,
+                "stored_all": stored * N_CHECKPOINTS,
+                "memory": 4 * model.n_params,
+                "row_seconds": _forward_seconds(name, SEQ_LEN),
+                "task_seconds": _forward_seconds(name, sum(TASK_TOKENS.values())),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _forward_seconds(size: str, tokens: float) -> float:
+    return flops_per_token(OFFICIAL_SIZES[size].model(), SEQ_LEN) / 3 * tokens / CPU_FLOPS
+
+
+def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
+    model = OFFICIAL_SIZES[size].model()
+    train = published_train(model, SEQ_LEN, precision="bf16")
+    rows = RowsData("pile-deduped", "")
+    return make_plan(repository(size, True), model, train, start, steps, rows, swap)
+
+
+def forks_table() -> pd.DataFrame:
+    """What the paper's shorter window takes: 10,000 updates from step 133,000, control and swap."""
+    import pandas as pd
+
+    plans = {name: _plan(name, 133_000, 10_000) for name in OFFICIAL_SIZES}
+    return pd.DataFrame(
+        [
+            {
+                "size": name,
+                "weights": plan.weight_bytes,
+                "rows": plan.row_bytes,
+                "state": plan.memory,
+                "fits": plan.memory < GPU_BYTES,
+                "disk": plan.disk,
+                "gpu_seconds": plan.seconds,
+            }
+            for name, plan in plans.items()
+        ]
+    )
+
+
+def commands_table() -> pd.DataFrame:
+    """Commands on a released size with the bytes that they fetch, their memory and time.
+
+    `machine`: what the time is of; without one it is that of the download.
+    """
+    import pandas as pd
+
+    model, name = OFFICIAL_SIZES[_SHOWN].model(), repository(_SHOWN)
+    stored, fp32 = STORED_BYTES * model.n_params, 4 * model.n_params
+    batch = BATCH_ROWS * (SEQ_LEN + 1) * 2
+    tasks = _forward_seconds(_SHOWN, sum(TASK_TOKENS.values()))
+    asked = N_ROWS * SEQ_LEN + 4 * N_SEQUENCES * LONGEST_COPY
+    expected = 4 * len(ORDERS) * N_ROWS * N_PLACES * model.vocab_size
+    fork, long, short = (
+        _plan(_SHOWN, 133_000, 10_000),
+        _plan(_SHOWN, 113_000, 30_000),
+        _plan(_SHOWN, 133_000, 10_000, False),
+    )
+    swap = "--swap masculine_to_feminine --data pile-deduped --yes"
+    rows = [
+        (f"verify {name}", 0, 0, 0, ""),
+        (f"convert {name} results/pythia-{_SHOWN} --revision step3000", stored, 2 * stored, 0, ""),
+        (f'generate {name} --prompt "The Pile is"', stored, stored + fp32, 0, ""),
+        ("inspect --data pile-standard --step 3000", batch, 2 * batch, 0, ""),
+        ('find --data pile-deduped --to-step 10 "a sentence"', 10 * batch, 2 * batch, 0, ""),
+        (f"evaluate {name}", stored, stored + fp32, tasks, "CPU"),
+        (f"evaluate {name} --steps all --out scores.csv", N_CHECKPOINTS * stored, stored + fp32,
+         N_CHECKPOINTS * tasks, "CPU"),
+        (f"study phases --scale paper -p source={name} -p data=pile-standard",
+         N_CHECKPOINTS * stored + 16 * batch, 2 * expected + stored + fp32,
+         N_CHECKPOINTS * _forward_seconds(_SHOWN, asked), "CPU"),
+        (f"continue {name}-deduped --revision step133000 --steps 10000 {swap}",
+         fork.weight_bytes + fork.row_bytes, fork.memory, fork.seconds, "H100"),
+        (f"study gender_bias --scale paper -p sizes={_SHOWN}",
+         long.weight_bytes + long.row_bytes + short.row_bytes, long.memory,
+         long.seconds + short.seconds, "H100"),
+    ]  # fmt: skip
+    columns = ["command", "fetched", "memory", "seconds", "machine"]
+    frame = pd.DataFrame(rows, columns=columns)
+    waiting = frame.seconds == 0
+    frame.loc[waiting, "seconds"] = frame.fetched[waiting] / DOWNLOAD
+    return frame
+
+
+def training_table() -> pd.DataFrame:
+    """What it would take to train a size again with this library, which splits no model.
+
+    `state`: bytes of weights, gradients and optimizer in bf16, without activations; `fits`: whether
+    a GPU of 80 GB holds that; `h100_hours`: recipe.estimates.
+    """
+    frame = estimates()[["size", "h100_hours"]].copy()
+    parameters = [OFFICIAL_SIZES[name].model().n_params for name in frame["size"]]
+    frame["parameters"] = parameters
+    frame["state"] = [STATE_BYTES["bf16"] * n for n in parameters]
+    frame["fits"] = frame.state < GPU_BYTES
+    return frame
+
+
+# --- real suite ----------------------------------------------------------------------------------
 
 SPACE = "\N{NO-BREAK SPACE}"
 RATE = "{:.1e}".format
@@ -48,10 +249,10 @@ def fidelity() -> Table:
         "lr_min": ("Lowest rate", RATE),
     }
     caption = (
-        f"What was really done. Rows: {suite.USABLE_VOCABULARY:,} entries, padded to a multiple of "
-        f"{suite.PADDED_TO} times the tensor-parallel ranks"
+        f"What was really done. Rows: {USABLE_VOCABULARY:,} entries, padded to a multiple of "
+        f"{PADDED_TO} times the tensor-parallel ranks"
     )
-    return _table(suite.fidelity_table(), columns, caption)
+    return _table(fidelity_table(), columns, caption)
 
 
 def reading() -> Table:
@@ -67,16 +268,16 @@ def reading() -> Table:
         "task_seconds": ("All tasks", _time),
     }
     caption = (
-        f"To read a released model, from its parameters. Download at {suite.DOWNLOAD / 1e6:.0f} "
-        f"MB/s, a row and the tasks' {sum(suite.TASK_TOKENS.values()):,} tokens at "
-        f"{suite.CPU_FLOPS / 1e9:.0f} GFLOP/s: assumptions"
+        f"To read a released model, from its parameters. Download at {DOWNLOAD / 1e6:.0f} "
+        f"MB/s, a row and the tasks' {sum(TASK_TOKENS.values()):,} tokens at "
+        f"{CPU_FLOPS / 1e9:.0f} GFLOP/s: assumptions"
     )
-    return _table(suite.reading_table(), columns, caption)
+    return _table(reading_table(), columns, caption)
 
 
 def commands() -> Table:
     """What to type, and what it takes."""
-    frame = suite.commands_table()
+    frame = commands_table()
     frame["time"] = [
         "seconds"
         if row.seconds < 1
@@ -90,8 +291,8 @@ def commands() -> Table:
         "time": ("Time", str),
     }
     caption = (
-        f"On pythia-70m, from its parameters. Downloads at {suite.DOWNLOAD / 1e6:.0f} MB/s, a CPU "
-        f"of {suite.CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an H100's peak: assumptions. Memory "
+        f"On pythia-70m, from its parameters. Downloads at {DOWNLOAD / 1e6:.0f} MB/s, a CPU "
+        f"of {CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an H100's peak: assumptions. Memory "
         "of training is without activations; what is fetched stays on disk, but for rows"
     )
     table = _table(frame, columns, caption)
@@ -113,7 +314,7 @@ def forks() -> Table:
         "10,000 updates from step 133,000, a swap and its control, in bf16, activations left out; "
         "time at an assumed quarter of the peak"
     )
-    return _table(suite.forks_table(), columns, caption)
+    return _table(forks_table(), columns, caption)
 
 
 def training() -> Table:
@@ -126,4 +327,4 @@ def training() -> Table:
         "h100_hours": ("Hours of one H100", "{:,.0f}".format),
     }
     caption = "To train a size again, in bf16, activations left out; hours as on the recipe's page"
-    return _table(suite.training_table(), columns, caption)
+    return _table(training_table(), columns, caption)

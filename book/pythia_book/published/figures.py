@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.published.tables import MODELS, TASKS
-from pythia_book.shared_figures import footer
-from pythia_book.style import MUTED, WIDTH, Drawing, reference, say, size_colour, style
+from pythia_book.style import MUTED, WIDTH, Drawing, footer, reference, say, size_colour, style
 
 if TYPE_CHECKING:
     import pandas as pd

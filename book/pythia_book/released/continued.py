@@ -22,16 +22,17 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import torch
 
 from pythia_book.released.continued_data import RowsData, RowSwap, swap_row
-from pythia_book.released.continued_rule import Continuation, ContinuedTrainer, Rewarm
 from pythia_book.released.continued_start import (
     Start,
     carrier,
@@ -39,7 +40,6 @@ from pythia_book.released.continued_start import (
     published_train,
     start_at,
 )
-from pythia_book.released.prefetch import ReadAhead
 from pythia_core.config import (
     InterventionConfig,
     ModelConfig,
@@ -50,16 +50,96 @@ from pythia_core.config import (
     stable_hash,
 )
 from pythia_core.data.interventions import Ledger, make_ledger
-from pythia_core.errors import CheckpointError, ConfigError, DataError
+from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
 from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.training.distributed import ALONE, World
-from pythia_core.training.identity import code_identity
+from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
-from pythia_core.training.runs import FORK_INDICES, Run, find_run
+from pythia_core.training.runs import FORK_INDICES, Run, code_identity, find_run
 from pythia_core.training.schedule import checkpoint_steps, linear_step
 from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer, update_lr
 from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info
+
+# --- continued rule ------------------------------------------------------------------------------
+
+RULES = ("linear", "none", "constant")
+
+
+@dataclass(frozen=True)
+class Rewarm:
+    """How the learning rate begins where the optimizer's state is lost; see the module."""
+
+    rule: str = "linear"
+    updates: int = 0
+    """W of the rule "linear"; 0: 1 % of the updates to come, rounded up."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(one_of(self.rule, RULES, "rule of re-warming"))
+        if self.updates < 0 or (self.updates and self.rule != "linear"):
+            raise ConfigError(
+                f"{self.updates} updates of re-warming with rule {self.rule!r}: accepted is a "
+                "number from 0 on, and only with 'linear'"
+            )
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """All that determines a continued run besides its weights, data, model and schedule."""
+
+    start: int
+    stop: int
+    adam_from: int
+    """Step at which Adam's moments were zero; 0 for an exact continuation of a run of ours."""
+    rule: str
+    rewarm_updates: int
+    swap: str = ""
+
+    def lr(self, config: RunConfig, step: int) -> float:
+        """Learning rate of the update that leads from `step` to `step + 1`."""
+        if self.rule == "constant":
+            return update_lr(config, self.adam_from)
+        lr = update_lr(config, step)
+        warmed = step - self.adam_from
+        return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
+
+    def described(self) -> str:
+        """The beginning, in words."""
+        if self.adam_from != self.start:
+            return f"optimizer state of step {self.start} kept: an exact continuation"
+        rate = {
+            "linear": f"re-warmed from 0 in {self.rewarm_updates} updates",
+            "none": "the schedule's at once",
+            "constant": f"that of step {self.start} throughout",
+        }[self.rule]
+        return f"weights of step {self.start} only; Adam's moments zero, learning rate {rate}"
+
+
+class ContinuedTrainer(Trainer):
+    """A trainer whose Adam, and whose learning rate, began at a step of their own."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        execution: Execution = EAGER,
+        *,
+        how: Continuation,
+    ) -> None:
+        super().__init__(config, device, execution)
+        self.how = how
+
+    def lr(self) -> float:
+        return self.how.lr(self.config, self.updates_made)
+
+    @property
+    def moments_age(self) -> int:
+        return self.updates_made - self.how.adam_from
+
+
+# --- continued -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -318,3 +398,40 @@ def open_continued(folder: Path) -> Continued:
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} is not a continued run: {error!r}") from error
     return Continued(folder, config, data, how)
+
+
+# --- prefetch ------------------------------------------------------------------------------------
+
+AHEAD = 4
+"""Batches that may be there before their time; 4.2 MB each of the pre-shuffled Pile."""
+
+
+class ReadAhead:
+    """`batch_at` up to, not with, step `stop`, asked for in ascending order of steps.
+
+    Errors of a step come when that step is asked for. To be closed (a context manager).
+    """
+
+    def __init__(
+        self, batch_at: Callable[[int], np.ndarray], stop: int, ahead: int = AHEAD
+    ) -> None:
+        self._batch_at, self._stop, self._ahead = batch_at, stop, ahead
+        self._found: dict[int, Future[np.ndarray]] = {}
+        self._reader = ThreadPoolExecutor(1, "read-ahead")  # one: the order of reads is kept
+
+    def __call__(self, step: int) -> np.ndarray:
+        for later in range(step, min(step + 1 + self._ahead, max(self._stop, step + 1))):
+            if later not in self._found:
+                self._found[later] = self._reader.submit(self._batch_at, later)
+        return self._found.pop(step).result()
+
+    def __enter__(self) -> ReadAhead:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._reader.shutdown(wait=True, cancel_futures=True)

@@ -22,9 +22,8 @@ from pythia_book.released.pile import SEQ_LEN, Absent, open_rows, tokenizer_at
 from pythia_book.released.remote_rows import RemoteRows
 from pythia_core.config import SWAPS, stable_hash
 from pythia_core.data.interventions import Ledger
-from pythia_core.data.order import batch_hash
+from pythia_core.data.order import Rows, batch_hash
 from pythia_core.data.pronouns import WORDS, PronounSwap
-from pythia_core.data.rows import Rows
 from pythia_core.data.tokenizer import EOD, id_limit
 from pythia_core.errors import ConfigError, DataError, one_of
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pythia_book.released.remote_rows import ByteFile, JoinedFile, LocalFile
 from pythia_core.data.indexed_dataset import DTYPES, HEADER, MAGIC, VERSION, find_shards
-from pythia_core.data.rows import Batches
+from pythia_core.data.order import Batches
 from pythia_core.errors import DataError
 
 PARTS = ("doc_idx", "sample_idx", "shuffle_idx")

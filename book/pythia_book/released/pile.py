@@ -28,11 +28,11 @@ from pythia_core.data.order import (
     OrderedRows,
     PreshuffledRows,
     RowOrder,
+    Rows,
     batch_hash,
     epochs_needed,
     rows_asked_for,
 )
-from pythia_core.data.rows import Rows
 from pythia_core.errors import DataError, one_of
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_core.data.indexed_dataset import check_shard_names
-from pythia_core.data.rows import FixedRows
+from pythia_core.data.order import FixedRows
 from pythia_core.errors import DataError, FetchError
 
 LARGEST_READ = 1 << 28

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.stats import estimate
-from pythia_book.tasks.requests import BuiltTask, TaskMeasurement, build_all
+from pythia_book.tasks.task_metrics import BuiltTask, TaskMeasurement, build_all
 from pythia_book.tasks.tasks import TASKS
 
 if TYPE_CHECKING:

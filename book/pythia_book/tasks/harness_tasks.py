@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from pythia_book.tasks.harness import lm_eval_package
-from pythia_book.tasks.requests import BuiltTask, prompt_of
-from pythia_book.tasks.task_metrics import AnsweredTask
+from pythia_book.tasks.task_metrics import AnsweredTask, BuiltTask, prompt_of
 from pythia_book.tasks.tasks import task_named
 
 

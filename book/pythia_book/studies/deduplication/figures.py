@@ -6,18 +6,19 @@ from typing import TYPE_CHECKING
 
 from pythia_book.published.figures import TITLES
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer, twin_shares
 from pythia_book.style import (
     INK,
     MUTED,
     Drawing,
     Table,
+    footer,
     panels,
     reference,
     say,
     size_colour,
     size_legend,
     style,
+    twin_shares,
 )
 
 if TYPE_CHECKING:

@@ -29,8 +29,7 @@ from pythia_book.studies.task_scores import LIMIT, built_tasks, twin_rows
 from pythia_book.study import StudyParams, StudyResult, find_published
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
-from pythia_core.evaluation.exposure import distinct_windows
-from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows
 from pythia_core.suite import DATA_ARMS, DEDUP, scale_named, suite_configs
 from pythia_core.training.runs import find_or_train_all
 

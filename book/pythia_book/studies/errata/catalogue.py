@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pythia_book.studies.errata import evidence as released_files
 from pythia_book.studies.errata import evidence as shown
-from pythia_book.studies.errata import released as released_files
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_core.errors import ConfigError, one_of
 
@@ -136,7 +136,8 @@ ERRATA = (
         shown.adamw,
         "Who re-trains with Adam and the decay in the gradient, or decays all, trains another "
         "model; not measured.",
-        "pythia_core.training.optimizer builds these groups; TrainConfig(weight_decay=0) turns the decay off.",
+        "pythia_core.training.optimizer builds these groups; TrainConfig(weight_decay=0) turns "
+        "the decay off.",
     ),
     Erratum(
         "swap-code",

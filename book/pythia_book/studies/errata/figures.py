@@ -6,10 +6,22 @@ import html
 from typing import TYPE_CHECKING
 
 from pythia_book.records import number_text, value_text
-from pythia_book.shared_figures import claims_frame, footer, interval
 from pythia_book.studies.errata.catalogue import ERRATA
 from pythia_book.studies.errata.study import LABELS, MARGIN, SEED
-from pythia_book.style import GRID, INK, MUTED, Drawing, Table, panels, reference, say, style
+from pythia_book.style import (
+    GRID,
+    INK,
+    MUTED,
+    Drawing,
+    Table,
+    claims_frame,
+    footer,
+    interval,
+    panels,
+    reference,
+    say,
+    style,
+)
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 
 if TYPE_CHECKING:

@@ -9,17 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer
-from pythia_book.studies.kernels.predictions import (
+from pythia_book.studies.kernels.study import (
+    COMPILED,
     COPY_GB_PER_S,
     MATMUL_TFLOP_PER_S,
+    NOT_MEASURED,
+    ONE_OF_EVERY_HEAD_DIM,
     PREDICTIONS,
     SEQ_LEN,
     executed_products,
 )
-from pythia_book.studies.kernels.predictions import predictions as predicted
-from pythia_book.studies.kernels.study import COMPILED, NOT_MEASURED, ONE_OF_EVERY_HEAD_DIM
-from pythia_book.style import INK, MUTED, Drawing, Table, panels, reference, say, style
+from pythia_book.studies.kernels.study import predictions as predicted
+from pythia_book.style import INK, MUTED, Drawing, Table, footer, panels, reference, say, style
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

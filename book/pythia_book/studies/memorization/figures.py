@@ -8,17 +8,19 @@ import numpy as np
 
 from pythia_book.published.figures import MODELS
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer, interval, twin_shares
 from pythia_book.style import (
     MUTED,
     Drawing,
     Table,
+    footer,
+    interval,
     panels,
     reference,
     say,
     size_colour,
     size_legend,
     style,
+    twin_shares,
 )
 
 if TYPE_CHECKING:

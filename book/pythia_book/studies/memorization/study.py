@@ -21,8 +21,7 @@ from pythia_book.studies.memorization.claims import claims_table
 from pythia_book.studies.memorization.tables import Rows, frame
 from pythia_book.study import StudyParams, StudyResult, find_published
 from pythia_core.errors import ConfigError
-from pythia_core.evaluation.exposure import distinct_windows, exposure_counts
-from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows, exposure_counts
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 from pythia_core.training.runs import find_or_train_all
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.studies.memorization import order_alternatives as alternatives
 from pythia_book.studies.memorization import order_tests
+from pythia_book.studies.memorization import order_tests as alternatives
 from pythia_book.studies.memorization.order_tests import Design, Null
 
 if TYPE_CHECKING:

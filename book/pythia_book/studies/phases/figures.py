@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book.records import number_text, value_text
-from pythia_book.shared_figures import footer, interval
 from pythia_book.studies.phases.claims import NAMES
 from pythia_book.style import (
     INK,
     MUTED,
     Drawing,
     Table,
+    footer,
+    interval,
     padded_limits,
     panels,
     reference,

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer, interval
 from pythia_book.studies.repetition.claims import MARGINAL, law_share
 from pythia_book.style import (
     INK,
     MUTED,
     Drawing,
     Table,
+    footer,
+    interval,
     panels,
     reference,
     say,

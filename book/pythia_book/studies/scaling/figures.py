@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.published.figures import TITLES, grid
-from pythia_book.shared_figures import footer, interval
 from pythia_book.style import (
     INK,
     MUTED,
     Drawing,
     Table,
+    footer,
+    interval,
     panels,
     reference,
     say,

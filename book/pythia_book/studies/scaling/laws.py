@@ -10,25 +10,160 @@ token; of our models that is the smaller part, as their vocabulary matrix comput
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.studies.scaling.fits import (
-    BESIROGLU,
-    NAMES,
-    Law,
-    bootstrap_laws,
-    fit_law,
-    interval,
-    resampled,
-)
 from pythia_core.errors import DataError
 from pythia_core.suite import OFFICIAL_SIZES, size_named
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+# --- fits ----------------------------------------------------------------------------------------
+
+NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
+
+
+@dataclass(frozen=True)
+class Law:
+    """L(N, D) = E + A / N^alpha + B / D^beta; without B and beta a law of size alone."""
+
+    E: float
+    A: float
+    alpha: float
+    B: float = 0.0
+    beta: float = 1.0
+
+    def loss(self, n: np.ndarray | float, d: np.ndarray | float = 1.0) -> np.ndarray:
+        n, d = np.asarray(n, np.float64), np.asarray(d, np.float64)
+        return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
+
+    def tokens_for(self, target: float, n: np.ndarray | float) -> np.ndarray:
+        """Tokens after which a model of size n reaches the target; infinite if it never does."""
+        room = target - self.E - self.A * np.asarray(n, np.float64) ** -self.alpha
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(room > 0, (self.B / room) ** (1 / self.beta), np.inf)
+
+    def compute_optimal(self, flops: float) -> tuple[float, float]:
+        """(N, D) with the lowest loss at 6 N D = flops."""
+        n = np.geomspace(1e2, 1e12, 4001)
+        best = n[np.argmin(self.loss(n, flops / (6 * n)))]
+        return float(best), float(flops / (6 * best))
+
+    def inference_optimal(self, target: float, generated: float) -> tuple[float, float]:
+        """(N, D) with the lowest 6 N D + 2 N generated at which the loss is the target.
+
+        Raises:
+            DataError: no size reaches the target.
+        """
+        n = np.geomspace(1e2, 1e12, 8001)
+        d = self.tokens_for(target, n)
+        cost = 6 * n * d + 2 * n * generated
+        if not np.isfinite(cost).any():
+            raise DataError(f"no model of this law reaches a loss of {target}; it ends at {self.E}")
+        best = int(np.nanargmin(np.where(np.isfinite(cost), cost, np.nan)))
+        return float(n[best]), float(d[best])
+
+    def optimal_tokens(self, n: float) -> float:
+        """Tokens at which n is the compute-optimal size: more size and more tokens pay alike."""
+        return float((self._pull(n) / (self.beta * self.B)) ** (-1 / self.beta))
+
+    def cheapest_when_generating(self, n: float, d: float) -> float:
+        """Generated tokens at which (n, d) is the cheapest way to its own loss.
+
+        At the minimum of 6 N D + 2 N D_inf on a line of equal loss, D_inf is 3 D (r - 1), r being
+        the pull of size over that of tokens; below 0 where even without use more tokens would pay.
+        """
+        return float(3 * d * (self._pull(n) / (self.beta * self.B * d**-self.beta) - 1))
+
+    def _pull(self, n: float) -> float:
+        """How fast loss falls with the logarithm of size."""
+        return self.alpha * self.A * n**-self.alpha
+
+
+BESIROGLU = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
+"""Hoffmann et al.'s runs, refitted by Besiroglu et al. (2024, arXiv:2404.10102); N counts all
+parameters."""
+
+
+def fit_law(
+    n: np.ndarray, loss: np.ndarray, d: np.ndarray | None = None, start: Law | None = None
+) -> Law:
+    """The law that fits best.
+
+    Args:
+        n: float[m] parameters. loss: float[m], nats. d: float[m] tokens; None: a law of size alone.
+        start: where to begin; default: the best of several starts.
+
+    Raises:
+        DataError: fewer points than the law has parameters, or fewer than three sizes.
+    """
+    from scipy.optimize import least_squares
+
+    names = NAMES[1 if d is None else 2]
+    sizes, lengths = len(np.unique(n)), 3 if d is None else len(np.unique(d))
+    if len(loss) < len(names) or min(sizes, lengths) < 3:
+        raise DataError(
+            f"{len(loss)} points of {sizes} sizes cannot determine the parameters "
+            f"{', '.join(names)}; at least three different sizes (and numbers of tokens) are needed"
+        )
+    logs = np.log(loss)
+
+    def residual(p: np.ndarray) -> np.ndarray:
+        # in logarithms: every factor and exponent is positive
+        parts = [p[0], p[1] - np.exp(p[2]) * np.log(n)]
+        if d is not None:
+            parts.append(p[3] - np.exp(p[4]) * np.log(d))
+        return np.logaddexp.reduce([np.broadcast_to(part, logs.shape) for part in parts]) - logs
+
+    if start is not None:
+        values = [max(getattr(start, name), 1e-9) for name in names]
+        starts = [np.log(values)]
+    else:
+        floor = np.log(loss.min())
+        starts = [
+            np.array([floor - e, a, np.log(x)] + ([b, np.log(y)] if d is not None else []))
+            for e in (0.1, 0.7)
+            for a in (2.0, 4.0)
+            for x in (0.2, 0.5)
+            for b, y in (((3.0, 0.3), (6.0, 0.6)) if d is not None else ((0.0, 1.0),))
+        ]
+    fits = [least_squares(residual, p, loss="huber", f_scale=1e-3, max_nfev=2000) for p in starts]
+    best = min(fits, key=lambda fit: fit.cost)
+    return Law(**dict(zip(names, np.exp(best.x).tolist(), strict=True)))
+
+
+def bootstrap_laws(
+    n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int, seed: int = 0
+) -> tuple[Law, list[Law]]:
+    """The law of the mean losses, and those of resampled held-out rows.
+
+    Args:
+        rows: float[m, rows], loss of every held-out row for every point.
+    """
+    law = fit_law(n, rows.mean(1), d)
+    return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws, seed)]
+
+
+def resampled(rows: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Mean losses float[m] over resampled held-out rows, the same ones for every point."""
+    rng = np.random.default_rng(seed)
+    for _ in range(draws):
+        yield rows[:, rng.integers(rows.shape[1], size=rows.shape[1])].mean(1)
+
+
+def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
+    """A value with the 95 % interval of its resampled versions."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(value), float(low), float(high)
+
+
+# --- laws ----------------------------------------------------------------------------------------
 
 DRAWS = 100
 """Resamples of a law: each is a fit of its own."""

@@ -22,7 +22,7 @@ from pythia_book.studies.scaling.claims import claims_table
 from pythia_book.studies.scaling.laws import laws_tables
 from pythia_book.studies.task_scores import LEAST_FITTING, LIMIT, built_tasks, share_fitting
 from pythia_book.study import StudyParams, StudyResult, find_published
-from pythia_book.tasks.requests import BuiltTask, TaskMeasurement
+from pythia_book.tasks.task_metrics import BuiltTask, TaskMeasurement
 from pythia_book.tasks.tasks import TASKS
 from pythia_core.errors import ConfigError, MissingDependencyError, one_of, raise_all
 from pythia_core.suite import scale_named, suite_configs

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer
 from pythia_book.style import (
     MUTED,
     Drawing,
+    footer,
     padded_limits,
     panels,
     reference,

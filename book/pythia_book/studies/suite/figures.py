@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer
-from pythia_book.style import INK, MUTED, Drawing, Table, panels, size_colour, size_legend, style
+from pythia_book.style import (
+    INK,
+    MUTED,
+    Drawing,
+    Table,
+    footer,
+    panels,
+    size_colour,
+    size_legend,
+    style,
+)
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,6 @@ import numpy as np
 
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.reading import OFFICIAL, reading_tables
-from pythia_book.studies.suite.suites_compared import suites_table
 from pythia_book.study import StudyParams, StudyResult
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, size_named, suite_configs
 from pythia_core.training.runs import find_or_train_all
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_core.training.runs import Run
+
 
 STUDY = "suite"
 BINS = 143
@@ -209,3 +209,39 @@ def _claims(tables: dict[str, pd.DataFrame], values: dict[str, Any]) -> list[dic
         row("Training loss falls with every step in size", "not stated",
             "yes" if falling else "not at every step", falling),
     ]  # fmt: skip
+
+
+# --- suites compared -----------------------------------------------------------------------------
+
+COLUMNS = (
+    "suite",
+    "models",
+    "smallest",
+    "largest",
+    "checkpoints",
+    "public models",
+    "public data",
+    "known order",
+    "same order for all",
+    "certainty",
+)
+_OTHERS = (
+    # checkpoints: of the model of the suite that has the fewest
+    ("GPT-2", 4, "124M", "1.5B", 1, "yes", "no", "no", "no", "from memory"),
+    ("GPT-3", 4, "Ada", "DaVinci", 1, "paid access", "no", "no", "no", "from memory"),
+    ("GPT-Neo", 6, "125M", "20B", 30, "yes", "yes", "yes", "no", "from memory"),
+    ("OPT", 9, "125M", "175B", 2, "yes", "no", "no", "no", "from memory"),
+    ("T5", 5, "60M", "11B", 1, "yes", "yes", "no", "no", "from memory"),
+    ("BLOOM", 5, "560M", "176B", 8, "yes", "on request", "yes", "mostly", "from memory"),
+)
+IN_PAPER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+"""Sizes of the paper; 14M and 31M were released later."""
+
+
+def suites_table() -> pd.DataFrame:
+    """One row a suite; Pythia's is the last."""
+    import pandas as pd
+
+    sizes = [name.upper() for name in OFFICIAL_SIZES if name in IN_PAPER]
+    pythia = ("Pythia", len(sizes), sizes[0], sizes[-1], N_CHECKPOINTS, *["yes"] * 4, "checked")
+    return pd.DataFrame([*_OTHERS, pythia], columns=list(COLUMNS))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pythia_book.published.figures import MODELS
-from pythia_book.shared_figures import footer, interval
 from pythia_book.style import (
     MUTED,
     Drawing,
     Table,
+    footer,
+    interval,
     panels,
     reference,
     say,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from pythia_book import recipe
 from pythia_book.bench import cost_model
 from pythia_book.records import number_text
-from pythia_book.shared_figures import footer
 from pythia_book.studies.throughput.study import (
     NOT_MEASURED,
     SIZES,
@@ -20,7 +19,7 @@ from pythia_book.studies.throughput.study import (
     goals_table,
     predicted_table,
 )
-from pythia_book.style import INK, MUTED, Drawing, Table, panels, say, size_colour, style
+from pythia_book.style import INK, MUTED, Drawing, Table, footer, panels, say, size_colour, style
 
 if TYPE_CHECKING:
     import pandas as pd
