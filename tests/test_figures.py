@@ -68,7 +68,7 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
     script = tmp_path / "draw.py"
     script.write_text(
         "import pandas as pd\n"
-        "from pythia_core import figures\n"
+        "from pythia_book import style as figures\n"
         "with figures.style():\n"
         "    figure, (ax,) = figures.panels(1, 2.5, 'footer')\n"
         "    frame = pd.DataFrame({'x': [1, 2], 'value': [.1, .2]})\n"
@@ -80,8 +80,8 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
     outputs = [
         subprocess.run(
             [sys.executable, str(script)],
-            cwd=Path(figures.__file__).parent.parent,
-            env={"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
+            cwd=Path(figures.__file__).parents[2],
+            env={"PYTHONPATH": ".:book", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -191,8 +191,7 @@ def test_help_names_every_parameter(project: Path) -> None:
 @pytest.fixture
 def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This process works in the project too."""
-    for module in (papermill_engine, notebooks):
-        monkeypatch.setattr(module, "project_root", lambda: project)
+    monkeypatch.setattr(notebooks, "project_root", lambda: project)
     monkeypatch.delenv("PYTHIA_RESULTS", raising=False)
     monkeypatch.setenv("PYTHIA_RESULTS", str(project / "results"))
     monkeypatch.chdir(project)

@@ -157,7 +157,7 @@ def test_a_changed_module_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -
 def test_everything_the_page_draws_is_there_and_accessible() -> None:
     assert len(DRAWN) >= 7
     for suffix, name in DRAWN:
-        made = getattr(importlib.import_module(f"pythia_core.figures_{suffix}"), name)()
+        made = getattr(importlib.import_module(f"pythia_book.pages.{suffix}"), name)()
         if isinstance(made, figures.Table):
             assert made.caption and not made.frame.empty
             assert not made.frame.isin(["nan", "None"]).any().any()
@@ -176,7 +176,7 @@ def test_what_the_page_cites_is_in_the_bibliography() -> None:
 
 def test_two_processes_draw_the_same_bytes(tmp_path: Path) -> None:
     code = (
-        "from pythia_core import figures_recipe as f;"
+        "from pythia_book.pages import recipe as f;"
         "print(f.block().svg, f.schedule().svg, f.cost().svg)"
     )
     outputs = [

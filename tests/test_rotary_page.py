@@ -215,7 +215,7 @@ def test_its_script_and_style_are_loaded_on_that_page_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("sphinx", reason="the extra `book` is not installed")
-    path = ROOT / "book" / "_ext" / "pythia_drawings.py"
+    path = ROOT / "book" / "pythia_book" / "sphinx_drawings.py"
     monkeypatch.syspath_prepend(str(path.parent))
     spec = importlib.util.spec_from_file_location("pythia_drawings", path)
     extension = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 /* The interactive figures of the page on how a batch comes about. No library, no request.
 
-   The arithmetic comes first and repeats pythia_core/order.py, NumPy's frozen RandomState included;
+   The arithmetic comes first and repeats pythia_core/data/order.py, NumPy's frozen RandomState included;
    the tests run it in node and compare. Below it each <div class="batch" data-batch="..."> becomes a
    figure to step through; without this script the static figures stand in its place. */
 "use strict";

@@ -39,7 +39,7 @@ from pythia_core.config import BUILT_IN, DataConfig
 from pythia_core.data.prepare import prepare_tokens
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of, raise_all
 from pythia_core.suite import scale_named
-from pythia_core.util.files import atomic_file, file_sha256, project_root
+from pythia_core.util.files import atomic_file, file_sha256, project_root, require_checkout
 from pythia_core.util.progress import bar as progress_bar
 
 TOP = "pythia-bundle"
@@ -152,6 +152,7 @@ def _commit() -> str:
 
 def _project() -> Iterator[tuple[str, Part]]:
     """The project's files, as they are now: what git knows and does not ignore, or PROJECT."""
+    require_checkout("packing a bundle")
     root = project_root()
     listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed and (root / ".git").exists():

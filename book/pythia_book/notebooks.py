@@ -51,9 +51,15 @@ class Parameter:
 # --- reading ---------------------------------------------------------------------------------
 
 
+def notebooks_dir() -> Path:
+    """The studies' notebooks: those of the checkout, or the copies in an installed package."""
+    copies = Path(__file__).with_name("_notebooks")
+    return copies if copies.is_dir() else project_root() / "notebooks"
+
+
 def studies() -> list[str]:
-    """Names of the studies of this checkout: its notebooks."""
-    return sorted(p.stem for p in (project_root() / "notebooks").glob("*.ipynb"))
+    """Names of the studies: there is a notebook for each."""
+    return sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
 
 
 def notebook_path(study: str) -> Path:
@@ -64,7 +70,7 @@ def notebook_path(study: str) -> Path:
     """
     if study not in (known := studies()):
         raise ConfigError(one_of(study, known or ["(no notebook found)"], "study"))
-    return project_root() / "notebooks" / f"{study}.ipynb"
+    return notebooks_dir() / f"{study}.ipynb"
 
 
 def read_notebook(path: Path) -> Notebook:

@@ -20,7 +20,6 @@ from typing import Any
 
 from pythia_core.errors import PythiaError, one_of
 from pythia_core.suite import SCALES
-from pythia_core.util.files import project_root
 from pythia_core.util.progress import TERMINAL
 
 OPTION_ARGUMENTS = {
@@ -97,13 +96,14 @@ def complete(arguments: list[str]) -> list[str]:
     if not 1 <= len(positional) <= 2 or names & _INFORMATION:
         return arguments
     source = Path(positional[0]).resolve()
-    ours = (project_root() / "notebooks").resolve()
-    if source.suffix != ".ipynb" or source.parent != ours or not source.is_file():
+    if source.suffix != ".ipynb" or not source.is_file():
+        return arguments
+    from pythia_book.notebooks import notebooks_dir, output_path, parameters_of, read_notebook
+
+    if source.parent != notebooks_dir().resolve():
         return arguments
     added = [] if "--engine" in names else ["--engine", "pythia"]
     if len(positional) == 1:
-        from pythia_book.notebooks import output_path, parameters_of, read_notebook
-
         scale = scale_given(options)
         if scale is None:
             default = parameters_of(read_notebook(source)).get("scale")

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book.notebooks import (
     notebook_path,
+    notebooks_dir,
     parameters_of,
     read_notebook,
     run_study,
@@ -33,7 +34,7 @@ from pythia_book.notebooks import (
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, SIZES
-from pythia_core.util.files import atomic_file, file_sha256, project_root, results_dir
+from pythia_core.util.files import atomic_file, checkout, file_sha256, project_root, results_dir
 from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
 
@@ -110,7 +111,7 @@ def _git(*arguments: str) -> str | None:
 def commit() -> dict[str, Any]:
     """The commit of this checkout, and whether code, notebooks or pins differ from it."""
     top = _git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != project_root().resolve():
+    if top is None or checkout() is None or Path(top).resolve() != checkout():
         packed, _, mark = os.environ.get(PACKED, "").partition("-")  # a bundle has no git folder
         return {"id": packed or None, "dirty": bool(mark) if packed else None}
     changed = _git(
@@ -220,7 +221,7 @@ def write_record(
         with atomic_file(path) as temporary:
             table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
         listed[path.name] = {"rows": len(table), "sha256": file_sha256(path)}
-    source = project_root() / "notebooks" / f"{study}.ipynb"
+    source = notebooks_dir() / f"{study}.ipynb"
     record = {
         "schema": SCHEMA,
         "study": study,

@@ -31,7 +31,14 @@ from pythia_book.records import (
 )
 from pythia_core.errors import DataError, raise_all
 from pythia_core.suite import SCALES
-from pythia_core.util.files import atomic_dir, atomic_file, file_sha256, project_root, results_dir
+from pythia_core.util.files import (
+    atomic_dir,
+    atomic_file,
+    file_sha256,
+    project_root,
+    require_checkout,
+    results_dir,
+)
 
 NOT_RUN = "not run yet"
 
@@ -126,6 +133,7 @@ def record_run(study: str, scale: str) -> Path:
         DataError: the run is unfinished, outdated, shows an error, disagrees with its tables, or
             says something about the machine it ran on; all reasons at once.
     """
+    require_checkout("recording a run")
     source, root = results_dir() / study / scale, project_root()
     notebook, record = read_notebook(source / "notebook.ipynb"), read_record(source)
     problems = []

@@ -16,15 +16,37 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pythia_core.errors import ConfigError
+
+
+def checkout() -> Path | None:
+    """The checkout that this package runs from; None where it was installed as a wheel."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "notebooks").is_dir() else None
+
+
+def require_checkout(what: str) -> Path:
+    """The checkout, for what cannot be done without its files.
+
+    Raises:
+        ConfigError: the package was installed without one; `what` says what was asked for.
+    """
+    root = checkout()
+    if root is None:
+        raise ConfigError(
+            f"{what} needs the project's checkout, and this is an installed package; clone the "
+            "repository and run the command there"
+        )
+    return root
+
 
 def project_root() -> Path:
-    """The checkout that this package was installed from, else the working folder."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "notebooks").is_dir() else Path.cwd()
+    """The checkout, else the working folder."""
+    return checkout() or Path.cwd()
 
 
 def results_dir() -> Path:
-    """Folder of runs and study outputs: `PYTHIA_RESULTS`, else `results/` of the checkout."""
+    """Folder of runs and study outputs: `PYTHIA_RESULTS`, else `results/` of the project root."""
     return Path(os.environ.get("PYTHIA_RESULTS") or project_root() / "results")
 
 

@@ -61,9 +61,9 @@ def _bench(args: argparse.Namespace) -> None:
     print(text)
     if args.readme:
         from pythia_book.shown import fill_block
-        from pythia_core.util.files import project_root
+        from pythia_core.util.files import require_checkout
 
-        fill_block(project_root() / "README.md", "bench", text)
+        fill_block(require_checkout("--readme") / "README.md", "bench", text)
 
 
 def _refuse_idle_options(args: argparse.Namespace) -> None:
