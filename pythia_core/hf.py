@@ -10,7 +10,7 @@ rotary phases in the training precision (EleutherAI/gpt-neox#1003), in fp16 off 
 at late positions, more for larger heads: `rotary="as_trained"` does the same. That the released
 runs did follows from the code and was not measured, so the default is "fp32", as in `transformers`.
 
-Not here: names and configs (hf_names), files on the hub (hub), DeepSpeed files (neox_native).
+Tensors have the same layout on both sides, QKV per head included, so that nothing is permuted.
 """
 
 from __future__ import annotations

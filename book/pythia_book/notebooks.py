@@ -1,10 +1,11 @@
-"""Notebook files as data: their parameters, their identity, running them.
+"""Notebook files as data: their parameters, their identity, running them, cleaning what ran.
 
 A study is one notebook, notebooks/<study>.ipynb: sources only, one cell tagged `parameters`.
 Running it leaves results/<study>/<scale>/notebook.ipynb with a stamp in its metadata: parameters,
-hash of the code cells, hash of this library. While the stamp fits, the run is up to date.
-Papermill only warns about an unknown parameter; here it is refused before anything runs.
-Cleaning what ran is pythia_book.notebooks; what it found, pythia_book.records.
+hash of the code cells, hash of the code. While the stamp fits, the run is up to date. Papermill
+only warns about an unknown parameter; here it is refused before anything runs. A finished notebook
+is the same on every machine and at every time: paths, host name, timings and versions are removed.
+What a run found is pythia_book.records.
 """
 
 from __future__ import annotations
@@ -358,7 +359,7 @@ def is_finished(notebook: Notebook) -> bool:
     return STAMP in notebook.metadata and not has_errors(notebook)
 
 
-# --- cleaning ------------------------------------------------------------------------------------
+# --- cleaning --------------------------------------------------------------------------------
 
 _MACHINE_PATH = re.compile(
     r"(?<![\w.~-])(?:/(?:home|root|Users|tmp|private|mnt|scratch|var/folders)/[\w.-]"

@@ -1,9 +1,10 @@
 """One look for every figure of the book: a style, a palette, drawings as deterministic SVG, tables.
 
-A model size has one colour everywhere, from an ordered, colour-blind-safe map along its ladder; an
-arm of an intervention has one line style and marker. Drawings are made without pyplot, hence
-without global state, and show themselves in a notebook as SVG: same numbers, same bytes. The card
-is white on purpose: it reads on light and dark pages. What a study draws is in figures_<study>.
+A model size has one colour everywhere, from an ordered, colour-blind-safe map along the sizes of
+its scale; an arm of an intervention has one line style and marker. Drawings are made without
+pyplot, hence without global state, and show themselves in a notebook as SVG: same numbers, same
+bytes. The card is white on purpose: it reads on light and dark pages. The small print of a figure
+and the table of claims are here too; what a study draws is in its own room.
 """
 
 from __future__ import annotations
@@ -297,7 +298,7 @@ def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-# --- shared figures ------------------------------------------------------------------------------
+# --- what the pages of all studies share -----------------------------------------------------
 
 VERDICTS = (
     "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced (of premises that "

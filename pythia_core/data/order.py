@@ -1,17 +1,19 @@
 """The order of training: from documents to rows of S+1 tokens, exactly as GPT-NeoX v1.0 made it.
 
-Given the token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3 and its
-promise of a reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
+A row holds S inputs and, shifted by one, S labels; batch k of size B is the rows [k*B, (k+1)*B),
+the batch of the update that turns step k into step k+1. Given the token counts of D documents, a
+seed, S = seq_len and E epochs (paper section 2.3 and its promise of a reconstructible order;
+`megatron/data/gpt2_dataset.py` at v1.0):
 
 1. one `RandomState(seed)` is used for everything, in this order;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
 3. the documents in that order form one stream; row i is its tokens [i*S, i*S + S], that is S+1
    tokens, the last of which is also the first of row i+1; rows cross document ends freely;
-4. the rows are shuffled; batch k of size B is then rows [k*B, (k+1)*B).
+4. the rows are shuffled.
 
 NumPy froze RandomState, so the result is the same under every version. "separate" epochs, as the
-paper describes them, are offered beside it. Not here: the interventions
-(pythia_core.data.interventions).
+paper describes them, are offered as well. Rows may lie in files (PreshuffledRows), be gathered from
+documents (OrderedRows) or come from elsewhere; whatever reads batches takes any `Rows`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.util.files import atomic_file
 from pythia_core.util.progress import bar
 
-# --- rows ----------------------------------------------------------------------------------------
+# --- rows and batches ------------------------------------------------------------------------
 
 
 class Rows(Protocol):
@@ -125,7 +127,7 @@ class FixedRows(Batches):
         raise NotImplementedError
 
 
-# --- order ---------------------------------------------------------------------------------------
+# --- the order -------------------------------------------------------------------------------
 
 POLICIES = ("joint", "separate", "rows")
 

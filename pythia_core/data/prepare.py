@@ -1,14 +1,16 @@
-"""From text to rows: everything a training run reads, made once and cached.
+"""From text to tokens to rows: everything a training run reads, made once and cached.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
 (paper section 2.2). A share of the documents, chosen by the hash of their text, is held out, so
-that copies of a text are always on one side; from the others duplicates may be taken out
+that copies of a text are always on one side; duplicates may be removed from the others
 (pythia_core.data.dedup). The order of training is written out as rows of S+1 tokens
 (pythia_core.data.order), after which a batch is a slice of a file.
 
-Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer, token files), shared by
-all orders of the same tokens, and `rows-KEY`. Each has a manifest with the sha256 of every file.
-Not here: encoding (pythia_core.data.prepare), changing tokens (intervene).
+Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer.json, and `train.*` and
+`heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and `rows-KEY`.
+Each has a manifest with the sha256 of every file. Text is streamed, except by the search for
+duplicates, which holds it in memory. The tokens of a deduplicated text are copied from those of the
+whole one, so that a corpus is encoded once whatever is removed from it.
 """
 
 from __future__ import annotations
@@ -244,8 +246,6 @@ def _storage_errors(root: Path) -> Iterator[None]:
         ) from error
 
 
-# --- tokenize ------------------------------------------------------------------------------------
-
 FORMAT = 2
 _BATCH = 1 << 20
 
@@ -446,7 +446,7 @@ def damaged(folder: Path, what: str) -> DataError:
     )
 
 
-# --- heldout -------------------------------------------------------------------------------------
+# --- held-out documents ----------------------------------------------------------------------
 
 
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:

@@ -1,16 +1,17 @@
 """Which rows of training, and so which updates, saw a text: a search through the training order.
 
 Rows are streamed, a few thousand at a time, so that memory does not grow with the data; any kind of
-rows will do (pythia_core.data.order). Two ways to match:
+rows will do (pythia_core.data.order). There are two ways to match:
 
 - *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, and
-  blind to occurrences whose ends are cut otherwise, as in the middle of a word;
-- *surface*: the text's bytes, NFC as in the data, wherever they stand in the bytes of a row's
-  tokens. Finds every occurrence, also inside words. None goes across the end of a document.
+  blind to occurrences that are tokenised differently, as in the middle of a word;
+- *surface*: the text's bytes, NFC as in the data, anywhere in the bytes of a row's tokens. A
+  byte-level token may end inside a word or a character, so words are looked for in bytes. Finds
+  every occurrence, also inside words, but none across the end of a document.
 
 All S+1 tokens of a row count: the model reads the first S and is taught the last S. An occurrence
-that is cut by the end of a row was never seen whole and is not found. Not here: counting many terms
-at once (pythia_core.data.term_counts).
+that is cut by the end of a row was never seen whole and is not found. Counting many terms at once
+is pythia_core.data.term_counts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.util.progress import bar
 
-# --- row bytes -----------------------------------------------------------------------------------
+# --- rows as bytes ---------------------------------------------------------------------------
 
 
 class RowBytes:
@@ -67,7 +68,7 @@ class RowBytes:
         return self._pool[np.cumsum(steps)], stops
 
 
-# --- search --------------------------------------------------------------------------------------
+# --- searching -------------------------------------------------------------------------------
 
 CHUNK = 1 << 20
 """Tokens looked at together."""

@@ -1,1 +1,1 @@
-"""evaluation"""
+"""What a checkpoint can do: scores, text, memorized rows, and a look inside."""

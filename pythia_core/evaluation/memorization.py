@@ -1,13 +1,17 @@
-"""Which training rows can be extracted from a model (paper section 3.2).
+"""Which training rows a model has memorized, and how often it read them (paper section 3.2).
 
-A row is (k, l)-memorized if, given its first k tokens, greedy decoding gives its next l; the paper
-takes k = l = 32 of every row read so far. No generation is needed: the row is memorized exactly if,
-given its *own* tokens, each of the l places has the right token on top, because the first place
-that has not ends it. Most rows end at the first place, hence the stages: one place, a few, all.
+A row is (k, l)-memorized if, given its first k tokens, greedy decoding produces its next l; the
+paper takes k = l = 32 and every row read so far. No generation is needed: a row is memorized
+exactly if, given its *own* tokens, the right token comes out on top at each of the l places,
+because the first miss ends the match. Most rows miss at the first place, hence the stages: one
+place, a few, all. Weights and activations are fp32 (the released numbers: fp16), so that ties
+hardly occur; for every memorized row the smallest lead of the right token is kept, to show how
+close it was.
 
-Weights and activations are fp32 (the released numbers: fp16), so that ties hardly occur; the
-smallest lead of the right token is kept for every memorized row, to see how close it was. Not here:
-counting how often a row was read (pythia_core.evaluation.memorization), statistics (studies).
+The *exposure* of a row is the number of places (row and offset) at which its first k + l tokens
+occur in the rows read up to a step. Windows that cross the end of a row were never read whole and
+do not count. They are found by a rolling hash and compared token by token, so that a hash collision
+cannot produce a false match. Near-duplicates (one token exchanged) are not counted.
 """
 
 from __future__ import annotations
@@ -160,7 +164,7 @@ class ExtractionOfRows:
         }
 
 
-# --- exposure ------------------------------------------------------------------------------------
+# --- how often a row was read ----------------------------------------------------------------
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16

@@ -1,9 +1,12 @@
-"""Causal flash attention on strided views of the packed QKV: the forward.
+"""Causal flash attention on strided views of the packed QKV, forward and backward.
 
-As in FlashAttention-2 (Dao 2023): a program keeps a tile of queries of one head, walks the keys
-before it with a running maximum, and leaves the output and, in fp32 and to base 2, the logarithm of
-the sum of exponentials. Scores are never written to memory. The backward is in
-attention_triton_backward, the sizes of tiles in attention_tiles. Speed: not yet measured.
+As in FlashAttention-2 (Dao 2023), a program keeps a tile of queries of one head, walks the keys
+before it with a running maximum, and leaves the output and, in fp32 and to base 2, the log-sum-exp.
+Scores are never written to memory. The backward recomputes them from q, k and the log-sum-exp: one
+kernel owns a tile of keys and walks the queries after it (dk, dv), another owns a tile of queries
+and walks the keys before it (dq). That is two products more than with atomic sums of dq, and every
+bit repeats. All gradients go into the packed (batch, seq, heads, 3, head_dim) that the product
+before attention expects. Tile sizes are in attention_tiles. Speed: not yet measured.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
-# --- attention rows ------------------------------------------------------------------------------
+# --- rows of a head --------------------------------------------------------------------------
 
 
 @triton.jit
@@ -53,7 +56,7 @@ def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
     return [x.contiguous() for x in (q, k, v)]
 
 
-# --- attention triton ----------------------------------------------------------------------------
+# --- forward ---------------------------------------------------------------------------------
 
 
 @triton.jit
@@ -162,7 +165,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
-# --- attention triton backward -------------------------------------------------------------------
+# --- backward --------------------------------------------------------------------------------
 
 
 @triton.jit

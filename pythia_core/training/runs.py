@@ -1,10 +1,10 @@
 """Find a run by what it is, or train it. Runs live in results/runs, named by their identity.
 
-The identity is the hash of the config, the data's fingerprint and the versions that matter; asking
-for a run that exists loads it, a half-trained one is continued, and a folder whose identity is not
-the one asked for is an error that names the differing keys. A fork (a run with an intervention)
-finds or trains its control first, takes its exact state at the branching step and replays the
-control's batches with the swap.
+The identity is the hash of everything a run's bits depend on: its config, the data's fingerprint,
+and the code, versions, kernels and kind of device that ran. Asking for a run that exists loads it,
+a half-trained one is continued, and a folder whose identity is not the one asked for is an error
+that names the differing keys. A fork (a run with an intervention) finds or trains its control
+first, takes its exact state at the branching step and replays the control's batches with the swap.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.workers import n_workers, parallel_map
 
-# --- identity ------------------------------------------------------------------------------------
+# --- identity --------------------------------------------------------------------------------
 
 TRAJECTORY_VERSION = 2
 """Part of every run's identity: raise it when a change alters what a run computes."""
@@ -85,7 +85,7 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
     }
 
 
-# --- runs ----------------------------------------------------------------------------------------
+# --- runs ------------------------------------------------------------------------------------
 
 Key = TypeVar("Key")
 CORE_FLOPS = 5e10

@@ -1,14 +1,16 @@
 """One update of a run, and the state between two of them.
 
-`launch` enqueues an update and returns at once what it will report; on a CUDA device nothing on the
-way waits for the other side: loss, norm and finiteness stay there, the clipping factor too, and an
-update that is not finite is skipped there, as is every one after it until its report is read.
-So the weights are always those of the last good step. `update` launches and reads.
+`MicroStep` runs forward and backward of one micro-batch in each of the modes of
+pythia_core.training.execution. Every mode does the same to the same tensors: it adds the gradient
+to the parameters' `.grad` and the loss to a 0-dim fp64 sum. A CUDA graph is recorded for every
+shape of rows; `prepare` must see each shape while gradient and sum may still be overwritten.
 
-In fp16 the report is read at once, since learning rate and loss scale of the next update depend on
-it (DeepSpeed waits for its overflow flag in the same place).
-
-Not here: the loop around it, logs and files (pythia_core.training.train).
+`Trainer.launch` enqueues an update and returns at once a report to be read later. On a CUDA device
+nothing waits for the other side: loss, norm, finiteness and the clipping factor stay on the device,
+and an update that is not finite is skipped there, as is every later one until its report is read,
+so that the weights are always those of the last good step. `Trainer.update` launches and reads. In
+fp16 the report is read at once, because the learning rate and loss scale of the next update depend
+on it (DeepSpeed waits for its overflow flag in the same place).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pythia_core.training.memory import largest_micro_batch
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
 from pythia_core.training.schedule import learning_rate
 
-# --- micro step ----------------------------------------------------------------------------------
+# --- one micro-batch -------------------------------------------------------------------------
 
 Replay = Callable[[], object]
 WARM_UP = 3
@@ -107,7 +109,7 @@ def capture_cuda(function: Replay) -> Replay:
     return graph.replay
 
 
-# --- trainer -------------------------------------------------------------------------------------
+# --- one update ------------------------------------------------------------------------------
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

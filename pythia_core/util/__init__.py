@@ -1,1 +1,1 @@
-"""util"""
+"""Files, worker processes, progress bars, the machine, and what other packages add."""

@@ -1,1 +1,1 @@
-"""bench"""
+"""Speed against named peers, and what a training step should cost."""

@@ -1,12 +1,14 @@
 """How fast every kernel is against its plain reference, torch.compile of it, and libraries.
 
-One row a measurement. Method: three calls to warm up, compilation included, are dropped; then three
-times at least twenty calls are timed one by one, each after emptying the caches and between two
-events of the device, and the median is taken; a row has the median of the three and their range.
-Rates count the least work of an operation (bench_kernel_cases), shares are of a copy and of a
-matrix product measured in the same run. Errors are against fp64 on fewer tokens. A contender that
-cannot run gives a row that says so: nothing is timed under another's name. Needs a CUDA device; a
-dry run does everything on tiny CPU tensors, where the times mean nothing.
+One row per measurement. Three calls to warm up, compilation included, are dropped; then three times
+at least twenty calls are timed one by one, each after emptying the caches and between two events of
+the device, and the median is taken; a row has the median of the three and their range. Rates count
+the least work of an operation: each operand read once, each result written once, and of a causal
+attention only the products of pairs that are not in the future; contenders that do more are slower
+by the same number, and the formula is in every row. Shares are of a copy and of a matrix product
+measured in the same run. Errors are against fp64 on fewer tokens. A contender that cannot run gives
+a row that says so: nothing is timed under another's name. Needs a CUDA device; a dry run does
+everything on tiny CPU tensors, where the times mean nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.suite import OFFICIAL_SIZES, Size
 from pythia_core.util.machine import device_info
 
-# --- kernel cases --------------------------------------------------------------------------------
+# --- operations and contenders ---------------------------------------------------------------
 
 Contender = Callable[..., Tensor | Sequence[Tensor]]
 
@@ -211,7 +213,7 @@ def cases(
     yield _adamw(n * d, dtype, device)
 
 
-# --- kernels -------------------------------------------------------------------------------------
+# --- measuring -------------------------------------------------------------------------------
 
 SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
 """One size of every head dim: 32, 64, 256, 128, 80."""

@@ -1,14 +1,16 @@
-"""How fast a training step is on one CUDA device: one job, some contenders of a size in turns.
+"""How fast a training step is on one CUDA device: what is measured, in which order, and how.
+
+What is worth most comes first, so that a budget of seconds cuts the least: every size against its
+rivals, then what determinism and recomputation cost, then how speed grows with the micro-batch, the
+length of rows and the micro-batches per update. Every job (contenders of one size at one shape) has
+a process of its own: what it does to memory, or a crash, ends with it, and is a row.
 
 Official sizes, rows of 2,048 real tokens, the same batch for every contender of a size (the largest
 that the hungriest fits, found by an estimate and by trying). Contenders that fit into memory
 together take turns: three repeats of at least `LEAST_STEPS` updates each, waited for at the end of
 a repeat; first updates are dropped. A row says what the kernels logged on the way, e.g. that one
-does not work here and a slower operation stood in. A dry run does the same with tiny models on the
-CPU; its numbers mean nothing.
-
-Not here: what is measured in which order and processes (bench_train_plan), jobs (bench_jobs),
-contenders (bench_contenders), predictions (cost_model).
+does not work here and a slower operation took its place. A dry run does the same with tiny models
+on the CPU; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import atomic_file, results_dir
 from pythia_core.util.machine import device_info
 
-# --- jobs ----------------------------------------------------------------------------------------
+# --- jobs ------------------------------------------------------------------------------------
 
 Row = dict[str, Any]
 SEQ_LEN = cost_model.SEQ_LEN
@@ -158,8 +160,6 @@ def unmeasured(job: Job, contenders: Sequence[Contender], why: str) -> Iterator[
     for contender in contenders:
         yield job.common | contender.words | {"error": why}
 
-
-# --- train gpu -----------------------------------------------------------------------------------
 
 REPEATS = 3
 LEAST_STEPS = 7
@@ -376,7 +376,7 @@ def _result(made: _Made, job: Job, rows: int, device: torch.device) -> Row:
     return found
 
 
-# --- train gpu plan ------------------------------------------------------------------------------
+# --- the plan --------------------------------------------------------------------------------
 
 ORDER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "14m", "31m")
 """Sizes by worth."""

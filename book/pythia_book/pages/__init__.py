@@ -1,1 +1,1 @@
-"""pages"""
+"""Drawings and numbers of the pages that explain."""

@@ -1,4 +1,10 @@
-"""The tables of the page on the released models; the book calls them while it is built."""
+"""The page on the released models: what was done for each size, what it takes to use or repeat it.
+
+What no computation can give is in `TRAINED_IN`, `USABLE_VOCABULARY` and `TASK_TOKENS`; the layout
+of the training is recipe.HARDWARE, shapes, initialisations and learning rates are
+suite.OFFICIAL_SIZES, and all else is computed from these. Times are estimates at the rates named
+here, none measured. The book calls the tables while it is built.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# --- real suite facts ----------------------------------------------------------------------------
+# --- facts and estimates ---------------------------------------------------------------------
 
 TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
 """Precision of the products, by size; 1B's standard run left fp16 after a loss spike that would not
@@ -209,7 +215,7 @@ def training_table() -> pd.DataFrame:
     return frame
 
 
-# --- real suite ----------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------
 
 SPACE = "\N{NO-BREAK SPACE}"
 RATE = "{:.1e}".format

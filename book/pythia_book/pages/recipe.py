@@ -1,7 +1,9 @@
-"""The page on the recipe, drawn: the schedule, what training cost, and the tables.
+"""The page on the recipe, drawn: one layer, the schedule, what training cost, and the tables.
 
 Each function takes nothing and gives a Drawing or a Table; the book calls them while it is built,
-so that the page cannot show anything but what the library is. `block` is in figures_block.
+so that the page cannot show anything but what the library is. `block` draws whatever
+`recipe.block_parts` sees the module do: another width gives other numbers, a sequential residual
+other arrows.
 """
 
 from __future__ import annotations
@@ -223,7 +225,7 @@ def _power(value: float, digits: int = 2) -> str:
     return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
-# --- block ---------------------------------------------------------------------------------------
+# --- one layer -------------------------------------------------------------------------------
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 DRAWN_SIZE = "70m"

@@ -1,1 +1,1 @@
-"""published"""
+"""The released evaluation results, read from a copy that the user provides."""

@@ -1,1 +1,1 @@
-"""released"""
+"""The released Pythia: fetched, converted, audited, its data streamed, its training continued."""

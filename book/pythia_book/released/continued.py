@@ -1,20 +1,20 @@
-"""Train on from a checkpoint: one of ours, or a published one, with or without a swap of pronouns.
+"""Train on from a checkpoint: one of ours, or a released one, with or without a swap of pronouns.
 
 The paper's interventions (section 3.1) take the models of step 133,000 with their optimizer state
 and replay the batches that were to come. The released revisions hold weights only; a state of the
-optimizer was kept for the last step alone. So a continuation of published weights must say how it
-begins: Adam's moments are zero and its bias correction starts again, and the learning rate is
+optimizer was kept for the last step alone. So a continuation of released weights must say how it
+begins: Adam's moments are zero, its bias correction starts again, and the learning rate is
 
     linear    the schedule's times i / W in the i-th update (from 0), W = 1 % of them unless given
     none      the schedule's at once
     constant  the schedule's at the first update, throughout
 
-That is part of the run's identity, and beside every swap a control with the same beginning and the
-unchanged batches is trained, so that the two differ by the data only. A run of ours whose state at
-the step was kept goes on exactly, as if it had never stopped.
+That is part of the run's identity. For every swap a control with the same beginning and the
+unchanged batches is trained, so that the two differ in their data only. A run of ours whose state
+at the step was kept goes on exactly, as if it had never stopped.
 
-Not here: the rule (continued_rule), checkpoints to begin with (continued_start), rows and their
-swap (continued_data), what it costs (continued_plan), what it did (studies.continued).
+Checkpoints to begin with are in continued_start, rows and their swap in continued_data, what it
+costs in continued_plan.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from pythia_core.training.trainer import Trainer, update_lr
 from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info
 
-# --- continued rule ------------------------------------------------------------------------------
+# --- how a continuation begins ---------------------------------------------------------------
 
 RULES = ("linear", "none", "constant")
 
@@ -139,7 +139,7 @@ class ContinuedTrainer(Trainer):
         return self.updates_made - self.how.adam_from
 
 
-# --- continued -----------------------------------------------------------------------------------
+# --- the run ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -400,7 +400,7 @@ def open_continued(folder: Path) -> Continued:
     return Continued(folder, config, data, how)
 
 
-# --- prefetch ------------------------------------------------------------------------------------
+# --- batches read ahead ----------------------------------------------------------------------
 
 AHEAD = 4
 """Batches that may be there before their time; 4.2 MB each of the pre-shuffled Pile."""

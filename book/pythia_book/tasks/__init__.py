@@ -1,1 +1,1 @@
-"""tasks"""
+"""Benchmark tasks: items, prompts, scores, the evaluation harness, sweeps over checkpoints."""

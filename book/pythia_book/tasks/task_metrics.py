@@ -1,10 +1,16 @@
-"""A task at a number of shots as one measurement: every metric of every item of a checkpoint.
+"""Tasks asked of a checkpoint without the harness, by its rules: every metric of every item.
 
-Metrics have the names of the released results: acc and acc_norm; ppl, of LAMBADA's last words
-(kept as logprob, in nats); pct_stereotype and likelihood_difference of sentence pairs. Of a pair
-there is also pct_stereotype_per_token, the paper's words ("lower perplexity"): the two differ where
-the sentences have different numbers of tokens. Prompts are tokenised once, whatever the number of
-checkpoints (pythia_book.tasks.sweep).
+An answer is chosen by the total log-probability of its continuation (`acc`) or by that per
+character of the answer (`acc_norm`); LAMBADA counts a greedy match, and has ppl of its last words
+(kept as logprob, in nats). Pairs of sentences have pct_stereotype and likelihood_difference, and
+pct_stereotype_per_token, the paper's words ("lower perplexity"): the two differ where the sentences
+have different numbers of tokens. Names are those of the released results.
+
+Context and continuation are split as the harness does it: encoded together, cut where the encoded
+context ends. A prompt longer than the model loses its beginning, as there; the number of items that
+fit whole is kept, and an item of which not even a continuation fits is left out and counted.
+Prompts are tokenised once, whatever the number of checkpoints (pythia_book.tasks.sweep). Tests hold
+this to the harness on every item (pythia_book.tasks.harness_tasks).
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from pythia_core.evaluation.generate import written
 from pythia_core.evaluation.scoring import Request
 from pythia_core.model import GPTNeoX
 
-# --- requests ------------------------------------------------------------------------------------
+# --- scoring by the rules of the harness -----------------------------------------------------
 
 DELIMITER = "\n\n"
 """Between the solved examples of a prompt, and before the question."""
@@ -179,7 +185,7 @@ class TaskMeasurement:
         return found
 
 
-# --- task metrics --------------------------------------------------------------------------------
+# --- a task as a measurement -----------------------------------------------------------------
 
 VERSION = 1
 """Part of the key under which results are kept: raise it when any number here would change."""

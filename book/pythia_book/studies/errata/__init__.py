@@ -1,1 +1,1 @@
-"""errata"""
+"""What is often told wrongly about Pythia, with the evidence."""

@@ -1,9 +1,11 @@
-"""Evidence for what is said about Pythia: small computations on the real code of this library.
+"""Evidence for what is said about Pythia, computed from this library and from released results.
 
 A function here computes what a page and the command line then show
-(pythia_book.studies.errata.catalogue): it runs schedules, orders, optimizers and initialisations,
-in a second or two and without a network. Not here: evidence from released files and scores
-(errata_released), and what an error costs, which takes training (studies.errata).
+(pythia_book.studies.errata.catalogue): it runs schedules, orders, optimizers and initialisations in
+a second or two, without a network. Released scores are read where a copy of them is
+(pythia_book.published.results); what they say is kept in `Evidence.released`, apart from what is
+computed here, because it is shown and never recorded. What an error costs takes training and is in
+studies.errata.study.
 """
 
 from __future__ import annotations
@@ -324,7 +326,7 @@ def threshold() -> Evidence:
     )  # fmt: skip
 
 
-# --- released ------------------------------------------------------------------------------------
+# --- from what was released ------------------------------------------------------------------
 
 NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
 Z = 1.959964

@@ -1,1 +1,1 @@
-"""gender_bias"""
+"""The gender-bias intervention (paper section 3.1)."""

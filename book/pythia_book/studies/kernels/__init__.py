@@ -1,1 +1,1 @@
-"""kernels"""
+"""The kernels against the operations they replace."""

@@ -1,10 +1,13 @@
-"""The kernels against the operations they stand for: rows of `bench kernels` as plain tables.
+"""The kernels against the operations they replace: predictions, and `bench kernels` as tables.
 
-For every kernel and official size: time forward, backward and both, rate, share of what a copy or a
-matrix product reaches on the same card in the same run, error against fp64, peak memory; which
-attention is fastest by head dim; and what was predicted (kernels_predictions) beside what came out.
-Nothing is measured here, and of a dry run on a CPU no number is kept: its rows show that everything
-runs, and what the tables will hold. Not a claim of the Pythia paper. Tables only.
+Predictions count, by hand from the formulas and with the official widths, the bytes of one token
+through all layers, forward and backward, for a kernel and for what torch.compile makes of the same
+formula: it fuses neighbouring passes too, so the difference is what it cannot do. Time is bytes at
+the rate of a copy. Measurements are, for every kernel and official size: time forward, backward and
+both, rate, share of what a copy or a matrix product reaches on the same card in the same run, error
+against fp64, and peak memory; and which attention is fastest by head dim. Nothing is measured here,
+and no number of a dry run on a CPU is kept: its rows show that everything runs. Not a claim of the
+Pythia paper.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# --- predictions ---------------------------------------------------------------------------------
+# --- predictions -----------------------------------------------------------------------------
 
 COPY_GB_PER_S, MATMUL_TFLOP_PER_S = 1e3 * COPY, MATMUL
 """Ceilings of one H100 that predictions use: what a copy and a bf16 product are known to reach."""
@@ -132,7 +135,7 @@ def logits_gigabytes(size: str, tokens: int) -> float:
     return LOW * size_named(size).model().vocab_size * tokens / 1e9
 
 
-# --- study ---------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------
 
 STUDY = "kernels"
 NOT_MEASURED = "not yet measured: dry run on a CPU"

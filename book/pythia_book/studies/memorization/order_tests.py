@@ -10,9 +10,10 @@ per window are binomial, not Poisson, gaps are whole numbers, not exponential (`
     positions    Kolmogorov-Smirnov distance of the places to uniform
     gaps         the same for the gaps between events, to geometric
 
-The paper's Q-Q plot of counts per window is here too, with a band for all points at once.
-Not here: which rows are events (studies.memorization), and what differing rates would look like
-(order_alternatives).
+The paper's Q-Q plot of counts per window is here too, with a band for all points at once. And so
+are alternatives under which order does matter: a rate that changes over training, one that differs
+between batches, copies right after each other, events in clumps. The power of a test against them
+at the M and N of a run says what its silence means.
 """
 
 from __future__ import annotations
@@ -288,7 +289,7 @@ def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.n
     }
 
 
-# --- order alternatives --------------------------------------------------------------------------
+# --- alternatives, for the power of the tests ------------------------------------------------
 
 Draw = Callable[[Design, int, np.random.Generator], np.ndarray]
 """(design, draws, rng) -> sorted ranks int64[draws, M]."""

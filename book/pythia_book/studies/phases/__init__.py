@@ -1,1 +1,1 @@
-"""phases"""
+"""Phases of early training: from single tokens to pairs to induction."""

@@ -1,1 +1,1 @@
-"""repetition"""
+"""Data read several times at equal compute."""

@@ -1,11 +1,18 @@
-"""The suite's losses as laws, tables of what follows, and where the released sizes stand.
+"""Scaling laws of the suite's losses, what follows from them, and where the released sizes fall.
 
-Fitted to the standard half. "Compute-optimal" is the size with the lowest loss for a budget of
-training FLOP; "inference-optimal" the one that reaches a loss most cheaply when the model is then
-used. Both are read off the fitted law, hence no better than it. Our N leaves embeddings out, which
-at these sizes are most of a model; the released sizes are placed on a law of others, whose N counts
-everything, and shown under both conventions. FLOP are 6 N D for training, 2 N for a generated
-token; of our models that is the smaller part, as their vocabulary matrix computes most.
+Two forms are fitted to held-out loss in nats on the standard half: L(N) = E + A / N^alpha at the
+end of training, and L(N, D) = E + A / N^alpha + B / D^beta over checkpoints (Hoffmann et al. 2022),
+by least squares with a Huber loss on log L. N counts parameters without embeddings, D tokens read.
+Intervals resample held-out rows, the same for every model. A checkpoint in the middle of a run is
+*not* a run of that length: its learning rate has not come down, so that the second form flatters
+long training.
+
+"Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
+"inference-optimal" the one that reaches a loss most cheaply when D_inf tokens are then generated
+(2 N D_inf more). Both are read off the fitted law, hence no better than it. Our N leaves embeddings
+out, which at these sizes are most of a model; the released sizes are placed on a law of others,
+whose N counts everything, and shown under both conventions. For our models 2 N is the smaller part
+of a generated token's FLOP, as their vocabulary matrix computes most.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-# --- fits ----------------------------------------------------------------------------------------
+# --- fitting ---------------------------------------------------------------------------------
 
 NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 
@@ -163,7 +170,7 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
     return float(value), float(low), float(high)
 
 
-# --- laws ----------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------
 
 DRAWS = 100
 """Resamples of a law: each is a fit of its own."""

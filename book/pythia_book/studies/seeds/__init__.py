@@ -1,1 +1,1 @@
-"""seeds"""
+"""What training again with other seeds would have given (after PolyPythias)."""

@@ -1,8 +1,11 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
 Trains every size of the scale on the standard and the deduplicated text, says what the models are,
-proves what the studies rest on (suite_proofs) and counts how often a token is read
-(suite_reading). Not here: what the models can do (scaling), or remember (memorization).
+proves what the studies rest on (proofs), counts how often a token is read (reading) and sets the
+suite beside other public ones. The axes of that table are the paper's (section 2.1); the table is a
+picture in the copy we read, so that its entries are general knowledge of the releases: `certainty`
+says of each row whether it was checked against the paper's text or a released file ("checked") or
+not ("from memory"). Pythia's own row is counted from its released configs (pythia_core.suite).
 """
 
 from __future__ import annotations
@@ -211,7 +214,7 @@ def _claims(tables: dict[str, pd.DataFrame], values: dict[str, Any]) -> list[dic
     ]  # fmt: skip
 
 
-# --- suites compared -----------------------------------------------------------------------------
+# --- other public suites ---------------------------------------------------------------------
 
 COLUMNS = (
     "suite",

@@ -1,1 +1,1 @@
-"""term_frequency"""
+"""Term frequency and what a model knows (paper section 3.3)."""

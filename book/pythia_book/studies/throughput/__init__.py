@@ -1,1 +1,1 @@
-"""throughput"""
+"""How fast Pythia can be trained on one GPU."""
