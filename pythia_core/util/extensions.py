@@ -9,6 +9,7 @@ on the path without being installed, the book's own table (`pythia_book.EXTENSIO
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -31,7 +32,6 @@ def _table_of_the_checkout() -> dict[str, dict[str, str]]:
     if (book / "pythia_book" / "__init__.py").is_file() and str(book) not in sys.path:
         sys.path.append(str(book))
     try:
-        import pythia_book
+        return importlib.import_module("pythia_book").EXTENSIONS
     except ModuleNotFoundError:
         return {}
-    return pythia_book.EXTENSIONS
