@@ -19,7 +19,6 @@ import nbformat
 import pandas as pd
 import pytest
 from pythia_book import notebooks, records
-from pythia_book import notebooks as cleaning
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")
@@ -166,7 +165,7 @@ def test_no_page_shows_an_accident(which: str, request: pytest.FixtureRequest) -
         text = page.text.replace("{{ x }}", "")  # that one is ours
         assert not re.search(r"\{\{ \w+ \}\}|\{(ref|doc|cite|numref)\}", text), name
         whole = (site / name).read_text(encoding="utf-8")
-        assert str(root) not in whole and not cleaning.machine_traces(page.text), name
+        assert str(root) not in whole and not notebooks.machine_traces(page.text), name
 
 
 @pytest.mark.commands

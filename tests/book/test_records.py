@@ -12,7 +12,6 @@ import nbformat
 import pandas as pd
 import pytest
 from pythia_book import notebooks, records
-from pythia_book import notebooks as cleaning
 from pythia_book import shown as recorded
 
 from pythia_core.config import InterventionConfig
@@ -51,7 +50,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project with one notebook, `tiny`; library code thinks it lives there."""
     (tmp_path / "notebooks").mkdir()
     nbformat.write(make_notebook(), tmp_path / "notebooks" / "tiny.ipynb")
-    for module in (records, recorded, notebooks, cleaning):
+    for module in (records, recorded, notebooks, notebooks):
         monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     return tmp_path
@@ -343,13 +342,13 @@ def test_cleaning_leaves_nothing_of_the_machine(project: Path) -> None:
         notebook.metadata["language_info"] = {"name": "python", "version": moment}
         return notebook
 
-    first = cleaning.clean_notebook(executed("monday"))
+    first = notebooks.clean_notebook(executed("monday"))
     text = nbformat.writes(first)
-    assert nbformat.writes(cleaning.clean_notebook(executed("tuesday"))) == text
+    assert nbformat.writes(notebooks.clean_notebook(executed("tuesday"))) == text
     assert "monday" not in text and str(project) not in text and str(Path.home()) not in text
     assert first.cells[-1].outputs[0].text == "at results/a and ~/b"
     assert first.metadata["papermill"] == {"parameters": {"seeds": 2}}
-    assert not cleaning.machine_traces(text)
+    assert not notebooks.machine_traces(text)
     nbformat.validate(first)
 
 
@@ -357,12 +356,12 @@ def test_cleaning_leaves_nothing_of_the_machine(project: Path) -> None:
     "text", ["see /home/ann/x", "(/tmp/abc)", "C:\\Users\\ann", "/Users/ann", "file:///root/x"]
 )
 def test_paths_of_a_machine_are_seen(text: str) -> None:
-    assert cleaning.machine_traces(text)
+    assert notebooks.machine_traces(text)
 
 
 @pytest.mark.parametrize("text", ["site.org/home/x", "a/tmp/b", "results/x", "and/or", "/ 2"])
 def test_other_slashes_are_not_paths_of_a_machine(text: str) -> None:
-    assert not cleaning.machine_traces(text)
+    assert not notebooks.machine_traces(text)
 
 
 # --- which run is shown, recording --------------------------------------------------------------

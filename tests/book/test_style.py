@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from gender_fakes import fake_find_or_train, fake_items
-from pythia_book import style as figures
+from pythia_book import style
 from pythia_book.published.results import load
 from pythia_book.studies.gender_bias import figures as draw
 from pythia_book.studies.gender_bias import study as gender_bias
@@ -80,7 +80,7 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
     outputs = [
         subprocess.run(
             [sys.executable, str(script)],
-            cwd=Path(figures.__file__).parent.parent,
+            cwd=Path(style.__file__).parent.parent,
             env={"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -105,7 +105,7 @@ def test_absent_released_numbers_are_said_in_words(results):
 
 def test_a_size_has_one_colour_and_ladders_are_ordered():
     for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
-        colours = [figures.size_colour(size) for size in ladder]
+        colours = [style.size_colour(size) for size in ladder]
         assert len(set(colours)) == len(colours)
 
         def luminance(colour: str) -> float:
@@ -116,25 +116,25 @@ def test_a_size_has_one_colour_and_ladders_are_ordered():
         assert shades == sorted(shades)  # also told apart without any colour vision
         assert shades[-1] < 0.75  # and seen on white
     with pytest.raises(ConfigError, match="unknown size"):
-        figures.size_colour("9q")
+        style.size_colour("9q")
 
 
 def test_style_leaves_no_trace():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    with figures.style():
+    with style.style():
         assert matplotlib.rcParams["svg.fonttype"] == "none"
     assert dict(matplotlib.rcParams) == before
 
 
 def test_tables_escape_what_they_show():
     frame = pd.DataFrame({"a<b": ["<script>alert(1)</script>", "x & y"]})
-    shown = figures.Table(frame, "n < 3")._repr_html_()
+    shown = style.Table(frame, "n < 3")._repr_html_()
     assert "<script>" not in shown
     assert "&lt;script&gt;" in shown
     assert "<caption>n &lt; 3</caption>" in shown
-    assert "<b>" not in figures.Note("<b>x</b>")._repr_html_()
+    assert "<b>" not in style.Note("<b>x</b>")._repr_html_()
 
 
 def test_tables_and_summary_of_the_study(results):

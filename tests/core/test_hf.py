@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pythia_book.released import download as hub
+from pythia_book.released import download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
@@ -326,4 +326,4 @@ def test_what_is_saved_can_be_shared(saved: Path) -> None:
 
 def test_neither_folder_nor_repository() -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor a repository"):
-        hub.load("pythia")
+        download.load("pythia")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pythia_book.bench import generate as bench_generate
 from pythia_book.bench import terms as bench_terms
-from pythia_book.bench import train_cpu as bench
+from pythia_book.bench import train_cpu
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError
@@ -22,7 +22,7 @@ def row() -> dict:
         TrainConfig(steps=50, batch_size=4, lr_max=1e-3, precision="bf16"),
     )
     rows = np.random.default_rng(0).integers(0, 128, (16, 17)).astype(np.uint16)
-    return bench.bench_size(config, rows, rounds=2, progress=False)
+    return train_cpu.bench_size(config, rows, rounds=2, progress=False)
 
 
 def test_every_contender_is_timed(row: dict) -> None:
@@ -50,7 +50,7 @@ def test_the_table_names_machine_and_convention(row: dict) -> None:
         "tokens_per_step": 64,
         "rows": [{"size": "tiny", **row, "matmul_share": 0.5}],
     }
-    text = bench.markdown(result)
+    text = train_cpu.markdown(result)
     assert device_info()["device"] in text
     assert "a convention" in text
     assert f"**{row['ratio']:.2f}x**" in text

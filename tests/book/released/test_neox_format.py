@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pythia_book.released import neox_format as neox_native
+from pythia_book.released import neox_format
 from test_hf import assert_equal, random_model, tiny
 
 from pythia_core.config import ModelConfig
@@ -69,38 +69,38 @@ def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
 def test_merged_ranks_give_the_same_logits(ranks: int, tmp_path: Path) -> None:
     model = random_model(CONFIG)
     write_native(model, tmp_path / "global_step7", ranks)
-    merged = neox_native.load(tmp_path / "global_step7", CONFIG)
+    merged = neox_format.load(tmp_path / "global_step7", CONFIG)
     ids = torch.randint(0, 128, (2, 11), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(merged(ids), model(ids), atol=2e-5, rtol=0)
     if ranks == 1:
         assert_equal(model, merged)
-    assert neox_native.step_of(tmp_path / "global_step7") == 7
+    assert neox_format.step_of(tmp_path / "global_step7") == 7
 
 
 def test_wrong_merges_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row-parallel biases averaged in place of summed: the mistake of several converters."""
     model = random_model(CONFIG)
     write_native(model, tmp_path / "native", 2)
-    name, _ = neox_native.NATIVE["attention.dense.bias"]
-    monkeypatch.setitem(neox_native.NATIVE, "attention.dense.bias", (name, neox_native.mean))
+    name, _ = neox_format.NATIVE["attention.dense.bias"]
+    monkeypatch.setitem(neox_format.NATIVE, "attention.dense.bias", (name, neox_format.mean))
     ids = torch.arange(9)[None]
-    merged = neox_native.load(tmp_path / "native", CONFIG)
+    merged = neox_format.load(tmp_path / "native", CONFIG)
     assert (merged(ids) - model(ids)).abs().max() > 1e-3
 
 
 def test_half_precision_is_kept_or_cast(tmp_path: Path) -> None:
     write_native(random_model(CONFIG).half(), tmp_path / "native", 2)
-    assert neox_native.load(tmp_path / "native", CONFIG).embed_in.weight.dtype == torch.float16
-    cast = neox_native.load(tmp_path / "native", CONFIG, torch.float32)
+    assert neox_format.load(tmp_path / "native", CONFIG).embed_in.weight.dtype == torch.float16
+    cast = neox_format.load(tmp_path / "native", CONFIG, torch.float32)
     assert {p.dtype for p in cast.parameters()} == {torch.float32}
 
 
 def test_official_sizes_are_known_by_their_shapes(tmp_path: Path) -> None:
     shapes = {"embed_in.weight": torch.empty(50_304, 512, device="meta")}
-    assert neox_native._official(tmp_path, shapes, 6).n_heads == 8
+    assert neox_format._official(tmp_path, shapes, 6).n_heads == 8
     write_native(random_model(CONFIG), tmp_path / "native", 1)
     with pytest.raises(CheckpointError, match="2 layers of width 64 and 128 entries are no"):
-        neox_native.load(tmp_path / "native")
+        neox_format.load(tmp_path / "native")
 
 
 class Evil:
@@ -119,7 +119,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "native" / "layer_03-model_00-model_states.pt"
     torch.save({"input_layernorm.weight": Evil(trap)}, file)
     with pytest.raises(CheckpointError, match=r"asks to run code.*was not opened"):
-        neox_native.load(tmp_path / "native", CONFIG)
+        neox_format.load(tmp_path / "native", CONFIG)
     assert not trap.exists()
     run, arguments = Evil(trap).__reduce__()
     run(*arguments)
@@ -133,18 +133,18 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     whole = file.read_bytes()
     file.unlink()
     with pytest.raises(CheckpointError, match=r"layer_02-model_01-model_states\.pt is missing"):
-        neox_native.load(folder, CONFIG)
+        neox_format.load(folder, CONFIG)
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="truncated or damaged"):
-        neox_native.load(folder, CONFIG)
+        neox_format.load(folder, CONFIG)
     torch.save([1, 2], file)
     with pytest.raises(CheckpointError, match="no table of tensors"):
-        neox_native.load(folder, CONFIG)
+        neox_format.load(folder, CONFIG)
     torch.save({"input_layernorm.weight": torch.ones(64), "attention.alibi": torch.ones(1)}, file)
     with pytest.raises(CheckpointError, match="unknown key attention"):
-        neox_native.load(folder, CONFIG)
+        neox_format.load(folder, CONFIG)
     with pytest.raises(CheckpointError, match="holds no layer_XX"):
-        neox_native.load(tmp_path, CONFIG)
+        neox_format.load(tmp_path, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
 def test_another_config_is_refused(config: ModelConfig, message: str, tmp_path: Path) -> None:
     write_native(random_model(CONFIG), tmp_path / "native", 2)
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
-        neox_native.load(tmp_path / "native", config)
+        neox_format.load(tmp_path / "native", config)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from pythia_book.published import results as published
+from pythia_book.published import results
 from pythia_book.published.tables import TASKS
 from pythia_book.studies.errata import (
     catalogue as errata,
@@ -122,7 +122,7 @@ def test_scores_that_are_not_here_are_said_to_be_missing(found: dict[str, Eviden
         assert ("PYTHIA_PUBLISHED_DIR" in evidence.released) == (name in names)
 
 
-def scores(folder: Path, wsc: float) -> published.Published:
+def scores(folder: Path, wsc: float) -> results.Published:
     """A made-up copy of the released scores: 2.8b's first five-shot step is its twin's."""
     as_csv(folder)
     rows = [
@@ -135,7 +135,7 @@ def scores(folder: Path, wsc: float) -> published.Published:
     frame = pd.DataFrame(rows, columns=columns)
     for shots, name in ((0, "zero"), (5, "five")):
         frame[frame.shots == shots].to_csv(folder / f"evals_{name}_shot.csv", index=False)
-    return published.load(folder)
+    return results.load(folder)
 
 
 @pytest.mark.parametrize(("wsc", "flat"), [(38 / 104, "wsc"), (0.7, "none")])
@@ -151,9 +151,9 @@ def test_released_scores_are_compared_when_asked(wsc: float, flat: str, tmp_path
 
 
 def test_the_real_released_scores() -> None:
-    if not os.environ.get(published.VARIABLE):
+    if not os.environ.get(results.VARIABLE):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
-    released = published.load()
+    released = results.load()
     assert "At guessing for all sizes: wsc, logiqa." in errata_released.tasks(released).released
     text = errata_released.two_eight_b(released).released
     assert "zero-shot at 10 steps (2 to 1,000), five-shot at 4 steps (13,000 to 43,000)" in text

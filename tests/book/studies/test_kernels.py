@@ -12,7 +12,7 @@ from pythia_book.studies.kernels import study
 from pythia_book.studies.kernels.study import PREDICTIONS, executed_products, predictions
 
 from pythia_core.errors import ConfigError
-from pythia_core.kernels import attention_backends as attention_libraries
+from pythia_core.kernels import attention_backends
 from pythia_core.suite import OFFICIAL_SIZES
 
 HEAD = {
@@ -108,7 +108,7 @@ def test_measured_rows_make_tables(
     assert (choice["head_dim"], choice["fastest"], choice["taken"]) == (64, "cudnn", "torch")
     assert choice["gain"] == pytest.approx(0.25)
     assert choice["measured"] == "cudnn, torch, triton"
-    monkeypatch.setitem(attention_libraries.FASTEST, 64, "cudnn")
+    monkeypatch.setitem(attention_backends.FASTEST, 64, "cudnn")
     assert study.run(PARAMS, rows).tables["choices"].gain.tolist() == [0]
     outcome = result.tables["predictions"].set_index(["kernel", "size"]).measured_ns
     layers = OFFICIAL_SIZES["160m"].n_layers

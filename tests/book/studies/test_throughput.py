@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pythia_book import records
-from pythia_book import style as figures_common
+from pythia_book import records, style
 from pythia_book.bench import cost_model
 from pythia_book.bench import rows as throughput_rows
 from pythia_book.studies.throughput import figures as draw
@@ -17,7 +16,7 @@ from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES
 
 FIGURES = (draw.rates, draw.memory, draw.scaling)
-TABLES = (draw.summary, draw.ways_table, figures_common.claims_table)
+TABLES = (draw.summary, draw.ways_table, style.claims_table)
 RUN = "2030-01-02T03:04:05Z"
 
 

@@ -24,7 +24,7 @@ from test_tasks import MADE, made
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import ConfigError, DataError, FetchError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.model import GPTNeoX
 from pythia_core.training.runs import Run, find_or_train
 
@@ -58,7 +58,7 @@ def compare(model: GPTNeoX, tokenizer, built: list) -> None:
     ours = TaskMeasurement(tuple(built), model.config.max_seq_len)(model, 0)
     for each in built:
         theirs = found[each.key]
-        scores = evaluate.score(model, evaluate.pack(each.requests, model.config.max_seq_len))
+        scores = scoring.score(model, scoring.pack(each.requests, model.config.max_seq_len))
         np.testing.assert_allclose(np.concatenate(theirs.logprob), scores.logprob, atol=1e-4)
         np.testing.assert_array_equal(theirs.acc, ours[f"{each.key}_acc"])
         np.testing.assert_array_equal(theirs.acc_norm, ours[f"{each.key}_acc_norm"])
@@ -66,7 +66,7 @@ def compare(model: GPTNeoX, tokenizer, built: list) -> None:
 
 
 def test_every_task_and_item_zero_and_few_shot(model: GPTNeoX, tokenizer) -> None:
-    encode = evaluate.encoder(tokenizer)
+    encode = scoring.encoder(tokenizer)
     built = [
         build(task, made(task, 30)[:12], made(task, 30)[12:], shots, encode, LENGTH)
         for task in TASKS
@@ -84,9 +84,9 @@ def test_real_items(model: GPTNeoX, tokenizer) -> None:
 
 
 def test_outcomes_by_hand(tokenizer) -> None:
-    built = build("arc_easy", made("arc_easy", 2), [], 0, evaluate.encoder(tokenizer), LENGTH)
+    built = build("arc_easy", made("arc_easy", 2), [], 0, scoring.encoder(tokenizer), LENGTH)
     logprob = np.array([-4.0, -4.5, -9.0, -1.0, -8.0, -2.0])  # gold is the second of three
-    scores = evaluate.Scores(logprob, np.ones(6, int), np.zeros(6, bool))
+    scores = scoring.Scores(logprob, np.ones(6, int), np.zeros(6, bool))
     found = outcomes(built, scores)
     assert found["acc"].tolist() == [False, False]
     assert found["acc_norm"].tolist() == [True, False]  # -4.5 / 5 characters beats -4 / 4
@@ -97,16 +97,16 @@ def test_what_does_not_fit_is_counted_or_left_out(tokenizer) -> None:
     items = made("piqa", 6)
     items[0]["sol1"] = "word " * 200
     items[1]["goal"] = "word " * 200
-    built = build("piqa", items, [], 0, evaluate.encoder(tokenizer), LENGTH)
+    built = build("piqa", items, [], 0, scoring.encoder(tokenizer), LENGTH)
     assert built.n_left_out == 1
     assert built.items == tuple(items[1:])
     assert built.fits.tolist() == [False, True, True, True, True]
     with pytest.raises(ConfigError, match="shots=1: there are 0 solved examples"):
-        build("piqa", items, [], 1, evaluate.encoder(tokenizer), LENGTH)
+        build("piqa", items, [], 1, scoring.encoder(tokenizer), LENGTH)
 
 
 def test_context_and_continuation_are_split_as_in_the_harness(tokenizer) -> None:
-    encode = evaluate.encoder(tokenizer)
+    encode = scoring.encoder(tokenizer)
     for context, continuation in (("Question: a\nAnswer:", " yes"), ("ends in spaces  ", "x")):
         request = encode_pair(context, continuation, encode)
         assert request.context + request.continuation == encode(context + continuation)
@@ -117,7 +117,7 @@ def test_context_and_continuation_are_split_as_in_the_harness(tokenizer) -> None
 
 
 def test_the_digest_follows_the_requests(tokenizer, tmp_path: Path) -> None:
-    encode = evaluate.encoder(tokenizer)
+    encode = scoring.encoder(tokenizer)
     one = build("piqa", made("piqa", 4), [], 0, encode, LENGTH)
     other = build("piqa", made("piqa", 5), [], 0, encode, LENGTH)
     digests = {TaskMeasurement(b, LENGTH).digest for b in ((one,), (other,), (one, other))}
@@ -196,12 +196,12 @@ def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) 
     lm = get_model("pythia").create_from_arg_obj(given, {"batch_size": 1, "device": None})
     assert lm.get_model_info() == {"model_run": run.id, "model_step": 3}
     done = lm_eval.evaluate(lm=lm, task_dict=load(definition()), bootstrap_iters=0)
-    encode = evaluate.encoder(run.data.tokenizer)
+    encode = scoring.encoder(run.data.tokenizer)
     asked = [
         encode_pair(f"Question: {item['goal']}", f" {item['sol1']}", encode)
         for item in made("piqa", 8)
     ]
-    scores = evaluate.score(run.model(3), evaluate.pack(asked, LENGTH))
+    scores = scoring.score(run.model(3), scoring.pack(asked, LENGTH))
     found = {k.split(",")[0]: v for k, v in done["results"]["theirs"].items()}
     assert found["perplexity"] == pytest.approx(np.exp(-scores.logprob.mean()))
     last = get_model("pythia").create_from_arg_string(f"run={run.folder},token_budget=64")

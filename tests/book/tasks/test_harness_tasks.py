@@ -16,7 +16,7 @@ from pythia_book.tasks.tasks import TASKS, WrittenTask, all_tasks, task_named
 from pythia_core import hf
 from pythia_core.config import ModelConfig
 from pythia_core.data.tokenizer import EOD, train_bpe
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.model import GPTNeoX
 
 pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
@@ -47,7 +47,7 @@ def model() -> GPTNeoX:
 @pytest.fixture(scope="module")
 def asked(tokenizer) -> list[AskedTask]:
     found: list[AskedTask] = []
-    encode = evaluate.encoder(tokenizer)
+    encode = scoring.encoder(tokenizer)
     for name, task in all_tasks().items():
         for shots in (0, 2) if task.n_examples else (0,):
             items, examples = made(name, 30)[:N], made(name, 30)[N:]

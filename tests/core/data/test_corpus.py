@@ -94,9 +94,9 @@ def test_bad_text_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "not.jsonl.gz").write_bytes(b"plainly not gzip")
     with pytest.raises(DataError, match=r"not\.jsonl\.gz: damaged gzip"):
         texts(tmp_path / "not.jsonl.gz")
-    from pythia_core.data import user_files as corpus_files
+    from pythia_core.data import user_files
 
-    monkeypatch.setattr(corpus_files, "MAX_BYTES", 1000)
+    monkeypatch.setattr(user_files, "MAX_BYTES", 1000)
     (tmp_path / "bomb.txt.gz").write_bytes(gzip.compress(b"a" * 1001))
     with pytest.raises(DataError, match=r"bomb\.txt\.gz:1: longer than 1000 bytes"):
         texts(tmp_path / "bomb.txt.gz")

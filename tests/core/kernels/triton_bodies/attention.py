@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.errors import ConfigError
-from pythia_core.kernels import attention_backends as attention_libraries
+from pythia_core.kernels import attention_backends
 from pythia_core.kernels.attention import attention_by, attention_reference
 from pythia_core.kernels.attention_backends import library_attention, packed_backward
 
@@ -86,7 +86,7 @@ def test_any_strides(device: str) -> None:
 def test_the_gradient_is_one_packed_buffer(device: str) -> None:
     qkv = normal(1, 9, 2, 3, 16).float().to(device).requires_grad_()
     q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(3))
-    out, lse = attention_libraries.packed_forward(q, k, v, "triton")
+    out, lse = attention_backends.packed_forward(q, k, v, "triton")
     dqkv = packed_backward(torch.ones_like(out), q, k, v, out, lse, "triton")
     assert dqkv.shape == qkv.shape and dqkv.is_contiguous()
     grads = torch.autograd.grad(out.sum(), (q, k, v))
@@ -118,12 +118,12 @@ def test_the_table_chooses_it(device: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     def spy(*arguments):
         called.append(arguments[-1])
-        return attention_libraries.packed_forward(*arguments)
+        return attention_backends.packed_forward(*arguments)
 
     module = importlib.import_module("pythia_core.kernels.attention")  # hidden by its function
     monkeypatch.setattr(module, "packed_forward", spy)
     for table, taken in ({}, []), ({16: "triton"}, ["triton"]), ({32: "triton"}, ["triton"]):
-        monkeypatch.setattr(attention_libraries, "FASTEST", table)
+        monkeypatch.setattr(attention_backends, "FASTEST", table)
         with torch.no_grad():
             kernels.attention(qkv, cos, sin)
             kernels.attention(qkv.float(), cos, sin)  # in fp32 the table does not apply
