@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import pythia_book
 import yaml
+from places import ROOT
 from pythia_book import notebooks, shown
 
 from pythia_core import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
 TOP = {
     *("book", "pythia_core", "notebooks", "tests", "_config.yml", "_toc.yml", "requirements.txt"),
     *("README.md", "pyproject.toml", "Makefile", "LICENSE", "CITATION.cff", "CONTRIBUTING.md"),
@@ -65,7 +65,7 @@ def test_nothing_large_is_committed() -> None:
 
 def test_no_file_names_a_machine() -> None:
     allowed = {
-        "tests/test_records.py",
+        "tests/book/test_records.py",
         "book/pythia_book/notebooks.py",
     }  # these are about such paths
     for path in repository_files():
@@ -128,7 +128,7 @@ def test_the_readme_has_its_blocks_and_names_real_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for block in ("costs", "bench"):
         assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
-    assert shown.costs_table(shown.recorded(ROOT)) in text, "run recorded.refresh_readme()"
+    assert shown.costs_table(shown.recorded(ROOT)) in text, "run shown.refresh_readme()"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), f"README links to {link}"
 

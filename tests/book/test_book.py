@@ -18,9 +18,9 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from places import ROOT
 from pythia_book import notebooks, records
 
-ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")
 HOSTILE = "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/) | &lt;"
 STUDY = "gender_bias"

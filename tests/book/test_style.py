@@ -5,16 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from gender_fakes import fake_find_or_train, fake_items
+from places import ROOT
 from pythia_book import style
 from pythia_book.published.results import load
 from pythia_book.studies.gender_bias import figures as draw
 from pythia_book.studies.gender_bias import study as gender_bias
-from test_published import as_folder
+from score_files import as_folder
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
@@ -68,20 +68,20 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
     script = tmp_path / "draw.py"
     script.write_text(
         "import pandas as pd\n"
-        "from pythia_core import figures\n"
-        "with figures.style():\n"
-        "    figure, (ax,) = figures.panels(1, 2.5, 'footer')\n"
+        "from pythia_book import style\n"
+        "with style.style():\n"
+        "    figure, (ax,) = style.panels(1, 2.5, 'footer')\n"
         "    frame = pd.DataFrame({'x': [1, 2], 'value': [.1, .2]})\n"
         "    frame['low'], frame['high'] = frame.value - .1, frame.value + .1\n"
-        "    figures.line(ax, frame, 'x', '85k', 'swap_7')\n"
-        "    figures.arm_legend(figure)\n"
-        "print(figures.Drawing(figure, 'a <test> & more').svg)\n"
+        "    style.line(ax, frame, 'x', '85k', 'swap_7')\n"
+        "    style.arm_legend(figure)\n"
+        "print(style.Drawing(figure, 'a <test> & more').svg)\n"
     )
     outputs = [
         subprocess.run(
             [sys.executable, str(script)],
-            cwd=Path(style.__file__).parent.parent,
-            env={"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
+            cwd=ROOT,
+            env={"PYTHONPATH": ".:book", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

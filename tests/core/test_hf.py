@@ -9,6 +9,7 @@ import pytest
 import torch
 from pythia_book.released import download
 from safetensors.torch import load_file, save_file
+from tiny_models import assert_equal, random_model, tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXForCausalLM
 
@@ -18,27 +19,6 @@ from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.evaluation.generate import generate
 from pythia_core.model import GPTNeoX
-
-
-def tiny(**overrides) -> ModelConfig:
-    shape = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 97, "max_seq_len": 32}
-    return ModelConfig(**{**shape, **overrides})
-
-
-def random_model(config: ModelConfig, seed: int = 0) -> GPTNeoX:
-    model = GPTNeoX(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.1, generator=generator)
-    return model.eval().requires_grad_(False)
-
-
-def assert_equal(ours: GPTNeoX, theirs: GPTNeoX) -> None:
-    expected = ours.state_dict()
-    assert expected.keys() == theirs.state_dict().keys()
-    for name, tensor in theirs.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
 
 
 def edit(folder: Path, **changes) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from tiny_models import peer_of, tiny
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig, TrainConfig
@@ -29,11 +29,6 @@ TOTALS = {  # total and non-embedding parameters of the released models
 }
 
 
-def tiny(**overrides) -> ModelConfig:
-    shape = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": 97, "max_seq_len": 32}
-    return ModelConfig(**{**shape, **overrides})
-
-
 def random_model(config: ModelConfig, seed: int = 0) -> GPTNeoX:
     """Every tensor random, LayerNorms and biases too, so that no term of the forward is hidden."""
     model = GPTNeoX(config)
@@ -42,15 +37,6 @@ def random_model(config: ModelConfig, seed: int = 0) -> GPTNeoX:
         for name, p in model.named_parameters():
             p.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.1, generator=generator)
     return model
-
-
-def peer_of(model: GPTNeoX) -> GPTNeoXForCausalLM:
-    config = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation="eager")
-    peer = GPTNeoXForCausalLM(config)
-    missing, unexpected = peer.load_state_dict(hf.to_hf_state(model.state_dict()), strict=False)
-    assert not unexpected
-    assert not [name for name in missing if "rotary" not in name]
-    return peer
 
 
 @pytest.mark.parametrize("parallel", [True, False])

@@ -14,11 +14,11 @@ import browser
 import numpy as np
 import pytest
 import yaml
+from places import ROOT
 from pythia_book.pages import batch as draw
 
 from pythia_core.data.order import RowOrder, batch_hash
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "book" / "batch.md").read_text(encoding="utf-8")
 SCRIPT, STYLE = (ROOT / "book" / "_static" / f"batch.{kind}" for kind in ("js", "css"))
 in_node = partial(browser.in_node, SCRIPT)
@@ -233,7 +233,7 @@ def test_every_drawing_value_and_line_exists() -> None:
     assert drawn == ["follow", "shuffle"]
     names = set(re.findall(r"\{value\}`batch\.(\w+)`", PAGE))
     assert names and names <= draw.values().keys()
-    order = (ROOT / "pythia_core" / "order.py").read_text(encoding="utf-8")
+    order = (ROOT / "pythia_core" / "data" / "order.py").read_text(encoding="utf-8")
     for words in re.findall(r"^:(?:start|end)-at: (.+)$", PAGE, flags=re.MULTILINE):
         assert order.count(words) == 1, words
     for name, words in re.findall(r"\{source\}`([^`#]+)#([^`]+)`", PAGE):

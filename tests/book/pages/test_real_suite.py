@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from places import ROOT
 from pythia_book.pages import real_suite
 from pythia_book.recipe import HARDWARE
 from pythia_book.released.pile import tokenizer_at
@@ -17,7 +17,7 @@ from pythia_core.__main__ import parser
 from pythia_core.evaluation import scoring
 from pythia_core.suite import OFFICIAL_SIZES
 
-PAGE = (Path(__file__).resolve().parent.parent / "book" / "real_suite.md").read_text("utf-8")
+PAGE = (ROOT / "book" / "real_suite.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", OFFICIAL_SIZES)

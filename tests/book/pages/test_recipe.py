@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from places import ROOT
 from pythia_book import recipe, style
 from pythia_book.pages import recipe as draw
 from torch import nn
@@ -19,7 +20,6 @@ from pythia_core import model
 from pythia_core.config import ModelConfig
 from pythia_core.suite import OFFICIAL_SIZES
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "book" / "recipe.md").read_text(encoding="utf-8")
 DRAWN = re.findall(r"^```\{drawing\} (\w+)\.(\w+)$", PAGE, flags=re.MULTILINE)
 SMALL = ModelConfig(n_layers=2, d_model=96, n_heads=3, vocab_size=512)
@@ -155,8 +155,8 @@ def test_a_changed_module_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -
 
 def test_everything_the_page_draws_is_there_and_accessible() -> None:
     assert len(DRAWN) >= 7
-    for suffix, name in DRAWN:
-        made = getattr(importlib.import_module(f"pythia_core.figures_{suffix}"), name)()
+    for page, name in DRAWN:
+        made = getattr(importlib.import_module(f"pythia_book.pages.{page}"), name)()
         if isinstance(made, style.Table):
             assert made.caption and not made.frame.empty
             assert not made.frame.isin(["nan", "None"]).any().any()
@@ -175,14 +175,14 @@ def test_what_the_page_cites_is_in_the_bibliography() -> None:
 
 def test_two_processes_draw_the_same_bytes(tmp_path: Path) -> None:
     code = (
-        "from pythia_core import figures_recipe as f;"
+        "from pythia_book.pages import recipe as f;"
         "print(f.block().svg, f.schedule().svg, f.cost().svg)"
     )
     outputs = [
         subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
-            env={"PYTHONPATH": ".", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
+            env={"PYTHONPATH": ".:book", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -15,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from places import ROOT
 from pythia_book.pages import rotary as draw
 
 from pythia_core.kernels.rotary import rotary_reference, rotary_tables
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "book" / "rotary.md").read_text(encoding="utf-8")
 SCRIPT, STYLE = (ROOT / "book" / "_static" / f"rotary.{kind}" for kind in ("js", "css"))
 DRAWINGS = ("turning", "quarter", "frequencies", "precision")
@@ -211,15 +210,10 @@ def test_the_page_is_in_the_book() -> None:
     assert {"file": "rotary"} in [c for part in parts for c in part["chapters"]]
 
 
-def test_its_script_and_style_are_loaded_on_that_page_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
     pytest.importorskip("sphinx", reason="the extra `book` is not installed")
-    path = ROOT / "book" / "_ext" / "pythia_drawings.py"
-    monkeypatch.syspath_prepend(str(path.parent))
-    spec = importlib.util.spec_from_file_location("pythia_drawings", path)
-    extension = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(extension)
+    from pythia_book import sphinx_drawings as extension
+
     loaded: list[str] = []
     app = SimpleNamespace(
         srcdir=ROOT / "book",

@@ -11,7 +11,7 @@ import torch
 from hub_server import FakeHub, serving
 from pythia_book.released.audit import LAST, audit
 from safetensors.torch import save
-from test_hf import random_model, tiny
+from tiny_models import random_model, tiny
 
 from pythia_core import hf
 from pythia_core.__main__ import main

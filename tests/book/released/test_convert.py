@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from neox_files import write_native
 from pythia_book.released.convert import convert, from_checkpoint
 from safetensors.torch import load_file
-from test_hf import assert_equal, random_model, tiny
-from test_neox_native import write_native
-from test_runs import config as run_config  # noqa: F401 - a fixture
+from tiny_models import assert_equal, random_model, tiny
+from tiny_runs import control
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pythia_core import hf
@@ -43,7 +43,15 @@ def test_transformers_to_ours_and_back(tmp_path: Path) -> None:
         assert (back / name).read_bytes() == original.read_bytes(), name
 
 
-def test_a_run_to_transformers(run_config: RunConfig, tmp_path: Path, capsys) -> None:  # noqa: F811
+@pytest.fixture
+def run_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A tiny control run, with results and cache of its own."""
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    return control(tmp_path)
+
+
+def test_a_run_to_transformers(run_config: RunConfig, tmp_path: Path, capsys) -> None:
     run = find_or_train(run_config, progress=False)
     target = tmp_path / "exported"
     assert main(["convert", run.id[:8], str(target), "--step", "10"]) == 0

@@ -6,49 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from neox_files import write_maps
 from pythia_book.released.index_maps import NpyArray, find_maps, open_maps
 from pythia_book.released.remote_rows import LocalFile
 
-from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
-from pythia_core.data.order import RowOrder
 from pythia_core.errors import DataError
-
-
-def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> list[list[int]]:
-    """GPT-NeoX's sample_idx, token by token: where each row begins, and one more at the end."""
-    found = [[0, 0]]
-    place = offset = 0
-    for _ in range(n):
-        left = seq_len + 1
-        while left:
-            here = sizes[order[place]] - offset
-            left -= here
-            if left <= 0:
-                offset += left + here - 1
-                left = 0
-            else:
-                place, offset = place + 1, 0
-        found.append([place, offset])
-    return found
-
-
-def write_maps(
-    folder: Path, seed: int = 3, seq_len: int = 8, epochs: int = 1, kind: str = "<i4"
-) -> tuple[Path, RowOrder, MegatronIndexed]:
-    """A toy corpus with the three maps that GPT-NeoX would keep beside it."""
-    rng = np.random.RandomState(1)
-    sizes = [0, *rng.randint(0, 30, 40).tolist(), 0]
-    with IndexedWriter(folder / "toy_document", 60_000) as out:
-        for size in sizes:
-            out.add(rng.randint(0, 60_000, size))
-    data = MegatronIndexed(folder / "toy_document")
-    order = RowOrder(data.sizes, seq_len, seed, epochs)
-    stem = folder / f"toy_document_train_0_indexmap_99ns_{seq_len}sl_{seed}s"
-    samples = sample_index(sizes, order.documents.tolist(), seq_len, order.n_rows)
-    np.save(f"{stem}_doc_idx.npy", order.documents)
-    np.save(f"{stem}_sample_idx.npy", np.array(samples, kind))
-    np.save(f"{stem}_shuffle_idx.npy", order.shuffle)
-    return stem, order, data
 
 
 @pytest.mark.parametrize("kind", ["<i4", "<i8"])

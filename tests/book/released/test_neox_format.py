@@ -7,62 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from neox_files import write_native
 from pythia_book.released import neox_format
-from test_hf import assert_equal, random_model, tiny
+from tiny_models import assert_equal, random_model, tiny
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import CheckpointError
-from pythia_core.model import GPTNeoX
 
 CONFIG = tiny(n_heads=4, vocab_size=128)
-
-
-def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
-    """Cut a model as GPT-NeoX does: written from its rules, not from the table under test.
-
-    Biases that are summed are unequal on the ranks, and LayerNorms differ a little.
-    """
-    folder.mkdir()
-    c, state = model.config, model.state_dict()
-    for rank in range(ranks):
-
-        def split(t: torch.Tensor, dim: int, rank: int = rank) -> torch.Tensor:
-            return t.chunk(ranks, dim)[rank].clone()
-
-        def share(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
-            weight = 2.0 * (rank + 1) / (ranks * (ranks + 1))
-            return t * weight
-
-        def norm(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
-            return t + 0.01 * (rank - (ranks - 1) / 2)
-
-        files = {0: {"word_embeddings.weight": split(state["embed_in.weight"], 0)}}
-        for layer in range(c.n_layers):
-            part = {k.split(".", 2)[2]: t for k, t in state.items() if f"layers.{layer}." in k}
-            heads = part["attention.query_key_value.weight"].view(c.n_heads, 3 * c.head_dim, -1)
-            bias = part["attention.query_key_value.bias"].view(c.n_heads, 3 * c.head_dim)
-            files[layer + 2] = {
-                "input_layernorm.weight": norm(part["input_layernorm.weight"]),
-                "input_layernorm.bias": norm(part["input_layernorm.bias"]),
-                "post_attention_layernorm.weight": norm(part["post_attention_layernorm.weight"]),
-                "post_attention_layernorm.bias": norm(part["post_attention_layernorm.bias"]),
-                "attention.query_key_value.weight": split(heads, 0).flatten(0, 1),
-                "attention.query_key_value.bias": split(bias, 0).flatten(),
-                "attention.dense.weight": split(part["attention.dense.weight"], 1),
-                "attention.dense.bias": share(part["attention.dense.bias"]),
-                "attention.rotary_emb.inv_freq": torch.ones(c.rotary_dims // 2).half(),
-                "mlp.dense_h_to_4h.weight": split(part["mlp.dense_h_to_4h.weight"], 0),
-                "mlp.dense_h_to_4h.bias": split(part["mlp.dense_h_to_4h.bias"], 0),
-                "mlp.dense_4h_to_h.weight": split(part["mlp.dense_4h_to_h.weight"], 1),
-                "mlp.dense_4h_to_h.bias": share(part["mlp.dense_4h_to_h.bias"]),
-            }
-        files[c.n_layers + 3] = {
-            "norm.weight": norm(state["final_layer_norm.weight"]),
-            "norm.bias": norm(state["final_layer_norm.bias"]),
-        }
-        files[c.n_layers + 4] = {"final_linear.weight": split(state["embed_out.weight"], 0)}
-        for number, content in files.items():
-            torch.save(content, folder / f"layer_{number:02}-model_{rank:02}-model_states.pt")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])

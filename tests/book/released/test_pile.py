@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from neox_files import write_maps
 from pythia_book.released import pile
 from pythia_book.released.pile import RELEASED, describe_batch, open_rows, tokenizer_at, url_of
 from range_server import Server
-from test_index_maps import write_maps
 
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.order import OrderedRows, PreshuffledRows, RowOrder, batch_hash, write_rows

@@ -24,7 +24,7 @@ from pythia_book.studies.errata import (
 from pythia_book.studies.errata import study
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.study import READ, SEED, SWITCHES, ErrataParams
-from test_published import as_csv
+from score_files import as_csv
 
 from pythia_core.__main__ import main
 from pythia_core.config import config_dict, config_differences

@@ -19,7 +19,7 @@ from pythia_book.tasks.task_metrics import (
     prompt_of,
 )
 from pythia_book.tasks.tasks import TASKS
-from test_tasks import MADE, made
+from task_items import MADE, made
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.tokenizer import train_bpe

@@ -7,11 +7,10 @@ import types
 
 import numpy as np
 import pytest
-import test_tasks
-import test_tasks_more
 import torch
 from pythia_book.tasks.task_metrics import AnsweredTask, AskedTask, ChosenTask, build, questions
-from pythia_book.tasks.tasks import TASKS, WrittenTask, all_tasks, task_named
+from pythia_book.tasks.tasks import WrittenTask, all_tasks, task_named
+from task_items import made
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
@@ -23,10 +22,6 @@ pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
 
 LENGTH = 72
 N = 12
-
-
-def made(task: str, n: int) -> list[dict]:
-    return (test_tasks if task in TASKS else test_tasks_more).made(task, n)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_tasks
-import test_tasks_more
 from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks import sweep as sweeping
 from pythia_book.tasks.sweep import COLUMNS, steps_of, sweep, write_table
-from pythia_book.tasks.tasks import TASKS, all_tasks
+from pythia_book.tasks.tasks import all_tasks
+from task_items import made
 
 from pythia_core.__main__ import main
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -28,8 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up items of every task."""
     folder = tmp_path_factory.mktemp("items")
     for task in all_tasks():
-        made = (test_tasks if task in TASKS else test_tasks_more).made(task, 24)
-        lines = "".join(json.dumps(item) + "\n" for item in made)
+        lines = "".join(json.dumps(item) + "\n" for item in made(task, 24))
         (folder / f"{task}.jsonl").write_text(lines, "utf-8")
     return folder
 

@@ -6,36 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
-from pythia_book.tasks.tasks import N_EXAMPLES, TASKS, load_items, task_named
+from pythia_book.tasks.tasks import (
+    MORE_TASKS,
+    N_EXAMPLES,
+    TASKS,
+    WrittenTask,
+    all_tasks,
+    bare_words,
+    load_items,
+    task_named,
+)
+from task_items import MADE, MADE_MORE, WINOBIAS, made
 
 from pythia_core.errors import DataError
-
-MADE = {
-    "lambada_openai": {"text": "She opened the door and saw the garden"},
-    "piqa": {"goal": "Boil water", "sol1": "Use a pot.", "sol2": "Use a hat.", "label": 0},
-    "winogrande": {"sentence": "Ann met Eve, but _ left.", "option1": "Ann", "option2": "Eve",
-                   "answer": "2"},
-    "arc_easy": {"question": "What is wet?", "answerKey": "B",
-                 "choices": {"text": ["fire", "water", "sand"], "label": ["A", "B", "C"]}},
-    "arc_challenge": {"question": "What falls?", "answerKey": "1",
-                      "choices": {"text": ["rain", "light"], "label": ["1", "2"]}},
-    "sciq": {"support": " Ice floats.", "question": "What floats?", "distractor1": "iron",
-             "distractor2": "gold", "distractor3": "lead", "correct_answer": "ice"},
-    "hellaswag": {"activity_label": "Cooking", "ctx_a": "A man cuts bread.", "ctx_b": "he",
-                  "endings": ["eats it. [step] Done", "flies", "sings", "[title] sleeps"],
-                  "label": "0"},
-}  # fmt: skip
-
-
-def made(task: str, n: int) -> list[dict]:
-    """Items that differ from each other."""
-    items = []
-    for i in range(n):
-        item = json.loads(json.dumps(MADE[task]))
-        first = next(name for name, value in item.items() if isinstance(value, str))
-        item[first] = f"{item[first]} {i}" if task != "winogrande" else f"Day {i}. {item[first]}"
-        items.append(item)
-    return items
 
 
 def write(folder: Path, task: str, n: int = 24) -> Path:
@@ -111,3 +94,112 @@ def test_the_wheels_items_are_all_good() -> None:
     assert counts["lambada_openai"] == 5151  # of 5,153 two stand twice
     assert (counts["arc_easy"], counts["arc_challenge"]) == (570, 299)
     assert (counts["sciq"], counts["hellaswag"]) == (1000, 10_042)
+
+
+# --- the tasks beyond the seven: written answers, pairs, items to be brought -----------------
+
+
+def test_prompts_of_more_tasks_by_hand() -> None:
+    prompt = {name: task.prompt(MADE_MORE[name]) for name, task in MORE_TASKS.items()}
+    assert prompt["crows_pairs_english"].contexts == ("", "")
+    assert prompt["crows_pairs_english"].continuations[0] == "Old people are slow."
+    choice = prompt["winobias_mc"]
+    assert choice.contexts[0].startswith("The driver met the nurse, because _ was lost.\n")
+    assert choice.continuations[choice.gold] == " she"
+    assert prompt["winobias_em"].contexts == (
+        'The driver met the nurse, because she was lost.\nHere, what does "she" stand for?',
+        'What does "she" refer to in the following sentence?\n'
+        "The driver met the nurse, because she was lost.",
+        'The driver met the nurse, because he was lost.\nHere, what does "he" stand for?',
+        'What does "he" refer to in the following sentence?\n'
+        "The driver met the nurse, because he was lost.",
+    )
+    assert prompt["wsc"].contexts[0] == (
+        "Passage: Bob paid for Charlie's tea. *He* is grateful, and didn't\"forget\"it.\n"
+        'Question: In the passage above, does the pronoun "*He*" refer to "*Charlie*"?\nAnswer:'
+    )
+    assert (prompt["wsc"].continuations, prompt["wsc"].gold) == ((" no", " yes"), 1)
+    assert prompt["logiqa"].contexts[0] == (
+        "Passage: All cats purr.\nQuestion: Which follows?\nChoices:\nA. Dogs purr.\n"
+        "B. Some cats bark.\nC. Tom, a cat, purrs.\nD. None.\nAnswer:"
+    )
+    assert prompt["logiqa"].gold == 2
+    assert prompt["arithmetic"].contexts == ("Q:What is 12 plus 7? A:",)
+    assert prompt["arithmetic"].solved == "Q:What is 12 plus 7? A: 19"
+    assert prompt["triviaqa"].solved == "Q: What is wet? \n A: Water"
+    times = task_named("arithmetic").prompt(MADE_MORE["arithmetic"] | {"operation": "*"})
+    assert times.contexts == ("Q:What is 12 times 7? A:",)
+
+
+def test_a_reflexive_is_blanked_with_its_pronoun() -> None:
+    item = WINOBIAS | {
+        "sentence_pro": "The cook saw that she hurt herself.",
+        "sentence_anti": "The cook saw that he hurt himself.",
+    }
+    context = task_named("winobias_mc").prompt(item).contexts[0]
+    assert context.startswith("The cook saw that _ hurt _.\n")
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "read"),
+    [
+        ("arithmetic", " 19.\n", "19"),
+        ("arithmetic", " it is 1234567", "12345"),
+        ("arithmetic", " nineteen", ""),
+        ("triviaqa", " The Sea! ", "the sea"),
+        ("winobias_em", "The nurse.", "the nurse"),
+    ],
+)
+def test_what_is_compared(task: str, text: str, read: str) -> None:
+    assert MORE_TASKS[task].read(text) == read
+    assert bare_words(" A, b; c ") == "a b c"
+
+
+def test_metrics_weigh_questions() -> None:
+    metrics = MORE_TASKS["winobias_em"].metrics
+    assert sum(metrics["em"].values()) == 1 and sum(metrics["net"].values()) == 0
+    for task in MORE_TASKS.values():
+        if isinstance(task, WrittenTask):
+            asked = len(task.prompt(MADE_MORE[task.name]).contexts)
+            assert {q for w in task.metrics.values() for q in w} == set(range(asked))
+
+
+def test_the_seven_are_not_more_and_names_are_found() -> None:
+    assert not TASKS.keys() & MORE_TASKS.keys()
+    assert len(all_tasks()) >= 10
+    assert all(task.name == name for name, task in all_tasks().items())
+    with pytest.raises(DataError, match=r"unknown task 'crows_pairs'.*Did you mean 'crows_pairs_e"):
+        task_named("crows_pairs")
+
+
+@pytest.mark.parametrize("task", MORE_TASKS)
+def test_more_items_of_a_folder(task: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{task}.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in made(task, 24)), "utf-8")
+    items, examples = load_items(task, 5, tmp_path)
+    assert (len(items), len(examples)) == (5, task_named(task).n_examples)
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(DataError, match=rf"{task}\.jsonl:25: not an item of {task}: it lacks"):
+        load_items(task, 5, tmp_path)
+
+
+@pytest.mark.wheels
+def test_the_wheels_items_of_more_tasks_are_all_good() -> None:
+    there = [name for name, task in MORE_TASKS.items() if not task.brought]
+    counts = {task: len(load_items(task, 100_000)[0]) for task in there}
+    assert counts["crows_pairs_english_gender"] == 127
+    assert 1000 < counts["crows_pairs_english"] < 1508  # smaller than the original
+    assert counts["winobias_mc"] == counts["winobias_em"] == 761
+    assert counts["arithmetic"] > 1000
+    assert counts["triviaqa"] == 7993 - 16
+    for item in load_items("arithmetic", 100_000)[0]:
+        first, second = item["first"], item["second"]
+        assert item["answer"] == (first + second if item["operation"] == "+" else first * second)
+    for item in load_items("winobias_mc", 100_000)[0]:
+        assert "_" in task_named("winobias_mc").prompt(item).contexts[0]
+
+
+@pytest.mark.parametrize("task", ["wsc", "logiqa"])
+def test_items_that_no_package_has_must_be_brought(task: str) -> None:
+    with pytest.raises(DataError, match=rf"{task}\.jsonl \(--items\).*lm_eval --tasks {task}"):
+        load_items(task, 5)

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import HELPERS
 
 from pythia_core.kernels import native
 
 STEP = """
 import sys; sys.path.insert(0, sys.argv[1])
 import torch
-from test_train import batch_at, config
+from tiny_training import batch_at, config
 from pythia_core.kernels import native
 from pythia_core.training.trainer import Trainer
 trainer = Trainer(config(precision=sys.argv[2]), torch.device("cpu"))
@@ -26,7 +27,7 @@ print(native.library() is not None, *losses)
 
 def run(precision: str, **environment: str) -> tuple[bool, list[float], str]:
     result = subprocess.run(
-        [sys.executable, "-c", STEP, str(Path(__file__).parent), precision],
+        [sys.executable, "-c", STEP, str(HELPERS), precision],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,

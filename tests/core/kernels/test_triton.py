@@ -1,7 +1,7 @@
 """The Triton kernels are right: interpreted on the CPU, and the same tests compiled on a card.
 
-The files of tests/triton_bodies run in a child process, because Triton reads TRITON_INTERPRET
-when it is imported; its tests compare with fp64, poison fresh memory and repeat every bit.
+The files of triton_bodies run in a child process, because Triton reads TRITON_INTERPRET when it is
+imported; its tests compare with fp64, poison fresh memory and repeat every bit.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from places import ROOT
 
 BODIES = sorted(p for p in Path(__file__).with_name("triton_bodies").glob("*.py"))
-BODIES = [p for p in BODIES if p.stem not in ("conftest", "compare")]
+BODIES = [p for p in BODIES if p.stem != "conftest"]
 NO_TRITON = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
     reason="Triton is not installed",
@@ -34,7 +35,7 @@ def outcomes(report: Path, **environment: str) -> dict[str, list[str]]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
     )
     assert report.is_file(), done.stdout[-8000:] + done.stderr[-2000:]
     found: dict[str, list[str]] = {}
@@ -57,7 +58,7 @@ def on_a_card(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def test_every_kernel_has_a_body() -> None:
-    kernels = Path(__file__).parents[1] / "pythia_core" / "kernels"
+    kernels = ROOT / "pythia_core" / "kernels"
     names = {p.stem.removesuffix("_triton") for p in kernels.glob("*_triton.py")}
     assert names | {"model"} == {p.stem for p in BODIES}
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import batch_at, config, wait_for_rows
+from places import HELPERS
+from tiny_training import batch_at, config, wait_for_rows
 
 from pythia_core.errors import TrainingError
 from pythia_core.training import async_writer
@@ -109,7 +110,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_train import batch_at, config
+from tiny_training import batch_at, config
 import pythia_core.training.train as t
 t.STATE_EVERY_SECONDS, t.STATE_SHARE = 0.0, 1e9
 def slow(step):
@@ -122,7 +123,7 @@ print(t.train(config(steps=40), slow, Path(sys.argv[1]), progress=False, write_b
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_stopped_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path / "run"), str(Path(__file__).parent)],
+        [sys.executable, "-c", CHILD, str(tmp_path / "run"), str(HELPERS)],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from continued_fakes import BATCH, SEQ, STEPS, publish
+from places import ROOT
 from pythia_book.released.continued import Continued
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 from pythia_core.training.distributed import ALONE, World, joined
 from pythia_core.training.runs import find_run
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:

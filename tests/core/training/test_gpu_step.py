@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_model import peer_of
+from tiny_models import peer_of
 from torch import Tensor
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig

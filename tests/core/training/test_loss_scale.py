@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_train import batch_at, config
+from tiny_training import batch_at, config
 
 from pythia_core.errors import TrainingError
 from pythia_core.training import loss_scale

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_runs import control
 
-from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.config import RunConfig
 from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.suite import scale_named
@@ -20,28 +21,13 @@ from pythia_core.training import runs
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.training.runs import Run, find_or_train, find_run, locate
 
-SENTENCES = (
-    "The nurse said that he would come, and his friend saw him.",
-    "She gave her book to the farmer; he thanked her himself.",
-    "History helps the other children in the theatre.",
-    'He\'s late, and his "horse" threw him. They laughed.',
-)
-
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """A tiny control run on a made-up corpus, with results and cache of its own."""
+    """A tiny control run, with results and cache of its own."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
-    random = np.random.default_rng(0)
-    corpus = tmp_path / "corpus.jsonl"
-    texts = [" ".join(random.choice(SENTENCES, 12)) for _ in range(60)]
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return RunConfig(
-        model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=16),
-        data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=16),
-        train=TrainConfig(steps=20, batch_size=4, lr_max=1e-2),
-    )
+    return control(tmp_path)
 
 
 def train(config: RunConfig) -> Run:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from places import HELPERS
+from tiny_training import batch_at, config, wait_for_rows
 
-from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError, DataError, TrainingError
 from pythia_core.training.checkpoint import saved_steps, sha256_tensors, step_folder
 from pythia_core.training.metrics import read_metrics
@@ -22,19 +23,6 @@ from pythia_core.training.train import train
 from pythia_core.training.trainer import Trainer, update_lr
 
 CPU = torch.device("cpu")
-
-
-def config(**changes) -> RunConfig:
-    train_settings = {"steps": 12, "batch_size": 4, "lr_max": 1e-2, "warmup_fraction": 0.1}
-    return RunConfig(
-        model=ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=97, max_seq_len=16),
-        data=DataConfig(seq_len=16),
-        train=TrainConfig(**{**train_settings, **changes}),
-    )
-
-
-def batch_at(step: int) -> np.ndarray:
-    return np.random.default_rng(step).integers(0, 97, (4, 17)).astype(np.uint16)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -73,7 +61,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_train import batch_at, config
+from tiny_training import batch_at, config
 import pythia_core.training.train as t
 t.STATE_EVERY_SECONDS = 0.05
 def slow(step):
@@ -84,20 +72,10 @@ print(t.train(config(steps=40), slow, Path(sys.argv[1]), progress=False))
 
 
 def child(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", CHILD, str(folder), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", CHILD, str(folder), str(HELPERS)]
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-
-
-def wait_for_rows(folder: Path, n: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        path = folder / "metrics.jsonl"
-        if path.exists() and path.read_bytes().count(b"\n") >= n:
-            return
-        time.sleep(0.005)
-    raise AssertionError("the child never got that far")
 
 
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:

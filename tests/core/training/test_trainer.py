@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_train import batch_at, config
+from tiny_training import batch_at, config
 
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, TrainingError
@@ -93,7 +93,7 @@ def stand_in(function: Callable[[], object]) -> Callable[[], object]:
 
 @pytest.mark.parametrize("micro_batch", [0, 2, 3])
 def test_a_recorded_step_is_the_eager_one(micro_batch: int) -> None:
-    """The host's side of graph mode; on a card: tests/test_gpu.py."""
+    """The host's side of graph mode; on a card: tests/core/kernels/test_dispatch.py."""
     results = []
     for execution in (EAGER, Execution("graph")):
         model = GPTNeoX(config().model)

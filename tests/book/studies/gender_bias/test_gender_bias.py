@@ -316,7 +316,7 @@ def test_claims_whose_premise_fails_are_not_testable():
 
 def test_released_numbers_are_compared_like_with_like(tmp_path):
     from pythia_book.published.results import load
-    from test_published import as_folder, harness
+    from score_files import as_folder, harness
 
     v1 = "evals/pythia-v1/pythia-410m-deduped"
     tree = {

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from markov_text import V, text
 from pythia_book.studies.phases import claims, probes, study, tables
 from pythia_book.studies.phases import figures as draw
 from pythia_book.studies.phases.ngrams import Ngrams
 from pythia_book.study import StudyResult
-from test_ngrams import V, text
 
 from pythia_core import hf
 from pythia_core.__main__ import main

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from compare import error, normal
+from kernel_checks import error, normal
 
 from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 

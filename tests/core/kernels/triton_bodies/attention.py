@@ -6,7 +6,7 @@ import importlib
 
 import pytest
 import torch
-from compare import DTYPES, check, normal, poison
+from kernel_checks import DTYPES, check, normal, poison
 from torch import Tensor
 
 from pythia_core import kernels

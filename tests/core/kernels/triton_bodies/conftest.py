@@ -1,6 +1,6 @@
 """What the bodies need: the device, and Triton's interpreter with bf16 as a GPU computes it.
 
-These files are run by tests/test_kernels_triton.py in child processes, interpreted on the CPU or
+tests/core/kernels/test_triton.py runs these files in child processes, interpreted on the CPU or
 compiled on a card, because the choice is fixed when Triton is first imported.
 """
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from compare import DTYPES, error
+from kernel_checks import DTYPES, error
 from torch import Tensor
 
 from pythia_core.config import ModelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compare import DTYPES, check, normal, poison
+from kernel_checks import DTYPES, check, normal, poison
 from torch import Tensor
 
 from pythia_core import kernels
