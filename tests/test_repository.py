@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 import pythia_book
 import yaml
-from pythia_book import notebooks
-from pythia_book import notebooks as cleaning
-from pythia_book import shown as recorded
+from places import ROOT
+from pythia_book import notebooks, shown
 
 from pythia_core import __version__
 
-ROOT = Path(__file__).resolve().parent.parent
 TOP = {
     *("book", "pythia_core", "notebooks", "tests", "_config.yml", "_toc.yml", "requirements.txt"),
     *("README.md", "pyproject.toml", "Makefile", "LICENSE", "CITATION.cff", "CONTRIBUTING.md"),
@@ -67,13 +65,13 @@ def test_nothing_large_is_committed() -> None:
 
 def test_no_file_names_a_machine() -> None:
     allowed = {
-        "tests/test_records.py",
+        "tests/book/test_records.py",
         "book/pythia_book/notebooks.py",
     }  # these are about such paths
     for path in repository_files():
         name = path.relative_to(ROOT).as_posix()
         if name not in allowed:
-            traces = [t for t in cleaning.machine_traces(text_of(path)) if t != "."]
+            traces = [t for t in notebooks.machine_traces(text_of(path)) if t != "."]
             assert not traces, f"{name} names {traces}"
 
 
@@ -113,7 +111,7 @@ def test_notebooks_are_sources(path: Path) -> None:
 
 
 def test_recorded_runs_belong_to_their_notebooks() -> None:
-    for record in recorded.recorded(ROOT):
+    for record in shown.recorded(ROOT):
         folder = ROOT / "book" / "recorded" / record["study"] / record["scale"]
         executed = notebooks.read_notebook(folder / "notebook.ipynb")
         source = notebooks.read_notebook(ROOT / "notebooks" / f"{record['study']}.ipynb")
@@ -123,14 +121,14 @@ def test_recorded_runs_belong_to_their_notebooks() -> None:
             "was recorded: run it again and record it"
         )
         for name, table in record["tables"].items():
-            assert recorded.file_sha256(folder / name) == table["sha256"], folder / name
+            assert shown.file_sha256(folder / name) == table["sha256"], folder / name
 
 
 def test_the_readme_has_its_blocks_and_names_real_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for block in ("costs", "bench"):
         assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
-    assert recorded.costs_table(recorded.recorded(ROOT)) in text, "run recorded.refresh_readme()"
+    assert shown.costs_table(shown.recorded(ROOT)) in text, "run shown.refresh_readme()"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), f"README links to {link}"
 

@@ -68,7 +68,7 @@ HARDWARE = {
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
 """Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, remembered; four
-times their sum is `STATED_GPU_HOURS` to the digit (tests/test_recipe.py)."""
+times their sum is `STATED_GPU_HOURS` to the digit (tests/book/pages/test_recipe.py)."""
 
 
 @dataclass(frozen=True)

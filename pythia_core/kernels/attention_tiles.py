@@ -2,8 +2,8 @@
 
 A head is one or two runs of lanes that are powers of two: 80 is 64 + 16, because padding it to 128
 would do 60 % more work. The tiles are those that compile for sm_90 without a spill and within an
-SM's shared memory (tests/test_kernels_compiled.py); which of several such is fastest is not yet
-measured.
+SM's shared memory (tests/core/kernels/test_compiled.py); which of several such is fastest is not
+yet measured.
 """
 
 from __future__ import annotations

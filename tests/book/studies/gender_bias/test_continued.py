@@ -1,0 +1,191 @@
+"""What swaps of published models did: measured, from the command line, and as the gender study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+
+import continued_fakes as fakes
+import pytest
+from continued_fakes import BATCH, SEQ, STEPS, Published
+from gender_fakes import fake_items
+from pythia_book import records
+from pythia_book.released.continued import find_or_continue
+from pythia_book.studies.gender_bias import continued as measured
+from pythia_book.studies.gender_bias import released
+from pythia_book.studies.gender_bias import study as gender_bias
+from pythia_book.studies.gender_bias.study import GenderBiasParams
+
+from pythia_core.__main__ import main
+from pythia_core.errors import ConfigError
+from pythia_core.suite import SCALES
+from pythia_core.training.runs import find_run
+
+SWAP = "masculine_to_feminine"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield fakes.publish(tmp_path_factory.mktemp("published"), patch)
+
+
+@pytest.fixture
+def text(published: Published) -> SimpleNamespace:
+    data = published.run.data
+    return SimpleNamespace(
+        tokenizer=data.tokenizer,
+        eod_id=data.eod_id,
+        fingerprint="f" * 64,
+        heldout=SimpleNamespace(tokens=data.tokens.tokens[:4000]),
+        config=SimpleNamespace(seq_len=SEQ),
+    )
+
+
+def swapped(published: Published):
+    return find_or_continue(
+        published.models,
+        30,
+        30,
+        published.rows,
+        SWAP,
+        train_config=published.train,
+        progress=False,
+    )
+
+
+def test_the_control_goes_on_where_its_source_does(published: Published) -> None:
+    table = measured.continuity(swapped(published), rows=3, bootstrap=200).set_index("step")
+    assert list(table.source_step) == [30, 59] and list(table.index) == [31, 59]
+    assert table.difference[31] == 0, "the first update ran at a learning rate of 0"
+    assert table.ours[59] < table.ours[31]
+    assert abs(table.difference[59]) < 0.05 and table.low[59] <= table.difference[59]
+    fork = find_or_continue(published.run, 47, STEPS - 47, None, SWAP, progress=False)
+    assert measured.continuity(fork).empty, "the control is the source itself"
+
+
+def test_both_arms_are_measured(published: Published, text: SimpleNamespace) -> None:
+    run = swapped(published)
+    table = measured.effects(run, [40, 41, STEPS], fake_items(), text, 200, progress=False)
+    last = table[table.step == STEPS].set_index("measure")
+    assert last.change["feminine_share"] > 0 and last.low["feminine_share"] > 0
+    assert last.change["feminine_share"] == pytest.approx(
+        last.swapped["feminine_share"] - last.control["feminine_share"]
+    )
+    assert {"loss", "crows", "winobias_margin", "last_word"} <= set(last.index)
+    with pytest.raises(ConfigError, match="swaps nothing"):
+        measured.effects(run.control)
+
+
+def arguments(published: Published, *more: str) -> list[str]:
+    how = ["--lr", "0.01", "--schedule-steps", str(STEPS), "--batch-size", str(BATCH)]
+    where = ["--data", str(published.shards), "--seq-len", str(SEQ), "--precision", "fp32"]
+    start = ["--revision", "step40", "--steps", "6", "--swap", SWAP]
+    return ["continue", str(published.models), *start, *where, *how, *more]
+
+
+def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments(published, "--plan")) == 0
+    plan = capsys.readouterr().out
+    assert f"{6 * BATCH * SEQ:,} tokens an arm, 2 arm(s)" in plan and "sha256" not in plan
+    assert main(arguments(published)) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(plan) and "re-warmed from 0 in 1 updates" in said
+    assert "tokens changed" in said and "loss on rows to come" in said
+    (name,) = {line.split("run ")[1][:12] for line in said.splitlines() if line.startswith(SWAP)}
+    run = find_run(name)
+    for command in (["verify", name], ["inspect", name, "--step", "41", "--rows", "1"]):
+        assert main(command) == 0
+    seen = capsys.readouterr().out
+    assert "7 checkpoints match their hashes, 6 batches match the log" in seen
+    assert "equals the hash that training logged" in seen and "[ his> her]" in seen
+    assert main(["continue", run.id, "--step", "46", "--steps", "2", "--state", "weights"]) == 0
+    assert "weights of step 46 only" in capsys.readouterr().out
+    for wrong, why in (
+        (["--revision", "step41"], "revisions there: step0"),
+        (["--steps", "21"], "enough for 60 updates"),
+        (["--step", "47"], "not of step 47"),
+        (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
+    ):
+        assert main(arguments(published, *wrong)) == 1
+        assert why in capsys.readouterr().err
+
+
+def test_what_is_long_asks_first(capsys: pytest.CaptureFixture) -> None:
+    """And nothing is fetched: there is no such server."""
+    hub = ["continue", "EleutherAI/pythia-70m-deduped", "--revision", "step133000", "--steps"]
+    assert main([*hub, "10000", "--swap", SWAP, "--data", "pile-deduped"]) == 1
+    said = capsys.readouterr()
+    assert "Add --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
+    assert main([*hub, "10000"]) == 1
+    assert "name it with --data" in capsys.readouterr().err
+
+
+# --- the study -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paper(published: Published, monkeypatch: pytest.MonkeyPatch) -> Published:
+    """Scale paper in small: the made-up release in place of the real one."""
+    data = replace(SCALES["paper"].data, seq_len=SEQ)
+    small = replace(SCALES["paper"], steps=STEPS, batch_size=BATCH, data=data, sizes=("7k",))
+    monkeypatch.setitem(SCALES, "paper", small)
+    monkeypatch.setenv(released.MODELS, str(published.models.parent))
+    monkeypatch.setenv(released.DATA, str(published.shards))
+    monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    return published
+
+
+def test_the_study_at_scale_paper(
+    paper: Published,
+    text: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(measured, "measuring_text", lambda run: text)
+    params = GenderBiasParams("paper", "7k", bootstrap=200)
+    result = gender_bias.run(params, progress=False, items=fake_items())
+    control, short, long = result.runs
+    assert (control.how.start, short.how.start, long.how.start) == (47, 56, 47)
+    assert short.control == control == long.control and result.values["gaps"] == 0
+    assert short.how.adam_from == 47, "the short swap has its control's optimizer state"
+    levels = result.tables["levels"]
+    assert set(levels.arm) == set(gender_bias.ARMS)
+    ledger = result.tables["ledger"].set_index("arm")
+    assert 0 < ledger.tokens_changed["swap_7"] < ledger.tokens_changed["swap_21"]
+    assert records._run_entry(short)["role"] == f"{SWAP} from step 56"
+    assert [claim["verdict"] for claim in result.claims]
+    # the same arms by the command, as on many GPUs: nothing is trained again
+    how = ["--schedule-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", "1e-2"]
+    rows = ["--data", str(paper.shards), "--seq-len", str(SEQ)]
+    given = ["continue", str(paper.models), "--revision", "step47", "--steps", "13", "--swap", SWAP]
+    assert main([*given, *rows, *how]) == 0
+    said = capsys.readouterr().out
+    assert f"run {control.id}" in said and f"run {long.id}" in said
+    fork = ["continue", control.id, "--step", "56", "--steps", "4", "--swap", SWAP]
+    assert main(fork) == 0
+    assert f"run {short.id}" in capsys.readouterr().out
+
+
+def test_what_is_missing_is_said_with_what_it_costs(
+    paper: Published, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    (tmp_path / "pythia-7k-deduped" / "step3").mkdir(parents=True)
+    monkeypatch.setenv(released.MODELS, str(tmp_path))
+    with pytest.raises(ConfigError, match=r"no config\.json for revision 'step47'"):
+        GenderBiasParams("paper", "7k")
+    with pytest.raises(ConfigError, match="have one"):
+        GenderBiasParams("paper", "7k", seeds=2)
+
+
+def test_unset_variables_are_named_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in (released.MODELS, released.DATA):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as refused:
+        GenderBiasParams("paper")
+    said = str(refused.value)
+    assert "set PYTHIA_PAPER_MODELS" in said and "set PYTHIA_PAPER_DATA" in said
+    assert "30,000 updates" in said and "10,000 updates" in said and "H100" in said

@@ -1,0 +1,364 @@
+"""Phases: planted models score as what they are, claims can fail, released models are read."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from markov_text import V, text
+from pythia_book.studies.phases import claims, probes, study, tables
+from pythia_book.studies.phases import figures as draw
+from pythia_book.studies.phases.ngrams import Ngrams
+from pythia_book.study import StudyResult
+
+from pythia_core import hf
+from pythia_core.__main__ import main
+from pythia_core.config import ModelConfig
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.evaluation import hooks
+from pythia_core.model import GPTNeoX
+from pythia_core.suite import SCALES
+
+
+def probe_of(ngrams: Ngrams, rows: np.ndarray) -> probes.Probe:
+    copies, shuffled = probes.repeated(ngrams.unigrams, 8, 6, seed=0)
+    return probes.Probe.of(ngrams, rows, np.arange(1, rows.shape[1] - 1), copies, shuffled)
+
+
+# --- models that are known -------------------------------------------------------------------
+
+
+class TableModel(torch.nn.Module):
+    """Predicts from the present token by a table, or uniformly; no layers between."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(n_layers=1)
+        self.embed_in = torch.nn.Embedding.from_pretrained(torch.eye(V))
+        self.final_layer_norm = torch.nn.Identity()
+        self.table = torch.from_numpy(np.log(table)).float()
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.embed_in(ids)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ self.table
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_a_model_that_is_an_ngram_table_is_found_out(order: int) -> None:
+    ngrams = Ngrams.count(text(), V)
+    probe = probe_of(ngrams, text(5, seed=3))
+    contexts = np.stack([np.zeros(V, int), np.arange(V)], 1)
+    found = probes.text_scores(TableModel(ngrams.distribution(order, contexts)), probe)
+    distance = found["kl"].mean(1)
+    assert distance[order - 1] == pytest.approx(0, abs=1e-5)
+    assert np.delete(distance, order - 1).min() > 0.05
+    np.testing.assert_allclose(found["loss"], probe.ngram_loss[order - 1], rtol=1e-5)
+    np.testing.assert_allclose(found["lens"], 0, atol=1e-6)  # before its only layer it is finished
+    uniform = probes.text_scores(TableModel(np.full((V, V), 1 / V)), probe)
+    np.testing.assert_allclose(uniform["loss"], np.log(V), rtol=1e-5)
+    entropy = probe.entropy.mean(-1).numpy()
+    np.testing.assert_allclose(uniform["kl"], np.log(V) - entropy, rtol=1e-4)
+
+
+class Copier:
+    """Expects what followed the last occurrence of the present token; else any token alike."""
+
+    def parameters(self) -> tuple[()]:
+        return ()
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        out = torch.zeros(*ids.shape, V)
+        for row, logits in zip(ids.tolist(), out, strict=True):
+            for t, token in enumerate(row):
+                before = [s for s in range(t) if row[s] == token]
+                if before:
+                    logits[t, row[before[-1] + 1]] = 9.0
+        return out
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
+def test_a_copying_model_gains_from_the_order_and_a_bigram_model_does_not() -> None:
+    copies, shuffled = probes.repeated(np.arange(1, V + 1), 8, 6, seed=0, without=3)
+    assert not (copies == 3).any()
+    assert all(len(set(row[:8])) == 8 for row in copies.tolist())
+    np.testing.assert_array_equal(copies[:, :8], copies[:, 8:])
+    np.testing.assert_array_equal(shuffled[:, 8:], copies[:, 8:])
+    np.testing.assert_array_equal(np.sort(shuffled[:, :8]), np.sort(copies[:, :8]))
+    first, second = probes.half_losses(Copier(), copies)
+    (other,) = probes.half_losses(Copier(), shuffled, (1,))
+    np.testing.assert_allclose(first, np.log(V), rtol=1e-5)
+    assert second.max() < 0.01 and other.min() > 2
+    table = TableModel(np.random.default_rng(0).dirichlet(np.ones(V), V))
+    one, two = probes.half_losses(table, copies)
+    np.testing.assert_allclose(one, two)
+    np.testing.assert_allclose(two, probes.half_losses(table, shuffled, (1,))[0])
+
+
+def test_too_few_tokens_for_a_sequence_are_refused() -> None:
+    with pytest.raises(DataError, match="has 3 different tokens, a sequence needs 8"):
+        probes.repeated(np.array([0, 5, 5, 5, 0]), 8, 2, seed=0)
+
+
+def test_prefix_matching_by_hand() -> None:
+    """Head 0 looks from each second occurrence to the token after the first, head 1 to the first
+    itself, head 2 at everything before alike."""
+    length, t = 5, 9
+    pattern = torch.zeros(2, 3, t, t)
+    for i in range(length, t):
+        pattern[:, 0, i, i - length + 1] = 1
+        pattern[:, 1, i, i - length] = 1
+    pattern[:, 2] = torch.tril(torch.ones(t, t)) / torch.arange(1, t + 1)[:, None]
+    found = probes.prefix_matching(pattern, length)
+    np.testing.assert_allclose(found, [[1, 0, probes.prefix_chance(length)]] * 2, rtol=1e-6)
+
+
+def test_a_real_model_is_measured_by_layer_and_head() -> None:
+    config = ModelConfig(n_layers=3, d_model=24, n_heads=3, vocab_size=V, max_seq_len=24)
+    model = GPTNeoX(config).requires_grad_(False)
+    model.init_weights(0)
+    ngrams = Ngrams.count(text(), V)
+    probe = probe_of(ngrams, text(5, seed=3))
+    found = probes.text_scores(model, probe) | probes.induction_scores(model, probe)
+    shapes = {name: array.shape for name, array in found.items()}
+    assert shapes == {
+        "loss": (5,), "kl": (3, 5), "lens": (3, 5), "copies": (3, 6), "prefix": (3, 3, 6)
+    }  # fmt: skip
+    # the lens before the last block is the model without that block
+    ids = torch.from_numpy(probe.rows)[:, :-1]
+    with hooks.patch(model, "layers.2.attention", torch.zeros_like):
+        with hooks.patch(model, "layers.2.mlp", torch.zeros_like):
+            early = torch.log_softmax(model(ids), -1)
+    final = torch.log_softmax(model(ids), -1)
+    places = probe.places[:: probes.LENS_EVERY]
+    apart = (final.exp() * (final - early)).sum(-1)[:, places].mean(1)
+    np.testing.assert_allclose(found["lens"][2], apart, rtol=1e-3)
+    assert (found["lens"] > 0).all()
+    chance = probes.prefix_chance(8)
+    np.testing.assert_allclose(found["prefix"].mean(-1), chance, rtol=0.2)  # untrained
+
+
+# --- steps and claims ------------------------------------------------------------------------
+
+
+def test_steps_are_picked_with_intervals() -> None:
+    means = np.array(
+        [[3.0, 1, 2, 2], [1, -1, 1, -1], [1, 1, 1, 1], [-1, -1, -1, -1], [1, 1, -1, -2]]
+    )
+    assert tables.nearest(means).tolist() == [1, 1, 0, 0, 3]
+    assert tables.first_below(means).tolist() == [4, 1, 4, 0, 2]
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 1, (1, 40))
+    clear = rows + np.array([5.0, 0, 5])[:, None]  # shared noise cancels, as rows are paired
+    assert tables.interval_of(tables.picks(clear, tables.nearest, 500)) == (1, 1, 1)
+    doubtful = rng.normal(0, 1, (3, 40)) + np.array([5.0, 0, 0])[:, None]
+    _, low, high = tables.interval_of(tables.picks(doubtful, tables.nearest, 500))
+    assert (low, high) == (1, 2)
+    never = tables.interval_of(tables.picks(clear + 9, tables.first_below, 500))
+    assert never == (3, 3, 3)
+
+
+def test_the_best_head_is_not_flattered_by_chance() -> None:
+    noise = np.random.default_rng(0).normal(0, 1, (4, 8, 400))
+    assert noise.mean(-1).max() > 0.08
+    assert abs(tables.best_head(noise).mean()) < 0.08
+    noise[2, 5] += 3
+    np.testing.assert_array_equal(tables.best_head(noise), noise[2, 5])
+
+
+PARAMS = study.PhasesParams("smoke", "7k,25k", bootstrap=300)
+STEPS = tuple(range(17))
+
+
+def made(
+    at: tuple[int, int, int] = (2, 6, 12), gain: float = 0.5, late: float = 0.1, noise: float = 0.05
+) -> tables.Kept:
+    """Models that are nearest to order n at step at[n - 1], gain from copies at the end, and whose
+    last lens falls from 0.4 to `late` while the first stays far away."""
+    rng = np.random.default_rng(0)
+    kept: tables.Kept = {}
+    for size in PARAMS.size_list:
+        kept[size] = {}
+        for step in STEPS:
+            share = step / 16
+            kl = [1 + abs(np.log2((step + 0.5) / (a + 0.5))) + rng.normal(0, noise, 24) for a in at]
+            copies = np.array([[9.0], [9 - gain * share], [9.0]]) + rng.normal(0, noise, (3, 12))
+            last = 0.4 + (late - 0.4) * share + rng.normal(0, noise / 5, 24)
+            kept[size][step] = {
+                "loss": 6 - 2 * share + rng.normal(0, noise, 24),
+                "kl": np.array(kl),
+                "lens": np.array([3 + rng.normal(0, noise, 24), last]),
+                "copies": copies,
+                "prefix": np.clip(gain * share + rng.normal(0.05, noise / 5, (2, 2, 12)), 0, 1),
+            }
+    return kept
+
+
+def verdicts(kept: tables.Kept) -> list[str]:
+    return [claim["verdict"] for claim in claims.claims_table(PARAMS, kept, 0.05)]
+
+
+def test_phases_as_described_reproduce() -> None:
+    found = claims.claims_table(PARAMS, made(), 0.05)
+    assert [claim["verdict"] for claim in found] == [*["reproduced"] * 6, "holds"]
+    assert found[0]["ours"] == pytest.approx(np.log2(6 / 2))
+    assert found[2]["ours"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_phases_in_another_order_are_not_reproduced() -> None:
+    kept = made(at=(12, 6, 2), gain=-0.5)
+    for steps in kept.values():
+        for arrays in steps.values():
+            arrays["lens"] = arrays["lens"][::-1]
+    found = verdicts(kept)
+    assert found[:6] == ["not reproduced"] * 6
+    assert verdicts(made(late=0.9))[6] == "does not hold"  # the last lens moves away
+
+
+def test_where_nothing_happens_there_is_no_effect() -> None:
+    kept = made(at=(6, 6, 6), gain=0.0)
+    found = verdicts(kept)
+    assert found[:5] == ["no effect"] * 5
+    assert verdicts({}) == ["not testable here"] * 7
+    del kept["25k"][16]  # of the largest, what is said of the end
+    assert [v == "not testable here" for v in verdicts(kept)] == [
+        *(False, False, True, True, True, True, True)
+    ]
+
+
+# --- end to end ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sizes": "7m"}, "unknown size"),
+        ({"scale": "huge"}, "unknown scale"),
+        ({"seed": -1}, "seed must be"),
+        ({"bootstrap": 3}, "bootstrap must be"),
+        ({"source": "EleutherAI/pythia-70m"}, "they need scale paper"),
+        ({"scale": "paper"}, "name them with source"),
+        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows that they were given"),
+        ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
+        ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "of one size"),
+        ({"scale": "paper", "source": "a/pythia-70m", "data": "x", "sizes": "70m"}, "which models"),
+    ],
+)
+def test_bad_parameters_are_refused(given: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        study.PhasesParams(**given)
+
+
+def test_the_command_says_what_a_study_cannot_use(capsys: pytest.CaptureFixture) -> None:
+    assert main(["study", "phases", "--scale", "paper"]) == 1
+    assert "name them with source" in capsys.readouterr().err
+
+
+def test_sizes_have_a_default() -> None:
+    assert study.PhasesParams().size_list == ("25k", "150k", "600k")
+    assert study.PhasesParams("smoke").size_list == ("7k",)
+
+
+@pytest.mark.wheels
+def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    params = study.PhasesParams("smoke", bootstrap=200)
+    result = study.run(params, progress=False)
+    (run,) = result.runs
+    levels = result.tables["levels"].set_index(["measure", "step"]).value
+    assert result.values["gaps"] == 0
+    assert len(levels["loss"]) == result.values["n_checkpoints"] == 17
+    assert levels["loss", 16] < levels["loss", 0]
+    assert levels["kl_1", 16] < levels["kl_1", 0]  # so much is learned in sixteen updates
+    order = result.tables["ngrams"].value
+    assert order[0] > order[1] > order[2]
+    counted = Ngrams.count(run.data.rows.rows(0, 16 * 8), run.config.model.vocab_size)
+    assert result.tables["ngrams"].different.tolist()[1:] == [len(keys) for keys in counted.keys]
+    nearest = result.tables["milestones"].query("what == 'nearest' and which == 1").iloc[0]
+    assert nearest.step == levels["kl_1"].idxmin()
+
+    text_of_run = probes.RunText(run.data, 16 * 8)
+    what = probes.PhasesMeasurement(text_of_run, run.config.model.vocab_size)
+    heldout = run.data.heldout.tokens
+    probe = what.probe()
+    assert (probe.rows < run.data.vocab_size).all() and probe.rows.shape[1] == 65
+    text_of = " ".join(map(str, np.asarray(heldout).tolist()))
+    assert all(" ".join(map(str, row)) in text_of for row in probe.rows.tolist())
+
+    shutil.rmtree(run.checkpoints / "step-000016")
+    again = study.run(params, progress=False)  # kept, though the checkpoint is gone
+    for name, frame in result.tables.items():
+        assert frame.to_csv() == again.tables[name].to_csv()
+    for file in (run.folder / "evaluations").glob("phases-000016-*"):
+        file.unlink()
+    lost = study.run(params, progress=False)
+    assert lost.values["gaps"] == 1
+    assert lost.tables["levels"].step.max() == 15
+    assert lost.values["gain_largest"] is None
+    for figure in (draw.distances, draw.losses, draw.induction, draw.lens):
+        assert figure(lost).svg == figure(lost).svg
+    assert "unigram" in repr(draw.ngrams_table(lost))
+
+
+def test_released_models_are_read_from_a_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The made-up release of a run of ours, its rows in shards: measured as the run itself is."""
+    from continued_fakes import BATCH, SEQ, STEPS, publish
+    from hub_server import FakeHub, serving
+
+    release = publish(tmp_path, monkeypatch)
+    hub, name = FakeHub(), "EleutherAI/pythia-70m-deduped"
+    for folder in release.models.iterdir():
+        hub.add(name, folder.name, folder)
+    data = replace(SCALES["paper"].data, seq_len=SEQ)
+    small = replace(SCALES["paper"], steps=STEPS, batch_size=BATCH, data=data)
+    monkeypatch.setitem(SCALES, "paper", small)
+    given = {"source": name, "data": str(release.shards), "batches": 20, "bootstrap": 200}
+    server = serving(hub, monkeypatch, tmp_path / "cache")
+    next(server)
+    result = study.run(study.PhasesParams("paper", steps="0,30,last", **given), progress=False)
+    assert result.params.size_list == ("70m",) and result.runs == []
+    (row,) = result.tables["released"].itertuples(index=False)
+    assert row.sha256 == hf.load(release.models, f"step{STEPS}")[1].sha256()
+    assert (row.deduplicated, row.checkpoints, row.last_step) == (True, 3, STEPS)
+    assert sorted({*result.tables["levels"].step}) == [0, 30, STEPS] and not result.values["gaps"]
+    assert result.values["tokens_read"] == 20 * BATCH * SEQ
+
+    class Same(probes.RunText):
+        def heldout(self, n: int) -> np.ndarray:
+            return release.rows.batch(STEPS - 1, BATCH)
+
+    what = probes.PhasesMeasurement(Same(release.run.data, 20 * BATCH), 384)
+    for step in (0, 30, STEPS):
+        arrays = what(release.run.model(step), step)
+        found = result.tables["levels"].query("step == @step").set_index("measure").value
+        for measure in ("loss", "kl_2", "gain", "prefix", "lens_last"):
+            expected = tables.MEASURES[measure](arrays).mean()
+            assert found[measure] == pytest.approx(expected, rel=1e-6), measure
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # what was fetched serves without it
+    with pytest.warns(UserWarning, match="as far as the cache has it"):
+        again = study.run(study.PhasesParams("paper", **given), progress=False)
+    assert again.tables["levels"].equals(result.tables["levels"])
+    server.close()
+
+
+def test_figures_of_nothing_say_so() -> None:
+    ngrams = Ngrams.count(text(), V)
+    probe = probe_of(ngrams, text(5, seed=3))
+    empty = {size: {} for size in PARAMS.size_list}
+    frames = tables.tables_of(PARAMS.bootstrap, empty, ngrams, probe)
+    values = claims.values_of(PARAMS, empty, probe) | {"n_checkpoints": 17, "tokens_read": 1}
+    nothing = StudyResult("phases", PARAMS, frames, values, [], [], 0.0)
+    for figure in (draw.distances, draw.losses, draw.induction, draw.lens):
+        assert "could be measured" in figure(nothing).svg
+    assert "not measured" in repr(draw.ngrams_table(nothing))

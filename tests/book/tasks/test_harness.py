@@ -1,0 +1,279 @@
+"""Our scorer and the evaluation harness agree on every item of every task; the harness finds our
+checkpoints by name and runs no foreign code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pythia_book.tasks.task_metrics import (
+    TaskMeasurement,
+    build,
+    build_all,
+    encode_pair,
+    outcomes,
+    prompt_of,
+)
+from pythia_book.tasks.tasks import TASKS
+from task_items import MADE, made
+
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.data.tokenizer import train_bpe
+from pythia_core.errors import ConfigError, DataError, FetchError
+from pythia_core.evaluation import scoring
+from pythia_core.model import GPTNeoX
+from pythia_core.training.runs import Run, find_or_train
+
+lm_eval = pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
+
+LENGTH = 56
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = [str(item) for task in MADE for item in made(task, 30)]
+    return train_bpe(iter(texts), 420)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPTNeoX:
+    """Random, and sharp enough for answers to differ clearly."""
+    made = GPTNeoX(ModelConfig(2, 32, 2, 512, max_seq_len=LENGTH))
+    made.init_weights(5)
+    with torch.no_grad():
+        made.embed_out.weight *= 6
+    return made.eval().requires_grad_(False)
+
+
+def compare(model: GPTNeoX, tokenizer, built: list) -> None:
+    from pythia_book.tasks.harness import adapter
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+
+    found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
+    assert set(found) == {each.key for each in built}
+    ours = TaskMeasurement(tuple(built), model.config.max_seq_len)(model, 0)
+    for each in built:
+        theirs = found[each.key]
+        scores = scoring.score(model, scoring.pack(each.requests, model.config.max_seq_len))
+        np.testing.assert_allclose(np.concatenate(theirs.logprob), scores.logprob, atol=1e-4)
+        np.testing.assert_array_equal(theirs.acc, ours[f"{each.key}_acc"])
+        np.testing.assert_array_equal(theirs.acc_norm, ours[f"{each.key}_acc_norm"])
+        assert theirs.metrics["acc"] == pytest.approx(ours[f"{each.key}_acc"].mean())
+
+
+def test_every_task_and_item_zero_and_few_shot(model: GPTNeoX, tokenizer) -> None:
+    encode = scoring.encoder(tokenizer)
+    built = [
+        build(task, made(task, 30)[:12], made(task, 30)[12:], shots, encode, LENGTH)
+        for task in TASKS
+        for shots in (0, 2)
+    ]
+    assert any(not each.fits.all() for each in built)  # cut prompts are compared as well
+    assert any(each.fits.all() for each in built)
+    compare(model, tokenizer, built)
+
+
+@pytest.mark.wheels
+@pytest.mark.slow
+def test_real_items(model: GPTNeoX, tokenizer) -> None:
+    compare(model, tokenizer, build_all(list(TASKS), (0, 1), 12, tokenizer, LENGTH))
+
+
+def test_outcomes_by_hand(tokenizer) -> None:
+    built = build("arc_easy", made("arc_easy", 2), [], 0, scoring.encoder(tokenizer), LENGTH)
+    logprob = np.array([-4.0, -4.5, -9.0, -1.0, -8.0, -2.0])  # gold is the second of three
+    scores = scoring.Scores(logprob, np.ones(6, int), np.zeros(6, bool))
+    found = outcomes(built, scores)
+    assert found["acc"].tolist() == [False, False]
+    assert found["acc_norm"].tolist() == [True, False]  # -4.5 / 5 characters beats -4 / 4
+    assert found["logprob"].tolist() == [-4.5, -8.0]
+
+
+def test_what_does_not_fit_is_counted_or_left_out(tokenizer) -> None:
+    items = made("piqa", 6)
+    items[0]["sol1"] = "word " * 200
+    items[1]["goal"] = "word " * 200
+    built = build("piqa", items, [], 0, scoring.encoder(tokenizer), LENGTH)
+    assert built.n_left_out == 1
+    assert built.items == tuple(items[1:])
+    assert built.fits.tolist() == [False, True, True, True, True]
+    with pytest.raises(ConfigError, match="shots=1: there are 0 solved examples"):
+        build("piqa", items, [], 1, scoring.encoder(tokenizer), LENGTH)
+
+
+def test_context_and_continuation_are_split_as_in_the_harness(tokenizer) -> None:
+    encode = scoring.encoder(tokenizer)
+    for context, continuation in (("Question: a\nAnswer:", " yes"), ("ends in spaces  ", "x")):
+        request = encode_pair(context, continuation, encode)
+        assert request.context + request.continuation == encode(context + continuation)
+        assert request.context == encode(context.rstrip())
+    prompt = prompt_of("piqa", made("piqa", 1)[0], made("piqa", 3)[1:])
+    assert prompt.contexts[0].count("Question:") == 3
+    assert prompt.contexts[0].count("\n\n") == 2
+
+
+def test_the_digest_follows_the_requests(tokenizer, tmp_path: Path) -> None:
+    encode = scoring.encoder(tokenizer)
+    one = build("piqa", made("piqa", 4), [], 0, encode, LENGTH)
+    other = build("piqa", made("piqa", 5), [], 0, encode, LENGTH)
+    digests = {TaskMeasurement(b, LENGTH).digest for b in ((one,), (other,), (one, other))}
+    assert len(digests) == 3
+    assert TaskMeasurement((one,), LENGTH).digest in digests
+
+
+# --- by name, as from lm-eval's command line -------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    corpus = tmp_path / "corpus.jsonl"
+    lines = (json.dumps({"text": str(item)}) + "\n" for item in made("piqa", 60))
+    corpus.write_text("".join(lines))
+    config = RunConfig(
+        model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=LENGTH),
+        data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=16, heldout_fraction=0),
+        train=TrainConfig(steps=6, batch_size=4, lr_max=1e-2),
+    )
+    return find_or_train(config, progress=False)
+
+
+@pytest.fixture
+def definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A folder with a task definition of somebody's, and what the harness changes put back."""
+    import datasets
+    import lm_eval.utils
+    from lm_eval.tasks import _yaml_loader
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setattr(lm_eval.utils, "env", lm_eval.utils.env)
+    monkeypatch.setattr(_yaml_loader, "_import_func_in_yml", _yaml_loader._import_func_in_yml)
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in made("piqa", 8)))
+
+    def write(text: str = '"Question: {{goal}}"', **more: str) -> Path:
+        settings = {
+            "task": "theirs",
+            "dataset_path": "json",
+            "dataset_kwargs": f"{{data_files: {{test: {data}}}}}",
+            "test_split": "test",
+            "output_type": "loglikelihood",
+            "doc_to_text": text,
+            "doc_to_target": '" {{sol1}}"',
+            "target_delimiter": '""',
+            **more,
+        }
+        folder = tmp_path / "theirs"
+        folder.mkdir(exist_ok=True)
+        lines = (f"{name}: {value}\n" for name, value in settings.items())
+        (folder / "theirs.yaml").write_text("".join(lines))
+        (folder / "code.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'w')\ndef text(doc): return doc['goal']\n"
+        )
+        return folder
+
+    return write
+
+
+def load(folder: Path) -> dict:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False).load(["theirs"])
+
+
+def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) -> None:
+    from lm_eval.api.registry import get_model
+    from pythia_book.tasks.harness import register
+
+    register()
+    register()  # twice is as good as once
+    given = {"run": run.id, "step": 3}
+    lm = get_model("pythia").create_from_arg_obj(given, {"batch_size": 1, "device": None})
+    assert lm.get_model_info() == {"model_run": run.id, "model_step": 3}
+    done = lm_eval.evaluate(lm=lm, task_dict=load(definition()), bootstrap_iters=0)
+    encode = scoring.encoder(run.data.tokenizer)
+    asked = [
+        encode_pair(f"Question: {item['goal']}", f" {item['sol1']}", encode)
+        for item in made("piqa", 8)
+    ]
+    scores = scoring.score(run.model(3), scoring.pack(asked, LENGTH))
+    found = {k.split(",")[0]: v for k, v in done["results"]["theirs"].items()}
+    assert found["perplexity"] == pytest.approx(np.exp(-scores.logprob.mean()))
+    last = get_model("pythia").create_from_arg_string(f"run={run.folder},token_budget=64")
+    assert last.get_model_info()["model_step"] == 6
+    with pytest.raises(ConfigError, match="taken for a number"):
+        get_model("pythia").create_from_arg_obj({"run": 123})
+
+
+def test_code_of_a_foreign_folder_is_refused(definition: Callable, tmp_path: Path) -> None:
+    from pythia_book.tasks.harness import register
+
+    register()
+    folder = definition("!function code.text")
+    with pytest.raises(DataError, match=r"theirs has the tag `!function code\.text`.*trusted"):
+        load(folder)
+    with pytest.raises(DataError, match=r"!function os\.system"):
+        load(definition("!function os.system"))
+    assert not (tmp_path / "ran").exists()
+    definition("!function code.text")
+    register(trusted=[folder])
+    load(folder)
+    assert (tmp_path / "ran").exists()
+
+
+def test_templates_are_filled_in_a_sandbox(
+    run: Run, definition: Callable, tokenizer, model: GPTNeoX
+) -> None:
+    from jinja2.exceptions import SecurityError
+    from pythia_book.tasks.harness import adapter, register
+
+    register()
+    lm = adapter(model, tokenizer, 0, LENGTH)
+    folder = definition('"{{goal.__class__.__mro__[1].__subclasses__()}}"')
+    with pytest.raises(SecurityError):
+        lm_eval.evaluate(lm=lm, task_dict=load(folder), bootstrap_iters=0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate` asks those"),
+        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists"),
+        (ValueError("another thing"), ValueError, "another thing"),
+    ],
+)
+def test_what_the_harness_cannot_do_is_said(
+    error: Exception, kind: type, words: str, definition: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.__main__
+    from pythia_book.tasks.harness import command_line
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", fail)
+    with pytest.raises(kind, match=words):
+        command_line(["--tasks", "x"])
+
+
+@pytest.mark.slow
+def test_the_command_line(
+    run: Run, definition: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from pythia_core.__main__ import main
+
+    given = ["lm_eval", "--model", "pythia", "--model_args", f"run={run.folder},step=3"]
+    given += ["--tasks", "theirs", "--include_path", str(definition()), "--limit", "4"]
+    assert main([*given, "--output_path", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "theirs" in shown and "perplexity" in shown
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(written.read_text())["config"]["model_step"] == 3
+    definition("!function code.text")
+    assert main(given) == 1
+    assert "that is, code to be run" in capsys.readouterr().err

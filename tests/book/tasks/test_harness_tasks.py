@@ -1,0 +1,204 @@
+"""Ours and the harness' own model class agree on every item of every task, on equal weights."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from pythia_book.tasks.task_metrics import AnsweredTask, AskedTask, ChosenTask, build, questions
+from pythia_book.tasks.tasks import WrittenTask, all_tasks, task_named
+from task_items import made
+
+from pythia_core import hf
+from pythia_core.config import ModelConfig
+from pythia_core.data.tokenizer import EOD, train_bpe
+from pythia_core.evaluation import scoring
+from pythia_core.model import GPTNeoX
+
+pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
+
+LENGTH = 72
+N = 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_bpe((str(item) for task in all_tasks() for item in made(task, 30)), 420)
+
+
+@pytest.fixture(scope="module")
+def model() -> GPTNeoX:
+    """Random, and sharp enough for answers to differ clearly."""
+    made = GPTNeoX(ModelConfig(2, 64, 2, 512, max_seq_len=LENGTH))
+    made.init_weights(5)
+    with torch.no_grad():
+        made.embed_out.weight *= 6
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def asked(tokenizer) -> list[AskedTask]:
+    found: list[AskedTask] = []
+    encode = scoring.encoder(tokenizer)
+    for name, task in all_tasks().items():
+        for shots in (0, 2) if task.n_examples else (0,):
+            items, examples = made(name, 30)[:N], made(name, 30)[N:]
+            if isinstance(task, WrittenTask):
+                contexts, right = questions(task, items, examples, shots)
+                prompts = tuple(map(encode, contexts))
+                found.append(AnsweredTask(name, shots, tuple(contexts), prompts, right, LENGTH,
+                                          tokenizer, 0))  # fmt: skip
+            else:
+                built = build(name, items, examples, shots, encode, LENGTH)
+                found.append(ChosenTask(built, LENGTH))
+    return found
+
+
+def the_tasks(asked: list[AskedTask]) -> list:
+    return [each.built if isinstance(each, ChosenTask) else each for each in asked]
+
+
+@pytest.fixture(scope="module")
+def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
+    """What the harness finds with its own class for `transformers` models, on equal weights.
+
+    That class imports `accelerate`, of which it needs nothing for a model that is given to it.
+    """
+    transformers = pytest.importorskip("transformers")
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+
+    stand_in = types.ModuleType("accelerate")
+    stand_in.utils = types.ModuleType("accelerate.utils")
+    for name in ("Accelerator", "InitProcessGroupKwargs", "find_executable_batch_size"):
+        setattr(stand_in, name, None)
+    stand_in.utils.get_max_memory = None
+    absent = {k: v for k, v in (("accelerate", stand_in), ("accelerate.utils", stand_in.utils))
+              if k not in sys.modules}  # fmt: skip
+    try:
+        import accelerate  # noqa: F401
+    except ImportError:
+        sys.modules.update(absent)
+    else:
+        absent = {}
+    try:
+        from lm_eval.models.huggingface import HFLM
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    peer = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**hf.hf_config(model.config)))
+    peer.load_state_dict(hf.to_hf_state(model.state_dict()))
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=EOD, bos_token=EOD, pad_token="<|padding|>"
+    )
+    lm = HFLM(pretrained=peer.eval(), tokenizer=fast, batch_size=4, max_length=LENGTH)
+    return evaluate_with_harness(lm, the_tasks(asked)) | {"lm": lm}
+
+
+def test_every_item_of_every_task_as_with_their_class(
+    model: GPTNeoX, tokenizer, asked: list[AskedTask], theirs: dict
+) -> None:
+    from pythia_book.tasks.harness import adapter
+    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+
+    ours = evaluate_with_harness(adapter(model, tokenizer, 0, LENGTH), the_tasks(asked))
+    assert len({each.name for each in asked}) >= 10
+    assert set(ours) | {"lm"} == set(theirs)
+    for key, mine in ours.items():
+        np.testing.assert_array_equal(mine.acc, theirs[key].acc, err_msg=key)
+        np.testing.assert_array_equal(mine.acc_norm, theirs[key].acc_norm, err_msg=key)
+        for one, other in zip(mine.logprob, theirs[key].logprob, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4, err_msg=key)
+        for metric, value in mine.metrics.items():
+            assert value == pytest.approx(theirs[key].metrics[metric], abs=1e-4, rel=1e-5), key
+
+
+def test_our_metrics_are_the_harness_ones(
+    model: GPTNeoX, asked: list[AskedTask], theirs: dict
+) -> None:
+    for each in asked:
+        key = each.built.key if isinstance(each, ChosenTask) else each.key
+        found, expected = each(model, 0), theirs[key]
+        if isinstance(each, AnsweredTask):
+            right = expected.acc.reshape(each.n_items, -1)
+            for metric, weights in task_named(each.name).metrics.items():
+                value = sum(weight * right[:, q] for q, weight in weights.items())
+                np.testing.assert_array_equal(found[metric], value)
+        elif "pct_stereotype" in found:
+            np.testing.assert_array_equal(found["pct_stereotype"], expected.acc)
+            assert found["likelihood_difference"].mean() == pytest.approx(
+                expected.metrics["likelihood_diff"], abs=1e-4
+            )
+        else:
+            np.testing.assert_array_equal(found["acc"], expected.acc)
+            if "acc_norm" in found:
+                np.testing.assert_array_equal(found["acc_norm"], expected.acc_norm)
+            if "logprob" in found:
+                assert np.exp(-found["logprob"].mean()) == pytest.approx(
+                    expected.metrics["perplexity"], rel=1e-4
+                )
+
+
+def test_rolling_and_writing_as_with_their_class(model: GPTNeoX, tokenizer, theirs: dict) -> None:
+    from lm_eval.api.instance import Instance
+    from pythia_book.tasks.harness import adapter
+
+    ours, other = adapter(model, tokenizer, 0, LENGTH), theirs["lm"]
+    texts = ["What is wet? Water. ", "x", " ".join(f"On day {i} it rained." for i in range(40))]
+    assert len(tokenizer.encode(texts[2]).ids) > 2 * LENGTH, "several windows"
+    rolling = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(texts)]
+    np.testing.assert_allclose(
+        ours.loglikelihood_rolling(rolling), other.loglikelihood_rolling(rolling), atol=1e-3
+    )
+    for settings in (
+        {"until": ["\n"], "max_gen_toks": 12},
+        {"until": ["a", " t"], "max_gen_toks": 30, "do_sample": False, "temperature": 0.0},
+        {"until": [], "max_gen_toks": 8},
+    ):
+        asked = [
+            Instance("generate_until", {}, (text, dict(settings)), i)
+            for i, text in enumerate(texts)
+        ]
+        assert ours.generate_until(asked) == other.generate_until(asked)
+
+
+def test_rolling_by_hand(model: GPTNeoX, tokenizer) -> None:
+    """Every token once, each window's first after one token before it; windows may be alike (the
+    harness' own class then takes the last one's tokens for others)."""
+    from lm_eval.api.instance import Instance
+    from pythia_book.tasks.harness import adapter
+
+    text = "What is wet? Water. " * 40
+    ids = [0, *tokenizer.encode(text).ids]
+    assert len(ids) > 2 * LENGTH
+    total, done = 0.0, 1
+    while done < len(ids):
+        stop = min(done + LENGTH, len(ids))
+        fed = ids[max(0, stop - 1 - LENGTH) : stop - 1]
+        logp = model(torch.tensor([fed])).log_softmax(-1)[0]
+        wanted = torch.tensor(ids[done:stop])
+        total += float(logp[-len(wanted) :].gather(1, wanted[:, None]).sum())
+        done = stop
+    request = Instance("loglikelihood_rolling", {}, (text,), 0)
+    lm = adapter(model, tokenizer, 0, LENGTH)
+    assert lm.loglikelihood_rolling([request]) == [pytest.approx(total, rel=1e-6)]
+
+
+def test_sampling_follows_the_seed(model: GPTNeoX, tokenizer) -> None:
+    from lm_eval.api.instance import Instance
+    from pythia_book.tasks.harness import adapter
+
+    lm = adapter(model, tokenizer, 0, LENGTH)
+
+    def written(**settings: object) -> list[str]:
+        settings |= {"until": ["\n"], "max_gen_toks": 10}
+        return lm.generate_until([Instance("generate_until", {}, ("What", settings), 0)])
+
+    greedy = written()
+    assert written(do_sample=False, temperature=0.7) == greedy
+    assert written(do_sample=True, temperature=2.0) == written(do_sample=True, temperature=2.0)
+    assert written(do_sample=True, temperature=2.0) != greedy
+    assert written(do_sample=True, temperature=2.0, top_k=1) == greedy
+    assert written(temperature=2.0, seed=1) != written(temperature=2.0, seed=2)

@@ -1,0 +1,214 @@
+"""The site: builds without a warning, asks no other host for anything, and shows no accident.
+
+Built in copies of the checkout: as a fresh clone has it (no local run), and with a local run whose
+record is full of hostile text.
+"""
+
+from __future__ import annotations
+
+import html.parser
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from places import ROOT
+from pythia_book import notebooks, records
+
+PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")
+HOSTILE = "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/) | &lt;"
+STUDY = "gender_bias"
+
+
+def copy_of_the_checkout(target: Path) -> Path:
+    ignore = shutil.ignore_patterns("__pycache__", "_build", ".ipynb_checkpoints")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, target / part, ignore=ignore)
+        else:
+            shutil.copyfile(ROOT / part, target / part)
+    shutil.rmtree(target / "book" / "studies", ignore_errors=True)
+    return target
+
+
+def build(root: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTHIA_")}
+    script = Path(sys.executable).with_name("jupyter-book")
+    return subprocess.run(
+        [str(script), "build", "book/", *words],
+        cwd=root,
+        env={**kept, "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def strict_build(root: Path, **environment: str) -> Path:
+    done = build(root, "-W", "--keep-going", "-n", **environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return root / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site of a fresh clone."""
+    return strict_build(copy_of_the_checkout(tmp_path_factory.mktemp("fresh clone")))
+
+
+@pytest.fixture(scope="module")
+def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site after a local run with hostile text in its record and outputs."""
+    root = copy_of_the_checkout(tmp_path_factory.mktemp("yours"))
+    claim = dict.fromkeys(records.CLAIM_KEYS, HOSTILE) | {"verdict": "no effect", "ours": 0.5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHIA_RESULTS", str(root / "results"))
+        path = records.write_record(
+            STUDY,
+            "smoke",
+            {"scale": "smoke"},
+            {"levels": pd.DataFrame({"a": [1]})},
+            {"evil": HOSTILE, "share": {"value": 0.7, "low": 0.6, "high": 0.8}},
+            [claim | {"low": 0.4, "high": 0.6}],
+            [],
+            time.time(),
+        )
+    notebook = notebooks.read_notebook(root / "notebooks" / f"{STUDY}.ipynb")
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            words = {"text/plain": HOSTILE}
+            cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
+    notebook.metadata[notebooks.STAMP] = notebooks.make_stamp(STUDY, {}, notebook)
+    notebooks.write_notebook(notebook, path.with_name("notebook.ipynb"))
+    with open(root / "book" / "method.md", "a", encoding="utf-8") as page:
+        page.write(f"\nThe share is {{{{ {STUDY}_share }}}} and {{{{ {STUDY}_evil }}}}.\n")
+    return strict_build(root)
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would fetch for a page, its visible text, and its ids."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self._hidden = 0
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self._hidden += tag in ("script", "style")
+        if tag in ("script", "img", "iframe", "source", "embed", "video", "audio", "input"):
+            self.fetched += [given.get("src") or ""]
+        if tag == "object":
+            self.fetched += [given.get("data") or ""]
+        if tag == "link" and given.get("rel") not in ("canonical", "author", "license"):
+            self.fetched += [given.get("href") or ""]
+        self.fetched += re.findall(r"url\(([^)]*)\)", given.get("style") or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.words.append(data)
+
+
+def pages(site: Path) -> dict[str, Page]:
+    names = (str(p.relative_to(site)) for p in sorted(site.rglob("*.html")))
+    return {name: Page(site / name) for name in names if not name.startswith("_")}
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("which", ["fresh", "yours"])
+def test_no_page_asks_another_host(which: str, request: pytest.FixtureRequest) -> None:
+    site = request.getfixturevalue(which)
+    seen = pages(site)
+    assert {"index.html", "method.html", f"studies/{STUDY}.html"} <= seen.keys()
+    for name, page in seen.items():
+        away = [u for u in page.fetched if re.match(r"\s*['\"]?([a-z]+:)?//", u, re.IGNORECASE)]
+        assert not away, f"{name} fetches {away}"
+    for sheet in site.rglob("*.css"):
+        away = re.findall(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//[^)'\"]+", sheet.read_text())
+        assert not away, f"{sheet.name} fetches {away}"
+
+
+@pytest.mark.commands
+def test_local_things_that_pages_fetch_are_there(fresh: Path) -> None:
+    for name, page in pages(fresh).items():
+        for url in page.fetched:
+            local = url.split("?")[0].split("#")[0]
+            if local and not local.startswith("data:"):
+                assert ((fresh / name).parent / local).exists(), f"{name} lacks {local}"
+    assert (fresh / "_static/mathjax/output/chtml/fonts/woff-v2").is_dir()
+    math = (fresh / "method.html").read_text(encoding="utf-8")
+    assert "_static/mathjax/tex-chtml.js" in math
+
+
+@pytest.mark.commands
+@pytest.mark.parametrize("which", ["fresh", "yours"])
+def test_no_page_shows_an_accident(which: str, request: pytest.FixtureRequest) -> None:
+    site = request.getfixturevalue(which)
+    root = site.parent.parent
+    for name, page in pages(site).items():
+        assert "Traceback (most recent call last)" not in page.text, name
+        text = page.text.replace("{{ x }}", "")  # that one is ours
+        assert not re.search(r"\{\{ \w+ \}\}|\{(ref|doc|cite|numref)\}", text), name
+        whole = (site / name).read_text(encoding="utf-8")
+        assert str(root) not in whole and not notebooks.machine_traces(page.text), name
+
+
+@pytest.mark.commands
+def test_a_fresh_clone_shows_the_recorded_run_or_how_to_make_one(fresh: Path) -> None:
+    text = pages(fresh)[f"studies/{STUDY}.html"].text
+    shown = "Recorded run." if (ROOT / "book" / "recorded" / STUDY).is_dir() else "Not run yet."
+    assert shown in text and f"papermill notebooks/{STUDY}.ipynb" in text
+    assert "Your run." not in text
+
+
+@pytest.mark.commands
+def test_your_run_is_shown_and_its_text_stays_text(yours: Path) -> None:
+    seen = pages(yours)
+    study, index, method = (seen[f"{n}.html"] for n in (f"studies/{STUDY}", "index", "method"))
+    assert "Your run. Scale smoke" in study.text
+    assert "your run at scale smoke" in index.text
+    assert "The share is 0.70 [0.60, 0.80] and" in method.text.replace("\N{NO-BREAK SPACE}", " ")
+    for page in (study, index, method):
+        assert "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/)" in page.text
+    for path in yours.rglob("*.html"):
+        assert "<script>alert" not in path.read_text(encoding="utf-8"), path
+        assert 'href="http://x.invalid' not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.commands
+def test_only_recorded_runs_on_request_and_a_quiet_second_build(yours: Path) -> None:
+    root = yours.parent.parent
+    staged = root / "book" / "studies" / f"{STUDY}.ipynb"
+    before = staged.stat().st_mtime_ns
+    done = build(root)
+    assert done.returncode == 0 and staged.stat().st_mtime_ns == before
+    assert "updating environment: 0 added, 0 changed, 0 removed" in re.sub(
+        r"\x1b\[[0-9;]*m", "", done.stdout
+    ), "nothing changed, yet pages were read again"
+    (root / "book" / "method.md").write_text("# Method\n", encoding="utf-8")
+    done = build(root, PYTHIA_BOOK_RUNS="recorded")
+    assert done.returncode == 0, done.stderr
+    assert "Your run." not in pages(yours)[f"studies/{STUDY}.html"].text
+
+
+@pytest.mark.commands
+def test_a_missing_number_of_a_study_with_a_record_fails_the_strict_build(tmp_path: Path) -> None:
+    root = copy_of_the_checkout(tmp_path)
+    (root / "book" / "method.md").write_text("# Method\n\nIt is {{ no_such_number }}.\n")
+    done = build(root, "-W", "--keep-going", "-n")
+    assert done.returncode != 0 and "no_such_number" in done.stdout + done.stderr

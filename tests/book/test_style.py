@@ -1,0 +1,159 @@
+"""Figures: same numbers, same bytes; a size keeps its colour; absence is said in words."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+
+import pandas as pd
+import pytest
+from gender_fakes import fake_find_or_train, fake_items
+from places import ROOT
+from pythia_book import style
+from pythia_book.published.results import load
+from pythia_book.studies.gender_bias import figures as draw
+from pythia_book.studies.gender_bias import study as gender_bias
+from score_files import as_folder
+
+from pythia_core.errors import ConfigError
+from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
+
+DRAWINGS = (
+    "prior_shift",
+    "occupations",
+    "crows_over_training",
+    "winobias_by_size",
+    "language_cost",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The study on fake runs, without and with released numbers."""
+    folder = tmp_path_factory.mktemp("runs")
+    params = gender_bias.GenderBiasParams(sizes="85k,310k", bootstrap=200)
+    released = load(as_folder(tmp_path_factory.mktemp("released")))
+
+    def run(published):
+        train = fake_find_or_train(folder)
+        return gender_bias.run(
+            params, False, items=fake_items(), find_or_train=train, published=published
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+        return {"absent": run(None), "released": run(released)}
+
+
+@pytest.mark.parametrize("kind", ["absent", "released"])
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_drawings_are_deterministic_svg(name, kind, results):
+    first = getattr(draw, name)(results[kind])
+    second = getattr(draw, name)(results[kind])
+    assert first.svg == second.svg
+    root = ET.fromstring(first.svg)
+    assert root.tag.endswith("svg")
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == first.description
+    text = " ".join(root.itertext())  # text stays text
+    assert "Redraw: papermill notebooks/gender_bias.ipynb" in text
+    assert "<dc:date>" not in first.svg
+    assert "http://" not in first.svg.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "")
+
+
+def test_two_processes_draw_the_same_bytes(tmp_path):
+    script = tmp_path / "draw.py"
+    script.write_text(
+        "import pandas as pd\n"
+        "from pythia_book import style\n"
+        "with style.style():\n"
+        "    figure, (ax,) = style.panels(1, 2.5, 'footer')\n"
+        "    frame = pd.DataFrame({'x': [1, 2], 'value': [.1, .2]})\n"
+        "    frame['low'], frame['high'] = frame.value - .1, frame.value + .1\n"
+        "    style.line(ax, frame, 'x', '85k', 'swap_7')\n"
+        "    style.arm_legend(figure)\n"
+        "print(style.Drawing(figure, 'a <test> & more').svg)\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, str(script)],
+            cwd=ROOT,
+            env={"PYTHONPATH": ".:book", "PYTHONHASHSEED": seed, "MPLCONFIGDIR": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1]
+    assert "a &lt;test&gt; &amp; more" in outputs[0]
+
+
+def test_absent_released_numbers_are_said_in_words(results):
+    for name in ("crows_over_training", "winobias_by_size", "language_cost"):
+        absent = getattr(draw, name)(results["absent"]).svg
+        assert "PYTHIA_PUBLISHED_DIR" in absent
+        assert "EleutherAI/pythia" in absent
+        released = getattr(draw, name)(results["released"]).svg
+        assert "Released numbers not found" in absent
+        assert "Released numbers not found" not in released
+
+
+def test_a_size_has_one_colour_and_ladders_are_ordered():
+    for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
+        colours = [style.size_colour(size) for size in ladder]
+        assert len(set(colours)) == len(colours)
+
+        def luminance(colour: str) -> float:
+            r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+        shades = [luminance(colour) for colour in colours]
+        assert shades == sorted(shades)  # also told apart without any colour vision
+        assert shades[-1] < 0.75  # and seen on white
+    with pytest.raises(ConfigError, match="unknown size"):
+        style.size_colour("9q")
+
+
+def test_style_leaves_no_trace():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    with style.style():
+        assert matplotlib.rcParams["svg.fonttype"] == "none"
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_tables_escape_what_they_show():
+    frame = pd.DataFrame({"a<b": ["<script>alert(1)</script>", "x & y"]})
+    shown = style.Table(frame, "n < 3")._repr_html_()
+    assert "<script>" not in shown
+    assert "&lt;script&gt;" in shown
+    assert "<caption>n &lt; 3</caption>" in shown
+    assert "<b>" not in style.Note("<b>x</b>")._repr_html_()
+
+
+def test_tables_and_summary_of_the_study(results):
+    claims = draw.claims_table(results["released"])
+    assert len(claims.frame) == len(results["released"].claims)
+    assert "410m 60.0 → 61.0" in claims._repr_html_()
+    assert (
+        "not available: set PYTHIA_PUBLISHED_DIR"
+        in draw.claims_table(results["absent"])._repr_html_()
+    )
+    levels = draw.results_table(results["absent"])
+    assert len(levels.frame) == 2 * 3
+    text = draw.summary(results["absent"]).data
+    assert "310k model" in text
+    assert "840 in the last 21 %" in text
+
+
+def test_saved_whole(tmp_path, results):
+    drawing = draw.prior_shift(results["absent"])
+    drawing.save(tmp_path / "x.svg")
+    assert (tmp_path / "x.svg").read_text(encoding="utf-8") == drawing.svg
+    assert set(drawing._repr_mimebundle_()) == {"image/svg+xml", "text/plain"}

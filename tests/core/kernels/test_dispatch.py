@@ -1,0 +1,336 @@
+"""Which operations take a Triton kernel, and what they are without one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pythia_core import kernels
+from pythia_core.errors import ConfigError
+from pythia_core.kernels import attention_backends, attention_tiles, dispatch
+from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
+from pythia_core.kernels.gelu import bias_gelu_reference
+from pythia_core.kernels.layer_norm import layer_norm_pair_reference
+from pythia_core.kernels.rotary import split_rotated_reference
+
+attention = importlib.import_module("pythia_core.kernels.attention")  # hidden by its function
+CARD = SimpleNamespace(device=torch.device("cuda"))
+"""All that `use_triton` looks at."""
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHIA_TRITON", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(dispatch, "_worked", {})
+    monkeypatch.setattr(attention_backends, "_missing", {})
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", True)
+
+
+def test_kernels_are_for_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch.use_triton(CARD)
+    assert not dispatch.use_triton(torch.zeros(1))
+    assert not dispatch.use_triton(torch.zeros(1, device="meta"))
+    monkeypatch.setenv("PYTHIA_TRITON", "0")
+    assert not dispatch.use_triton(CARD)
+
+
+def test_the_interpreter_takes_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert dispatch.use_triton(torch.zeros(1))
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
+    assert not dispatch.use_triton(torch.zeros(1))
+
+
+def test_a_card_without_triton_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
+    with caplog.at_level(logging.WARNING):
+        assert not dispatch.use_triton(CARD) and not dispatch.use_triton(CARD)
+        assert not dispatch.use_triton(torch.zeros(1))
+    assert [r.message for r in caplog.records] == [
+        "Triton is not installed: the slower torch operations are used"
+    ]
+
+
+def test_refusals_name_everything_at_once() -> None:
+    dispatch.check("op", {"x": torch.bfloat16}, ("",))
+    with pytest.raises(ConfigError, match=r"x is int32, the kernel takes float32.*; too wide\."):
+        dispatch.check("op", {"x": torch.int32}, ("", "too wide"))
+
+
+@pytest.mark.parametrize("branches", [0, 2])
+def test_the_pair_of_norms_is_two_norms(branches: int) -> None:
+    x, added = normal(5, 24), [normal(5, 24, seed=1 + i) for i in range(branches)]
+    norms = [normal(24, seed=3 + i) for i in range(4)]
+    ours = kernels.layer_norm_pair(x, added, norms, 1e-5, torch.float32)
+    plain = layer_norm_pair_reference(x, added, norms, 1e-5, torch.float32)
+    for o, p in zip(ours, plain, strict=True):
+        torch.testing.assert_close(o, p)
+    z = ours[0]
+    assert torch.equal(ours[2], kernels.layer_norm(z, norms[2], norms[3], 1e-5, torch.float32))
+
+
+@pytest.mark.parametrize("form", ["tanh", "erf"])
+def test_bias_gelu_adds_the_bias(form: str) -> None:
+    x, bias = normal(5, 24), normal(24, seed=1)
+    torch.testing.assert_close(kernels.bias_gelu(x, bias, form), bias_gelu_reference(x, bias, form))
+
+
+def test_splitting_leaves_the_input_alone_without_a_kernel() -> None:
+    qkv = normal(2, 6, 3, 3, 16)
+    before, (cos, sin) = qkv.clone(), kernels.rotary_tables(6, 4, 10_000.0)
+    ours, plain = kernels.split_rotated(qkv, cos, sin), split_rotated_reference(qkv, cos, sin)
+    assert all(torch.equal(o, p) for o, p in zip(ours, plain, strict=True))
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize("library", ["torch", "flash", "math"])
+def test_libraries_agree(library: str) -> None:
+    qkv = normal(2, 7, 3, 3, 16)
+    one, zero = torch.ones(7, 2), torch.zeros(7, 2)
+    exact = attention.attention_reference(qkv, one, zero)
+    out = attention_backends.library_attention(*qkv.unbind(3), library).flatten(2)
+    torch.testing.assert_close(out, exact)
+
+
+def test_unknown_libraries_are_refused() -> None:
+    q = normal(1, 2, 1, 8)
+    with pytest.raises(ConfigError, match=r"unknown attention library 'flsh'.*'flash'"):
+        attention_backends.library_attention(q, q, q, "flsh")
+
+
+def package(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that runs `text` when it is imported."""
+    (folder / name).mkdir()
+    (folder / name / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("library", "install"),
+    [
+        ("flash_attn", "requirements-gpu.txt"),
+        ("flash_attn_4", "pip install --pre flash-attn-4"),
+    ],
+)
+def test_absent_libraries_say_how_to_get_them(library: str, install: str) -> None:
+    q = normal(1, 2, 1, 8)
+    if importlib.util.find_spec("flash_attn"):
+        pytest.skip("flash_attn is installed")
+    with pytest.raises(
+        ConfigError, match=f"{library} is not installed: .*{install}, or take anoth"
+    ):
+        attention_backends.library_attention(q, q, q, library)
+
+
+@pytest.mark.parametrize("library", ["flash_attn", "flash_attn_4"])
+def test_a_library_built_for_another_torch(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    package("flash_attn", "raise ImportError('undefined symbol: _ZN3c10')", tmp_path, monkeypatch)
+    why = attention_backends.missing(library)
+    assert "does not load with torch" in why and "undefined symbol: _ZN3c10" in why
+    assert "--force-reinstall" in why
+
+
+def test_flash_attention_4_alone_is_not_flash_attention_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its package has the parent name without the parent's functions."""
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    package("flash_attn", "", tmp_path, monkeypatch)
+    assert "flash_attn is not installed" in attention_backends.missing("flash_attn")
+
+
+def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the real package's names and a stand-in for what it computes."""
+    given = []
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, return_lse: bool) -> tuple:
+        assert causal and return_lse
+        given.append(all(x.stride() == q.stride() and not x.is_contiguous() for x in (q, k, v)))
+        out = attention_backends.library_attention(q, k, v, "math")
+        return out, q.new_zeros(q.shape[0], q.shape[2], q.shape[1]), None, None, None
+
+    def backward(q, k, v, out, dout, lse, causal, deterministic, dq, dk, dv) -> None:
+        assert causal and deterministic
+        future = torch.ones(7, 7, dtype=torch.bool).triu(1)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 4
+        p = scores.masked_fill(future, float("-inf")).softmax(-1)
+        dp = torch.einsum("bqhd,bkhd->bhqk", dout, v)
+        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) / 4
+        dq.copy_(torch.einsum("bhqk,bkhd->bqhd", ds, k))
+        dk.copy_(torch.einsum("bhqk,bqhd->bkhd", ds, q))
+        dv.copy_(torch.einsum("bhqk,bqhd->bkhd", p, dout))
+
+    interface = SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
+    for name, module in (("", None), (".cute", None), (".cute.interface", interface)):
+        monkeypatch.setitem(sys.modules, f"flash_attn{name}", module or SimpleNamespace())
+    assert attention_backends.missing("flash_attn_4") == ""
+    qkv = normal(2, 7, 3, 3, 16).requires_grad_()
+    results = []
+    for way in ("flash_attn_4", "math"):
+        q, k, v = qkv.unbind(3)
+        if way == "math":
+            out = attention_backends.library_attention(q, k, v, way)
+        else:
+            out = attention_backends.packed_forward(q, k, v, way)[0]
+        results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
+    assert given == [True]
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(attention_backends, "FASTEST", {64: "flash_attn_4", 128: "cudnn"})
+    monkeypatch.setattr(attention_backends, "_missing", {"flash_attn_4": "it is not there"})
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert attention_backends.chosen(64, torch.bfloat16, CARD.device) == "torch"
+    assert [r.message for r in caplog.records] == ["it is not there. torch's own attention is used"]
+    with dispatch.no_fallback(), pytest.raises(ConfigError, match="it is not there"):
+        attention_backends.chosen(64, torch.bfloat16, CARD.device)
+    assert attention_backends.chosen(128, torch.bfloat16, CARD.device) == "cudnn"
+    assert attention_backends.chosen(128, torch.float32, CARD.device) == attention_backends.DEFAULT
+    assert attention_backends.chosen(80, torch.bfloat16, CARD.device) == attention_backends.DEFAULT
+
+
+def test_only_known_libraries_are_in_the_table() -> None:
+    assert set(attention_backends.FASTEST.values()) <= set(attention_backends.LIBRARIES)
+    assert attention_backends.DEFAULT in attention_backends.LIBRARIES
+
+
+def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def fails(device: torch.device, dtype: torch.dtype, width: int) -> None:
+        tried.append((dtype, width))
+        raise RuntimeError("at 3:7\nptxas: out of registers")
+
+    monkeypatch.setitem(dispatch._probes, "op", fails)
+    monkeypatch.setattr(dispatch, "version_problem", lambda: "install another Triton")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert not dispatch.works("op", CARD.device, torch.bfloat16, 64)
+    assert tried == [(torch.bfloat16, 64)], "tried again"
+    assert [r.message for r in caplog.records] == [
+        "op: the kernel of width 64 fails here, RuntimeError: ptxas: out of registers "
+        "(install another Triton); the slower torch operations are used"
+    ]
+    with dispatch.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
+        dispatch.works("op", CARD.device, torch.bfloat16, 64)
+    assert not dispatch.strict()
+    monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
+    assert dispatch.works("op", CARD.device, torch.float16, 64)
+    monkeypatch.setitem(dispatch._probes, "op", fails)
+    assert dispatch.works("op", torch.device("cpu"), torch.bfloat16, 64), "nothing compiles there"
+
+
+def test_a_full_card_is_no_reason_to_give_up_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setitem(dispatch._probes, "op", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        dispatch.works("op", CARD.device, torch.bfloat16, 64)
+    monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
+    assert dispatch.works("op", CARD.device, torch.bfloat16, 64)
+
+
+@pytest.mark.parametrize("operation", ["bias_gelu", "layer_norm_pair", "linear_cross_entropy"])
+def test_entries_take_their_torch_path_where_the_kernel_fails(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(dispatch, "works", lambda *_: False)
+    x, w, targets = normal(5, 24), normal(24, seed=1), torch.arange(5)
+    if operation == "bias_gelu":
+        ours, plain = kernels.bias_gelu(x, w, "tanh"), bias_gelu_reference(x, w, "tanh")
+    elif operation == "layer_norm_pair":
+        ours = kernels.layer_norm_pair(x, (), [w] * 4, 1e-5, torch.float32)[1]
+        plain = layer_norm_pair_reference(x, (), [w] * 4, 1e-5, torch.float32)[1]
+    else:
+        table = normal(9, 24, seed=2)
+        ours = kernels.linear_cross_entropy(x, table, targets, table)
+        plain = linear_cross_entropy_reference(x, table, targets)
+    torch.testing.assert_close(ours, plain)
+
+
+def test_attention_takes_its_torch_path_where_the_rotation_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
+    monkeypatch.setattr(dispatch, "works", lambda *_: False)
+    qkv, (cos, sin) = normal(2, 6, 3, 3, 16), kernels.rotary_tables(6, 4, 10_000.0)
+    before = qkv.clone()
+    out = kernels.attention(qkv, cos, sin)
+    torch.testing.assert_close(out, attention.attention_reference(before, cos, sin))
+    assert torch.equal(qkv, before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "installed", "wrong"),
+    [
+        ('triton==3.7.1; platform_system == "Linux"', "3.7.1", False),
+        ('triton==3.7.1; platform_system == "Linux"', "3.6.0", True),
+        ("numpy", "3.6.0", False),
+        ("triton==3.7.1", None, False),
+    ],
+)
+def test_torch_and_triton_belong_together(
+    asked: str, installed: str | None, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["sympy", asked])
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    said = dispatch.version_problem()
+    assert bool(said) is wrong
+    assert not wrong or said.endswith(
+        "is made for Triton 3.7.1, installed is 3.6.0: pip install triton==3.7.1"
+    )
+
+
+def test_heads_are_cut_into_runs_of_lanes() -> None:
+    assert {d: attention_tiles.lanes(d) for d in (8, 20, 32, 64, 80, 96, 128, 192, 256)} == {
+        8: (16, 0),
+        20: (16, 16),
+        32: (32, 0),
+        64: (64, 0),
+        80: (64, 16),
+        96: (64, 32),
+        128: (128, 0),
+        192: (128, 64),
+        256: (256, 0),
+    }
+    for table in (*attention_tiles.TILES.values(), attention_tiles.TILES_FP32):
+        assert table.forward.queries % table.forward.keys == 0
+        assert table.dq.queries % table.dq.keys == 0
+        assert all(t.keys % t.queries == 0 for t in (table.dk, table.dv) if t)
+    assert attention_tiles.tiles(20, torch.bfloat16) is attention_tiles.TILES[32]
+    assert attention_tiles.tiles(96, torch.float16) is attention_tiles.TILES[128]

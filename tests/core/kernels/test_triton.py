@@ -1,0 +1,77 @@
+"""The Triton kernels are right: interpreted on the CPU, and the same tests compiled on a card.
+
+The files of triton_bodies run in a child process, because Triton reads TRITON_INTERPRET when it is
+imported; its tests compare with fp64, poison fresh memory and repeat every bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from places import ROOT
+
+BODIES = sorted(p for p in Path(__file__).with_name("triton_bodies").glob("*.py"))
+BODIES = [p for p in BODIES if p.stem != "conftest"]
+NO_TRITON = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed",
+)
+
+
+def outcomes(report: Path, **environment: str) -> dict[str, list[str]]:
+    """By body what went wrong, test by test; one child process, because starting is half of it."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_"))}
+    command = ["pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, *map(str, BODIES)],
+        env={**inherited, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert report.is_file(), done.stdout[-8000:] + done.stderr[-2000:]
+    found: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        problems = found.setdefault(case.get("classname", "").split(".")[-1], [])
+        for problem in case:
+            if problem.tag in ("failure", "error", "skipped"):
+                problems.append(f"{case.get('name')}: {problem.tag}\n{problem.text}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return outcomes(tmp_path_factory.mktemp("interpreted") / "report.xml", TRITON_INTERPRET="1")
+
+
+@pytest.fixture(scope="module")
+def on_a_card(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    return outcomes(tmp_path_factory.mktemp("card") / "report.xml")
+
+
+def test_every_kernel_has_a_body() -> None:
+    kernels = ROOT / "pythia_core" / "kernels"
+    names = {p.stem.removesuffix("_triton") for p in kernels.glob("*_triton.py")}
+    assert names | {"model"} == {p.stem for p in BODIES}
+
+
+@NO_TRITON
+@pytest.mark.parametrize("body", BODIES, ids=lambda p: p.stem)
+def test_interpreted(body: Path, interpreted: dict[str, list[str]]) -> None:
+    assert interpreted[body.stem] == [], "\n".join(interpreted[body.stem])
+
+
+@pytest.mark.gpu
+@NO_TRITON
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("body", BODIES, ids=lambda p: p.stem)
+def test_on_a_card(body: Path, on_a_card: dict[str, list[str]]) -> None:
+    assert on_a_card[body.stem] == [], "\n".join(on_a_card[body.stem])

@@ -1,0 +1,150 @@
+"""The whole model on its kernels: fused blocks are the plain ones, and hooks are never missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from kernel_checks import DTYPES, error
+from torch import Tensor
+
+from pythia_core.config import ModelConfig
+from pythia_core.evaluation import hooks
+from pythia_core.model import MLP, GPTNeoX
+from pythia_core.training.execution import Execution
+from pythia_core.training.memory import kept_bytes
+from pythia_core.training.optimizer import FlatParameters
+from pythia_core.training.trainer import MicroStep
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the sums over rows; else nearly all that is interpreted are idle ones."""
+    from pythia_core.kernels import gelu_triton, layer_norm_triton
+
+    for kernels in (gelu_triton, layer_norm_triton):
+        monkeypatch.setattr(kernels, "PARTIALS", 4)
+
+
+TINY = ModelConfig(n_layers=2, d_model=32, n_heads=2, vocab_size=50, max_seq_len=16)
+
+
+def model(
+    device: str, dtype: torch.dtype = torch.float32, config: ModelConfig = TINY
+) -> tuple[GPTNeoX, FlatParameters]:
+    """Random weights, biases and norms included."""
+    made = GPTNeoX(config)
+    made.init_weights(0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    made.to(device)
+    return made, FlatParameters(made, dtype)
+
+
+def rows(device: str) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 50, (2, 13), generator=generator).to(device)
+
+
+def gradient(
+    device: str,
+    dtype: torch.dtype,
+    execution: Execution = Execution(),  # noqa: B008
+    prepare: Callable[[GPTNeoX], object] = lambda made: None,
+) -> tuple[Tensor, Tensor]:
+    """Loss and flat gradient of one micro-step."""
+    made, flat = model(device, dtype)
+    prepare(made)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    MicroStep(made, execution, total)(rows(device), 2)
+    return total, flat.grad
+
+
+def listen(made: GPTNeoX) -> None:
+    """Any hook inside a block turns fusion off."""
+    made.layers[1].mlp.dense_h_to_4h.register_forward_hook(lambda *_: None)
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fused(*_: object) -> None:
+        raise AssertionError("a module was passed by")
+
+    monkeypatch.setattr(MLP, "fused", fused)
+
+
+@DTYPES
+def test_fused_and_plain_agree(
+    dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, ours = gradient(device, dtype)
+    with monkeypatch.context() as patched:
+        forbid(patched)
+        plain_loss, plain = gradient(device, dtype, prepare=listen)
+        with pytest.raises(AssertionError, match="passed by"):
+            gradient(device, dtype)
+    if dtype == torch.float32:
+        assert error(loss, plain_loss) < 1e-6 and error(ours, plain) < 1e-5
+        return
+    exact_loss, exact = gradient(device, torch.float32, prepare=listen)
+    assert error(loss, exact_loss) <= max(2 * error(plain_loss, exact_loss), 1e-3)
+    assert error(ours, exact) <= 1.5 * error(plain, exact)
+
+
+@DTYPES
+def test_recomputation_moves_no_bit(dtype: torch.dtype, device: str) -> None:
+    loss, kept = gradient(device, dtype)
+    again_loss, again = gradient(device, dtype, Execution(recompute=True))
+    assert torch.equal(loss, again_loss) and torch.equal(kept, again)
+
+
+def test_hooks_fire_and_see_what_they_always_saw(device: str) -> None:
+    made, _ = model(device)
+    ids = rows(device)
+    fused = made.hidden(ids)
+    places = ["layers.*", "layers.*.attention", "layers.*.mlp", "layers.*.input_layernorm"]
+    with hooks.record(made, places) as seen:
+        listened = made.hidden(ids)
+    assert len(seen) == 8 and error(listened, fused) < 1e-6
+    added = seen["layers.0"] + seen["layers.1.attention"] + seen["layers.1.mlp"]
+    torch.testing.assert_close(seen["layers.1"], added)
+    with hooks.patch(made, "layers.*", hooks.steered_by(torch.arange(32.0, device=device))):
+        assert error(made.hidden(ids), fused) > 1e-2
+    assert torch.equal(made.hidden(ids), fused)
+
+
+@DTYPES
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_is_what_is_counted(dtype: torch.dtype, recompute: bool, device: str) -> None:
+    """Storages that autograd keeps, as a difference between two depths: without the ends."""
+    held = []
+    for n_layers in (1, 3):
+        made, flat = model(device, dtype, replace(TINY, n_layers=n_layers, vocab_size=8))
+        MicroStep(made, Execution(recompute=recompute), torch.zeros(()))
+        own = {t.untyped_storage().data_ptr() for t in (flat.flat, flat.copy) if t is not None}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(t: Tensor, own: set = own, kept: dict = kept) -> Tensor:
+            kept.update({t.untyped_storage().data_ptr(): t.untyped_storage()})
+            return t
+
+        ids = rows(device) % 8
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            made.hidden(ids)
+        held.append(sum(s.nbytes() for at, s in kept.items() if at not in own) / ids.numel())
+    precision = "fp32" if dtype == torch.float32 else "bf16"
+    counted = kept_bytes(replace(TINY, n_layers=2), Execution(recompute=recompute), precision)
+    assert held[1] - held[0] == pytest.approx(counted, rel=0.15)
+
+
+def test_torch_compile_takes_it_whole(device: str) -> None:
+    made, flat = model(device, config=replace(TINY, n_layers=1))
+    made.rotary(12, torch.device(device))
+    made.loss(rows(device)).backward()
+    eager = flat.grad.clone()
+    flat.grad.zero_()
+    torch.compile(made.loss, backend="aot_eager", fullgraph=True)(rows(device)).backward()
+    assert error(flat.grad, eager) < 1e-6

@@ -1,0 +1,84 @@
+"""Runs that share a GPU never need more memory than it has, and the longest starts first."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pythia_core.errors import ConfigError
+from pythia_core.suite import scale_named
+from pythia_core.training import gpu_sharing
+from pythia_core.training.gpu_sharing import plan, run_bytes, startable
+from pythia_core.util.workers import parallel_map
+
+JOBS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12)
+
+
+@given(JOBS, st.integers(4, 12), st.integers(1, 5))
+def test_a_plan_keeps_to_memory_and_number(jobs, capacity, most) -> None:
+    needs, durations = zip(*jobs, strict=True)
+    placed = plan(needs, durations, capacity, most)
+    assert sorted(p.job for p in placed) == list(range(len(jobs)))
+    assert placed[0].job == max(range(len(jobs)), key=lambda j: (durations[j], -j))
+    for moment in {p.start for p in placed}:
+        running = [p.job for p in placed if p.start <= moment < p.end]
+        assert len(running) <= most
+        assert len(running) == 1 or sum(needs[j] for j in running) <= capacity
+    for one, other in itertools.combinations(placed, 2):
+        if needs[one.job] == needs[other.job] and durations[one.job] > durations[other.job]:
+            assert one.start <= other.start, "of equal needs the longer starts first"
+    assert plan(needs, durations, capacity, most) == placed
+
+
+def test_a_job_larger_than_the_device_runs_alone() -> None:
+    assert startable([0, 1], [], [9, 1], 5, 4) == 0
+    assert startable([1], [0], [9, 1], 5, 4) is None
+    assert [p.job for p in plan([9, 1, 1], [5, 1, 1], 5, 4)] == [0, 1, 2]
+
+
+def test_the_gpu_ladder_fits_and_the_large_ones_take_more() -> None:
+    needs = [
+        run_bytes(scale_named("gpu").run(size, precision="bf16"))
+        for size in scale_named("gpu").sizes
+    ]
+    assert needs == sorted(needs)
+    assert needs[-1] < 40e9, "the largest fits twice on 80 GB"
+    assert needs[0] < 8e9
+
+
+def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpu_sharing.VARIABLE, "3")
+    assert gpu_sharing.most_jobs() == 3
+    monkeypatch.setenv(gpu_sharing.VARIABLE, "none")
+    with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a whole number"):
+        gpu_sharing.most_jobs()
+
+
+def alone(job: tuple[str, int]) -> bool:
+    """Whether no other job of weight 2 ran meanwhile."""
+    folder, weight = Path(job[0]), job[1]
+    if weight == 1:
+        return True
+    mark = folder / "busy"
+    if mark.exists():
+        return False
+    mark.touch()
+    time.sleep(0.1)
+    mark.unlink()
+    return True
+
+
+def test_jobs_wait_for_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHIA_WORKERS", "2")
+    needs = [2, 2, 1, 2, 1]
+    jobs = [(str(tmp_path), need) for need in needs]
+    found = parallel_map(
+        alone, jobs, progress=False, gate=lambda w, r: startable(w, r, needs, 3, 2)
+    )
+    assert found == [True] * 5
+    assert gpu_sharing.gate(needs) is None, "there is no GPU here"

@@ -1,0 +1,207 @@
+"""The training step on a card: every mode against transformers, against each other, and resumed.
+
+Skipped without a CUDA device; what each test computes is also run on the CPU in the modes that
+exist there, so that a failure on a card is the card's. Not yet run on one.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import peer_of
+from torch import Tensor
+
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import TrainingError
+from pythia_core.training import train as loop
+from pythia_core.training.checkpoint import sha256_tensors, step_folder
+from pythia_core.training.execution import EAGER, Execution
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.optimizer import is_decayed
+from pythia_core.training.train import train
+from pythia_core.training.trainer import Trainer, update_lr
+
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    ],
+)
+DEVICES = pytest.mark.parametrize("device", ["cpu", CUDA])
+ON_CUDA = pytest.mark.parametrize("device", [CUDA])
+VOCAB, STEPS = 256, 50
+
+
+def config(precision: str = "fp32", **changes) -> RunConfig:
+    settings = {"steps": STEPS, "batch_size": 4, "lr_max": 2e-3, "warmup_fraction": 0.1}
+    shape = {"n_layers": 2, "d_model": 64, "n_heads": 2, "vocab_size": VOCAB}
+    return RunConfig(
+        model=ModelConfig(**shape, max_seq_len=32),
+        data=DataConfig(seq_len=32),
+        train=TrainConfig(**{**settings, "precision": precision, **changes}),
+    )
+
+
+def batch_at(step: int) -> np.ndarray:
+    """Something to learn: counting on from a random number, now and then by two."""
+    random = np.random.default_rng(step)
+    ways = random.choice([1, 2], p=[0.9, 0.1], size=(4, 33))
+    return ((random.integers(VOCAB, size=(4, 1)) + ways.cumsum(1)) % VOCAB).astype(np.uint16)
+
+
+def ours(run: RunConfig, device: str, execution: Execution = EAGER) -> tuple[list[float], Trainer]:
+    trainer = Trainer(run, torch.device(device), execution)
+    pending = [trainer.launch(batch_at(step)) for step in range(STEPS)]
+    return [p.result()[0] for p in pending], trainer
+
+
+@functools.cache
+def theirs(device: str) -> list[float]:
+    """Losses of transformers' GPT-NeoX with torch's AdamW, in fp32, from the same weights."""
+    run = config()
+    model = peer_of(Trainer(run, torch.device("cpu")).model).to(device)
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [p for n, p in named.items() if is_decayed(n)], "weight_decay": 0.1},
+        {"params": [p for n, p in named.items() if not is_decayed(n)], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8)
+    losses = []
+    for step in range(STEPS):
+        rows = torch.from_numpy(batch_at(step).astype(np.int64)).to(device)
+        optimizer.zero_grad()
+        logits = model(input_ids=rows[:, :-1]).logits.flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, rows[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = update_lr(run, step)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def near_theirs(run: RunConfig, device: str, execution: Execution) -> None:
+    losses, expected = ours(run, device, execution)[0], theirs(device)
+    assert expected[-1] < expected[0] - 1, "there was nothing to agree on"
+    near = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}[run.train.precision]
+    assert losses == pytest.approx(expected, abs=near)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@DEVICES
+def test_eager_is_near_transformers(device: str, precision: str) -> None:
+    near_theirs(config(precision), device, EAGER)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mode", ["graph", "compile"])
+@ON_CUDA
+def test_other_modes_are_near_transformers(device: str, mode: str, precision: str) -> None:
+    near_theirs(config(precision), device, Execution(mode))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("recompute", [False, True])
+@ON_CUDA
+def test_a_graph_moves_no_bit(device: str, recompute: bool, precision: str) -> None:
+    run = config(precision, micro_batch=2)
+    losses, trainer = ours(run, device)
+    recorded, twin = ours(run, device, Execution("graph", recompute))
+    assert losses == recorded and torch.equal(trainer.flat.flat, twin.flat.flat)
+
+
+def whole_state(trainer: Trainer) -> dict[str, Tensor]:
+    return {k: t for tensors in trainer.state().values() for k, t in tensors.items()}
+
+
+def resumes_exactly(folder: Path, device: str, execution: Execution, precision: str) -> None:
+    run = config(precision, micro_batch=2)
+    common = {"progress": False, "device": torch.device(device), "execution": execution}
+    straight = train(run, batch_at, folder / "a", **common)
+    for stop in (17, 33):
+        train(run, batch_at, folder / "b", stop_at=stop, **common)
+    assert train(run, batch_at, folder / "b", **common) == straight
+    a, b = (step_folder(folder / x / "states", STEPS) for x in "ab")
+    for file in a.glob("*.safetensors"):
+        assert file.read_bytes() == (b / file.name).read_bytes()
+    rows = [read_metrics(folder / x / "metrics.jsonl") for x in "ab"]
+    assert [{**r, "tokens_per_s": 0} for r in rows[0]] == [
+        {**r, "tokens_per_s": 0} for r in rows[1]
+    ]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@ON_CUDA
+def test_resumption_is_exact(tmp_path: Path, device: str, precision: str, mode: str) -> None:
+    resumes_exactly(tmp_path, device, Execution(mode), precision)
+
+
+@ON_CUDA
+def test_a_failure_is_seen_late_and_harms_nothing(device: str) -> None:
+    trainer, twin = (Trainer(config("bf16"), torch.device(device)) for _ in range(2))
+    for step in range(2):
+        trainer.update(batch_at(step))
+        twin.update(batch_at(step))
+    norm = trainer.flat.norm
+
+    def spoilt() -> Tensor:
+        if trainer.step == 2:
+            trainer.flat.grad[0] = float("nan")
+        return norm()
+
+    trainer.flat.norm = spoilt
+    pending = [trainer.launch(batch_at(step)) for step in range(2, 6)]
+    with pytest.raises(TrainingError, match="the weights are those of step 2"):
+        pending[0].result()
+    assert trainer.step == 2
+    assert sha256_tensors(whole_state(trainer)) == sha256_tensors(whole_state(twin))
+
+
+@ON_CUDA
+def test_nothing_waits_for_the_device(device: str) -> None:
+    """torch raises at every operation that would."""
+    trainer = Trainer(config("bf16", micro_batch=2), torch.device(device))
+    trainer.update(batch_at(0))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        pending = [trainer.launch(batch_at(step)) for step in range(1, 4)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(np.isfinite(p.result()[0]) for p in pending)
+
+
+@pytest.mark.slow
+@ON_CUDA
+def test_checkpoints_cost_little(
+    tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than 3 % of the time, with a state every two seconds."""
+    monkeypatch.setattr(loop, "checkpoint_steps", lambda steps: [])
+    run = RunConfig(
+        model=ModelConfig(n_layers=12, d_model=768, n_heads=12, vocab_size=50304, max_seq_len=1024),
+        data=DataConfig(seq_len=1024),
+        train=TrainConfig(steps=150, batch_size=32, lr_max=1e-4, precision="bf16"),
+    )
+    rows = np.random.default_rng(0).integers(0, 50304, (32, 1025)).astype(np.uint16)
+    seconds = {}
+    for name, every in (("warm-up", 1e9), ("none", 1e9), ("states", 2.0)):
+        monkeypatch.setattr(loop, "STATE_EVERY_SECONDS", every)
+        monkeypatch.setattr(loop, "STATE_SHARE", 1e9)
+        times: list[float] = []
+
+        def batch(step: int, times: list[float] = times) -> np.ndarray:
+            times.append(time.perf_counter())
+            return rows
+
+        folder = tmp_path / name
+        train(run, batch, folder, progress=False, device=torch.device(device))
+        seconds[name] = times[-1] - times[10]
+    assert seconds["states"] < 1.03 * seconds["none"], seconds

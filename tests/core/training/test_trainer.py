@@ -1,0 +1,218 @@
+"""Modes of execution do the same; reports may come late; what is not finite never gets through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import batch_at, config
+
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError, TrainingError
+from pythia_core.model import GPTNeoX
+from pythia_core.training import train as loop
+from pythia_core.training.checkpoint import saved_steps, sha256_tensors
+from pythia_core.training.execution import EAGER, Execution
+from pythia_core.training.metrics import read_metrics
+from pythia_core.training.optimizer import FlatParameters
+from pythia_core.training.runs import code_identity
+from pythia_core.training.train import train
+from pythia_core.training.trainer import WARM_UP, MicroStep, Trainer
+
+CPU = torch.device("cpu")
+
+
+def test_modes_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"unknown mode 'grpah'.*Did you mean 'graph'"):
+        Execution("grpah")
+    with pytest.raises(ConfigError, match="the device is 'cpu'; use 'eager' or 'compile'"):
+        Trainer(config(), CPU, Execution("graph"))
+    Execution("graph").check("cuda")
+
+
+def test_a_variable_chooses_for_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHIA_EXECUTION", raising=False)
+    assert Execution.chosen() == EAGER
+    monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
+    assert Execution.chosen() == Execution("compile", recompute=True)
+    for wrong in ("compile+", "eager+graph", "fast"):
+        with pytest.raises(ConfigError, match=r"after . only 'recompute'|unknown mode"):
+            Execution.named(wrong)
+
+
+def test_what_moves_bits_is_in_the_identity() -> None:
+    ways = [Execution(m, r) for m in ("eager", "graph") for r in (False, True)]
+    assert {e.route("triton", "cuda") for e in ways} == {"triton"}
+    assert Execution("compile").route("triton", "cuda") == "triton+compiled"
+    free = Execution(deterministic=False)
+    assert free.route("triton", "cuda") == "triton+nondeterministic"
+    assert free.route("native", "cpu") == "native"
+    if not torch.cuda.is_available():
+        assert code_identity() == code_identity(Execution(recompute=True))
+        assert code_identity(Execution("compile"))["kernels"].endswith("+compiled")
+        with pytest.raises(ConfigError, match="records CUDA kernels"):
+            code_identity(Execution("graph"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_recomputation_moves_no_bit(precision: str) -> None:
+    run = config(precision=precision, micro_batch=2)
+    kept, again = (Trainer(run, CPU, Execution(recompute=r)) for r in (False, True))
+    for step in range(2):
+        assert kept.update(batch_at(step)) == again.update(batch_at(step))
+        assert torch.equal(kept.flat.grad, again.flat.grad)
+    assert torch.equal(kept.flat.flat, again.flat.flat)
+
+
+def test_recomputation_keeps_less() -> None:
+    sizes = []
+    for recompute in (False, True):
+        trainer, kept = Trainer(config(), CPU, Execution(recompute=recompute)), {}
+
+        def keep(t: torch.Tensor, kept: dict = kept) -> torch.Tensor:
+            kept[t.data_ptr()] = t
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            trainer.model.hidden(torch.from_numpy(batch_at(0).astype(np.int64))[:, :-1])
+        sizes.append(sum(t.numel() for t in kept.values()))
+    assert sizes[1] < sizes[0] / 2
+
+
+def stand_in(function: Callable[[], object]) -> Callable[[], object]:
+    """Records like a CUDA graph: warms up, and from then on repeats on the same memory."""
+    for _ in range(WARM_UP):
+        function()
+    return function
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2, 3])
+def test_a_recorded_step_is_the_eager_one(micro_batch: int) -> None:
+    """The host's side of graph mode; on a card: tests/core/kernels/test_dispatch.py."""
+    results = []
+    for execution in (EAGER, Execution("graph")):
+        model = GPTNeoX(config().model)
+        model.init_weights(1)
+        flat = FlatParameters(model, torch.float32)
+        total, scale = torch.zeros((), dtype=torch.float64), torch.tensor(2.0)
+        micro = MicroStep(model, execution, total, scale, capture=stand_in)
+        for step in (0, 1, 0):
+            rows = torch.from_numpy(batch_at(step).astype(np.int64))
+            parts = rows.split(micro_batch or len(rows))
+            scale.fill_(2.0**step)
+            micro.prepare(parts, len(rows))
+            flat.grad.zero_()
+            total.zero_()
+            for part in parts:
+                micro(part, len(rows))
+            results.append((execution.mode, step, total.item(), flat.grad.clone()))
+    eager, graph = results[:3], results[3:]
+    for a, b in zip(eager, graph, strict=True):
+        assert a[2] == b[2] and torch.equal(a[3], b[3])
+    assert not torch.equal(eager[0][3], eager[1][3]) and torch.equal(eager[0][3], eager[2][3])
+
+
+@pytest.mark.slow
+def test_compiled_is_close() -> None:
+    small = replace(config(), model=replace(config().model, n_layers=1))
+    eager, compiled = (Trainer(small, CPU, Execution(m)) for m in ("eager", "compile"))
+    for step in range(3):
+        ours, plain = compiled.update(batch_at(step)), eager.update(batch_at(step))
+        assert ours == pytest.approx(plain, rel=1e-5)
+
+
+# --- reports that come late ------------------------------------------------------------------
+
+
+def spoil(trainer: Trainer, at: int) -> None:
+    """The gradient of one update is not finite."""
+    norm = trainer.flat.norm
+
+    def spoilt() -> torch.Tensor:
+        if trainer.step == at:
+            trainer.flat.grad[0] = float("nan")
+        return norm()
+
+    trainer.flat.norm = spoilt
+
+
+def hashed(trainer: Trainer) -> str:
+    return sha256_tensors({**trainer.state()["model"], **trainer.state()["optimizer"]})
+
+
+def test_what_was_launched_after_a_failure_changes_nothing() -> None:
+    trainer, twin = Trainer(config(), CPU), Trainer(config(), CPU)
+    spoil(trainer, 2)
+    pending = [trainer.launch(batch_at(step)) for step in range(5)]
+    done = [twin.update(batch_at(step)) for step in range(2)]
+    assert [p.result() for p in pending[:2]] == done
+    with pytest.raises(TrainingError, match=r"update 2 .*the weights are those of step 2"):
+        pending[2].result()
+    assert trainer.step == 2 and hashed(trainer) == hashed(twin)
+    with pytest.raises(TrainingError):
+        pending[4].result()
+    assert trainer.step == 2, "a later report does not move it on"
+    del trainer.flat.norm
+    assert trainer.update(batch_at(2)) == twin.update(batch_at(2)), "it can go on"
+    assert hashed(trainer) == hashed(twin)
+
+
+class Spoilt(Trainer):
+    def __init__(self, run: RunConfig, device: torch.device, execution: Execution) -> None:
+        super().__init__(run, device, execution)
+        spoil(self, 6)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_the_loop_may_run_ahead(tmp_path: Path, lag: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = train(config(), batch_at, tmp_path / "a", progress=False)
+    monkeypatch.setitem(loop.LAG, "cpu", lag)
+    with pytest.raises(TrainingError, match="the weights are those of step 6"):
+        train(config(), batch_at, tmp_path / "b", make_trainer=Spoilt, progress=False)
+    logged = [row["step"] for row in read_metrics(tmp_path / "b" / "metrics.jsonl")]
+    assert logged == list(range(1, 7))
+    assert max(saved_steps(tmp_path / "b" / "checkpoints")) <= 6
+    assert max(saved_steps(tmp_path / "b" / "states"), default=0) <= 6
+    assert train(config(), batch_at, tmp_path / "b", progress=False) == straight
+    a, b = (read_metrics(tmp_path / x / "metrics.jsonl") for x in "ab")
+    assert [{**row, "tokens_per_s": 0} for row in a] == [{**row, "tokens_per_s": 0} for row in b]
+    assert all(row["tokens_per_s"] > 0 for row in b)
+
+
+def test_the_log_is_never_behind_a_saved_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loop.LAG, "cpu", 5)
+    save = loop.CheckpointWriter.save
+
+    def watched(self, parent: Path, step: int, *rest) -> object:
+        assert len(read_metrics(tmp_path / "metrics.jsonl")) == step
+        return save(self, parent, step, *rest)
+
+    monkeypatch.setattr(loop.CheckpointWriter, "save", watched)
+    train(config(), batch_at, tmp_path, keep_states=frozenset({3, 7}), progress=False)
+    assert saved_steps(tmp_path / "states") == [3, 7, 12]
+
+
+def test_out_of_memory_says_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(config(), CPU)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    card = SimpleNamespace(
+        mem_get_info=lambda device: (2**31, 2**35), memory_reserved=lambda device: 2**24
+    )
+    monkeypatch.setattr(trainer, "_micro", SimpleNamespace(prepare=full))
+    monkeypatch.setattr("pythia_core.training.trainer.torch.cuda", card)
+    with pytest.raises(TrainingError, match=r"4 rows of 16 .*micro_batch=\d+ fits; recompute"):
+        trainer.update(batch_at(0))
+    card.mem_get_info = lambda device: (0, 2**35)
+    with pytest.raises(TrainingError, match="no row fits"):
+        trainer.update(batch_at(0))
+    assert trainer.step == 0

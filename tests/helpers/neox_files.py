@@ -1,0 +1,97 @@
+"""GPT-NeoX's own files, written from its rules: a model cut over ranks, and index maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
+from pythia_core.data.order import RowOrder
+from pythia_core.model import GPTNeoX
+
+
+def write_native(model: GPTNeoX, folder: Path, ranks: int) -> None:
+    """Cut a model as GPT-NeoX does: written from its rules, not from the table under test.
+
+    Biases that are summed are unequal on the ranks, and LayerNorms differ a little.
+    """
+    folder.mkdir()
+    c, state = model.config, model.state_dict()
+    for rank in range(ranks):
+
+        def split(t: torch.Tensor, dim: int, rank: int = rank) -> torch.Tensor:
+            return t.chunk(ranks, dim)[rank].clone()
+
+        def share(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
+            weight = 2.0 * (rank + 1) / (ranks * (ranks + 1))
+            return t * weight
+
+        def norm(t: torch.Tensor, rank: int = rank) -> torch.Tensor:
+            return t + 0.01 * (rank - (ranks - 1) / 2)
+
+        files = {0: {"word_embeddings.weight": split(state["embed_in.weight"], 0)}}
+        for layer in range(c.n_layers):
+            part = {k.split(".", 2)[2]: t for k, t in state.items() if f"layers.{layer}." in k}
+            heads = part["attention.query_key_value.weight"].view(c.n_heads, 3 * c.head_dim, -1)
+            bias = part["attention.query_key_value.bias"].view(c.n_heads, 3 * c.head_dim)
+            files[layer + 2] = {
+                "input_layernorm.weight": norm(part["input_layernorm.weight"]),
+                "input_layernorm.bias": norm(part["input_layernorm.bias"]),
+                "post_attention_layernorm.weight": norm(part["post_attention_layernorm.weight"]),
+                "post_attention_layernorm.bias": norm(part["post_attention_layernorm.bias"]),
+                "attention.query_key_value.weight": split(heads, 0).flatten(0, 1),
+                "attention.query_key_value.bias": split(bias, 0).flatten(),
+                "attention.dense.weight": split(part["attention.dense.weight"], 1),
+                "attention.dense.bias": share(part["attention.dense.bias"]),
+                "attention.rotary_emb.inv_freq": torch.ones(c.rotary_dims // 2).half(),
+                "mlp.dense_h_to_4h.weight": split(part["mlp.dense_h_to_4h.weight"], 0),
+                "mlp.dense_h_to_4h.bias": split(part["mlp.dense_h_to_4h.bias"], 0),
+                "mlp.dense_4h_to_h.weight": split(part["mlp.dense_4h_to_h.weight"], 1),
+                "mlp.dense_4h_to_h.bias": share(part["mlp.dense_4h_to_h.bias"]),
+            }
+        files[c.n_layers + 3] = {
+            "norm.weight": norm(state["final_layer_norm.weight"]),
+            "norm.bias": norm(state["final_layer_norm.bias"]),
+        }
+        files[c.n_layers + 4] = {"final_linear.weight": split(state["embed_out.weight"], 0)}
+        for number, content in files.items():
+            torch.save(content, folder / f"layer_{number:02}-model_{rank:02}-model_states.pt")
+
+
+def sample_index(sizes: list[int], order: list[int], seq_len: int, n: int) -> list[list[int]]:
+    """GPT-NeoX's sample_idx, token by token: where each row begins, and one more at the end."""
+    found = [[0, 0]]
+    place = offset = 0
+    for _ in range(n):
+        left = seq_len + 1
+        while left:
+            here = sizes[order[place]] - offset
+            left -= here
+            if left <= 0:
+                offset += left + here - 1
+                left = 0
+            else:
+                place, offset = place + 1, 0
+        found.append([place, offset])
+    return found
+
+
+def write_maps(
+    folder: Path, seed: int = 3, seq_len: int = 8, epochs: int = 1, kind: str = "<i4"
+) -> tuple[Path, RowOrder, MegatronIndexed]:
+    """A toy corpus with the three maps that GPT-NeoX would keep beside it."""
+    rng = np.random.RandomState(1)
+    sizes = [0, *rng.randint(0, 30, 40).tolist(), 0]
+    with IndexedWriter(folder / "toy_document", 60_000) as out:
+        for size in sizes:
+            out.add(rng.randint(0, 60_000, size))
+    data = MegatronIndexed(folder / "toy_document")
+    order = RowOrder(data.sizes, seq_len, seed, epochs)
+    stem = folder / f"toy_document_train_0_indexmap_99ns_{seq_len}sl_{seed}s"
+    samples = sample_index(sizes, order.documents.tolist(), seq_len, order.n_rows)
+    np.save(f"{stem}_doc_idx.npy", order.documents)
+    np.save(f"{stem}_sample_idx.npy", np.array(samples, kind))
+    np.save(f"{stem}_shuffle_idx.npy", order.shuffle)
+    return stem, order, data

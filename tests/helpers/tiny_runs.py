@@ -1,0 +1,30 @@
+"""A tiny control run on a made-up corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+
+SENTENCES = (
+    "The nurse said that he would come, and his friend saw him.",
+    "She gave her book to the farmer; he thanked her himself.",
+    "History helps the other children in the theatre.",
+    'He\'s late, and his "horse" threw him. They laughed.',
+)
+
+
+def control(folder: Path) -> RunConfig:
+    """Writes its corpus into the folder; the caller points results and cache somewhere else."""
+    random = np.random.default_rng(0)
+    corpus = folder / "corpus.jsonl"
+    texts = [" ".join(random.choice(SENTENCES, 12)) for _ in range(60)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return RunConfig(
+        model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=16),
+        data=DataConfig(corpus=str(corpus), tokenizer="bpe-384", seq_len=16),
+        train=TrainConfig(steps=20, batch_size=4, lr_max=1e-2),
+    )
