@@ -77,6 +77,7 @@ def test_a_turn_leaves_the_process_as_it_was() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     with replace(contenders.RIVAL, deterministic=True).turn(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "warned of, not refused"
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
