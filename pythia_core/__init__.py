@@ -18,4 +18,10 @@ What the studies do with it is the book's (pythia_book), which is never imported
 Importing the package itself is free: nothing heavy is loaded until a module that needs it is.
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# cuBLAS reads it once, at its first product in a process, and without it promises no equal bits;
+# it is the size that a Hopper card uses anyway.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -95,8 +95,8 @@ def _measure_one(job: tuple[Run, int, Measurement]) -> Arrays | str:
         model = run.model(step)
     except CheckpointError as error:
         return str(error)
-    with share_of_device(measuring_bytes(run.config.model)):
-        found = what(on_device(model), step)
+    with share_of_device(measuring_bytes(run.config.model)), on_device(model) as placed:
+        found = what(placed, step)
     arrays = {name: np.asarray(array) for name, array in sorted(found.items())}
     write_kept(_file(run, step, what), _key(run, step, what), arrays)
     return arrays

@@ -130,8 +130,8 @@ def packed_backward(
     dqkv = q.new_empty(*q.shape[:3], 3, q.shape[3])
     dq, dk, dv = dqkv.unbind(3)
     _flash_attn_bwd(
-        q, k, v, out, dout.contiguous(), lse,
-        causal=True, deterministic=True, dq=dq, dk=dk, dv=dv,
+        q, k, v, out, dout.contiguous(), lse, dq=dq, dk=dk, dv=dv,
+        causal=True, deterministic=torch.are_deterministic_algorithms_enabled(),
     )  # fmt: skip
     return dqkv
 
@@ -209,7 +209,8 @@ def library_attention(q: Tensor, k: Tensor, v: Tensor, library: str) -> Tensor:
     if library == "flash_attn":
         from flash_attn import flash_attn_func
 
-        return flash_attn_func(q, k, v, causal=True)
+        strict = torch.are_deterministic_algorithms_enabled()
+        return flash_attn_func(q, k, v, causal=True, deterministic=strict)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     if library == "torch":
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)

@@ -155,7 +155,7 @@ def check(operation: str, dtypes: dict[str, torch.dtype], problems: tuple[str, .
         for name, dtype in dtypes.items()
         if dtype not in DTYPES
     ]
-    found += filter(None, problems)
+    found += [problem for problem in problems if problem]
     if found:
         raise ConfigError(
             f"{operation}: {'; '.join(found)}. PYTHIA_TRITON=0 computes it in plain torch"

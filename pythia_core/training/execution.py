@@ -31,7 +31,8 @@ class Execution:
     recompute: bool = False
     """Keep only each block's input and compute the block again in the backward."""
     deterministic: bool = True
-    """Refuse CUDA kernels whose sums depend on the order of threads. CPUs have none in use here."""
+    """In an update, refuse CUDA kernels whose sums depend on the order of threads, strictly and not
+    with a warning. CPUs have none in use here."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:

@@ -15,9 +15,10 @@ on it (DeepSpeed waits for its overflow flag in the same place).
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from pythia_core.training.loss_scale import LossScale
 from pythia_core.training.memory import largest_micro_batch
 from pythia_core.training.optimizer import FlatAdamW, FlatParameters, clip_factor
 from pythia_core.training.schedule import learning_rate
+from pythia_core.util.machine import deterministic
 
 # --- one micro-batch -------------------------------------------------------------------------
 
@@ -173,9 +175,12 @@ class Trainer:
         self, config: RunConfig, device: torch.device, execution: Execution = EAGER
     ) -> None:
         execution.check(device.type)
-        if device.type == "cuda":  # on CPUs every operation used here is deterministic already
-            _be_deterministic(execution.deterministic)
         self.config, self.device, self.execution, self.step = config, device, execution, 0
+        self._kernels: Callable[[], contextlib.AbstractContextManager[None]] = (
+            partial(deterministic, execution.deterministic)
+            if device.type == "cuda"
+            else contextlib.nullcontext  # every operation used here is deterministic on CPUs
+        )
         self.model = GPTNeoX(config.model)
         self.model.init_weights(config.train.weight_seed)
         self.model.to(device)
@@ -204,6 +209,10 @@ class Trainer:
             TrainingError: out of memory; says how many rows a micro-batch may have.
             DataError: see `update`.
         """
+        with self._kernels():
+            return self._launch(batch)
+
+    def _launch(self, batch: np.ndarray) -> Pending:
         rows = self.world.share(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
@@ -360,11 +369,3 @@ class Trainer:
             self.scaler = LossScale(saved["scale"], **counts)
         self.flat.refresh_copies()
         self.step = step
-
-
-def _be_deterministic(wanted: bool) -> None:
-    """For the process: only kernels whose sums do not depend on the order of threads, or any."""
-    if wanted:  # read by cuBLAS when it starts; the size that Hopper has anyway
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False

@@ -6,11 +6,13 @@ record does not load it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,18 +71,49 @@ def device_info() -> dict[str, Any]:
     }
 
 
-def on_device(model: torch.nn.Module) -> torch.nn.Module:
+@contextlib.contextmanager
+def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """A model on the GPU if there is one, else as it is, in fp32 both times.
 
-    On a GPU its matrix products round their factors to TF32: three more bits than the bf16 that it
-    was trained with, and several times as fast as fp32.
+    On a GPU, within the context only, fp32 matrix products of the process round their factors to
+    TF32: three more bits than the bf16 that the model was trained with, and several times as fast
+    as fp32. What is trained in fp32 afterwards is multiplied as before.
     """
     import torch
 
     if not torch.cuda.is_available():
-        return model
+        yield model
+        return
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
-    return model.to("cuda")
+    try:
+        yield model.to("cuda")
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool = True) -> Iterator[None]:
+    """Within, CUDA kernels whose sums depend on the order of threads are refused, or allowed.
+
+    Holds for the process, and what held before holds again afterwards. Refused strictly: if torch
+    is only to warn of them, its attention warns and takes the one that does not repeat its bits.
+
+    Raises:
+        RuntimeError: by torch, at an operation that has no deterministic kernel.
+    """
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(wanted)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def keep_freed_memory() -> None:

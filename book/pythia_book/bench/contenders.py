@@ -37,6 +37,7 @@ from pythia_core.training.execution import Execution
 from pythia_core.training.optimizer import is_decayed
 from pythia_core.training.train import LAG
 from pythia_core.training.trainer import Pending, Trainer
+from pythia_core.util.machine import deterministic
 
 Step = Callable[[np.ndarray], Any]
 """One update on rows of S+1 tokens."""
@@ -107,16 +108,9 @@ class Contender:
     @contextlib.contextmanager
     def turn(self, device: torch.device) -> Iterator[None]:
         """What has to hold in the process while this contender computes."""
-        before = torch.are_deterministic_algorithms_enabled()
-        filled = torch.utils.deterministic.fill_uninitialized_memory
-        torch.use_deterministic_algorithms(self.deterministic, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-        try:
-            with _plain_operations() if self.who == "plain" else contextlib.nullcontext():
-                yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+        operations = _plain_operations() if self.who == "plain" else contextlib.nullcontext()
+        with deterministic(self.deterministic), operations:
+            yield
 
 
 RIVAL = Contender("plain", "compile")

@@ -6,9 +6,11 @@ the device, and the median is taken; a row has the median of the three and their
 the least work of an operation: each operand read once, each result written once, and of a causal
 attention only the products of pairs that are not in the future; contenders that do more are slower
 by the same number, and the formula is in every row. Shares are of a copy and of a matrix product
-measured in the same run. Errors are against fp64 on fewer tokens. A contender that cannot run gives
-a row that says so: nothing is timed under another's name. Needs a CUDA device; a dry run does
-everything on tiny CPU tensors, where the times mean nothing.
+measured in the same run. Errors are against fp64 on fewer tokens; what torch.compile makes for them
+is not what is timed, which is compiled for its own shape, as our kernels are. A contender that
+cannot run gives a row that says so, whatever it raises, and the next one is measured: nothing is
+timed under another's name. Needs a CUDA device; a dry run does everything on tiny CPU tensors,
+where the times mean nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pythia_book.bench.rows import SKIPPED
 from pythia_core import kernels
-from pythia_core.errors import ConfigError, DataError
+from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.kernels import dispatch as gpu
 from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 from pythia_core.kernels.attention import attention_by, attention_reference
@@ -217,6 +220,11 @@ def cases(
 
 SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
 """One size of every head dim: 32, 64, 256, 128, 80."""
+KERNELS = (
+    *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
+    *("bias_gelu_tanh", "bias_gelu_erf", "attention", "adamw"),
+)
+"""The operations of `cases`."""
 DIRECTIONS = ("forward", "backward", "both")
 REPEATS, CALLS = 3, 20
 METHOD = f"median of {REPEATS} medians of at least {CALLS} single calls, caches emptied before each"
@@ -345,12 +353,14 @@ def measure(
     seconds: float,
     roof: dict[str, float],
     calls: int = CALLS,
+    deadline: float = float("inf"),
 ) -> Iterator[dict[str, Any]]:
     """A row for every contender and direction.
 
     Args:
         small: the same operation on few tokens, for the errors.
         roof: as `ceilings` gives it.
+        deadline: time.monotonic() after which nothing is begun.
     """
     backend = "inductor" if device == "cuda" else "eager"
     torch.compiler.reset()  # its cache of one function's variants is short
@@ -358,7 +368,9 @@ def measure(
         "ours": (case.ours, small.ours),
         "reference": (case.reference, small.reference),
         f"torch.compile ({backend})": tuple(
-            torch.compile(c.reference, backend=backend) for c in (case, small)
+            # not for any shape, which a second one would ask of the compiler by default
+            torch.compile(c.reference, backend=backend, dynamic=False)
+            for c in (case, small)
         ),
         **{name: (other, small.others[name]) for name, other in case.others.items()},
     }
@@ -372,14 +384,19 @@ def measure(
         wrong: dict[str, float] = {}
         for direction in DIRECTIONS if case.differentiated else DIRECTIONS[-1:]:
             row = {**common, "direction": direction}
+            failed = SKIPPED if time.monotonic() > deadline else ""
             try:
-                wrong = wrong or errors(small, on_few)
-                call = _call(case, contender, direction)
-                row |= timing(call, device, seconds, calls)
-                row |= {"relative_error": wrong[direction], "peak_bytes": _peak(call, device)}
-            except (ConfigError, RuntimeError, NotImplementedError, AssertionError) as error:
-                first = next(iter(str(error).splitlines()), type(error).__name__)
-                yield {**row, "failed": first[:200]}  # not installed, out of memory, a head dim
+                if not failed:
+                    with gpu.no_fallback():
+                        wrong = wrong or errors(small, on_few)
+                        call = _call(case, contender, direction)
+                        measured = timing(call, device, seconds, calls)
+                        measured |= {"peak_bytes": _peak(call, device)}
+                    row |= {**measured, "relative_error": wrong[direction]}
+            except Exception as error:  # not installed, out of memory, a head dim, of its compiler
+                failed = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            if failed:
+                yield {**row, "failed": failed[:200]}
                 continue
             if direction in case.work:
                 amount, formula = case.work[direction]
@@ -390,7 +407,11 @@ def measure(
 
 
 def bench_kernels(
-    sizes: Sequence[str] = (), dry_run: bool = False, seconds: float = 0.5
+    sizes: Sequence[str] = (),
+    dry_run: bool = False,
+    seconds: float = 0.5,
+    only: Sequence[str] = (),
+    budget: float = float("inf"),
 ) -> Iterator[dict[str, Any]]:
     """Rows as they are measured, each complete in itself; the first holds machine and ceilings.
 
@@ -398,10 +419,13 @@ def bench_kernels(
         sizes: official sizes (default: one of every head dim).
         dry_run: tiny CPU tensors, to see that everything runs.
         seconds: of timed calls a measurement, at least.
+        only: some of KERNELS (default: all).
+        budget: seconds after which nothing more is begun; the rows say what was left out.
 
     Raises:
-        ConfigError: no CUDA device and no dry run, or an unknown size.
+        ConfigError: no CUDA device and no dry run, an unknown size or kernel.
     """
+    deadline = time.monotonic() + budget
     if not dry_run and not torch.cuda.is_available():
         raise ConfigError("bench kernels needs a CUDA device; --dry-run runs it on tiny tensors")
     unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
@@ -410,6 +434,9 @@ def bench_kernels(
             f"bench kernels takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
             f"{', '.join(unknown)}"
         )
+    for name in only:
+        if name not in KERNELS:
+            raise ConfigError(one_of(name, KERNELS, "kernel"))
     device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
     seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
     roof = ceilings(device, dtype, 64 if dry_run else 8192, seconds, calls)
@@ -422,9 +449,10 @@ def bench_kernels(
         shape, few = (_shape(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
         pairs = zip(cases(*shape, dtype, device), cases(*few, dtype, device), strict=True)
         for case, small in pairs:
-            with gpu.no_fallback():
-                rows = list(measure(case, small, dtype, device, seconds, roof, calls))
-            yield from ({"size": name, **row, **common} for row in rows)
+            if only and case.kernel not in only:
+                continue
+            for row in measure(case, small, dtype, device, seconds, roof, calls, deadline):
+                yield {"size": name, **row, **common}
 
 
 def _shape(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
@@ -437,8 +465,9 @@ def _shape(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, in
 
 
 def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of an earlier `bench kernels --json FILE`; of no file, those measured now: on a CUDA
-    device if there is one, else of a dry run, which says so in every row.
+    """The rows of earlier `bench kernels --json FILE` on one machine, the newest of each and the
+    first ceilings; of no file, those measured now: on a CUDA device if there is one, else of a dry
+    run, which says so in every row.
 
     Raises:
         DataError: a file that is not there or does not hold such rows.
@@ -450,9 +479,13 @@ def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no file of `bench kernels --json`: {error}") from error
     heads = [row for row in rows if isinstance(row, dict) and "copy_gb_per_s" in row]
-    if len(heads) != 1 or "copy_gb_per_s" not in rows[0]:
+    if not heads or "copy_gb_per_s" not in rows[0]:
         raise DataError(
-            f"{path} must hold the rows of one run of `bench kernels`, the first with its ceilings;"
-            f" it has {len(rows)} rows, {len(heads)} of them such"
+            f"{path} must hold rows of `bench kernels`, the first with its ceilings; it has "
+            f"{len(rows)} rows, {len(heads)} of them such"
         )
-    return rows
+    if len({(h["device"], h["torch"], h["dry_run"]) for h in heads}) > 1:
+        raise DataError(f"{path} holds runs of several machines or versions; give one file each")
+    key = ("size", "kernel", "contender", "direction")
+    newest = {tuple(row[k] for k in key): row for row in rows if "copy_gb_per_s" not in row}
+    return [rows[0], *newest.values()]

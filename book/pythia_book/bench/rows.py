@@ -22,6 +22,8 @@ from pythia_core.util.files import results_dir
 Row = dict[str, Any]
 COMMAND = "python -m pythia_core bench train --device cuda"
 """What makes the rows."""
+SKIPPED = "skipped: the budget of seconds was spent"
+"""What a row says that was not begun."""
 
 
 def rows_file() -> Path:

@@ -45,7 +45,7 @@ from pythia_book.bench.contenders import (
     Contender,
     Step,
 )
-from pythia_book.bench.rows import COMMAND
+from pythia_book.bench.rows import COMMAND, SKIPPED
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
@@ -59,7 +59,6 @@ SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
 """Tokens a micro-batch at most, up to a width of 256 and beyond: what fills an H100."""
 MEMORY = "out of memory"
-SKIPPED = "skipped: the budget of seconds was spent"
 
 
 @dataclass(frozen=True)

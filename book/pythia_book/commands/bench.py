@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ ONLY_FOR = {
     "precision": ("train on a CPU",),
     "readme": ("train on a CPU",),
     "dry_run": ("train on a GPU", "kernels"),
-    "budget": ("train on a GPU",),
-    "seconds": ("train on a GPU",),
+    "budget": ("train on a GPU", "kernels"),
+    "seconds": ("train on a GPU", "kernels"),
+    "kernels": ("kernels",),
 }
 """Which benchmarks an option means something to; elsewhere it is refused."""
 
@@ -38,18 +40,23 @@ def add(command: AddCommand) -> None:
     p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
     p.add_argument("--readme", action="store_true", help="train on a CPU: table into README.md")
     p.add_argument("--dry-run", action="store_true", help="tiny and on the CPU: only that it runs")
-    p.add_argument("--budget", type=float, help="train on a GPU: begin nothing after SECONDS")
-    p.add_argument("--seconds", type=float, help="train on a GPU: a repeat, at least (default 1)")
+    p.add_argument("--budget", metavar="TIME", help="on a GPU: begin nothing after it, e.g. 9m")
+    p.add_argument("--seconds", type=float, help="on a GPU: of timed calls, at least")
+    p.add_argument("--kernels", help="kernels: comma list of operations (default: all)")
 
 
 def _bench(args: argparse.Namespace) -> None:
-    sizes = tuple(filter(None, args.sizes.split(",")))
+    sizes = _names(args.sizes)
     _refuse_idle_options(args)
     given = {n: v for n in ONLY_FOR if (v := getattr(args, n)) and n not in ("readme", "dry_run")}
+    if args.budget:
+        given["budget"] = duration(args.budget)
     if args.what == "kernels":
         from pythia_book.bench.kernels import bench_kernels
 
-        return _stream(bench_kernels(sizes, args.dry_run), args.json, _print_json)
+        if only := given.pop("kernels", ""):
+            given["only"] = _names(only)
+        return _stream(bench_kernels(sizes, args.dry_run, **given), args.json, _print_json)
     if args.what == "train" and args.device == "cuda":
         from pythia_book.bench.rows import line, rows_file
         from pythia_book.bench.train_gpu import bench_train_gpu
@@ -64,6 +71,23 @@ def _bench(args: argparse.Namespace) -> None:
         from pythia_core.util.files import require_checkout
 
         fill_block(require_checkout("--readme") / "README.md", "bench", text)
+
+
+def duration(text: str) -> float:
+    """Seconds of a time like 9m, 1h, 540s or 540.
+
+    Raises:
+        ConfigError: anything else, or no time at all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not seconds:
+        raise ConfigError(f"a time is seconds, or a number with s, m or h (540, 9m), got {text!r}")
+    return seconds
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def _refuse_idle_options(args: argparse.Namespace) -> None:

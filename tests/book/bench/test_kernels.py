@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from pythia_book.bench import kernels as bench_kernels
+from pythia_book.bench.rows import SKIPPED
+from torch import Tensor
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError, DataError
@@ -106,6 +109,81 @@ def test_rows_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
         bench_kernels.rows_for(str(tmp_path / "none.jsonl"))
 
 
+def test_a_second_run_adds_to_the_first(tmp_path: Path, rows: list[dict]) -> None:
+    path, again = tmp_path / "rows.jsonl", {**rows[1], "ms": 5.0}
+    path.write_text("\n".join(map(json.dumps, [*rows[:3], rows[0], again, rows[3]])) + "\n")
+    assert bench_kernels.rows_for(str(path)) == [rows[0], again, rows[2], rows[3]]
+    path.write_text("\n".join(map(json.dumps, [*rows[:3], {**rows[0], "device": "another"}])))
+    with pytest.raises(DataError, match="several machines"):
+        bench_kernels.rows_for(str(path))
+
+
+def toy(tokens: int, other: Callable[[Tensor], Tensor]) -> bench_kernels.Case:
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    return bench_kernels.Case(
+        "double", {"tokens": tokens}, lambda: [torch.ones(tokens, 8)],
+        double, double, double, "GB/s", {"both": (1.0, "1")}, {"other": other},
+    )  # fmt: skip
+
+
+def measured(other: Callable[[Tensor], Tensor], **more) -> list[dict]:
+    roof = {"GB/s": 1.0, "TFLOP/s": 1.0}
+    case, small = toy(64, other), toy(24, other)
+    return list(bench_kernels.measure(case, small, torch.float32, "cpu", 0.0, roof, 1, **more))
+
+
+def test_what_is_compiled_is_made_for_the_shape_that_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its errors are computed on fewer tokens first; a second shape must not make it general."""
+    compiled, compile_ = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        compiled.append([tuple(x.shape) if isinstance(x, Tensor) else x for x in inputs])
+        return graph
+
+    monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, **{**k, "backend": backend}))
+    measured(lambda x: 2 * x)
+    assert [(24, 8)] in compiled and [(64, 8)] in compiled
+    assert all(len(inputs) == 1 for inputs in compiled), "a size was a variable"
+
+
+class CompilationError(Exception):
+    """Triton's own exceptions are no RuntimeErrors."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CompilationError("at 3:7\nno such layout"), TypeError("unexpected keyword 'dq'"), OSError()],
+)
+def test_a_contender_that_fails_is_a_row(error: Exception) -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise error
+
+    rows = measured(broken)
+    first = str(error).partition("\n")[0]
+    expected = f"{type(error).__name__}: {first}".removesuffix(": ")
+    assert [r["failed"] for r in rows if r["contender"] == "other"] == [expected] * 3
+    assert all("ms" in r for r in rows if r["contender"] != "other") and len(rows) == 12
+
+
+def test_past_its_deadline_nothing_is_measured() -> None:
+    assert [r["failed"] for r in measured(lambda x: x, deadline=0.0)] == [SKIPPED] * 12
+    rows = list(bench_kernels.bench_kernels(("31m",), dry_run=True, only=("adamw",), budget=-1.0))
+    assert "copy_gb_per_s" in rows[0]
+    assert {(r["kernel"], r["failed"]) for r in rows[1:]} == {("adamw", SKIPPED)}
+
+
+def test_kernels_are_chosen_by_name() -> None:
+    assert set(bench_kernels.KERNELS) == KERNELS | {"adamw"}
+    rows = bench_kernels.bench_kernels(("31m",), dry_run=True, only=("adamw", "bias_gelu_erf"))
+    assert [r["kernel"] for r in rows if "kernel" in r] == ["bias_gelu_erf"] * 9 + ["adamw"] * 4
+    with pytest.raises(ConfigError, match="unknown kernel 'gelu'; accepted: linear_cross_entr"):
+        next(bench_kernels.bench_kernels(dry_run=True, only=("gelu",)))
+
+
 def test_the_command_writes_one_object_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +193,16 @@ def test_the_command_writes_one_object_a_line(
     assert main(["bench", "kernels", "--dry-run", "--json", str(path)]) == 0
     assert capsys.readouterr().out == path.read_text()
     assert [json.loads(line)["kernel"] for line in path.read_text().splitlines()] == ["a", "b"]
+
+
+def test_the_command_passes_its_limits_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+    monkeypatch.setattr(
+        bench_kernels, "bench_kernels", lambda sizes, dry_run, **more: seen.update(more) or []
+    )
+    words = "bench kernels --dry-run --kernels adamw,attention --budget 2m --seconds 0.1"
+    assert main(words.split()) == 0
+    assert seen == {"only": ("adamw", "attention"), "budget": 120.0, "seconds": 0.1}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -76,6 +76,7 @@ def test_a_turn_leaves_the_process_as_it_was() -> None:
     before = torch.are_deterministic_algorithms_enabled()
     with replace(contenders.RIVAL, deterministic=True).turn(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled(), "warned of, not refused"
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
@@ -266,6 +267,8 @@ def test_only_rows_of_real_and_newest_runs_count(tmp_path: Path) -> None:
         ("train --device cuda --sizes 9b --dry-run", "unknown size of the benchmark on a GPU '9b'"),
         ("train --device cuda --dry-run --readme", "--readme means nothing to bench train on a G"),
         ("train --budget 3", "--budget means nothing to bench train on a CPU; it is of train on"),
+        ("train --device cuda --dry-run --budget 9min", "a time is seconds, or a number with s, m"),
+        ("train --device cuda --dry-run --kernels adamw", "--kernels means nothing to bench train"),
         ("terms --device cuda", "bench terms measures on the CPU"),
         ("terms --sizes 7k", "it takes no --sizes"),
     ],

@@ -20,6 +20,7 @@ from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
 from pythia_core.kernels.rotary import split_rotated_reference
+from pythia_core.util.machine import deterministic
 
 attention = importlib.import_module("pythia_core.kernels.attention")  # hidden by its function
 CARD = SimpleNamespace(device=torch.device("cuda"))
@@ -193,10 +194,23 @@ def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
             out = attention_backends.library_attention(q, k, v, way)
         else:
             out = attention_backends.packed_forward(q, k, v, way)[0]
-        results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
+        with deterministic():  # as in an update: the library is asked for it too
+            results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
     assert given == [True]
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_flash_attention_is_as_deterministic_as_the_process(
+    wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "def flash_attn_func(q, k, v, causal, deterministic):\n    return q, deterministic\n"
+    package("flash_attn", text, tmp_path, monkeypatch)
+    monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
+    q = normal(1, 2, 1, 8)
+    with deterministic(wanted):
+        assert attention_backends.library_attention(q, q, q, "flash_attn")[1] is wanted
 
 
 def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from pythia_core.training.optimizer import FlatParameters
 from pythia_core.training.runs import code_identity
 from pythia_core.training.train import train
 from pythia_core.training.trainer import WARM_UP, MicroStep, Trainer
+from pythia_core.util.machine import deterministic
 
 CPU = torch.device("cpu")
 
@@ -57,6 +60,30 @@ def test_what_moves_bits_is_in_the_identity() -> None:
         assert code_identity(Execution("compile"))["kernels"].endswith("+compiled")
         with pytest.raises(ConfigError, match="records CUDA kernels"):
             code_identity(Execution("graph"))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_an_update_is_strictly_deterministic(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured in the same process is free to choose. The switch of a card, on a CPU."""
+    trainer, seen = Trainer(config(), CPU), []
+    trainer._kernels = partial(deterministic, True)
+    run = trainer._micro._run
+
+    def watched(rows: torch.Tensor, n_rows: int) -> None:
+        strict = not torch.is_deterministic_algorithms_warn_only_enabled()
+        seen.append(torch.are_deterministic_algorithms_enabled() and strict)
+        if fails:
+            raise torch.OutOfMemoryError("full")
+        run(rows, n_rows)
+
+    monkeypatch.setattr(trainer._micro, "_run", watched)
+    monkeypatch.setattr(trainer, "_out_of_memory", lambda micro_batch: "out of memory")
+    with pytest.raises(TrainingError, match="out of memory") if fails else nullcontext():
+        trainer.update(batch_at(0))
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
