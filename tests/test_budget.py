@@ -8,8 +8,8 @@ import pytest
 from pythia_book.bench import budget
 from pythia_book.studies import all_runs
 from pythia_book.studies.all_runs import STUDIES, runs_of
-from pythia_book.studies.errata import study as errata
-from pythia_book.studies.seeds import study as seeds
+from pythia_book.studies.errata import params as errata
+from pythia_book.studies.seeds import params as seeds
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from pythia_book.studies.all_runs import all_runs
 from pythia_book.studies.deduplication import study as deduplication
-from pythia_book.studies.errata import study as errata
+from pythia_book.studies.errata import params as errata
 from pythia_book.studies.gender_bias.study import ARMS, GenderBiasParams
-from pythia_book.studies.memorization import study as memorization
+from pythia_book.studies.memorization import params as memorization
 from pythia_book.studies.repetition import study as repetition
 from pythia_book.studies.scaling import study as scaling
-from pythia_book.studies.seeds import study as seeds
+from pythia_book.studies.seeds import params as seeds
 from pythia_book.studies.term_frequency.study import INDICES as TERMS
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig

@@ -11,7 +11,6 @@ from pythia_core.suite import scale_named
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
 
@@ -58,13 +57,6 @@ class StudyParams:
     def size_list(self) -> tuple[str, ...]:
         """The sizes as a tuple, smallest first."""
         return scale_named(self.scale).size_list(self.sizes)
-
-
-def find_published() -> Published | None:
-    """The released numbers from `PYTHIA_PUBLISHED_DIR`, or none: what a study takes by default."""
-    from pythia_book.published.results import find
-
-    return find()
 
 
 @dataclass(frozen=True)

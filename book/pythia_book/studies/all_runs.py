@@ -16,18 +16,18 @@ from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 
 
 def _suite(study: str, scale: str, arms: Sequence[str] = DATA_ARMS) -> list[RunConfig]:
-    params = importlib.import_module(f"pythia_book.studies.{study}.study").Params(scale)
+    params = importlib.import_module(f"pythia_book.studies.{study}.params").Params(scale)
     return list(suite_configs(scale, params.size_list, arms, params.seed).values())
 
 
 def _term_frequency(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.term_frequency.study import Params
+    from pythia_book.studies.term_frequency.params import Params
 
     return _suite("term_frequency", scale, (Params(scale).arm,))
 
 
 def _gender_bias(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.gender_bias.study import ARMS, Params
+    from pythia_book.studies.gender_bias.params import ARMS, Params
 
     params = Params(scale)
     return [
@@ -39,7 +39,7 @@ def _gender_bias(scale: str) -> list[RunConfig]:
 
 
 def _seeds(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.seeds.study import Params
+    from pythia_book.studies.seeds.params import Params
 
     params = Params(scale)
     beside = suite_configs(scale, [params.neighbour_size], ["standard"])
@@ -47,13 +47,13 @@ def _seeds(scale: str) -> list[RunConfig]:
 
 
 def _errata(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.errata.study import Params, run_configs
+    from pythia_book.studies.errata.params import Params, run_configs
 
     return list(run_configs(Params(scale)).values())
 
 
 def _repetition(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.repetition.study import Params, repetition_configs
+    from pythia_book.studies.repetition.params import Params, repetition_configs
 
     arms, once = repetition_configs(Params(scale))
     return [*arms.values(), *once.values()]
