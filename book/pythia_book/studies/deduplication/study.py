@@ -8,7 +8,6 @@ and training rows, so that every difference is paired. Tables only; training is 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +23,14 @@ from pythia_book.stats import (
     estimate,
     premise_verdict,
 )
-from pythia_book.studies.deduplication.params import CONTEXT, INDICES, STUDY, DeduplicationParams
+from pythia_book.studies.all_runs import train_all
+from pythia_book.studies.deduplication.params import (
+    CONTEXT,
+    INDICES,
+    STUDY,
+    DeduplicationParams,
+    texts,
+)
 from pythia_book.studies.held_out import LanguageMeasurement
 from pythia_book.studies.memorization.tables import columns, ratio
 from pythia_book.studies.task_scores import built_tasks, twin_rows
@@ -33,7 +39,6 @@ from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows
 from pythia_core.suite import DATA_ARMS, DEDUP, scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,9 +63,8 @@ def recipes_table(params: DeduplicationParams, progress: bool) -> dict[str, pd.D
     import pandas as pd
 
     rows, clusters, caught = [], [], []
-    base = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed).data
-    for recipe in ("none", *RECIPES):
-        data = prepare(replace(base, dedup=recipe), progress)
+    for text in texts(params):
+        recipe, data = text.dedup, prepare(text, progress)
         report = data.manifest["tokens"]["dedup"]
         row = {"recipe": recipe, **data.manifest["tokens"]["train"]}
         removed = report.get("removed", {})
@@ -199,8 +203,8 @@ def run(
     """
     published = published or find_published()
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     tables = recipes_table(params, progress)
     twins, final, gaps = twins_tables(params, suite, progress)

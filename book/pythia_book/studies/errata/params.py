@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
 
 STUDY = "errata"
+AFTER = ("seeds",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
 """Evenly spaced checkpoints at which runs are compared."""
 DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
@@ -100,3 +104,13 @@ def run_configs(params: ErrataParams) -> dict[str, RunConfig]:
     other = suite_configs(params.scale, [size], ("standard",), params.other_seed)
     configs[SEED] = other[size, "standard"]
     return configs | {s.name: s.apply(configs[s.arm]) for s in params.switch_list}
+
+
+def runs(params: ErrataParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(run_configs(params).values())
+
+
+def keep(params: ErrataParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, standard=INDICES, deduplicated=INDICES)

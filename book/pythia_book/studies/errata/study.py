@@ -24,6 +24,7 @@ from pythia_book.stats import (
     difference,
     estimate,
 )
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.errata.catalogue import ERRATA
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.params import (
@@ -43,7 +44,6 @@ from pythia_core.evaluation.memorization import ExtractionOfRows
 from pythia_core.evaluation.scoring import device_of
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import scale_named
-from pythia_core.training.runs import find_or_train_all
 from pythia_core.training.schedule import N_LINEAR
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ def run(
     """
     published = published or find_published()
     started = time.time()
-    runs = find_or_train_all(run_configs(params), progress)
+    runs = train_all(params, run_configs(params), progress)
     evidence = {erratum.name: erratum.compute(published) for erratum in ERRATA}
     effects, losses, gaps = language_table(params, runs, progress)
     memorized, more_gaps = memorized_table(params, runs, progress)

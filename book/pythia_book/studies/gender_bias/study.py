@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import numpy as np
 from pythia_book.measurements import measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.stats import Estimate, estimate
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.gender_bias.claims import claims_table
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, GenderBiasParams
@@ -83,7 +85,7 @@ def run(
 
     Args:
         items: the evaluation items; default: those of the pinned wheels.
-        find_or_train: how runs are had; default: pythia_core.training.runs.find_or_train_all.
+        find_or_train: how runs are had, from configs; default: `train_all`.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
 
     Raises:
@@ -92,9 +94,8 @@ def run(
     from pythia_book.studies.gender_bias import released as gender_paper
     from pythia_book.studies.gender_bias.continued import measuring_text
 
-    if find_or_train is None:
-        from pythia_core.training.runs import find_or_train_all as find_or_train
     check(params)
+    find_or_train = find_or_train or partial(train_all, params)
     published = published or find_published()
     started = time.time()
     items = items or Items.load()

@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
 
 STUDY = "memorization"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(rows=3.0)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
 """Evenly spaced checkpoints of the standard half: the paper's 23,000, 43,000, ..."""
 DEDUPLICATED_AT = (63, 103, 143)
@@ -53,3 +58,13 @@ class MemorizationParams(StudyParams):
 
 Params = MemorizationParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: MemorizationParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+
+
+def keep(params: MemorizationParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pythia_book.measurements import Arrays, measure_all
 from pythia_book.published.results import find as find_published
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims_table
 from pythia_book.studies.memorization.params import STUDY, MemorizationParams
@@ -23,7 +24,6 @@ from pythia_book.studies.memorization.tables import Rows, frame
 from pythia_book.study import StudyResult
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows, exposure_counts
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,8 +57,8 @@ def run(
 
     published = published or find_published()
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     found, rows, gaps = _extract(params, suite, progress)
     tables = {

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pythia_book.studies.phases.released import released_models
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams
+from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
 
 STUDY = "phases"
+MEASURING = MeasuringCost(heldout=154)
 DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m"}
 
 
@@ -66,3 +69,16 @@ class PhasesParams(StudyParams):
 
 Params = PhasesParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: PhasesParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    sizes = params.size_list
+    return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
+
+
+def keep(params: PhasesParams, run: RunConfig) -> Keep | None:
+    """Everything of the study's own runs, nothing of others."""
+    precision = run.train.precision  # that of the machine for which a plan is made
+    own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
+    return None if run in own else Keep()

@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.measurements import Arrays, Gap, measure_all
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.phases.claims import claims_table, values_of
 from pythia_book.studies.phases.params import STUDY, PhasesParams
 from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
@@ -23,7 +24,7 @@ from pythia_book.studies.phases.tables import tables_of
 from pythia_book.study import StudyResult
 from pythia_book.tasks.sweep import steps_of
 from pythia_core.suite import scale_named, suite_configs
-from pythia_core.training.runs import Run, find_or_train_all
+from pythia_core.training.runs import Run
 
 if TYPE_CHECKING:
     from pythia_book.released.find import AnyModel
@@ -76,7 +77,7 @@ def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, AnyModel], 
         scale = scale_named(params.scale)
         return models, released_text(params.data, params.batches, scale, some.data.eod_id)
     configs = suite_configs(params.scale, params.size_list, ("standard",), params.seed)
-    runs = {size: r for (size, _), r in find_or_train_all(configs, progress, whole=True).items()}
+    runs = {size: r for (size, _), r in train_all(params, configs, progress).items()}
     some = next(iter(runs.values()))
     train = some.config.train
     return runs, RunText(some.data, train.steps * train.batch_size)

@@ -6,13 +6,15 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DEDUP, scale_named
+from pythia_core.training.retention import Keep
 from pythia_core.util.machine import best_precision
 
 STUDY = "repetition"
+MEASURING = MeasuringCost(heldout=8, rows=1.0)
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
 """Size and number of updates by scale: but for smoke, about as many as the deduplicated text has
 rows for."""
@@ -101,3 +103,14 @@ def repetition_configs(
             train = replace(base.train, steps=params.n_steps // epochs)
             once[size, epochs] = replace(arms[size, 1], train=train)
     return arms, once
+
+
+def runs(params: RepetitionParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    arms, once = repetition_configs(params)
+    return [*arms.values(), *once.values()]
+
+
+def keep(params: RepetitionParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, repeated=INDICES)

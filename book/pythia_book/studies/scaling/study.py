@@ -17,6 +17,7 @@ from pythia_book.measurements import Arrays, measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.published.scaling import published_scaling
 from pythia_book.stats import estimate
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.held_out import LanguageMeasurement
 from pythia_book.studies.scaling.claims import claims_table
 from pythia_book.studies.scaling.laws import laws_tables
@@ -26,7 +27,6 @@ from pythia_book.study import StudyResult
 from pythia_book.tasks.task_metrics import BuiltTask, TaskMeasurement
 from pythia_core.errors import MissingDependencyError
 from pythia_core.suite import scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,8 +44,8 @@ def run(
     """Find or train the suite, score it, fit, compare with what was released."""
     published = published or find_published()
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     some = next(iter(suite.values()))
     length = some.config.model.max_seq_len

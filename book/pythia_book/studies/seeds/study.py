@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.measurements import Measurement, measure_all
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.deduplication.params import CONTEXT
 from pythia_book.studies.gender_bias.measures import Battery, Items
 from pythia_book.studies.held_out import LanguageMeasurement
@@ -26,7 +27,6 @@ from pythia_book.study import StudyResult
 from pythia_core.config import RunConfig
 from pythia_core.evaluation.memorization import ExtractionOfRows
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,7 @@ def run(params: SeedsParams, progress: bool = True) -> StudyResult:
     started = time.time()
     configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
     next_to = suite_configs(params.scale, [params.neighbour_size], ["standard"])
-    trained = find_or_train_all(configs | next_to, progress)
+    trained = train_all(params, configs | next_to, progress)
     beside = trained[params.neighbour_size, "standard"]
     runs = {cell: trained[cell] for cell in params.cells}
     found, gaps = measure(params, runs, progress)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.study import StudyParams
+from pythia_book.study import MeasuringCost, StudyParams
+from pythia_core.config import RunConfig
+from pythia_core.suite import suite_configs
+from pythia_core.training.retention import Keep
 
 STUDY = "suite"
+MEASURING = MeasuringCost()
 
 
 @dataclass(frozen=True)
@@ -23,3 +27,13 @@ class SuiteParams(StudyParams):
 
 Params = SuiteParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: SuiteParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+
+
+def keep(params: SuiteParams, run: RunConfig) -> Keep:
+    """The study reads hashes and logs, which always stay."""
+    return Keep()

