@@ -166,7 +166,7 @@ class Scale:
         if self.published:
             raise ConfigError(
                 f"scale {self.name!r} goes on from the released models and trains none from "
-                "scratch: only the studies gender_bias and phases have it"
+                "scratch: only studies of released models have it"
             )
         rung = size_named(size)
         vocab = 50_304

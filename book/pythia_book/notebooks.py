@@ -246,19 +246,21 @@ def validate_parameters(study: str | Path | Notebook, given: dict[str, Any]) -> 
 def check_values(study: str, values: dict[str, Any]) -> None:
     """Let a study refuse values of the right type that it cannot use, before anything runs.
 
-    Its module's `Params` is a dataclass of the notebook's parameters; notebooks without a study
-    module, or studies without `Params`, check for themselves.
+    `Params` in its params.py is a dataclass of the notebook's parameters that checks itself; a
+    function `check` in its study.py, if there is one, checks what the parameters alone do not show.
+    Notebooks without such a room check for themselves.
 
     Raises:
         ConfigError: as the study says.
     """
     import importlib.util
 
-    name = f"pythia_book.studies.{study}.study"
-    if study.isidentifier() and importlib.util.find_spec(f"pythia_book.studies.{study}"):
-        params = getattr(importlib.import_module(name), "Params", None)
-        if params is not None:
-            params(**values)
+    room = f"pythia_book.studies.{study}"
+    if study.isidentifier() and importlib.util.find_spec(room):
+        params = importlib.import_module(f"{room}.params").Params(**values)
+        check = getattr(importlib.import_module(f"{room}.study"), "check", None)
+        if check is not None:
+            check(params)
 
 
 # --- running ---------------------------------------------------------------------------------

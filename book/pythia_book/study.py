@@ -1,17 +1,20 @@
-"""What studies have alike: parameters that are checked, and what a study returns."""
+"""What studies share: parameters that are checked, what they keep and cost, what they return."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, raise_all
 from pythia_core.suite import scale_named
+from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import linear_steps
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
 
@@ -60,11 +63,27 @@ class StudyParams:
         return scale_named(self.scale).size_list(self.sizes)
 
 
-def find_published() -> Published | None:
-    """The released numbers from `PYTHIA_PUBLISHED_DIR`, or none: what a study takes by default."""
-    from pythia_book.published.results import find
+@dataclass(frozen=True)
+class MeasuringCost:
+    """What measuring one run takes, about; for planning (pythia_book.budget)."""
 
-    return find()
+    heldout: int = 0
+    """How often held-out text, or about as many tokens of items, is read, all checkpoints
+    together."""
+    rows: float = 0.0
+    """How often the rows that the run has read are read again (first 32 tokens)."""
+
+
+def kept_at(config: RunConfig, **indices: Sequence[int]) -> Keep:
+    """The evenly spaced checkpoints, of 143, that a study reads of a run of any size or seed.
+
+    Args:
+        indices: by the text that a run reads: `standard`, `deduplicated`, or `repeated`, which is
+            a deduplicated text of which some rows are read several times.
+    """
+    text = "standard" if config.data.dedup == "none" else "deduplicated"
+    text = "repeated" if config.data.epoch_policy == "rows" else text
+    return Keep(linear_steps(indices.get(text, ()), config.train.steps))
 
 
 @dataclass(frozen=True)

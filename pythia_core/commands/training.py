@@ -11,6 +11,7 @@ from pythia_core.config import PRECISIONS, SWAPS, RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES
 from pythia_core.training.execution import MODES, VARIABLE, Execution
+from pythia_core.training.schedule import PAPER_FORKS
 
 
 def add(command: AddCommand) -> None:
@@ -67,7 +68,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
     if not args.swap and (args.start is not None or args.stop is not None):
         raise ConfigError("--start and --stop say when a swap happens; name it with --swap")
     if args.swap:
-        start = scale.fork_step(133) if args.start is None else args.start
+        start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)
     return config
 

@@ -11,7 +11,7 @@ kinds of terms share one matcher, a trie of ids walked for all places of many ro
 What is counted are the inputs of a row, its first S tokens: the last one is the next row's first.
 An occurrence must lie within one row, as no model reads across its end; overlapping ones all count.
 The released code counted number words near each other in decoded rows, into pickles; here a count
-is what it says. Not here: what a frequency does to a model (studies.term_frequency).
+is what it says. Not here: what a frequency does to a model.
 """
 
 from __future__ import annotations

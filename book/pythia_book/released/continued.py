@@ -55,8 +55,8 @@ from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
-from pythia_core.training.runs import FORK_INDICES, Run, code_identity, find_run
-from pythia_core.training.schedule import checkpoint_steps, linear_step
+from pythia_core.training.runs import Run, code_identity, find_run
+from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import train
 from pythia_core.training.trainer import Trainer, update_lr
 from pythia_core.util.files import results_dir, write_json
@@ -368,7 +368,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             batches,
             run.folder,
             initial=(start.step, {"model": start.weights, "optimizer": moments}),
-            keep_states=frozenset(linear_step(i, run.config.train.steps) for i in FORK_INDICES),
+            keep_states=linear_steps(PAPER_FORKS, run.config.train.steps),
             first_saved_step=run.how.start,
             stop_at=run.how.stop,
             also_save=frozenset((run.how.start, run.how.stop)),

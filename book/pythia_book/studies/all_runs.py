@@ -1,80 +1,73 @@
-"""Every run that the studies of a scale train, without training any.
+"""Every run that the studies of a scale train, and what stays of it; nothing is trained here.
 
-For planning (pythia_book.bench.budget), for packing what a machine without a network needs
-(pythia_book.bundle), and for the proof that a scale suits all studies. Not here: what a study does
-with its runs.
+A study is a folder beside this file. If its params.py has a function `runs`, it is found, asked
+for its runs and for what it keeps of a run, planned for (pythia_book.budget) and packed
+(pythia_book.bundle). Studies share runs, so what stays of one is what any of them reads, whichever
+study trains it. Not here: what a study does with its runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Sequence
+import pkgutil
+import sys
+from collections.abc import Sequence
+from functools import partial
+from graphlib import TopologicalSorter
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
 
+from pythia_book import studies
+from pythia_book.study import StudyParams
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.errors import ConfigError, one_of
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
+from pythia_core.suite import scale_named
+from pythia_core.training.retention import Keep
+from pythia_core.training.runs import Run, find_or_train_all
+
+# --- the studies -----------------------------------------------------------------------------
 
 
-def _suite(study: str, scale: str, arms: Sequence[str] = DATA_ARMS) -> list[RunConfig]:
-    params = importlib.import_module(f"pythia_book.studies.{study}.study").Params(scale)
-    return list(suite_configs(scale, params.size_list, arms, params.seed).values())
+def _rooms() -> dict[str, ModuleType]:
+    """params.py of every study that has runs, by the study's name, in the order to run them.
+
+    Those that a study names in AFTER come first, as it reads runs that they train; else the name
+    decides. So budget counts shared runs where bundle's script trains them.
+    """
+    found = {}
+    for room in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
+        if room.ispkg and find_spec(f"{room.name}.params"):
+            params = importlib.import_module(f"{room.name}.params")
+            if hasattr(params, "runs"):
+                found[room.name.rpartition(".")[2]] = params
+    sorter = TopologicalSorter({name: getattr(room, "AFTER", ()) for name, room in found.items()})
+    sorter.prepare()
+    order: list[str] = []
+    while ready := sorted(sorter.get_ready()):
+        order += ready
+        sorter.done(*ready)
+    return {name: found[name] for name in order if name in found}
 
 
-def _term_frequency(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.term_frequency.study import Params
-
-    return _suite("term_frequency", scale, (Params(scale).arm,))
-
-
-def _gender_bias(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.gender_bias.study import ARMS, Params
-
-    params = Params(scale)
-    return [
-        params.arm(size, i, arm)
-        for size in params.size_list
-        for i in range(params.seeds)
-        for arm in ARMS
-    ]
+_ROOMS = _rooms()
+STUDIES = tuple(_ROOMS)
+"""The studies that have runs, in the order in which a machine best runs them."""
 
 
-def _seeds(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.seeds.study import Params
+def declared(study: str) -> Any:
+    """A study's params.py.
 
-    params = Params(scale)
-    beside = suite_configs(scale, [params.neighbour_size], ["standard"])
-    return [params.config(*cell) for cell in params.cells] + list(beside.values())
-
-
-def _errata(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.errata.study import Params, run_configs
-
-    return list(run_configs(Params(scale)).values())
+    Raises:
+        ConfigError: an unknown study.
+    """
+    if study not in _ROOMS:
+        raise ConfigError(one_of(study, _ROOMS, "study"))
+    return _ROOMS[study]
 
 
-def _repetition(scale: str) -> list[RunConfig]:
-    from pythia_book.studies.repetition.study import Params, repetition_configs
-
-    arms, once = repetition_configs(Params(scale))
-    return [*arms.values(), *once.values()]
-
-
-_RUNS: dict[str, Callable[[str], list[RunConfig]]] = {
-    "phases": lambda scale: _suite("phases", scale, ("standard",)),
-    "gender_bias": _gender_bias,
-    "suite": lambda scale: _suite("suite", scale),
-    "scaling": lambda scale: _suite("scaling", scale),
-    "deduplication": lambda scale: _suite("deduplication", scale),
-    "memorization": lambda scale: _suite("memorization", scale),
-    "term_frequency": _term_frequency,
-    "seeds": _seeds,
-    "errata": _errata,
-    "repetition": _repetition,
-}
-
-STUDIES = tuple(_RUNS)
-"""The studies in the order in which a machine best runs them: phases first, whose runs keep every
-checkpoint (pythia_core.training.retention); then those whose runs the others share."""
+# --- their runs ------------------------------------------------------------------------------
 
 
 def runs_of(study: str, scale: str) -> list[RunConfig]:
@@ -83,10 +76,9 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
     Raises:
         ConfigError: an unknown study, or parameters that do not suit the scale.
     """
-    if study not in _RUNS:
-        raise ConfigError(one_of(study, _RUNS, "study"))
+    room = declared(study)
     scale_named(scale)
-    return list(dict.fromkeys(_RUNS[study](scale)))
+    return list(dict.fromkeys(room.runs(room.Params(scale))))
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
@@ -94,6 +86,54 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
     return list(dict.fromkeys(run for study in studies for run in runs_of(study, scale)))
 
 
-def data_of(runs: Sequence[RunConfig]) -> list[DataConfig]:
-    """The data that runs read, each once."""
-    return list(dict.fromkeys(run.data for run in runs))
+def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
+    """The data that several studies read, each once: those of runs, and what else they ask for."""
+    found = [run.data for run in all_runs(scale, studies)]
+    for room in map(declared, studies):
+        found += room.texts(room.Params(scale)) if hasattr(room, "texts") else []
+    return list(dict.fromkeys(found))
+
+
+def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
+    """Wheels that several studies read when they run: of items, and of text that is read again."""
+    found: set[str] = set()
+    for room in map(declared, studies):
+        found |= set(room.wheels(room.Params(scale))) if hasattr(room, "wheels") else set()
+    return sorted(found)
+
+
+# --- what stays of them ----------------------------------------------------------------------
+
+
+def keep(scale: str, run: RunConfig, *asking: StudyParams) -> Keep | None:
+    """What stays of a run if it is large; None: everything.
+
+    That is what any study reads of it with its default parameters, or with those `asking`; and of
+    every run the first and the last weights.
+    """
+    params = list(asking)
+    for room in _ROOMS.values():
+        with contextlib.suppress(ConfigError):  # a study that does not have this scale
+            params.append(room.Params(scale))
+    kept = Keep(frozenset({0, run.train.steps}))
+    for each in params:
+        more = sys.modules[type(each).__module__].keep(each, run)
+        if more is None:
+            return None
+        kept |= more
+    return kept
+
+
+def train_all(
+    params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
+) -> dict[Any, Run]:
+    """Find or train runs of the study with these parameters; what any study reads of them stays.
+
+    Raises:
+        As pythia_core.training.runs.find_or_train_all.
+    """
+    return find_or_train_all(configs, progress, partial(_keep_for, params))
+
+
+def _keep_for(params: StudyParams, run: RunConfig) -> Keep | None:
+    return keep(params.scale, run, params)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from pythia_book.bench import budget
+from pythia_book import budget
 from pythia_book.studies import all_runs
 from pythia_book.studies.all_runs import STUDIES, runs_of
-from pythia_book.studies.errata import study as errata
-from pythia_book.studies.seeds import study as seeds
+from pythia_book.studies.errata import params as errata
+from pythia_book.studies.seeds import params as seeds
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named
-from pythia_core.training.retention import kept_steps
 
 
 def test_the_gpu_ladder_has_the_official_shapes_and_rises() -> None:
@@ -39,7 +38,7 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     assert list(sizes["size"]) == list(scale.sizes)
     assert sizes.tokens_per_s.is_monotonic_decreasing
     assert studies.runs.sum() == len(all_runs.all_runs("gpu"))
-    assert set(budget.MEASURING) == set(STUDIES)
+    assert all(all_runs.declared(study).MEASURING for study in STUDIES)
     spent = studies[["training_s", "writing_s", "measuring_s"]].sum()
     assert spent.sum() < 30 * 60
     assert spent.training_s < 15 * 60, "not all of it: predictions are rough"
@@ -59,5 +58,6 @@ def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
         model, data = run.model, run.data
         assert model.max_seq_len == data.seq_len and model.vocab_size % 128 == 0
         assert budget.size_of(run) in scale_named(scale).sizes
-        assert run.train.steps in kept_steps(run), "the end is always kept"
+        kept = all_runs.keep(scale, run)
+        assert kept is None or run.train.steps in kept.weights, "the end is always kept"
     assert errata.ErrataParams(scale).size_list and seeds.SeedsParams(scale).neighbour_size

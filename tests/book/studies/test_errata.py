@@ -23,7 +23,7 @@ from pythia_book.studies.errata import (
 )
 from pythia_book.studies.errata import study
 from pythia_book.studies.errata.evidence import Evidence
-from pythia_book.studies.errata.study import READ, SEED, SWITCHES, ErrataParams
+from pythia_book.studies.errata.params import READ, SEED, SWITCHES, ErrataParams
 from score_files import as_csv
 
 from pythia_core.__main__ import main

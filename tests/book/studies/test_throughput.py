@@ -11,6 +11,7 @@ from pythia_book.bench import cost_model
 from pythia_book.bench import rows as throughput_rows
 from pythia_book.studies.throughput import figures as draw
 from pythia_book.studies.throughput import study
+from pythia_book.studies.throughput.params import ThroughputParams
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES
@@ -64,7 +65,7 @@ def measured(ratio: float = 1.3, dry_run: bool = False) -> list[dict]:
 
 def run_with(rows: list[dict]) -> Any:
     throughput_rows.write_rows(rows, throughput_rows.rows_file(), lambda _: None)
-    return study.run(study.Params())
+    return study.run(ThroughputParams())
 
 
 def everything(result: Any) -> str:
@@ -73,7 +74,7 @@ def everything(result: Any) -> str:
 
 
 def test_without_measurements_it_predicts_and_says_so() -> None:
-    result = study.run(study.Params())
+    result = study.run(ThroughputParams())
     assert result.tables["measured"].empty and result.tables["compared"].ratio.isna().all()
     assert result.values["status"] == study.NOT_MEASURED
     assert {c["verdict"] for c in result.claims} == {"not testable here"}
@@ -83,7 +84,7 @@ def test_without_measurements_it_predicts_and_says_so() -> None:
 
 
 def test_the_numbers_of_a_dry_run_are_never_shown() -> None:
-    nothing = everything(study.run(study.Params()))
+    nothing = everything(study.run(ThroughputParams()))
     assert everything(run_with(measured(dry_run=True))) == nothing
 
 
@@ -155,5 +156,5 @@ def test_the_page_predicts_without_a_run() -> None:
 
 def test_unknown_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown size '6\.9b'"):
-        study.Params(sizes="70m,6.9b")
-    assert study.Params(sizes="1b, 70m").size_list == ("70m", "1b")
+        ThroughputParams(sizes="70m,6.9b")
+    assert ThroughputParams(sizes="1b, 70m").size_list == ("70m", "1b")

@@ -1,4 +1,4 @@
-"""Large runs give up weights, never hashes; what studies ask for stays."""
+"""Large runs give up weights, never hashes; what is asked for stays."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pythia_book.studies.all_runs import all_runs
-from pythia_book.studies.deduplication import study as deduplication
-from pythia_book.studies.errata import study as errata
-from pythia_book.studies.gender_bias.study import ARMS, GenderBiasParams
-from pythia_book.studies.memorization import study as memorization
-from pythia_book.studies.repetition import study as repetition
-from pythia_book.studies.scaling import study as scaling
-from pythia_book.studies.seeds import study as seeds
-from pythia_book.studies.term_frequency.study import INDICES as TERMS
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import CheckpointError
-from pythia_core.suite import SCALES
 from pythia_core.training import retention
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder, weight_hashes
+from pythia_core.training.retention import Keep
 from pythia_core.training.runs import find_or_train, find_or_train_all
-from pythia_core.training.schedule import linear_step
+from pythia_core.training.schedule import linear_step, linear_steps
 
 STEPS = 160
+
+
+def keep(config: RunConfig) -> Keep:
+    """Some weights; states of controls where forks will start."""
+    weights = linear_steps((3, 13, 93, 143), config.train.steps) | {0, 1, 4, 16}
+    forked = config.data.dedup != "none" and not config.intervention
+    return Keep(weights, linear_steps((113, 133) if forked else (), config.train.steps))
 
 
 @pytest.fixture
@@ -60,8 +58,8 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
         return list((other.parent).glob("*/checkpoints/*/model.safetensors"))
 
     other = whole.folder.rename(whole.folder.with_name("kept-elsewhere"))
-    run = find_or_train(config, progress=False, whole=False)
-    kept = retention.kept_steps(config)
+    kept = keep(config).weights
+    run = find_or_train(config, progress=False, keep=keep(config))
     assert run.steps == sorted(kept & set(saved_steps(run.checkpoints)))
     assert max(most) <= 154 + len(kept) + 1, "weights are dropped while the run goes on"
     assert len(saved_steps(run.checkpoints)) == 154
@@ -74,7 +72,7 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     assert saved_steps(run.states) == []
     run._done.unlink()
     monkeypatch.setenv("PYTHIA_KEEP_ALL", "1")
-    again = find_or_train_all({"it": config}, progress=False)["it"]
+    again = find_or_train_all({"it": config}, False, keep)["it"]
     assert weight_hashes(again.checkpoints) == hashes and len(again.steps) == 154
 
 
@@ -82,32 +80,22 @@ def test_forks_of_deduplicated_text_find_their_states(config: RunConfig, monkeyp
     pytest.importorskip("datatrove")
     monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
     config = replace(config, data=replace(config.data, dedup="exact", epochs=2))
-    run = find_or_train(config, progress=False, whole=False)
+    run = find_or_train(config, progress=False, keep=keep(config))
     assert saved_steps(run.states) == [linear_step(i, STEPS) for i in (113, 133)]
     swapped = config.fork("masculine_to_feminine", linear_step(133, STEPS))
-    fork = find_or_train(swapped, progress=False, whole=False)
+    fork = find_or_train(swapped, progress=False, keep=keep(swapped))
     assert fork.finished and saved_steps(fork.states) == []
     assert not (run.folder / "replays").exists()
 
 
-def test_every_step_that_a_study_asks_for_is_kept() -> None:
-    indices = {*scaling.OVER_TRAINING, *scaling.LOSS_AT, *memorization.CHECKPOINTS}
-    indices |= {*deduplication.INDICES, *errata.INDICES, *memorization.DEDUPLICATED_AT}
-    assert indices <= {*retention.EVERY_RUN}
-    assert {*TERMS} <= {*retention.EVERY_RUN, *retention.DEDUPLICATED}
-    assert {*repetition.INDICES} <= {*retention.REPEATED}
-    assert {*seeds.EARLY} <= {*retention.EARLY}
-    params = GenderBiasParams("gpu")
-    for arm in ARMS:
-        run = params.arm("4.7m", 0, arm)
-        assert set(params.steps(arm)) <= retention.kept_steps(run), arm
+def test_states_that_are_asked_for_stay_of_small_runs_too(config: RunConfig) -> None:
+    run = find_or_train(config, progress=False, keep=Keep(states=frozenset({45})))
+    assert len(run.steps) == 154, "a small run keeps all weights"
+    assert saved_steps(run.states) == sorted({45, *linear_steps((113, 133), STEPS), STEPS})
 
 
-def test_nothing_of_the_recorded_scales_is_large() -> None:
-    for scale in ("smoke", "laptop"):
-        for run in all_runs(scale):
-            for precision in ("bf16", "fp32"):
-                train = replace(run.train, precision=precision)
-                assert not retention.is_large(replace(run, train=train))
-    assert any(retention.is_large(run) for run in all_runs("gpu"))
-    assert SCALES["gpu"].steps % 143 == 0
+def test_the_last_weights_stay_though_nobody_asked(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
+    assert find_or_train(config, progress=False, keep=Keep()).steps == [STEPS]

@@ -8,12 +8,12 @@ and training rows, so that every difference is paired. Tables only; training is 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.measurements import measure_all
+from pythia_book.published.results import find as find_published
 from pythia_book.published.scaling import published_deduplication
 from pythia_book.stats import (
     NOT_TESTABLE,
@@ -23,15 +23,22 @@ from pythia_book.stats import (
     estimate,
     premise_verdict,
 )
+from pythia_book.studies.all_runs import train_all
+from pythia_book.studies.deduplication.params import (
+    CONTEXT,
+    INDICES,
+    STUDY,
+    DeduplicationParams,
+    texts,
+)
 from pythia_book.studies.held_out import LanguageMeasurement
 from pythia_book.studies.memorization.tables import columns, ratio
-from pythia_book.studies.task_scores import LIMIT, built_tasks, twin_rows
-from pythia_book.study import StudyParams, StudyResult, find_published
+from pythia_book.studies.task_scores import built_tasks, twin_rows
+from pythia_book.study import StudyResult
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows
 from pythia_core.suite import DATA_ARMS, DEDUP, scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,35 +46,10 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
-STUDY = "deduplication"
-INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
-"""Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
-CONTEXT = 32
-"""Tokens given, and tokens asked for, in extraction (paper section 3.2)."""
 PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
 """The Pile before and after (issue threads of the release; paper section 2)."""
 
 Suite = dict[tuple[str, str], "Run"]
-
-
-@dataclass(frozen=True)
-class DeduplicationParams(StudyParams):
-    """Parameters of the study."""
-
-    seed: int = 1234
-    bootstrap: int = 2000
-    limit: int = LIMIT
-    """Items of a benchmark task."""
-
-    WHOLE: ClassVar = {
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-        "limit": (5, 100_000),
-    }
-
-
-Params = DeduplicationParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 # --- the text --------------------------------------------------------------------------------
@@ -81,9 +63,8 @@ def recipes_table(params: DeduplicationParams, progress: bool) -> dict[str, pd.D
     import pandas as pd
 
     rows, clusters, caught = [], [], []
-    base = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed).data
-    for recipe in ("none", *RECIPES):
-        data = prepare(replace(base, dedup=recipe), progress)
+    for text in texts(params):
+        recipe, data = text.dedup, prepare(text, progress)
         report = data.manifest["tokens"]["dedup"]
         row = {"recipe": recipe, **data.manifest["tokens"]["train"]}
         removed = report.get("removed", {})
@@ -222,8 +203,8 @@ def run(
     """
     published = published or find_published()
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     tables = recipes_table(params, progress)
     twins, final, gaps = twins_tables(params, suite, progress)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from pythia_book.records import number_text, value_text
 from pythia_book.studies.errata.catalogue import ERRATA
-from pythia_book.studies.errata.study import LABELS, MARGIN, SEED
+from pythia_book.studies.errata.params import LABELS, SEED
+from pythia_book.studies.errata.study import MARGIN
 from pythia_book.style import (
     GRID,
     INK,

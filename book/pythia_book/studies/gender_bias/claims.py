@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
-    from pythia_book.studies.gender_bias.study import GenderBiasParams
+    from pythia_book.studies.gender_bias.params import GenderBiasParams
 
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 NOT_RELEASED = "not among the released files"

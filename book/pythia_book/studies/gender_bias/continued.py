@@ -18,8 +18,7 @@ from pythia_book.released import download as hub
 from pythia_book.released.continued import Continued
 from pythia_book.released.continued_data import RowsData
 from pythia_book.stats import estimate
-from pythia_book.studies.gender_bias.measures import Battery, Items, is_choice
-from pythia_book.studies.gender_bias.study import STRATIFIED
+from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, is_choice
 from pythia_core.config import DataConfig
 from pythia_core.data.prepare import prepare
 from pythia_core.errors import CheckpointError, ConfigError, FetchError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pythia_book import records
 from pythia_book import style as figures
 from pythia_book.studies.gender_bias.claims import LAST_WINDOW
-from pythia_book.studies.gender_bias.study import ARMS, STUDY
+from pythia_book.studies.gender_bias.params import ARMS, STUDY
 from pythia_book.style import Drawing, Table, claims_frame, interval
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import OFFICIAL_STEPS

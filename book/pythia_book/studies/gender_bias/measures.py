@@ -36,6 +36,9 @@ MASCULINE = (" he", " him", " his", " himself")
 FEW = ("feminine_share", "crows", "crows_per_token", "crows_margin")
 """Measures followed over all of training; the others from the first fork on."""
 
+STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
+"""Measures whose items come in halves of fixed size: feminine and masculine stereotypes."""
+
 Measured = dict[str, np.ndarray]
 """Measure -> one value an item, float64[n]."""
 

@@ -27,7 +27,7 @@ from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.suite import Scale, scale_named, size_named
 
 if TYPE_CHECKING:
-    from pythia_book.studies.gender_bias.study import GenderBiasParams
+    from pythia_book.studies.gender_bias.params import GenderBiasParams
     from pythia_core.training.runs import Run
 
 MODELS, DATA = "PYTHIA_PAPER_MODELS", "PYTHIA_PAPER_DATA"

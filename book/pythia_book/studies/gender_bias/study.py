@@ -15,17 +15,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.measurements import measure_all
+from pythia_book.published.results import find as find_published
 from pythia_book.stats import Estimate, estimate
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.gender_bias.claims import claims_table
-from pythia_book.studies.gender_bias.measures import Battery, Items, Measured, is_choice
-from pythia_book.study import StudyParams, find_published
-from pythia_core.config import SWAPS, RunConfig
-from pythia_core.errors import CheckpointError, ConfigError, one_of
+from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
+from pythia_book.studies.gender_bias.params import ARMS, BRANCH, GenderBiasParams
+from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
 if TYPE_CHECKING:
@@ -34,79 +36,11 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
-STUDY = "gender_bias"
-DEFAULT_SIZES = {
-    "smoke": "7k",
-    "laptop": "25k,150k,600k",
-    "gpu": "4.7m,19m,85m",
-    "paper": "70m",
-}
-ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
-"""Arm -> the evenly spaced checkpoint at which it forks from the control."""
-BEFORE = (0, 13, 33, 53, 73, 93)
-BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""Evenly spaced checkpoints at which arms are measured: before the first fork, and from it on."""
-BASE_SEED = 1234
-
-STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
-"""Measures whose items come in halves of fixed size: feminine and masculine stereotypes."""
 
 Key = tuple[str, str, int]
 """(size, arm, step)."""
 Strata = dict[str, np.ndarray]
 """Measure -> group of each of its items, where the groups are resampled apart."""
-
-
-@dataclass(frozen=True)
-class GenderBiasParams(StudyParams):
-    """Parameters of the study."""
-
-    seeds: int = 1
-    swap: str = "masculine_to_feminine"
-    bootstrap: int = 2000
-
-    WHOLE: ClassVar = {"seeds": (1, 100), "bootstrap": (100, 1_000_000)}
-
-    def check(self) -> None:
-        if self.swap not in SWAPS:
-            raise ConfigError(one_of(self.swap, SWAPS, "swap"))
-        if scale_named(self.scale).published:
-            from pythia_book.studies.gender_bias import released as gender_paper
-
-            gender_paper.check(self)
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        """The sizes as a tuple, smallest first."""
-        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
-
-    def control(self, size: str, seed: int) -> RunConfig:
-        """The control run of one size and seed: a model of the suite's deduplicated half."""
-        from pythia_core.util.machine import best_precision
-
-        both = BASE_SEED + seed
-        scale = scale_named(self.scale)
-        return scale.run(size, both, both, deduplicated=True, precision=best_precision())
-
-    def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """The run of one arm."""
-        control, index = self.control(size, seed), ARMS[arm]
-        if index is None:
-            return control
-        return control.fork(self.swap, scale_named(self.scale).fork_step(index))
-
-    def steps(self, arm: str) -> tuple[int, ...]:
-        """Steps at which an arm is measured; a fork's first point is its parent's."""
-        scale = scale_named(self.scale)
-        first = ARMS[arm]
-        before = () if scale.published else BEFORE  # of published models the control is a fork too
-        indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
-        steps = {scale.fork_step(i) for i in indices} | {scale.steps}
-        return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
-
-
-Params = GenderBiasParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +62,18 @@ class Result:
         return asdict(self.params)
 
 
+def check(params: GenderBiasParams) -> None:
+    """Refuse scale paper while models or data that it needs are missing.
+
+    Raises:
+        ConfigError: says what, with sizes and hours.
+    """
+    if scale_named(params.scale).published:
+        from pythia_book.studies.gender_bias import released as gender_paper
+
+        gender_paper.check(params)
+
+
 def run(
     params: GenderBiasParams,
     progress: bool = True,
@@ -139,14 +85,17 @@ def run(
 
     Args:
         items: the evaluation items; default: those of the pinned wheels.
-        find_or_train: how runs are had; default: pythia_core.training.runs.find_or_train_all.
+        find_or_train: how runs are had, from configs; default: `train_all`.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+
+    Raises:
+        ConfigError: as `check`.
     """
     from pythia_book.studies.gender_bias import released as gender_paper
     from pythia_book.studies.gender_bias.continued import measuring_text
 
-    if find_or_train is None:
-        from pythia_core.training.runs import find_or_train_all as find_or_train
+    check(params)
+    find_or_train = find_or_train or partial(train_all, params)
     published = published or find_published()
     started = time.time()
     items = items or Items.load()

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.records import number_text
+from pythia_book.studies.kernels.params import ONE_OF_EVERY_HEAD_DIM
 from pythia_book.studies.kernels.study import (
     COMPILED,
     COPY_GB_PER_S,
     MATMUL_TFLOP_PER_S,
     NOT_MEASURED,
-    ONE_OF_EVERY_HEAD_DIM,
     PREDICTIONS,
     SEQ_LEN,
     executed_products,

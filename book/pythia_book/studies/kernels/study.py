@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book.bench.cost_model import COPY, MATMUL, SEQ_LEN
 from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row, premise_verdict
-from pythia_book.study import StudyParams, StudyResult
+from pythia_book.studies.kernels.params import STUDY, KernelsParams
+from pythia_book.study import StudyResult
 from pythia_core.config import ModelConfig
-from pythia_core.errors import ConfigError
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST, LIBRARIES
 from pythia_core.kernels.attention_tiles import tiles
-from pythia_core.suite import OFFICIAL_SIZES, scale_named, size_named
+from pythia_core.suite import OFFICIAL_SIZES, size_named
 from pythia_core.training.metrics import flops_per_token
 
 if TYPE_CHECKING:
@@ -137,36 +137,10 @@ def logits_gigabytes(size: str, tokens: int) -> float:
 
 # --- tables ----------------------------------------------------------------------------------
 
-STUDY = "kernels"
 NOT_MEASURED = "not yet measured: dry run on a CPU"
-DEFAULT_SIZES = {"smoke": "31m"}
-ONE_OF_EVERY_HEAD_DIM = "31m,160m,1b,1.4b,2.8b"
 MEASURED = ("ms", "ms_low", "ms_high", "rate", "share", "relative_error", "peak_bytes")
 COMPILED = "torch.compile (inductor)"
 ROWS = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class KernelsParams(StudyParams):
-    """Parameters of the study; `rows` is a file of `bench kernels --json`, or nothing."""
-
-    rows: str = ""
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        default = DEFAULT_SIZES.get(self.scale, ONE_OF_EVERY_HEAD_DIM)
-        return scale_named(self.scale).size_list(self.sizes, default)
-
-    def check(self) -> None:
-        if other := [size for size in self.size_list if size not in OFFICIAL_SIZES]:
-            raise ConfigError(
-                f"sizes: kernels are measured at official sizes ({', '.join(OFFICIAL_SIZES)}), got "
-                f"{', '.join(other)}"
-            )
-
-
-Params = KernelsParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 def measurements(rows: list[ROWS], measured: bool) -> pd.DataFrame:

@@ -10,20 +10,20 @@ last checkpoint is predicted from earlier checkpoints and from smaller models. T
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.measurements import Arrays, measure_all
+from pythia_book.published.results import find as find_published
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims_table
+from pythia_book.studies.memorization.params import STUDY, MemorizationParams
 from pythia_book.studies.memorization.tables import Rows, frame
-from pythia_book.study import StudyParams, StudyResult, find_published
-from pythia_core.errors import ConfigError
+from pythia_book.study import StudyResult
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows, exposure_counts
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
-STUDY = "memorization"
-CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
-"""Evenly spaced checkpoints of the standard half: the paper's 23,000, 43,000, ..."""
-DEDUPLICATED_AT = (63, 103, 143)
 WINDOWS = (32, 64, 128, 512)
 """Rows of a window: one of our batches first; 512 is the paper's."""
 SHARES = ("size", "arm", "step", "percent", "rows", "memorized", "value", "low", "high")
@@ -49,46 +45,6 @@ Suite = dict[tuple[str, str], "Run"]
 Found = dict[tuple[str, int], Arrays]
 
 
-@dataclass(frozen=True)
-class MemorizationParams(StudyParams):
-    """Parameters of the study."""
-
-    context: int = 32
-    continuation: int = 32
-    window: int = 128
-    """Rows of a window of the Q-Q plot (the paper: 512 of 146 million rows)."""
-    simulations: int = 2000
-    seed: int = 1234
-    bootstrap: int = 2000
-
-    WHOLE: ClassVar = {
-        "context": (1, 4096),
-        "continuation": (1, 4096),
-        "window": (1, 1_000_000),
-        "simulations": (200, 100_000),
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-    }
-
-    def check(self) -> None:
-        width = scale_named(self.scale).data.seq_len + 1
-        if self.context + self.continuation > width:
-            raise ConfigError(
-                f"context={self.context} and continuation={self.continuation} are more than the "
-                f"{width} tokens of a row"
-            )
-
-    def steps(self, arm: str) -> list[int]:
-        """Checkpoints at which an arm is measured."""
-        scale = scale_named(self.scale)
-        indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
-        return sorted({scale.fork_step(i) for i in indices} - {0})
-
-
-Params = MemorizationParams
-"""Under this name a study's parameters are checked before its notebook runs."""
-
-
 def run(
     params: MemorizationParams, progress: bool = True, published: Published | None = None
 ) -> StudyResult:
@@ -101,8 +57,8 @@ def run(
 
     published = published or find_published()
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     found, rows, gaps = _extract(params, suite, progress)
     tables = {

@@ -36,7 +36,7 @@ from pythia_core.suite import scale_named
 from pythia_core.training.schedule import linear_step
 
 if TYPE_CHECKING:
-    from pythia_book.studies.phases.study import PhasesParams
+    from pythia_book.studies.phases.params import PhasesParams
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18

@@ -12,80 +12,23 @@ models (phases_released). Tables only.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pythia_book.measurements import Arrays, Gap, measure_all
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.phases.claims import claims_table, values_of
+from pythia_book.studies.phases.params import STUDY, PhasesParams
 from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
 from pythia_book.studies.phases.released import released_models, released_text
 from pythia_book.studies.phases.tables import tables_of
-from pythia_book.study import StudyParams, StudyResult
+from pythia_book.study import StudyResult
 from pythia_book.tasks.sweep import steps_of
-from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named, suite_configs
-from pythia_core.training.runs import Run, find_or_train_all
+from pythia_core.training.runs import Run
 
 if TYPE_CHECKING:
     from pythia_book.released.find import AnyModel
     from pythia_book.studies.phases.probes import Text
-
-STUDY = "phases"
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m"}
-
-
-@dataclass(frozen=True)
-class PhasesParams(StudyParams):
-    """Parameters of the study."""
-
-    seed: int = 1234
-    bootstrap: int = 2000
-    steps: str = "all"
-    """Checkpoints: "all", or a comma list of steps, first and last."""
-    source: str = ""
-    """Released models at scale paper: a comma list of repositories or folders."""
-    data: str = ""
-    """The rows that those were given: a name or folder of `inspect --data`."""
-    batches: int = 16
-    """Of these, on which n-grams are counted."""
-
-    WHOLE: ClassVar = {
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-        "batches": (1, 143_000),
-    }
-
-    @property
-    def released(self) -> bool:
-        """Whether the models are released ones."""
-        return scale_named(self.scale).published
-
-    def check(self) -> None:
-        """Refuse released models at another scale, and scale paper without them.
-
-        Raises:
-            ConfigError: says which parameters are needed.
-        """
-        if self.released and not (self.source and self.data):
-            raise ConfigError(
-                "scale paper reads released models: name them with source, e.g. "
-                "EleutherAI/pythia-70m or a folder of its steps, and the rows that they were given "
-                "with data, e.g. pile-standard (over the network) or a folder with its shards"
-            )
-        if self.released and self.sizes:
-            raise ConfigError(f"sizes={self.sizes!r}: at scale paper source says which models")
-        if not self.released and (self.source or self.data):
-            raise ConfigError("source and data are of released models: they need scale paper")
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        if self.released and self.source:
-            return tuple(released_models(self.source))
-        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
-
-
-Params = PhasesParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 def run(params: PhasesParams, progress: bool = True) -> StudyResult:
@@ -134,7 +77,7 @@ def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, AnyModel], 
         scale = scale_named(params.scale)
         return models, released_text(params.data, params.batches, scale, some.data.eod_id)
     configs = suite_configs(params.scale, params.size_list, ("standard",), params.seed)
-    runs = {size: r for (size, _), r in find_or_train_all(configs, progress, whole=True).items()}
+    runs = {size: r for (size, _), r in train_all(params, configs, progress).items()}
     some = next(iter(runs.values()))
     train = some.config.train
     return runs, RunText(some.data, train.steps * train.batch_size)

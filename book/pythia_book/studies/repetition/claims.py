@@ -25,12 +25,12 @@ from pythia_book.stats import (
     premise_verdict,
     small_cost_verdict,
 )
+from pythia_book.studies.repetition.params import Cell, RepetitionParams
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.measurements import Arrays
-    from pythia_book.studies.repetition.study import RepetitionParams
 
 R_STAR = 15.387756
 """R*_D of the law (appendix A of its paper): after so many repetitions the worth of one more is
@@ -40,8 +40,6 @@ MARGINAL = 1.0
 CLOSE = 10.0
 """Points within which a measured worth counts as that of the law."""
 
-Cell = tuple[str, int]
-"""(size, epochs)."""
 Losses = dict[Cell, np.ndarray]
 
 

@@ -9,24 +9,24 @@ item by item. The released picture comes from published_scaling. Tables only.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pythia_book.measurements import Arrays, measure_all
+from pythia_book.published.results import find as find_published
 from pythia_book.published.scaling import published_scaling
 from pythia_book.stats import estimate
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.held_out import LanguageMeasurement
 from pythia_book.studies.scaling.claims import claims_table
 from pythia_book.studies.scaling.laws import laws_tables
-from pythia_book.studies.task_scores import LEAST_FITTING, LIMIT, built_tasks, share_fitting
-from pythia_book.study import StudyParams, StudyResult, find_published
+from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, ScalingParams
+from pythia_book.studies.task_scores import LEAST_FITTING, built_tasks, share_fitting
+from pythia_book.study import StudyResult
 from pythia_book.tasks.task_metrics import BuiltTask, TaskMeasurement
-from pythia_book.tasks.tasks import TASKS
-from pythia_core.errors import ConfigError, MissingDependencyError, one_of, raise_all
+from pythia_core.errors import MissingDependencyError
 from pythia_core.suite import scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,52 +34,8 @@ if TYPE_CHECKING:
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
-STUDY = "scaling"
-OVER_TRAINING = (4, 13, 43, 93)
-"""Evenly spaced checkpoints, besides the last, at which tasks are scored."""
-LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
 
 Suite = dict[tuple[str, str], "Run"]
-
-
-@dataclass(frozen=True)
-class ScalingParams(StudyParams):
-    """Parameters of the study."""
-
-    tasks: str = ""
-    """Comma list; empty: all seven."""
-    shots: str = "0,1"
-    limit: int = LIMIT
-    """Items of a task."""
-    seed: int = 1234
-    bootstrap: int = 2000
-
-    WHOLE: ClassVar = {
-        "limit": (5, 100_000),
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-    }
-
-    def check(self) -> None:
-        problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
-        raise_all(ConfigError, problems, "tasks")
-        _ = self.shot_list
-
-    @property
-    def task_list(self) -> tuple[str, ...]:
-        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
-        return tuple(dict.fromkeys(names)) or tuple(TASKS)
-
-    @property
-    def shot_list(self) -> tuple[int, ...]:
-        words = [word.strip() for word in self.shots.split(",") if word.strip()]
-        if not words or not all(word.isdecimal() and int(word) <= 16 for word in words):
-            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..16, e.g. "0,2"')
-        return tuple(sorted({int(word) for word in words}))
-
-
-Params = ScalingParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 def run(
@@ -88,8 +44,8 @@ def run(
     """Find or train the suite, score it, fit, compare with what was released."""
     published = published or find_published()
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     some = next(iter(suite.values()))
     length = some.config.model.max_seq_len

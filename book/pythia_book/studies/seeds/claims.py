@@ -19,7 +19,7 @@ from pythia_book.studies.seeds.variance import beyond_items, distance_in_sds
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.seeds.study import SeedsParams
+    from pythia_book.studies.seeds.params import SeedsParams
 
 ENOUGH = 1.96 * 2**0.5
 """Distance of two sizes in standard deviations over seeds from which on one run of each is put in

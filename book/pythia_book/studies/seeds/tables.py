@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import estimate
+from pythia_book.studies.seeds.params import Cell, SeedsParams
 from pythia_book.studies.seeds.variance import (
     components,
     items_error,
@@ -24,16 +25,12 @@ from pythia_core.suite import DATA_ARMS, scale_named
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.seeds.study import SeedsParams
-
 MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
 """Measure -> factor from tables to prose: nats a token, and shares in percent."""
 KINDS = ("order", "weights", "both")
 """What is varied: one seed, the other being the suite's, or both at once as in PolyPythias."""
 COLUMNS = ("order_seed", "weight_seed", "arm", "step", "percent", "measure", "value")
 
-Cell = tuple[int, int, str]
-"""(order seed, weight seed, arm)."""
 Found = dict[tuple[Cell, int, str], np.ndarray]
 """(cell, step, measure) -> one value an item, float64[n]."""
 

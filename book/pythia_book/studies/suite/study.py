@@ -11,16 +11,16 @@ not ("from memory"). Pythia's own row is counted from its released configs (pyth
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.studies.all_runs import train_all
+from pythia_book.studies.suite.params import STUDY, SuiteParams
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.reading import OFFICIAL, reading_tables
-from pythia_book.study import StudyParams, StudyResult
+from pythia_book.study import StudyResult
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, size_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
 
 if TYPE_CHECKING:
@@ -29,31 +29,15 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
-STUDY = "suite"
 BINS = 143
 """Points of a loss curve."""
-
-
-@dataclass(frozen=True)
-class SuiteParams(StudyParams):
-    """Parameters of the study."""
-
-    seed: int = 1234
-    resume_steps: int = 24
-    """Updates of the run that is interrupted in the middle and compared."""
-
-    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "resume_steps": (2, 10_000)}
-
-
-Params = SuiteParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 def run(params: SuiteParams, progress: bool = True) -> StudyResult:
     """Find or train the suite, then count and compare; tables as in `_tables`."""
     started = time.time()
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, seed=params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     tables = {
         "models": models_table(suite),

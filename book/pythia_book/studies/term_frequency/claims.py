@@ -19,7 +19,7 @@ from pythia_book.studies.term_frequency.tables import NumberScores, gap_change
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.term_frequency.study import TermFrequencyParams
+    from pythia_book.studies.term_frequency.params import TermFrequencyParams
 
 
 def claims_table(

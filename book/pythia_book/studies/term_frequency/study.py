@@ -11,13 +11,14 @@ find-or-train.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pythia_book.corpora import equations
 from pythia_book.corpora.miniature import taken
 from pythia_book.measurements import measure_all
 from pythia_book.published.arithmetic import arithmetic_table
+from pythia_book.published.results import find as find_published
+from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
 from pythia_book.studies.term_frequency.claims import claims_table
 from pythia_book.studies.term_frequency.definitions import (
@@ -25,6 +26,7 @@ from pythia_book.studies.term_frequency.definitions import (
     definition_items,
     words_and_lines,
 )
+from pythia_book.studies.term_frequency.params import INDICES, STUDY, TermFrequencyParams
 from pythia_book.studies.term_frequency.tables import (
     COINS,
     Found,
@@ -38,59 +40,19 @@ from pythia_book.studies.term_frequency.tables import (
     number_terms,
     tenths,
 )
-from pythia_book.study import StudyParams, StudyResult, find_published
+from pythia_book.study import StudyResult
 from pythia_core.config import BUILT_IN
 from pythia_core.data.prepare import prepare
 from pythia_core.data.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.data.tokenizer import token_bytes
-from pythia_core.errors import ConfigError, DataError, one_of, raise_all
-from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
-from pythia_core.training.runs import find_or_train_all
+from pythia_core.errors import DataError
+from pythia_core.suite import scale_named, suite_configs
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
-
-STUDY = "term_frequency"
-INDICES = (13, 39, 65, 91, 117, 143)
-"""The paper's checkpoints, in thousands of official steps."""
-
-
-DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
-
-
-@dataclass(frozen=True)
-class TermFrequencyParams(StudyParams):
-    """Parameters of the study."""
-
-    arm: str = "deduplicated"
-    """The half of the suite: the paper used the deduplicated one."""
-    shots: str = ""
-    """Solved examples before a sum, comma list; empty: what suits the scale's context."""
-    seed: int = 1234
-    bootstrap: int = 2000
-
-    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
-
-    def check(self) -> None:
-        problems = [] if self.arm in DATA_ARMS else [one_of(self.arm, DATA_ARMS, "arm")]
-        raise_all(ConfigError, problems, "arm")
-        _ = self.shot_list
-
-    @property
-    def shot_list(self) -> tuple[int, ...]:
-        """Numbers of examples, rising; 0 is always among them."""
-        text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
-        words = [word.strip() for word in text.split(",") if word.strip()]
-        if not words or not all(word.isdecimal() and int(word) <= 64 for word in words):
-            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..64, e.g. "0,4"')
-        return tuple(sorted({0, *map(int, words)}))
-
-
-Params = TermFrequencyParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 def run(
@@ -105,8 +67,8 @@ def run(
     data, length = prepare(config.data, progress), config.model.max_seq_len
     # before training: so many examples may not fit
     sums = {s: ArithmeticMeasurement.of(data, s, length) for s in params.shot_list}
-    suite = find_or_train_all(
-        suite_configs(params.scale, params.size_list, (params.arm,), params.seed), progress
+    suite = train_all(
+        params, suite_configs(params.scale, params.size_list, (params.arm,), params.seed), progress
     )
     runs = {size: suite[size, params.arm] for size in params.size_list}
     some = runs[params.size_list[0]]

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pythia_book import recipe
 from pythia_book.bench import cost_model
 from pythia_book.records import number_text
+from pythia_book.studies.throughput.params import SIZES
 from pythia_book.studies.throughput.study import (
     NOT_MEASURED,
-    SIZES,
     USABLE_GIB,
     goals_table,
     predicted_table,

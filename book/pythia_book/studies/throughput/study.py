@@ -10,15 +10,14 @@ Measuring is not done here: a page must not hang on a machine. Tables only.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import recipe
 from pythia_book.bench import cost_model
 from pythia_book.bench.rows import COMMAND, Row, measured_rows
 from pythia_book.stats import NOT_TESTABLE
-from pythia_book.study import StudyParams, StudyResult
-from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_book.studies.throughput.params import STUDY, ThroughputParams
+from pythia_book.study import StudyResult
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training import memory
 from pythia_core.training.execution import Execution
@@ -26,9 +25,6 @@ from pythia_core.training.execution import Execution
 if TYPE_CHECKING:
     import pandas as pd
 
-STUDY = "throughput"
-SIZES = tuple(cost_model.TARGETS)
-"""What one H100 holds without help: 14M to 2.8B."""
 NOT_MEASURED = "not yet measured"
 PREDICTED = {"compile": "compiled", "eager": "eager"}
 """Which prediction a rival's measurement is compared with, by mode; ours with "ours"."""
@@ -47,25 +43,6 @@ MEASURED = (
     *("tokens_per_s", "low", "high", "predicted", "mfu_causal", "mfu_full"),
     *("products_share", "attainable_share", "peak_gib", "note"),
 )
-
-
-@dataclass(frozen=True)
-class ThroughputParams(StudyParams):
-    """Parameters of the study."""
-
-    def check(self) -> None:
-        names = [name.strip() for name in self.sizes.split(",") if name.strip()]
-        unknown = [one_of(name, SIZES, "size") for name in names if name not in SIZES]
-        raise_all(ConfigError, unknown, "sizes")
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        given = [name.strip() for name in self.sizes.split(",") if name.strip()]
-        return tuple(size for size in SIZES if size in given or not given)
-
-
-Params = ThroughputParams
-"""Under this name a study's parameters are checked before its notebook runs."""
 
 
 def run(params: ThroughputParams) -> StudyResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import continued_fakes as fakes
@@ -11,11 +11,12 @@ import pytest
 from continued_fakes import BATCH, SEQ, STEPS, Published
 from gender_fakes import fake_items
 from pythia_book import records
+from pythia_book.notebooks import check_values
 from pythia_book.released.continued import find_or_continue
 from pythia_book.studies.gender_bias import continued as measured
 from pythia_book.studies.gender_bias import released
 from pythia_book.studies.gender_bias import study as gender_bias
-from pythia_book.studies.gender_bias.study import GenderBiasParams
+from pythia_book.studies.gender_bias.params import GenderBiasParams
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
@@ -174,9 +175,9 @@ def test_what_is_missing_is_said_with_what_it_costs(
     (tmp_path / "pythia-7k-deduped" / "step3").mkdir(parents=True)
     monkeypatch.setenv(released.MODELS, str(tmp_path))
     with pytest.raises(ConfigError, match=r"no config\.json for revision 'step47'"):
-        GenderBiasParams("paper", "7k")
+        gender_bias.check(GenderBiasParams("paper", "7k"))
     with pytest.raises(ConfigError, match="have one"):
-        GenderBiasParams("paper", "7k", seeds=2)
+        gender_bias.check(GenderBiasParams("paper", "7k", seeds=2))
 
 
 def test_unset_variables_are_named_before_anything_is_fetched(
@@ -185,7 +186,7 @@ def test_unset_variables_are_named_before_anything_is_fetched(
     for name in (released.MODELS, released.DATA):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as refused:
-        GenderBiasParams("paper")
+        check_values("gender_bias", asdict(GenderBiasParams("paper")))
     said = str(refused.value)
     assert "set PYTHIA_PAPER_MODELS" in said and "set PYTHIA_PAPER_DATA" in said
     assert "30,000 updates" in said and "10,000 updates" in said and "H100" in said

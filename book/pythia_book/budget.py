@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pythia_book.bench.cost_model import ns_per_token, optimizer_seconds
-from pythia_book.studies.all_runs import STUDIES, runs_of
+from pythia_book.studies.all_runs import STUDIES, declared, keep, runs_of
 from pythia_core.config import RunConfig
 from pythia_core.suite import SIZES, scale_named
-from pythia_core.training.retention import checkpoint_bytes, is_large, kept_steps
-from pythia_core.training.runs import FORK_INDICES, run_flops
-from pythia_core.training.schedule import checkpoint_steps
+from pythia_core.training.retention import checkpoint_bytes, is_large
+from pythia_core.training.runs import run_flops
+from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,20 +26,6 @@ STATE_BYTES = 12
 """A parameter in a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
-MEASURING = {
-    "phases": (154, 0.0),
-    "gender_bias": (11, 0.0),
-    "suite": (0, 0.0),
-    "scaling": (19, 0.0),
-    "deduplication": (5, 1.0),
-    "memorization": (0, 3.0),
-    "term_frequency": (8, 0.0),
-    "seeds": (13, 1.0),
-    "errata": (8, 0.0),
-    "repetition": (8, 1.0),
-}
-"""Study -> how often, a run and about, it reads held-out text or as much of items, and the rows
-that the run has read (first 32 tokens)."""
 HELDOUT_ROWS = 320 + 960
 """Rows of studies.language."""
 MEASURING_SLOWER = 3.0
@@ -54,9 +40,8 @@ def gpu_runs(study: str, scale: str) -> list[RunConfig]:
 
 def measuring_seconds(study: str, config: RunConfig) -> float:
     """Predicted seconds in which a study measures a run, roughly."""
-    heldout, rows = MEASURING[study]
-    seq_len = config.data.seq_len
-    tokens = heldout * HELDOUT_ROWS * seq_len + rows * 33 * run_tokens(config) / seq_len
+    cost, seq_len = declared(study).MEASURING, config.data.seq_len
+    tokens = cost.heldout * HELDOUT_ROWS * seq_len + cost.rows * 33 * run_tokens(config) / seq_len
     share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3
     return MEASURING_SLOWER * share * tokens
 
@@ -88,15 +73,11 @@ def written_bytes(config: RunConfig) -> float:
     return float(len(written_steps(config)) * checkpoint_bytes(config))
 
 
-def kept_bytes(config: RunConfig, whole: bool = False) -> float:
+def kept_bytes(scale: str, config: RunConfig) -> float:
     """Bytes that a run leaves on the disk: weights and optimizer states."""
-    thinned = is_large(config) and not whole
-    kept = kept_steps(config) if thinned else None
-    weights = sum(kept is None or step in kept for step in written_steps(config))
-    forked = config.data.dedup != "none" and config.data.epoch_policy != "rows"
-    states = len(FORK_INDICES) + 1
-    if thinned:
-        states = len(FORK_INDICES) if forked and not config.intervention else 0
+    kept = keep(scale, config) if is_large(config) else None
+    weights = sum(kept is None or step in kept.weights for step in written_steps(config))
+    states = len(PAPER_FORKS) + 1 if kept is None else len(kept.states)
     return weights * checkpoint_bytes(config) + states * STATE_BYTES * config.model.n_params
 
 
@@ -113,7 +94,6 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
     import pandas as pd
 
     suite = gpu_runs("suite", scale)
-    whole = set(gpu_runs("phases", scale))
     rows = []
     for size in scale_named(scale).sizes:
         runs = [run for run in suite if size_of(run) == size]
@@ -128,7 +108,7 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
                 "tokens_per_s": run_tokens(runs[0]) / seconds,
                 "seconds": sum(run_seconds(run, how) for run in runs),
                 "written_gb": sum(map(written_bytes, runs)) / 1e9,
-                "kept_gb": sum(kept_bytes(run, run in whole) for run in runs) / 1e9,
+                "kept_gb": sum(kept_bytes(scale, run) for run in runs) / 1e9,
             }
         )
     return pd.DataFrame(rows)
@@ -141,7 +121,6 @@ def studies_table(
     tokens, training_s, writing_s, measuring_s, kept_gb; runs one after the other."""
     import pandas as pd
 
-    whole = set(gpu_runs("phases", scale)) if "phases" in studies else set()
     seen: set[RunConfig] = set()
     rows = []
     for study in studies:
@@ -156,7 +135,7 @@ def studies_table(
                 "training_s": sum(run_seconds(run, how) for run in new),
                 "writing_s": sum(map(written_bytes, new)) / DISK,
                 "measuring_s": sum(measuring_seconds(study, run) for run in runs),
-                "kept_gb": sum(kept_bytes(run, run in whole) for run in new) / 1e9,
+                "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,
             }
         )
     return pd.DataFrame(rows)

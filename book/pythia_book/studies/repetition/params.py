@@ -1,0 +1,116 @@
+"""Parameters of the study of repetition, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError
+from pythia_core.suite import DEDUP, scale_named
+from pythia_core.training.retention import Keep
+from pythia_core.util.machine import best_precision
+
+STUDY = "repetition"
+MEASURING = MeasuringCost(heldout=8, rows=1.0)
+DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
+"""Size and number of updates by scale: but for smoke, about as many as the deduplicated text has
+rows for."""
+INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
+"""Every eighth of training, as far as there are checkpoints."""
+MOST_EPOCHS = 256
+
+Cell = tuple[str, int]
+"""(size, epochs)."""
+
+
+@dataclass(frozen=True)
+class RepetitionParams(StudyParams):
+    """Parameters of the study."""
+
+    epochs: str = "1,2,4,8,16"
+    steps: int = 0
+    """Updates of every arm; 0: the default of the scale."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {
+        "steps": (0, 10_000_000),
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+    }
+
+    def check(self) -> None:
+        passes, steps = self.epoch_list, self.n_steps
+        if bad := [r for r in passes if steps % r]:
+            every = math.lcm(*passes)
+            divisors = [r for r in range(1, min(steps, MOST_EPOCHS) + 1) if steps % r == 0]
+            raise ConfigError(
+                f"steps={steps} cannot be read in {', '.join(map(str, bad))} equal passes; give a "
+                f"multiple of {every} as steps, e.g. {max(1, steps // every) * every}, or epochs "
+                f"among {', '.join(map(str, divisors))}"
+            )
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        scale = scale_named(self.scale)
+        return scale.size_list(self.sizes, DEFAULTS.get(self.scale, (scale.sizes[-1], 0))[0])
+
+    @property
+    def epoch_list(self) -> tuple[int, ...]:
+        """Smallest first; the fresh arm, 1, is always among them."""
+        words = [word.strip() for word in self.epochs.split(",") if word.strip()]
+        whole = all(word.isascii() and word.isdecimal() for word in words)
+        passes = sorted({int(word) for word in words}) if whole else []
+        if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
+            raise ConfigError(
+                f"epochs={self.epochs!r}: give 1, the fresh arm that all others are compared with, "
+                f'and other whole numbers up to {MOST_EPOCHS}, e.g. "1,2,4"'
+            )
+        return tuple(passes)
+
+    @property
+    def n_steps(self) -> int:
+        scale = scale_named(self.scale)
+        return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
+
+    def rows(self, epochs: int = 1) -> int:
+        """Different rows that an arm reads."""
+        return self.n_steps * scale_named(self.scale).batch_size // epochs
+
+
+Params = RepetitionParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def repetition_configs(
+    params: RepetitionParams,
+) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
+    """(arms, once): the arms by (size, epochs); and runs that read an arm's rows once and stop,
+    each with a learning-rate schedule of its own length. With one epoch the two are the same run.
+    """
+    scale, arms, once = scale_named(params.scale), {}, {}
+    for size in params.size_list:
+        base = scale.run(
+            size, params.seed, params.seed, steps=params.n_steps, precision=best_precision()
+        )
+        for epochs in params.epoch_list:
+            rows = {"epochs": epochs, "unique_rows": params.rows(epochs)}
+            data = replace(base.data, dedup=DEDUP, epoch_policy="rows", **rows)
+            arms[size, epochs] = replace(base, data=data)
+            train = replace(base.train, steps=params.n_steps // epochs)
+            once[size, epochs] = replace(arms[size, 1], train=train)
+    return arms, once
+
+
+def runs(params: RepetitionParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    arms, once = repetition_configs(params)
+    return [*arms.values(), *once.values()]
+
+
+def keep(params: RepetitionParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, repeated=INDICES)

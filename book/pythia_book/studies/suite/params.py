@@ -1,0 +1,39 @@
+"""Parameters of the study of the suite, and the runs it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pythia_book.study import MeasuringCost, StudyParams
+from pythia_core.config import RunConfig
+from pythia_core.suite import suite_configs
+from pythia_core.training.retention import Keep
+
+STUDY = "suite"
+MEASURING = MeasuringCost()
+
+
+@dataclass(frozen=True)
+class SuiteParams(StudyParams):
+    """Parameters of the study."""
+
+    seed: int = 1234
+    resume_steps: int = 24
+    """Updates of the run that is interrupted in the middle and compared."""
+
+    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "resume_steps": (2, 10_000)}
+
+
+Params = SuiteParams
+"""Under this name a study's parameters are checked before its notebook runs."""
+
+
+def runs(params: SuiteParams) -> list[RunConfig]:
+    """Every run that the study trains or finds."""
+    return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
+
+
+def keep(params: SuiteParams, run: RunConfig) -> Keep:
+    """The study reads hashes and logs, which always stay."""
+    return Keep()

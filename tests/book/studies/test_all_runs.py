@@ -1,0 +1,110 @@
+"""Studies are found by their rooms; what stays of a run is what any of them reads of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pythia_book.studies.all_runs import STUDIES, all_runs, declared, keep, runs_of
+from pythia_book.studies.deduplication import params as deduplication
+from pythia_book.studies.errata import params as errata
+from pythia_book.studies.gender_bias.params import ARMS, GenderBiasParams
+from pythia_book.studies.memorization import params as memorization
+from pythia_book.studies.phases.params import PhasesParams
+from pythia_book.studies.repetition import params as repetition
+from pythia_book.studies.scaling import params as scaling
+from pythia_book.studies.seeds import params as seeds
+from pythia_book.studies.term_frequency.params import INDICES as TERMS
+from pythia_book.studies.term_frequency.params import TermFrequencyParams
+
+from pythia_core.config import RunConfig
+from pythia_core.errors import ConfigError
+from pythia_core.suite import SCALES, suite_configs
+from pythia_core.training.retention import Keep, is_large
+from pythia_core.training.schedule import linear_step
+
+EARLY = {0, 1, 4, 16, 64}
+SUITE = {1, 2, 3, 4, 5, 8, 13, 18, 23, 33, 43, 53, 63, 73, 83, 93, 103, 113, 123, 133, 143}
+DEDUPLICATED = SUITE | {39, 65, 91, 117, 118, 128, 135, 138, 140}
+REPEATED = {18, 36, 54, 72, 89, 107, 125, 143}
+"""Of 143 checkpoints, those that stay of a large run by the text it reads; EARLY are steps."""
+
+
+def kept(indices: set[int], run: RunConfig) -> frozenset[int]:
+    return frozenset(linear_step(i, run.train.steps) for i in indices) | EARLY
+
+
+def test_the_studies_are_found_in_an_order_that_suits_them() -> None:
+    assert STUDIES == (
+        *("gender_bias", "phases", "repetition", "suite"),
+        *("deduplication", "memorization", "scaling", "seeds", "term_frequency", "errata"),
+    )
+    for study in STUDIES:
+        assert declared(study).STUDY == study
+        assert {*getattr(declared(study), "AFTER", ())} <= {*STUDIES[: STUDIES.index(study)]}
+    with pytest.raises(ConfigError, match="unknown study 'kernels'"):
+        declared("kernels")
+
+
+def test_what_stays_of_each_kind_of_run() -> None:
+    suite = suite_configs("gpu", ["85m"])
+    assert keep("gpu", suite["85m", "standard"]) == Keep(kept(SUITE, suite["85m", "standard"]))
+    control = GenderBiasParams("gpu").control("85m", 0)
+    assert control == suite["85m", "deduplicated"]
+    assert keep("gpu", control) == Keep(kept(DEDUPLICATED, control), frozenset({791, 931}))
+    fork = control.fork("masculine_to_feminine", 931)
+    assert keep("gpu", fork) == Keep(kept(DEDUPLICATED, fork)), "nothing forks from a fork"
+    arms, once = repetition.repetition_configs(repetition.RepetitionParams("gpu"))
+    for run in (arms["2.7m", 16], once["2.7m", 16]):
+        assert keep("gpu", run) == Keep(kept(REPEATED, run))
+
+
+def test_every_kind_of_run_is_one_of_these() -> None:
+    whole = set(runs_of("phases", "gpu"))
+    for run in all_runs("gpu"):
+        indices = SUITE if run.data.dedup == "none" else DEDUPLICATED
+        repeats = run.data.epoch_policy == "rows"
+        indices = REPEATED if repeats else indices
+        forked = indices is DEDUPLICATED and not run.intervention
+        states = frozenset({791, 931} if forked else ())
+        expected = None if run in whole else Keep(kept(indices, run), states)
+        assert keep("gpu", run) == expected
+
+
+def test_a_run_that_one_study_reads_whole_stays_whole_for_all() -> None:
+    run = suite_configs("gpu", ["4.7m"])["4.7m", "standard"]
+    assert keep("gpu", run) is None
+    in_bf16 = replace(run, train=replace(run.train, precision="bf16"))
+    assert keep("gpu", in_bf16) is None
+    switched = replace(run, train=replace(run.train, lr_form="paper"))
+    assert keep("gpu", switched) == Keep(kept(SUITE, run))
+
+
+def test_other_parameters_than_the_default_are_heeded() -> None:
+    run = suite_configs("gpu", ["85m"])["85m", "standard"]
+    assert keep("gpu", run, PhasesParams("gpu", "85m")) is None
+    of_terms = keep("gpu", run, TermFrequencyParams("gpu", arm="standard"))
+    assert of_terms == Keep(kept(SUITE | set(TERMS), run))
+
+
+def test_every_step_that_a_study_asks_for_is_kept() -> None:
+    indices = {*scaling.OVER_TRAINING, *scaling.LOSS_AT, *memorization.CHECKPOINTS}
+    indices |= {*deduplication.INDICES, *errata.INDICES, *memorization.DEDUPLICATED_AT}
+    assert indices <= SUITE
+    assert {*TERMS} <= DEDUPLICATED
+    assert {*repetition.INDICES} <= REPEATED
+    assert {*seeds.EARLY} <= EARLY
+    params = GenderBiasParams("gpu")
+    for arm in ARMS:
+        run = params.arm("4.7m", 0, arm)
+        assert set(params.steps(arm)) <= keep("gpu", run).weights, arm
+
+
+def test_nothing_of_the_recorded_scales_is_large() -> None:
+    for scale in ("smoke", "laptop"):
+        for run in all_runs(scale):
+            for precision in ("bf16", "fp32"):
+                train = replace(run.train, precision=precision)
+                assert not is_large(replace(run, train=train))
+    assert any(is_large(run) for run in all_runs("gpu"))
+    assert SCALES["gpu"].steps % 143 == 0
