@@ -13,6 +13,7 @@ name in `EXTENSIONS` (and, the same, as entry points in pyproject.toml).
     commands     this package's part of the command line
 
     study, stats, measurements       what studies share
+    budget, bundle                   what a scale takes on another machine, and all it needs there
     records, shown, notebooks        what a run left, which run is shown, running and checking
     style, papermill_engine, sphinx  how it looks, how papermill runs it, how the site is built
 """

@@ -27,7 +27,7 @@ STATE_BYTES = 12
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
 HELDOUT_ROWS = 320 + 960
-"""Rows of studies.language."""
+"""Rows of studies.held_out."""
 MEASURING_SLOWER = 3.0
 """A forward pass in TF32, in small batches, against its share of a training step in bf16."""
 

@@ -5,9 +5,8 @@ masculine pronouns replaced by feminine ones (or the mirror) in the last 7 % and
 training. The forks leave at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
 paper. Seed i gives both the order and the weights the seed 1234 + i.
 
-Measured over the branch and at the end (gender_measures); every effect is a paired difference with
-its bootstrap interval (stats). Only tables come out of here: figures are drawn in
-pythia_book.style, and training is find-or-train.
+Measured over the branch and at the end (gender_bias.measures); every effect is a paired difference
+with its bootstrap interval (stats). Only tables come out of here; training is find-or-train.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from pythia_book.stats import Estimate, estimate
 from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.gender_bias.claims import claims_table
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
-from pythia_book.studies.gender_bias.params import ARMS, BRANCH, GenderBiasParams
+from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, GenderBiasParams
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
@@ -47,6 +46,7 @@ Strata = dict[str, np.ndarray]
 class Result:
     """What the study found, ready to be drawn and recorded."""
 
+    study: ClassVar[str] = STUDY
     params: GenderBiasParams
     tables: dict[str, pd.DataFrame]
     """levels, effects, branch, occupations, ledger: columns as in `_tables`."""

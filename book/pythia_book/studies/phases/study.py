@@ -6,7 +6,7 @@ bigrams and trigrams of its training text predict, when its loss falls below the
 al. 2022, arXiv:2209.11895), and when the logit lens of a layer comes close to the final prediction.
 How it is measured is in pythia_book.studies.phases.probes. A step has an interval like any
 estimate: rows are resampled and it is found again. At scale paper the same is asked of released
-models (phases_released). Tables only.
+models (phases.released). Tables only.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ text is the deduplicated one, where fresh means fresh. Muennighoff et al. (2023,
 find up to four epochs nearly free and fit what repeated data are worth. That worth is measured
 here with runs that read the same rows once and stop: they say what loss so much fresh data gives.
 
-Comparisons and claims are in studies.repetition_claims. Not here: a little data repeated among
+Comparisons and claims are in repetition.claims. Not here: a little data repeated among
 fresh ones (Hernandez et al. 2022, arXiv:2205.10487).
 """
 

@@ -1,0 +1,97 @@
+"""CONTRIBUTING.md, "Add a study": its page is followed to the letter in a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import nbformat
+import pytest
+from pythia_book import bundle
+from pythia_book.notebooks import read_notebook
+from pythia_book.records import read_record
+
+from pythia_core.util.files import project_root
+
+STUDY = "twin_loss"
+ROOM = f"book/pythia_book/studies/{STUDY}"
+
+
+def blocks() -> list[str]:
+    """The blocks of code on the page."""
+    page = (project_root() / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page.partition("## Add a study")[2].partition("\n## ")[0]
+    found = re.findall(r"^ +```python\n(.*?)^ +```$", section, flags=re.MULTILINE | re.DOTALL)
+    return [textwrap.dedent(block) for block in found]
+
+
+def add_the_study(root: Path) -> None:
+    """Write what the page shows: a room, a notebook, and a line of the contents."""
+    cells = [nbformat.v4.new_markdown_cell("# Twins", id="title")]
+    (root / ROOM).mkdir()
+    (root / ROOM / "__init__.py").write_text('"""The study of twins."""\n')
+    for block in blocks():
+        place = re.match(rf"# ({ROOM}/\w+\.py)\n", block)
+        if place:
+            (root / place[1]).write_text(block[place.end() :])
+        else:
+            tags = {"tags": ["parameters"]} if len(cells) == 1 else {}
+            cells.append(nbformat.v4.new_code_cell(block, id=f"cell-{len(cells)}", metadata=tags))
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata = read_notebook(root / "notebooks" / "suite.ipynb").metadata
+    nbformat.write(notebook, root / "notebooks" / f"{STUDY}.ipynb")
+    contents = (root / "_toc.yml").read_text()
+    line = "      - file: studies/suite\n"
+    assert line in contents
+    (root / "_toc.yml").write_text(contents.replace(line, line + line.replace("suite", STUDY)))
+
+
+@pytest.mark.slow
+@pytest.mark.wheels
+@pytest.mark.timeout(300)
+def test_the_page_is_all_it_takes(tmp_path: Path) -> None:
+    root = tmp_path / "checkout"
+    for name, source in bundle._project():
+        target = root / name.removeprefix("project/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, target)
+    add_the_study(root)
+    files = sorted(path.name for path in (root / ROOM).iterdir())
+    assert files == ["__init__.py", "figures.py", "params.py", "study.py"]
+
+    environment = os.environ | {"PYTHIA_RESULTS": str(tmp_path / "results")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "book")])
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=root,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    python("-m", "pythia_core", "study", STUDY, "--scale", "smoke")
+    record = read_record(tmp_path / "results" / STUDY / "smoke")
+    assert record["study"] == STUDY and len(record["runs"]) == 2
+    assert record["claims"][0]["verdict"] in ("reproduced", "not reproduced", "no effect")
+
+    rows = [line.split() for line in python("-m", "pythia_core", "budget").splitlines()]
+    studies = [row[0] for row in rows if row and row[0] in ("suite", STUDY)]
+    assert studies == ["suite", STUDY], "its runs are counted as the suite's"
+    packed = "from pythia_book import bundle; print('twin_loss' in bundle.STUDIES, "
+    packed += "*(data.dedup for data in bundle.needed_data('gpu', ['twin_loss'])))"
+    assert python("-c", packed).split() == ["True", "none", "jaccard-0.87"]
+
+    pytest_there = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+    python(*pytest_there, "tests/test_layers.py")
+    python(*pytest_there, "tests/test_repository.py", "-k", f"toc or {STUDY}")
