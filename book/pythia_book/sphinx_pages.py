@@ -15,7 +15,6 @@ import importlib.util
 import os
 import re
 import shutil
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,16 +26,13 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [
-    str(ROOT),
-    str(ROOT / "book"),
-]  # this checkout's library, also where another one is installed
+from pythia_book import notebooks, records
+from pythia_book import shown as shows
+from pythia_core.config import stable_hash
+from pythia_core.suite import SCALES
 
-from pythia_book import notebooks, records  # noqa: E402
-from pythia_book import shown as shows  # noqa: E402
-from pythia_core.config import stable_hash  # noqa: E402
-from pythia_core.suite import SCALES  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+
 
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
