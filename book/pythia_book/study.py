@@ -74,16 +74,21 @@ class MeasuringCost:
     """How often the rows that the run has read are read again (first 32 tokens)."""
 
 
-def kept_at(config: RunConfig, **indices: Sequence[int]) -> Keep:
-    """The evenly spaced checkpoints, of 143, that a study reads of a run of any size or seed.
+def kept_at(
+    config: RunConfig,
+    standard: Sequence[int] = (),
+    deduplicated: Sequence[int] = (),
+    repeated: Sequence[int] = (),
+) -> Keep:
+    """Weights that a study reads of a run of any size or seed, by the text that the run is given.
 
     Args:
-        indices: by the text that a run reads: `standard`, `deduplicated`, or `repeated`, which is
-            a deduplicated text of which some rows are read several times.
+        standard, deduplicated: which of the 143 evenly spaced checkpoints, of a run on that text.
+        repeated: of a run that reads a part of a text several times (repetition).
     """
-    text = "standard" if config.data.dedup == "none" else "deduplicated"
-    text = "repeated" if config.data.epoch_policy == "rows" else text
-    return Keep(linear_steps(indices.get(text, ()), config.train.steps))
+    indices = standard if config.data.dedup == "none" else deduplicated
+    indices = repeated if config.data.epoch_policy == "rows" else indices
+    return Keep(linear_steps(indices, config.train.steps))
 
 
 @dataclass(frozen=True)

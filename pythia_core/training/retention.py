@@ -1,13 +1,13 @@
 """Which checkpoints of a run stay where all 154 would fill the disk.
 
 154 checkpoints of an 85-million-parameter model are 30 GB in bf16, and a suite has sixteen models.
-Whoever trains such a run may therefore say what to `Keep`. If its checkpoints take more than
-WHOLE_BYTES, the run gives up, as it goes on, all other weights. What is left of such a checkpoint
-is its manifest with the hash of its weights: that all 154 were there, and that no two are equal,
-stays provable, and training again gives them back bit by bit.
+So a run may be given a `Keep`; if its checkpoints take more than WHOLE_BYTES, it gives up all other
+weights as it goes on. What is left of such a checkpoint is its manifest with the hash of its
+weights: that all 154 were there, and that no two are equal, stays provable, and training again
+gives them back bit by bit.
 
-Smaller runs are never thinned, nor are those that nobody said a Keep for, nor any with
-PYTHIA_KEEP_ALL=1. Not here: the format (pythia_core.training.checkpoint).
+Smaller runs keep everything, and so does every run without a Keep or with PYTHIA_KEEP_ALL=1.
+Not here: the format (pythia_core.training.checkpoint).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Every run that the studies of a scale train, and what stays of it; nothing is trained here.
+"""The studies that train something, their runs, and what stays of a run on the disk.
 
-A study is a folder beside this file. If its params.py has a function `runs`, it is found, asked
-for its runs and for what it keeps of a run, planned for (pythia_book.budget) and packed
-(pythia_book.bundle). Studies share runs, so what stays of one is what any of them reads, whichever
-study trains it. Not here: what a study does with its runs.
+A study is a folder next to this file. If its params.py has a function `runs`, it is found here,
+counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so what stays of
+a run is what any of them reads, whichever trains it. Not here: what a study does with its runs.
 """
 
 from __future__ import annotations
