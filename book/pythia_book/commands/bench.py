@@ -1,4 +1,4 @@
-"""`bench`: speeds against a named peer, measured in one run."""
+"""`bench`: speeds against a named peer, measured in one run; `gpu-check`: all that a card shows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ ONLY_FOR = {
     "rounds": ("train on a CPU", "terms", "generate"),
     "precision": ("train on a CPU",),
     "readme": ("train on a CPU",),
-    "dry_run": ("train on a GPU", "kernels"),
-    "budget": ("train on a GPU", "kernels"),
+    "dry_run": ("train on a GPU", "kernels", "attention"),
+    "budget": ("train on a GPU", "kernels", "attention"),
     "seconds": ("train on a GPU", "kernels"),
     "kernels": ("kernels",),
 }
@@ -30,8 +30,9 @@ def add(command: AddCommand) -> None:
     p = command("bench", _bench, "measure speed against a named peer, in one run")
     p.add_argument(
         "what",
-        choices=("train", "terms", "generate", "kernels"),
-        help="a training step; counting terms; writing texts; single kernels on a GPU",
+        choices=("train", "terms", "generate", "kernels", "attention"),
+        help="a training step; counting terms; writing texts; on a GPU: single kernels, attention "
+        "by every library and whether its bits repeat",
     )
     p.add_argument("--device", choices=("cpu", "cuda"), help="of train (default cpu)")
     p.add_argument("--sizes", default="", help="comma list (default: the ladder of the device)")
@@ -43,6 +44,15 @@ def add(command: AddCommand) -> None:
     p.add_argument("--budget", metavar="TIME", help="on a GPU: begin nothing after it, e.g. 9m")
     p.add_argument("--seconds", type=float, help="on a GPU: of timed calls, at least")
     p.add_argument("--kernels", help="kernels: comma list of operations (default: all)")
+
+    p = command("gpu-check", _gpu_check, "on a GPU: test and measure what a budget of time holds")
+    p.add_argument("--budget", default="15m", metavar="TIME", help="e.g. 9m or 540s (default 15m)")
+    p.add_argument(
+        "--out", metavar="DIR", help="results, as they come (default: results/gpu-check)"
+    )
+    p.add_argument("--only", default="", help="some of correctness,attention,train,kernels,study")
+    p.add_argument("--sizes", default="", help="comma list (default: 160m, then the others)")
+    p.add_argument("--dry-run", action="store_true", help="tiny and on the CPU: only that it runs")
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -57,6 +67,10 @@ def _bench(args: argparse.Namespace) -> None:
         if only := given.pop("kernels", ""):
             given["only"] = _names(only)
         return _stream(bench_kernels(sizes, args.dry_run, **given), args.json, _print_json)
+    if args.what == "attention":
+        from pythia_book.bench.attention import bench_attention
+
+        return _stream(bench_attention(args.dry_run, **given), args.json, _print_json)
     if args.what == "train" and args.device == "cuda":
         from pythia_book.bench.rows import line, rows_file
         from pythia_book.bench.train_gpu import bench_train_gpu
@@ -71,6 +85,15 @@ def _bench(args: argparse.Namespace) -> None:
         from pythia_core.util.files import require_checkout
 
         fill_block(require_checkout("--readme") / "README.md", "bench", text)
+
+
+def _gpu_check(args: argparse.Namespace) -> None:
+    from pythia_book.bench.gpu_check import gpu_check
+    from pythia_core.util.files import results_dir
+
+    out = Path(args.out) if args.out else results_dir() / "gpu-check"
+    only, sizes = _names(args.only), _names(args.sizes)
+    gpu_check(duration(args.budget), out.absolute(), only, sizes, args.dry_run)
 
 
 def duration(text: str) -> float:
@@ -94,8 +117,10 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
     kind = args.what
     if kind == "train":
         kind = "train on a GPU" if args.device == "cuda" else "train on a CPU"
-    elif args.device == "cuda" and kind != "kernels":
+    elif args.device == "cuda" and kind not in ("kernels", "attention"):
         raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is of train")
+    if args.sizes and kind in ("terms", "attention"):
+        raise ConfigError(f"bench {kind} measures at no size of a model; it takes no --sizes")
     for option, kinds in ONLY_FOR.items():
         if getattr(args, option) and kind not in kinds:
             flag = "--" + option.replace("_", "-")
@@ -107,8 +132,6 @@ def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: str |
     if what == "terms":
         from pythia_book.bench import terms as bench
 
-        if sizes:
-            raise ConfigError("bench terms counts in one text; it takes no --sizes")
         result = bench.bench_terms(**given)
     elif what == "generate":
         from pythia_book.bench import generate as bench

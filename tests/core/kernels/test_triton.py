@@ -25,10 +25,16 @@ NO_TRITON = pytest.mark.skipif(
 )
 
 
-def outcomes(report: Path, **environment: str) -> dict[str, list[str]]:
-    """By body what went wrong, test by test; one child process, because starting is half of it."""
+def outcomes(report: Path, workers: int = 0, **environment: str) -> dict[str, list[str]]:
+    """By body what went wrong, test by test; one child process, because starting is half of it.
+
+    Args:
+        workers: of pytest-xdist, where it is installed; 0: none.
+    """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_"))}
     command = ["pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    if workers and importlib.util.find_spec("xdist"):
+        command += ["-n", str(workers)]
     done = subprocess.run(
         [sys.executable, "-m", *command, *map(str, BODIES)],
         env={**inherited, **environment},
@@ -54,7 +60,8 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]
 
 @pytest.fixture(scope="module")
 def on_a_card(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    return outcomes(tmp_path_factory.mktemp("card") / "report.xml")
+    """Compiling some 240 variants takes minutes in one process, and nothing is timed."""
+    return outcomes(tmp_path_factory.mktemp("card") / "report.xml", min(12, os.cpu_count() or 1))
 
 
 def test_every_kernel_has_a_body() -> None:

@@ -1,0 +1,386 @@
+"""A rented card in one command: are the kernels right, what is fast, and how fast is training.
+
+Steps run one after the other, each in a process of its own that is ended at its limit, so that one
+that fails or hangs costs no other its result. A step begins only if what is left of the budget
+should be enough for it. All that is found goes to one folder as it is found:
+
+    tests.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was tested and measured
+    steps.jsonl                                                 how each step ended
+    check.log                                                   everything that the steps printed
+
+and can be read although the machine is lost. A later call with other sizes adds to them. Nothing is
+measured here: the steps are pytest and the commands `bench` and `study`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pythia_book.bench.rows import line, write_rows
+from pythia_core.errors import ConfigError, PythiaError, one_of
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.util.files import project_root, results_dir
+
+Row = dict[str, Any]
+PARTS = ("correctness", "attention", "train", "kernels", "study")
+DEFAULT_PARTS = PARTS[:-1]
+FIRST_SIZE = "160m"
+STUDY = "gender_bias"
+OVERTIME = 1.5
+"""A step is ended after so many times what it should take."""
+CLOSING = 15.0
+"""Seconds before its limit at which a benchmark begins nothing more, if not before."""
+WORKERS = 12
+"""Processes that test kernels at a time: most of it is compiling them."""
+EVERY = 15.0
+"""Seconds between two lines about a step under way."""
+ENOUGH = 5.0
+"""Seconds that a process has to end when it is asked to."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One process of the check.
+
+    Attributes:
+        command: a module and its arguments; {budget} is replaced by the seconds it may measure.
+        file: in the folder of results; gets its rows.
+        seconds: that it should take.
+        extra: nobody asked for it, so that it is no failure if it does not run.
+        missing: why it cannot run here, or nothing.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    file: str
+    seconds: float
+    extra: bool = False
+    missing: str = ""
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
+    """The steps, by worth; their seconds are guesses until a card has run them.
+
+    Args:
+        out: folder of results. only: some of PARTS (default: all but the study).
+        sizes: official sizes (default: 160m, then the others; in a dry run 160m).
+
+    Raises:
+        ConfigError: an unknown part or size.
+    """
+    from pythia_book.bench.kernels import SIZES
+    from pythia_book.bench.train_gpu import ORDER, text_file
+
+    for names, accepted, what in ((only, PARTS, "part"), (sizes, ORDER, "size")):
+        for name in names:
+            if name not in accepted:
+                raise ConfigError(one_of(name, accepted, f"{what} of gpu-check"))
+    dry = ("--dry-run",) if dry_run else ()
+
+    def bench(what: str, size: str, seconds: float, *more: str) -> Step:
+        command = ("pythia_core", "bench", what, *more, *dry, "--budget", "{budget}", "--json")
+        command = (*command, str(out / f"{what}.jsonl"), *(("--sizes", size) if size else ()))
+        extra = bool(size) and not sizes and size != FIRST_SIZE
+        return Step(f"{what} {size}".strip(), command, f"{what}.jsonl", seconds, extra)
+
+    steps: dict[str, list[Step]] = {part: [] for part in only or DEFAULT_PARTS}
+    for size in sizes or (
+        (FIRST_SIZE,) if dry_run else sorted(ORDER, key=lambda s: s != FIRST_SIZE)
+    ):
+        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # the rivals
+        making = 0 if text_file().is_file() or steps.get("train") else 40  # what is read
+        seconds = making + (35 if dry_run else 60 + compiling)
+        steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
+        if sizes or size in SIZES:
+            steps.get("kernels", []).append(bench("kernels", size, 45 if dry_run else 140))
+    if "correctness" in steps:
+        steps["correctness"] = [_tests(out, bool(only), dry_run)]
+    if "attention" in steps:
+        steps["attention"] = [bench("attention", "", 25 if dry_run else 60)]
+    if "study" in steps:
+        study = ("pythia_core", "study", STUDY, "--scale", "smoke" if dry_run else "gpu")
+        steps["study"] = [Step(f"study {STUDY}", study, "", 90 if dry_run else 400)]
+    chosen = [step for part in PARTS for step in steps.get(part, ())]
+    return sorted(chosen, key=lambda step: step.extra)  # stable: the first size of everything first
+
+
+def _tests(out: Path, asked: bool, dry_run: bool) -> Step:
+    """The tests of the kernels, and those of the training step that need a card."""
+    root = project_root()
+    bodies = sorted(root.glob("tests/**/triton_bodies/*.py"))
+    bodies = [path for path in bodies if "def test_" in path.read_text(encoding="utf-8")]
+    if dry_run:  # interpreted: the quickest alone
+        bodies = [path for path in bodies if path.stem == "adamw"]
+    files = [*bodies, *root.glob("tests/**/test_gpu_step.py")]
+    missing = ""
+    if not files:
+        missing = f"there are no tests in {root}; they come with a checkout, not with the package"
+    elif importlib.util.find_spec("pytest") is None:
+        missing = "pytest is not installed"
+    command = ["pytest", "-q", "--tb=short", "-m", "not slow", "-k", "not cpu"]
+    command += ["-p", "no:cacheprovider", "-p", "pythia_book.bench.pytest_rows"]
+    command += ["--rows", str(out / "tests.jsonl"), *map(str, files)]
+    if importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
+    extra = bool(missing) and not asked
+    seconds = 60 if dry_run else 100
+    return Step("correctness", tuple(command), "tests.jsonl", seconds, extra, missing)
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def gpu_check(
+    budget: float,
+    out: Path,
+    only: Sequence[str] = (),
+    sizes: Sequence[str] = (),
+    dry_run: bool = False,
+) -> None:
+    """Run what the budget holds and print a table of what is in `out`.
+
+    Args:
+        budget: seconds for everything. out: folder of results, may have those of an earlier call.
+        only, sizes, dry_run: as `plan`.
+
+    Raises:
+        ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that holds
+            the other kind of results.
+        PythiaError: a step failed, was ended or, if it was asked for, found no time; names them.
+        SystemExit: 130, after an interrupt and the table.
+    """
+    deadline = time.monotonic() + budget - ENOUGH
+    import torch
+
+    if not dry_run and not torch.cuda.is_available():
+        raise ConfigError(
+            "gpu-check measures a GPU, and torch sees no CUDA device here; --dry-run runs every "
+            "step tiny on the CPU"
+        )
+    steps = plan(out, only, sizes, dry_run)
+    if any(row["dry_run"] is not dry_run for row in read(out / "steps.jsonl")):
+        kind = "measurements" if dry_run else "a dry run"
+        raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
+    out.mkdir(parents=True, exist_ok=True)
+    if shutil.which("nvidia-smi"):
+        with open(out / "check.log", "ab") as log:
+            subprocess.run(["nvidia-smi"], stdin=subprocess.DEVNULL, stdout=log, timeout=20)
+    problems, interrupted = [], False
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for row in run_steps(steps, deadline, out, dry_run):
+            if row["problem"]:
+                problems.append(f"{row['name']} ({row['outcome']})")
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    _say(out, "\n".join(["", *table(out), "", f"all of it is in {out}"]))
+    if interrupted:
+        raise SystemExit(130)
+    if problems:
+        raise PythiaError(
+            f"{len(problems)} of {len(steps)} steps did not run to their end: "
+            f"{', '.join(problems)}; what they printed is in {out / 'check.log'}"
+        )
+
+
+def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
+    """How each step ended, also appended to steps.jsonl. `deadline` is of time.monotonic().
+
+    Raises:
+        KeyboardInterrupt: after the step that was interrupted is ended.
+    """
+    for step in steps:
+        left = deadline - time.monotonic()
+        row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
+        if step.missing:
+            row |= {"outcome": "not here", "why": step.missing}
+        elif left < step.seconds:
+            why = f"it should take {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
+            row |= {"outcome": "no time", "why": why}
+        else:
+            row |= _run(step, left, out, dry_run)
+        unfit = row["outcome"] in ("not here", "no time")
+        row["problem"] = row["outcome"] != "ok" and not (unfit and step.extra)
+        if row["problem"] or row["outcome"] == "ok":
+            _say(out, f"== {_ended(row)}")
+        write_rows([row], out / "steps.jsonl", lambda _: None)
+        yield row
+        if row["outcome"] == "interrupted":
+            raise KeyboardInterrupt
+
+
+def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
+    """Run a step in its process; the outcome, why, seconds."""
+    limit = min(OVERTIME * step.seconds, left)
+    _say(out, f"== {step.name}: at most {limit:.0f} s, {left:.0f} s of the budget are left")
+    log, file = out / "check.log", out / (step.file or "none")
+    printed, known, began = log.stat().st_size, len(read(file)), time.monotonic()
+    process = _start(step, max(1.0, min(step.seconds, limit - CLOSING)), log, dry_run)
+    outcome = why = ""
+    try:
+        while not outcome:
+            used = time.monotonic() - began
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(max(0.0, min(EVERY, limit - used)))
+                outcome = "failed" if code else "ok"
+                why = _last_line(log, printed) if code else ""
+            if not outcome and time.monotonic() - began >= limit:
+                outcome = "stopped at its limit"
+            elif not outcome:
+                used, rows = time.monotonic() - began, len(read(file)) - known
+                print(f"   {used:.0f} s, {rows} rows: {_last_line(log, printed)[:90]}", flush=True)
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+    finally:
+        _end(process)
+    new = read(file)[known:]
+    failures = [row.get("failed") or row.get("error") for row in new if "ms" not in row]
+    if (
+        outcome == "ok"
+        and step.command[:2] == ("pythia_core", "bench")
+        and len(failures) == len(new)
+    ):
+        outcome, why = "failed", f"nothing was measured: {next(filter(None, failures), '')}"
+    if outcome == "ok" and step.command[:2] == ("pythia_core", "study"):
+        kept = f"{STUDY}/{step.command[-1]}"
+        shutil.make_archive(str(out / STUDY), "xztar", results_dir(), kept)
+    return {"outcome": outcome, "why": why[:300], "seconds": round(time.monotonic() - began, 1)}
+
+
+def _start(step: Step, budget: float, log: Path, dry_run: bool) -> subprocess.Popen[bytes]:
+    """A step's process, in a session of its own: it and all that it starts are ended together."""
+    paths = os.pathsep.join(filter(None, sys.path))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
+    if step.name == "correctness":
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its processes are many already
+        environment |= {"TRITON_INTERPRET": "1"} if dry_run else {}
+    code = "from pythia_book.bench.gpu_check import child; child()"
+    arguments = [part.replace("{budget}", f"{budget:.0f}") for part in step.command]
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(os.getpid()), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=project_root(),
+            env=environment,
+        )
+
+
+def child() -> None:
+    """In a step's process: run a module as `python -m` does, and end with the parent."""
+    parent, module, *arguments = sys.argv[1:]
+    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process and all that it has started once the parent is gone, e.g. killed."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a step's process, if it still runs, and whatever it left behind."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENOUGH)
+
+
+def _say(out: Path, words: str) -> None:
+    print(words, flush=True)
+    with open(out / "check.log", "a", encoding="utf-8") as file:
+        file.write(words + "\n")
+
+
+def _last_line(log: Path, offset: int) -> str:
+    """The last line that was printed after an offset in the log."""
+    with open(log, "rb") as file:
+        file.seek(offset)
+        lines = file.read().decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+# --- what was found ------------------------------------------------------------------------------
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file; a line that was cut, as by a crash of the machine, is left out."""
+    rows = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(text))
+    return rows
+
+
+def table(out: Path) -> list[str]:
+    """Lines about everything in a folder of results, the newest row of each kind."""
+    tests = {row["name"]: row for row in read(out / "tests.jsonl")}
+    outcomes = [row["outcome"] for row in tests.values()]
+    counts = [f"  {outcomes.count(found)} {found}" for found in sorted(set(outcomes))]
+    failed = [row for row in tests.values() if row["outcome"] == "failed"]
+    counts += [f"  {row['name']}: {row.get('why', '')}"[:200] for row in failed]
+
+    tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
+    for row in read(out / "attention.jsonl"):
+        if "ms" in row:
+            key = row["seq_len"], row["head_dim"], row["library"]
+            bits = "" if row["bits_repeat"] else ", bits differ"
+            tflops.setdefault(key, {})[row["deterministic"]] = f"{row['tflops']:.3g}{bits}"
+    attention = [
+        f"  {seq_len:>5} tokens, head dim {dim:>3}, {library:<12} "
+        f"{found.get(False, '-')} ({found.get(True, '-')})"
+        for (seq_len, dim, library), found in sorted(tflops.items())
+    ]
+
+    shape = ("size", "contender", "purpose", "rows", "seq_len", "micro_batches")
+    train = [row for row in read(out / "train.jsonl") if "tokens_per_s" in row]
+    newest = {tuple(row[name] for name in shape): row for row in train}
+
+    ms: dict[tuple[str, str], dict[str, str]] = {}
+    for row in read(out / "kernels.jsonl"):
+        if "ms" in row and row["direction"] == "both":
+            ms.setdefault((row["size"], row["kernel"]), {})[row["contender"]] = f"{row['ms']:.3g}"
+    kernels = [
+        f"  {size:>5} {kernel:<20} {', '.join(map(' '.join, found.items()))}"
+        for (size, kernel), found in ms.items()
+    ]
+
+    steps = {row["name"]: row for row in read(out / "steps.jsonl")}
+    blocks = {
+        "tests": counts,
+        "attention, TFLOP/s forward and backward (of deterministic kernels)": attention,
+        "training": [f"  {line(row)}" for row in newest.values()],
+        "kernels, ms forward and backward": kernels,
+        "steps": [f"  {_ended(row)}" for row in steps.values()],
+    }
+    return [words for title, lines in blocks.items() if lines for words in (f"{title}:", *lines)]
+
+
+def _ended(row: Row) -> str:
+    why = f": {row['why']}" if row["why"] else ""
+    return f"{row['name']}: {row['outcome']}, {row['seconds']:.0f} s{why}"

@@ -1,0 +1,340 @@
+"""The check of a card: a step that fails, hangs or is killed costs no other step its result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pythia_book.bench import gpu_check as check
+from pythia_book.bench.gpu_check import Step, plan, read, run_steps, table
+from pythia_book.bench.rows import write_rows
+
+from pythia_core.__main__ import main
+
+NOWHERE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+HANGS = ("timeit", "-n", "1", "-r", "1", "import time; print('asleep', flush=True); time.sleep(60)")
+FAILS = ("json.tool", "no such file")
+WORKS = ("platform",)
+
+
+def until(found: Callable[[], object], seconds: float = 60.0) -> object:
+    """What `found` finds, waiting for it."""
+    end = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+    return value
+
+
+def processes(word: str) -> list[int]:
+    """Processes with a word in their command lines, this one not among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            named = word in path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if named and int(path.parent.name) != os.getpid():
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of results with some text to train on, which would be fetched otherwise."""
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "bench").mkdir()
+    np.save(folder / "bench" / "tokens.npy", np.arange(5000, dtype=np.uint16))
+    monkeypatch.setenv("PYTHIA_RESULTS", str(folder))
+    return folder
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def test_the_plan_is_by_worth(tmp_path: Path) -> None:
+    names = [step.name for step in plan(tmp_path, (), (), False)]
+    first = ["correctness", "attention", "train 160m", "kernels 160m"]
+    assert names[:6] == [*first, "train 70m", "train 410m"]
+    assert len(names) == len(set(names)) == 2 + 8 + 5 and "kernels 1b" in names
+    extra = {step.name for step in plan(tmp_path, (), (), False) if step.extra}
+    assert extra == set(names[4:]), "nobody asked for these"
+    assert [step.name for step in plan(tmp_path, (), (), True)] == first
+
+
+def test_a_second_call_goes_on_with_other_sizes(tmp_path: Path, results: Path) -> None:
+    steps = plan(tmp_path, ("kernels", "train"), ("70m", "1.4b"), False)
+    assert [s.name for s in steps] == ["train 70m", "train 1.4b", "kernels 70m", "kernels 1.4b"]
+    assert not any(step.extra for step in steps)
+    assert steps[0].seconds < steps[1].seconds, "the compiler takes longer for more layers"
+    (results / "bench" / "tokens.npy").unlink()
+    again = plan(tmp_path, ("train",), ("70m", "1.4b"), False)
+    assert again[0].seconds > steps[0].seconds, "its text has to be made first"
+    assert again[1] == steps[1]
+    (study,) = plan(tmp_path, ("study",), (), False)
+    assert study.command[:3] == ("pythia_core", "study", "gender_bias")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--only kernel", "unknown part of gpu-check 'kernel'; accepted: correctness, attention, "),
+        ("--sizes 160k", "unknown size of gpu-check '160k'"),
+        ("--budget 9min", "a time is seconds, or a number with s, m or h (540, 9m), got '9min'"),
+        ("--budget 0", "got '0'"),
+        ("--budget=-3m", "got '-3m'"),
+        ("--budget m", "got 'm'"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(
+    words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(["gpu-check", "--dry-run", "--out", str(out), *words.split()]) == 1
+    assert message in capsys.readouterr().err and not out.exists()
+
+
+@NOWHERE
+def test_without_a_card_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["gpu-check", "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "no CUDA device" in said and "--dry-run" in said and len(said.splitlines()) == 1
+
+
+def test_an_installed_wheel_has_no_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "project_root", lambda: tmp_path)
+    for only, is_problem in (((), False), (("correctness",), True)):
+        step = next(s for s in plan(tmp_path, only, (), True) if s.name == "correctness")
+        (row,) = run_steps([step], time.monotonic() + 100, tmp_path, True)
+        assert row["outcome"] == "not here" and "they come with a checkout" in row["why"]
+        assert row["problem"] is is_problem
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def test_steps_that_fail_or_hang_cost_no_other_its_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    steps = [
+        Step("fails", FAILS, "", 20.0),
+        Step("hangs", HANGS, "", 4.0),
+        Step("takes long", WORKS, "", 1000.0),
+        Step("takes long, extra", WORKS, "", 1000.0, extra=True),
+        Step("works", WORKS, "", 20.0),
+    ]
+    began = time.monotonic()
+    rows = list(run_steps(steps, began + 100, tmp_path, True))
+    ended = {row["name"]: row["outcome"] for row in rows}
+    assert ended == {
+        "fails": "failed",
+        "hangs": "stopped at its limit",
+        "takes long": "no time",
+        "takes long, extra": "no time",
+        "works": "ok",
+    }
+    assert "No such file" in rows[0]["why"]
+    assert 6.0 <= rows[1]["seconds"] < 15.0
+    assert [row["name"] for row in rows if row["problem"]] == ["fails", "hangs", "takes long"]
+    assert read(tmp_path / "steps.jsonl") == rows
+    said = capsys.readouterr().out
+    assert "== hangs: at most 6 s, " in said and "s of the budget are left" in said
+    assert "asleep" in (tmp_path / "check.log").read_text()
+    assert not processes("asleep")
+
+
+def test_a_benchmark_without_a_number_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It exits with 0: that nobody could be measured is a result of its, but none of the card's."""
+    step = Step("attention", ("pythia_core", "bench"), "attention.jsonl", 20.0)
+
+    def start(step: Step, *_: object) -> subprocess.Popen[bytes]:
+        row = {"failed": "CUDA error: an illegal memory access"}
+        write_rows([row], tmp_path / step.file, lambda _: None)
+        return subprocess.Popen([sys.executable, "-c", ""], start_new_session=True)
+
+    monkeypatch.setattr(check, "_start", start)
+    (row,) = run_steps([step], time.monotonic() + 100, tmp_path, True)
+    assert row["outcome"] == "failed"
+    assert row["why"] == "nothing was measured: CUDA error: an illegal memory access"
+
+
+def test_failures_are_named_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    steps = [Step("fails", FAILS, "", 20.0), Step("works", WORKS, "", 20.0)]
+    monkeypatch.setattr(check, "plan", lambda *_: steps)
+    handler = signal.getsignal(signal.SIGTERM)
+    words = ["gpu-check", "--dry-run", "--budget", "2m", "--out", str(tmp_path)]
+    assert main(words) == 1
+    assert signal.getsignal(signal.SIGTERM) is handler
+    said = capsys.readouterr()
+    assert "1 of 2 steps did not run to their end: fails (failed)" in said.err
+    assert "works: ok" in said.out
+    monkeypatch.setattr(check, "plan", lambda *_: steps[1:])
+    assert main(words) == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert main([word for word in words if word != "--dry-run"]) == 1
+    assert "holds the results of a dry run; name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out"
+    words = ["gpu-check", "--dry-run", "--only", "kernels", "--sizes", "160m,31m,1b"]
+    started = subprocess.Popen(
+        [sys.executable, "-m", "pythia_core", *words, "--out", str(out)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: len(read(out / "kernels.jsonl")) > 3)
+        assert len(processes(str(out))) == 2
+        started.send_signal(number)
+        said, _ = started.communicate(timeout=30)
+    finally:
+        started.kill()
+    until(lambda: not processes(str(out)), 10)
+    text = (out / "kernels.jsonl").read_text()
+    assert text.endswith("\n") and all(map(json.loads, text.splitlines()))
+    if number == signal.SIGKILL:
+        assert started.returncode == -number
+        return
+    assert started.returncode == 130
+    assert "kernels, ms forward and backward:" in said
+    assert "kernels 160m: interrupted" in said and "kernels 31m" not in said
+
+
+@pytest.mark.slow
+def test_a_dry_run_from_end_to_end(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)  # the tests inside are not part of these
+    assert main(["gpu-check", "--dry-run", "--budget", "9m"]) == 0
+    out = results / "gpu-check"
+    said = capsys.readouterr().out
+    assert len(list(out.iterdir())) <= 8
+    assert {row["outcome"] for row in read(out / "steps.jsonl")} == {"ok"}
+    passed = {row["name"] for row in read(out / "tests.jsonl") if row["outcome"] == "passed"}
+    assert any("adamw.py" in name for name in passed)
+    assert any("ms" in row for row in read(out / "attention.jsonl"))
+    assert any("tokens_per_s" in row for row in read(out / "train.jsonl"))
+    assert {row["size"] for row in read(out / "kernels.jsonl") if "ms" in row} == {"160m"}
+    for title in ("tests:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
+        assert f"\n{title}" in said
+
+
+# --- what was found ------------------------------------------------------------------------------
+
+
+def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    assert read(path) == []
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert read(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
+    def write(name: str, *rows: dict) -> None:
+        write_rows(rows, tmp_path / name, lambda _: None)
+
+    attention = {"seq_len": 2048, "head_dim": 64, "library": "flash", "ms": 1.0}
+    write(
+        "attention.jsonl",
+        {**attention, "deterministic": False, "bits_repeat": False, "tflops": 400.0},
+        {**attention, "deterministic": True, "bits_repeat": True, "tflops": 250.0},
+        {"library": "cudnn", "failed": "not here"},
+    )
+    kernel = {"size": "1b", "kernel": "adamw", "direction": "both"}
+    write(
+        "kernels.jsonl",
+        {"copy_gb_per_s": 2500.0},
+        {**kernel, "contender": "ours", "ms": 9.0},
+        {**kernel, "contender": "reference", "ms": 4.0},
+        {**kernel, "contender": "ours", "ms": 2.0},
+        {**kernel, "contender": "liger", "failed": "not here"},
+    )
+    write(
+        "tests.jsonl",
+        {"name": "a.py::test_b", "outcome": "failed", "why": "was right later"},
+        {"name": "a.py::test_c", "outcome": "failed", "why": "assert 1 == 2"},
+        {"name": "a.py::test_b", "outcome": "passed"},
+    )
+    assert table(tmp_path) == [
+        "tests:",
+        "  1 failed",
+        "  1 passed",
+        "  a.py::test_c: assert 1 == 2",
+        "attention, TFLOP/s forward and backward (of deterministic kernels):",
+        "   2048 tokens, head dim  64, flash        400, bits differ (250)",
+        "kernels, ms forward and backward:",
+        "     1b adamw                ours 2, reference 4",
+    ]
+
+
+# --- the plugin ----------------------------------------------------------------------------------
+
+SAMPLE = """
+import pytest
+def test_good(): pass
+def test_bad(): assert 1 == 2
+@pytest.mark.skip(reason="no card")
+def test_skipped(): pass
+@pytest.fixture
+def broken(): raise KeyError("fixture")
+def test_error(broken): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_every_test_is_a_row(tmp_path: Path, workers: tuple[str, ...]) -> None:
+    (tmp_path / "test_sample.py").write_text(SAMPLE)
+    (tmp_path / "test_syntax.py").write_text("def broken(:\n")
+    rows = tmp_path / "rows.jsonl"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "pythia_book.bench.pytest_rows"]
+    command += ["--continue-on-collection-errors", *workers, "--rows", str(rows), str(tmp_path)]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    subprocess.run(
+        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    found = {row["name"].split("::")[-1]: row for row in read(rows)}
+    assert {name: row["outcome"] for name, row in found.items()} == {
+        "test_good": "passed",
+        "test_bad": "failed",
+        "test_skipped": "skipped",
+        "test_error": "failed",
+        "test_syntax.py": "failed",
+    }
+    assert found["test_bad"]["why"] == "assert 1 == 2"
+    assert found["test_skipped"]["why"] == "Skipped: no card"
+    assert "SyntaxError" in found["test_syntax.py"]["why"]
+
+
+def test_a_setting_of_a_plugin_that_is_missing_is_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This project's settings are strict, and a rented card has no pytest-timeout."""
+    from pythia_book.bench import pytest_rows
+
+    settings = []
+    parser = SimpleNamespace(
+        addoption=lambda *_, **__: None, addini=lambda name, _: settings.append(name)
+    )
+    monkeypatch.setattr(pytest_rows.importlib.util, "find_spec", lambda name: None)
+    pytest_rows.pytest_addoption(parser)
+    assert settings == ["timeout"]
