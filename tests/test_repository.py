@@ -133,6 +133,24 @@ def test_the_readme_has_its_blocks_and_names_real_files() -> None:
         assert (ROOT / link).is_file(), f"README links to {link}"
 
 
+def test_the_layout_in_the_readme_is_the_checkouts() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^## Layout$(.*?)^## ", text, flags=re.MULTILINE | re.DOTALL)[1]
+    entries = re.findall(r"^    ( *)(\S+?)/? +\S", block, flags=re.MULTILINE)
+    above: list[str] = []
+    for indent, name in entries:
+        if len(indent) > 8:  # the rest of a sentence
+            continue
+        above[len(indent) // 2 :] = [name.replace("<study>", "memorization")]
+        path = ROOT.joinpath(*above)
+        assert path.exists() or name == "results", f"README's layout names {path}"
+    named = {path.split("/")[-1] for path in re.findall(r"[\w/]+\.py", block)}
+    known = {path.name for path in repository_files()}
+    assert named <= known and len(named) > 15
+    ours = {p.stem for p in (ROOT / "pythia_core").iterdir() if not p.name.startswith("_")}
+    assert {p.removesuffix(".py") for indent, p in entries if len(indent) == 2} >= ours - {"errors"}
+
+
 def test_requirements_agree_with_each_other() -> None:
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     wanted = [line for line in lines if line and not line.startswith("#")]
