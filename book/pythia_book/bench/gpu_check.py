@@ -76,7 +76,7 @@ class Step:
 
 
 def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
-    """The steps, by worth; their seconds are guesses until a card has run them.
+    """The steps, the most useful first; their seconds are guesses until a card has run them.
 
     Args:
         out: folder of results. only: some of PARTS (default: all but the study).
@@ -105,7 +105,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
         (FIRST_SIZE,) if dry_run else sorted(ORDER, key=lambda s: s != FIRST_SIZE)
     ):
         compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # the rivals
-        making = 0 if text_file().is_file() or steps.get("train") else 40  # what is read
+        making = 0 if text_file().is_file() or steps.get("train") else 40  # the text
         seconds = making + (35 if dry_run else 60 + compiling)
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
         if sizes or size in SIZES:
@@ -179,9 +179,9 @@ def gpu_check(
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
-    if shutil.which("nvidia-smi"):
-        with open(out / "check.log", "ab") as log:
-            subprocess.run(["nvidia-smi"], stdin=subprocess.DEVNULL, stdout=log, timeout=20)
+    unavailable = (OSError, subprocess.TimeoutExpired)
+    with open(out / "check.log", "ab") as log, contextlib.suppress(*unavailable):
+        subprocess.run(["nvidia-smi"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=20)
     problems, interrupted = [], False
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
