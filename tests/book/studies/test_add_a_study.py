@@ -85,13 +85,14 @@ def test_the_page_is_all_it_takes(tmp_path: Path) -> None:
     assert record["study"] == STUDY and len(record["runs"]) == 2
     assert record["claims"][0]["verdict"] in ("reproduced", "not reproduced", "no effect")
 
-    rows = [line.split() for line in python("-m", "pythia_core", "budget").splitlines()]
+    planned = "from pythia_book import bundle; from pythia_core.__main__ import main; "
+    planned += "print('twin_loss' in bundle.STUDIES); main(['budget']); "
+    planned += "print(*(data.dedup for data in bundle.needed_data('gpu', ['twin_loss'])))"
+    packed, *rows, texts = (line.split() for line in python("-c", planned).splitlines())
     studies = [row[0] for row in rows if row and row[0] in ("suite", STUDY)]
     assert studies == ["suite", STUDY], "its runs are counted as the suite's"
-    packed = "from pythia_book import bundle; print('twin_loss' in bundle.STUDIES, "
-    packed += "*(data.dedup for data in bundle.needed_data('gpu', ['twin_loss'])))"
-    assert python("-c", packed).split() == ["True", "none", "jaccard-0.87"]
+    assert packed == ["True"] and texts == ["none", "jaccard-0.87"]
 
-    pytest_there = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
-    python(*pytest_there, "tests/test_layers.py")
-    python(*pytest_there, "tests/test_repository.py", "-k", f"toc or {STUDY}")
+    files = ("tests/test_layers.py", "tests/test_repository.py")
+    chosen = f"test_layers or toc or {STUDY}"
+    python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen)
