@@ -49,9 +49,12 @@ from pythia_core.util.progress import bar as progress_bar
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
+FORMAT = 2
+"""Part of what names prepared tokens: raise it when other files would be written."""
 FULL_CHECK_BYTES = 1 << 28
-"""Up to this size the digests are checked at every opening (0.5 s at most), beyond only sizes."""
+"""Up to this size digests are checked at every opening (0.5 s at most); above it, only sizes."""
+BATCH_CHARACTERS = 1 << 20
+"""Text that is encoded together."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def _settings(data: DataConfig) -> dict[str, Any]:
     }
 
 
-# --- rows and manifests ----------------------------------------------------------------------
+# --- rows ------------------------------------------------------------------------------------
 
 
 def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
@@ -244,10 +247,6 @@ def _storage_errors(root: Path) -> Iterator[None]:
             f"no space left for prepared data in {root} ({error.strerror}); nothing half-written "
             "was kept. Free some (about four times the text), or set PYTHIA_CACHE to another folder"
         ) from error
-
-
-FORMAT = 2
-_BATCH = 1 << 20
 
 
 # --- the tokenizer ---------------------------------------------------------------------------
@@ -400,14 +399,14 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
     for document in open_corpus(data, progress=False, tally=tally):
         batch.append((document.domain, document.text))
         size += len(document.text)
-        if size >= _BATCH:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-# --- manifests -------------------------------------------------------------------------------
+# --- files and manifests ---------------------------------------------------------------------
 
 
 def list_files(folder: Path) -> dict[str, dict[str, int | str]]:

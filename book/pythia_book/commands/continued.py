@@ -182,7 +182,7 @@ def _report(run: Continued, measure: bool) -> None:
 
 def _local_model(source: str, revision: str) -> ModelConfig | None:
     """The architecture of a model that lies here; None for one on the hub."""
-    from pythia_book.released import download as hub
+    from pythia_book.released import hub
     from pythia_core import hf
     from pythia_core.hf import model_config
 

@@ -1,7 +1,4 @@
-"""`inspect`, `find` and `terms`: look at batches, search and count, in runs and in token files.
-
-The work is done by pythia_book.released.pile, find_text and terms; here it is put into words.
-"""
+"""`inspect`, `find` and `terms`: look at batches, search and count, in runs and in token files."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from pythia_book.released.download import is_published
+    from pythia_book.released.hub import is_published
 
     if not is_published(args.run):
         from pythia_core.training.runs import find_run, verify

@@ -41,7 +41,7 @@ def _bundle(args: argparse.Namespace) -> None:
         ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.
     """
     from pythia_book.bundle import PACKAGES, TOP, fetched_packages, make_bundle, split
-    from pythia_book.studies.all_runs import STUDIES
+    from pythia_book.studies.registry import STUDIES
 
     if not args.wheels and (args.packages or args.python or args.platform):
         raise ConfigError("--packages, --python and --platform say what to fetch: add --wheels")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.studies.task_scores import LIMIT
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.tasks.task_metrics import LIMIT
 from pythia_book.tasks.tasks import TASKS
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.measurements import LanguageMeasurement
 from pythia_book.studies.seeds import figures as figures_seeds
 from pythia_book.studies.seeds import study as seeds
 from pythia_book.studies.seeds.claims import claims_table
