@@ -1,6 +1,6 @@
-"""Weights in and out of `transformers`' GPT-NeoX: folders of config.json and safetensors.
+"""Models as folders in the format of `transformers`' GPT-NeoX: config.json and safetensors.
 
-A folder is checked as a whole before anything is read, and all that is wrong with it is told at
+A folder is checked as a whole before anything is read, and everything wrong with it is reported at
 once. Pickled weights are refused. A round trip in fp32 is exact.
 
 Two things of the released models are not what their config.json makes of them. It declares the
@@ -44,7 +44,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Names of the files that may be fetched: no folders, nothing that can run."""
+"""Names of files that may be fetched: no folders, nothing executable."""
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
@@ -167,7 +167,7 @@ class Loaded:
     """Of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step that the revision's or the folder's name tells."""
+    """The step in the name of the revision or folder."""
     stored: tuple[str, ...]
     """Dtypes in the files."""
     declared: dict[str, Any]
@@ -536,7 +536,7 @@ def lfs_pointer(path: Path) -> str | None:
 
 
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
-    """Raise what there is to say of a model without safetensors.
+    """Explain that a model has no safetensors.
 
     Raises:
         CheckpointError: always.
