@@ -1,27 +1,27 @@
-"""pythia_core: the small library under the book that re-runs the Pythia paper (Biderman et al.).
+"""pythia_core: the small library behind the book that re-runs the Pythia paper (Biderman et al.).
 
-Its rooms, each importing only those above it:
+Its rooms; each imports only from those above it:
 
-    errors      what can go wrong, as one family of exceptions that say what to do
-    util        files written wholly or not at all, worker processes, progress bars, the machine
+    errors      one family of exceptions, which say what went wrong and what to do
+    util        atomic files and hashes, worker processes, progress bars, the machine
     config      what a run is: model, data, training, intervention, as small dataclasses
-    kernels     the model's operations, one a file, each with its plain-torch reference
-    data        from text to tokens, to the order of training, to the batch of step k
-    model       GPT-NeoX, from its config
+    kernels     the model's operations, one per file, each with its plain-torch reference
+    data        from text to tokens, to the training order, to the batch of step k
+    model       GPT-NeoX, built from its config
     training    the loop and what makes it exact: schedule, optimizer, checkpoints, runs on disk
-    suite       model sizes, the scales of the book, the sixteen runs
-    hf          models as `transformers` folders, read and written
-    evaluation  what a checkpoint can do: scores, text, memorized rows, its inside
+    suite       model sizes, the scales, the sixteen runs
+    hf          reads and writes models as `transformers` folders
+    evaluation  what a checkpoint can do: scores, generation, memorized rows, activations
     commands    the library's part of the command line
 
-What the studies do with it is the book's (pythia_book), which is never imported from here.
-Importing the package itself is free: nothing heavy is loaded until a module that needs it is.
+The studies are in the book (pythia_book), which is never imported from here.
+Importing the package costs nothing: heavy dependencies load with the module that needs them.
 """
 
 import os
 
 __version__ = "0.1.0"
 
-# cuBLAS reads it once, at its first product in a process, and without it promises no equal bits;
-# it is the size that a Hopper card uses anyway.
+# cuBLAS reads this once, at a process's first matrix product; without it, it does not promise the
+# same bits twice. It is the size that a Hopper card uses anyway.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

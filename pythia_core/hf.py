@@ -1,6 +1,6 @@
-"""Weights in and out of `transformers`' GPT-NeoX: folders of config.json and safetensors.
+"""Models as folders in the format of `transformers`' GPT-NeoX: config.json and safetensors.
 
-A folder is checked as a whole before anything is read, and all that is wrong with it is told at
+A folder is checked as a whole before anything is read, and everything wrong with it is reported at
 once. Pickled weights are refused. A round trip in fp32 is exact.
 
 Two things of the released models are not what their config.json makes of them. It declares the
@@ -39,9 +39,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-__all__ = ["Loaded", "Weights", "from_hf_state", "hf_config", "load", "save", "to_hf_state"]
-
+CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
+"""Names of files that may be fetched: no folders, nothing executable."""
 ROTARY_CHOICES = ("fp32", "as_trained")
+GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
 
 
@@ -162,7 +167,7 @@ class Loaded:
     """Of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
-    """The step that the revision's or the folder's name tells."""
+    """The step in the name of the revision or folder."""
     stored: tuple[str, ...]
     """Dtypes in the files."""
     declared: dict[str, Any]
@@ -209,7 +214,7 @@ def load(
 
     Raises:
         CheckpointError: not such a model, or damaged; every problem is listed.
-        FetchError: see pythia_book.released.download.
+        FetchError: see pythia_book.released.hub.
     """
     if rotary not in ROTARY_CHOICES:
         raise ConfigError(one_of(rotary, ROTARY_CHOICES, "rotary"))
@@ -322,7 +327,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-# --- names, configs and folders ------------------------------------------------------------------
+# --- names -----------------------------------------------------------------------------------
 
 PARTS = (
     "input_layernorm",
@@ -348,15 +353,6 @@ WEIGHT_MAP: dict[str, str | None] = {
 """transformers' name -> ours, `{}` for the layer; None: computed from the config, not read."""
 _INVERSE = {ours: theirs for theirs, ours in WEIGHT_MAP.items() if ours}
 _LAYER = re.compile(r"(?<=\blayers\.)\d+")
-
-GELU_FORMS = {
-    "gelu": "erf",
-    "gelu_new": "tanh",
-    "gelu_fast": "tanh",
-    "gelu_pytorch_tanh": "tanh",
-}
-"""transformers' `hidden_act` -> ModelConfig.gelu."""
-GELU_CHOICES = ("as_trained", "as_declared")
 
 
 def our_name(theirs: str) -> str | None:
@@ -408,6 +404,14 @@ def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") 
 
 
 # --- configs ---------------------------------------------------------------------------------
+
+GELU_FORMS = {
+    "gelu": "erf",
+    "gelu_new": "tanh",
+    "gelu_fast": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+"""transformers' `hidden_act` -> ModelConfig.gelu."""
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -512,25 +516,9 @@ def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
-CONFIG = "config.json"
-
-
-TOKENIZER = "tokenizer.json"
-
-
-WEIGHTS = "model.safetensors"
-
-
-INDEX = "model.safetensors.index.json"
-
-
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Names of the files that may be fetched: no folders, nothing that can run."""
-
+# --- folders ---------------------------------------------------------------------------------
 
 _STEP = re.compile(r"step-?(\d+)")
-
-
 _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\n")
 
 
@@ -548,7 +536,7 @@ def lfs_pointer(path: Path) -> str | None:
 
 
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
-    """Raise what there is to say of a model without safetensors.
+    """Explain that a model has no safetensors.
 
     Raises:
         CheckpointError: always.

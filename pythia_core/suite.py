@@ -23,7 +23,7 @@ from pythia_core.util.machine import best_precision
 
 @dataclass(frozen=True)
 class Size:
-    """One rung of a ladder of model sizes."""
+    """One model size."""
 
     name: str
     n_layers: int
@@ -82,16 +82,16 @@ GPU_SIZES = {
     for size in (
         Size("1.2m", 6, 128, 4, 1.0e-3),  # shape and rate of the official 14M
         Size("2.7m", 6, 192, 6, 1.0e-3),
-        Size("4.7m", 6, 256, 8, 1.0e-3),  # of 31M
+        Size("4.7m", 6, 256, 8, 1.0e-3),  # of the 31M
         Size("7.4m", 6, 320, 5, 1.0e-3),
         Size("11m", 6, 384, 6, 1.0e-3),
-        Size("19m", 6, 512, 8, 1.0e-3),  # of 70M
+        Size("19m", 6, 512, 8, 1.0e-3),  # of the 70M
         Size("39m", 8, 640, 10, 7.8e-4),
-        Size("85m", 12, 768, 12, 6.0e-4),  # of 160M
+        Size("85m", 12, 768, 12, 6.0e-4),  # of the 160M
     )
 }
 """Eight sizes for one large GPU, named by *non-embedding* parameters: the four smallest official
-shapes and four rungs between them, but with the small vocabulary of the scale. Heads have 32 or 64
+shapes and four sizes between them, but with the small vocabulary of the scale. Heads have 32 or 64
 dims as the official ones. Peak rates follow the official rule: 1e-3 up to 18.9 M, 6e-4 at 85 M,
 between them the line through the logarithms of both (7.8e-4 at 39 M)."""
 
@@ -127,15 +127,15 @@ class Scale:
     batch_size: int
     data: DataConfig = field(default_factory=DataConfig)
     sizes: tuple[str, ...] = ()
-    """The ladder of the suite at this scale."""
+    """The sizes of the suite at this scale."""
     published: bool = False
-    """Whether its models are the released ones, trained on: nothing is trained from scratch."""
+    """Whether it continues from the released models and trains none from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
-        """Sizes given as a comma list, smallest first; an empty one means `default` or the ladder.
+        """Sizes given as a comma list, smallest first; empty: `default`, or all of the scale.
 
         Raises:
-            ConfigError: an unknown size, or one that is named twice.
+            ConfigError: an unknown size, or one named twice.
         """
         names = [name.strip() for name in (text or default).split(",") if name.strip()]
         if (text or default) and not names:
@@ -143,8 +143,8 @@ class Scale:
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
-        rungs = [size_named(name) for name in names]
-        return tuple(r.name for r in sorted(rungs, key=lambda r: r.n_layers * r.d_model**2))
+        found = [size_named(name) for name in names]
+        return tuple(s.name for s in sorted(found, key=lambda s: s.n_layers * s.d_model**2))
 
     def run(
         self,
@@ -168,11 +168,11 @@ class Scale:
                 f"scale {self.name!r} goes on from the released models and trains none from "
                 "scratch: only studies of released models have it"
             )
-        rung = size_named(size)
+        shape = size_named(size)
         vocab = 50_304
         if self.data.tokenizer.startswith("bpe-"):
             vocab = -(-int(self.data.tokenizer.removeprefix("bpe-")) // 128) * 128
-        model = rung.model(vocab, max_seq_len=self.data.seq_len)
+        model = shape.model(vocab, max_seq_len=self.data.seq_len)
         data = replace(self.data, dedup=DEDUP, epochs=2) if deduplicated else self.data
         return RunConfig(
             model=model,
@@ -181,7 +181,7 @@ class Scale:
                 **{
                     "steps": self.steps,
                     "batch_size": self.batch_size,
-                    "lr_max": rung.lr_max,
+                    "lr_max": shape.lr_max,
                     "weight_seed": weight_seed,
                     **train,
                 }

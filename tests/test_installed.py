@@ -1,4 +1,4 @@
-"""The project away from its checkout: installed as a wheel, or on the path without installation."""
+"""The project outside its checkout: installed as a wheel, or on the path but not installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SITE = Path(numpy.__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that is installed here but this project."""
+    """Everything installed here except this project."""
     folder = tmp_path_factory.mktemp("others")
     for entry in SITE.iterdir():
         if "pythia_book" not in entry.name:

@@ -1,6 +1,6 @@
-"""Two houses, one street: who may import whom, and which libraries belong where.
+"""Which module may import which, and which libraries belong where.
 
-Every import counts, also one inside a function or under `if TYPE_CHECKING`.
+Every import counts, including those inside functions and under `if TYPE_CHECKING`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import pythia_book
 import pythia_core
 from pythia_core.util import extensions
 
-HOUSES = {package.__name__: Path(package.__file__).parent for package in (pythia_core, pythia_book)}
+PACKAGES = {
+    package.__name__: Path(package.__file__).parent for package in (pythia_core, pythia_book)
+}
 NEEDED_BY_CORE = {"torch", "numpy", "tokenizers", "safetensors", "tqdm"}
 OPTIONAL_IN_CORE = {
     "pythia_core.data.user_files": {"datasets", "pyarrow"},
@@ -25,7 +27,7 @@ OPTIONAL_IN_CORE = {
     "pythia_core.data.minhash": {"datatrove", "loguru", "ray"},
     "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
 }
-"""Libraries that one module each imports when it is asked for what needs them."""
+"""Libraries that only one module imports, when it is asked for what needs them."""
 WITHOUT_TORCH = ("data", "config", "errors", "suite", "util", "training.schedule")
 HEAVY = (
     "datasets datatrove flash_attn lm_eval matplotlib papermill ray seaborn transformers triton"
@@ -35,9 +37,9 @@ HEAVY = (
 def modules() -> dict[str, Path]:
     """Every module of both packages by its dotted name."""
     found = {}
-    for house, folder in HOUSES.items():
+    for package, folder in PACKAGES.items():
         for path in sorted(folder.rglob("*.py")):
-            parts = [house, *path.relative_to(folder).with_suffix("").parts]
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
             found[".".join(parts).removesuffix(".__init__")] = path
     return found
 
@@ -71,7 +73,7 @@ def ours(module: str) -> set[str]:
 
 
 def rooms(package: str) -> list[str]:
-    """The rooms of a house in the order of its docstring's map."""
+    """The rooms of a package in the order of the map in its docstring."""
     doc = sys.modules[package].__doc__ or ""
     return re.findall(r"^    (\w+) {2,}\S", doc, flags=re.MULTILINE)
 
@@ -81,9 +83,9 @@ def room_of(module: str) -> str:
 
 
 def test_the_map_names_every_room_of_the_library() -> None:
-    entries = {p.stem for p in HOUSES["pythia_core"].iterdir() if not p.name.startswith("_")}
+    entries = {p.stem for p in PACKAGES["pythia_core"].iterdir() if not p.name.startswith("_")}
     assert entries == set(rooms("pythia_core"))
-    visible = [p for p in HOUSES["pythia_core"].iterdir() if p.name != "__pycache__"]
+    visible = [p for p in PACKAGES["pythia_core"].iterdir() if p.name != "__pycache__"]
     assert len(visible) <= 14
 
 
@@ -104,7 +106,7 @@ def test_no_room_of_the_library_imports_one_below_it() -> None:
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
-    """What is left when all that needs nothing of the rest is taken away, again and again."""
+    """What is left after repeatedly removing everything that needs nothing of the rest."""
     graph = {name: set(needs) for name, needs in graph.items()}
     while free := {name for name, needs in graph.items() if not needs & graph.keys()}:
         graph = {name: needs for name, needs in graph.items() if name not in free}
@@ -122,7 +124,7 @@ def test_no_circles() -> None:
 
 
 def test_the_library_needs_five_packages() -> None:
-    standard = set(sys.stdlib_module_names) | set(HOUSES)
+    standard = set(sys.stdlib_module_names) | set(PACKAGES)
     for module in MODULES:
         if not module.startswith("pythia_core"):
             continue

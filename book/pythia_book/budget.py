@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pythia_book.bench.cost_model import ns_per_token, optimizer_seconds
-from pythia_book.studies.all_runs import STUDIES, declared, keep, runs_of
+from pythia_book.measurements import N_PASSAGE_ROWS, N_ROWS
+from pythia_book.studies.registry import STUDIES, declared, keep, runs_of
 from pythia_core.config import RunConfig
 from pythia_core.suite import SIZES, scale_named
 from pythia_core.training.retention import checkpoint_bytes, is_large
@@ -26,8 +27,6 @@ STATE_BYTES = 12
 """A parameter in a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
-HELDOUT_ROWS = 320 + 960
-"""Rows of studies.held_out."""
 MEASURING_SLOWER = 3.0
 """A forward pass in TF32, in small batches, against its share of a training step in bf16."""
 
@@ -41,7 +40,8 @@ def gpu_runs(study: str, scale: str) -> list[RunConfig]:
 def measuring_seconds(study: str, config: RunConfig) -> float:
     """Predicted seconds in which a study measures a run, roughly."""
     cost, seq_len = declared(study).MEASURING, config.data.seq_len
-    tokens = cost.heldout * HELDOUT_ROWS * seq_len + cost.rows * 33 * run_tokens(config) / seq_len
+    tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
+    tokens += cost.rows * 33 * run_tokens(config) / seq_len
     share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3
     return MEASURING_SLOWER * share * tokens
 

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 
 from pythia_book.corpora.wheels import wheel
 from pythia_book.records import commit
-from pythia_book.studies.all_runs import STUDIES, texts_of, wheels_of
+from pythia_book.studies.registry import STUDIES, texts_of, wheels_of
 from pythia_core import __version__
 from pythia_core.config import DataConfig
 from pythia_core.data.prepare import prepare_tokens

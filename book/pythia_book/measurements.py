@@ -4,6 +4,8 @@ A measurement is a picklable object with a name, a digest of all that determines
 the weights, and a call (model, step) -> arrays. What was kept is checked against its own hash and
 made again if it is damaged. A checkpoint that cannot be loaded is a gap that tables show, not the
 end of a study.
+
+`LanguageMeasurement`, of held-out text, is the one that most studies share.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,6 +22,7 @@ import numpy as np
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
+from pythia_core.evaluation import scoring
 from pythia_core.training.gpu_sharing import gate, measuring_bytes, share_of_device
 from pythia_core.training.runs import SHORT, Run, run_flops
 from pythia_core.util.files import atomic_file
@@ -26,6 +30,7 @@ from pythia_core.util.machine import on_device
 from pythia_core.util.workers import parallel_map
 
 if TYPE_CHECKING:
+    from pythia_core.data.prepare import PreparedData
     from pythia_core.model import GPTNeoX
 
 Arrays = dict[str, np.ndarray]
@@ -147,3 +152,44 @@ def read_kept(path: Path, key: dict[str, Any]) -> Arrays | None:
         return None
     same = metadata.get("key") == json.dumps(key, sort_keys=True)
     return arrays if same and metadata.get("sha256") == _sha256(arrays) else None
+
+
+# --- held-out text ---------------------------------------------------------------------------
+
+N_ROWS = 320
+"""Held-out rows for the loss, spread evenly over the held-out stream."""
+N_PASSAGE_ROWS = 960
+"""Held-out rows in which a last word is looked for."""
+
+
+@dataclass(frozen=True)
+class LanguageMeasurement:
+    """How well a checkpoint models held-out text; one measurement for every study that asks.
+
+    loss: nats per token, float64[rows]; last_word: greedy match, bool[passages]. Held-out documents
+    are the same for all runs of a scale, whatever was removed from their training text.
+    """
+
+    rows: np.ndarray
+    passages: tuple[scoring.Request, ...]
+    max_seq_len: int
+    name: str = "language"
+
+    @classmethod
+    def of(cls, data: PreparedData, max_seq_len: int) -> LanguageMeasurement:
+        """On the held-out documents of prepared data."""
+        tokens, seq_len = data.heldout.tokens, data.config.seq_len
+        passages = scoring.last_words(
+            scoring.stream_rows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
+        )
+        return cls(scoring.stream_rows(tokens, seq_len, N_ROWS), tuple(passages), max_seq_len)
+
+    @cached_property
+    def digest(self) -> str:
+        passages = [(p.context, p.continuation) for p in self.passages]
+        return stable_hash([scoring.VERSION, self.max_seq_len, self.rows.tolist(), passages])
+
+    def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+        found = {"loss": scoring.row_losses(model, self.rows)}
+        packed = scoring.pack(self.passages, self.max_seq_len)
+        return found | {"last_word": scoring.score(model, packed).greedy}

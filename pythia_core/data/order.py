@@ -12,8 +12,8 @@ seed, S = seq_len and E epochs (paper section 2.3 and its promise of a reconstru
 4. the rows are shuffled.
 
 NumPy froze RandomState, so the result is the same under every version. "separate" epochs, as the
-paper describes them, are offered as well. Rows may lie in files (PreshuffledRows), be gathered from
-documents (OrderedRows) or come from elsewhere; whatever reads batches takes any `Rows`.
+paper describes them, are offered as well. Rows may be stored in files (PreshuffledRows), gathered
+from documents (OrderedRows) or come from elsewhere; whatever reads batches takes any `Rows`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pythia_core.util.progress import bar
 
 
 class Rows(Protocol):
-    """Rows of S+1 ids in training order, wherever they lie or however they are made."""
+    """Rows of S+1 ids in training order, wherever they are stored and however they are made."""
 
     seq_len: int
     n_rows: int
@@ -88,7 +88,7 @@ class Batches:
 
 
 class FixedRows(Batches):
-    """Rows already in training order that lie back to back in bytes: row i at (S+1) * i ids.
+    """Rows stored back to back in training order: row i begins at id (S+1) * i.
 
     A subclass says where the bytes are.
 

@@ -8,9 +8,9 @@ that copies of a text are always on one side; duplicates may be removed from the
 
 Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer.json, and `train.*` and
 `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and `rows-KEY`.
-Each has a manifest with the sha256 of every file. Text is streamed, except by the search for
-duplicates, which holds it in memory. The tokens of a deduplicated text are copied from those of the
-whole one, so that a corpus is encoded once whatever is removed from it.
+Each has a manifest with the sha256 of every file. Text is streamed, except in the search for
+duplicates, which holds it in memory. The tokens of a deduplicated corpus are copied from those of
+the whole one, so that a corpus is encoded only once, whatever is removed from it.
 """
 
 from __future__ import annotations
@@ -49,9 +49,12 @@ from pythia_core.util.progress import bar as progress_bar
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
+FORMAT = 2
+"""Part of what names prepared tokens: raise it when other files would be written."""
 FULL_CHECK_BYTES = 1 << 28
-"""Up to this size the digests are checked at every opening (0.5 s at most), beyond only sizes."""
+"""Up to this size digests are checked at every opening (0.5 s at most); above it, only sizes."""
+BATCH_CHARACTERS = 1 << 20
+"""Text that is encoded together."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class PreparedData:
         """Check the files against the manifests: sizes, and with `full` their sha256.
 
         Raises:
-            DataError: naming the first file that is not what it was.
+            DataError: names the first file that has changed.
         """
         for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
             files = self.manifest[part]["files"]
@@ -140,11 +143,11 @@ class PreparedData:
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
-    """Tokens and rows of `data`; from the cache if they were made before.
+    """Tokens and rows of `data`; from the cache if they are there.
 
     Raises:
-        FetchError, DataError: the corpus or the tokenizer cannot be had or used, too little text,
-            no space left, or a damaged cache (the folder to delete is named).
+        FetchError, DataError: corpus or tokenizer cannot be fetched or used, too little text, no
+            space left, or a damaged cache (the folder to delete is named).
     """
     settings = _settings(data)
     order = {
@@ -178,7 +181,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
-    """The folder of the tokens of `data`, made if it is not there; rows are laid out from it.
+    """The folder of the tokens of `data`, made if it is not there; rows are made from it.
 
     Raises:
         As `prepare`.
@@ -188,11 +191,11 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
     with _storage_errors(root):
         if not tokens.is_dir():
             whole = None
-            if data.dedup != "none":  # what is taken out of it need not be encoded again
+            if data.dedup != "none":  # so that nothing is encoded twice
                 whole = prepare_tokens(replace(data, dedup="none"), progress)
             with atomic_dir(tokens) as folder:
                 if whole:
-                    made = take_duplicates_out(data, whole, folder, progress)
+                    made = remove_duplicates(data, whole, folder, progress)
                 else:
                     made = make_tokens(data, tokenizer_source(data), folder, progress)
                 write_manifest(folder, made)
@@ -200,7 +203,7 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
 
 
 def _settings(data: DataConfig) -> dict[str, Any]:
-    """All that determines the tokens."""
+    """Everything that determines the tokens."""
     return {
         "format": FORMAT,
         "corpus": corpus_identity(data),
@@ -211,7 +214,7 @@ def _settings(data: DataConfig) -> dict[str, Any]:
     }
 
 
-# --- rows and manifests ----------------------------------------------------------------------
+# --- rows ------------------------------------------------------------------------------------
 
 
 def _make_rows(tokens: Path, order: dict[str, Any], folder: Path, progress: bool) -> dict[str, Any]:
@@ -246,10 +249,6 @@ def _storage_errors(root: Path) -> Iterator[None]:
         ) from error
 
 
-FORMAT = 2
-_BATCH = 1 << 20
-
-
 # --- the tokenizer ---------------------------------------------------------------------------
 
 
@@ -259,14 +258,14 @@ class TokenizerSource:
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
-    """(texts, their number of characters) -> tokenizer.json; only "bpe-N" looks at them."""
+    """(texts, their number of characters) -> tokenizer.json; only "bpe-N" reads them."""
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
     """What DataConfig.tokenizer names.
 
     Raises:
-        DataError: the path of none.
+        DataError: a path without one.
     """
     if data.tokenizer.startswith("bpe-"):
         size = int(data.tokenizer.removeprefix("bpe-"))
@@ -279,7 +278,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
         return TokenizerSource(
             [pin.file, pin.sha256], lambda *_: wheel_bytes(*NEOX_20B).decode("utf-8")
         )
-    load_tokenizer(data.tokenizer)  # complains well if it is none
+    load_tokenizer(data.tokenizer)  # raises a clear error if it is not one
     path = Path(data.tokenizer).expanduser()
     return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
 
@@ -336,10 +335,10 @@ def make_tokens(
     }
 
 
-def take_duplicates_out(
+def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """The tokens in `whole` without the duplicates that `data.dedup` finds; their manifest."""
+    """Copy the tokens in `whole` but for the duplicates that `data.dedup` finds; their manifest."""
     made = read_manifest(whole)
     first: Tally = {}
     held, _ = choose_heldout(data, first, progress)
@@ -380,7 +379,7 @@ _NO_TOKENS = {
 def _find_duplicates(
     data: DataConfig, held: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
-    """Numbers of the training documents that `data.dedup` takes out, and its report."""
+    """Numbers of the training documents that `data.dedup` removes, and its report."""
     from pythia_core.data.dedup import deduplicate
 
     numbers, texts = [], []
@@ -400,14 +399,14 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
     for document in open_corpus(data, progress=False, tally=tally):
         batch.append((document.domain, document.text))
         size += len(document.text)
-        if size >= _BATCH:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-# --- manifests -------------------------------------------------------------------------------
+# --- files and manifests ---------------------------------------------------------------------
 
 
 def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
@@ -439,7 +438,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, what: str) -> DataError:
-    """The error for prepared data that are not what they were."""
+    """The error for prepared data that no longer match their manifest."""
     return DataError(
         f"the prepared data in {folder} are damaged: {what}. Delete that folder; it will be made "
         "again from the corpus"

@@ -7,10 +7,10 @@ rows will do (pythia_core.data.order). There are two ways to match:
   blind to occurrences that are tokenised differently, as in the middle of a word;
 - *surface*: the text's bytes, NFC as in the data, anywhere in the bytes of a row's tokens. A
   byte-level token may end inside a word or a character, so words are looked for in bytes. Finds
-  every occurrence, also inside words, but none across the end of a document.
+  every occurrence, even inside words, but none across the end of a document.
 
 All S+1 tokens of a row count: the model reads the first S and is taught the last S. An occurrence
-that is cut by the end of a row was never seen whole and is not found. Counting many terms at once
+cut by the end of a row was never seen whole and is not found. Counting many terms at once
 is pythia_core.data.term_counts.
 """
 
@@ -71,9 +71,9 @@ class RowBytes:
 # --- searching -------------------------------------------------------------------------------
 
 CHUNK = 1 << 20
-"""Tokens looked at together."""
+"""Tokens searched at a time."""
 _BREAK = b"\xff"
-"""Stands for a special token and for the end of a row; no UTF-8 text has this byte."""
+"""Marks a special token and the end of a row; no UTF-8 text has this byte."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Hit:
     column: int
     """Token of the row in which the occurrence begins."""
     n_tokens: int
-    """Tokens that it touches."""
+    """Tokens that it overlaps."""
 
 
 class Matcher(Protocol):

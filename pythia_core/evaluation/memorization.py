@@ -129,7 +129,7 @@ def generate_check(
 
 @dataclass(frozen=True)
 class ExtractionOfRows:
-    """A measurement (studies.measured): extraction from a checkpoint of the rows it has read.
+    """A measurement: extraction from a checkpoint of the rows it has read.
 
     Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (rows generated
     for real, disagreements).

@@ -1,13 +1,13 @@
-"""The operations of the model, one a file, each with a plain-torch `*_reference` beside it.
+"""The operations of the model, one per file, each next to its plain-torch `*_reference`.
 
-The reference is the definition of correct; the function without the suffix is what the model calls
-and takes the fastest exact route on the device at hand. `pythia_core.model` calls operations only
+The reference defines what is correct; the function without the suffix is what the model calls, and
+takes the fastest exact path on the device at hand. `pythia_core.model` calls operations only
 through this package.
 
-On a CUDA device with Triton (kernels.gpu) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu`
-and the rotation inside `attention` run as Triton kernels. Attention itself is the library that a
-table names by head dim, or torch's choice (attention_libraries); our Triton attention is one of
-them. The optimizer's (kernels.adamw) is not the model's and therefore not in the list.
+On a CUDA device with Triton (dispatch) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and
+the rotation inside `attention` run as Triton kernels. Attention itself is computed by the library
+that a table gives for the head dim, or by torch's choice (attention_backends); our Triton attention
+is one of them. The optimizer's kernel (adamw) is not part of the model and so not exported here.
 """
 
 from pythia_core.kernels.attention import attention

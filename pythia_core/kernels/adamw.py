@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw as torch_adamw
 
-from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import dispatch
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def adamw_(
     """
     device = moving.params.device
     dtype = torch.float32 if moving.copy is None else moving.copy.dtype
-    if gpu.use_triton(moving.params) and gpu.works("adamw", device, dtype, 0):
+    if dispatch.use_triton(moving.params) and dispatch.works("adamw", device, dtype, 0):
         one_pass_(moving, constants, lr, update, factor, skip)
     else:
         passes_(moving, constants, lr, update, factor, skip)
 
 
-@gpu.probe("adamw")
+@dispatch.probe("adamw")
 def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
     p, g, m, v = torch.zeros(4, 8, device=device).unbind(0)
     copy = None if dtype == torch.float32 else p.to(dtype)

@@ -9,7 +9,7 @@ released models. Three ways of computing it:
   the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
   are still the better choice where the passes between the products are not compiled);
 - on CUDA devices with Triton: rotation in place (kernels.rotary), then attention on strided views
-  by a library or by our kernel: a table by head dim (attention_libraries).
+  by a library or by our kernel: a table by head dim (attention_backends).
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import dispatch as gpu
-from pythia_core.kernels import native
+from pythia_core.kernels import dispatch, native
 from pythia_core.kernels.attention_backends import (
     PACKED,
     check_packed,
@@ -162,7 +161,7 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, library: str) -> Tensor:
-    """`attention` by one of `attention_libraries.LIBRARIES`, on a CUDA device with Triton.
+    """`attention` by one of `attention_backends.LIBRARIES`, on a CUDA device with Triton.
 
     Raises:
         ConfigError: a library that is not known or not installed, or cannot take these tensors.
@@ -185,8 +184,9 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         (batch, seq, heads * head_dim)
     """
-    if gpu.use_triton(qkv) and gpu.works("rotation", qkv.device, qkv.dtype, qkv.shape[-1]):
-        return attention_by(qkv, cos, sin, chosen(qkv.shape[-1], qkv.dtype, qkv.device))
+    device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
+    if dispatch.use_triton(qkv) and dispatch.works("rotation", device, dtype, head_dim):
+        return attention_by(qkv, cos, sin, chosen(head_dim, dtype, device))
     short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.function("pack_rotated", qkv)):
         return _ShortAttention.apply(qkv, cos, sin)

@@ -21,7 +21,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pythia_core.errors import ConfigError, one_of
-from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import dispatch
 
 SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -54,7 +54,7 @@ def missing(library: str) -> str:
 
 
 def _why_missing(library: str) -> str:
-    if library == "triton" and not gpu.TRITON_FOUND:
+    if library == "triton" and not dispatch.TRITON_FOUND:
         return "Triton is not installed: pip install triton, of the version that torch asks for"
     try:
         if library == "flash_attn":
@@ -86,11 +86,11 @@ def chosen(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
     """The library for heads of this size: FASTEST if it works here, else one line and DEFAULT."""
     library = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
     if why := missing(library):
-        if gpu.strict():
+        if dispatch.strict():
             raise ConfigError(why)
-        gpu.say_once(f"{why}. torch's own attention is used")
+        dispatch.say_once(f"{why}. torch's own attention is used")
         return DEFAULT
-    if library in PACKED and not gpu.works(f"attention by {library}", device, dtype, head_dim):
+    if library in PACKED and not dispatch.works(f"attention by {library}", device, dtype, head_dim):
         return DEFAULT
     return library
 
@@ -163,7 +163,7 @@ def _probe(library: str, device: torch.device, dtype: torch.dtype, head_dim: int
 
 
 for _name in PACKED:
-    gpu.probe(f"attention by {_name}")(functools.partial(_probe, _name))
+    dispatch.probe(f"attention by {_name}")(functools.partial(_probe, _name))
 
 
 def check_packed(q: Tensor, library: str) -> None:
@@ -174,17 +174,17 @@ def check_packed(q: Tensor, library: str) -> None:
     """
     if why := missing(library):
         raise ConfigError(f"{why}, or take another of {', '.join(LIBRARIES)}")
-    if not gpu.use_triton(q):
+    if not dispatch.use_triton(q):
         raise ConfigError(f"attention by {library} runs on CUDA devices, this is {q.device}")
     _, seq, heads, dim = q.shape
     step = 8 if library == "flash_attn_4" else 1
     no_fp32 = library == "flash_attn_4" and q.dtype == torch.float32
-    gpu.check(
+    dispatch.check(
         f"attention by {library}",
         {"q": q.dtype},
         (
-            f"head_dim is {dim}, the kernel takes up to {gpu.HEAD_DIM_MAX}"
-            if dim > gpu.HEAD_DIM_MAX
+            f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}"
+            if dim > dispatch.HEAD_DIM_MAX
             else "",
             f"head_dim is {dim}, it takes multiples of {step}" if dim % step else "",
             "it takes bf16 and fp16 only" if no_fp32 else "",

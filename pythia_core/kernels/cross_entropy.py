@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import dispatch as gpu
-from pythia_core.kernels import native
+from pythia_core.kernels import dispatch, native
 
 CHUNK_ELEMENTS = 1 << 21
 """Logits per chunk, measured on two cores: half or double is slower at every laptop size."""
@@ -152,7 +151,7 @@ _fused.register_autograd(
 )
 
 
-@gpu.probe("linear_cross_entropy")
+@dispatch.probe("linear_cross_entropy")
 def _probe(device: torch.device, dtype: torch.dtype, vocab: int) -> None:
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
@@ -170,8 +169,8 @@ def linear_cross_entropy(
         targets: (n,) int64. On a CUDA device one outside [0, vocab) makes the loss NaN.
     """
     weight_c = weight_c.detach()  # the weight itself in fp32; see kernels.linear
-    if gpu.use_triton(hidden):
-        gpu.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
-        if gpu.works("linear_cross_entropy", hidden.device, hidden.dtype, len(weight_c)):
+    if dispatch.use_triton(hidden):
+        dispatch.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
+        if dispatch.works("linear_cross_entropy", hidden.device, hidden.dtype, len(weight_c)):
             return _fused(hidden, weight, targets, weight_c)[0]
     return _LinearCrossEntropy.apply(hidden, weight, targets, weight_c)

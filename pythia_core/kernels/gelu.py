@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import dispatch as gpu
-from pythia_core.kernels import native
+from pythia_core.kernels import dispatch, native
 
 
 def gelu_reference(x: Tensor, form: str) -> Tensor:
@@ -94,7 +93,7 @@ def _backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, None, None]
 _bias_gelu.register_autograd(_backward, setup_context=_setup)
 
 
-@gpu.probe("bias_gelu")
+@dispatch.probe("bias_gelu")
 def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
     x, bias = torch.zeros(16, d, device=device, dtype=dtype), torch.zeros(d, device=device)
     for tanh in (True, False):
@@ -110,9 +109,9 @@ def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) 
     Raises:
         ConfigError: a dtype that the kernel cannot take.
     """
-    if gpu.use_triton(x):
+    if dispatch.use_triton(x):
         bias_c = (bias if bias_c is None else bias_c).detach()
-        gpu.check("bias_gelu", {"x": x.dtype, "bias": bias_c.dtype})
-        if gpu.works("bias_gelu", x.device, x.dtype, x.shape[1]):
+        dispatch.check("bias_gelu", {"x": x.dtype, "bias": bias_c.dtype})
+        if dispatch.works("bias_gelu", x.device, x.dtype, x.shape[1]):
             return _bias_gelu(x, bias, bias_c, form == "tanh")
     return gelu(x + bias.to(x.dtype), form)

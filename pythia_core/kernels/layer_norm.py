@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import dispatch as gpu
-from pythia_core.kernels import native
+from pythia_core.kernels import dispatch, native
 
 BLOCKS = 16
 """Partial sums of the weight and bias gradients: a fixed number, whatever the threads."""
@@ -157,7 +156,7 @@ def _backward_pair(
 _pair.register_autograd(_backward_pair, setup_context=_setup_pair)
 
 
-@gpu.probe("layer_norm_pair")
+@dispatch.probe("layer_norm_pair")
 def _probe(device: torch.device, dtype: torch.dtype, d: int) -> None:
     x, low = torch.zeros(16, d, device=device), torch.zeros(16, d, device=device, dtype=dtype)
     z, y1, y2, mean, rstd = _pair(x, [low, low], [x[0]] * 4, 1e-5, dtype)
@@ -177,13 +176,13 @@ def layer_norm_pair(
     Raises:
         ConfigError: a dtype or width that the kernel cannot take.
     """
-    if gpu.use_triton(x):
+    if dispatch.use_triton(x):
         dtypes = {"x": x.dtype, "dtype": dtype, "norms": norms[0].dtype}
         dtypes |= {f"branch {i + 1}": b.dtype for i, b in enumerate(branches)}
         d = x.shape[1]
         wide = f"rows of {d}, the kernel takes up to {WIDTH_MAX}" if d > WIDTH_MAX else ""
-        gpu.check("layer_norm_pair", dtypes, (wide,))
-        if gpu.works("layer_norm_pair", x.device, dtype, d):
+        dispatch.check("layer_norm_pair", dtypes, (wide,))
+        if dispatch.works("layer_norm_pair", x.device, dtype, d):
             z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
             return z if branches else x, y1, y2
     z = x + (branches[0] + branches[1]) if branches else x

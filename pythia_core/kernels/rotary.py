@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import dispatch
 
 
 def rotary_tables(
@@ -72,7 +72,7 @@ def _(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return dq.new_empty(batch, seq, heads, 3, dim)
 
 
-@gpu.probe("rotation")
+@dispatch.probe("rotation")
 def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
     qkv = torch.zeros(1, 16, 1, 3, head_dim, device=device, dtype=dtype)
     cos = torch.ones(16, head_dim // 8, device=device)
@@ -110,19 +110,19 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     Raises:
         ConfigError: a dtype or head that the kernel cannot take.
     """
-    if not gpu.use_triton(qkv):
+    if not dispatch.use_triton(qkv):
         return split_rotated_reference(qkv, cos, sin)
     dim, half = qkv.shape[-1], cos.shape[-1]
-    gpu.check(
+    dispatch.check(
         "split_rotated",
         {"qkv": qkv.dtype},
         (
-            f"head_dim is {dim}, the kernel takes up to {gpu.HEAD_DIM_MAX}"
-            if dim > gpu.HEAD_DIM_MAX
+            f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}"
+            if dim > dispatch.HEAD_DIM_MAX
             else "",
             f"{2 * half} rotary lanes in a head of {dim}" if 2 * half > dim else "",
         ),
     )
-    if not gpu.works("rotation", qkv.device, qkv.dtype, dim):
+    if not dispatch.works("rotation", qkv.device, qkv.dtype, dim):
         return split_rotated_reference(qkv, cos, sin)
     return _SplitRotated.apply(qkv if torch.is_grad_enabled() else qkv.clone(), cos, sin)

@@ -1,12 +1,12 @@
-"""Which checkpoints of a run stay where all 154 would fill the disk.
+"""Which checkpoints a run keeps when all 154 would fill the disk.
 
-154 checkpoints of an 85-million-parameter model are 30 GB in bf16, and a suite has sixteen models.
-So a run may be given a `Keep`; if its checkpoints take more than WHOLE_BYTES, it gives up all other
-weights as it goes on. What is left of such a checkpoint is its manifest with the hash of its
-weights: that all 154 were there, and that no two are equal, stays provable, and training again
-gives them back bit by bit.
+154 checkpoints of an 85-million-parameter model take 30 GB in bf16, and a suite has sixteen models.
+So a run may be given a `Keep`; if its checkpoints take more than WHOLE_BYTES, it drops all other
+weights as it trains. Such a checkpoint keeps its manifest with the hash of its weights: one can
+still prove that all 154 existed and that no two are equal, and training again restores them bit for
+bit.
 
-Smaller runs keep everything, and so does every run without a Keep or with PYTHIA_KEEP_ALL=1.
+Smaller runs keep everything, as does every run without a Keep or with PYTHIA_KEEP_ALL=1.
 Not here: the format (pythia_core.training.checkpoint).
 """
 
@@ -32,24 +32,24 @@ WHOLE_BYTES = 1e9
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays of a large run; `a | b` keeps what either does."""
+    """What a large run keeps; `a | b` keeps what either does."""
 
     weights: frozenset[int] = frozenset()
-    """Steps whose weights stay; the last step's always do."""
+    """Steps whose weights are kept; the last step's always are."""
     states: frozenset[int] = frozenset()
-    """Steps whose full state, from which a fork can start exactly, stays."""
+    """Steps whose full state, from which a fork can start exactly, is kept."""
 
     def __or__(self, other: Keep) -> Keep:
         return Keep(self.weights | other.weights, self.states | other.states)
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Bytes of the weights of one checkpoint (LayerNorms, which stay fp32, not counted apart)."""
+    """Bytes of the weights of one checkpoint (LayerNorms, kept in fp32, counted like the rest)."""
     return config.model.n_params * (4 if config.train.precision == "fp32" else 2)
 
 
 def is_large(config: RunConfig) -> bool:
-    """Whether a run gives up weights."""
+    """Whether a run is large enough to drop weights."""
     return N_CHECKPOINTS * checkpoint_bytes(config) > WHOLE_BYTES
 
 
@@ -61,21 +61,21 @@ def _kept(config: RunConfig, keep: Keep | None) -> Keep | None:
 
 
 def _thin_weights(folder: Path, kept: frozenset[int]) -> None:
-    """Drop the weights, so far, of all other steps."""
+    """Drop the weights saved so far of all other steps."""
     for step in weighted_steps(folder / "checkpoints"):
         if step not in kept:
             drop_weights(step_folder(folder / "checkpoints", step))
 
 
 def thinning(batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None) -> BatchAt:
-    """`batch_at`, which thins a large run as it goes on: training asks for every batch once."""
+    """`batch_at`, wrapped to thin a large run as it trains: every batch is asked for once."""
     kept = _kept(config, keep)
     if kept is None:
         return batch_at
-    written = set(checkpoint_steps(config.train.steps)) - kept.weights
+    dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
 
     def batch(step: int) -> np.ndarray:
-        if step in written:  # it was saved before its batch is asked for
+        if step in dropped:  # it was saved before its batch is asked for
             _thin_weights(folder, kept.weights)
         return batch_at(step)
 
@@ -83,7 +83,7 @@ def thinning(batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | No
 
 
 def thin(folder: Path, config: RunConfig, keep: Keep | None) -> None:
-    """Drop what a finished large run in `folder` need not keep, of weights and of states."""
+    """Drop the weights and states that the finished large run in `folder` need not keep."""
     kept = _kept(config, keep)
     if kept is None:
         return

@@ -1,9 +1,9 @@
 """Find a run by what it is, or train it. Runs live in results/runs, named by their identity.
 
 The identity is the hash of everything a run's bits depend on: its config, the data's fingerprint,
-and the code, versions, kernels and kind of device that ran. Asking for a run that exists loads it,
-a half-trained one is continued, and a folder whose identity is not the one asked for is an error
-that names the differing keys. A fork (a run with an intervention) finds or trains its control
+and the code, versions, kernels and kind of device that ran. Asking for a run that exists loads it;
+a half-trained one is continued; a folder whose identity is not the one asked for is an error that
+names the differing keys. A fork (a run with an intervention) finds or trains its control
 first, takes its exact state at the branching step and replays the control's batches with the swap.
 """
 
@@ -65,10 +65,10 @@ def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> 
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
-    """The versions that matter for a run's bits, and the route that its kernels take.
+    """The versions that matter for a run's bits, and the path that its kernels take.
 
     Raises:
-        ConfigError: an execution that this machine's device cannot do.
+        ConfigError: an execution mode that this machine's device does not support.
     """
     major, minor = torch.__version__.split(".")[:2]
     kind = device_info()["kind"]
@@ -89,10 +89,11 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
 
 Key = TypeVar("Key")
 CORE_FLOPS = 5e10
-"""FLOP/s of one core in training, about; for a warning only."""
+"""Rough FLOP/s of one core in training; for a warning only."""
 LONG_HOURS = 12
+"""Training that takes longer than this without a GPU is warned about."""
 SHORT = 1e12
-"""FLOP of runs that are trained faster than a worker process starts."""
+"""FLOP of runs that train faster than a worker process starts."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the identity's hash, wherever the folder lies."""
+        """First 12 hex digits of the identity's hash, wherever the folder is."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
@@ -127,13 +128,13 @@ class Run:
 
     @property
     def updates(self) -> range:
-        """The updates it makes: update k leads from step k to step k + 1."""
+        """The updates it makes: update k turns step k into step k + 1."""
         window = self.config.intervention
         return range(window.start if window else 0, self.config.train.steps)
 
     @property
     def due(self) -> list[int]:
-        """Steps that are saved when it is finished."""
+        """Steps that have been saved once it is finished."""
         return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
 
     @cached_property
@@ -165,7 +166,7 @@ class Run:
         """The model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
-            CheckpointError: no such checkpoint (the steps there are are listed), or a corrupt one.
+            CheckpointError: no such checkpoint (lists the nearest there are), or a corrupt one.
         """
         steps = self.steps
         step = self.updates.stop if step is None else step
@@ -206,7 +207,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent in updates, all sittings together; work lost to a kill is not counted."""
+        """Time spent in updates over all sessions; work lost to a kill is not counted."""
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
@@ -220,7 +221,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     """The run that `config` describes, trained or not; prepares its data.
 
     Args:
-        execution: ways that move no bit find the same run; default: Execution.chosen().
+        execution: settings that change no bit find the same run; default: Execution.chosen().
 
     Raises:
         CheckpointError: the folder exists under another identity (differing keys are named).
@@ -238,47 +239,47 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
             f"there is: the order has {data.rows.n_rows} rows, enough for {available} steps. "
             "Use fewer steps, more epochs (DataConfig.epochs) or a larger corpus."
         )
-    who = run_identity(config, data.fingerprint, execution or Execution.chosen())
+    identity = run_identity(config, data.fingerprint, execution or Execution.chosen())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
-    folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(who)[:12]}"
+    folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(identity)[:12]}"
     record = folder / "identity.json"
     if record.exists():
         try:
             found = json.loads(record.read_text())
         except ValueError as error:
             raise CheckpointError(f"{record} is corrupt ({error}); delete the folder") from error
-        if found != who:
-            differing = "; ".join(config_differences(who, found))
+        if found != identity:
+            differing = "; ".join(config_differences(identity, found))
             raise CheckpointError(
                 f"{folder} belongs to another run: {differing}. Move it away or ask for that run."
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(record, who)
+        write_json(record, identity)
     return Run(folder, config, data)
 
 
 def open_run(folder: Path) -> Run:
-    """A run by its folder, for looking at it from a shell.
+    """A run by its folder, for inspecting it from a shell.
 
     Raises:
         CheckpointError: not a run's folder.
     """
     try:
-        who = json.loads((Path(folder) / "identity.json").read_text())
+        identity = json.loads((Path(folder) / "identity.json").read_text())
         for kind, opener in registered("runs").items():
-            if kind in who:
+            if kind in identity:
                 return opener.load()(Path(folder))
-        config = run_config_from_dict(who["config"])
+        config = run_config_from_dict(identity["config"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{folder} is not a run: no readable identity.json ({error}). Runs lie in "
             f"{results_dir() / 'runs'}."
         ) from error
     data = prepare(config.data, progress=False)
-    if data.fingerprint != who["data"]:
+    if data.fingerprint != identity["data"]:
         raise CheckpointError(
-            f"{folder} was trained on data {who['data'][:12]}, but {config.data.corpus!r} now "
+            f"{folder} was trained on data {identity['data'][:12]}, but {config.data.corpus!r} now "
             f"gives {data.fingerprint[:12]}: the corpus has changed since"
         )
     return Run(Path(folder), config, data)
@@ -341,8 +342,8 @@ def find_or_train(
     A run keeps its full state where the paper's interventions branch off and where `keep` says.
 
     Args:
-        keep: what stays of a large run (pythia_core.training.retention); default: everything. A
-            control that is trained for its fork keeps everything.
+        keep: what a large run keeps (pythia_core.training.retention); default: everything. A
+            control trained for the sake of its fork keeps everything.
         execution: default: Execution.chosen().
 
     Raises:
@@ -376,14 +377,14 @@ def find_or_train_all(
     progress: bool = True,
     keep: Callable[[RunConfig], Keep | None] | None = None,
 ) -> dict[Key, Run]:
-    """`find_or_train` of several runs, as many at a time as there are cores, the longest first.
+    """`find_or_train` for several runs, as many at a time as there are cores, longest first.
 
-    On a GPU as many as fit into its memory (pythia_core.training.gpu_sharing). Controls that forks
-    of the list need come before them, in the list or not. What is there is not trained again; a
-    run that was stopped goes on.
+    On a GPU, as many as fit into its memory (pythia_core.training.gpu_sharing). The controls of
+    forks are trained first, whether or not they are in the list. Finished runs are not trained
+    again; a stopped run resumes.
 
     Args:
-        keep: what stays of a run, by its config; default: everything.
+        keep: what a run keeps, given its config; default: everything.
 
     Raises:
         As find_or_train, for the first run that fails.
@@ -417,7 +418,7 @@ def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:
-    """Say so before a machine without a GPU begins what would take it days."""
+    """Warn before a machine without a GPU starts on days of work."""
     if torch.cuda.is_available():
         return
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600

@@ -7,7 +7,7 @@ the initialisation. On a CPU a run uses one thread, so that its bits do not depe
 several runs use several cores. On a CUDA device the loop runs LAG updates ahead of their reports.
 
 Not here: the update (pythia_core.training.trainer), finding or naming runs
-(pythia_core.training.runs), which data (prepare, intervene).
+(pythia_core.training.runs), which data (pythia_core.data).
 """
 
 from __future__ import annotations

@@ -41,11 +41,11 @@ from pythia_core.util.machine import deterministic
 
 Replay = Callable[[], object]
 WARM_UP = 3
-"""Passes before recording: lazy initialisation and autotuning must be over."""
+"""Passes before recording: lazy initialisation and autotuning must be done."""
 
 
 class MicroStep:
-    """Calls add a share of the mean loss of some rows, and its gradient.
+    """Each call adds some rows' share of the mean loss, and its gradient.
 
     Args:
         total: 0-dim fp64, takes the losses. scale: 0-dim, of the loss in the backward, or None.
@@ -71,7 +71,7 @@ class MicroStep:
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
-        """Record what is new among these micro-batches; spoils gradient and sum."""
+        """Record a graph for every new shape among these; overwrites gradient and sum."""
         for rows in parts:
             # made outside of what is compiled or recorded, and kept as long as a graph reads them
             tables = self._model.rotary(rows.shape[1] - 1, rows.device)
@@ -97,7 +97,7 @@ class MicroStep:
 
 
 def capture_cuda(function: Replay) -> Replay:
-    """A CUDA graph of `function`, which ran a few times before and must not wait for the device."""
+    """A CUDA graph of `function`, which is run a few times first and must not synchronize."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -149,7 +149,7 @@ class Pending:
 
         Raises:
             TrainingError: loss or gradient is not finite; weights and step are those before it,
-                whatever was launched since. In fp16: that, at the smallest loss scale.
+                whatever was launched since. In fp16 only at the smallest loss scale.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -203,7 +203,7 @@ class Trainer:
         return self.launch(batch).result()
 
     def launch(self, batch: np.ndarray) -> Pending:
-        """As `update`, but what it reports is only asked for; its errors come from `result`.
+        """As `update`, but without waiting for its report; errors come from `result`.
 
         Raises:
             TrainingError: out of memory; says how many rows a micro-batch may have.
@@ -254,7 +254,7 @@ class Trainer:
         return pending
 
     def hold_update(self, event: torch.cuda.Event) -> None:
-        """Let no later update change anything before `event`: somebody is still copying it."""
+        """Let no later update change anything before `event`: the state is still being copied."""
         self._held.append(event)
 
     def _on_device(self, batch: np.ndarray) -> Tensor:
@@ -290,7 +290,7 @@ class Trainer:
         )
 
     def _settle(self, pending: Pending, loss: float, norm: float) -> None:
-        """What an update that was skipped, or one in fp16, means for the next ones."""
+        """Apply to later updates what a skipped update, or any in fp16, means for them."""
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)

@@ -1,9 +1,9 @@
-"""What other packages add to this library, found by name and loaded when it is asked for.
+"""What other packages add to this library: found by name, loaded on demand.
 
-The library stays small because it knows none of the book: a package registers its command-line
-commands, its corpora and its kinds of runs as entry points of the groups `pythia_core.commands`,
-`pythia_core.corpora` and `pythia_core.runs`. Where nothing is registered, because the checkout is
-on the path without being installed, the book's own table (`pythia_book.EXTENSIONS`) is used.
+The library stays small because it does not know the book: a package registers its command-line
+commands, corpora and kinds of runs as entry points in the groups `pythia_core.commands`,
+`pythia_core.corpora` and `pythia_core.runs`. If nothing is registered, because the checkout is on
+the path but not installed, the book's own table (`pythia_book.EXTENSIONS`) is used.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from pathlib import Path
 
 @functools.cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of everything in the group `pythia_core.<group>`; `load()` imports it."""
-    whole = f"pythia_core.{group}"
-    found = {point.name: point for point in entry_points(group=whole)}
+    """Name -> entry point of everything in the group `pythia_core.<group>`."""
+    full_group = f"pythia_core.{group}"
+    found = {point.name: point for point in entry_points(group=full_group)}
     if found:
         return found
-    table = _table_of_the_checkout().get(group, {})
-    return {name: EntryPoint(name, value, whole) for name, value in table.items()}
+    table = _checkout_table().get(group, {})
+    return {name: EntryPoint(name, value, full_group) for name, value in table.items()}
 
 
-def _table_of_the_checkout() -> dict[str, dict[str, str]]:
-    """The book's table, also where only the top of the checkout is on the path."""
+def _checkout_table() -> dict[str, dict[str, str]]:
+    """The book's table, even if only the top of the checkout is on the path."""
     book = Path(__file__).resolve().parents[2] / "book"
     if (book / "pythia_book" / "__init__.py").is_file() and str(book) not in sys.path:
         sys.path.append(str(book))

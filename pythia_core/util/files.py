@@ -1,7 +1,7 @@
-"""Files: where things live, writing them wholly or not at all, and their hashes.
+"""Files: where they go, writing them atomically, and their hashes.
 
 `results/` belongs to a checkout and holds runs and study outputs. The cache belongs to a user and
-holds what can be fetched or computed again from pinned inputs: wheels, tokenizers, token files.
+holds what can be downloaded or recomputed from pinned inputs: wheels, tokenizers, token files.
 Both can be moved with an environment variable.
 """
 
@@ -26,10 +26,10 @@ def checkout() -> Path | None:
 
 
 def require_checkout(what: str) -> Path:
-    """The checkout, for what cannot be done without its files.
+    """The checkout, for anything that needs its files.
 
     Raises:
-        ConfigError: the package was installed without one; `what` says what was asked for.
+        ConfigError: the package was installed without one; `what` names what was asked for.
     """
     root = checkout()
     if root is None:
@@ -58,7 +58,7 @@ def cache_dir() -> Path:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in `folder` durable: after a rename, a crash of the machine keeps it."""
+    """Make the names in `folder` durable: a rename survives a crash of the machine."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -68,7 +68,7 @@ def fsync_dir(folder: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Write `target` wholly or not at all: yields a temporary path, renames at the end."""
+    """Write `target` atomically: yields a temporary path and renames it at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.tmp-", dir=target.parent)
     os.close(handle)
@@ -86,10 +86,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """Make the folder `target` wholly or not at all: yields a temporary folder beside it.
+    """Make the folder `target` atomically: yields a temporary folder next to it.
 
-    Every file in it is synced before the rename. If `target` appeared meanwhile (another process
-    made the same thing), that one is kept and ours is dropped.
+    Every file in it is synced before the rename. If `target` has appeared meanwhile (another
+    process made the same thing), that one is kept and ours is dropped.
     """
     import shutil
 
@@ -114,18 +114,18 @@ def atomic_dir(target: Path) -> Iterator[Path]:
 
 
 def file_sha256(path: Path | str) -> str:
-    """sha256 of a file's bytes, in hex; reads it in blocks."""
+    """sha256 of a file's bytes, in hex; reads the file in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fraction(text: str, salt: bytes = b"") -> float:
-    """The first 8 bytes of the text's sha256 as a number in [0, 1): what decides without chance."""
+    """The first 8 bytes of the text's sha256 as a number in [0, 1), for reproducible choices."""
     digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, wholly or not at all."""
+    """Write JSON atomically."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")

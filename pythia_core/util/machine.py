@@ -1,4 +1,4 @@
-"""The machine: its processor and accelerator, what they do fast, and how memory is reused.
+"""The machine: its processor and accelerator, what they do fast, how memory is reused.
 
 Nothing here names the host. torch is imported by the functions that need it, so that reading a
 record does not load it.
@@ -73,11 +73,11 @@ def device_info() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """A model on the GPU if there is one, else as it is, in fp32 both times.
+    """The model on the GPU if there is one, otherwise where it is; in fp32 either way.
 
-    On a GPU, within the context only, fp32 matrix products of the process round their factors to
-    TF32: three more bits than the bf16 that the model was trained with, and several times as fast
-    as fp32. What is trained in fp32 afterwards is multiplied as before.
+    On a GPU, inside the context only, the process's fp32 matrix products round their factors to
+    TF32: three more bits than the bf16 that the model was trained in, and several times as fast
+    as fp32. Training in fp32 afterwards is not affected.
     """
     import torch
 
@@ -94,10 +94,10 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """Within, CUDA kernels whose sums depend on the order of threads are refused, or allowed.
+    """Inside, refuse (or allow) CUDA kernels whose sums depend on the order of threads.
 
-    Holds for the process, and what held before holds again afterwards. Refused strictly: if torch
-    is only to warn of them, its attention warns and takes the one that does not repeat its bits.
+    Applies to the whole process; the previous setting is restored on exit. The refusal is strict:
+    asked only to warn, torch's attention warns and still takes a kernel whose bits do not repeat.
 
     Raises:
         RuntimeError: by torch, at an operation that has no deterministic kernel.

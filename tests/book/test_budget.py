@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 from pythia_book import budget
-from pythia_book.studies import all_runs
-from pythia_book.studies.all_runs import STUDIES, runs_of
+from pythia_book.studies import registry
 from pythia_book.studies.errata import params as errata
+from pythia_book.studies.registry import STUDIES, runs_of
 from pythia_book.studies.seeds import params as seeds
 
 from pythia_core.errors import ConfigError
@@ -37,8 +37,8 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     sizes, studies = budget.sizes_table("gpu"), budget.studies_table("gpu")
     assert list(sizes["size"]) == list(scale.sizes)
     assert sizes.tokens_per_s.is_monotonic_decreasing
-    assert studies.runs.sum() == len(all_runs.all_runs("gpu"))
-    assert all(all_runs.declared(study).MEASURING for study in STUDIES)
+    assert studies.runs.sum() == len(registry.all_runs("gpu"))
+    assert all(registry.declared(study).MEASURING for study in STUDIES)
     spent = studies[["training_s", "writing_s", "measuring_s"]].sum()
     assert spent.sum() < 30 * 60
     assert spent.training_s < 15 * 60, "not all of it: predictions are rough"
@@ -58,6 +58,6 @@ def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
         model, data = run.model, run.data
         assert model.max_seq_len == data.seq_len and model.vocab_size % 128 == 0
         assert budget.size_of(run) in scale_named(scale).sizes
-        kept = all_runs.keep(scale, run)
+        kept = registry.keep(scale, run)
         assert kept is None or run.train.steps in kept.weights, "the end is always kept"
     assert errata.ErrataParams(scale).size_list and seeds.SeedsParams(scale).neighbour_size

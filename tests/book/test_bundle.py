@@ -15,7 +15,7 @@ from pythia_book import bundle
 from pythia_book.bundle import TOP, make_bundle, needed_data, split
 from pythia_book.corpora.wheels import WHEELS
 from pythia_book.records import read_record
-from pythia_book.studies.all_runs import STUDIES, wheels_of
+from pythia_book.studies.registry import STUDIES, wheels_of
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError

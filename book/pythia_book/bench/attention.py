@@ -1,11 +1,11 @@
 """Attention by every library: how fast it is, and whether its backward repeats every bit.
 
-A run is resumed exactly only if the same step gives the same bits, and a backward that adds up over
-tiles with atomics does not. So every library is measured as it is fastest, and with deterministic
-kernels only; each time the gradients are computed again and compared. Causal, forward and backward,
-bf16, queries, keys and values being views of one packed tensor, at every head dim of the official
-sizes and at two lengths of rows. Not here: what the model takes (pythia_core.kernels.
-attention_backends), other operations (kernels).
+A run can be resumed exactly only if the same step gives the same bits, and a backward pass that
+accumulates over tiles with atomics does not. So every library is timed at its fastest, and again
+with deterministic kernels only; each time the gradients are recomputed and compared. Causal,
+forward and backward, bf16, with queries, keys and values as views of one packed tensor, at every
+head dim of the official sizes and two sequence lengths. Not here: which library the model uses
+(pythia_core.kernels.attention_backends), other operations (kernels).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
 MEASURED = tuple(library for library in LIBRARIES if library != "math")
-"""The plain formula holds all scores, and nobody would train with it."""
+"""The plain formula holds all scores in memory; nobody would train with it."""
 REPEATS = 4
-"""Times that the gradients are computed again."""
+"""How many times the gradients are recomputed."""
 
 
 def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:
-    """Rows as they are measured; the first says on what.
+    """Rows as they are measured; the first describes the machine.
 
     Args:
-        dry_run: tiny CPU tensors, to see that everything runs.
-        budget: seconds after which nothing more is begun; the rows say what was left out.
+        dry_run: tiny CPU tensors, to check that everything runs.
+        budget: seconds after which nothing new starts; rows say what was left out.
 
     Raises:
         ConfigError: no CUDA device and no dry run.
@@ -65,7 +65,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
                     try:
                         with deterministic(strict):
                             row |= _measured(library, seq_len, head_dim, dry_run)
-                    except Exception as error:  # a head dim, no such kernel, of its compiler
+                    except Exception as error:  # a head dim, no such kernel, a compiler
                         first = next(iter(str(error).strip().splitlines()), "")
                         row["failed"] = f"{type(error).__name__}: {first}"[:200]
                     yield row
@@ -87,7 +87,7 @@ def _measured(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
     first = both()
     again = [all(map(torch.equal, first, both())) for _ in range(REPEATS)]
     found = timing(both, device, 0.0, 1 if dry_run else 5)
-    flop = 7 * tokens * heads * (seq_len + 1) * head_dim  # scores are computed again
+    flop = 7 * tokens * heads * (seq_len + 1) * head_dim  # scores are recomputed
     found |= {"bits_repeat": all(again), "tflops": flop / found["ms"] / 1e9}
     if library == "torch":
         found["chosen"] = _choice_of_torch(*leaves)
@@ -95,6 +95,6 @@ def _measured(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
 
 
 def _choice_of_torch(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """The name of the kernel that torch takes by itself."""
+    """The name of the kernel that torch chooses by itself."""
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return SDPBackend(torch._fused_sdp_choice(q, k, v, None, 0.0, True)).name

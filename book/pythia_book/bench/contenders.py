@@ -8,7 +8,7 @@ products, AdamW and clipping at the same settings:
   of our kernels and none of our optimizer: what the compiler alone makes of the architecture;
 - transformers: GPT-NeoX as a user of it would train, bf16 autocast and fused AdamW.
 
-Weights are drawn on the device and mean nothing. Not here: timing (bench_train_gpu).
+Weights are drawn on the device and mean nothing. Not here: timing (train_gpu).
 """
 
 from __future__ import annotations

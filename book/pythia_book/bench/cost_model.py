@@ -7,7 +7,7 @@ measurement of this project. They are constants here so that a wrong one shows. 
 apart (`optimizer_seconds`); no launch gaps, no power limit.
 
 Also here: the peaks of data sheets, the goals. Not here: memory (pythia_core.training.memory),
-measuring (bench_train_gpu), whole runs (budget), the paper's own cost (recipe).
+measuring (train_gpu), whole runs (budget), the paper's own cost (recipe).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """A rented card in one command: are the kernels right, what is fast, and how fast is training.
 
-Steps run one after the other, each in a process of its own that is ended at its limit, so that one
-that fails or hangs costs no other its result. A step begins only if what is left of the budget
-should be enough for it. All that is found goes to one folder as it is found:
+Steps run one after another, each in its own process, which is stopped at its time limit, so that a
+step that fails or hangs costs no other its result. A step starts only if the rest of the budget
+should be enough for it. Results go to one folder as they come:
 
     tests.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was tested and measured
     steps.jsonl                                                 how each step ended
     check.log                                                   everything that the steps printed
 
-and can be read although the machine is lost. A later call with other sizes adds to them. Nothing is
+and stay readable if the machine is lost. A later call with other sizes adds to them. Nothing is
 measured here: the steps are pytest and the commands `bench` and `study`.
 """
 
@@ -41,15 +41,15 @@ DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
 OVERTIME = 1.5
-"""A step is ended after so many times what it should take."""
+"""A step is stopped after this multiple of the time it should take."""
 CLOSING = 15.0
-"""Seconds before its limit at which a benchmark begins nothing more, if not before."""
+"""A benchmark starts nothing new in the last so many seconds before its limit."""
 WORKERS = 12
-"""Processes that test kernels at a time: most of it is compiling them."""
+"""Processes that test kernels in parallel: most of the time goes into compiling."""
 EVERY = 15.0
-"""Seconds between two lines about a step under way."""
+"""Seconds between two progress lines of a step."""
 ENOUGH = 5.0
-"""Seconds that a process has to end when it is asked to."""
+"""Seconds a process has to end when asked to."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Step:
 
     Attributes:
         command: a module and its arguments; {budget} is replaced by the seconds it may measure.
-        file: in the folder of results; gets its rows.
-        seconds: that it should take.
-        extra: nobody asked for it, so that it is no failure if it does not run.
-        missing: why it cannot run here, or nothing.
+        file: where its rows go, in the folder of results.
+        seconds: how long it should take.
+        extra: not asked for by name, so that it is no failure if it does not run.
+        missing: why it cannot run here; empty if it can.
     """
 
     name: str
@@ -104,7 +104,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     for size in sizes or (
         (FIRST_SIZE,) if dry_run else sorted(ORDER, key=lambda s: s != FIRST_SIZE)
     ):
-        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # the rivals
+        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # of the baselines
         making = 0 if text_file().is_file() or steps.get("train") else 40  # the text
         seconds = making + (35 if dry_run else 60 + compiling)
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
@@ -157,7 +157,7 @@ def gpu_check(
     """Run what the budget holds and print a table of what is in `out`.
 
     Args:
-        budget: seconds for everything. out: folder of results, may have those of an earlier call.
+        budget: seconds for everything. out: folder of results; may hold those of an earlier call.
         only, sizes, dry_run: as `plan`.
 
     Raises:
@@ -267,11 +267,11 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
 
 
 def _start(step: Step, budget: float, log: Path, dry_run: bool) -> subprocess.Popen[bytes]:
-    """A step's process, in a session of its own: it and all that it starts are ended together."""
+    """A step's process, in its own session: it and everything it starts are ended together."""
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     if step.name == "correctness":
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # its processes are many already
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # it already runs many processes
         environment |= {"TRITON_INTERPRET": "1"} if dry_run else {}
     code = "from pythia_book.bench.gpu_check import child; child()"
     arguments = [part.replace("{budget}", f"{budget:.0f}") for part in step.command]
@@ -288,7 +288,7 @@ def _start(step: Step, budget: float, log: Path, dry_run: bool) -> subprocess.Po
 
 
 def child() -> None:
-    """In a step's process: run a module as `python -m` does, and end with the parent."""
+    """Inside a step's process: run a module as `python -m` does, and end with the parent."""
     parent, module, *arguments = sys.argv[1:]
     threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     sys.argv = [module, *arguments]
@@ -296,7 +296,7 @@ def child() -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End this process and all that it has started once the parent is gone, e.g. killed."""
+    """End this process and everything it has started once the parent is gone, e.g. killed."""
     while os.getppid() == parent:
         time.sleep(0.2)
     os.killpg(0, signal.SIGKILL)
@@ -318,7 +318,7 @@ def _say(out: Path, words: str) -> None:
 
 
 def _last_line(log: Path, offset: int) -> str:
-    """The last line that was printed after an offset in the log."""
+    """The last line printed after an offset in the log."""
     with open(log, "rb") as file:
         file.seek(offset)
         lines = file.read().decode(errors="replace").splitlines()
@@ -329,7 +329,7 @@ def _last_line(log: Path, offset: int) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; a line that was cut, as by a crash of the machine, is left out."""
+    """The rows of a file; a truncated line, as after a crash of the machine, is left out."""
     rows = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):
@@ -338,7 +338,7 @@ def read(path: Path) -> list[Row]:
 
 
 def table(out: Path) -> list[str]:
-    """Lines about everything in a folder of results, the newest row of each kind."""
+    """Everything in a folder of results as lines of text, the newest row of each kind."""
     tests = {row["name"]: row for row in read(out / "tests.jsonl")}
     outcomes = [row["outcome"] for row in tests.values()]
     counts = [f"  {outcomes.count(found)} {found}" for found in sorted(set(outcomes))]

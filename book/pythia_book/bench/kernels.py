@@ -30,7 +30,7 @@ from torch import Tensor
 from pythia_book.bench.rows import SKIPPED
 from pythia_core import kernels
 from pythia_core.errors import ConfigError, DataError, one_of
-from pythia_core.kernels import dispatch as gpu
+from pythia_core.kernels import dispatch
 from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 from pythia_core.kernels.attention import attention_by, attention_reference
 from pythia_core.kernels.attention_backends import LIBRARIES
@@ -387,7 +387,7 @@ def measure(
             failed = SKIPPED if time.monotonic() > deadline else ""
             try:
                 if not failed:
-                    with gpu.no_fallback():
+                    with dispatch.no_fallback():
                         wrong = wrong or errors(small, on_few)
                         call = _call(case, contender, direction)
                         measured = timing(call, device, seconds, calls)
@@ -440,7 +440,7 @@ def bench_kernels(
     device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
     seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
     roof = ceilings(device, dtype, 64 if dry_run else 8192, seconds, calls)
-    triton = gpu.use_triton(torch.empty(0, device=device))
+    triton = dispatch.use_triton(torch.empty(0, device=device))
     common = {"device": device_info()["device"], "torch": torch.__version__, "dry_run": dry_run}
     measured = {"copy_gb_per_s": roof["GB/s"], "matmul_tflop_per_s": roof["TFLOP/s"]}
     yield {**common, "triton": triton, "method": METHOD, **measured}

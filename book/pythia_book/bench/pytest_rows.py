@@ -1,8 +1,8 @@
-"""A plugin of pytest that appends a row to a file for every test, as soon as it has ended.
+"""A pytest plugin that appends a row to a file for every test, as soon as it ends.
 
     python -m pytest -p pythia_book.bench.pytest_rows --rows FILE ...
 
-So what was tested is known although the run was stopped. With pytest-xdist too.
+So the results survive if the run is stopped. Works with pytest-xdist.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --rows; and accept the project's `timeout` setting where pytest-timeout is missing."""
-    parser.addoption("--rows", metavar="FILE", help="append one JSON object a test to it")
+    parser.addoption("--rows", metavar="FILE", help="append one JSON object per test")
     if importlib.util.find_spec("pytest_timeout") is None:
-        parser.addini("timeout", "seconds a test; without pytest-timeout it has no effect")
+        parser.addini("timeout", "seconds per test; has no effect without pytest-timeout")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""`bench`: speeds against a named peer, measured in one run; `gpu-check`: all that a card shows."""
+"""`bench`: speed against a named peer; `gpu-check`: test and measure a card in limited time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ONLY_FOR = {
     "seconds": ("train on a GPU", "kernels"),
     "kernels": ("kernels",),
 }
-"""Which benchmarks an option means something to; elsewhere it is refused."""
+"""Which benchmarks an option applies to; for others it is refused."""
 
 
 def add(command: AddCommand) -> None:
@@ -40,19 +40,19 @@ def add(command: AddCommand) -> None:
     p.add_argument("--rounds", type=int, help="train on a CPU, terms, generate: repeats")
     p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
     p.add_argument("--readme", action="store_true", help="train on a CPU: table into README.md")
-    p.add_argument("--dry-run", action="store_true", help="tiny and on the CPU: only that it runs")
-    p.add_argument("--budget", metavar="TIME", help="on a GPU: begin nothing after it, e.g. 9m")
-    p.add_argument("--seconds", type=float, help="on a GPU: of timed calls, at least")
+    p.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: does it run?")
+    p.add_argument("--budget", metavar="TIME", help="on a GPU: start nothing new after it, e.g. 9m")
+    p.add_argument("--seconds", type=float, help="on a GPU: at least so many per timing")
     p.add_argument("--kernels", help="kernels: comma list of operations (default: all)")
 
-    p = command("gpu-check", _gpu_check, "on a GPU: test and measure what a budget of time holds")
+    p = command("gpu-check", _gpu_check, "on a GPU: test and measure within a time budget")
     p.add_argument("--budget", default="15m", metavar="TIME", help="e.g. 9m or 540s (default 15m)")
     p.add_argument(
         "--out", metavar="DIR", help="results, as they come (default: results/gpu-check)"
     )
     p.add_argument("--only", default="", help="some of correctness,attention,train,kernels,study")
     p.add_argument("--sizes", default="", help="comma list (default: 160m, then the others)")
-    p.add_argument("--dry-run", action="store_true", help="tiny and on the CPU: only that it runs")
+    p.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: does it run?")
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -97,10 +97,10 @@ def _gpu_check(args: argparse.Namespace) -> None:
 
 
 def duration(text: str) -> float:
-    """Seconds of a time like 9m, 1h, 540s or 540.
+    """Seconds in a duration like 9m, 1h, 540s or 540.
 
     Raises:
-        ConfigError: anything else, or no time at all.
+        ConfigError: anything else, or zero.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0

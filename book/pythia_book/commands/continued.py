@@ -1,7 +1,7 @@
-"""`continue`: plan, checks, training of both arms, what came of it.
+"""`continue`: plan, checks, training of both arms, and the outcome.
 
-The plan is printed first. What is long, or needs large downloads, begins only with --yes; a shard
-that is missing is named with its size, and nothing is fetched before that.
+The plan is printed first. Long training and large downloads start only with --yes; missing shards
+are named with their sizes before anything is fetched.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "source",
         metavar="SRC",
-        help="a run (folder or id), the folder of a published model, one with a subfolder stepN a "
-        "revision, or a repository of the hub such as EleutherAI/pythia-70m-deduped",
+        help="a run (folder or id), the folder of a published model, one with a subfolder stepN "
+        "per revision, or a repository of the hub such as EleutherAI/pythia-70m-deduped",
     )
     p.add_argument("--revision", default="", help="of a published model, e.g. step133000")
     p.add_argument("--step", type=int, help="where to begin (default: the revision's)")
@@ -43,7 +43,7 @@ def add(command: AddCommand) -> None:
         "are needed, or another form of `inspect --data` (default: the run's own)",
     )
     p.add_argument("--tokenizer", help="neox-20b or a tokenizer.json (default: the model's)")
-    p.add_argument("--seq-len", type=int, default=2048, help="tokens a row (default 2048)")
+    p.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
     p.add_argument(
         "--state",
         default="auto",
@@ -58,17 +58,17 @@ def add(command: AddCommand) -> None:
     p.add_argument("--rewarm-updates", type=int, default=0, help="of linear (default: 1 %%)")
     how = p.add_argument_group("how the model was trained (default: as Pythia, or as the run)")
     how.add_argument("--schedule-steps", type=int, help="updates of the whole schedule")
-    how.add_argument("--batch-size", type=int, help="rows an update")
+    how.add_argument("--batch-size", type=int, help="rows per update")
     how.add_argument("--lr", type=float, help="peak learning rate")
-    how.add_argument("--micro-batch", type=int, help="rows a pass")
+    how.add_argument("--micro-batch", type=int, help="rows per pass")
     how.add_argument("--precision", choices=PRECISIONS)
     p.add_argument("--plan", action="store_true", help="print what it needs and takes, and stop")
-    p.add_argument("--yes", action="store_true", help="begin though it is long or fetches much")
+    p.add_argument("--yes", action="store_true", help="begin even if it is long or fetches much")
     p.add_argument("--measure", action="store_true", help="then ask both arms the gender measures")
 
 
 def _continue(args: argparse.Namespace) -> None:
-    """Plan, train, report; of several processes of torchrun the first one speaks.
+    """Plan, train, report; under torchrun, only the first process prints.
 
     Raises:
         As `_continue_in`.
@@ -122,7 +122,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     if args.data is not None:
         rows = RowsData(
             args.data,
-            args.tokenizer or tokenizer_of(source, args.revision or f"step{step}"),
+            args.tokenizer or tokenizer_of(source, revision),
             args.seq_len,
         )
     plan = make_plan(args.source, model, train, step, args.steps, rows, bool(args.swap), seq_len)
@@ -181,11 +181,10 @@ def _report(run: Continued, measure: bool) -> None:
 
 
 def _local_model(source: str, revision: str) -> ModelConfig | None:
-    """The architecture of a model that lies here; None for one on the hub."""
-    from pythia_book.released import download as hub
+    """The architecture of a local model; None for one on the hub."""
+    from pythia_book.released import hub
     from pythia_core import hf
-    from pythia_core.hf import model_config
 
     if not Path(source).expanduser().is_dir():
         return None
-    return model_config(hf.read_config(hub.locate(source, revision).folder))
+    return hf.model_config(hf.read_config(hub.locate(source, revision).folder))

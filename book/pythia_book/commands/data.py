@@ -1,7 +1,4 @@
-"""`inspect`, `find` and `terms`: look at batches, search and count, in runs and in token files.
-
-The work is done by pythia_book.released.pile, find_text and terms; here it is put into words.
-"""
+"""`inspect`, `find` and `terms`: look at batches, search and count, in runs and in token files."""
 
 from __future__ import annotations
 
@@ -56,7 +53,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
     )
     data.add_argument("--tokenizer", default="neox-20b", help="or the path of a tokenizer.json")
-    data.add_argument("--seq-len", type=int, default=2048, help="tokens a row (default 2048)")
+    data.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
     data.add_argument("--batch-size", type=int, default=1024, help="rows (default 1024)")
     data.add_argument(
         "--dtype", default="<u2", choices=("<u2", "<i4"), help="of ids without an index"
@@ -64,7 +61,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
     data.add_argument("--seed", type=int, default=1234, help="of the order of a PREFIX")
     data.add_argument("--epochs", type=int, help="of the order of a PREFIX (default 1)")
     data.add_argument(
-        "--steps", type=int, help="or as many epochs as so many updates need: 143000 for Pythia"
+        "--steps", type=int, help="or as many epochs as this many updates need: 143000 for Pythia"
     )
 
 

@@ -1,4 +1,4 @@
-"""`convert`, `evaluate`, `lm_eval`, `generate`, `verify`: what is done with an existing model."""
+"""`convert`, `evaluate`, `lm_eval`, `generate`, `verify`: commands on existing models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
     p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
 
-    p = command("evaluate", _evaluate, "ask checkpoints the paper's tasks")
+    p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
         "--tasks", default="", help="comma list (default: all; wsc, logiqa need --items)"
@@ -38,11 +38,11 @@ def add(command: AddCommand) -> None:
     )  # fmt: skip
     p.add_argument("arguments", nargs="*", help="arguments of lm_eval")
 
-    p = command("generate", _generate, "let a checkpoint write on after a text")
+    p = command("generate", _generate, "continue a text with a checkpoint")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument("--prompt", action="append", required=True, help="may be given several times")
     p.add_argument("--step", type=int, help="which checkpoint (default: the last)")
-    p.add_argument("--tokens", type=int, default=32, help="at most so many (default 32)")
+    p.add_argument("--tokens", type=int, default=32, help="at most this many (default 32)")
     p.add_argument("--until", action="append", default=[], help="stop before this text")
     p.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     p.add_argument("--top-k", type=int, default=0)
@@ -112,7 +112,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from pythia_book.released.download import is_published
+    from pythia_book.released.hub import is_published
 
     if not is_published(args.run):
         from pythia_core.training.runs import find_run, verify

@@ -1,4 +1,4 @@
-"""`budget` and `bundle`: what a scale takes on another machine, and all that it needs there."""
+"""`budget` and `bundle`: what a scale costs on another machine, and everything it needs there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pythia_core.errors import ConfigError
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("budget", _budget, "predict what a scale takes on one GPU: time, FLOP, disk")
+    p = command("budget", _budget, "predict what a scale costs on one GPU: time, FLOP, disk")
     p.add_argument("--scale", default="gpu", choices=trained_scales())
     p.add_argument("--way", default="compiled", help="eager, compiled (default), ours or ideal")
 
@@ -41,7 +41,7 @@ def _bundle(args: argparse.Namespace) -> None:
         ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.
     """
     from pythia_book.bundle import PACKAGES, TOP, fetched_packages, make_bundle, split
-    from pythia_book.studies.all_runs import STUDIES
+    from pythia_book.studies.registry import STUDIES
 
     if not args.wheels and (args.packages or args.python or args.platform):
         raise ConfigError("--packages, --python and --platform say what to fetch: add --wheels")

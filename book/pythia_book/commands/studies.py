@@ -20,7 +20,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("study")
     p.add_argument("--scale", default="laptop")
 
-    p = command("errata", _errata, "what is often told wrongly about Pythia, with the evidence")
+    p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
     p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")
 
 

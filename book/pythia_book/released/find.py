@@ -3,7 +3,7 @@
 A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
 repository on the hub, whose revisions are its steps. It offers what evaluation needs of a run:
 steps, the model at each, a tokenizer, a place for what was measured. Not here: reading its files
-(pythia_core.hf, pythia_book.released.download), what a run is (pythia_core.training.runs).
+(pythia_core.hf, pythia_book.released.hub), what a run is (pythia_core.training.runs).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pythia_book.released import download as hub
+from pythia_book.released import hub
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.data.tokenizer import EOD, load_tokenizer

@@ -1,1 +1,1 @@
-"""One room a study: parameters, measurements, claims and figures in one folder."""
+"""One folder per study: parameters, measurements, claims and figures; registry finds them."""

@@ -22,7 +22,7 @@ import numpy as np
 
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, FetchError, MissingDependencyError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.evaluation.generate import Sampling, generate_texts
 from pythia_core.util.progress import bar as progress_bar
 
@@ -135,7 +135,7 @@ def _model_class() -> type:
             self,
             run: str,
             step: int | None = None,
-            token_budget: int = evaluate.TOKEN_BUDGET,
+            token_budget: int = scoring.TOKEN_BUDGET,
             device: str | None = None,
             batch_size: object = None,
             max_batch_size: object = None,
@@ -169,12 +169,12 @@ def _model_class() -> type:
             tokenizer: Any,
             eod_id: int,
             max_seq_len: int,
-            token_budget: int = evaluate.TOKEN_BUDGET,
+            token_budget: int = scoring.TOKEN_BUDGET,
         ) -> None:
             TemplateLM.__init__(self)
             self.model, self._tokenizer, self._eod_id = model, tokenizer, eod_id
             self.max_length, self.token_budget = max_seq_len, token_budget
-            self._encode = evaluate.encoder(tokenizer)
+            self._encode = scoring.encoder(tokenizer)
             self.info: dict[str, Any] = {}
 
         def get_model_info(self) -> dict[str, Any]:
@@ -196,20 +196,20 @@ def _model_class() -> type:
         def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
             return list(self._encode(string))
 
-        def _score(self, requests: list[evaluate.Request], show: bool) -> evaluate.Scores:
-            packed = evaluate.pack(requests, self.max_length, self.token_budget)
+        def _score(self, requests: list[scoring.Request], show: bool) -> scoring.Scores:
+            packed = scoring.pack(requests, self.max_length, self.token_budget)
             logprob, greedy = np.zeros(len(packed)), np.ones(len(packed), bool)
             for batch in progress_bar(show, iterable=packed.batches, desc="scoring", unit="batch"):
-                part = evaluate.Packed((batch,), packed.n_tokens)
-                found = evaluate.score(self.model, part)
+                part = scoring.Packed((batch,), packed.n_tokens)
+                found = scoring.score(self.model, part)
                 logprob += found.logprob
                 greedy &= found.greedy
-            return evaluate.Scores(logprob, packed.n_tokens, greedy)
+            return scoring.Scores(logprob, packed.n_tokens, greedy)
 
         def _loglikelihood_tokens(
             self, requests: list, disable_tqdm: bool = False, **_: Any
         ) -> list[tuple[float, bool]]:
-            asked = [evaluate.Request(tuple(c), tuple(t)) for _, c, t in requests]
+            asked = [scoring.Request(tuple(c), tuple(t)) for _, c, t in requests]
             found = self._score(asked, not disable_tqdm)
             return list(zip(found.logprob.tolist(), found.greedy.tolist(), strict=True))
 
@@ -220,7 +220,7 @@ def _model_class() -> type:
                     self.tok_encode(request.args[0]), self.eot_token_id, self.max_length, 1
                 )
                 for window in map(utils.make_disjoint_window, windows):
-                    parts.append(evaluate.Request(*map(tuple, window)))
+                    parts.append(scoring.Request(*map(tuple, window)))
                     owner.append(number)
             found = self._score(parts, not disable_tqdm).logprob
             totals = np.bincount(np.array(owner, int), found, len(requests))

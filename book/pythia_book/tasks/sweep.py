@@ -1,8 +1,8 @@
 """Checkpoints by tasks: one tidy table, whose rows lie beside those of the released results.
 
 Every task is tokenised once and asked of all checkpoints, as many at a time as there are cores.
-What was measured is kept beside the run (studies.measured): a stopped sweep goes on where it was,
-a further task or step costs only itself. A checkpoint that is missing or damaged, and a task of
+Results are kept next to the run (pythia_book.measurements): a stopped sweep resumes where it was,
+and one more task or step costs only itself. A checkpoint that is missing or damaged, and a task of
 which nothing fits the model, are rows without a value that say why.
 
 Standard errors are those of a mean over items; that of ppl follows from the mean log-probability's

@@ -19,17 +19,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.tasks.tasks import Item, Prompt, WrittenTask, load_items, task_named
+from pythia_book.stats import estimate
+from pythia_book.tasks.tasks import TASKS, Item, Prompt, WrittenTask, load_items, task_named
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.evaluation.generate import written
 from pythia_core.evaluation.scoring import Request
 from pythia_core.model import GPTNeoX
+
+if TYPE_CHECKING:
+    from pythia_core.training.runs import Run
 
 # --- scoring by the rules of the harness -----------------------------------------------------
 
@@ -37,6 +41,7 @@ DELIMITER = "\n\n"
 """Between the solved examples of a prompt, and before the question."""
 
 Encode = Callable[[str], tuple[int, ...]]
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def build_all(
     Raises:
         DataError, FetchError: see pythia_book.tasks.tasks.load_items.
     """
-    encode = evaluate.encoder(tokenizer)
+    encode = scoring.encoder(tokenizer)
     built = []
     for name in tasks:
         items, examples = load_items(name, limit, folder)
@@ -142,7 +147,7 @@ def build_all(
     return built
 
 
-def outcomes(built: BuiltTask, scores: evaluate.Scores) -> dict[str, np.ndarray]:
+def outcomes(built: BuiltTask, scores: scoring.Scores) -> dict[str, np.ndarray]:
     """acc, acc_norm (acc where the task has none): bool[items]; logprob: float64[items], of the
     right answer, in nats."""
     found: dict[str, list] = {"acc": [], "acc_norm": [], "logprob": []}
@@ -161,7 +166,7 @@ def outcomes(built: BuiltTask, scores: evaluate.Scores) -> dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TaskMeasurement:
-    """Several built tasks as a measurement (studies.measured): arrays "<task>_<shots>_<what>"."""
+    """Several built tasks as one measurement: arrays "<task>_<shots>_<what>"."""
 
     built: tuple[BuiltTask, ...]
     max_seq_len: int
@@ -173,16 +178,60 @@ class TaskMeasurement:
             [b.key, [(r.context, r.continuation) for r in b.requests], b.gold.tolist()]
             for b in self.built
         ]
-        return stable_hash([evaluate.VERSION, self.max_seq_len, parts])
+        return stable_hash([scoring.VERSION, self.max_seq_len, parts])
 
-    def __call__(self, model: evaluate.Scorable, step: int) -> dict[str, np.ndarray]:
+    def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
         found = {}
         for built in self.built:
             if built.requests:
-                scores = evaluate.score(model, evaluate.pack(built.requests, self.max_seq_len))
+                scores = scoring.score(model, scoring.pack(built.requests, self.max_seq_len))
                 for what, values in outcomes(built, scores).items():
                     found[f"{built.key}_{what}"] = values
         return found
+
+
+# --- all tasks at once, as studies ask them --------------------------------------------------
+
+SHOTS = (0, 1)
+LIMIT = 150
+"""Items of a task."""
+LEAST_FITTING = 0.2
+"""Below this share of items that fit the model whole, a cell is a gap."""
+
+
+def share_fitting(built: BuiltTask) -> float:
+    """Share of the items whose whole prompt fits the model."""
+    return float(built.fits.mean()) if len(built.fits) else 0.0
+
+
+def built_tasks(
+    run: Run,
+    tasks: Sequence[str] = tuple(TASKS),
+    shots: Sequence[int] = SHOTS,
+    limit: int = LIMIT,
+) -> tuple[list[BuiltTask], TaskMeasurement]:
+    """All cells, and the measurement of those that fit a run's model well enough."""
+    length = run.config.model.max_seq_len
+    built = build_all(tasks, shots, limit, run.data.tokenizer, length)
+    fitting = tuple(each for each in built if share_fitting(each) >= LEAST_FITTING)
+    return built, TaskMeasurement(fitting, length)
+
+
+def twin_rows(
+    size: str, tasks: TaskMeasurement, both: Sequence[Arrays], draws: int
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Accuracy of the second minus the first of two models, item by item: a row a task (size, task,
+    shots, value, low, high, n), and the zero-shot differences by task."""
+    rows, zero = [], {}
+    for each in tasks.built:
+        first, second = (arrays[f"{each.key}_acc"].astype(float) for arrays in both)
+        change = second - first
+        e = estimate(change[None], draws, change=True, exact=True)
+        rows.append({"size": size, "task": each.task, "shots": each.shots, **e.interval(),
+                     "n": e.n_items})  # fmt: skip
+        if each.shots == 0:
+            zero[each.task] = change
+    return rows, zero
 
 
 # --- a task as a measurement -----------------------------------------------------------------
@@ -190,12 +239,10 @@ class TaskMeasurement:
 VERSION = 1
 """Part of the key under which results are kept: raise it when any number here would change."""
 
-Arrays = dict[str, np.ndarray]
-
 
 @dataclass(frozen=True)
 class ChosenTask:
-    """A task whose answers are scored: a measurement (studies.measured), arrays by metric."""
+    """A task whose answers are scored, as a measurement: arrays by metric."""
 
     built: BuiltTask
     max_seq_len: int
@@ -217,10 +264,10 @@ class ChosenTask:
     def digest(self) -> str:
         made = [(r.context, r.continuation) for r in self.built.requests]
         answers = [self.built.gold.tolist(), self.built.lengths.tolist()]
-        return stable_hash([evaluate.VERSION, VERSION, self.max_seq_len, made, answers])
+        return stable_hash([scoring.VERSION, VERSION, self.max_seq_len, made, answers])
 
-    def __call__(self, model: evaluate.Scorable, step: int) -> Arrays:
-        scores = evaluate.score(model, evaluate.pack(self.built.requests, self.max_seq_len))
+    def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+        scores = scoring.score(model, scoring.pack(self.built.requests, self.max_seq_len))
         task = task_named(self.name)
         if task.bare:
             more, less = scores.logprob.reshape(-1, 2).T
@@ -240,7 +287,7 @@ class ChosenTask:
 
 @dataclass(frozen=True)
 class AnsweredTask:
-    """A task whose answers are written: a measurement (studies.measured), arrays by metric."""
+    """A task whose answers are generated, as a measurement: arrays by metric."""
 
     name: str
     shots: int
@@ -318,7 +365,7 @@ def ask(
 
     Args:
         shots: None: as many as the task is usually given.
-        folder: take `<folder>/<task>.jsonl` in the place of the wheel's items.
+        folder: read `<folder>/<task>.jsonl` instead of the items in the wheel.
 
     Raises:
         ConfigError: more shots than examples. DataError, FetchError: see tasks.load_items.
@@ -326,7 +373,7 @@ def ask(
     task = task_named(name)
     shots = task.shots if shots is None else shots
     items, examples = load_items(name, limit, folder)
-    encode = evaluate.encoder(tokenizer)
+    encode = scoring.encoder(tokenizer)
     if not isinstance(task, WrittenTask):
         built = build(name, items, examples, shots, encode, max_seq_len, eod_id)
         return ChosenTask(built, max_seq_len)

@@ -8,8 +8,8 @@ import shlex
 import pytest
 from places import ROOT
 from pythia_book.pages import real_suite
-from pythia_book.recipe import HARDWARE
 from pythia_book.released.pile import tokenizer_at
+from pythia_book.released.recipe import HARDWARE
 from pythia_book.tasks.task_metrics import ChosenTask, ask
 from pythia_book.tasks.tasks import all_tasks, task_named
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 from places import ROOT
-from pythia_book import recipe, style
+from pythia_book import style
 from pythia_book.pages import recipe as draw
+from pythia_book.released import recipe
 from torch import nn
 
 from pythia_core import model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from pythia_book.published import files as published_files
+from pythia_book.published import files
 from pythia_book.published import results as published
 from score_files import TREE, V1, as_csv, as_folder, harness
 
@@ -95,16 +95,16 @@ def test_an_archive_that_points_outside_is_refused(name, pack, tmp_path):
 def test_limits_of_size_and_number(tmp_path, monkeypatch):
     path = as_tar(tmp_path / "evals.tar.xz")
     with monkeypatch.context() as patch:
-        patch.setattr(published_files, "MAX_FILE", 50)
+        patch.setattr(files, "MAX_FILE", 50)
         for source in (path, as_zip(tmp_path / "evals.zip"), as_folder(tmp_path / "clone")):
             with pytest.raises(DataError, match="larger than 50 bytes"):
                 published.load(source)
     with monkeypatch.context() as patch:
-        patch.setattr(published_files, "MAX_MEMBERS", 3)
+        patch.setattr(files, "MAX_MEMBERS", 3)
         with pytest.raises(DataError, match="more than 3 files"):
             published.load(path)
     with monkeypatch.context() as patch:
-        patch.setattr(published_files, "MAX_TOTAL", 500)
+        patch.setattr(files, "MAX_TOTAL", 500)
         with pytest.raises(DataError, match="500 bytes"):
             published.load(tmp_path / "evals.zip")
 

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book.published import figures as figures_published
-from pythia_book.published import results
+from pythia_book.published import figures, results
 from pythia_book.published.scaling import COLUMNS, published_deduplication, published_scaling
 from pythia_book.published.tables import MODELS, TASKS
 
@@ -138,8 +137,8 @@ def test_every_picture_can_be_drawn(numbers) -> None:
     for name, columns in COLUMNS.items():
         assert list(found.tables[name].columns) == columns
     for draw in DRAWINGS:
-        drawing = getattr(figures_published, draw)(found, RESULT)
-        assert drawing.svg == getattr(figures_published, draw)(found, RESULT).svg
+        drawing = getattr(figures, draw)(found, RESULT)
+        assert drawing.svg == getattr(figures, draw)(found, RESULT).svg
     if numbers is None or not hasattr(numbers, "baselines"):
         assert {c["verdict"] for c in found.claims} == {"not testable here"}
         assert "PYTHIA_PUBLISHED_DIR" in found.claims[0]["published"]

@@ -14,14 +14,7 @@ import pandas as pd
 import pytest
 from pythia_book.published import results
 from pythia_book.published.tables import TASKS
-from pythia_book.studies.errata import (
-    catalogue as errata,
-)
-from pythia_book.studies.errata import evidence as errata_released
-from pythia_book.studies.errata import (
-    figures as figures_errata,
-)
-from pythia_book.studies.errata import study
+from pythia_book.studies.errata import catalogue, evidence, figures, study
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.params import READ, SEED, SWITCHES, ErrataParams
 from score_files import as_csv
@@ -41,30 +34,30 @@ def found() -> dict[str, Evidence]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", refuse)
-        return {erratum.name: erratum.compute() for erratum in errata.ERRATA}
+        return {erratum.name: erratum.compute() for erratum in catalogue.ERRATA}
 
 
 # --- the list --------------------------------------------------------------------------------
 
 
 def test_every_erratum_is_complete() -> None:
-    names = [e.name for e in errata.ERRATA]
+    names = [e.name for e in catalogue.ERRATA]
     assert len(set(names)) == len(names)
-    for e in errata.ERRATA:
+    for e in catalogue.ERRATA:
         assert re.fullmatch(r"[a-z0-9.-]+", e.name)
-        assert e.certainty in errata.CERTAINTIES
+        assert e.certainty in catalogue.CERTAINTIES
         assert not e.title.endswith(".")
         for text in (e.told, e.matters, e.switch):
             assert text.endswith("."), text
-    assert {e.measured for e in errata.ERRATA} - {""} == set(SWITCHES)
+    assert {e.measured for e in catalogue.ERRATA} - {""} == set(SWITCHES)
 
 
 def test_numbers_of_the_evidence(found: dict[str, Evidence]) -> None:
     values: dict[str, object] = {}
-    for evidence in found.values():
-        assert not values.keys() & evidence.values.keys(), "names must be unique"
-        values |= evidence.values
-        assert evidence.text.endswith(".") or evidence.text.endswith("of them.")
+    for each in found.values():
+        assert not values.keys() & each.values.keys(), "names must be unique"
+        values |= each.values
+        assert each.text.endswith(".") or each.text.endswith("of them.")
     expected = {
         "floor_step": 115_139,
         "floor_percent": 80.517,
@@ -111,15 +104,15 @@ def test_numbers_of_the_evidence(found: dict[str, Evidence]) -> None:
 
 
 def test_what_was_reported_of_the_branches() -> None:
-    files = list(errata_released.REPORTED.values())
+    files = list(evidence.REPORTED.values())
     assert sorted(files.count(name) for name in set(files)) == [10, 76]
 
 
 def test_scores_that_are_not_here_are_said_to_be_missing(found: dict[str, Evidence]) -> None:
-    names = {e.name for e in errata.ERRATA if e.from_released}
+    names = {e.name for e in catalogue.ERRATA if e.from_released}
     assert names == {"swap-code", "tasks", "evals-2.8b"}
-    for name, evidence in found.items():
-        assert ("PYTHIA_PUBLISHED_DIR" in evidence.released) == (name in names)
+    for name, each in found.items():
+        assert ("PYTHIA_PUBLISHED_DIR" in each.released) == (name in names)
 
 
 def scores(folder: Path, wsc: float) -> results.Published:
@@ -141,21 +134,21 @@ def scores(folder: Path, wsc: float) -> results.Published:
 @pytest.mark.parametrize(("wsc", "flat"), [(38 / 104, "wsc"), (0.7, "none")])
 def test_released_scores_are_compared_when_asked(wsc: float, flat: str, tmp_path: Path) -> None:
     released = scores(tmp_path, wsc)
-    text = errata_released.tasks(released).released
+    text = evidence.tasks(released).released
     assert f"At guessing for all sizes: {flat}." in text
     assert ("100 % of all 5-shot" in text) == (flat == "wsc")
-    text = errata_released.two_eight_b(released).released
+    text = evidence.two_eight_b(released).released
     assert text.count("1 steps (3,000 to 3,000)") == 2
     assert text.endswith("All other sizes together: no step.")
-    assert "410m 60.0, 7 % swap 61.0" in errata_released.swap_code(released).released
+    assert "410m 60.0, 7 % swap 61.0" in evidence.swap_code(released).released
 
 
 def test_the_real_released_scores() -> None:
     if not os.environ.get(results.VARIABLE):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
     released = results.load()
-    assert "At guessing for all sizes: wsc, logiqa." in errata_released.tasks(released).released
-    text = errata_released.two_eight_b(released).released
+    assert "At guessing for all sizes: wsc, logiqa." in evidence.tasks(released).released
+    text = evidence.two_eight_b(released).released
     assert "zero-shot at 10 steps (2 to 1,000), five-shot at 4 steps (13,000 to 43,000)" in text
     assert "together: no step." in text
 
@@ -169,15 +162,15 @@ def a_result(evidence: dict[str, Evidence], **values: object) -> SimpleNamespace
     return SimpleNamespace(released=evidence, values={"size": "7k", **changes, **values})
 
 
-@pytest.mark.parametrize("erratum", errata.ERRATA, ids=lambda e: e.name)
+@pytest.mark.parametrize("erratum", catalogue.ERRATA, ids=lambda e: e.name)
 def test_the_command_prints_what_the_page_shows(
-    erratum: errata.Erratum,
+    erratum: catalogue.Erratum,
     found: dict[str, Evidence],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    page = html.unescape(figures_errata.Errata(a_result(found))._repr_html_())
+    page = html.unescape(figures.Errata(a_result(found))._repr_html_())
     assert main(["errata", erratum.name]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(erratum.title)
@@ -189,7 +182,7 @@ def test_the_command_prints_what_the_page_shows(
 def test_the_command_lists_them_and_refuses_others(capsys: pytest.CaptureFixture) -> None:
     assert main(["errata"]) == 0
     listed = capsys.readouterr().out
-    assert all(e.name in listed and e.title in listed for e in errata.ERRATA)
+    assert all(e.name in listed and e.title in listed for e in catalogue.ERRATA)
     assert main(["errata", "lr-flor"]) == 1
     message = capsys.readouterr().err
     assert "unknown erratum 'lr-flor'; accepted: lr-floor" in message
@@ -200,7 +193,7 @@ def test_the_list_escapes_and_says_what_was_measured(found: dict[str, Evidence])
     hostile = found | {"gelu": Evidence("<script>alert(1)</script> {{ x }}")}
     change = {"value": 0.5, "low": 0.25, "high": 0.75}
     result = a_result(hostile, gelu_loss_change=change, gelu_loss_percent=12.0)
-    page = figures_errata.Errata(result)._repr_html_().replace("\N{NO-BREAK SPACE}", " ")
+    page = figures.Errata(result)._repr_html_().replace("\N{NO-BREAK SPACE}", " ")
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "exact GELU in training, 0.50 [0.25, 0.75] nats a token (12.0 %)." in page
     assert page.count("measured by: python -m pythia_core study errata") == len(SWITCHES) - 1
@@ -292,10 +285,10 @@ def test_switches_beside_their_controls(
     assert shown and "not here" not in shown
     recorded = " ".join(table.to_csv() for table in result.tables.values())
     assert shown not in recorded + str(result.values), "released scores are never recorded"
-    for drawing in (figures_errata.effects, figures_errata.schedule_and_passes):
+    for drawing in (figures.effects, figures.schedule_and_passes):
         assert drawing(result).svg == drawing(result).svg
-    assert len(figures_errata.effects_table(result).frame) == 4
-    assert len(figures_errata.claims_table(result).frame) == len(result.claims) == 4
+    assert len(figures.effects_table(result).frame) == 4
+    assert len(figures.claims_table(result).frame) == len(result.claims) == 4
 
     control = next(r for r in result.runs if r.config.data.epochs == 1)
     for run in result.runs:  # nothing kept, and the last checkpoint of one run lost
@@ -309,4 +302,4 @@ def test_switches_beside_their_controls(
     assert set(lost[lost.step == 16].variant) == {"epoch_policy"}
     verdicts = {c["claim"].split(" changes")[0]: c["verdict"] for c in result.claims}
     assert verdicts["Exact GELU in training"] == "not testable here"
-    assert "not measured" in figures_errata.effects(result).svg
+    assert "not measured" in figures.effects(result).svg

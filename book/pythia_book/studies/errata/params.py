@@ -1,4 +1,4 @@
-"""Parameters of the study of the errata, the runs it trains and what it reads of them."""
+"""Parameters of the study of the errata, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "errata"
 AFTER = ("seeds",)
-"""Studies that should run first, as they train what this one reads."""
+"""Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
 """Evenly spaced checkpoints at which runs are compared."""
@@ -22,7 +22,7 @@ DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
 @dataclass(frozen=True)
 class Switch:
-    """One field of a run's config set otherwise than in the suite."""
+    """One field of a run's config, set differently from the suite."""
 
     name: str
     part: str
@@ -52,7 +52,7 @@ LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
     READ: "exact GELU after training",
     SEED: "another seed",
 }
-"""Every row of the comparison in words."""
+"""The rows of the comparison, in words."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class ErrataParams(StudyParams):
 
     @property
     def other_seed(self) -> int:
-        """Of the yardstick."""
+        """The seed of the run that serves as a yardstick."""
         return 1 if self.seed != 1 else 2
 
 
 Params = ErrataParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def run_configs(params: ErrataParams) -> dict[str, RunConfig]:
@@ -112,5 +112,5 @@ def runs(params: ErrataParams) -> list[RunConfig]:
 
 
 def keep(params: ErrataParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)

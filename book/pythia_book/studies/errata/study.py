@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.measurements import Arrays, measure_all
+from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
 from pythia_book.published.results import find as find_published
-from pythia_book.recipe import schedules
+from pythia_book.released.recipe import schedules
 from pythia_book.stats import (
     NOT_TESTABLE,
     Estimate,
@@ -24,7 +24,6 @@ from pythia_book.stats import (
     difference,
     estimate,
 )
-from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.errata.catalogue import ERRATA
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.params import (
@@ -36,7 +35,7 @@ from pythia_book.studies.errata.params import (
     ErrataParams,
     run_configs,
 )
-from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.reading import pile_reads
 from pythia_book.study import StudyResult
 from pythia_core.config import stable_hash

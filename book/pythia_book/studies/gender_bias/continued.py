@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.measurements import measure_all
-from pythia_book.released import download as hub
+from pythia_book.released import hub
 from pythia_book.released.continued import Continued
 from pythia_book.released.continued_data import RowsData
 from pythia_book.stats import estimate
@@ -22,7 +22,7 @@ from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items,
 from pythia_core.config import DataConfig
 from pythia_core.data.prepare import prepare
 from pythia_core.errors import CheckpointError, ConfigError, FetchError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.training.runs import find_run
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     for step in sorted(chosen):
         batch = control.batch(step)[:rows]
         theirs, at = source_model(control, step)
-        ours = evaluate.row_losses(_quick(control.model(step)), batch)
-        source = evaluate.row_losses(_quick(theirs), batch)
+        ours = scoring.row_losses(_quick(control.model(step)), batch)
+        source = scoring.row_losses(_quick(theirs), batch)
         e = estimate((ours - source)[None], bootstrap, change=True)
         means = float(ours.mean()), float(source.mean())
         table.append([step, at, len(batch), *means, e.value, e.low, e.high])

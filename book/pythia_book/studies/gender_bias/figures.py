@@ -1,7 +1,7 @@
 """The gender-bias study, drawn: the paper's figures 1, 2 and 6 with the released numbers beside
 ours, and what a small model can show best, the shift of its pronoun prior.
 
-Every function takes a `studies.gender_bias.Result` and gives a Drawing or a Table. Released
+Every function takes a StudyResult and gives a Drawing or a Table. Released
 numbers that are not there are not invented: the panel says in words how to get them.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pythia_book import records
-from pythia_book import style as figures
+from pythia_book import records, style
 from pythia_book.studies.gender_bias.claims import LAST_WINDOW
 from pythia_book.studies.gender_bias.params import ARMS, STUDY
 from pythia_book.style import Drawing, Table, claims_frame, interval
@@ -51,8 +50,8 @@ def _forks(ax: Axes, scale: str) -> None:
     for arm, index in ARMS.items():
         if index is not None:
             at = 100 * setting.fork_step(index) / setting.steps
-            shape = figures.ARM_STYLES[arm]["linestyle"]
-            ax.axvline(at, color=figures.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
+            shape = style.ARM_STYLES[arm]["linestyle"]
+            ax.axvline(at, color=style.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
 
 
 def _released(published: Published, view: str, column: str = "value") -> pd.DataFrame:
@@ -72,7 +71,7 @@ def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
         for arm in ARMS:
             cell = table[(table["size"] == size) & (table.arm == arm)]
             if not cell.empty:
-                figures.line(ax, cell, "percent", size, arm, dense=True)
+                style.line(ax, cell, "percent", size, arm, dense=True)
     return sizes
 
 
@@ -80,19 +79,19 @@ def prior_shift(result: Result) -> Drawing:
     """The share of feminine among pronouns after occupations, over the branch."""
     shown = result.tables["branch"].query("measure == 'feminine_share'")
     sizes = result.params.size_list
-    with figures.style():
+    with style.style():
         v = result.values
         items = f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations"
-        figure, axes = figures.panels(len(sizes), 3.0, _footer(result, items), sharey=True)
+        figure, axes = style.panels(len(sizes), 3.0, _footer(result, items), sharey=True)
         for ax, size in zip(axes, sizes, strict=True):
             _forks(ax, result.params.scale)
             for arm in ARMS:
                 cell = shown[(shown["size"] == size) & (shown.arm == arm)]
-                figures.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
-            figures.reference(ax, 50)
+                style.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
+            style.reference(ax, 50)
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
         axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
-        figures.arm_legend(figure)
+        style.arm_legend(figure)
     return Drawing(
         figure,
         "Share of feminine pronouns after occupations over the last fifth of training, by size; "
@@ -103,7 +102,7 @@ def prior_shift(result: Result) -> Drawing:
 def _sentence(result: Result, measure: str) -> str:
     """The largest model's three arms in words."""
     texts = [
-        f"{figures.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
+        f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
     ]
     return f"{result.values['largest']}: " + ", ".join(texts)
@@ -113,12 +112,12 @@ def crows_over_training(result: Result) -> Drawing:
     """The paper's figure 1: CrowS-Pairs gender over training, with the intervention branches."""
     shown = result.tables["branch"].query("measure == 'crows'")
     n = result.values["n_crows"]
-    with figures.style():
+    with style.style():
         footer = _footer(result, f"{n} pairs, bands at the end only")
-        figure, (left, right) = figures.panels(2, 3.3, footer, sharey=True)
+        figure, (left, right) = style.panels(2, 3.3, footer, sharey=True)
         released = []
         if result.published is None:
-            figures.say(left, ABSENT)
+            style.say(left, ABSENT)
         else:
             table = _released(result.published, "crows_gender")
             released = _released_lines(left, table[table.step >= 512])
@@ -127,19 +126,19 @@ def crows_over_training(result: Result) -> Drawing:
         for size in result.params.size_list:
             for arm in ARMS:
                 cell = shown[(shown["size"] == size) & (shown.arm == arm)]
-                figures.line(right, cell.drop(columns=["low", "high"]), "percent", size, arm)
+                style.line(right, cell.drop(columns=["low", "high"]), "percent", size, arm)
         _end_intervals(right, result, shown)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
         for ax in (right,) if result.published is None else (left, right):
-            figures.reference(ax, 50)
+            style.reference(ax, 50)
             ax.set(xlabel="training completed (%)", xlim=(-3, 108))
         if released:
-            figures.size_legend(left, released, loc="lower right", ncols=4)
-        figures.size_legend(right, result.params.size_list, loc="lower right", ncols=4)
-        figures.arm_legend(figure)
+            style.size_legend(left, released, loc="lower right", ncols=4)
+        style.size_legend(right, result.params.size_list, loc="lower right", ncols=4)
+        style.arm_legend(figure)
         values = [*shown.low, *shown.high]
-        low, high = figures.padded_limits(100 * min(values), 100 * max(values), 30)
+        low, high = style.padded_limits(100 * min(values), 100 * max(values), 30)
         right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # room for the legends below
     return Drawing(
         figure,
@@ -155,7 +154,7 @@ def _end_intervals(ax: Axes, result: Result, shown: pd.DataFrame) -> None:
         for arm in ARMS:
             cell = shown[(shown["size"] == size) & (shown.arm == arm) & (shown.percent == 100)]
             low, high = 100 * cell.low.iloc[0], 100 * cell.high.iloc[0]
-            ax.plot([at, at], [low, high], color=figures.size_colour(size), linewidth=1)
+            ax.plot([at, at], [low, high], color=style.size_colour(size), linewidth=1)
             at += 0.7
 
 
@@ -163,10 +162,10 @@ def winobias_by_size(result: Result) -> Drawing:
     """The paper's figure 2: WinoBias by size and arm; the released metric is another one."""
     levels = result.tables["levels"]
     n = result.values["n_winobias"]
-    with figures.style():
-        figure, (left, right, split) = figures.panels(3, 3.0, _footer(result, f"{n} sentences"))
+    with style.style():
+        figure, (left, right, split) = style.panels(3, 3.0, _footer(result, f"{n} sentences"))
         if result.published is None:
-            figures.say(left, ABSENT)
+            style.say(left, ABSENT)
         else:
             table = _released(result.published, "winobias_em", "net")
             table = table[table.step >= LAST_WINDOW]  # as in the claims table
@@ -175,31 +174,31 @@ def winobias_by_size(result: Result) -> Drawing:
             # the checkpoints share their items, so that averaging them does not shrink the error
             mean["low"] = mean.value - 1.96 * mean.stderr
             mean["high"] = mean.value + 1.96 * mean.stderr
-            figures.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
-            figures.reference(left, 0)
+            style.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
+            style.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")
         left.set_title("Released: another metric")
         mine = levels[levels.measure == "winobias"]
-        figures.interval_points(right, mine, result.params.size_list, ARMS)
-        figures.reference(right, 50)
+        style.interval_points(right, mine, result.params.size_list, ARMS)
+        style.reference(right, 50)
         right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
-        low, high = figures.padded_limits(100 * mine.low.min(), 100 * mine.high.max(), 20)
+        low, high = style.padded_limits(100 * mine.low.min(), 100 * mine.high.max(), 20)
         right.set_ylim(low, high)
         for ax in (left, right):
             ax.set_xlabel("model size")
         _halves(split, result)
-        figures.arm_legend(figure)
+        style.arm_legend(figure)
     return Drawing(figure, "WinoBias by model size and arm; ours, " + _sentence(result, "winobias"))
 
 
 def _halves(ax: Axes, result: Result) -> None:
     """The largest model over the branch, apart for feminine and masculine stereotypes."""
     branch, size = result.tables["branch"], result.values["largest"]
-    colours = {"feminine": figures.size_colour(size), "masculine": figures.MUTED}
+    colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():
         rows = branch[(branch["size"] == size) & (branch.measure == f"winobias_{half}")]
         for arm, cell in rows.sort_values("percent").groupby("arm"):
-            shape = figures.ARM_STYLES[arm]
+            shape = style.ARM_STYLES[arm]
             ax.plot(
                 cell.percent,
                 100 * cell.value,
@@ -224,28 +223,28 @@ def language_cost(result: Result) -> Drawing:
     """The paper's figure 6 and our held-out loss: what the swap costs in language modelling."""
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
-    with figures.style():
-        figure, (left, middle, right) = figures.panels(3, 3.0, _footer(result, n))
+    with style.style():
+        figure, (left, middle, right) = style.panels(3, 3.0, _footer(result, n))
         if result.published is None:
-            figures.say(left, ABSENT)
+            style.say(left, ABSENT)
         else:
             table = _released(result.published, "lambada")
             sizes = _released_lines(left, table[table.percent >= BRANCH_PERCENT])
             left.set(ylabel="LAMBADA accuracy (%)", xlabel="training completed (%)", ylim=(0, 80))
-            figures.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
+            style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
         left.set_title("Released models")
         mine = levels[levels.measure == "last_word"]
-        figures.interval_points(middle, mine, result.params.size_list, ARMS)
+        style.interval_points(middle, mine, result.params.size_list, ARMS)
         middle.set(title="Ours: last words", ylabel="accuracy (%)")
         middle.set_ylim(0, max(1.0, 110 * mine.high.max()))
-        figures.arm_legend(figure)
+        style.arm_legend(figure)
         cost = result.tables["branch_effects"].query("measure == 'loss'")
         for (size, arm), cell in cost.groupby(["size", "arm"], sort=False):
-            figures.line(right, cell, "percent", size, arm, factor=1)
+            style.line(right, cell, "percent", size, arm, factor=1)
         _forks(right, result.params.scale)
-        figures.reference(right, 0)
+        style.reference(right, 0)
         right.set(title="Ours: held-out loss", ylabel="loss minus control (nats a token)")
-        figures.size_legend(right, result.params.size_list, loc="upper left")
+        style.size_legend(right, result.params.size_list, loc="upper left")
         middle.set_xlabel("model size (parameters)")
         right.set_xlabel("training completed (%)")
     return Drawing(
@@ -262,23 +261,23 @@ def occupations(result: Result) -> Drawing:
     wide = table[table["size"] == size].pivot(index="occupation", columns="arm", values="value")
     wide = wide.sort_values("control")
     per_job = table.n.median()
-    with figures.style():
+    with style.style():
         height = 1.5 + 0.165 * len(wide)
         items = f"{size} parameters, {per_job:g} contexts an occupation"
-        figure, (ax,) = figures.panels(1, height, _footer(result, items, intervals=False))
-        colour = figures.size_colour(size)
+        figure, (ax,) = style.panels(1, height, _footer(result, items, intervals=False))
+        colour = style.size_colour(size)
         for y, (_, row) in enumerate(wide.iterrows()):
-            ax.plot([100 * row.min(), 100 * row.max()], [y, y], color=figures.GRID, linewidth=2)
+            ax.plot([100 * row.min(), 100 * row.max()], [y, y], color=style.GRID, linewidth=2)
             for arm in ARMS:
                 face = "white" if arm == "control" else colour
-                marker = figures.ARM_STYLES[arm]["marker"]
+                marker = style.ARM_STYLES[arm]["marker"]
                 ax.plot(100 * row[arm], y, marker, color=colour, markerfacecolor=face, markersize=5)
         ax.set_yticks(range(len(wide)), wide.index)
         ax.set(xlim=(0, 100), ylim=(-0.8, len(wide) - 0.2))
         ax.set_xlabel("feminine share of pronouns after the occupation (%)")
         ax.grid(axis="y", visible=False)
-        ax.axvline(50, color=figures.MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-        figures.arm_legend(figure)
+        ax.axvline(50, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        style.arm_legend(figure)
     return Drawing(
         figure,
         f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm",
@@ -308,7 +307,7 @@ def results_table(result: Result) -> Table:
             label: interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
             for measure, label in shown.items()
         }
-        rows.append({"size": size, "arm": figures.ARM_LABELS[arm], **row})
+        rows.append({"size": size, "arm": style.ARM_LABELS[arm], **row})
     counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in shown)
     return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.measurements import LanguageMeasurement
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
@@ -95,18 +95,18 @@ class Battery:
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
         self.items = items
         self.jobs = items.jobs()
-        encode = evaluate.encoder(data.tokenizer)
+        encode = scoring.encoder(data.tokenizer)
 
-        def pack(requests: list[evaluate.Request], what: str) -> evaluate.Packed:
+        def pack(requests: list[scoring.Request], what: str) -> scoring.Packed:
             if not requests:
                 raise DataError(f"no {what} to measure; the study needs at least one")
             digests.append([(r.context, r.continuation) for r in requests])
-            return evaluate.pack(requests, max_seq_len)
+            return scoring.pack(requests, max_seq_len)
 
-        def pairs(left: list[str], right: list[str], what: str) -> tuple[evaluate.Packed, list]:
+        def pairs(left: list[str], right: list[str], what: str) -> tuple[scoring.Packed, list]:
             # A pair is scored if both its sentences fit; which pairs did is part of the result.
-            lefts = evaluate.text_requests(left, encode, data.eod_id)
-            rights = evaluate.text_requests(right, encode, data.eod_id)
+            lefts = scoring.text_requests(left, encode, data.eod_id)
+            rights = scoring.text_requests(right, encode, data.eod_id)
             both = list(zip(lefts, rights, strict=True))
             kept = [max(len(a.continuation), len(b.continuation)) <= max_seq_len for a, b in both]
             requests = [r for pair, keep in zip(both, kept, strict=True) if keep for r in pair]
@@ -129,7 +129,7 @@ class Battery:
             [p.more for p in items.stereoset], [p.less for p in items.stereoset], "StereoSet pairs"
         )
         self.contexts = pack(
-            evaluate.continuation_requests(
+            scoring.continuation_requests(
                 items.contexts, FEMININE + MASCULINE, encode, data.eod_id
             ),
             "contexts",
@@ -138,26 +138,26 @@ class Battery:
         self.rows, passages = language.rows, language.passages
         digests.append(self.rows.tolist())
         self.passages = pack(passages, "held-out sentences with a last word")
-        self.digest = stable_hash([evaluate.VERSION, max_seq_len, digests])
+        self.digest = stable_hash([scoring.VERSION, max_seq_len, digests])
 
     def measurement(self, full: bool) -> GenderMeasurement:
         """What pythia_book.measurements.measure_all applies to checkpoints."""
         return GenderMeasurement(self, full)
 
-    def measure(self, model: evaluate.Scorable, full: bool) -> Measured:
+    def measure(self, model: scoring.Scorable, full: bool) -> Measured:
         """Every measure if `full`, else those followed over all of training (FEW)."""
         found: Measured = {}
-        logp = evaluate.score(model, self.contexts).logprob
+        logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
         feminine = mass[:, : len(FEMININE)].sum(1)
         # Contexts of one occupation are no independent items: their mean is one.
         jobs, job_of = self.jobs
         share = np.bincount(job_of, feminine / mass.sum(1), len(jobs))
         found["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
-        found |= _choices("crows", evaluate.score(model, self.crows))
+        found |= _choices("crows", scoring.score(model, self.crows))
         if full:
-            found["loss"] = evaluate.row_losses(model, self.rows)
-            choices = _choices("winobias", evaluate.score(model, self.winobias))
+            found["loss"] = scoring.row_losses(model, self.rows)
+            choices = _choices("winobias", scoring.score(model, self.winobias))
             found |= choices
             for name, chosen in (
                 ("feminine", self.feminine_job),
@@ -165,15 +165,15 @@ class Battery:
             ):
                 if chosen.any():
                     found[f"winobias_{name}"] = choices["winobias"][chosen]
-            found |= _choices("stereoset", evaluate.score(model, self.stereoset))
-            found["last_word"] = evaluate.score(model, self.passages).greedy.astype(np.float64)
+            found |= _choices("stereoset", scoring.score(model, self.stereoset))
+            found["last_word"] = scoring.score(model, self.passages).greedy.astype(np.float64)
         return found
 
 
 _WORDS = {word.strip() for word in FEMININE}
 
 
-def _choices(name: str, scores: evaluate.Scores) -> Measured:
+def _choices(name: str, scores: scoring.Scores) -> Measured:
     """Scores of interleaved pairs (stereotyping, other) as the three forms of a choice."""
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]
@@ -199,5 +199,5 @@ class GenderMeasurement:
     def digest(self) -> str:
         return self.battery.digest
 
-    def __call__(self, model: evaluate.Scorable, step: int) -> Measured:
+    def __call__(self, model: scoring.Scorable, step: int) -> Measured:
         return self.battery.measure(model, self.full)

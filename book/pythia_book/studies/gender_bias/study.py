@@ -22,10 +22,10 @@ import numpy as np
 from pythia_book.measurements import measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.stats import Estimate, estimate
-from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.gender_bias.claims import claims_table
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, GenderBiasParams
+from pythia_book.studies.registry import train_all
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
@@ -69,9 +69,9 @@ def check(params: GenderBiasParams) -> None:
         ConfigError: says what, with sizes and hours.
     """
     if scale_named(params.scale).published:
-        from pythia_book.studies.gender_bias import released as gender_paper
+        from pythia_book.studies.gender_bias import released
 
-        gender_paper.check(params)
+        released.check(params)
 
 
 def run(
@@ -91,7 +91,7 @@ def run(
     Raises:
         ConfigError: as `check`.
     """
-    from pythia_book.studies.gender_bias import released as gender_paper
+    from pythia_book.studies.gender_bias import released
     from pythia_book.studies.gender_bias.continued import measuring_text
 
     check(params)
@@ -103,7 +103,7 @@ def run(
         (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
     ]
     if scale_named(params.scale).published:
-        trained = gender_paper.find_or_continue_arms(params, progress)
+        trained = released.find_or_continue_arms(params, progress)
     else:
         trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
     runs = list(trained.values())

@@ -33,4 +33,4 @@ class KernelsParams(StudyParams):
 
 
 Params = KernelsParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""

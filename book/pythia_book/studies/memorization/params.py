@@ -1,4 +1,4 @@
-"""Parameters of the study of memorization, the runs it trains and what it reads of them."""
+"""Parameters of the study of memorization, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "memorization"
 AFTER = ("suite",)
-"""Studies that should run first, as they train what this one reads."""
+"""Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(rows=3.0)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
 """Evenly spaced checkpoints of the standard half: the paper's 23,000, 43,000, ..."""
@@ -27,7 +27,7 @@ class MemorizationParams(StudyParams):
     context: int = 32
     continuation: int = 32
     window: int = 128
-    """Rows of a window of the Q-Q plot (the paper: 512 of 146 million rows)."""
+    """Rows per window of the Q-Q plot (the paper: 512 of 146 million rows)."""
     simulations: int = 2000
     seed: int = 1234
     bootstrap: int = 2000
@@ -57,7 +57,7 @@ class MemorizationParams(StudyParams):
 
 
 Params = MemorizationParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: MemorizationParams) -> list[RunConfig]:
@@ -66,5 +66,5 @@ def runs(params: MemorizationParams) -> list[RunConfig]:
 
 
 def keep(params: MemorizationParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)

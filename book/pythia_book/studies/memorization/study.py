@@ -16,11 +16,11 @@ import numpy as np
 
 from pythia_book.measurements import Arrays, measure_all
 from pythia_book.published.results import find as find_published
-from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims_table
 from pythia_book.studies.memorization.params import STUDY, MemorizationParams
 from pythia_book.studies.memorization.tables import Rows, frame
+from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows, exposure_counts
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs

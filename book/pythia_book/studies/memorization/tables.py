@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.studies.memorization import order_tests
-from pythia_book.studies.memorization import order_tests as alternatives
 from pythia_book.studies.memorization.order_tests import Design, Null
 
 if TYPE_CHECKING:
@@ -174,8 +173,8 @@ def power_table(
         return []
     null = Null.simulate(design, simulations)
     table = []
-    for name, draw in alternatives.ALTERNATIVES.items():
-        rejected = alternatives.rejections(null, draw, REPEATS)
+    for name, draw in order_tests.ALTERNATIVES.items():
+        rejected = order_tests.rejections(null, draw, REPEATS)
         for (test, window), k in zip(design.tests, rejected, strict=True):
             share = columns(wilson(int(k), REPEATS))
             table.append({"alternative": name, "test": test, "window": window, **share})
@@ -191,12 +190,12 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
             continue
         null = Null.simulate(design, simulations)
         window = min(design.usable)
-        ours = alternatives.rejections(null, order_tests.random_subsets, REPEATS)
+        ours = order_tests.rejections(null, order_tests.random_subsets, REPEATS)
         found = {
             test if not w else f"{test}, {w} rows": int(k)
             for (test, w), k in zip(design.tests, ours, strict=True)
         }
-        textbook = alternatives.textbook_rejections(design, window, REPEATS)
+        textbook = order_tests.textbook_rejections(design, window, REPEATS)
         for kind, rejected in (("ours", found), ("textbook", textbook)):
             for test, k in rejected.items():
                 share = columns(wilson(k, REPEATS))

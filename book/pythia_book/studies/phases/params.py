@@ -1,4 +1,4 @@
-"""Parameters of the study of phases, the runs it trains and what it reads of them."""
+"""Parameters of the study of phases, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class PhasesParams(StudyParams):
     source: str = ""
     """Released models at scale paper: a comma list of repositories or folders."""
     data: str = ""
-    """The rows that those were given: a name or folder of `inspect --data`."""
+    """The rows that those were trained on: a name or folder as for `inspect --data`."""
     batches: int = 16
-    """Of these, on which n-grams are counted."""
+    """How many batches of them n-grams are counted on."""
 
     WHOLE: ClassVar = {
         "seed": (0, 2**32 - 1),
@@ -68,7 +68,7 @@ class PhasesParams(StudyParams):
 
 
 Params = PhasesParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: PhasesParams) -> list[RunConfig]:
@@ -78,7 +78,7 @@ def runs(params: PhasesParams) -> list[RunConfig]:
 
 
 def keep(params: PhasesParams, run: RunConfig) -> Keep | None:
-    """Everything of the study's own runs, nothing of others."""
-    precision = run.train.precision  # that of the machine for which a plan is made
+    """Everything of the study's own runs, nothing of the others."""
+    precision = run.train.precision  # that of the machine being planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

@@ -11,7 +11,7 @@ a model is to
   looks from a token to the one that followed its first occurrence (prefix matching).
 - logit lens: KL(model || the same final norm and unembedding applied after an earlier layer).
 
-Not here: when in training any of this happens (studies.phases).
+Not here: when in training any of this happens (phases.study).
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from torch import Tensor
 from pythia_book.studies.phases.ngrams import ORDERS, STRENGTHS, Ngrams, windows
 from pythia_core.config import stable_hash
 from pythia_core.errors import DataError
-from pythia_core.evaluation import hooks
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import hooks, scoring
 
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
@@ -118,11 +117,11 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
         loss float64[n]; kl float64[orders, n], KL(n-gram || model); lens float64[layers, n],
         KL(model || lens before each block).
     """
-    device = evaluate.device_of(model)
+    device = scoring.device_of(model)
     ids, places = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.places))
     expected, entropy = probe.expected.to(device), probe.entropy.to(device)
     before = ["embed_in", *(f"layers.{i}" for i in range(model.config.n_layers - 1))]
-    at_once = max(1, evaluate.TOKEN_BUDGET // (ids.shape[1] - 1))
+    at_once = max(1, scoring.TOKEN_BUDGET // (ids.shape[1] - 1))
     losses, kls, lenses = [], [], []
     for i, row in enumerate(ids):
         if i % at_once == 0:  # states of all layers are kept: a few long rows at a time
@@ -144,16 +143,16 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
     }
 
 
-def _log_probabilities(model: evaluate.Scorable, hidden: Tensor) -> Tensor:
+def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
     return torch.log_softmax(model.logits(hidden).float(), -1)
 
 
 @torch.no_grad()
 def half_losses(
-    model: evaluate.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
+    model: scoring.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
     """float64[halves, n]: mean loss of each half of rows int[n, 2 L], all but its first token."""
-    ids = torch.from_numpy(rows).to(evaluate.device_of(model))
+    ids = torch.from_numpy(rows).to(scoring.device_of(model))
     length = rows.shape[1] // 2
     hidden = model.hidden(ids[:, :-1])
     losses = np.empty((len(halves), len(rows)))
@@ -234,12 +233,12 @@ class RunText:
         return self.data.rows.rows(0, self.n_read)
 
     def heldout(self, n: int) -> np.ndarray:
-        return evaluate.stream_rows(self.data.heldout.tokens, self.seq_len, n)
+        return scoring.stream_rows(self.data.heldout.tokens, self.seq_len, n)
 
 
 @dataclass(frozen=True)
 class PhasesMeasurement:
-    """`text_scores` and `induction_scores` of a checkpoint (studies.measured)."""
+    """`text_scores` and `induction_scores` of a checkpoint (pythia_book.measurements)."""
 
     text: Text
     vocab_size: int

@@ -15,12 +15,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.measurements import Arrays, Gap, measure_all
-from pythia_book.studies.all_runs import train_all
 from pythia_book.studies.phases.claims import claims_table, values_of
 from pythia_book.studies.phases.params import STUDY, PhasesParams
 from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
 from pythia_book.studies.phases.released import released_models, released_text
 from pythia_book.studies.phases.tables import tables_of
+from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_book.tasks.sweep import steps_of
 from pythia_core.suite import scale_named, suite_configs

@@ -1,4 +1,4 @@
-"""Parameters of the study of repetition, the runs it trains and what it reads of them."""
+"""Parameters of the study of repetition, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pythia_core.util.machine import best_precision
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
-"""Size and number of updates by scale: but for smoke, about as many as the deduplicated text has
-rows for."""
+"""Size and number of updates by scale: except for smoke, about as many as the deduplicated text
+has rows for."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
-"""Every eighth of training, as far as there are checkpoints."""
+"""Every eighth of training, to the nearest checkpoint."""
 MOST_EPOCHS = 256
 
 Cell = tuple[str, int]
@@ -82,7 +82,7 @@ class RepetitionParams(StudyParams):
 
 
 Params = RepetitionParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def repetition_configs(
@@ -112,5 +112,5 @@ def runs(params: RepetitionParams) -> list[RunConfig]:
 
 
 def keep(params: RepetitionParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     return kept_at(run, repeated=INDICES)

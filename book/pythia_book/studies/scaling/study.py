@@ -3,7 +3,7 @@
 Zero-shot and few-shot accuracy on seven benchmark tasks for the suite at its end, zero-shot over
 training for the standard half, held-out loss over size, tokens and FLOP with fitted laws. The last
 checkpoint of the largest model is scored by the language-model evaluation harness too, and compared
-item by item. The released picture comes from published_scaling. Tables only.
+item by item. What the released models show comes from pythia_book.published.scaling. Tables only.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, measure_all
+from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.published.scaling import published_scaling
 from pythia_book.stats import estimate
-from pythia_book.studies.all_runs import train_all
-from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.registry import train_all
 from pythia_book.studies.scaling.claims import claims_table
 from pythia_book.studies.scaling.laws import laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, ScalingParams
-from pythia_book.studies.task_scores import LEAST_FITTING, built_tasks, share_fitting
 from pythia_book.study import StudyResult
-from pythia_book.tasks.task_metrics import BuiltTask, TaskMeasurement
+from pythia_book.tasks.task_metrics import (
+    LEAST_FITTING,
+    BuiltTask,
+    TaskMeasurement,
+    built_tasks,
+    share_fitting,
+)
 from pythia_core.errors import MissingDependencyError
 from pythia_core.suite import scale_named, suite_configs
 

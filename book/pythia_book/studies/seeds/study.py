@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Measurement, measure_all
-from pythia_book.studies.all_runs import train_all
+from pythia_book.measurements import LanguageMeasurement, Measurement, measure_all
 from pythia_book.studies.deduplication.params import CONTEXT
 from pythia_book.studies.gender_bias.measures import Battery, Items
-from pythia_book.studies.held_out import LanguageMeasurement
+from pythia_book.studies.registry import train_all
 from pythia_book.studies.seeds.claims import claims_table
 from pythia_book.studies.seeds.params import STUDY, Cell, SeedsParams
 from pythia_book.studies.seeds.tables import MEASURES, Found, stacked, tables_of

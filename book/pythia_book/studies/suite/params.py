@@ -26,7 +26,7 @@ class SuiteParams(StudyParams):
 
 
 Params = SuiteParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: SuiteParams) -> list[RunConfig]:

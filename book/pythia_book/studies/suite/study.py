@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.studies.all_runs import train_all
+from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.params import STUDY, SuiteParams
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.reading import OFFICIAL, reading_tables

@@ -23,7 +23,7 @@ import numpy as np
 from pythia_book.corpora import equations
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
-from pythia_core.evaluation import scoring as evaluate
+from pythia_core.evaluation import scoring
 
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
@@ -89,7 +89,7 @@ def answers(question: Question) -> list[str]:
 
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
-) -> list[evaluate.Request]:
+) -> list[scoring.Request]:
     """Of a question, the right answer and, zero-shot, the wrong ones.
 
     Raises:
@@ -99,7 +99,7 @@ def requests(
     for question in asked:
         context = (eod_id, *encode(prompt(question, shots)))
         given = answers(question)[: 1 if shots else None]
-        made += [evaluate.Request(context, encode(answer)) for answer in given]
+        made += [scoring.Request(context, encode(answer)) for answer in given]
     longest = max(len(r.context) + len(r.continuation) - 1 for r in made)
     if longest > max_seq_len:
         each = (longest - 1) // (shots + 1)
@@ -112,11 +112,11 @@ def requests(
 
 @dataclass(frozen=True)
 class ArithmeticMeasurement:
-    """A measurement (studies.measured) of all `asked`: exact bool[n], logprob float32[n], nats, of
-    the right answer, and zero-shot choice bool[n]."""
+    """A measurement of all `asked`: exact bool[n]; logprob float32[n], nats, of the right answer;
+    and zero-shot choice bool[n]."""
 
     asked: tuple[Question, ...]
-    made: tuple[evaluate.Request, ...]
+    made: tuple[scoring.Request, ...]
     shots: int
     max_seq_len: int
 
@@ -128,7 +128,7 @@ class ArithmeticMeasurement:
             ConfigError: shots that do not fit.
         """
         asked = [q for q in questions() if q.held_out or not shots]
-        encode = evaluate.encoder(data.tokenizer)
+        encode = scoring.encoder(data.tokenizer)
         made = requests(asked, shots, encode, data.eod_id, max_seq_len)
         return cls(tuple(asked), tuple(made), shots, max_seq_len)
 
@@ -140,10 +140,10 @@ class ArithmeticMeasurement:
     def digest(self) -> str:
         """Stable hash of all that determines the result besides weights and step."""
         made = [(r.context, r.continuation) for r in self.made]
-        return stable_hash([evaluate.VERSION, self.max_seq_len, made])
+        return stable_hash([scoring.VERSION, self.max_seq_len, made])
 
-    def __call__(self, model: evaluate.Scorable, step: int) -> dict[str, np.ndarray]:
-        found = evaluate.score(model, evaluate.pack(self.made, self.max_seq_len))
+    def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
+        found = scoring.score(model, scoring.pack(self.made, self.max_seq_len))
         each = 1 if self.shots else 1 + WRONG
         logprob = found.logprob.reshape(-1, each)
         scores = {

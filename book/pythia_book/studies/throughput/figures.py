@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pythia_book import recipe
 from pythia_book.bench import cost_model
 from pythia_book.records import number_text
+from pythia_book.released import recipe
 from pythia_book.studies.throughput.params import SIZES
 from pythia_book.studies.throughput.study import (
     NOT_MEASURED,
@@ -176,7 +176,7 @@ def _with_comparison(frame: pd.DataFrame, line: pd.DataFrame, x: str) -> pd.Data
     return every.sort_values(x).assign(times=lambda rows: rows.tokens_per_s.astype(float) / base)
 
 
-# --- predictions: the page has these without a run ------------------------------------------------
+# --- predictions: the page has these without a run -------------------------------------------
 
 
 def values() -> dict[str, str]:

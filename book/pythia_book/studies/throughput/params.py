@@ -29,4 +29,4 @@ class ThroughputParams(StudyParams):
 
 
 Params = ThroughputParams
-"""Under this name a study's parameters are checked before its notebook runs."""
+"""The name under which parameters are checked before the notebook runs."""

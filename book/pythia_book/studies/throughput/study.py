@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from pythia_book import recipe
 from pythia_book.bench import cost_model
 from pythia_book.bench.rows import COMMAND, Row, measured_rows
+from pythia_book.released import recipe
 from pythia_book.stats import NOT_TESTABLE
 from pythia_book.studies.throughput.params import STUDY, ThroughputParams
 from pythia_book.study import StudyResult

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from pythia_book.studies.memorization import figures as figures_memorization
+from pythia_book.studies.memorization import figures
 from pythia_book.studies.memorization import study as memorization
 from pythia_book.studies.memorization.claims import BOUND, claims_table
 from pythia_book.studies.memorization.study import MemorizationParams
@@ -118,9 +118,9 @@ def test_where_nothing_is_memorized_the_study_says_so(tmp_path, monkeypatch) -> 
     assert set(result.tables["tests"].status) == {"not testable: too few events"}
     assert {c["verdict"] for c in result.claims[1:5]} == {"not testable here"}
     for draw in ("shares", "exposures", "order", "power", "prediction"):
-        assert "<svg" in getattr(figures_memorization, draw)(result).svg
-    figures_memorization.tests_table(result)
-    figures_memorization.levels_table(result)
+        assert "<svg" in getattr(figures, draw)(result).svg
+    figures.tests_table(result)
+    figures.levels_table(result)
     again = memorization.run(params, progress=False)
     for name, table in result.tables.items():
         assert table.equals(again.tables[name]), name

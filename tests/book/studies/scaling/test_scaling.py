@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.studies.scaling import claims as scaling_claims
-from pythia_book.studies.scaling import figures as figures_scaling
+from pythia_book.studies.scaling import figures
 from pythia_book.studies.scaling import study as scaling
 from pythia_book.studies.scaling.study import ScalingParams
 from pythia_book.tasks.tasks import TASKS
 
 from pythia_core.errors import ConfigError
 
-DRAWINGS = (figures_scaling.tasks_by_size, figures_scaling.losses, figures_scaling.optimal_sizes)
+DRAWINGS = (figures.tasks_by_size, figures.losses, figures.optimal_sizes)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ def test_tables_and_drawings_are_made_again_alike(studied) -> None:
         drawn = draw(studied.result)
         assert drawn.svg == draw(studied.again).svg
         assert drawn.description
-    assert "do not" in figures_scaling.tasks_by_size(studied.result).svg  # a gap is drawn as one
-    assert "<table" in figures_scaling.laws_table(studied.result)._repr_html_()
+    assert "do not" in figures.tasks_by_size(studied.result).svg  # a gap is drawn as one
+    assert "<table" in figures.laws_table(studied.result)._repr_html_()
 
 
 @pytest.mark.wheels

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pythia_book.studies.held_out import LanguageMeasurement
-from pythia_book.studies.seeds import figures as figures_seeds
+from pythia_book.measurements import LanguageMeasurement
+from pythia_book.studies.seeds import figures
 from pythia_book.studies.seeds import study as seeds
 from pythia_book.studies.seeds.claims import claims_table
 from pythia_book.studies.seeds.study import SeedsParams
@@ -176,7 +176,7 @@ def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeyp
     assert set(tables["components"].query("measure == 'loss'").kind) == {
         "order", "weights", "rest", "both", "items",
     }  # fmt: skip
-    drawings = {name: getattr(figures_seeds, name) for name in (
+    drawings = {name: getattr(figures, name) for name in (
         "curves", "spreads", "parts", "effects")}  # fmt: skip
     svgs = {name: draw(result).svg for name, draw in drawings.items()}
 

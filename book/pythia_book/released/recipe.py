@@ -5,7 +5,8 @@ computed from the sizes' configs, and the parts of a layer are read from the mod
 runs (on the meta device: shapes, no numbers). Energy and hours on later hardware are estimates of
 ours, by the formulas of `estimates`; the paper has no table of energy.
 
-Not here: shapes and learning rates of the sizes (scales), the schedule's formula (schedule).
+Not here: shapes and learning rates of the sizes (pythia_core.suite), the schedule's formula
+(pythia_core.training.schedule).
 """
 
 from __future__ import annotations

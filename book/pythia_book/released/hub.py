@@ -1,9 +1,9 @@
 """Find a released model: a folder, or a repository and revision on the Hugging Face hub.
 
-Through `huggingface_hub`, whose cache is used as it is, and the endpoint of HF_ENDPOINT. Only
-*.json and *.safetensors are ever fetched, code of a repository never; each file that the hub stores
-by its sha256 is checked against it, in the cache too, before it is used. Pythia's repositories are
-public, so that no token is sent. A revision is a branch: "step3000", or "main" for the last step.
+Uses `huggingface_hub` with its own cache, and the endpoint in HF_ENDPOINT. Only *.json and
+*.safetensors are ever fetched, never a repository's code; every file that the hub stores by sha256
+is checked against it before use, even in the cache. Pythia's repositories are public, so no token
+is sent. A revision is a branch: "step3000", or "main" for the last step.
 
 Not here: what is in the files (pythia_core.hf).
 """
@@ -49,18 +49,18 @@ SMALL = (
 
 
 TIMEOUT = 10.0
-"""Seconds until the hub must have answered a question; HF_HUB_DOWNLOAD_TIMEOUT is that of a file's
+"""Seconds the hub has to answer a request; HF_HUB_DOWNLOAD_TIMEOUT limits the wait for a file's
 next bytes."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name has the form of a hub repository's: owner/name."""
+    """Whether a name has the form of a hub repository: owner/name."""
     return _REPOSITORY.fullmatch(name) is not None
 
 
 def is_published(source: str) -> bool:
-    """Whether a name is a published model's, a folder or a repository, and no run of ours."""
+    """Whether a name is a published model, a folder or a repository, and not a run of ours."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return not (folder / "identity.json").exists()
@@ -73,13 +73,13 @@ class RemoteFile:
 
     size: int | None
     sha256: str
-    """Of the content, where the hub stores it by that (large files); else empty."""
+    """Of the content, if the hub stores it by that (large files); otherwise empty."""
     blob: str
-    """What names the content in any case: the sha256, or git's id."""
+    """What identifies the content in any case: the sha256, or git's id."""
 
 
 def locate(source: str | Path, revision: str = "main") -> ModelFolder:
-    """The folder of a model: your own, a subfolder of it named as the revision, or fetched.
+    """The folder of a model: yours, its subfolder named after the revision, or a fetched one.
 
     Raises:
         CheckpointError: neither a folder with a model nor the name of a repository.
@@ -116,13 +116,13 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
     """Branches and tags of a repository.
 
     Args:
-        or_cached: for want of a network, those that the cache has files of.
+        or_cached: without a network, those that the cache has files of.
 
     Raises:
         FetchError: no such repository, or no network.
     """
     try:
-        with _told(repo, ""):
+        with _translated_errors(repo, ""):
             refs = _api().list_repo_refs(repo, token=False)
             return [ref.name for ref in (*refs.branches, *refs.tags)]
     except FetchError as error:
@@ -143,7 +143,7 @@ def listing(
     Raises:
         FetchError: no such repository or revision, or no network.
     """
-    with _told(repo, revision):
+    with _translated_errors(repo, revision):
         info = _api().model_info(
             repo, revision=revision, files_metadata=True, timeout=timeout, token=False
         )
@@ -164,7 +164,7 @@ def fetch(
 
     Args:
         files: names; None: config, tokenizer and the safetensors weights.
-        timeout: seconds until the hub must have answered.
+        timeout: seconds that the hub has to answer.
 
     Raises:
         FetchError: no such repository, revision or file; no network, too slow, cut short, or other
@@ -189,12 +189,12 @@ def fetch(
 
     path = Path()
     for name in wanted:
-        with _told(repo, revision, name):
+        with _translated_errors(repo, revision, name):
             path = Path(
                 hf_hub_download(
                     repo,
                     name,
-                    revision=revision,  # by its name, so that the cache knows it without a network
+                    revision=revision,  # by name, so that the cache finds it offline
                     endpoint=endpoint(),
                     etag_timeout=timeout,
                     cache_dir=_cache(),
@@ -217,7 +217,7 @@ def _model_files(where: str, there: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """What is wanted of a revision, if the cache has it, for want of a network."""
+    """The wanted files of a revision from the cache, for use without a network; None: not there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -275,14 +275,14 @@ def _cache() -> str:
 
 
 def _unanswered(error: FetchError) -> bool:
-    """Whether the hub did not say that there is no such thing."""
+    """Whether the hub gave no answer, rather than answering that there is no such thing."""
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     return not isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError)
 
 
 @contextlib.contextmanager
-def _told(repo: str, revision: str, name: str = "") -> Iterator[None]:
+def _translated_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
     """Turn the library's errors into ours, which say what to do."""
     from huggingface_hub import errors
 

@@ -1,8 +1,8 @@
-"""The studies that train something, their runs, and what stays of a run on the disk.
+"""Finds the studies that train something, their runs, and what a run keeps on disk.
 
 A study is a folder next to this file. If its params.py has a function `runs`, it is found here,
-counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so what stays of
-a run is what any of them reads, whichever trains it. Not here: what a study does with its runs.
+counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so a run keeps
+whatever any of them reads, no matter which one trains it. Not here: what studies do with them.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from pythia_core.training.runs import Run, find_or_train_all
 def _rooms() -> dict[str, ModuleType]:
     """params.py of every study that has runs, by the study's name, in the order to run them.
 
-    Those that a study names in AFTER come first, as it reads runs that they train; else the name
-    decides. So budget counts shared runs where bundle's script trains them.
+    Studies named in a study's AFTER come before it, because it reads runs that they train;
+    otherwise the order is alphabetical. So budget counts shared runs where they are trained.
     """
     found = {}
     for room in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
@@ -52,7 +52,7 @@ def _rooms() -> dict[str, ModuleType]:
 
 _ROOMS = _rooms()
 STUDIES = tuple(_ROOMS)
-"""The studies that have runs, in the order in which a machine best runs them."""
+"""The studies that have runs, in the order in which to run them."""
 
 
 def declared(study: str) -> Any:
@@ -81,12 +81,12 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
-    """The runs of several studies, each once, controls before the forks that leave them."""
+    """The runs of several studies, each once, controls before their forks."""
     return list(dict.fromkeys(run for study in studies for run in runs_of(study, scale)))
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """The data that several studies read, each once: those of runs, and what else they ask for."""
+    """The data that several studies read, each once: that of runs, and what else they declare."""
     found = [run.data for run in all_runs(scale, studies)]
     for room in map(declared, studies):
         found += room.texts(room.Params(scale)) if hasattr(room, "texts") else []
@@ -94,25 +94,25 @@ def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """Wheels that several studies read when they run: of items, and of text that is read again."""
+    """Wheels that several studies read as they run: of items, and of text that is read again."""
     found: set[str] = set()
     for room in map(declared, studies):
         found |= set(room.wheels(room.Params(scale))) if hasattr(room, "wheels") else set()
     return sorted(found)
 
 
-# --- what stays of them ----------------------------------------------------------------------
+# --- what runs keep --------------------------------------------------------------------------
 
 
 def keep(scale: str, run: RunConfig, *asking: StudyParams) -> Keep | None:
-    """What stays of a run if it is large; None: everything.
+    """What a run keeps if it is large; None: everything.
 
-    That is what any study reads of it with its default parameters, or with those `asking`; and of
-    every run the first and the last weights.
+    That is whatever any study reads from it with its default parameters, or with those in
+    `asking`; and always the first and the last weights.
     """
     params = list(asking)
     for room in _ROOMS.values():
-        with contextlib.suppress(ConfigError):  # a study that does not have this scale
+        with contextlib.suppress(ConfigError):  # a study without this scale
             params.append(room.Params(scale))
     kept = Keep(frozenset({0, run.train.steps}))
     for each in params:
@@ -126,7 +126,7 @@ def keep(scale: str, run: RunConfig, *asking: StudyParams) -> Keep | None:
 def train_all(
     params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Find or train runs of the study with these parameters; what any study reads of them stays.
+    """Find or train a study's runs; they keep whatever any study reads, this one with `params`.
 
     Raises:
         As pythia_core.training.runs.find_or_train_all.

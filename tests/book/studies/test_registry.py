@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from pythia_book.studies.all_runs import STUDIES, all_runs, declared, keep, runs_of
 from pythia_book.studies.deduplication import params as deduplication
 from pythia_book.studies.errata import params as errata
 from pythia_book.studies.gender_bias.params import ARMS, GenderBiasParams
 from pythia_book.studies.memorization import params as memorization
 from pythia_book.studies.phases.params import PhasesParams
+from pythia_book.studies.registry import STUDIES, all_runs, declared, keep, runs_of
 from pythia_book.studies.repetition import params as repetition
 from pythia_book.studies.scaling import params as scaling
 from pythia_book.studies.seeds import params as seeds
