@@ -3,7 +3,7 @@
 Its rooms, each importing only those above it:
 
     errors      what can go wrong, as one family of exceptions that say what to do
-    util        files written wholly or not at all, worker processes, progress bars, the machine
+    util        files written wholly or not at all, worker processes, progress, stopping, machine
     config      what a run is: model, data, training, intervention, as small dataclasses
     kernels     the model's operations, one a file, each with its plain-torch reference
     data        from text to tokens, to the order of training, to the batch of step k
