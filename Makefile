@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help book test studies lab lint lock clean
+.PHONY: help steps book test studies lab lint lock clean
 # `make -C elsewhere book` and `make book` from here are the same: paths are relative to this file.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
@@ -27,11 +27,18 @@ help: ## list what can be made
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
 	  while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
-book: $(READY) ## set up, run the study from raw text at SCALE, build the site
-	@echo "== Running $(STUDY) at scale $(SCALE) (what is already there is not run again)"
-	@$(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null
+# what a command says when it is stopped (pythia_core.util.stopping); the shell says it for others
+book studies: export PYTHIA_COMMAND = $(strip make $@ $(MAKEOVERRIDES))
+STOPPABLE = trap 'echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to go on from there" >&2; exit 130' INT TERM
+
+steps:
+	@echo "== To do: set up $(VENV), fetch the text, train and measure ($(STUDY), scale $(SCALE)), build the site;"
+	@echo "   what is there already is not done again; Ctrl-C stops it, and the next call goes on from there"
+
+book: steps $(READY) ## set up, run the study from raw text at SCALE, build the site
+	@exec $(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null
 	@echo "== Building the site"
-	@$(BIN)/jupyter-book build book/ --quiet < /dev/null
+	@$(STOPPABLE); $(BIN)/jupyter-book build book/ --quiet < /dev/null
 	@echo "== Done. Open in a browser:"
 	@echo "$(CURDIR)/_build/html/index.html"
 
@@ -40,8 +47,7 @@ test: $(READY) ## set up, run every test, the notebooks included (at scale smoke
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
 
 studies: $(READY) ## train the suite, run every study on it at SCALE (what is there is not made again)
-	@for study in $(STUDIES); do \
-	  echo "== Running $$study at scale $(SCALE)"; \
+	@trap 'exit 143' TERM; for study in $(STUDIES); do \
 	  $(BIN)/python -m pythia_core study "$$study" --scale $(SCALE) < /dev/null; \
 	done
 

@@ -3,7 +3,7 @@
 Its rooms; each imports only from those above it:
 
     errors      one family of exceptions, which say what went wrong and what to do
-    util        atomic files and hashes, worker processes, progress bars, the machine
+    util        atomic files and hashes, worker processes, progress, stopping, the machine
     config      what a run is: model, data, training, intervention, as small dataclasses
     kernels     the model's operations, one per file, each with its plain-torch reference
     data        from text to tokens, to the training order, to the batch of step k

@@ -12,6 +12,7 @@ from typing import Any
 
 from pythia_core.commands import training
 from pythia_core.errors import PythiaError
+from pythia_core.util import stopping
 from pythia_core.util.extensions import registered
 
 
@@ -35,22 +36,24 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Deliberate errors become one message, no traceback."""
-    args = parser().parse_args(arguments)
-    try:
-        args.function(args)
-    except PythiaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `... | head`
-        sys.stderr.close()
+    kept = ""
+    with stopping.interruptible():
+        try:
+            args = parser().parse_args(arguments)
+            kept = getattr(args, "kept", "")
+            args.function(args)
+        except PythiaError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except BrokenPipeError:  # `... | head`
+            sys.stderr.close()
+            return 0
+        except OSError as error:
+            print(f"error: {error}. Is there room, and may this be written?", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt as stop:
+            return stopping.said(stop, kept)
         return 0
-    except OSError as error:
-        print(f"error: {error}. Is there room, and may this be written?", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt as stop:
-        print(f"\n{stop or 'stopped'}; the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
 
 
 if __name__ == "__main__":

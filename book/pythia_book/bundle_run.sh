@@ -38,6 +38,7 @@ study() { # NAME [MORE ...]: run it and keep what it leaves
     cp -r "$PYTHIA_RESULTS/$name/$scale" "records/$name/$scale"
     echo "$name: done in $((SECONDS - start)) s"
   else
+    [ $? -lt 130 ] || exit 130 # stopped; what is missing is made when this runs again
     failed="$failed $name"
     echo "$name: failed after $((SECONDS - start)) s" >&2
   fi

@@ -23,8 +23,9 @@ import numpy as np
 from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
 from pythia_core.evaluation import scoring
+from pythia_core.suite import size_name
 from pythia_core.training.gpu_sharing import gate, measuring_bytes, share_of_device
-from pythia_core.training.runs import SHORT, Run, run_flops
+from pythia_core.training.runs import SHORT, Run, role, run_flops
 from pythia_core.util.files import atomic_file
 from pythia_core.util.machine import on_device
 from pythia_core.util.workers import parallel_map
@@ -79,8 +80,11 @@ def measure_all(
         _measure_one,
         [(run, step, what) for run, step in todo],
         progress=progress,
-        desc=what.name.replace("_", " "),
+        desc=f"measuring {what.name.replace('_', ' ')},",
         unit="checkpoint",
+        names=[
+            f"{size_name(run.config.model)} {role(run.config)}, step {step}" for run, step in todo
+        ],
         here=sum(run_flops(run.config) for run in {run.id: run for run, _ in todo}.values())
         < SHORT,
         gate=gate([measuring_bytes(run.config.model) for run, _ in todo]),

@@ -25,12 +25,15 @@ from typing import Any
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES
 from pythia_core.util.files import cache_dir, project_root, results_dir
+from pythia_core.util.stopping import Stopped, stop_requests
 
 Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""
 
 STAMP = "pythia"
 """Key of the stamp in a finished notebook's metadata."""
+KEPT = "what was trained and measured is kept"
+"""What outlives a study that is stopped."""
 
 _SCALAR_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)}
 
@@ -295,7 +298,7 @@ def run_study(
         study: name of a notebook. scale: overrides the notebook's default.
         parameters: further parameters, checked before anything runs.
         force: run even if the last run is up to date.
-        progress: show a bar by cells, and what the notebook writes to its error stream.
+        progress: show what runs, and what the notebook writes to its error stream.
 
     Returns:
         The executed notebook and whether it was run now (False: it was up to date).
@@ -303,6 +306,7 @@ def run_study(
     Raises:
         ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
         PythiaError: a cell failed or the kernel died; says where to look.
+        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is as it was.
     """
     source = notebook_path(study)
     notebook = read_notebook(source)
@@ -319,15 +323,17 @@ def run_study(
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(target).replace("{", "{{").replace("}", "}}"),  # papermill formats its paths
-            parameters=given,
-            engine_name="pythia",
-            progress_bar=progress,
-            stderr_file=sys.stderr if progress else None,
-            cwd=str(project_root()),
-        )
+        with stop_requests() as stop_requested:  # what runs is stopped by the engine
+            papermill.execute_notebook(
+                str(source),
+                str(target).replace("{", "{{").replace("}", "}}"),  # papermill formats its paths
+                parameters=given,
+                engine_name="pythia",
+                progress_bar=progress,
+                cwd=str(project_root()),
+            )
+            if number := stop_requested():
+                raise Stopped(number=number)
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
         raise PythiaError(f"{message}\nwhere: see {target}") from error

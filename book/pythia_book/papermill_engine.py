@@ -4,7 +4,9 @@ Papermill loads this module through the entry point `papermill.engine` before it
 line. For a notebook of this project given alone it then adds the output path, which papermill would
 otherwise ask for (terminal), replace by stdout (pipe) or, with a pipe as its stdin, take to be the
 notebook itself: results/<study>/<scale>/notebook.ipynb. The engine checks the parameters before the
-kernel starts, and cleans and stamps the notebook once it has run.
+kernel starts, and cleans, stamps and writes the notebook once it has run: not before, so that an
+earlier one stays whole if this one is stopped. What takes long in the kernel shows where the
+command runs, and Ctrl-C there lets the kernel save what it trains.
 
 Calls with two paths keep their paths and get the engine only; `--help-notebook`, `--version` and
 notebooks from elsewhere are left alone. Nothing here is heavy: every papermill call imports it.
@@ -12,15 +14,24 @@ notebooks from elsewhere are left alone. Nothing here is heavy: every papermill 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pythia_book.notebooks import KEPT
 from pythia_core.errors import PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL
+from pythia_core.util.stopping import SIGNALS, Stopped, ignored, said, stop_requests
+
+BEGUN = 0.5
+"""Seconds in which a kernel begins a cell that was sent to it; idle, it ignores an interrupt."""
 
 OPTION_ARGUMENTS = {
     **dict.fromkeys(("-p", "--parameters", "-r", "--parameters_raw"), 2),
@@ -31,6 +42,10 @@ OPTION_ARGUMENTS = {
     **dict.fromkeys(("--start-timeout", "--start_timeout"), 1),
 }
 """How many values follow each of papermill's options (tests compare this with papermill itself)."""
+
+KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
+"""No notes on the kernel's transport; tracebacks at once (coloured ones can take ten seconds, and
+one that stops waits for them)."""
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 _YAML_SOURCES = {"-b": "b", "--parameters_base64": "b", "-f": "f", "--parameters_file": "f"} | {
@@ -140,9 +155,20 @@ def _is_papermill_command() -> bool:
     return Path(sys.argv[0]).stem == "papermill"
 
 
+_in_papermill_command = False
+
+
+def _leave(number: int, _frame: Any) -> None:
+    """What Ctrl-C and SIGTERM do to the command papermill while nothing needs to be saved."""
+    os._exit(said(Stopped(number=number), KEPT))
+
+
 def _on_import() -> None:
-    if not _is_papermill_command():
+    global _in_papermill_command
+    _in_papermill_command = _is_papermill_command()
+    if not _in_papermill_command:
         return
+    before = {number: signal.signal(number, _leave) for number in SIGNALS}
     try:
         completed = complete(sys.argv[1:])
     except PythiaError as error:
@@ -151,6 +177,76 @@ def _on_import() -> None:
     if len(completed) > len(sys.argv) - 1:
         sys.argv[1:] = completed
         _close_piped_stdin()
+    else:  # nothing of ours
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress_shown(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Let the kernel show its progress where this command shows its own, if it does."""
+    shown = kwargs.get("progress_bar", True)
+    live = shown and sys.stderr.isatty()
+    if shown and not kwargs.get("stderr_file"):
+        kwargs["stderr_file"] = sys.stderr
+    # one line, redrawn when a cell ends; while a cell runs, the line is the kernel's
+    cells = {"desc": study, "leave": False, "miniters": 1, "dynamic_ncols": True}
+    cells["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
+    kwargs["progress_bar"] = cells if live else False
+    before = os.environ.get(TERMINAL)
+    os.environ[TERMINAL] = os.ttyname(sys.stderr.fileno()) if live else ""
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TERMINAL]
+        else:
+            os.environ[TERMINAL] = before
+
+
+@contextlib.contextmanager
+def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM interrupt the cell that runs, which saves what it trains, and then end
+    the notebook, instead of the machinery between this process and its kernel.
+
+    Raises:
+        Stopped: either arrived; the command papermill is ended with one line instead.
+    """
+    from jupyter_client.manager import AsyncKernelManager
+
+    kernels: list[AsyncKernelManager] = []
+    begun = False
+
+    class Manager(AsyncKernelManager):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            kernels.append(self)
+
+    def interrupt() -> None:
+        for kernel in kernels:
+            pid = getattr(kernel.provisioner, "pid", None)
+            if begun and kernel.has_kernel and pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGINT)
+
+    def cell_start(**_: Any) -> None:
+        nonlocal begun
+        if stop_requested():
+            raise Stopped
+        begun = True
+
+    kwargs |= {"kernel_manager_class": Manager, "on_cell_start": cell_start}
+    try:
+        with stop_requests(lambda: threading.Timer(BEGUN, interrupt).start()) as stop_requested:
+            try:
+                yield
+            finally:
+                if number := stop_requested():
+                    raise Stopped(number=number) from None
+    except Stopped as stop:
+        if _in_papermill_command:
+            raise SystemExit(said(stop, KEPT)) from None
+        raise
 
 
 class PythiaEngine:
@@ -178,6 +274,7 @@ class PythiaEngine:
 
         from pythia_book import notebooks
         from pythia_book.notebooks import clean_notebook
+        from pythia_book.records import outlook
 
         given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
@@ -188,13 +285,17 @@ class PythiaEngine:
             raise click.ClickException(str(error)) from None
         nb.metadata.pop(notebooks.STAMP, None)
         stamp = notebooks.make_stamp(study, values, nb)
-        if sys.stderr.isatty():  # where progress bars of the kernel show
-            os.environ[TERMINAL] = os.ttyname(sys.stderr.fileno())
-        kwargs.setdefault("extra_arguments", ["--log-level=ERROR"])  # no notes on kernel transport
-        nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
+        kwargs["output_path"] = None  # papermill writes what is returned
+        kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
+        if kwargs.get("progress_bar", True) and "scale" in values:
+            print(outlook(study, values["scale"]), file=sys.stderr, flush=True)
+        with _progress_shown(study, kwargs), _stoppable(kwargs):
+            nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
         if not notebooks.has_errors(nb):  # a failed notebook keeps everything that may explain it
             nb.metadata[notebooks.STAMP] = stamp
             clean_notebook(nb)
+        if _in_papermill_command:  # which has only to write it
+            ignored()
         return nb
 
 

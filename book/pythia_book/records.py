@@ -33,7 +33,7 @@ from pythia_book.notebooks import (
 )
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
-from pythia_core.suite import SCALES, SIZES
+from pythia_core.suite import SCALES, size_name
 from pythia_core.util.files import atomic_file, checkout, file_sha256, project_root, results_dir
 from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
@@ -166,12 +166,7 @@ def _peak_memory_mb() -> int | None:
 
 def _run_entry(run: Any) -> dict[str, Any]:
     """A training run (pythia_core.training.runs.Run) as the record lists it."""
-    model, window = run.config.model, run.config.intervention
-    shape = (model.n_layers, model.d_model, model.n_heads)
-    size = next(
-        (s.name for s in SIZES.values() if (s.n_layers, s.d_model, s.n_heads) == shape),
-        "x".join(map(str, shape)),
-    )
+    window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
     return {"id": run.id, "size": size, "role": role, **seeds, "final_sha256": run.final_sha256}
@@ -333,6 +328,24 @@ def device_text(record: dict[str, Any]) -> str:
     threads = machine.get("threads", "?")
     plural = "" if threads == 1 else "s"
     return f"{machine.get('cpu', 'unknown processor')}, {threads} thread{plural}"
+
+
+def outlook(study: str, scale: str) -> str:
+    """What a run of a study will do, and about how long, from the costs of the recorded run."""
+    text = f"== Running {study} at scale {scale}: it fetches, trains and measures what is missing"
+    try:
+        record = read_record(project_root() / "book" / "recorded" / study / scale)
+    except DataError:
+        return text
+    notebook, training = (float(record.get(k) or 0) for k in ("duration_s", "training_s"))
+    threads = (record.get("device") or {}).get("threads") or 1
+    return (  # the notebook's time has some of the training in it, hence "at most"
+        f"{text}\n"
+        f"   from scratch at most about {duration_text(notebook + training / threads)} on "
+        f"{device_text(record)}:\n"
+        f"   the recorded run took {duration_text(notebook)}, and training its models "
+        f"{duration_text(training)} on one thread"
+    )
 
 
 def command(record: dict[str, Any]) -> str:

@@ -17,7 +17,10 @@ RUN = "a run's folder or (the beginning of) its id"
 
 
 class AddCommand(Protocol):
-    """Declares a command; returns its parser, to which its arguments are added."""
+    """Declares a command; returns its parser, to which its arguments are added.
+
+    One that goes on where it was stopped sets the default `kept`: what is kept, in words.
+    """
 
     def __call__(
         self,

@@ -18,8 +18,10 @@ def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("prepare", _prepare, "fetch the corpus, train the tokenizer, lay out the rows")
     p.add_argument("--scale", default="laptop", choices=trained_scales())
+    p.set_defaults(kept="what was prepared is kept")
 
     p = command("train", _train, "train a run, or find it if it exists")
+    p.set_defaults(kept="what was trained is kept")
     p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
     p.add_argument("--scale", default="laptop", help=f"one of {', '.join(trained_scales())}")
     p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")

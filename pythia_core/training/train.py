@@ -43,6 +43,7 @@ from pythia_core.training.schedule import checkpoint_steps
 from pythia_core.training.trainer import Pending, State, Trainer
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar as progress_bar
+from pythia_core.util.stopping import Stopped, stop_requests
 from pythia_core.util.workers import one_thread
 
 STATE_EVERY_SECONDS = 2.0
@@ -74,26 +75,6 @@ def _locked(folder: Path) -> Iterator[None]:
                     ) from error
                 time.sleep(0.1)
         yield
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM arrived; a second one acts at once."""
-    arrived: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, _frame: Any) -> None:
-        arrived.append(number)
-        signal.signal(number, previous[number])
-
-    with contextlib.suppress(ValueError):  # not the main thread: keep the default handling
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
-    try:
-        yield lambda: bool(arrived)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 class _InFlight:
@@ -136,7 +117,7 @@ class _InFlight:
                 }
                 row |= finite | {"loss_scale": pending.loss_scale, "skipped": pending.skipped}
             self._log.write(row)
-            self._bar.set_postfix_str(f"loss {loss:.3f}, {rate / 1e3:.1f}k tokens/s", refresh=False)
+            self._bar.set_postfix_str(f"{rate / 1e3:.1f}k tokens/s, loss {loss:.3f}", refresh=False)
             self._bar.update()
 
 
@@ -145,7 +126,7 @@ def _follow(
     batch_at: Callable[[int], np.ndarray],
     end: int,
     lag: int,
-    stop_requested: Callable[[], bool],
+    stop_requested: Callable[[], int],
 ) -> str:
     """What `train` does in every process but the first: all updates, and nothing written."""
     launched: deque[Pending] = deque()
@@ -153,8 +134,8 @@ def _follow(
         launched.append(trainer.launch(batch_at(trainer.step)))
         while len(launched) > lag:
             launched.popleft().result()
-        if trainer.world.any(stop_requested()):
-            raise KeyboardInterrupt(f"stopped after step {trainer.step}")
+        if trainer.world.any(bool(stop_requested())):
+            raise Stopped(f"stopped after step {trainer.step}", stop_requested() or signal.SIGINT)
     for pending in launched:
         pending.result()
     trainer.world.wait()
@@ -198,7 +179,7 @@ def train(
 
     Raises:
         TrainingError: a non-finite loss, no space left, or another process on the same run.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once the state is saved; call again to go on.
+        Stopped: after SIGINT or SIGTERM, once the state is saved; call again to go on.
     """
     keep_freed_memory()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -231,11 +212,11 @@ def train(
         return trainer
 
     if not world.leads:
-        with one_thread(), _stop_requests() as stop_requested:
+        with one_thread(), stop_requests() as stop_requested:
             world.wait()  # until nothing is swept any more
             return _follow(started(), batch_at, end, LAG[device.type], stop_requested)
 
-    with one_thread(), _locked(folder), _stop_requests() as stop_requested:
+    with one_thread(), _locked(folder), stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
         sweep_temporaries(states)
         world.wait()
@@ -279,12 +260,15 @@ def train(
                 if trainer.step in scheduled:
                     save_weights()
                 late = time.monotonic() > due and not writer.busy
-                stopping = world.any(stop_requested())
+                stopping = world.any(bool(stop_requested()))
                 if trainer.step in keep or late or stopping:
                     save_state()
                     due = time.monotonic() + max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
                 if stopping:
                     writer.wait()
-                    raise KeyboardInterrupt(f"stopped after saving step {trainer.step}")
+                    raise Stopped(
+                        f"stopped after saving step {trainer.step}",
+                        stop_requested() or signal.SIGINT,
+                    )
         world.wait()  # everything is written
         return sha256_tensors(trainer.state()["model"])

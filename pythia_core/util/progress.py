@@ -1,56 +1,129 @@
-"""One progress bar for everything that takes long: silent in logs, visible under papermill.
+"""Progress of what takes long: one live line where a person waits, plain lines in a log.
 
-A bar is drawn on the error stream if that is a terminal. In a notebook's kernel it never is; there
-the terminal that started papermill is used, if there is one (`PYTHIA_TERMINAL`, set by
-pythia_book.papermill_engine), so that bars show where a person waits and never in the notebook. In
-a worker process (pythia_core.util.workers) bars draw nothing and add to what the parent's bar
-counts.
+    a terminal                        tqdm's bar, on the error stream
+    a pipe, a log file                a line when a stage begins, every LOG_SECONDS, and at its end
+    a notebook opened by a person     tqdm's bar as text in the cell's output, redrawn in place
+    a notebook that papermill runs    where the command shows that runs it (`PYTHIA_TERMINAL`)
+    a job of many                     in the line of all jobs (pythia_core.util.workers)
+
+A stage is a bar; its `desc` says what is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
 TERMINAL = "PYTHIA_TERMINAL"
-_shared_count: Any = None
+"""Set for a kernel by pythia_book.papermill_engine: the terminal of the command that runs the
+notebook; empty, it has none, and what the kernel writes to its error stream is relayed."""
+LOG_SECONDS = 20.0
+"""Between two lines of a stage in a log."""
+DONE = "{desc}: done in {elapsed}"
+Tell = Callable[[float, str], None]
+"""(the share that is done, 0 to 1; where it is, e.g. "step 412/572, 61.0k tokens/s")."""
+
+_tell: Tell | None = None
+
+# bars are text here; tqdm.auto, which other libraries import in a kernel, asks for ipywidgets
+warnings.filterwarnings("ignore", "IProgress not found")
 
 
-def _stream() -> TextIO:
-    name = os.environ.get(TERMINAL)
-    if name and not sys.stderr.isatty():
-        try:
-            return open(name, "w", encoding="utf-8")
-        except OSError:
-            pass
-    return sys.stderr
-
-
-class _Relay(tqdm):
-    """Draws nothing; what it counts is added to the parent's bar."""
+class _Lines(tqdm):
+    """Plain lines for a log. `gui`: tqdm leaves the drawing to the subclass, as for tqdm.gui."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(disable=True, **settings)
-        self.update(settings.get("initial", 0))
+        if settings.get("unit_scale"):
+            counted = "{n_fmt}{unit}" + (" of {total_fmt}{unit}" if settings.get("total") else "")
+        else:
+            counted = "{unit} {n_fmt}" + (" of {total_fmt}" if settings.get("total") else "")
+        left = "{remaining} left" if settings.get("total") else "{elapsed} so far"
+        defaults = {"bar_format": f"{{desc}}: {counted}, {left}{{postfix}}", "miniters": 1}
+        every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS}
+        super().__init__(gui=True, file=sys.stderr, **(defaults | settings | every))
+        self._title, self._broken = self.desc, False
+        self._print(self._title)
 
-    def update(self, n: float | None = 1) -> bool | None:
-        with _shared_count.get_lock():
-            _shared_count.value += int(n or 0)
-        return None
+    def _print(self, line: str) -> None:
+        print(line, file=self.fp, flush=True)
+
+    def display(self, *_: Any, **__: Any) -> None:
+        self._print(str(self))
+
+    def clear(self, *_: Any, **__: Any) -> None:
+        """Nothing is ever drawn over."""
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        self._broken = kind is not None
+        super().__exit__(kind, *rest)
+
+    def close(self) -> None:
+        if not getattr(self, "disable", True):
+            if not self._broken and (self.total is None or self.n >= self.total):
+                self.desc, self.bar_format = self._title, DONE
+            self.display()
+        super().close()
 
 
-def relay_to(count: Any) -> None:
-    """From now on every bar of this process adds to `count`, a multiprocessing.Value."""
-    global _shared_count
-    _shared_count = count
+class _Told(tqdm):
+    """A bar of one job: draws nothing, tells how far it is and the first part of its postfix."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(gui=True, **(settings | {"mininterval": 0.5, "miniters": 1}))
+        self.display()
+
+    def display(self, *_: Any, **__: Any) -> None:
+        if _tell is not None and self.total:
+            share = (self.n - self.initial) / max(1, self.total - self.initial)
+            first = str(self.postfix or "").partition(", ")[0]
+            _tell(share, ", ".join(filter(None, (f"{self.unit} {self.n}/{self.total}", first))))
+
+    def clear(self, *_: Any, **__: Any) -> None:
+        """Nothing is drawn."""
+
+
+@contextlib.contextmanager
+def telling(tell: Tell) -> Iterator[None]:
+    """Bars made in the body draw nothing and call `tell`, about twice a second."""
+    global _tell
+    before, _tell = _tell, tell
+    try:
+        yield
+    finally:
+        _tell = before
+
+
+def _terminal() -> TextIO | None:
+    """Where a live line can be drawn: the error stream, or the terminal of papermill's command."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    if name := os.environ.get(TERMINAL):
+        with contextlib.suppress(OSError):
+            terminal = open(name, "w", encoding="utf-8")
+            terminal.write("\r\033[K")  # what papermill has drawn there
+            return terminal
+    return None
 
 
 def bar(show: bool = True, **settings: Any) -> tqdm:
-    """A tqdm bar with this project's settings; `show=False` makes it silent."""
-    if _shared_count is not None:
-        return _Relay(**settings)
-    quiet = None if show else True  # None: tqdm draws on terminals only
-    return tqdm(file=_stream(), mininterval=1, disable=quiet, dynamic_ncols=True, **settings)
+    """A tqdm bar with this project's settings; `show=False` makes it silent.
+
+    In a log one without `desc`, a name, is silent too.
+    """
+    if not show:
+        return tqdm(disable=True, **settings)
+    if _tell is not None:
+        return _Told(**settings)
+    settings = {"mininterval": 1.0} | settings
+    terminal = _terminal()
+    if terminal is not None:
+        return tqdm(file=terminal, dynamic_ncols=True, **settings)
+    if TERMINAL not in os.environ and type(sys.stderr).__module__.startswith("ipykernel"):
+        return tqdm(file=sys.stderr, ncols=100, **settings)
+    return _Lines(**settings) if settings.get("desc") else tqdm(disable=True, **settings)

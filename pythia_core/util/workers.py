@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,10 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pythia_core.errors import ConfigError, PythiaError
 from pythia_core.util import progress as bars
+from pythia_core.util.stopping import uninterrupted_children
 
 VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
@@ -32,7 +34,21 @@ Found = TypeVar("Found")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
 """(waiting jobs, running jobs) -> which of the waiting may start now (training.gpu_sharing)."""
 
-_pool: tuple[ProcessPoolExecutor, Any] | None = None
+SHOWN = 4
+"""Jobs that the progress line names; it counts all."""
+
+
+class _Slot(ctypes.Structure):
+    """What a worker tells of its job. Nobody locks it: what is read is only shown."""
+
+    _fields_: ClassVar = [
+        ("job", ctypes.c_int),
+        ("share", ctypes.c_double),
+        ("note", ctypes.c_char * 80),
+    ]
+
+
+_pool: tuple[ProcessPoolExecutor, Sequence[_Slot]] | None = None
 
 
 def n_workers() -> int:
@@ -68,16 +84,21 @@ def parallel_map(
     *,
     progress: bool = True,
     desc: str = "",
-    unit: str = "it",
-    total: int | None = None,
+    unit: str = "job",
+    names: Sequence[str] = (),
+    work: Sequence[float] = (),
     here: bool = False,
     gate: Gate | None = None,
 ) -> list[Found]:
     """`[function(job) for job in jobs]`, each job on one thread of one of the workers.
 
+    One line says which jobs run and how far they are, by what their own bars tell.
+
     Args:
         function: importable by name; jobs and results are pickled. Jobs start in the order given.
-        total: length of the bar in units that the jobs' own bars report; None: count the jobs.
+        desc: what is done to them, e.g. "training"; empty: nothing is shown in a log.
+        names: of the jobs, for the line; default: none.
+        work: of each job, in any unit, for the time left; default: all the same.
         here: run the jobs in this process, e.g. because they are shorter than starting another.
         gate: says which job may start beside those that run; None: as many as there are workers.
 
@@ -85,35 +106,39 @@ def parallel_map(
         Whatever a job raises, the first one; the others are stopped (a training saves its state).
         PythiaError: a worker died, e.g. for want of memory.
     """
+    if not jobs:
+        return []
+    line = _Line(progress, desc, unit, names, work or [1.0] * len(jobs))
     if here or len(jobs) < 2 or n_workers() < 2:
-        own = bars.bar(progress and total is None, total=len(jobs), desc=desc, unit=unit)
-        with one_thread(), own as bar:  # where `total` is given the jobs show bars themselves
+        with one_thread(), line:
             found = []
-            for job in jobs:
-                found.append(function(job))
-                bar.update()
+            for number, job in enumerate(jobs):
+                line.show({number: (0.0, "")})
+                with bars.telling(lambda *told, number=number: line.show({number: told})):
+                    found.append(function(job))
+                line.done(number)
             return found
-    pool, counter = _workers()
-    counter.value = 0
-    with bars.bar(progress, total=total or len(jobs), desc=desc, unit=unit) as bar:
+    pool, slots = _workers()
+    with line:
         futures: dict[int, Future] = {}
         waiting, running = list(range(len(jobs))), dict[Future, int]()
         try:
             while waiting or running:
-                while waiting:
+                # none is queued: a worker that is told to stop would begin it
+                while waiting and len(running) < len(slots):
                     number = gate(waiting, list(running.values())) if gate else waiting[0]
                     if number is None:
                         break
                     waiting.remove(number)
-                    futures[number] = pool.submit(function, jobs[number])
+                    with uninterrupted_children():  # the first one starts the workers
+                        futures[number] = pool.submit(_at_work, function, number, jobs[number])
                     running[futures[number]] = number
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                    del running[future]
-                left = len(waiting) + len(running)
-                bar.n = counter.value if total is not None else len(jobs) - left
-                bar.refresh()
+                    line.done(running.pop(future))
+                told = {s.job: (s.share, s.note.decode(errors="replace")) for s in slots}
+                line.show({number: told[number] for number in running.values() if number in told})
             return [futures[number].result() for number in range(len(jobs))]
         except BrokenProcessPool as error:
             _stop()
@@ -124,6 +149,59 @@ def parallel_map(
         except BaseException:
             _stop()
             raise
+
+
+class _Line:
+    """The progress line of many jobs: which of how many run, how far each is, the time left."""
+
+    def __init__(
+        self, progress: bool, desc: str, unit: str, names: Sequence[str], work: Sequence[float]
+    ) -> None:
+        self._desc, self._unit, self._names = desc, unit, names
+        self._parts = [part / sum(work) for part in work]
+        self._done: set[int] = set()
+        self._bar = bars.bar(
+            progress,
+            desc=self._title(),
+            total=1.0,
+            bar_format="{desc}: {percentage:.0f} %, {remaining} left{postfix}",
+            smoothing=0.05,
+            mininterval=0,
+            miniters=0,
+        )
+
+    def __enter__(self) -> _Line:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if len(self._done) == len(self._parts):
+            self._bar.n, self._bar.bar_format = self._bar.total, bars.DONE
+            self._bar.set_description_str(self._title(), refresh=False)
+        self._bar.close()
+
+    def _title(self) -> str:
+        total = len(self._parts)
+        return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
+
+    def show(self, running: dict[int, tuple[float, str]]) -> None:
+        """Draw the line; `running`: job -> (share that is done, where it is)."""
+        first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
+        which = f" {first}" if first == last else f"s {first}-{last}"
+        names = dict(enumerate(self._names))
+        told = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
+        if len(told) > SHOWN:
+            told[SHOWN:] = [f"and {len(told) - SHOWN} more"]
+        done = sum(self._parts[number] for number in self._done)
+        done += sum(self._parts[number] * share for number, (share, _) in running.items())
+        self._bar.set_description_str(
+            f"{self._desc} {self._unit}{which} of {len(self._parts)}", refresh=False
+        )
+        self._bar.set_postfix_str("; ".join(filter(None, told)), refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def done(self, number: int) -> None:
+        """A job is done."""
+        self._done.add(number)
 
 
 def workers_peak_mb() -> float:
@@ -139,25 +217,47 @@ def workers_peak_mb() -> float:
 # --- workers ---------------------------------------------------------------------------------
 
 
-def _workers() -> tuple[ProcessPoolExecutor, Any]:
+def _workers() -> tuple[ProcessPoolExecutor, Sequence[_Slot]]:
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
-        counter = context.Value("q", 0)
-        arguments = (counter, os.getpid())
-        _pool = ProcessPoolExecutor(n_workers(), context, _start_worker, arguments), counter
+        slots = context.RawArray(_Slot, n_workers())
+        for slot in slots:
+            slot.job = -1
+        arguments = (slots, context.Value("i", 0), os.getpid())
+        _pool = ProcessPoolExecutor(n_workers(), context, _start_worker, arguments), slots
         atexit.register(_stop)
     return _pool
 
 
-def _start_worker(counter: Any, parent: int) -> None:
+_slot: _Slot | None = None
+
+
+def _start_worker(slots: Sequence[_Slot], next_slot: Any, parent: int) -> None:
     import torch
 
-    # an interrupt reaches the whole group; the parent ends its workers, idle ones silently
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    global _slot
     torch.set_num_threads(1)
-    bars.relay_to(counter)
+    with next_slot.get_lock():
+        _slot = slots[next_slot.value]
+        next_slot.value += 1
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _at_work(function: Callable[[Job], Found], number: int, job: Job) -> Found:
+    """Do a job in a worker, and let its bars tell how far it is."""
+    assert _slot is not None
+
+    def tell(share: float, note: str) -> None:
+        _slot.share, _slot.note = share, note.encode()[:79]
+
+    tell(0.0, "")
+    _slot.job = number
+    try:
+        with bars.telling(tell):
+            return function(job)
+    finally:
+        _slot.job = -1
 
 
 def _end_with(parent: int) -> None:

@@ -51,6 +51,7 @@ from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, 
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import atomic_file, results_dir
 from pythia_core.util.machine import device_info
+from pythia_core.util.stopping import uninterrupted_children
 
 # --- jobs ------------------------------------------------------------------------------------
 
@@ -550,7 +551,8 @@ def _in_process(job: Job) -> Iterator[Row]:
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe(duplex=False)
     worker = context.Process(target=_work, args=(job, theirs))
-    worker.start()
+    with uninterrupted_children():
+        worker.start()
     theirs.close()
     reported: set[str] = set()
     limited = job.deadline < float("inf")

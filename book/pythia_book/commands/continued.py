@@ -27,6 +27,7 @@ def add(command: AddCommand) -> None:
     p = command(
         "continue", _continue, "train on from a checkpoint, a run's or a published one, and swap"
     )
+    p.set_defaults(kept="what was fetched and trained is kept")
     p.add_argument(
         "source",
         metavar="SRC",

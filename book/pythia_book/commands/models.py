@@ -22,6 +22,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
+    p.set_defaults(kept="what was measured is kept")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
         "--tasks", default="", help="comma list (default: all; wsc, logiqa need --items)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pythia_book.notebooks import KEPT
 from pythia_core.commands import AddCommand
 from pythia_core.suite import SCALES
 
@@ -11,6 +12,7 @@ from pythia_core.suite import SCALES
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
+    p.set_defaults(kept=KEPT)
     p.add_argument("study", help="name of a notebook, e.g. gender_bias")
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
     p.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")

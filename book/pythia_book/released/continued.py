@@ -374,7 +374,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             also_save=frozenset((run.how.start, run.how.stop)),
             make_trainer=functools.partial(ContinuedTrainer, how=run.how),
             progress=progress,
-            label=f"{start.label} from {run.how.start}, {run.how.swap or 'control'}",
+            label=f"continuing {start.label} from {run.how.start}, {run.how.swap or 'control'}",
             world=world,
         )
     if world.leads:

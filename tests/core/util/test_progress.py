@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
+import time
 
 import pytest
 
-from pythia_core.util import progress
+from pythia_core.util import progress, workers
 
 
 def test_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +49,68 @@ def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(progress.TERMINAL, "/nonexistent/terminal")
     with progress.bar(total=1) as bar:
         bar.update()
+
+
+def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """A log file as the error stream; not a fixture, as pytest sets the stream for each phase."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv(progress.TERMINAL, "")
+    return stream
+
+
+def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log = log_file(monkeypatch)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.2)
+    with progress.bar(total=40, desc="encoding", unit="row") as bar:
+        for _ in range(40):
+            time.sleep(0.02)
+            bar.update()
+    begin, *between, end = log.getvalue().splitlines()
+    assert begin == "encoding" and end == "encoding: done in 00:00"
+    assert 2 <= len(between) <= 4
+    assert all(re.fullmatch(r"encoding: row \d+ of 40, 00:0\d left", line) for line in between)
+    assert "\r" not in log.getvalue()
+
+
+def test_a_stage_that_breaks_off_is_not_called_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_file(monkeypatch)
+    with pytest.raises(ZeroDivisionError), progress.bar(total=3, desc="encoding", unit="row"):
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), progress.bar(desc="fetching", bar_format="{desc}"):
+        raise ZeroDivisionError
+    assert "done" not in log.getvalue()
+
+
+def test_many_jobs_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_file(monkeypatch)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+
+    def job(steps: int) -> int:
+        with progress.bar(total=steps, unit="step", desc="not shown") as bar:
+            for step in range(steps):
+                time.sleep(0.2)
+                bar.set_postfix_str(f"{step}k tokens/s, loss 1", refresh=False)
+                bar.update()
+        return steps
+
+    names = ["600k standard", "7k standard"]
+    given = {"desc": "training", "unit": "run", "names": names, "work": [3.0, 1.0], "here": True}
+    assert workers.parallel_map(job, [4, 2], **given) == [4, 2]
+    seen = log.getvalue().splitlines()
+    assert seen[0] == "training 2 runs" and seen[-1].startswith("training 2 runs: done in")
+    text = "training run 1 of 2: 56 %, 00:00 left, 600k standard step 3/4, 2k tokens/s"
+    assert text in seen, seen
+    assert "training run 2 of 2: 75 %, 00:00 left, 7k standard" in seen
+    assert "not shown" not in log.getvalue()
+
+
+def test_a_silent_bar_of_a_job_tells_nothing() -> None:
+    told: list[tuple[float, str]] = []
+    with progress.telling(lambda *what: told.append(what)):
+        list(progress.bar(False, iterable=range(3)))
+        assert not told
+        list(progress.bar(iterable=range(4), unit="row"))
+    assert told[0] == (0.0, "row 0/4")

@@ -1,0 +1,139 @@
+"""Stopping: what Ctrl-C (SIGINT) and SIGTERM do, at a terminal and under a scheduler alike.
+
+Work that can save its state asks `stop_requests` whether it should, and raises `Stopped` once it
+has. Everything else is interrupted where it is: files are written wholly or not at all. A command
+then says in one line what is kept (`said`) and exits with 128 plus the number of the signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+COMMAND = "PYTHIA_COMMAND"
+"""What the user typed where that is not this process's command line (the Makefile sets it)."""
+PATIENCE = 1.0
+"""Seconds within which a second signal repeats the first: make passes SIGTERM on to a command that
+has had it already, and fingers press Ctrl-C twice."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or a scheduler asked to stop; `number` is the signal's."""
+
+    def __init__(self, message: str = "stopped", number: int = signal.SIGINT) -> None:
+        super().__init__(message)
+        self.number = int(number)
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_last = -PATIENCE
+_arrived: list[int] | None = None
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int], None]) -> Iterator[None]:
+    """Both signals go to `handler`, but for repeated ones."""
+    previous: dict[int, Any] = {}
+
+    def handle(number: int, _frame: Any) -> None:
+        global _last
+        now = time.monotonic()
+        if now > _last + PATIENCE:
+            _last = now
+            handler(number)
+
+    with contextlib.suppress(ValueError):  # not the main thread: keep the default handling
+        for number in SIGNALS:
+            previous[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            if signal.getsignal(number) is handle:
+                signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
+    """Take note of SIGINT and SIGTERM in the body; a second one, after PATIENCE, raises `Stopped`.
+
+    Inside another one it knows what that one took note of.
+
+    Args:
+        notify: called when the first one arrives.
+
+    Yields:
+        A function: the number of the signal that arrived, 0 if none did.
+    """
+    global _arrived
+    outer = _arrived
+    arrived = _arrived = [] if outer is None else outer
+
+    def note(number: int) -> None:
+        if arrived:
+            raise Stopped(number=number)
+        arrived.append(number)
+        if notify is not None:
+            notify()
+
+    try:
+        with _handled(note):
+            yield lambda: arrived[0] if arrived else 0
+    finally:
+        _arrived = outer
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Stopped` in the body, wherever it is."""
+
+    def stop(number: int) -> None:
+        raise Stopped(number=number)
+
+    with _handled(stop):
+        yield
+
+
+@contextlib.contextmanager
+def uninterrupted_children() -> Iterator[None]:
+    """Processes started in the body never see SIGINT, which a terminal sends to all of a group: the
+    process that started them ends them, and they leave no tracebacks, not even while they start.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignored() -> None:
+    """From now on neither signal does anything: what is left to do is short."""
+    with contextlib.suppress(ValueError):
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def said(stop: KeyboardInterrupt, kept: str = "") -> int:
+    """Say in one line on the error stream that the command was stopped, and how to go on.
+
+    Args:
+        kept: what outlives it, e.g. "what was trained is kept"; empty: it would start over.
+
+    Returns:
+        The exit code: 130 after SIGINT, 143 after SIGTERM. The process can only end now: it is past
+        interrupting, and logs nothing more.
+    """
+    logging.disable()
+    ignored()
+    typed = os.environ.get(COMMAND)
+    again = f"run {f'`{typed}`' if typed else 'the same command'} again"
+    then = f"; {kept}: {again} to go on from there" if kept else f": {again} to start over"
+    begin = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
+    print(f"{begin}{str(stop) or 'stopped'}{then}", file=sys.stderr, flush=True)
+    return 128 + getattr(stop, "number", signal.SIGINT)
