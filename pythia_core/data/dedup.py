@@ -304,7 +304,7 @@ def _link_verified(
         members[together.root(number)].append(number)
     compared = 0
     total = sum(map(len, members.values()))
-    with progress_bar(progress, total=total, desc="verifying", unit="doc") as bar:
+    with progress_bar(progress, total=total, desc="comparing near-duplicates", unit="doc") as bar:
         for group in members.values():
             grams = {number: shingles(texts[number], recipe.ngram) for number in group}
             for position, b in enumerate(group):

@@ -185,7 +185,9 @@ def candidate_pairs(
     parts = np.array_split(np.asarray(numbers, np.int64), tasks)
     folder = workdir / f"minhash-{_fingerprint(texts, parts, banding)}"
     stages = pipelines(banding, folder, tasks)
-    with progress_bar(progress, total=1 + tasks + banding.buckets, desc="MinHash") as bar:
+    with progress_bar(
+        progress, total=1 + tasks + banding.buckets, desc="looking for near-duplicates"
+    ) as bar:
         _write_input(folder, texts, parts)
         bar.update()
         for stage in stages:

@@ -318,7 +318,9 @@ def write_rows(
 
     Row i of the file is row i of training, the layout of the released pre-shuffled data sets.
     """
-    rows_bar = bar(progress, total=order.n_rows, desc="rows", unit="row", unit_scale=True)
+    rows_bar = bar(
+        progress, total=order.n_rows, desc="laying out rows", unit="row", unit_scale=True
+    )
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
         for start in range(0, order.n_rows, chunk):
             rows = np.arange(start, min(start + chunk, order.n_rows))

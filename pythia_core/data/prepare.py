@@ -307,7 +307,7 @@ def make_tokens(
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
-        bar = progress_bar(progress, total=n_bytes, desc="encoding", unit="B", unit_scale=True)
+        bar = progress_bar(progress, total=n_bytes, desc="encoding text", unit="B", unit_scale=True)
         stack.enter_context(bar)
         number = 0
         for batch in _batches(data, again):
