@@ -29,7 +29,7 @@ help: ## list what can be made
 
 # what a command says when it is stopped (pythia_core.util.stopping); the shell says it for others
 book studies: export PYTHIA_COMMAND = $(strip make $@ $(MAKEOVERRIDES))
-STOPPABLE = trap 'echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to go on from there" >&2; exit 130' INT TERM
+STOPPED = echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to go on from there" >&2
 
 steps:
 	@echo "== To do: set up $(VENV), fetch the text, train and measure ($(STUDY), scale $(SCALE)), build the site;"
@@ -38,7 +38,10 @@ steps:
 book: steps $(READY) ## set up, run the study from raw text at SCALE, build the site
 	@exec $(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null
 	@echo "== Building the site"
-	@$(STOPPABLE); $(BIN)/jupyter-book build book/ --quiet < /dev/null
+	@# in a process group of its own, which Ctrl-C does not reach: it would answer with a traceback
+	@set -m; $(BIN)/jupyter-book build book/ --quiet < /dev/null & site=$$!; set +m; \
+	  stop() { kill -- -$$site 2> /dev/null || true; $(STOPPED); exit $$1; }; \
+	  trap 'stop 130' INT; trap 'stop 143' TERM; wait $$site
 	@echo "== Done. Open in a browser:"
 	@echo "$(CURDIR)/_build/html/index.html"
 
