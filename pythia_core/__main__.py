@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from pythia_core.commands import training
@@ -18,7 +19,11 @@ from pythia_core.util.extensions import registered
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser of every command."""
-    top = argparse.ArgumentParser(prog="pythia_core", description=__doc__.split("\n\n")[0])
+    script = Path(sys.argv[0]).name == "pythia-book"
+    top = argparse.ArgumentParser(
+        prog="pythia-book" if script else "python -m pythia_core",
+        description=__doc__.split("\n\n")[0],
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -29,14 +34,17 @@ def parser() -> argparse.ArgumentParser:
         return sub
 
     training.add(command)
-    for point in registered("commands").values():  # the book's
-        point.load()(command)
+    for point in registered("commands").values():
+        try:
+            point.load()(command)
+        except (ImportError, AttributeError, argparse.ArgumentError) as error:
+            print(f"warning: the commands {point.value!r} are left out: {error}", file=sys.stderr)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code. Deliberate errors become one message, no traceback."""
-    kept = ""
+    kept = None
     with stopping.interruptible():
         try:
             args = parser().parse_args(arguments)
@@ -44,6 +52,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.function(args)
         except PythiaError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 1
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("pythia_"):
+                raise
+            print(
+                f"error: this command needs the package {error.name!r}, which is not installed; "
+                "`pip install -r requirements.txt` in the checkout installs everything",
+                file=sys.stderr,
+            )
             return 1
         except BrokenPipeError:  # `... | head`
             sys.stderr.close()

@@ -22,8 +22,6 @@ LR_FORMS = ("neox", "paper")
 PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
-BUILT_IN = ("pocket-pile", "miniature", "large")
-"""Corpora known by name; the book registers what is in them (pythia_book.corpora)."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
 """How duplicates are removed from the training documents (pythia_core.data.dedup)."""
 DOMAINS = (
@@ -37,9 +35,10 @@ DOMAINS = (
     "legal",
     "biomedical",
 )
-"""Domains of the pocket Pile (pythia_book.corpora.pocket_pile), in reading order."""
+"""Domains of the pocket Pile, in reading order."""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
-"""Domains that the large corpus may have (pythia_book.corpora.large)."""
+DOMAINS_OF = {"pocket-pile": DOMAINS, "miniature": DOMAINS, "large": LARGE_DOMAINS}
+"""The domains of each corpus that a scale trains on."""
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,11 @@ class DataConfig:
     """Which tokens, in which order. With the corpus' bytes this determines every batch."""
 
     corpus: str = "pocket-pile"
-    """"pocket-pile", "miniature" (a sample of it, as repetitive as the Pile), "large" (all of it
-    and more, as repetitive), a folder or file of .jsonl/.txt, or "hf:NAME" for Hugging Face
-    datasets."""
+    """A folder or file of .jsonl/.txt, "hf:NAME" for Hugging Face datasets, or the name of a corpus
+    that a package registers, among them "pocket-pile", "miniature" (a sample of it, as repetitive
+    as the Pile) and "large" (all of it and more, as repetitive)."""
     domains: tuple[str, ...] = DOMAINS
+    """Which parts of a registered corpus to read; a user's files are all read."""
     tokenizer: str = "bpe-4096"
     """"bpe-N": a byte-level BPE of N entries trained on the corpus; "neox-20b"; or the path of a
     tokenizer.json."""
@@ -155,8 +155,7 @@ class DataConfig:
             problems.append(f"order_seed must be in 0..2^32-1, got {self.order_seed}")
         if self.dedup not in DEDUP_RECIPES:
             problems.append(one_of(self.dedup, DEDUP_RECIPES, "dedup recipe"))
-        if self.corpus in BUILT_IN:
-            known = LARGE_DOMAINS if self.corpus == "large" else DOMAINS
+        if known := DOMAINS_OF.get(self.corpus):
             if not self.domains:
                 problems.append(f"no domains; accepted: {', '.join(known)}")
             problems += [one_of(d, known, "domain") for d in self.domains if d not in known]

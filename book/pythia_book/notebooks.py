@@ -1,11 +1,11 @@
-"""Notebook files as data: their parameters, their identity, running them, cleaning what ran.
+"""Notebook files as data: their parameters, their identity, cleaning what ran.
 
 A study is one notebook, notebooks/<study>.ipynb: sources only, one cell tagged `parameters`.
 Running it leaves results/<study>/<scale>/notebook.ipynb with a stamp in its metadata: parameters,
 hash of the code cells, hash of the code. While the stamp fits, the run is up to date. Papermill
 only warns about an unknown parameter; here it is refused before anything runs. A finished notebook
 is the same on every machine and at every time: paths, host name, timings and versions are removed.
-What a run found is pythia_book.records.
+Not here: running one (pythia_book.papermill_engine), what a run found (pythia_book.records).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
+from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES
 from pythia_core.util.files import cache_dir, project_root, results_dir
-from pythia_core.util.stopping import Stopped, stop_requests
 
 Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""
@@ -283,64 +282,6 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
 def output_path(study: str, scale: str) -> Path:
     """Where a run of a study leaves its notebook."""
     return results_dir() / study / scale / "notebook.ipynb"
-
-
-def run_study(
-    study: str,
-    scale: str | None = None,
-    parameters: dict[str, Any] | None = None,
-    force: bool = False,
-    progress: bool = True,
-) -> tuple[Path, bool]:
-    """Execute a study's notebook into results/<study>/<scale>/, unless that is up to date.
-
-    Args:
-        study: name of a notebook. scale: overrides the notebook's default.
-        parameters: further parameters, checked before anything runs.
-        force: run even if the last run is up to date.
-        progress: show what runs, and what the notebook writes to its error stream.
-
-    Returns:
-        The executed notebook and whether it was run now (False: it was up to date).
-
-    Raises:
-        ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
-        PythiaError: a cell failed or the kernel died; says where to look.
-        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is as it was.
-    """
-    source = notebook_path(study)
-    notebook = read_notebook(source)
-    given = {**(parameters or {}), **({"scale": scale} if scale else {})}
-    values = validate_parameters(notebook, given)
-    check_values(study, values)
-    target = output_path(study, values.get("scale", "laptop"))
-    stamp = make_stamp(study, values, notebook)
-    if not force and is_current(target, stamp):
-        return target, False
-
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with stop_requests() as stop_requested:  # what runs is stopped by the engine
-            papermill.execute_notebook(
-                str(source),
-                str(target).replace("{", "{{").replace("}", "}}"),  # papermill formats its paths
-                parameters=given,
-                engine_name="pythia",
-                progress_bar=progress,
-                cwd=str(project_root()),
-            )
-            if number := stop_requested():
-                raise Stopped(number=number)
-    except papermill.PapermillExecutionError as error:
-        message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
-        raise PythiaError(f"{message}\nwhere: see {target}") from error
-    except DeadKernelError as error:
-        message = f"the kernel running {source.name} died; was there enough memory?"
-        raise PythiaError(f"{message} What was trained is kept: run it again to go on.") from error
-    return target, True
 
 
 def is_current(path: Path, stamp: dict[str, Any]) -> bool:

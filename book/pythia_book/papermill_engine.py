@@ -1,4 +1,4 @@
-"""Makes `papermill notebooks/gender_bias.ipynb`, with one argument, do the sensible thing.
+"""Running a study's notebook: `papermill notebooks/gender_bias.ipynb`, with one argument, works.
 
 Papermill loads this module through the entry point `papermill.engine` before it reads its command
 line. For a notebook of this project given alone it then adds the output path, which papermill would
@@ -297,6 +297,69 @@ class PythiaEngine:
         if _in_papermill_command:  # which has only to write it
             ignored()
         return nb
+
+
+def run_study(
+    study: str,
+    scale: str | None = None,
+    parameters: dict[str, Any] | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> tuple[Path, bool]:
+    """Execute a study's notebook into results/<study>/<scale>/, unless that is up to date.
+
+    Args:
+        study: name of a notebook. scale: overrides the notebook's default.
+        parameters: further parameters, checked before anything runs.
+        force: run even if the last run is up to date.
+        progress: show what runs, and what the notebook writes to its error stream.
+
+    Returns:
+        The executed notebook and whether it was run now (False: it was up to date).
+
+    Raises:
+        ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
+        PythiaError: a cell failed or the kernel died; says where to look.
+        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is as it was.
+    """
+    from pythia_book import notebooks
+
+    source = notebooks.notebook_path(study)
+    notebook = notebooks.read_notebook(source)
+    given = {**(parameters or {}), **({"scale": scale} if scale else {})}
+    values = notebooks.validate_parameters(notebook, given)
+    notebooks.check_values(study, values)
+    target = notebooks.output_path(study, values.get("scale", "laptop"))
+    stamp = notebooks.make_stamp(study, values, notebook)
+    if not force and notebooks.is_current(target, stamp):
+        return target, False
+
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.engines import papermill_engines
+
+    papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with stop_requests() as stop_requested:  # what runs is stopped by the engine
+            papermill.execute_notebook(
+                str(source),
+                str(target).replace("{", "{{").replace("}", "}}"),  # papermill formats its paths
+                parameters=given,
+                engine_name="pythia",
+                progress_bar=progress,
+                cwd=str(notebooks.project_root()),
+            )
+            if number := stop_requested():
+                raise Stopped(number=number)
+    except papermill.PapermillExecutionError as error:
+        message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
+        raise PythiaError(f"{message}\nwhere: see {target}") from error
+    except DeadKernelError as error:
+        message = f"the kernel running {source.name} died; was there enough memory?"
+        raise PythiaError(f"{message} What was trained is kept: run it again to go on.") from error
+    return target, True
 
 
 _on_import()

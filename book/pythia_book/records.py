@@ -27,9 +27,7 @@ from pythia_book.notebooks import (
     notebooks_dir,
     parameters_of,
     read_notebook,
-    run_study,
     source_hash,
-    validate_parameters,
 )
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
@@ -40,8 +38,6 @@ from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["run_study", "validate_parameters"]
 
 SCHEMA = 1
 VERDICTS = (

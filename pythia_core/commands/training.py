@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 from pythia_core.commands import AddCommand, trained_scales
-from pythia_core.config import PRECISIONS, SWAPS, RunConfig
+from pythia_core.config import DOMAINS_OF, PRECISIONS, SWAPS, RunConfig
 from pythia_core.errors import ConfigError
-from pythia_core.suite import OFFICIAL_SIZES, SIZES
+from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
 from pythia_core.training.schedule import PAPER_FORKS
 
@@ -19,11 +20,13 @@ def add(command: AddCommand) -> None:
     p = command("prepare", _prepare, "fetch the corpus, train the tokenizer, lay out the rows")
     p.add_argument("--scale", default="laptop", choices=trained_scales())
     p.set_defaults(kept="what was prepared is kept")
+    _add_text(p)
 
     p = command("train", _train, "train a run, or find it if it exists")
     p.set_defaults(kept="what was trained is kept")
     p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
     p.add_argument("--scale", default="laptop", help=f"one of {', '.join(trained_scales())}")
+    _add_text(p)
     p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")
     p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
     p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")
@@ -41,22 +44,50 @@ def add(command: AddCommand) -> None:
     p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
 
 
+TEXT = ("corpus", "tokenizer", "epochs", "heldout_fraction")
+"""Options that are fields of DataConfig."""
+
+
+def _add_text(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--corpus",
+        metavar="PATH",
+        help="text of your own: a file or folder of .jsonl/.txt (also .gz), hf:NAME, or the "
+        "name of a registered corpus (default: the scale's)",
+    )
+    p.add_argument("--tokenizer", help="bpe-N, neox-20b or a tokenizer.json (default: the scale's)")
+    p.add_argument("--epochs", type=int, help="passes over the text (default: the scale's)")
+    p.add_argument(
+        "--heldout",
+        type=float,
+        metavar="SHARE",
+        dest="heldout_fraction",
+        help="share of documents kept out of training (default: the scale's)",
+    )
+
+
+def _scale(args: argparse.Namespace) -> Scale:
+    """The scale, with the text that was asked for."""
+    scale = scale_named(args.scale)
+    asked = {name: getattr(args, name) for name in TEXT}
+    if args.corpus is not None and args.corpus not in DOMAINS_OF:
+        asked["domains"] = ()
+    changes = {name: value for name, value in asked.items() if value is not None}
+    return replace(scale, data=replace(scale.data, **changes))
+
+
 def _prepare(args: argparse.Namespace) -> None:
     from pythia_core.data.prepare import prepare
-    from pythia_core.suite import scale_named
 
-    data = prepare(scale_named(args.scale).data)
+    data = prepare(_scale(args).data)
     print(json.dumps(data.manifest, indent=1))
     print(f"{data.rows.n_rows:,} rows of {data.config.seq_len + 1} tokens in {data.folder}")
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
-    from dataclasses import replace
-
-    from pythia_core.suite import scale_named
     from pythia_core.util.machine import best_precision
 
-    scale = scale_named(args.scale)
+    scale = _scale(args)
     if args.steps is not None:
         scale = replace(scale, steps=args.steps)
     if args.batch_size is not None:

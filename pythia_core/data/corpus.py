@@ -1,10 +1,10 @@
 """Where text comes from: a user's files, a Hugging Face data set, or a corpus known by name.
 
-Corpora known by name (config.BUILT_IN) are registered by another package, here the book
-(pythia_book.corpora), and looked up on demand. Texts are yielded exactly as stored, with two
-exceptions: line endings become "\\n", and documents of white space only are dropped (and counted).
-The order of documents is fixed. Not here: tokenisation and the held-out split
-(pythia_core.data.prepare).
+A corpus known by name is registered by another package as an entry point in the group
+`pythia_core.corpora`: a module or object that is a `RegisteredCorpus`, loaded on demand. Texts are
+yielded exactly as stored, with two exceptions: line endings become "\\n", and documents of white
+space only are dropped (and counted). The order of documents is fixed. Not here: tokenisation and
+the held-out split (pythia_core.data.prepare).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pythia_core.config import BUILT_IN, DataConfig
+from pythia_core.config import DOMAINS_OF, DataConfig
 from pythia_core.data import user_files
 from pythia_core.errors import DataError
 from pythia_core.util.extensions import registered
@@ -64,9 +64,8 @@ def open_corpus(
     """The documents of a corpus, in a fixed order.
 
     Args:
-        data: `corpus` is "pocket-pile" (domains in the order of config.DOMAINS), "miniature" or
-            "large" (with the Pile's repetition: pythia_book.corpora.miniature), a file or folder
-            of .jsonl/.txt (also .gz; files by name), or "hf:NAME[:config][:split][:subset]".
+        data: `corpus` is a registered name, a file or folder of .jsonl/.txt (also .gz; files by
+            name), or "hf:NAME[:config][:split][:subset]".
         progress: show pip's downloads and a bar for the text read, on a terminal.
         tally: filled with counts and digests per domain as the documents are consumed.
 
@@ -116,19 +115,19 @@ def corpus_identity(data: DataConfig) -> list[list[str]]:
 
     Changes whenever the text may have changed; used as a cache key by pythia_core.data.prepare.
     """
-    if data.corpus in BUILT_IN:
-        return _built_in(data.corpus).identity(data)
+    if is_registered(data.corpus):
+        return _registered_corpus(data.corpus).identity(data)
     return user_files.identity(data.corpus)
 
 
 def _source(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, text) pairs as stored."""
-    if data.corpus in BUILT_IN:
-        return _built_in(data.corpus).texts(data, progress)
+    if is_registered(data.corpus):
+        return _registered_corpus(data.corpus).texts(data, progress)
     return user_files.texts(data.corpus)
 
 
-class BuiltIn(Protocol):
+class RegisteredCorpus(Protocol):
     """A corpus that another package registers by name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
@@ -140,11 +139,16 @@ class BuiltIn(Protocol):
         ...
 
 
-def _built_in(name: str) -> BuiltIn:
+def is_registered(corpus: str) -> bool:
+    """Whether it is the name of a registered corpus, or would be if its package were installed."""
+    return corpus in DOMAINS_OF or corpus in registered("corpora")
+
+
+def _registered_corpus(name: str) -> RegisteredCorpus:
     point = registered("corpora").get(name)
     if point is None:
         raise DataError(
-            f"the corpus {name!r} belongs to the package pythia_book, which is not installed; "
-            "install the whole project, or name a file or folder of your own text"
+            f"the corpus {name!r} is in the package pythia_book, which is not installed; install "
+            "the whole project, or name a file or folder of your own text (--corpus)"
         )
     return point.load()

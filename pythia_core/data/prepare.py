@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from pythia_core.config import BUILT_IN, DataConfig, stable_hash
-from pythia_core.data.corpus import Tally, corpus_identity, open_corpus
+from pythia_core.config import DataConfig, stable_hash
+from pythia_core.data.corpus import Tally, corpus_identity, is_registered, open_corpus
 from pythia_core.data.downloads import WHEELS, wheel_bytes
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.order import PreshuffledRows, RowOrder, write_rows
@@ -207,7 +207,7 @@ def _settings(data: DataConfig) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "corpus": corpus_identity(data),
-        "domains": sorted(data.domains) if data.corpus in BUILT_IN else [],
+        "domains": sorted(data.domains) if is_registered(data.corpus) else [],
         "tokenizer": tokenizer_source(data).identity,
         "heldout_fraction": data.heldout_fraction,
         "dedup": data.dedup,

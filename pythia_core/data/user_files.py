@@ -1,4 +1,4 @@
-"""Any other corpus than the pocket Pile: the user's .jsonl and .txt files, or "hf:NAME".
+"""A corpus of one's own: the user's .jsonl and .txt files, or "hf:NAME".
 
 JSONL has one object a line with a string under "text"; a .txt file is one document; both may be
 gzipped. Reading is strict: a line that is not what it should be stops with its file and line,
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pythia_core.errors import DataError, FetchError, MissingDependencyError, one_of
+from pythia_core.util.extensions import registered
 from pythia_core.util.files import file_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
@@ -60,8 +61,8 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
         found = [(path, name) for path, name in found if "/." not in f"/{name}"]
     else:
         raise DataError(
-            f"corpus {corpus!r} is neither 'pocket-pile', nor an existing file or folder, nor "
-            "'hf:NAME'"
+            f"corpus {corpus!r} is neither an existing file or folder, nor 'hf:NAME', nor a "
+            f"registered name ({', '.join(sorted(registered('corpora'))) or 'there are none'})"
         )
     chosen = sorted((p for p in found if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
     if not chosen:

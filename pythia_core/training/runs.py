@@ -241,8 +241,8 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     if config.train.steps > available:
         raise ConfigError(
             f"{config.train.steps} steps of {config.train.batch_size} rows need more data than "
-            f"there is: the order has {data.rows.n_rows} rows, enough for {available} steps. "
-            "Use fewer steps, more epochs (DataConfig.epochs) or a larger corpus."
+            f"there is: the order has {data.rows.n_rows} rows, enough for {available} "
+            "of them. Use fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
         )
     identity = run_identity(config, data.fingerprint, execution or Execution.chosen())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"

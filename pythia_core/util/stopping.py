@@ -119,11 +119,12 @@ def ignored() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def said(stop: KeyboardInterrupt, kept: str = "") -> int:
+def said(stop: KeyboardInterrupt, kept: str | None = "") -> int:
     """Say in one line on the error stream that the command was stopped, and how to go on.
 
     Args:
-        kept: what outlives it, e.g. "what was trained is kept"; empty: it would start over.
+        kept: what outlives it, e.g. "what was trained is kept"; empty: it would start over; None:
+            it had done nothing yet.
 
     Returns:
         The exit code: 130 after SIGINT, 143 after SIGTERM. The process can only end now: it is past
@@ -133,7 +134,10 @@ def said(stop: KeyboardInterrupt, kept: str = "") -> int:
     ignored()
     typed = os.environ.get(COMMAND)
     again = f"run {f'`{typed}`' if typed else 'the same command'} again"
-    then = f"; {kept}: {again} to go on from there" if kept else f": {again} to start over"
+    if kept is None:
+        then = f" before anything began: {again}"
+    else:
+        then = f"; {kept}: {again} to go on from there" if kept else f": {again} to start over"
     begin = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
     print(f"{begin}{str(stop) or 'stopped'}{then}", file=sys.stderr, flush=True)
     return 128 + getattr(stop, "number", signal.SIGINT)

@@ -266,11 +266,16 @@ def test_the_table_of_options_is_papermills_own() -> None:
 
 def test_a_study_is_run_once(here: Path) -> None:
     """`run_study` through the engine in this process; the second call finds it up to date."""
-    path, ran_now = notebooks.run_study("tiny", "smoke", {"seeds": 3}, progress=False)
+    path, ran_now = papermill_engine.run_study("tiny", "smoke", {"seeds": 3}, progress=False)
     assert ran_now and path == here / "results/tiny/smoke/notebook.ipynb"
-    assert notebooks.run_study("tiny", "smoke", {"seeds": 3}, progress=False) == (path, False)
+    assert papermill_engine.run_study("tiny", "smoke", {"seeds": 3}, progress=False) == (
+        path,
+        False,
+    )
     text = path.read_text()
-    path, again = notebooks.run_study("tiny", "smoke", {"seeds": 3}, force=True, progress=False)
+    path, again = papermill_engine.run_study(
+        "tiny", "smoke", {"seeds": 3}, force=True, progress=False
+    )
     assert again and path.read_text() == text, "two runs leave the same bytes"
     with pytest.raises(ConfigError, match="'seeds' must be int"):
-        notebooks.run_study("tiny", "smoke", {"seeds": "x"}, progress=False)
+        papermill_engine.run_study("tiny", "smoke", {"seeds": "x"}, progress=False)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
-from pythia_book import notebooks, records
+from pythia_book import notebooks, papermill_engine, records
 from pythia_book import shown as recorded
 
 from pythia_core.config import InterventionConfig
@@ -277,7 +277,7 @@ def test_all_bad_parameters_are_named_at_once(project: Path) -> None:
 
 def test_an_unknown_study_is_refused(project: Path) -> None:
     with pytest.raises(ConfigError, match="unknown study 'tony'; accepted: tiny"):
-        notebooks.run_study("tony")
+        papermill_engine.run_study("tony")
 
 
 def test_words_of_a_command_line_become_parameters() -> None:

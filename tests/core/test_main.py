@@ -28,7 +28,7 @@ def test_help_answers_without_heavy_imports() -> None:
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
-    assert "usage: pythia_core" in capsys.readouterr().out
+    assert "usage: python -m pythia_core" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def add(command: AddCommand) -> None:
 
 
 def _study(args: argparse.Namespace) -> None:
-    from pythia_book.notebooks import parse_parameters, run_study
+    from pythia_book.notebooks import parse_parameters
+    from pythia_book.papermill_engine import run_study
 
     path, ran = run_study(args.study, args.scale, parse_parameters(args.parameter), args.force)
     print(f"{path}" if ran else f"{path} is up to date (--force runs it again)")

@@ -93,6 +93,8 @@ def test_the_page_is_all_it_takes(tmp_path: Path) -> None:
     assert studies == ["suite", STUDY], "its runs are counted as the suite's"
     assert packed == ["True"] and texts == ["none", "jaccard-0.87"]
 
-    files = ("tests/test_layers.py", "tests/test_repository.py")
-    chosen = f"test_layers or toc or {STUDY}"
+    python("-m", "ruff", "check", ".")
+    python("-m", "ruff", "format", "--check", ".")
+    files = ("tests/test_layers.py", "tests/test_repository.py", "tests/book/studies")
+    chosen = f"test_layers or toc or test_registry or {STUDY}"
     python("-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen)

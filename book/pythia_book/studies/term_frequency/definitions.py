@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
-from pythia_core.config import BUILT_IN, DataConfig, stable_hash
+from pythia_core.config import DOMAINS_OF, DataConfig, stable_hash
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
 from pythia_core.evaluation.scoring import VERSION, Request, Scorable, encoder, pack, score
@@ -77,7 +77,7 @@ def words_and_lines(
             frequency.update(_WORDS.findall(document.text.lower()))
             if document.domain == "dictionary":
                 training.update(document.text.split("\n"))
-    has = data.corpus in BUILT_IN and "dictionary" in data.domains
+    has = data.corpus in DOMAINS_OF and "dictionary" in data.domains
     texts = (text for _, text in raw_texts(("dictionary",))) if has else ()
     return frequency, [line for text in texts for line in text.split("\n")], training
 

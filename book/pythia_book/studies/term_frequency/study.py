@@ -41,7 +41,7 @@ from pythia_book.studies.term_frequency.tables import (
     tenths,
 )
 from pythia_book.study import StudyResult
-from pythia_core.config import BUILT_IN
+from pythia_core.config import DOMAINS_OF
 from pythia_core.data.prepare import prepare
 from pythia_core.data.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.data.tokenizer import token_bytes
@@ -103,7 +103,7 @@ def run(
 
 def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement:
     data = run.data.config
-    if data.corpus in BUILT_IN and "dictionary" in data.domains:
+    if data.corpus in DOMAINS_OF and "dictionary" in data.domains:
         frequency, lines, training = words_and_lines(data, progress)
         try:
             items = definition_items(lines, training, frequency)
