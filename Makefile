@@ -5,6 +5,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help steps book test studies lab lint lock clean
+.NOTPARALLEL:
 # `make -C elsewhere book` and `make book` from here are the same: paths are relative to this file.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
@@ -27,9 +28,16 @@ help: ## list what can be made
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
 	  while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
-# what a command says when it is stopped (pythia_core.util.stopping); the shell says it for others
-book studies: export PYTHIA_COMMAND = $(strip make $@ $(MAKEOVERRIDES))
-STOPPED = echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to go on from there" >&2
+# what a command says when it is stopped (pythia_core.util.stopping)
+export PYTHIA_COMMAND = $(strip make $(MAKECMDGOALS) $(MAKEOVERRIDES))
+# $(call stoppable,COMMAND): a command that would answer Ctrl-C with a traceback or go on after SIGTERM
+# runs in a process group of its own, which Ctrl-C does not reach, and is ended from here
+define stoppable
+set -m; $(1) < /dev/null & job=$$!; set +m; \
+stop() { kill -- -$$job 2> /dev/null || true; wait $$job 2> /dev/null || true; \
+echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to go on from there" >&2; exit $$1; }; \
+trap 'stop 130' INT; trap 'stop 143' TERM; wait $$job
+endef
 
 steps:
 	@echo "== To do: set up $(VENV), fetch the text, train and measure ($(STUDY), scale $(SCALE)), build the site;"
@@ -38,21 +46,18 @@ steps:
 book: steps $(READY) ## set up, run the study from raw text at SCALE, build the site
 	@exec $(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null
 	@echo "== Building the site"
-	@# in a process group of its own, which Ctrl-C does not reach: it would answer with a traceback
-	@set -m; $(BIN)/jupyter-book build book/ --quiet < /dev/null & site=$$!; set +m; \
-	  stop() { kill -- -$$site 2> /dev/null || true; $(STOPPED); exit $$1; }; \
-	  trap 'stop 130' INT; trap 'stop 143' TERM; wait $$site
+	@$(call stoppable,$(BIN)/jupyter-book build book/ --quiet)
 	@echo "== Done. Open in a browser:"
 	@echo "$(CURDIR)/_build/html/index.html"
 
 test: $(READY) ## set up, run every test, the notebooks included (at scale smoke)
 	@echo "== Running the tests"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
+	@OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
 
-studies: $(READY) ## train the suite, run every study on it at SCALE (what is there is not made again)
-	@trap 'exit 143' TERM; for study in $(STUDIES); do \
-	  $(BIN)/python -m pythia_core study "$$study" --scale $(SCALE) < /dev/null; \
-	done
+studies: $(STUDIES:%=study-%) ## train the suite, run every study on it at SCALE (what is there is not made again)
+
+study-%: $(READY)
+	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null
 
 lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
 	@$(BIN)/python -c 'import jupyterlab' 2> /dev/null || { \
@@ -94,10 +99,10 @@ $(READY): requirements.lock requirements.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "'$(PYTHON) -m venv' failed: on Debian and Ubuntu install the package python3-venv." >&2; exit 1; }
 	@echo "   packages, hash-checked (requirements.lock)"
-	@$(PIP) --no-deps --require-hashes -r requirements.lock
+	@$(call stoppable,$(PIP) --no-deps --require-hashes -r requirements.lock)
 	@echo "   torch (requirements.txt)"
-	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements.txt)"
+	@$(call stoppable,$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$$(grep -E '^torch==' requirements.txt)")
 	@echo "   this project"
-	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(call stoppable,$(PIP) --no-deps --no-build-isolation -e .)
 	@$(BIN)/python -m pip check --disable-pip-version-check
 	@touch $(READY)
