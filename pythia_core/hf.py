@@ -214,7 +214,7 @@ def load(
 
     Raises:
         CheckpointError: not such a model, or damaged; every problem is listed.
-        FetchError: see pythia_book.released.hub.
+        FetchError: `find` cannot fetch it.
     """
     if rotary not in ROTARY_CHOICES:
         raise ConfigError(one_of(rotary, ROTARY_CHOICES, "rotary"))

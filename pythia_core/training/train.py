@@ -170,7 +170,7 @@ def train(
         first_saved_step: scheduled checkpoints before it are not written (they are the parent's).
         stop_at: last step to reach in this call; the state there is kept.
         also_save: further steps whose weights are written.
-        make_trainer: of a run whose optimizer is another one (pythia_book.released.continued).
+        make_trainer: for a run with another optimizer.
         write_beside: write checkpoints in a thread; default: on CUDA devices.
         world: the processes that make each update together; all call this, the first one writes.
 

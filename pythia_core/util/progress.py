@@ -21,7 +21,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 TERMINAL = "PYTHIA_TERMINAL"
-"""Set for a kernel by pythia_book.papermill_engine: the terminal of the command that runs the
+"""Set by whatever runs a notebook, for its kernel: the terminal of the command that runs the
 notebook; empty, it has none, and what the kernel writes to its error stream is relayed."""
 LOG_SECONDS = 20.0
 """Between two lines of a stage in a log."""
