@@ -27,7 +27,7 @@ from typing import Any
 from pythia_book.notebooks import KEPT
 from pythia_core.errors import PythiaError, one_of
 from pythia_core.suite import SCALES
-from pythia_core.util.progress import TERMINAL
+from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignored, said, stop_requests
 
 BEGUN = 0.5
@@ -186,11 +186,12 @@ def _on_import() -> None:
 def _progress_shown(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
     """Let the kernel show its progress where this command shows its own, if it does."""
     shown = kwargs.get("progress_bar", True)
-    live = shown and sys.stderr.isatty()
+    live = shown and is_live(sys.stderr)
     if shown and not kwargs.get("stderr_file"):
         kwargs["stderr_file"] = sys.stderr
     # one line, redrawn when a cell ends; while a cell runs, the line is the kernel's
-    cells = {"desc": study, "leave": False, "miniters": 1, "dynamic_ncols": True}
+    # (not at once: papermill first names the kernel there)
+    cells = {"desc": study, "leave": False, "miniters": 1, "dynamic_ncols": True, "delay": 0.1}
     cells["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
     kwargs["progress_bar"] = cells if live else False
     before = os.environ.get(TERMINAL)

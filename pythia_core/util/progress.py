@@ -45,7 +45,7 @@ class _Lines(tqdm):
             counted = "{unit} {n_fmt}" + (" of {total_fmt}" if settings.get("total") else "")
         left = "{remaining} left" if settings.get("total") else "{elapsed} so far"
         defaults = {"bar_format": f"{{desc}}: {counted}, {left}{{postfix}}", "miniters": 1}
-        every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS}
+        every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "ncols": 1000}
         super().__init__(gui=True, file=sys.stderr, **(defaults | settings | every))
         self._title, self._broken = self.desc, False
         self._print(self._title)
@@ -99,9 +99,17 @@ def telling(tell: Tell) -> Iterator[None]:
         _tell = before
 
 
+def is_live(stream: TextIO) -> bool:
+    """Whether a line can be redrawn there: a terminal that knows its width."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
+
+
 def _terminal() -> TextIO | None:
     """Where a live line can be drawn: the error stream, or the terminal of papermill's command."""
-    if sys.stderr.isatty():
+    if is_live(sys.stderr):
         return sys.stderr
     if name := os.environ.get(TERMINAL):
         with contextlib.suppress(OSError):
