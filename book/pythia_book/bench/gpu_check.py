@@ -34,6 +34,7 @@ from pythia_book.bench.rows import line, write_rows
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.stopping import Stopped
 
 Row = dict[str, Any]
 PARTS = ("correctness", "attention", "train", "kernels", "study")
@@ -164,7 +165,7 @@ def gpu_check(
         ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that holds
             the other kind of results.
         PythiaError: a step failed, was ended or, if it was asked for, found no time; names them.
-        SystemExit: 130, after an interrupt and the table.
+        KeyboardInterrupt: it was stopped; the table is printed first.
     """
     deadline = time.monotonic() + budget - ENOUGH
     import torch
@@ -182,19 +183,13 @@ def gpu_check(
     unavailable = (OSError, subprocess.TimeoutExpired)
     with open(out / "check.log", "ab") as log, contextlib.suppress(*unavailable):
         subprocess.run(["nvidia-smi"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=20)
-    problems, interrupted = [], False
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    problems = []
     try:
         for row in run_steps(steps, deadline, out, dry_run):
             if row["problem"]:
                 problems.append(f"{row['name']} ({row['outcome']})")
-    except KeyboardInterrupt:
-        interrupted = True
     finally:
-        signal.signal(signal.SIGTERM, before)
-    _say(out, "\n".join(["", *table(out), "", f"all of it is in {out}"]))
-    if interrupted:
-        raise SystemExit(130)
+        _say(out, "\n".join(["", *table(out), "", f"all of it is in {out}"]))
     if problems:
         raise PythiaError(
             f"{len(problems)} of {len(steps)} steps did not run to their end: "
@@ -206,7 +201,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
     """How each step ended, also appended to steps.jsonl. `deadline` is of time.monotonic().
 
     Raises:
-        KeyboardInterrupt: after the step that was interrupted is ended.
+        Stopped: after the step that was interrupted is ended.
     """
     for step in steps:
         left = deadline - time.monotonic()
@@ -225,7 +220,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
         write_rows([row], out / "steps.jsonl", lambda _: None)
         yield row
         if row["outcome"] == "interrupted":
-            raise KeyboardInterrupt
+            raise Stopped("stopped; what was measured is kept", row["signal"])
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
@@ -236,6 +231,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     printed, known, began = log.stat().st_size, len(read(file)), time.monotonic()
     process = _start(step, max(1.0, min(step.seconds, limit - CLOSING)), log, dry_run)
     outcome = why = ""
+    more: Row = {}
     try:
         while not outcome:
             used = time.monotonic() - began
@@ -248,8 +244,8 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
             elif not outcome:
                 used, rows = time.monotonic() - began, len(read(file)) - known
                 print(f"   {used:.0f} s, {rows} rows: {_last_line(log, printed)[:90]}", flush=True)
-    except KeyboardInterrupt:
-        outcome = "interrupted"
+    except KeyboardInterrupt as stop:
+        outcome, more = "interrupted", {"signal": getattr(stop, "number", signal.SIGINT)}
     finally:
         _end(process)
     new = read(file)[known:]
@@ -263,7 +259,8 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     if outcome == "ok" and step.command[:2] == ("pythia_core", "study"):
         kept = f"{STUDY}/{step.command[-1]}"
         shutil.make_archive(str(out / STUDY), "xztar", results_dir(), kept)
-    return {"outcome": outcome, "why": why[:300], "seconds": round(time.monotonic() - began, 1)}
+    seconds = round(time.monotonic() - began, 1)
+    return {"outcome": outcome, "why": why[:300], "seconds": seconds, **more}
 
 
 def _start(step: Step, budget: float, log: Path, dry_run: bool) -> subprocess.Popen[bytes]:

@@ -175,10 +175,8 @@ def test_failures_are_named_at_the_end(
 ) -> None:
     steps = [Step("fails", FAILS, "", 20.0), Step("works", WORKS, "", 20.0)]
     monkeypatch.setattr(check, "plan", lambda *_: steps)
-    handler = signal.getsignal(signal.SIGTERM)
     words = ["gpu-check", "--dry-run", "--budget", "2m", "--out", str(tmp_path)]
     assert main(words) == 1
-    assert signal.getsignal(signal.SIGTERM) is handler
     said = capsys.readouterr()
     assert "1 of 2 steps did not run to their end: fails (failed)" in said.err
     assert "works: ok" in said.out
@@ -197,13 +195,14 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
         [sys.executable, "-m", "pythia_core", *words, "--out", str(out)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
         until(lambda: len(read(out / "kernels.jsonl")) > 3)
         assert len(processes(str(out))) == 2
         started.send_signal(number)
-        said, _ = started.communicate(timeout=30)
+        said, complaint = started.communicate(timeout=30)
     finally:
         started.kill()
     until(lambda: not processes(str(out)), 10)
@@ -212,7 +211,9 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
     if number == signal.SIGKILL:
         assert started.returncode == -number
         return
-    assert started.returncode == 130
+    assert started.returncode == 128 + number
+    assert complaint.startswith("stopped; what was measured is kept: run the same command again")
+    assert len(complaint.splitlines()) == 1
     assert "kernels, ms forward and backward:" in said
     assert "kernels 160m: interrupted" in said and "kernels 31m" not in said
 
