@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import runpy
 import shutil
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_book.bench.rows import line, write_rows
+from pythia_book.bench.rows import line, read_rows, write_rows
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
@@ -176,7 +175,7 @@ def gpu_check(
             "step tiny on the CPU"
         )
     steps = plan(out, only, sizes, dry_run)
-    if any(row["dry_run"] is not dry_run for row in read(out / "steps.jsonl")):
+    if any(row["dry_run"] is not dry_run for row in read_rows(out / "steps.jsonl")):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -228,7 +227,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     limit = min(OVERTIME * step.seconds, left)
     _say(out, f"== {step.name}: at most {limit:.0f} s, {left:.0f} s of the budget are left")
     log, file = out / "check.log", out / (step.file or "none")
-    printed, known, began = log.stat().st_size, len(read(file)), time.monotonic()
+    printed, known, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
     process = _start(step, max(1.0, min(step.seconds, limit - CLOSING)), log, dry_run)
     outcome = why = ""
     more: Row = {}
@@ -242,13 +241,13 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
             if not outcome and time.monotonic() - began >= limit:
                 outcome = "stopped at its limit"
             elif not outcome:
-                used, rows = time.monotonic() - began, len(read(file)) - known
+                used, rows = time.monotonic() - began, len(read_rows(file)) - known
                 print(f"   {used:.0f} s, {rows} rows: {_last_line(log, printed)[:90]}", flush=True)
     except KeyboardInterrupt as stop:
         outcome, more = "interrupted", {"signal": getattr(stop, "number", signal.SIGINT)}
     finally:
         _end(process)
-    new = read(file)[known:]
+    new = read_rows(file)[known:]
     failures = [row.get("failed") or row.get("error") for row in new if "ms" not in row]
     if (
         outcome == "ok"
@@ -325,25 +324,16 @@ def _last_line(log: Path, offset: int) -> str:
 # --- what was found ------------------------------------------------------------------------------
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a file; a truncated line, as after a crash of the machine, is left out."""
-    rows = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(text))
-    return rows
-
-
 def table(out: Path) -> list[str]:
     """Everything in a folder of results as lines of text, the newest row of each kind."""
-    tests = {row["name"]: row for row in read(out / "tests.jsonl")}
+    tests = {row["name"]: row for row in read_rows(out / "tests.jsonl")}
     outcomes = [row["outcome"] for row in tests.values()]
     counts = [f"  {outcomes.count(found)} {found}" for found in sorted(set(outcomes))]
     failed = [row for row in tests.values() if row["outcome"] == "failed"]
     counts += [f"  {row['name']}: {row.get('why', '')}"[:200] for row in failed]
 
     tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
-    for row in read(out / "attention.jsonl"):
+    for row in read_rows(out / "attention.jsonl"):
         if "ms" in row:
             key = row["seq_len"], row["head_dim"], row["library"]
             bits = "" if row["bits_repeat"] else ", bits differ"
@@ -355,11 +345,11 @@ def table(out: Path) -> list[str]:
     ]
 
     shape = ("size", "contender", "purpose", "rows", "seq_len", "micro_batches")
-    train = [row for row in read(out / "train.jsonl") if "tokens_per_s" in row]
+    train = [row for row in read_rows(out / "train.jsonl") if "tokens_per_s" in row]
     newest = {tuple(row[name] for name in shape): row for row in train}
 
     ms: dict[tuple[str, str], dict[str, str]] = {}
-    for row in read(out / "kernels.jsonl"):
+    for row in read_rows(out / "kernels.jsonl"):
         if "ms" in row and row["direction"] == "both":
             ms.setdefault((row["size"], row["kernel"]), {})[row["contender"]] = f"{row['ms']:.3g}"
     kernels = [
@@ -367,7 +357,7 @@ def table(out: Path) -> list[str]:
         for (size, kernel), found in ms.items()
     ]
 
-    steps = {row["name"]: row for row in read(out / "steps.jsonl")}
+    steps = {row["name"]: row for row in read_rows(out / "steps.jsonl")}
     blocks = {
         "tests": counts,
         "attention, TFLOP/s forward and backward (of deterministic kernels)": attention,

@@ -16,7 +16,6 @@ where the times mean nothing.
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pythia_book.bench.rows import SKIPPED
+from pythia_book.bench.rows import SKIPPED, read_rows
 from pythia_core import kernels
 from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.kernels import dispatch
@@ -474,11 +473,10 @@ def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
     """
     if not path:
         return list(bench_kernels(sizes, dry_run=not torch.cuda.is_available()))
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no file of `bench kernels --json`: {error}") from error
-    heads = [row for row in rows if isinstance(row, dict) and "copy_gb_per_s" in row]
+    if not Path(path).is_file():
+        raise DataError(f"{path} is no file of `bench kernels --json`")
+    rows = read_rows(Path(path))
+    heads = [row for row in rows if "copy_gb_per_s" in row]
     if not heads or "copy_gb_per_s" not in rows[0]:
         raise DataError(
             f"{path} must hold rows of `bench kernels`, the first with its ceilings; it has "

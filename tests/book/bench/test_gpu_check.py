@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 from pythia_book.bench import gpu_check as check
-from pythia_book.bench.gpu_check import Step, plan, read, run_steps, table
-from pythia_book.bench.rows import write_rows
+from pythia_book.bench.gpu_check import Step, plan, run_steps, table
+from pythia_book.bench.rows import read_rows, write_rows
 
 from pythia_core.__main__ import main
 
@@ -146,7 +146,7 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
     assert "No such file" in rows[0]["why"]
     assert 6.0 <= rows[1]["seconds"] < 15.0
     assert [row["name"] for row in rows if row["problem"]] == ["fails", "hangs", "takes long"]
-    assert read(tmp_path / "steps.jsonl") == rows
+    assert read_rows(tmp_path / "steps.jsonl") == rows
     said = capsys.readouterr().out
     assert "== hangs: at most 6 s, " in said and "s of the budget are left" in said
     assert "asleep" in (tmp_path / "check.log").read_text()
@@ -199,7 +199,7 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
         text=True,
     )
     try:
-        until(lambda: len(read(out / "kernels.jsonl")) > 3)
+        until(lambda: len(read_rows(out / "kernels.jsonl")) > 3)
         assert len(processes(str(out))) == 2
         started.send_signal(number)
         said, complaint = started.communicate(timeout=30)
@@ -229,12 +229,12 @@ def test_a_dry_run_from_end_to_end(
     out = results / "gpu-check"
     said = capsys.readouterr().out
     assert len(list(out.iterdir())) <= 8
-    assert {row["outcome"] for row in read(out / "steps.jsonl")} == {"ok"}
-    passed = {row["name"] for row in read(out / "tests.jsonl") if row["outcome"] == "passed"}
+    assert {row["outcome"] for row in read_rows(out / "steps.jsonl")} == {"ok"}
+    passed = {row["name"] for row in read_rows(out / "tests.jsonl") if row["outcome"] == "passed"}
     assert any("adamw.py" in name for name in passed)
-    assert any("ms" in row for row in read(out / "attention.jsonl"))
-    assert any("tokens_per_s" in row for row in read(out / "train.jsonl"))
-    assert {row["size"] for row in read(out / "kernels.jsonl") if "ms" in row} == {"160m"}
+    assert any("ms" in row for row in read_rows(out / "attention.jsonl"))
+    assert any("tokens_per_s" in row for row in read_rows(out / "train.jsonl"))
+    assert {row["size"] for row in read_rows(out / "kernels.jsonl") if "ms" in row} == {"160m"}
     for title in ("tests:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
         assert f"\n{title}" in said
 
@@ -242,11 +242,16 @@ def test_a_dry_run_from_end_to_end(
 # --- what was found ------------------------------------------------------------------------------
 
 
-def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "rows.jsonl"
-    assert read(path) == []
+    assert read_rows(path) == []
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read(path) == [{"a": 1}, {"a": 2}]
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    write_rows([{"a": 4}, {"a": 5}], path, lambda _: None)
+    assert read_rows(path) == [{"a": 1}, {"a": 2}, {"a": 4}, {"a": 5}]
+    assert caplog.messages == [f"{path}: skipped damaged line 3"], "once"
+    path.write_bytes(b'{"a": 1}\n[2]\n\xff\x00\n\n')
+    assert read_rows(path) == [{"a": 1}] and "lines 2, 3" in caplog.messages[-1]
 
 
 def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
@@ -313,7 +318,7 @@ def test_every_test_is_a_row(tmp_path: Path, workers: tuple[str, ...]) -> None:
     subprocess.run(
         command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True
     )
-    found = {row["name"].split("::")[-1]: row for row in read(rows)}
+    found = {row["name"].split("::")[-1]: row for row in read_rows(rows)}
     assert {name: row["outcome"] for name, row in found.items()} == {
         "test_good": "passed",
         "test_bad": "failed",
