@@ -85,6 +85,15 @@ def test_the_wheel_has_both_packages_and_the_notebooks(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+def test_an_installed_book_checks_a_card(wheel: Path, others: Path, tmp_path: Path) -> None:
+    words = ["gpu-check", "--dry-run", "--only", "correctness"]
+    done = run(words, tmp_path / "away", [wheel, others])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed\n" in done.stdout and " failed\n" not in done.stdout
+    assert (tmp_path / "away" / "results" / "gpu-check" / "correctness.jsonl").is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.wheels
 def test_an_installed_book_runs_a_study_into_the_working_folder(
     wheel: Path, others: Path, tmp_path: Path

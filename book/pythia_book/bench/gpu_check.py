@@ -4,18 +4,17 @@ Steps run one after another, each in its own process, which is stopped at its ti
 step that fails or hangs costs no other its result. A step starts only if the rest of the budget
 should be enough for it. Results go to one folder as they come:
 
-    tests.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was tested and measured
-    steps.jsonl                                                 how each step ended
-    check.log                                                   everything that the steps printed
+    correctness.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was checked and measured
+    steps.jsonl                                                       how each step ended
+    check.log                                                         what the steps printed
 
 and stay readable if the machine is lost. A later call with other sizes adds to them. Nothing is
-measured here: the steps are pytest and the commands `bench` and `study`.
+measured here: the steps are the commands `bench` and `study`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import runpy
 import shutil
@@ -44,8 +43,6 @@ OVERTIME = 1.5
 """A step is stopped after this multiple of the time it should take."""
 CLOSING = 15.0
 """A benchmark starts nothing new in the last so many seconds before its limit."""
-WORKERS = 12
-"""Processes that test kernels in parallel: most of the time goes into compiling."""
 EVERY = 15.0
 """Seconds between two progress lines of a step."""
 ENOUGH = 5.0
@@ -61,7 +58,6 @@ class Step:
         file: where its rows go, in the folder of results.
         seconds: how long it should take.
         extra: not asked for by name, so that it is no failure if it does not run.
-        missing: why it cannot run here; empty if it can.
     """
 
     name: str
@@ -69,7 +65,6 @@ class Step:
     file: str
     seconds: float
     extra: bool = False
-    missing: str = ""
 
 
 # --- plan ----------------------------------------------------------------------------------------
@@ -111,7 +106,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
         if sizes or size in SIZES:
             steps.get("kernels", []).append(bench("kernels", size, 45 if dry_run else 140))
     if "correctness" in steps:
-        steps["correctness"] = [_tests(out, bool(only), dry_run)]
+        steps["correctness"] = [bench("correctness", "", 30 if dry_run else 150)]
     if "attention" in steps:
         steps["attention"] = [bench("attention", "", 25 if dry_run else 60)]
     if "study" in steps:
@@ -119,29 +114,6 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
         steps["study"] = [Step(f"study {STUDY}", study, "", 90 if dry_run else 400)]
     chosen = [step for part in PARTS for step in steps.get(part, ())]
     return sorted(chosen, key=lambda step: step.extra)  # stable: the first size of everything first
-
-
-def _tests(out: Path, asked: bool, dry_run: bool) -> Step:
-    """The tests of the kernels, and those of the training step that need a card."""
-    root = project_root()
-    bodies = sorted(root.glob("tests/**/triton_bodies/*.py"))
-    bodies = [path for path in bodies if "def test_" in path.read_text(encoding="utf-8")]
-    if dry_run:  # interpreted: the quickest alone
-        bodies = [path for path in bodies if path.stem == "adamw"]
-    files = [*bodies, *root.glob("tests/**/test_gpu_step.py")]
-    missing = ""
-    if not files:
-        missing = f"there are no tests in {root}; they come with a checkout, not with the package"
-    elif importlib.util.find_spec("pytest") is None:
-        missing = "pytest is not installed"
-    command = ["pytest", "-q", "--tb=short", "-m", "not slow", "-k", "not cpu"]
-    command += ["-p", "no:cacheprovider", "-p", "pythia_book.bench.pytest_rows"]
-    command += ["--rows", str(out / "tests.jsonl"), *map(str, files)]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-    extra = bool(missing) and not asked
-    seconds = 60 if dry_run else 100
-    return Step("correctness", tuple(command), "tests.jsonl", seconds, extra, missing)
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -205,15 +177,12 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
     for step in steps:
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
-        if step.missing:
-            row |= {"outcome": "not here", "why": step.missing}
-        elif left < step.seconds:
+        if left < step.seconds:
             why = f"it should take {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
             row |= {"outcome": "no time", "why": why}
         else:
             row |= _run(step, left, out, dry_run)
-        unfit = row["outcome"] in ("not here", "no time")
-        row["problem"] = row["outcome"] != "ok" and not (unfit and step.extra)
+        row["problem"] = row["outcome"] != "ok" and not (row["outcome"] == "no time" and step.extra)
         if row["problem"] or row["outcome"] == "ok":
             _say(out, f"== {_ended(row)}")
         write_rows([row], out / "steps.jsonl", lambda _: None)
@@ -228,7 +197,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     _say(out, f"== {step.name}: at most {limit:.0f} s, {left:.0f} s of the budget are left")
     log, file = out / "check.log", out / (step.file or "none")
     printed, known, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
-    process = _start(step, max(1.0, min(step.seconds, limit - CLOSING)), log, dry_run)
+    process = _start(step, max(1.0, min(step.seconds, limit - CLOSING)), log)
     outcome = why = ""
     more: Row = {}
     try:
@@ -248,7 +217,9 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     finally:
         _end(process)
     new = read_rows(file)[known:]
-    failures = [row.get("failed") or row.get("error") for row in new if "ms" not in row]
+    failures = [
+        row.get("failed") or row.get("error") for row in new if not {"ms", "outcome"} & set(row)
+    ]
     if (
         outcome == "ok"
         and step.command[:2] == ("pythia_core", "bench")
@@ -262,13 +233,10 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     return {"outcome": outcome, "why": why[:300], "seconds": seconds, **more}
 
 
-def _start(step: Step, budget: float, log: Path, dry_run: bool) -> subprocess.Popen[bytes]:
+def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
     """A step's process, in its own session: it and everything it starts are ended together."""
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
-    if step.name == "correctness":
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # it already runs many processes
-        environment |= {"TRITON_INTERPRET": "1"} if dry_run else {}
     code = "from pythia_book.bench.gpu_check import child; child()"
     arguments = [part.replace("{budget}", f"{budget:.0f}") for part in step.command]
     with open(log, "ab") as file:
@@ -326,11 +294,11 @@ def _last_line(log: Path, offset: int) -> str:
 
 def table(out: Path) -> list[str]:
     """Everything in a folder of results as lines of text, the newest row of each kind."""
-    tests = {row["name"]: row for row in read_rows(out / "tests.jsonl")}
-    outcomes = [row["outcome"] for row in tests.values()]
+    checks = {row["name"]: row for row in read_rows(out / "correctness.jsonl") if "name" in row}
+    outcomes = [row["outcome"] for row in checks.values()]
     counts = [f"  {outcomes.count(found)} {found}" for found in sorted(set(outcomes))]
-    failed = [row for row in tests.values() if row["outcome"] == "failed"]
-    counts += [f"  {row['name']}: {row.get('why', '')}"[:200] for row in failed]
+    failed = [row for row in checks.values() if row["outcome"] == "failed"]
+    counts += [f"  {row['name']}: {row['why']}"[:200] for row in failed]
 
     tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
     for row in read_rows(out / "attention.jsonl"):
@@ -359,7 +327,7 @@ def table(out: Path) -> list[str]:
 
     steps = {row["name"]: row for row in read_rows(out / "steps.jsonl")}
     blocks = {
-        "tests": counts,
+        "correctness": counts,
         "attention, TFLOP/s forward and backward (of deterministic kernels)": attention,
         "training": [f"  {line(row)}" for row in newest.values()],
         "kernels, ms forward and backward": kernels,

@@ -17,8 +17,8 @@ ONLY_FOR = {
     "rounds": ("train on a CPU", "terms", "generate"),
     "precision": ("train on a CPU",),
     "readme": ("train on a CPU",),
-    "dry_run": ("train on a GPU", "kernels", "attention"),
-    "budget": ("train on a GPU", "kernels", "attention"),
+    "dry_run": ("train on a GPU", "kernels", "attention", "correctness"),
+    "budget": ("train on a GPU", "kernels", "attention", "correctness"),
     "seconds": ("train on a GPU", "kernels"),
     "kernels": ("kernels",),
 }
@@ -30,9 +30,9 @@ def add(command: AddCommand) -> None:
     p = command("bench", _bench, "measure speed against a named peer, in one run")
     p.add_argument(
         "what",
-        choices=("train", "terms", "generate", "kernels", "attention"),
+        choices=("train", "terms", "generate", "kernels", "attention", "correctness"),
         help="a training step; counting terms; writing texts; on a GPU: single kernels, attention "
-        "by every library and whether its bits repeat",
+        "by every library and whether its bits repeat, whether kernels and training are correct",
     )
     p.add_argument("--device", choices=("cpu", "cuda"), help="of train (default cpu)")
     p.add_argument("--sizes", default="", help="comma list (default: the ladder of the device)")
@@ -71,6 +71,10 @@ def _bench(args: argparse.Namespace) -> None:
         from pythia_book.bench.attention import bench_attention
 
         return _stream(bench_attention(args.dry_run, **given), args.json, _print_json)
+    if args.what == "correctness":
+        from pythia_book.bench.correctness import check_card
+
+        return _stream(check_card(sizes, args.dry_run, **given), args.json, _print_json)
     if args.what == "train" and args.device == "cuda":
         from pythia_book.bench.rows import line, rows_file
         from pythia_book.bench.train_gpu import bench_train_gpu
@@ -117,7 +121,7 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
     kind = args.what
     if kind == "train":
         kind = "train on a GPU" if args.device == "cuda" else "train on a CPU"
-    elif args.device == "cuda" and kind not in ("kernels", "attention"):
+    elif args.device == "cuda" and kind not in ONLY_FOR["dry_run"]:
         raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is of train")
     if args.sizes and kind in ("terms", "attention"):
         raise ConfigError(f"bench {kind} measures at no size of a model; it takes no --sizes")

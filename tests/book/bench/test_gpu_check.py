@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,15 +108,6 @@ def test_without_a_card_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["gpu-check", "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert "no CUDA device" in said and "--dry-run" in said and len(said.splitlines()) == 1
-
-
-def test_an_installed_wheel_has_no_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "project_root", lambda: tmp_path)
-    for only, is_problem in (((), False), (("correctness",), True)):
-        step = next(s for s in plan(tmp_path, only, (), True) if s.name == "correctness")
-        (row,) = run_steps([step], time.monotonic() + 100, tmp_path, True)
-        assert row["outcome"] == "not here" and "they come with a checkout" in row["why"]
-        assert row["problem"] is is_problem
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -219,23 +209,19 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
 
 
 @pytest.mark.slow
-def test_a_dry_run_from_end_to_end(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-        monkeypatch.delenv(name)  # the tests inside are not part of these
+def test_a_dry_run_from_end_to_end(results: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["gpu-check", "--dry-run", "--budget", "9m"]) == 0
     out = results / "gpu-check"
     said = capsys.readouterr().out
     assert len(list(out.iterdir())) <= 8
     assert {row["outcome"] for row in read_rows(out / "steps.jsonl")} == {"ok"}
-    passed = {row["name"] for row in read_rows(out / "tests.jsonl") if row["outcome"] == "passed"}
-    assert any("adamw.py" in name for name in passed)
+    checked = read_rows(out / "correctness.jsonl")[1:]
+    assert {row["outcome"] for row in checked} == {"passed"}
+    assert {"adamw, 160m, bf16", "training, eager, bf16"} <= {row["name"] for row in checked}
     assert any("ms" in row for row in read_rows(out / "attention.jsonl"))
     assert any("tokens_per_s" in row for row in read_rows(out / "train.jsonl"))
     assert {row["size"] for row in read_rows(out / "kernels.jsonl") if "ms" in row} == {"160m"}
-    for title in ("tests:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
+    for title in ("correctness:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
         assert f"\n{title}" in said
 
 
@@ -275,72 +261,19 @@ def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
         {**kernel, "contender": "liger", "failed": "not here"},
     )
     write(
-        "tests.jsonl",
-        {"name": "a.py::test_b", "outcome": "failed", "why": "was right later"},
-        {"name": "a.py::test_c", "outcome": "failed", "why": "assert 1 == 2"},
-        {"name": "a.py::test_b", "outcome": "passed"},
+        "correctness.jsonl",
+        {"kind": "machine", "device": "a card"},
+        {"name": "adamw, 1b, bf16", "outcome": "failed", "why": "was right later"},
+        {"name": "attention, 1b, bf16", "outcome": "failed", "why": "outputs are 1 from fp64"},
+        {"name": "adamw, 1b, bf16", "outcome": "passed", "why": ""},
     )
     assert table(tmp_path) == [
-        "tests:",
+        "correctness:",
         "  1 failed",
         "  1 passed",
-        "  a.py::test_c: assert 1 == 2",
+        "  attention, 1b, bf16: outputs are 1 from fp64",
         "attention, TFLOP/s forward and backward (of deterministic kernels):",
         "   2048 tokens, head dim  64, flash        400, bits differ (250)",
         "kernels, ms forward and backward:",
         "     1b adamw                ours 2, reference 4",
     ]
-
-
-# --- the plugin ----------------------------------------------------------------------------------
-
-SAMPLE = """
-import pytest
-def test_good(): pass
-def test_bad(): assert 1 == 2
-@pytest.mark.skip(reason="no card")
-def test_skipped(): pass
-@pytest.fixture
-def broken(): raise KeyError("fixture")
-def test_error(broken): pass
-"""
-
-
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
-def test_every_test_is_a_row(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    (tmp_path / "test_sample.py").write_text(SAMPLE)
-    (tmp_path / "test_syntax.py").write_text("def broken(:\n")
-    rows = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pythia_book.bench.pytest_rows"]
-    command += ["--continue-on-collection-errors", *workers, "--rows", str(rows), str(tmp_path)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    subprocess.run(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True
-    )
-    found = {row["name"].split("::")[-1]: row for row in read_rows(rows)}
-    assert {name: row["outcome"] for name, row in found.items()} == {
-        "test_good": "passed",
-        "test_bad": "failed",
-        "test_skipped": "skipped",
-        "test_error": "failed",
-        "test_syntax.py": "failed",
-    }
-    assert found["test_bad"]["why"] == "assert 1 == 2"
-    assert found["test_skipped"]["why"] == "Skipped: no card"
-    assert "SyntaxError" in found["test_syntax.py"]["why"]
-
-
-def test_a_setting_of_a_plugin_that_is_missing_is_accepted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """This project's settings are strict, and a rented card has no pytest-timeout."""
-    from pythia_book.bench import pytest_rows
-
-    settings = []
-    parser = SimpleNamespace(
-        addoption=lambda *_, **__: None, addini=lambda name, _: settings.append(name)
-    )
-    monkeypatch.setattr(pytest_rows.importlib.util, "find_spec", lambda name: None)
-    pytest_rows.pytest_addoption(parser)
-    assert settings == ["timeout"]
