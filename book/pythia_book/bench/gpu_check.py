@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_book.bench.rows import line, read_rows, write_rows
+from pythia_book.bench.rows import DRY_RUN, line, read_rows, write_rows
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
@@ -39,6 +39,8 @@ PARTS = ("correctness", "attention", "train", "kernels", "study")
 DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
+FILES = ("correctness", "attention", "train", "kernels", "steps")
+"""Of rows; each names one in the folder of results."""
 OVERTIME = 1.5
 """A step is stopped after this multiple of the time it should take."""
 CLOSING = 15.0
@@ -147,7 +149,7 @@ def gpu_check(
             "step tiny on the CPU"
         )
     steps = plan(out, only, sizes, dry_run)
-    if any(row["dry_run"] is not dry_run for row in read_rows(out / "steps.jsonl")):
+    if any(row["dry_run"] is not dry_run for rows in found(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -292,48 +294,60 @@ def _last_line(log: Path, offset: int) -> str:
 # --- what was found ------------------------------------------------------------------------------
 
 
+def found(out: Path) -> dict[str, list[Row]]:
+    """The rows of every file in a folder of results: of measurements, or all of dry runs."""
+    return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
+
+
 def table(out: Path) -> list[str]:
     """Everything in a folder of results as lines of text, the newest row of each kind."""
-    checks = {row["name"]: row for row in read_rows(out / "correctness.jsonl") if "name" in row}
+    rows = found(out)
+    mark = DRY_RUN if any(row["dry_run"] for some in rows.values() for row in some) else ""
+    checks = {row["name"]: row for row in rows["correctness"] if "name" in row}
     outcomes = [row["outcome"] for row in checks.values()]
-    counts = [f"  {outcomes.count(found)} {found}" for found in sorted(set(outcomes))]
+    counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes))]
     failed = [row for row in checks.values() if row["outcome"] == "failed"]
-    counts += [f"  {row['name']}: {row['why']}"[:200] for row in failed]
+    counts += [f"{row['name']}: {row['why']}"[:200] for row in failed]
 
     tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
-    for row in read_rows(out / "attention.jsonl"):
+    for row in rows["attention"]:
         if "ms" in row:
             key = row["seq_len"], row["head_dim"], row["library"]
             bits = "" if row["bits_repeat"] else ", bits differ"
             tflops.setdefault(key, {})[row["deterministic"]] = f"{row['tflops']:.3g}{bits}"
     attention = [
-        f"  {seq_len:>5} tokens, head dim {dim:>3}, {library:<12} "
-        f"{found.get(False, '-')} ({found.get(True, '-')})"
-        for (seq_len, dim, library), found in sorted(tflops.items())
+        f"{seq_len:>5} tokens, head dim {dim:>3}, {library:<12} "
+        f"{rates.get(False, '-')} ({rates.get(True, '-')})"
+        for (seq_len, dim, library), rates in sorted(tflops.items())
     ]
 
     shape = ("size", "contender", "purpose", "rows", "seq_len", "micro_batches")
-    train = [row for row in read_rows(out / "train.jsonl") if "tokens_per_s" in row]
+    train = [row for row in rows["train"] if "tokens_per_s" in row]
     newest = {tuple(row[name] for name in shape): row for row in train}
 
     ms: dict[tuple[str, str], dict[str, str]] = {}
-    for row in read_rows(out / "kernels.jsonl"):
+    for row in rows["kernels"]:
         if "ms" in row and row["direction"] == "both":
             ms.setdefault((row["size"], row["kernel"]), {})[row["contender"]] = f"{row['ms']:.3g}"
     kernels = [
-        f"  {size:>5} {kernel:<20} {', '.join(map(' '.join, found.items()))}"
-        for (size, kernel), found in ms.items()
+        f"{size:>5} {kernel:<20} {', '.join(map(' '.join, times.items()))}"
+        for (size, kernel), times in ms.items()
     ]
 
-    steps = {row["name"]: row for row in read_rows(out / "steps.jsonl")}
+    steps = {row["name"]: row for row in rows["steps"]}
     blocks = {
         "correctness": counts,
         "attention, TFLOP/s forward and backward (of deterministic kernels)": attention,
-        "training": [f"  {line(row)}" for row in newest.values()],
+        "training": [line(row).removeprefix(mark) for row in newest.values()],
         "kernels, ms forward and backward": kernels,
-        "steps": [f"  {_ended(row)}" for row in steps.values()],
+        "steps": [_ended(row) for row in steps.values()],
     }
-    return [words for title, lines in blocks.items() if lines for words in (f"{title}:", *lines)]
+    return [
+        words
+        for title, lines in blocks.items()
+        if lines
+        for words in (f"{title}:", *(f"  {mark}{text}" for text in lines))
+    ]
 
 
 def _ended(row: Row) -> str:

@@ -28,6 +28,8 @@ COMMAND = "python -m pythia_core bench train --device cuda"
 """What makes the rows."""
 SKIPPED = "skipped: the budget of seconds was spent"
 """What a row says that was not begun."""
+DRY_RUN = "[dry run: not a result] "
+"""What a line of text says whose numbers mean nothing."""
 
 
 def rows_file() -> Path:
@@ -82,7 +84,7 @@ def _warn(message: str) -> None:
 
 def line(row: Row) -> str:
     """A row in words, for a terminal."""
-    mark = "[dry run: not a result] " if row["dry_run"] else ""
+    mark = DRY_RUN if row["dry_run"] else ""
     if row["kind"] == "machine":
         return f"{mark}{row['device']}, torch {row['torch']}; text: {row['text']}"
     if row["kind"] == "ceiling":

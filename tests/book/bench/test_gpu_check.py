@@ -172,6 +172,8 @@ def test_failures_are_named_at_the_end(
     assert "works: ok" in said.out
     monkeypatch.setattr(check, "plan", lambda *_: steps[1:])
     assert main(words) == 0
+    (tmp_path / "steps.jsonl").unlink()  # as after a kill in the first step
+    write_rows([{"kind": "attention", "dry_run": True}], tmp_path / "attention.jsonl", print)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main([word for word in words if word != "--dry-run"]) == 1
     assert "holds the results of a dry run; name another folder" in capsys.readouterr().err
@@ -221,6 +223,11 @@ def test_a_dry_run_from_end_to_end(results: Path, capsys: pytest.CaptureFixture)
     assert any("ms" in row for row in read_rows(out / "attention.jsonl"))
     assert any("tokens_per_s" in row for row in read_rows(out / "train.jsonl"))
     assert {row["size"] for row in read_rows(out / "kernels.jsonl") if "ms" in row} == {"160m"}
+    _, _, found = said.partition("\ncorrectness:\n")
+    shown = [text for text in found.splitlines() if text.startswith("  ")]
+    assert shown and all(text.startswith("  [dry run: not a result] ") for text in shown)
+    for name in check.FILES:
+        assert {row["dry_run"] for row in read_rows(out / f"{name}.jsonl")} == {True}, name
     for title in ("correctness:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
         assert f"\n{title}" in said
 
@@ -240,9 +247,11 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
     assert read_rows(path) == [{"a": 1}] and "lines 2, 3" in caplog.messages[-1]
 
 
-def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", ["", "[dry run: not a result] "])
+def test_the_table_has_the_newest_of_everything(tmp_path: Path, mark: str) -> None:
     def write(name: str, *rows: dict) -> None:
-        write_rows(rows, tmp_path / name, lambda _: None)
+        marked = [{**row, "dry_run": bool(mark)} for row in rows]
+        write_rows(marked, tmp_path / name, lambda _: None)
 
     attention = {"seq_len": 2048, "head_dim": 64, "library": "flash", "ms": 1.0}
     write(
@@ -269,11 +278,11 @@ def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
     )
     assert table(tmp_path) == [
         "correctness:",
-        "  1 failed",
-        "  1 passed",
-        "  attention, 1b, bf16: outputs are 1 from fp64",
+        f"  {mark}1 failed",
+        f"  {mark}1 passed",
+        f"  {mark}attention, 1b, bf16: outputs are 1 from fp64",
         "attention, TFLOP/s forward and backward (of deterministic kernels):",
-        "   2048 tokens, head dim  64, flash        400, bits differ (250)",
+        f"  {mark} 2048 tokens, head dim  64, flash        400, bits differ (250)",
         "kernels, ms forward and backward:",
-        "     1b adamw                ours 2, reference 4",
+        f"  {mark}   1b adamw                ours 2, reference 4",
     ]
