@@ -124,7 +124,7 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
         Step("works", WORKS, "", 20.0),
     ]
     began = time.monotonic()
-    rows = list(run_steps(steps, began + 100, tmp_path, True))
+    rows = list(run_steps(steps, began + 100, tmp_path, False))
     ended = {row["name"]: row["outcome"] for row in rows}
     assert ended == {
         "fails": "failed",
@@ -141,6 +141,22 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
     assert "== hangs: at most 6 s, " in said and "s of the budget are left" in said
     assert "asleep" in (tmp_path / "check.log").read_text()
     assert not processes("asleep")
+
+
+def test_a_dry_run_needs_no_more_time_than_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to start a step, whose time on a card says nothing, nor to let it finish."""
+    began = []
+    monkeypatch.setattr(
+        check, "_run", lambda step, *_: began.append(step) or {"outcome": "ok", "why": ""}
+    )
+    check.gpu_check(20.0, tmp_path / "a", only=("attention", "kernels"), dry_run=True)
+    assert [step.name for step in began] == ["attention", "kernels 160m"]
+    monkeypatch.undo()
+    slow = Step("slow", ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(3)"), "", 0.1)
+    (row,) = run_steps([slow], time.monotonic() + 60, tmp_path, True)
+    assert row["outcome"] == "ok"
 
 
 def test_a_benchmark_without_a_number_has_failed(
