@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pythia_book.commands import file_to_write
 from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
 
@@ -58,37 +59,41 @@ def add(command: AddCommand) -> None:
 def _bench(args: argparse.Namespace) -> None:
     sizes = _names(args.sizes)
     _refuse_idle_options(args)
-    given = {n: v for n in ONLY_FOR if (v := getattr(args, n)) and n not in ("readme", "dry_run")}
-    if args.budget:
+    given = {n: v for n, v in _given(args).items() if n not in ("readme", "dry_run")}
+    if "budget" in given:
         given["budget"] = duration(args.budget)
+    if args.readme:
+        from pythia_core.util.files import require_checkout
+
+        readme = require_checkout("--readme") / "README.md"
+    file = file_to_write("--json", args.json) if args.json else None
     if args.what == "kernels":
         from pythia_book.bench.kernels import bench_kernels
 
         if only := given.pop("kernels", ""):
             given["only"] = _names(only)
-        return _stream(bench_kernels(sizes, args.dry_run, **given), args.json, _print_json)
+        return _stream(bench_kernels(sizes, args.dry_run, **given), file, _print_json)
     if args.what == "attention":
         from pythia_book.bench.attention import bench_attention
 
-        return _stream(bench_attention(args.dry_run, **given), args.json, _print_json)
+        return _stream(bench_attention(args.dry_run, **given), file, _print_json)
     if args.what == "correctness":
         from pythia_book.bench.correctness import check_card
 
-        return _stream(check_card(sizes, args.dry_run, **given), args.json, _print_json)
+        return _stream(check_card(sizes, args.dry_run, **given), file, _print_json)
     if args.what == "train" and args.device == "cuda":
         from pythia_book.bench.rows import line, rows_file
         from pythia_book.bench.train_gpu import bench_train_gpu
 
         rows = bench_train_gpu(sizes, args.dry_run, isolate=not args.dry_run, **given)
         default = None if args.dry_run else rows_file()
-        return _stream(rows, args.json or default, lambda row: print(line(row), flush=True))
-    text = _table(args.what, sizes, given, args.json)
+        return _stream(rows, file or default, lambda row: print(line(row), flush=True))
+    text = _table(args.what, sizes, given, file)
     print(text)
     if args.readme:
         from pythia_book.shown import fill_block
-        from pythia_core.util.files import require_checkout
 
-        fill_block(require_checkout("--readme") / "README.md", "bench", text)
+        fill_block(readme, "bench", text)
 
 
 def _gpu_check(args: argparse.Namespace) -> None:
@@ -113,6 +118,14 @@ def duration(text: str) -> float:
     return seconds
 
 
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of ONLY_FOR that were typed, zeros among them."""
+    values = {name: getattr(args, name) for name in ONLY_FOR}
+    return {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
@@ -125,13 +138,13 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is of train")
     if args.sizes and kind in ("terms", "attention"):
         raise ConfigError(f"bench {kind} measures at no size of a model; it takes no --sizes")
-    for option, kinds in ONLY_FOR.items():
-        if getattr(args, option) and kind not in kinds:
+    for option in _given(args):
+        if kind not in (kinds := ONLY_FOR[option]):
             flag = "--" + option.replace("_", "-")
             raise ConfigError(f"{flag} means nothing to bench {kind}; it is of {', '.join(kinds)}")
 
 
-def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: str | None) -> str:
+def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: Path | None) -> str:
     """Measure, write the whole result to `file` if it is named, return it as a table."""
     if what == "terms":
         from pythia_book.bench import terms as bench
@@ -146,7 +159,7 @@ def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: str |
 
         result = bench.bench_train(sizes, **given)
     if file:
-        Path(file).write_text(json.dumps(result, indent=1) + "\n")
+        file.write_text(json.dumps(result, indent=1) + "\n")
     return bench.markdown(result)
 
 
@@ -154,8 +167,8 @@ def _print_json(row: Row) -> None:
     print(json.dumps(row), flush=True)
 
 
-def _stream(rows: Iterable[Row], file: str | Path | None, show: Callable[[Row], None]) -> None:
+def _stream(rows: Iterable[Row], file: Path | None, show: Callable[[Row], None]) -> None:
     """Show rows as they come and append them to `file`, so that a crash loses nothing."""
     from pythia_book.bench.rows import write_rows
 
-    write_rows(rows, Path(file) if file else None, show)
+    write_rows(rows, file, show)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from pythia_book.commands import file_to_write
 from pythia_core.commands import AddCommand, trained_scales
 from pythia_core.errors import ConfigError
 
@@ -40,13 +41,23 @@ def _bundle(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.
     """
-    from pythia_book.bundle import PACKAGES, TOP, fetched_packages, make_bundle, split
+    from pythia_book.bundle import (
+        PACKAGES,
+        TOP,
+        check_request,
+        fetched_packages,
+        make_bundle,
+        split,
+    )
     from pythia_book.studies.registry import STUDIES
 
     if not args.wheels and (args.packages or args.python or args.platform):
         raise ConfigError("--packages, --python and --platform say what to fetch: add --wheels")
     studies = tuple(filter(None, args.studies.split(","))) or STUDIES
     names = tuple(filter(None, args.packages.split(","))) or PACKAGES
+    parcel = None if args.parcels is None else args.parcels << 20
+    check_request(args.out, args.scale, studies, parcel)
+    file_to_write("OUT", args.out)
     with contextlib.ExitStack() as stack:
         folder = None
         if args.wheels:
@@ -57,8 +68,8 @@ def _bundle(args: argparse.Namespace) -> None:
         print(f"{n / 1e6:9.1f} MB  {kind}")
     print(f"{size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
     join = ""
-    if args.parcels is not None:
-        pieces = split(args.out, args.parcels << 20)
+    if parcel is not None:
+        pieces = split(args.out, parcel)
         print(f"in {len(pieces)} parcels, {pieces[0].name} to {pieces[-1].name}")
         join = f"cat {args.out.name}.* > {args.out.name} && "
     print(f"there: {join}tar xf {args.out.name} && {TOP}/run.sh; then bring {TOP}/records home")
