@@ -148,7 +148,7 @@ def report(scale: str, how: str = "compiled") -> str:
         how: one of cost_model.WAYS.
 
     Raises:
-        ConfigError: an unknown way.
+        ConfigError: an unknown way, or a scale with heads of which no speed is known.
     """
     sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()

@@ -7,14 +7,14 @@ import contextlib
 from pathlib import Path
 
 from pythia_book.commands import file_to_write
-from pythia_core.commands import AddCommand, trained_scales
+from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
 
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("budget", _budget, "predict what a scale costs on one GPU: time, FLOP, disk")
-    p.add_argument("--scale", default="gpu", choices=trained_scales())
+    p.add_argument("--scale", default="gpu", choices=["gpu"], help="the one that is for a GPU")
     p.add_argument("--way", default="compiled", help="eager, compiled (default), ours or ideal")
 
     p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
