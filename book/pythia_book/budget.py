@@ -156,13 +156,13 @@ def report(scale: str, how: str = "compiled") -> str:
     shown |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted for one H100 at scale {scale} trained by way of {how!r}; not measured.\n",
+            f"Predicted, not measured: scale {scale} on one H100, training {how!r}.\n",
             sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
             "",
             studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
             "",
             f"{times.sum() / 60:.0f} min in all: training {times.training_s / 60:.0f}, writing "
-            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; runs leave "
-            f"{studies.kept_gb.sum():.0f} GB on the disk",
+            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; the runs take "
+            f"{studies.kept_gb.sum():.0f} GB of disk",
         ]
     )

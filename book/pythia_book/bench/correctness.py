@@ -66,7 +66,7 @@ def check_card(
     device = "cpu" if dry_run else "cuda"
     triton = dispatch.use_triton(torch.empty(0, device=device))
     yield {**device_info(), "kind": "machine", "triton": triton, "dry_run": dry_run}
-    failed = []
+    failed, done = [], 0
     for name, check in _checks(sizes, device):
         row: Row = {"kind": "check", "name": name, "outcome": "skipped", "why": SKIPPED}
         if time.monotonic() <= deadline:
@@ -79,9 +79,10 @@ def check_card(
             row |= {"outcome": "failed" if why else "passed", "why": why[:300]}
             row["seconds"] = round(time.monotonic() - begun, 2)
             failed += [name] if why else []
+            done += 1
         yield {**row, "dry_run": dry_run}
     if failed:
-        raise PythiaError(f"{len(failed)} checks failed: {', '.join(failed)}")
+        raise PythiaError(f"{len(failed)} of {done} checks failed: {', '.join(failed)}")
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
@@ -91,7 +92,7 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
     for precision in ("bf16", "fp32", "fp16"):
         for mode in modes if precision == "bf16" else modes[:2]:
-            yield f"training, {mode}, {precision}", partial(_training, mode, precision, device)
+            yield f"training {mode} {precision}", partial(_training, mode, precision, device)
     for precision in ("fp32", "fp16"):
         yield from _kernel_checks(first[0], precision, device)
     for size in first[1:]:
@@ -111,7 +112,7 @@ def _kernel_checks(
         if dispatch.use_triton(torch.empty(0, device=device)) and "triton" in case.others:
             ours[f"{case.kernel} by triton"] = case.others["triton"]
         for name, kernel in ours.items():
-            yield f"{name}, {size}, {precision}", partial(_kernel, case, kernel)
+            yield f"{name} {size} {precision}", partial(_kernel, case, kernel)
 
 
 def _kernel(case: Case, ours: Contender) -> str:
@@ -128,9 +129,9 @@ def _kernel(case: Case, ours: Contender) -> str:
     for what, o, p, e in zip(("outputs", "gradients"), found, plain, exact, strict=True):
         wrong, bound = worst(o, e), max(2 * worst(p, e), least)
         if not wrong <= bound:  # NaN is wrong too
-            return f"{what} are {wrong:.2g} from fp64, the reference allows {bound:.2g}"
+            return f"{what} differ from fp64 by {wrong:.2g}; {bound:.2g} is allowed"
     pairs = zip((*found[0], *found[1]), (*again[0], *again[1]), strict=True)
-    return "" if all(torch.equal(a, b) for a, b in pairs) else "a second call gives other bits"
+    return "" if all(torch.equal(a, b) for a, b in pairs) else "a second call gives different bits"
 
 
 # --- training ------------------------------------------------------------------------------------
@@ -143,12 +144,12 @@ def _training(mode: str, precision: str, device: str) -> str:
     expected = _plain_losses(seq_len)
     off = max(abs(ours - theirs) for ours, theirs in zip(losses, expected, strict=True))
     if not off <= NEAR[precision]:
-        return f"a loss is {off:.2g} from that of plain torch, {NEAR[precision]:.2g} is allowed"
+        return f"a loss differs from plain torch's by {off:.2g}; {NEAR[precision]:.2g} is allowed"
     if mode == "compile":  # would compile everything again
         return ""
     again, twin = _trained(precision, device, EAGER, seq_len)
     same = losses == again and torch.equal(weights, twin)
-    return "" if same else "the bits are not those of a second run, which was eager"
+    return "" if same else "a second, eager run gives different bits"
 
 
 @functools.cache

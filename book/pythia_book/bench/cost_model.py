@@ -126,7 +126,7 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
     if model.head_dim not in LIBRARY:
         raise ConfigError(
             f"no speed is predicted for heads of {model.head_dim} dims; there are estimates for "
-            f"{', '.join(map(str, LIBRARY))}, which are those of scale gpu and the official sizes"
+            f"{', '.join(map(str, LIBRARY))}, as in scale gpu and the official sizes"
         )
     w, d, n_layers, vocab = WAYS[way], model.d_model, model.n_layers, model.vocab_size
     share = min(efficiency(d) + w.extra, w.most)

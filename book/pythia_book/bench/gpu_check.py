@@ -146,8 +146,8 @@ def gpu_check(
 
     if not dry_run and not torch.cuda.is_available():
         raise ConfigError(
-            "gpu-check measures a GPU, and torch sees no CUDA device here; --dry-run runs every "
-            "step tiny on the CPU"
+            "gpu-check needs a GPU, but torch finds no CUDA device; --dry-run runs every step at a "
+            "tiny size on the CPU"
         )
     steps = plan(out, only, sizes, dry_run)
     if any(row["dry_run"] is not dry_run for rows in found(out).values() for row in rows):
@@ -163,11 +163,11 @@ def gpu_check(
             if row["problem"]:
                 problems.append(f"{row['name']} ({row['outcome']})")
     finally:
-        _say(out, "\n".join(["", *table(out), "", f"all of it is in {out}"]))
+        _say(out, "\n".join(["", *table(out), "", f"results are in {out}"]))
     if problems:
         raise PythiaError(
-            f"{len(problems)} of {len(steps)} steps did not run to their end: "
-            f"{', '.join(problems)}; what they printed is in {out / 'check.log'}"
+            f"{len(problems)} of {len(steps)} steps did not finish: {', '.join(problems)}; their "
+            f"output is in {out / 'check.log'}"
         )
 
 
@@ -181,7 +181,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
         if left < step.seconds:
-            why = f"it should take {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
+            why = f"needs about {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
             row |= {"outcome": "no time", "why": why}
         else:
             row |= _run(step, left, out, dry_run)
@@ -198,7 +198,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     """Run a step in its process; the outcome, why, seconds."""
     limit = left if dry_run else min(OVERTIME * step.seconds, left)
     may_measure = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING))
-    _say(out, f"== {step.name}: at most {limit:.0f} s, {left:.0f} s of the budget are left")
+    _say(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
     log, file = out / "check.log", out / (step.file or "none")
     printed, known, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
     process = _start(step, may_measure, log)
@@ -310,6 +310,9 @@ def table(out: Path) -> list[str]:
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes))]
     failed = [row for row in checks.values() if row["outcome"] == "failed"]
     counts += [f"{row['name']}: {row['why']}"[:200] for row in failed]
+    machines = [row for row in rows["correctness"] if "triton" in row]
+    if machines and not machines[-1]["triton"]:
+        counts.append("without Triton, so its kernels were not checked")
 
     tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
     for row in rows["attention"]:
@@ -339,7 +342,7 @@ def table(out: Path) -> list[str]:
     steps = {row["name"]: row for row in rows["steps"]}
     blocks = {
         "correctness": counts,
-        "attention, TFLOP/s forward and backward (of deterministic kernels)": attention,
+        "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
         "training": [line(row).removeprefix(mark) for row in newest.values()],
         "kernels, ms forward and backward": kernels,
         "steps": [_ended(row) for row in steps.values()],
@@ -353,5 +356,6 @@ def table(out: Path) -> list[str]:
 
 
 def _ended(row: Row) -> str:
+    took = f", {row['seconds']:.0f} s" if row["seconds"] else ""
     why = f": {row['why']}" if row["why"] else ""
-    return f"{row['name']}: {row['outcome']}, {row['seconds']:.0f} s{why}"
+    return f"{row['name']}: {row['outcome']}{took}{why}"

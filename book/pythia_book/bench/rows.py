@@ -26,8 +26,8 @@ Row = dict[str, Any]
 log = logging.getLogger(__name__)
 COMMAND = "python -m pythia_core bench train --device cuda"
 """What makes the rows."""
-SKIPPED = "skipped: the budget of seconds was spent"
-"""What a row says that was not begun."""
+SKIPPED = "skipped: the time budget was used up"
+"""What a row says of something that was not begun."""
 DRY_RUN = "[dry run: not a result] "
 """What a line of text says whose numbers mean nothing."""
 

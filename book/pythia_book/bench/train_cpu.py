@@ -127,7 +127,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; measured "
         f"matrix products: {ceiling['fp32']} GFLOP/s fp32, {ceiling['bf16']} bf16. FLOP: "
-        f"{result['flop_convention']}. {result['tokens_per_step']:,} tokens a step.",
+        f"{result['flop_convention']}. {result['tokens_per_step']:,} tokens per step.",
         "",
         "| size | precision | ours, tokens/s | GFLOP/s | of matmul rate "
         "| `transformers`' fastest, tokens/s | ratio |",

@@ -28,32 +28,34 @@ ONLY_FOR = {
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("bench", _bench, "measure speed against a named peer, in one run")
+    p = command("bench", _bench, "measure speed against a named peer in the same run")
     p.add_argument(
         "what",
         choices=("train", "terms", "generate", "kernels", "attention", "correctness"),
-        help="a training step; counting terms; writing texts; on a GPU: single kernels, attention "
-        "by every library and whether its bits repeat, whether kernels and training are correct",
+        help="a training step, counting terms, generating text; on a GPU: single kernels, "
+        "attention by every library, or whether kernels and training are correct",
     )
-    p.add_argument("--device", choices=("cpu", "cuda"), help="of train (default cpu)")
-    p.add_argument("--sizes", default="", help="comma list (default: the ladder of the device)")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default: cpu)")
+    p.add_argument("--sizes", default="", help="comma list (default: those meant for the device)")
     p.add_argument("--json", metavar="FILE", help="also write the full result to this file")
     p.add_argument("--rounds", type=int, help="train on a CPU, terms, generate: repeats")
     p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
-    p.add_argument("--readme", action="store_true", help="train on a CPU: table into README.md")
-    p.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: does it run?")
-    p.add_argument("--budget", metavar="TIME", help="on a GPU: start nothing new after it, e.g. 9m")
-    p.add_argument("--seconds", type=float, help="on a GPU: at least so many per timing")
+    p.add_argument(
+        "--readme", action="store_true", help="train on a CPU: put the table into README.md"
+    )
+    p.add_argument("--dry-run", action="store_true", help="run all of it at tiny sizes on the CPU")
+    p.add_argument("--budget", metavar="TIME", help="on a GPU: start nothing after this, e.g. 9m")
+    p.add_argument("--seconds", type=float, help="on a GPU: least time per measurement")
     p.add_argument("--kernels", help="kernels: comma list of operations (default: all)")
 
-    p = command("gpu-check", _gpu_check, "on a GPU: test and measure within a time budget")
+    p = command("gpu-check", _gpu_check, "check and measure a GPU within a time budget")
     p.add_argument("--budget", default="15m", metavar="TIME", help="e.g. 9m or 540s (default 15m)")
+    p.add_argument("--out", metavar="DIR", help="folder for results (default: results/gpu-check)")
     p.add_argument(
-        "--out", metavar="DIR", help="results, as they come (default: results/gpu-check)"
+        "--only", default="", help="comma list of correctness,attention,train,kernels,study"
     )
-    p.add_argument("--only", default="", help="some of correctness,attention,train,kernels,study")
     p.add_argument("--sizes", default="", help="comma list (default: 160m, then the others)")
-    p.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: does it run?")
+    p.add_argument("--dry-run", action="store_true", help="run all of it at tiny sizes on the CPU")
 
 
 def _bench(args: argparse.Namespace) -> None:
@@ -114,7 +116,9 @@ def duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
     if not seconds:
-        raise ConfigError(f"a time is seconds, or a number with s, m or h (540, 9m), got {text!r}")
+        raise ConfigError(
+            f"a time is a number, in seconds or with s, m or h (540, 9m), got {text!r}"
+        )
     return seconds
 
 
@@ -135,13 +139,14 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
     if kind == "train":
         kind = "train on a GPU" if args.device == "cuda" else "train on a CPU"
     elif args.device == "cuda" and kind not in ONLY_FOR["dry_run"]:
-        raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is of train")
+        raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is only for train")
     if args.sizes and kind in ("terms", "attention"):
-        raise ConfigError(f"bench {kind} measures at no size of a model; it takes no --sizes")
+        raise ConfigError(f"bench {kind} does not depend on model sizes; it takes no --sizes")
     for option in _given(args):
         if kind not in (kinds := ONLY_FOR[option]):
             flag = "--" + option.replace("_", "-")
-            raise ConfigError(f"{flag} means nothing to bench {kind}; it is of {', '.join(kinds)}")
+            accepted = ", ".join(kinds)
+            raise ConfigError(f"{flag} does not apply to bench {kind}, only to {accepted}")
 
 
 def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: Path | None) -> str:

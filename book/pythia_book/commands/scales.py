@@ -13,15 +13,22 @@ from pythia_core.errors import ConfigError
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("budget", _budget, "predict what a scale costs on one GPU: time, FLOP, disk")
-    p.add_argument("--scale", default="gpu", choices=["gpu"], help="the one that is for a GPU")
-    p.add_argument("--way", default="compiled", help="eager, compiled (default), ours or ideal")
+    p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
+    p.add_argument("--scale", default="gpu", choices=["gpu"], help="the only one meant for a GPU")
+    p.add_argument(
+        "--way", default="compiled", help="of training: eager, compiled (default), ours or ideal"
+    )
 
     p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
-    p.add_argument("out", metavar="OUT", type=Path, help="*.tar, or *.tar.xz: smaller, but slow")
-    p.add_argument("--scale", default="gpu", help="which scale will be run (default: gpu)")
+    p.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="a name in .tar, or in .tar.xz: smaller, but slow to make",
+    )
+    p.add_argument("--scale", default="gpu", help="the scale that will be run (default: gpu)")
     p.add_argument("--studies", default="", help="comma list (default: all)")
-    p.add_argument("--parcels", type=int, metavar="MIB", help="cut OUT into parts of MIB at most")
+    p.add_argument("--parcels", type=int, metavar="MIB", help="cut OUT into parts of at most MIB")
     packages = p.add_argument_group("packages that the machine lacks")
     packages.add_argument("--wheels", action="store_true", help="fetch them with pip and add them")
     packages.add_argument("--packages", default="", help="which, comma list (default: a few)")
