@@ -148,7 +148,7 @@ def report(scale: str, how: str = "compiled") -> str:
         how: one of cost_model.WAYS.
 
     Raises:
-        ConfigError: an unknown way.
+        ConfigError: an unknown way, or a scale with heads of which no speed is known.
     """
     sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()
@@ -156,13 +156,13 @@ def report(scale: str, how: str = "compiled") -> str:
     shown |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted for one H100 at scale {scale} trained by way of {how!r}; not measured.\n",
+            f"Predicted, not measured: scale {scale} on one H100, training {how!r}.\n",
             sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
             "",
             studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
             "",
             f"{times.sum() / 60:.0f} min in all: training {times.training_s / 60:.0f}, writing "
-            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; runs leave "
-            f"{studies.kept_gb.sum():.0f} GB on the disk",
+            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; the runs take "
+            f"{studies.kept_gb.sum():.0f} GB of disk",
         ]
     )

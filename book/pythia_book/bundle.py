@@ -51,6 +51,7 @@ which would, the study of scaling leaves one comparison out."""
 PROJECT = ("pythia_core", "notebooks", "book", "pyproject.toml", "_config.yml", "_toc.yml",
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
 """Files and folders of the project that a checkout without git gives."""
+MIN_PARCEL = 1 << 20
 DICTIONARY = 1 << 29
 """Bytes that xz looks back: the tokens of a deduplicated text repeat those of the whole one."""
 
@@ -77,6 +78,23 @@ class Bundle:
         return found
 
 
+def check_request(out: Path, scale: str, studies: Sequence[str], parcel: int | None = None) -> None:
+    """Refuse what cannot be made, before anything is fetched; see `make_bundle` and `split`.
+
+    Raises:
+        ConfigError: with every reason.
+    """
+    problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
+    if scale_named(scale).published:
+        problems.append(f"scale {scale!r} needs the released models, which do not fit in a bundle")
+    if not out.name.endswith((".tar", ".tar.xz")):
+        problems.append(f"{out.name}: the archive's name must end with .tar or .tar.xz")
+    if parcel is not None and parcel < MIN_PARCEL:
+        problems.append(f"parcels of {parcel} bytes are too small; give at least 1 MiB")
+    raise_all(ConfigError, problems, "bundle")
+    require_checkout("packing a bundle")
+
+
 def make_bundle(
     out: Path,
     scale: str,
@@ -94,12 +112,7 @@ def make_bundle(
         ConfigError: unknown scale or study, a scale of published models, another suffix.
         FetchError, DataError: the text or a wheel cannot be had.
     """
-    problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
-    if scale_named(scale).published:
-        problems.append(f"scale {scale!r} needs the released models, which do not fit in a bundle")
-    if not out.name.endswith((".tar", ".tar.xz")):
-        problems.append(f"{out.name}: the archive's name must end with .tar or .tar.xz")
-    raise_all(ConfigError, problems, "bundle")
+    check_request(out, scale, studies)
     parts: dict[str, Part] = dict(_project())
     parts |= _cache(scale, studies, progress)
     if scale == "gpu":
@@ -144,7 +157,6 @@ def _commit() -> str:
 
 def _project() -> Iterator[tuple[str, Part]]:
     """The project's files, as they are now: what git knows and does not ignore, or PROJECT."""
-    require_checkout("packing a bundle")
     root = project_root()
     listed = _git("ls-files", "-z", "--cached", "--others", "--exclude-standard")
     if listed and (root / ".git").exists():
@@ -302,7 +314,7 @@ def split(path: Path, parcel: int) -> list[Path]:
     Raises:
         ConfigError: parcels of less than 1 MiB.
     """
-    if parcel < 1 << 20:
+    if parcel < MIN_PARCEL:
         raise ConfigError(f"parcels of {parcel} bytes are too small; give at least 1 MiB")
     pieces = []
     with open(path, "rb") as file:

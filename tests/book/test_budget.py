@@ -11,6 +11,7 @@ from pythia_book.studies.errata import params as errata
 from pythia_book.studies.registry import STUDIES, runs_of
 from pythia_book.studies.seeds import params as seeds
 
+from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named
 
@@ -46,7 +47,17 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     assert "min in all" in budget.report("gpu")
     with pytest.raises(ConfigError, match="unknown way of training 'fast'"):
         budget.report("gpu", "fast")
+    for scale in ("smoke", "laptop"):
+        with pytest.raises(ConfigError, match=r"heads of 8 dims; there are estimates for 32, 64"):
+            budget.report(scale)
     assert studies.training_s.sum() < budget.studies_table("gpu", how="eager").training_s.sum()
+
+
+def test_the_command_offers_the_scale_that_it_can_predict(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["budget", "--scale", "laptop"])
+    assert "invalid choice: 'laptop' (choose from" in capsys.readouterr().err
+    assert main(["budget"]) == 0 and "scale gpu" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop", "gpu"])

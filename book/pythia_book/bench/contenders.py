@@ -108,7 +108,7 @@ class Contender:
     @contextlib.contextmanager
     def turn(self, device: torch.device) -> Iterator[None]:
         """What has to hold in the process while this contender computes."""
-        operations = _plain_operations() if self.who == "plain" else contextlib.nullcontext()
+        operations = plain_operations() if self.who == "plain" else contextlib.nullcontext()
         with deterministic(self.deterministic), operations:
             yield
 
@@ -190,7 +190,7 @@ def _plain_gelu(x: Tensor, form: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def _plain_operations() -> Iterator[None]:
+def plain_operations() -> Iterator[None]:
     """Inside, the model's operations are their definitions in plain torch."""
     plain = {
         "linear": _plain_linear,

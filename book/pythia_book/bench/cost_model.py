@@ -114,15 +114,20 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
     """Predicted nanoseconds a token of gemm, logits, attention, elementwise and loss.
 
     Args:
-        model: of a head dim that the attention rates know.
+        model: of a head dim that LIBRARY has.
         way: one of WAYS.
         seq_len: attention on rows shorter than SEQ_LEN is slower by the square root [a guess].
 
     Raises:
-        ConfigError: an unknown way.
+        ConfigError: an unknown way, or a head dim without an estimate.
     """
     if way not in WAYS:
         raise ConfigError(one_of(way, WAYS, "way of training"))
+    if model.head_dim not in LIBRARY:
+        raise ConfigError(
+            f"no speed is predicted for heads of {model.head_dim} dims; there are estimates for "
+            f"{', '.join(map(str, LIBRARY))}, as in scale gpu and the official sizes"
+        )
     w, d, n_layers, vocab = WAYS[way], model.d_model, model.n_layers, model.vocab_size
     share = min(efficiency(d) + w.extra, w.most)
     slower = math.sqrt(max(1.0, SEQ_LEN / seq_len))

@@ -4,19 +4,17 @@ Steps run one after another, each in its own process, which is stopped at its ti
 step that fails or hangs costs no other its result. A step starts only if the rest of the budget
 should be enough for it. Results go to one folder as they come:
 
-    tests.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was tested and measured
-    steps.jsonl                                                 how each step ended
-    check.log                                                   everything that the steps printed
+    correctness.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was checked and measured
+    steps.jsonl                                                       how each step ended
+    check.log                                                         what the steps printed
 
 and stay readable if the machine is lost. A later call with other sizes adds to them. Nothing is
-measured here: the steps are pytest and the commands `bench` and `study`.
+measured here: the steps are the commands `bench` and `study`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import json
 import os
 import runpy
 import shutil
@@ -30,22 +28,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pythia_book.bench.rows import line, write_rows
+from pythia_book.bench.rows import DRY_RUN, line, read_rows, write_rows
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
+from pythia_core.util.stopping import Stopped
 
 Row = dict[str, Any]
 PARTS = ("correctness", "attention", "train", "kernels", "study")
 DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
+FILES = ("correctness", "attention", "train", "kernels", "steps")
+"""Of rows; each names one in the folder of results."""
 OVERTIME = 1.5
-"""A step is stopped after this multiple of the time it should take."""
+"""A step is stopped after this multiple of the time it should take; in a dry run, which may be on a
+slow or busy machine and costs nothing, at the end of the budget."""
 CLOSING = 15.0
 """A benchmark starts nothing new in the last so many seconds before its limit."""
-WORKERS = 12
-"""Processes that test kernels in parallel: most of the time goes into compiling."""
 EVERY = 15.0
 """Seconds between two progress lines of a step."""
 ENOUGH = 5.0
@@ -61,7 +61,6 @@ class Step:
         file: where its rows go, in the folder of results.
         seconds: how long it should take.
         extra: not asked for by name, so that it is no failure if it does not run.
-        missing: why it cannot run here; empty if it can.
     """
 
     name: str
@@ -69,7 +68,6 @@ class Step:
     file: str
     seconds: float
     extra: bool = False
-    missing: str = ""
 
 
 # --- plan ----------------------------------------------------------------------------------------
@@ -106,42 +104,19 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     ):
         compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # of the baselines
         making = 0 if text_file().is_file() or steps.get("train") else 40  # the text
-        seconds = making + (35 if dry_run else 60 + compiling)
+        seconds = making + (25 if dry_run else 60 + compiling)
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
         if sizes or size in SIZES:
-            steps.get("kernels", []).append(bench("kernels", size, 45 if dry_run else 140))
+            steps.get("kernels", []).append(bench("kernels", size, 10 if dry_run else 140))
     if "correctness" in steps:
-        steps["correctness"] = [_tests(out, bool(only), dry_run)]
+        steps["correctness"] = [bench("correctness", "", 12 if dry_run else 150)]
     if "attention" in steps:
-        steps["attention"] = [bench("attention", "", 25 if dry_run else 60)]
+        steps["attention"] = [bench("attention", "", 8 if dry_run else 60)]
     if "study" in steps:
         study = ("pythia_core", "study", STUDY, "--scale", "smoke" if dry_run else "gpu")
         steps["study"] = [Step(f"study {STUDY}", study, "", 90 if dry_run else 400)]
     chosen = [step for part in PARTS for step in steps.get(part, ())]
     return sorted(chosen, key=lambda step: step.extra)  # stable: the first size of everything first
-
-
-def _tests(out: Path, asked: bool, dry_run: bool) -> Step:
-    """The tests of the kernels, and those of the training step that need a card."""
-    root = project_root()
-    bodies = sorted(root.glob("tests/**/triton_bodies/*.py"))
-    bodies = [path for path in bodies if "def test_" in path.read_text(encoding="utf-8")]
-    if dry_run:  # interpreted: the quickest alone
-        bodies = [path for path in bodies if path.stem == "adamw"]
-    files = [*bodies, *root.glob("tests/**/test_gpu_step.py")]
-    missing = ""
-    if not files:
-        missing = f"there are no tests in {root}; they come with a checkout, not with the package"
-    elif importlib.util.find_spec("pytest") is None:
-        missing = "pytest is not installed"
-    command = ["pytest", "-q", "--tb=short", "-m", "not slow", "-k", "not cpu"]
-    command += ["-p", "no:cacheprovider", "-p", "pythia_book.bench.pytest_rows"]
-    command += ["--rows", str(out / "tests.jsonl"), *map(str, files)]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-    extra = bool(missing) and not asked
-    seconds = 60 if dry_run else 100
-    return Step("correctness", tuple(command), "tests.jsonl", seconds, extra, missing)
 
 
 # --- running -------------------------------------------------------------------------------------
@@ -164,41 +139,35 @@ def gpu_check(
         ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that holds
             the other kind of results.
         PythiaError: a step failed, was ended or, if it was asked for, found no time; names them.
-        SystemExit: 130, after an interrupt and the table.
+        KeyboardInterrupt: it was stopped; the table is printed first.
     """
     deadline = time.monotonic() + budget - ENOUGH
     import torch
 
     if not dry_run and not torch.cuda.is_available():
         raise ConfigError(
-            "gpu-check measures a GPU, and torch sees no CUDA device here; --dry-run runs every "
-            "step tiny on the CPU"
+            "gpu-check needs a GPU, but torch finds no CUDA device; --dry-run runs every step at a "
+            "tiny size on the CPU"
         )
     steps = plan(out, only, sizes, dry_run)
-    if any(row["dry_run"] is not dry_run for row in read(out / "steps.jsonl")):
+    if any(row["dry_run"] is not dry_run for rows in found(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
     unavailable = (OSError, subprocess.TimeoutExpired)
     with open(out / "check.log", "ab") as log, contextlib.suppress(*unavailable):
         subprocess.run(["nvidia-smi"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=20)
-    problems, interrupted = [], False
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    problems = []
     try:
         for row in run_steps(steps, deadline, out, dry_run):
             if row["problem"]:
                 problems.append(f"{row['name']} ({row['outcome']})")
-    except KeyboardInterrupt:
-        interrupted = True
     finally:
-        signal.signal(signal.SIGTERM, before)
-    _say(out, "\n".join(["", *table(out), "", f"all of it is in {out}"]))
-    if interrupted:
-        raise SystemExit(130)
+        _say(out, "\n".join(["", *table(out), "", f"results are in {out}"]))
     if problems:
         raise PythiaError(
-            f"{len(problems)} of {len(steps)} steps did not run to their end: "
-            f"{', '.join(problems)}; what they printed is in {out / 'check.log'}"
+            f"{len(problems)} of {len(steps)} steps did not finish: {', '.join(problems)}; their "
+            f"output is in {out / 'check.log'}"
         )
 
 
@@ -206,36 +175,35 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
     """How each step ended, also appended to steps.jsonl. `deadline` is of time.monotonic().
 
     Raises:
-        KeyboardInterrupt: after the step that was interrupted is ended.
+        Stopped: after the step that was interrupted is ended.
     """
     for step in steps:
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
-        if step.missing:
-            row |= {"outcome": "not here", "why": step.missing}
-        elif left < step.seconds:
-            why = f"it should take {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
+        if left < step.seconds:
+            why = f"needs about {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
             row |= {"outcome": "no time", "why": why}
         else:
             row |= _run(step, left, out, dry_run)
-        unfit = row["outcome"] in ("not here", "no time")
-        row["problem"] = row["outcome"] != "ok" and not (unfit and step.extra)
+        row["problem"] = row["outcome"] != "ok" and not (row["outcome"] == "no time" and step.extra)
         if row["problem"] or row["outcome"] == "ok":
             _say(out, f"== {_ended(row)}")
         write_rows([row], out / "steps.jsonl", lambda _: None)
         yield row
         if row["outcome"] == "interrupted":
-            raise KeyboardInterrupt
+            raise Stopped("stopped; what was measured is kept", row["signal"])
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     """Run a step in its process; the outcome, why, seconds."""
-    limit = min(OVERTIME * step.seconds, left)
-    _say(out, f"== {step.name}: at most {limit:.0f} s, {left:.0f} s of the budget are left")
+    limit = left if dry_run else min(OVERTIME * step.seconds, left)
+    may_measure = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING))
+    _say(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
     log, file = out / "check.log", out / (step.file or "none")
-    printed, known, began = log.stat().st_size, len(read(file)), time.monotonic()
-    process = _start(step, max(1.0, min(step.seconds, limit - CLOSING)), log, dry_run)
+    printed, known, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
+    process = _start(step, may_measure, log)
     outcome = why = ""
+    more: Row = {}
     try:
         while not outcome:
             used = time.monotonic() - began
@@ -246,14 +214,16 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
             if not outcome and time.monotonic() - began >= limit:
                 outcome = "stopped at its limit"
             elif not outcome:
-                used, rows = time.monotonic() - began, len(read(file)) - known
+                used, rows = time.monotonic() - began, len(read_rows(file)) - known
                 print(f"   {used:.0f} s, {rows} rows: {_last_line(log, printed)[:90]}", flush=True)
-    except KeyboardInterrupt:
-        outcome = "interrupted"
+    except KeyboardInterrupt as stop:
+        outcome, more = "interrupted", {"signal": getattr(stop, "number", signal.SIGINT)}
     finally:
         _end(process)
-    new = read(file)[known:]
-    failures = [row.get("failed") or row.get("error") for row in new if "ms" not in row]
+    new = read_rows(file)[known:]
+    failures = [
+        row.get("failed") or row.get("error") for row in new if not {"ms", "outcome"} & set(row)
+    ]
     if (
         outcome == "ok"
         and step.command[:2] == ("pythia_core", "bench")
@@ -263,16 +233,14 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     if outcome == "ok" and step.command[:2] == ("pythia_core", "study"):
         kept = f"{STUDY}/{step.command[-1]}"
         shutil.make_archive(str(out / STUDY), "xztar", results_dir(), kept)
-    return {"outcome": outcome, "why": why[:300], "seconds": round(time.monotonic() - began, 1)}
+    seconds = round(time.monotonic() - began, 1)
+    return {"outcome": outcome, "why": why[:300], "seconds": seconds, **more}
 
 
-def _start(step: Step, budget: float, log: Path, dry_run: bool) -> subprocess.Popen[bytes]:
+def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
     """A step's process, in its own session: it and everything it starts are ended together."""
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
-    if step.name == "correctness":
-        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # it already runs many processes
-        environment |= {"TRITON_INTERPRET": "1"} if dry_run else {}
     code = "from pythia_book.bench.gpu_check import child; child()"
     arguments = [part.replace("{budget}", f"{budget:.0f}") for part in step.command]
     with open(log, "ab") as file:
@@ -328,59 +296,66 @@ def _last_line(log: Path, offset: int) -> str:
 # --- what was found ------------------------------------------------------------------------------
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of a file; a truncated line, as after a crash of the machine, is left out."""
-    rows = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(text))
-    return rows
+def found(out: Path) -> dict[str, list[Row]]:
+    """The rows of every file in a folder of results: of measurements, or all of dry runs."""
+    return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
 
 
 def table(out: Path) -> list[str]:
     """Everything in a folder of results as lines of text, the newest row of each kind."""
-    tests = {row["name"]: row for row in read(out / "tests.jsonl")}
-    outcomes = [row["outcome"] for row in tests.values()]
-    counts = [f"  {outcomes.count(found)} {found}" for found in sorted(set(outcomes))]
-    failed = [row for row in tests.values() if row["outcome"] == "failed"]
-    counts += [f"  {row['name']}: {row.get('why', '')}"[:200] for row in failed]
+    rows = found(out)
+    mark = DRY_RUN if any(row["dry_run"] for some in rows.values() for row in some) else ""
+    checks = {row["name"]: row for row in rows["correctness"] if "name" in row}
+    outcomes = [row["outcome"] for row in checks.values()]
+    counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes))]
+    failed = [row for row in checks.values() if row["outcome"] == "failed"]
+    counts += [f"{row['name']}: {row['why']}"[:200] for row in failed]
+    machines = [row for row in rows["correctness"] if "triton" in row]
+    if machines and not machines[-1]["triton"]:
+        counts.append("without Triton, so its kernels were not checked")
 
     tflops: dict[tuple[int, int, str], dict[bool, str]] = {}
-    for row in read(out / "attention.jsonl"):
+    for row in rows["attention"]:
         if "ms" in row:
             key = row["seq_len"], row["head_dim"], row["library"]
             bits = "" if row["bits_repeat"] else ", bits differ"
             tflops.setdefault(key, {})[row["deterministic"]] = f"{row['tflops']:.3g}{bits}"
     attention = [
-        f"  {seq_len:>5} tokens, head dim {dim:>3}, {library:<12} "
-        f"{found.get(False, '-')} ({found.get(True, '-')})"
-        for (seq_len, dim, library), found in sorted(tflops.items())
+        f"{seq_len:>5} tokens, head dim {dim:>3}, {library:<12} "
+        f"{rates.get(False, '-')} ({rates.get(True, '-')})"
+        for (seq_len, dim, library), rates in sorted(tflops.items())
     ]
 
     shape = ("size", "contender", "purpose", "rows", "seq_len", "micro_batches")
-    train = [row for row in read(out / "train.jsonl") if "tokens_per_s" in row]
+    train = [row for row in rows["train"] if "tokens_per_s" in row]
     newest = {tuple(row[name] for name in shape): row for row in train}
 
     ms: dict[tuple[str, str], dict[str, str]] = {}
-    for row in read(out / "kernels.jsonl"):
+    for row in rows["kernels"]:
         if "ms" in row and row["direction"] == "both":
             ms.setdefault((row["size"], row["kernel"]), {})[row["contender"]] = f"{row['ms']:.3g}"
     kernels = [
-        f"  {size:>5} {kernel:<20} {', '.join(map(' '.join, found.items()))}"
-        for (size, kernel), found in ms.items()
+        f"{size:>5} {kernel:<20} {', '.join(map(' '.join, times.items()))}"
+        for (size, kernel), times in ms.items()
     ]
 
-    steps = {row["name"]: row for row in read(out / "steps.jsonl")}
+    steps = {row["name"]: row for row in rows["steps"]}
     blocks = {
-        "tests": counts,
-        "attention, TFLOP/s forward and backward (of deterministic kernels)": attention,
-        "training": [f"  {line(row)}" for row in newest.values()],
+        "correctness": counts,
+        "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
+        "training": [line(row).removeprefix(mark) for row in newest.values()],
         "kernels, ms forward and backward": kernels,
-        "steps": [f"  {_ended(row)}" for row in steps.values()],
+        "steps": [_ended(row) for row in steps.values()],
     }
-    return [words for title, lines in blocks.items() if lines for words in (f"{title}:", *lines)]
+    return [
+        words
+        for title, lines in blocks.items()
+        if lines
+        for words in (f"{title}:", *(f"  {mark}{text}" for text in lines))
+    ]
 
 
 def _ended(row: Row) -> str:
+    took = f", {row['seconds']:.0f} s" if row["seconds"] else ""
     why = f": {row['why']}" if row["why"] else ""
-    return f"{row['name']}: {row['outcome']}, {row['seconds']:.0f} s{why}"
+    return f"{row['name']}: {row['outcome']}{took}{why}"

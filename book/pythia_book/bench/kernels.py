@@ -16,7 +16,6 @@ where the times mean nothing.
 from __future__ import annotations
 
 import importlib.util
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pythia_book.bench.rows import SKIPPED
+from pythia_book.bench.rows import SKIPPED, read_rows
 from pythia_core import kernels
 from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.kernels import dispatch
@@ -289,7 +288,7 @@ def _outputs(contender: Contender, leaves: list[Tensor]) -> list[Tensor]:
     return [made] if isinstance(made, Tensor) else list(made)
 
 
-def _results(
+def results(
     contender: Contender, inputs: list[Tensor], differentiated: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
@@ -303,7 +302,7 @@ def _results(
     return [o.detach().double() for o in outputs], [g.double() for g in grads]
 
 
-def _worst(actual: list[Tensor], exact: list[Tensor]) -> float:
+def worst(actual: list[Tensor], exact: list[Tensor]) -> float:
     pairs = zip(actual, exact, strict=True)
     return max((((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs), default=0.0)
 
@@ -312,9 +311,9 @@ def errors(case: Case, contender: Contender) -> dict[str, float]:
     """By direction the largest norm-wise relative error of a result against fp64."""
     torch.manual_seed(2)
     inputs = case.inputs()
-    exact = _results(case.exact, [x.double() for x in inputs], case.differentiated)
-    ours = _results(contender, inputs, case.differentiated)
-    forward, backward = map(_worst, ours, exact)
+    exact = results(case.exact, [x.double() for x in inputs], case.differentiated)
+    ours = results(contender, inputs, case.differentiated)
+    forward, backward = map(worst, ours, exact)
     return {"forward": forward, "backward": backward, "both": max(forward, backward)}
 
 
@@ -406,6 +405,23 @@ def measure(
             yield row
 
 
+def check_can_run(what: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
+    """The sizes, of none those of SIZES.
+
+    Raises:
+        ConfigError: no CUDA device and no dry run, an unknown size.
+    """
+    if not dry_run and not torch.cuda.is_available():
+        raise ConfigError(f"bench {what} needs a CUDA device; --dry-run runs it on tiny tensors")
+    unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
+    if unknown:
+        raise ConfigError(
+            f"bench {what} takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
+            f"{', '.join(unknown)}"
+        )
+    return sizes or SIZES
+
+
 def bench_kernels(
     sizes: Sequence[str] = (),
     dry_run: bool = False,
@@ -426,14 +442,7 @@ def bench_kernels(
         ConfigError: no CUDA device and no dry run, an unknown size or kernel.
     """
     deadline = time.monotonic() + budget
-    if not dry_run and not torch.cuda.is_available():
-        raise ConfigError("bench kernels needs a CUDA device; --dry-run runs it on tiny tensors")
-    unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
-    if unknown:
-        raise ConfigError(
-            f"bench kernels takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
-            f"{', '.join(unknown)}"
-        )
+    sizes = check_can_run("kernels", sizes, dry_run)
     for name in only:
         if name not in KERNELS:
             raise ConfigError(one_of(name, KERNELS, "kernel"))
@@ -444,9 +453,9 @@ def bench_kernels(
     common = {"device": device_info()["device"], "torch": torch.__version__, "dry_run": dry_run}
     measured = {"copy_gb_per_s": roof["GB/s"], "matmul_tflop_per_s": roof["TFLOP/s"]}
     yield {**common, "triton": triton, "method": METHOD, **measured}
-    for name in sizes or SIZES:
+    for name in sizes:
         torch.manual_seed(0)
-        shape, few = (_shape(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
+        shape, few = (shape_of(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
         pairs = zip(cases(*shape, dtype, device), cases(*few, dtype, device), strict=True)
         for case, small in pairs:
             if only and case.kernel not in only:
@@ -455,7 +464,7 @@ def bench_kernels(
                 yield {"size": name, **row, **common}
 
 
-def _shape(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
+def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
     """rows, tokens a row, width, heads, vocabulary: 32,768 tokens, or few, or almost nothing."""
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
@@ -474,11 +483,10 @@ def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
     """
     if not path:
         return list(bench_kernels(sizes, dry_run=not torch.cuda.is_available()))
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no file of `bench kernels --json`: {error}") from error
-    heads = [row for row in rows if isinstance(row, dict) and "copy_gb_per_s" in row]
+    if not Path(path).is_file():
+        raise DataError(f"{path} is no file of `bench kernels --json`")
+    rows = read_rows(Path(path))
+    heads = [row for row in rows if "copy_gb_per_s" in row]
     if not heads or "copy_gb_per_s" not in rows[0]:
         raise DataError(
             f"{path} must hold rows of `bench kernels`, the first with its ceilings; it has "

@@ -100,6 +100,7 @@ def bench_train(
     keep_freed_memory()
     scale = scale_named("laptop")
     precision = precision or best_precision()
+    configs = {size: scale.run(size, precision=precision) for size in sizes or scale.sizes}
     data = prepare(scale.data, progress=progress)
     rows = np.concatenate([data.batch(step, scale.batch_size) for step in range(8)])
     ceiling = {
@@ -107,8 +108,8 @@ def bench_train(
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     }
     table = []
-    for size in sizes or scale.sizes:
-        row = bench_size(scale.run(size, precision=precision), rows, rounds, progress)
+    for size, config in configs.items():
+        row = bench_size(config, rows, rounds, progress)
         row["matmul_share"] = round(row["gflops_per_s"] * 1e9 / ceiling[precision], 3)
         table.append({"size": size, **row})
     return {
@@ -126,7 +127,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; measured "
         f"matrix products: {ceiling['fp32']} GFLOP/s fp32, {ceiling['bf16']} bf16. FLOP: "
-        f"{result['flop_convention']}. {result['tokens_per_step']:,} tokens a step.",
+        f"{result['flop_convention']}. {result['tokens_per_step']:,} tokens per step.",
         "",
         "| size | precision | ours, tokens/s | GFLOP/s | of matmul rate "
         "| `transformers`' fastest, tokens/s | ratio |",

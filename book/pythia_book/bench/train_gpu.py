@@ -45,7 +45,7 @@ from pythia_book.bench.contenders import (
     Contender,
     Step,
 )
-from pythia_book.bench.rows import COMMAND, SKIPPED
+from pythia_book.bench.rows import SKIPPED
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
@@ -434,8 +434,9 @@ def text_tokens(progress: bool = True) -> np.ndarray:
             rows = prepare(DATA, progress).rows
         except FetchError as error:
             raise FetchError(
-                f"{error}\nWithout a network, bring {path.name}: where there is one, `python -m "
-                "pythia_core bench train --device cuda --dry-run` leaves it in results/bench/"
+                f"{error}\nWithout a network, copy {path.name} from a machine that has one; there, "
+                "`python -m pythia_core bench train --device cuda --dry-run` leaves it in "
+                "results/bench/"
             ) from error
         tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
         with atomic_file(path) as temporary, open(temporary, "wb") as file:
@@ -477,11 +478,11 @@ def bench_train_gpu(
         if size not in ORDER:
             raise ConfigError(one_of(size, ORDER, "size of the benchmark on a GPU"))
     if budget < 0 or seconds <= 0:
-        raise ConfigError(f"budget and seconds are positive, got {budget} and {seconds}")
+        raise ConfigError(f"budget and seconds must be positive, got {budget} and {seconds}")
     if not dry_run and not torch.cuda.is_available():
         raise ConfigError(
-            "there is no CUDA device that torch sees; on a CPU use --device cpu, or --dry-run to "
-            f"see that everything runs. What measures on a GPU: {COMMAND}"
+            "torch finds no CUDA device; --device cpu measures on the CPU, --dry-run runs "
+            "everything there at a tiny size"
         )
     deadline = time.time() + budget if budget else float("inf")
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -561,7 +562,7 @@ def _in_process(job: Job) -> Iterator[Row]:
             row = mine.recv()
             reported.add(row["contender"])
             yield row
-        why = "no answer in time: its process was ended"
+        why = "no answer in time; its process was killed"
     except EOFError:  # it is done, or dead
         worker.join()
         why = f"its process ended with code {worker.exitcode}"

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pythia_book.commands import file_to_write
 from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
 
@@ -17,8 +18,8 @@ ONLY_FOR = {
     "rounds": ("train on a CPU", "terms", "generate"),
     "precision": ("train on a CPU",),
     "readme": ("train on a CPU",),
-    "dry_run": ("train on a GPU", "kernels", "attention"),
-    "budget": ("train on a GPU", "kernels", "attention"),
+    "dry_run": ("train on a GPU", "kernels", "attention", "correctness"),
+    "budget": ("train on a GPU", "kernels", "attention", "correctness"),
     "seconds": ("train on a GPU", "kernels"),
     "kernels": ("kernels",),
 }
@@ -27,64 +28,74 @@ ONLY_FOR = {
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("bench", _bench, "measure speed against a named peer, in one run")
+    p = command("bench", _bench, "measure speed against a named peer in the same run")
     p.add_argument(
         "what",
-        choices=("train", "terms", "generate", "kernels", "attention"),
-        help="a training step; counting terms; writing texts; on a GPU: single kernels, attention "
-        "by every library and whether its bits repeat",
+        choices=("train", "terms", "generate", "kernels", "attention", "correctness"),
+        help="a training step, counting terms, generating text; on a GPU: single kernels, "
+        "attention by every library, or whether kernels and training are correct",
     )
-    p.add_argument("--device", choices=("cpu", "cuda"), help="of train (default cpu)")
-    p.add_argument("--sizes", default="", help="comma list (default: the ladder of the device)")
+    p.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default: cpu)")
+    p.add_argument("--sizes", default="", help="comma list (default: those meant for the device)")
     p.add_argument("--json", metavar="FILE", help="also write the full result to this file")
     p.add_argument("--rounds", type=int, help="train on a CPU, terms, generate: repeats")
     p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
-    p.add_argument("--readme", action="store_true", help="train on a CPU: table into README.md")
-    p.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: does it run?")
-    p.add_argument("--budget", metavar="TIME", help="on a GPU: start nothing new after it, e.g. 9m")
-    p.add_argument("--seconds", type=float, help="on a GPU: at least so many per timing")
+    p.add_argument(
+        "--readme", action="store_true", help="train on a CPU: put the table into README.md"
+    )
+    p.add_argument("--dry-run", action="store_true", help="run all of it at tiny sizes on the CPU")
+    p.add_argument("--budget", metavar="TIME", help="on a GPU: start nothing after this, e.g. 9m")
+    p.add_argument("--seconds", type=float, help="on a GPU: least time per measurement")
     p.add_argument("--kernels", help="kernels: comma list of operations (default: all)")
 
-    p = command("gpu-check", _gpu_check, "on a GPU: test and measure within a time budget")
+    p = command("gpu-check", _gpu_check, "check and measure a GPU within a time budget")
     p.add_argument("--budget", default="15m", metavar="TIME", help="e.g. 9m or 540s (default 15m)")
+    p.add_argument("--out", metavar="DIR", help="folder for results (default: results/gpu-check)")
     p.add_argument(
-        "--out", metavar="DIR", help="results, as they come (default: results/gpu-check)"
+        "--only", default="", help="comma list of correctness,attention,train,kernels,study"
     )
-    p.add_argument("--only", default="", help="some of correctness,attention,train,kernels,study")
     p.add_argument("--sizes", default="", help="comma list (default: 160m, then the others)")
-    p.add_argument("--dry-run", action="store_true", help="tiny, on the CPU: does it run?")
+    p.add_argument("--dry-run", action="store_true", help="run all of it at tiny sizes on the CPU")
 
 
 def _bench(args: argparse.Namespace) -> None:
     sizes = _names(args.sizes)
     _refuse_idle_options(args)
-    given = {n: v for n in ONLY_FOR if (v := getattr(args, n)) and n not in ("readme", "dry_run")}
-    if args.budget:
+    given = {n: v for n, v in _given(args).items() if n not in ("readme", "dry_run")}
+    if "budget" in given:
         given["budget"] = duration(args.budget)
+    if args.readme:
+        from pythia_core.util.files import require_checkout
+
+        readme = require_checkout("--readme") / "README.md"
+    file = file_to_write("--json", args.json) if args.json else None
     if args.what == "kernels":
         from pythia_book.bench.kernels import bench_kernels
 
         if only := given.pop("kernels", ""):
             given["only"] = _names(only)
-        return _stream(bench_kernels(sizes, args.dry_run, **given), args.json, _print_json)
+        return _stream(bench_kernels(sizes, args.dry_run, **given), file, _print_json)
     if args.what == "attention":
         from pythia_book.bench.attention import bench_attention
 
-        return _stream(bench_attention(args.dry_run, **given), args.json, _print_json)
+        return _stream(bench_attention(args.dry_run, **given), file, _print_json)
+    if args.what == "correctness":
+        from pythia_book.bench.correctness import check_card
+
+        return _stream(check_card(sizes, args.dry_run, **given), file, _print_json)
     if args.what == "train" and args.device == "cuda":
         from pythia_book.bench.rows import line, rows_file
         from pythia_book.bench.train_gpu import bench_train_gpu
 
         rows = bench_train_gpu(sizes, args.dry_run, isolate=not args.dry_run, **given)
         default = None if args.dry_run else rows_file()
-        return _stream(rows, args.json or default, lambda row: print(line(row), flush=True))
-    text = _table(args.what, sizes, given, args.json)
+        return _stream(rows, file or default, lambda row: print(line(row), flush=True))
+    text = _table(args.what, sizes, given, file)
     print(text)
     if args.readme:
         from pythia_book.shown import fill_block
-        from pythia_core.util.files import require_checkout
 
-        fill_block(require_checkout("--readme") / "README.md", "bench", text)
+        fill_block(readme, "bench", text)
 
 
 def _gpu_check(args: argparse.Namespace) -> None:
@@ -105,8 +116,18 @@ def duration(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
     if not seconds:
-        raise ConfigError(f"a time is seconds, or a number with s, m or h (540, 9m), got {text!r}")
+        raise ConfigError(
+            f"a time is a number, in seconds or with s, m or h (540, 9m), got {text!r}"
+        )
     return seconds
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """Those of ONLY_FOR that were typed, zeros among them."""
+    values = {name: getattr(args, name) for name in ONLY_FOR}
+    return {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -117,17 +138,18 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
     kind = args.what
     if kind == "train":
         kind = "train on a GPU" if args.device == "cuda" else "train on a CPU"
-    elif args.device == "cuda" and kind not in ("kernels", "attention"):
-        raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is of train")
+    elif args.device == "cuda" and kind not in ONLY_FOR["dry_run"]:
+        raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is only for train")
     if args.sizes and kind in ("terms", "attention"):
-        raise ConfigError(f"bench {kind} measures at no size of a model; it takes no --sizes")
-    for option, kinds in ONLY_FOR.items():
-        if getattr(args, option) and kind not in kinds:
+        raise ConfigError(f"bench {kind} does not depend on model sizes; it takes no --sizes")
+    for option in _given(args):
+        if kind not in (kinds := ONLY_FOR[option]):
             flag = "--" + option.replace("_", "-")
-            raise ConfigError(f"{flag} means nothing to bench {kind}; it is of {', '.join(kinds)}")
+            accepted = ", ".join(kinds)
+            raise ConfigError(f"{flag} does not apply to bench {kind}, only to {accepted}")
 
 
-def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: str | None) -> str:
+def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: Path | None) -> str:
     """Measure, write the whole result to `file` if it is named, return it as a table."""
     if what == "terms":
         from pythia_book.bench import terms as bench
@@ -142,7 +164,7 @@ def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: str |
 
         result = bench.bench_train(sizes, **given)
     if file:
-        Path(file).write_text(json.dumps(result, indent=1) + "\n")
+        file.write_text(json.dumps(result, indent=1) + "\n")
     return bench.markdown(result)
 
 
@@ -150,8 +172,8 @@ def _print_json(row: Row) -> None:
     print(json.dumps(row), flush=True)
 
 
-def _stream(rows: Iterable[Row], file: str | Path | None, show: Callable[[Row], None]) -> None:
+def _stream(rows: Iterable[Row], file: Path | None, show: Callable[[Row], None]) -> None:
     """Show rows as they come and append them to `file`, so that a crash loses nothing."""
     from pythia_book.bench.rows import write_rows
 
-    write_rows(rows, Path(file) if file else None, show)
+    write_rows(rows, file, show)

@@ -95,6 +95,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     from pythia_core.hf import step_of
     from pythia_core.training.runs import Run
 
+    if args.measure and not args.swap:
+        raise ConfigError("--measure compares the two arms of a swap: add --swap")
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
         raise ConfigError("say where to begin: --revision stepN, or --step N")

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from pythia_book.commands import file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import ConfigError
 
@@ -186,6 +187,8 @@ def _terms(args: argparse.Namespace) -> None:
     from pythia_core.data.tokenizer import token_bytes
     from pythia_core.training.runs import find_run
 
+    if args.parquet:
+        file_to_write("--parquet", args.parquet, parquet=True)
     run = find_run(args.run)
     steps = [step for step in run.steps if step]
     terms = SurfaceTerms(args.terms, token_bytes(run.data.tokenizer), args.ignore_case)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pythia_book.commands import file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 
@@ -81,6 +82,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     if args.out:
         sweep.check_suffix(args.out)
+        file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
     run = find_model(args.model)
     asked = [name for name, task in all_tasks().items() if args.items or not task.brought]
     tasks = list(filter(None, args.tasks.split(","))) or asked

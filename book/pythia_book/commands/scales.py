@@ -6,21 +6,29 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from pythia_core.commands import AddCommand, trained_scales
+from pythia_book.commands import file_to_write
+from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
 
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("budget", _budget, "predict what a scale costs on one GPU: time, FLOP, disk")
-    p.add_argument("--scale", default="gpu", choices=trained_scales())
-    p.add_argument("--way", default="compiled", help="eager, compiled (default), ours or ideal")
+    p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
+    p.add_argument("--scale", default="gpu", choices=["gpu"], help="the only one meant for a GPU")
+    p.add_argument(
+        "--way", default="compiled", help="of training: eager, compiled (default), ours or ideal"
+    )
 
     p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
-    p.add_argument("out", metavar="OUT", type=Path, help="*.tar, or *.tar.xz: smaller, but slow")
-    p.add_argument("--scale", default="gpu", help="which scale will be run (default: gpu)")
+    p.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        help="a name in .tar, or in .tar.xz: smaller, but slow to make",
+    )
+    p.add_argument("--scale", default="gpu", help="the scale that will be run (default: gpu)")
     p.add_argument("--studies", default="", help="comma list (default: all)")
-    p.add_argument("--parcels", type=int, metavar="MIB", help="cut OUT into parts of MIB at most")
+    p.add_argument("--parcels", type=int, metavar="MIB", help="cut OUT into parts of at most MIB")
     packages = p.add_argument_group("packages that the machine lacks")
     packages.add_argument("--wheels", action="store_true", help="fetch them with pip and add them")
     packages.add_argument("--packages", default="", help="which, comma list (default: a few)")
@@ -40,13 +48,23 @@ def _bundle(args: argparse.Namespace) -> None:
     Raises:
         ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.
     """
-    from pythia_book.bundle import PACKAGES, TOP, fetched_packages, make_bundle, split
+    from pythia_book.bundle import (
+        PACKAGES,
+        TOP,
+        check_request,
+        fetched_packages,
+        make_bundle,
+        split,
+    )
     from pythia_book.studies.registry import STUDIES
 
     if not args.wheels and (args.packages or args.python or args.platform):
         raise ConfigError("--packages, --python and --platform say what to fetch: add --wheels")
     studies = tuple(filter(None, args.studies.split(","))) or STUDIES
     names = tuple(filter(None, args.packages.split(","))) or PACKAGES
+    parcel = None if args.parcels is None else args.parcels << 20
+    check_request(args.out, args.scale, studies, parcel)
+    file_to_write("OUT", args.out)
     with contextlib.ExitStack() as stack:
         folder = None
         if args.wheels:
@@ -57,8 +75,8 @@ def _bundle(args: argparse.Namespace) -> None:
         print(f"{n / 1e6:9.1f} MB  {kind}")
     print(f"{size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
     join = ""
-    if args.parcels is not None:
-        pieces = split(args.out, args.parcels << 20)
+    if parcel is not None:
+        pieces = split(args.out, parcel)
         print(f"in {len(pieces)} parcels, {pieces[0].name} to {pieces[-1].name}")
         join = f"cat {args.out.name}.* > {args.out.name} && "
     print(f"there: {join}tar xf {args.out.name} && {TOP}/run.sh; then bring {TOP}/records home")

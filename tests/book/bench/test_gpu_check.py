@@ -10,14 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pythia_book.bench import gpu_check as check
-from pythia_book.bench.gpu_check import Step, plan, read, run_steps, table
-from pythia_book.bench.rows import write_rows
+from pythia_book.bench.gpu_check import Step, plan, run_steps, table
+from pythia_book.bench.rows import read_rows, write_rows
 
 from pythia_core.__main__ import main
 
@@ -90,7 +89,7 @@ def test_a_second_call_goes_on_with_other_sizes(tmp_path: Path, results: Path) -
     [
         ("--only kernel", "unknown part of gpu-check 'kernel'; accepted: correctness, attention, "),
         ("--sizes 160k", "unknown size of gpu-check '160k'"),
-        ("--budget 9min", "a time is seconds, or a number with s, m or h (540, 9m), got '9min'"),
+        ("--budget 9min", "a time is a number, in seconds or with s, m or h (540, 9m), got '9min'"),
         ("--budget 0", "got '0'"),
         ("--budget=-3m", "got '-3m'"),
         ("--budget m", "got 'm'"),
@@ -111,15 +110,6 @@ def test_without_a_card_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureF
     assert "no CUDA device" in said and "--dry-run" in said and len(said.splitlines()) == 1
 
 
-def test_an_installed_wheel_has_no_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "project_root", lambda: tmp_path)
-    for only, is_problem in (((), False), (("correctness",), True)):
-        step = next(s for s in plan(tmp_path, only, (), True) if s.name == "correctness")
-        (row,) = run_steps([step], time.monotonic() + 100, tmp_path, True)
-        assert row["outcome"] == "not here" and "they come with a checkout" in row["why"]
-        assert row["problem"] is is_problem
-
-
 # --- running -------------------------------------------------------------------------------------
 
 
@@ -134,7 +124,7 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
         Step("works", WORKS, "", 20.0),
     ]
     began = time.monotonic()
-    rows = list(run_steps(steps, began + 100, tmp_path, True))
+    rows = list(run_steps(steps, began + 100, tmp_path, False))
     ended = {row["name"]: row["outcome"] for row in rows}
     assert ended == {
         "fails": "failed",
@@ -146,11 +136,27 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
     assert "No such file" in rows[0]["why"]
     assert 6.0 <= rows[1]["seconds"] < 15.0
     assert [row["name"] for row in rows if row["problem"]] == ["fails", "hangs", "takes long"]
-    assert read(tmp_path / "steps.jsonl") == rows
+    assert read_rows(tmp_path / "steps.jsonl") == rows
     said = capsys.readouterr().out
-    assert "== hangs: at most 6 s, " in said and "s of the budget are left" in said
+    assert "== hangs: at most 6 s of the " in said and " s left" in said
     assert "asleep" in (tmp_path / "check.log").read_text()
     assert not processes("asleep")
+
+
+def test_a_dry_run_needs_no_more_time_than_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to start a step, whose time on a card says nothing, nor to let it finish."""
+    began = []
+    monkeypatch.setattr(
+        check, "_run", lambda step, *_: began.append(step) or {"outcome": "ok", "why": ""}
+    )
+    check.gpu_check(20.0, tmp_path / "a", only=("attention", "kernels"), dry_run=True)
+    assert [step.name for step in began] == ["attention", "kernels 160m"]
+    monkeypatch.undo()
+    slow = Step("slow", ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(3)"), "", 0.1)
+    (row,) = run_steps([slow], time.monotonic() + 60, tmp_path, True)
+    assert row["outcome"] == "ok"
 
 
 def test_a_benchmark_without_a_number_has_failed(
@@ -175,15 +181,15 @@ def test_failures_are_named_at_the_end(
 ) -> None:
     steps = [Step("fails", FAILS, "", 20.0), Step("works", WORKS, "", 20.0)]
     monkeypatch.setattr(check, "plan", lambda *_: steps)
-    handler = signal.getsignal(signal.SIGTERM)
     words = ["gpu-check", "--dry-run", "--budget", "2m", "--out", str(tmp_path)]
     assert main(words) == 1
-    assert signal.getsignal(signal.SIGTERM) is handler
     said = capsys.readouterr()
-    assert "1 of 2 steps did not run to their end: fails (failed)" in said.err
+    assert "1 of 2 steps did not finish: fails (failed)" in said.err
     assert "works: ok" in said.out
     monkeypatch.setattr(check, "plan", lambda *_: steps[1:])
     assert main(words) == 0
+    (tmp_path / "steps.jsonl").unlink()  # as after a kill in the first step
+    write_rows([{"kind": "attention", "dry_run": True}], tmp_path / "attention.jsonl", print)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert main([word for word in words if word != "--dry-run"]) == 1
     assert "holds the results of a dry run; name another folder" in capsys.readouterr().err
@@ -197,13 +203,14 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
         [sys.executable, "-m", "pythia_core", *words, "--out", str(out)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        until(lambda: len(read(out / "kernels.jsonl")) > 3)
+        until(lambda: len(read_rows(out / "kernels.jsonl")) > 3)
         assert len(processes(str(out))) == 2
         started.send_signal(number)
-        said, _ = started.communicate(timeout=30)
+        said, complaint = started.communicate(timeout=30)
     finally:
         started.kill()
     until(lambda: not processes(str(out)), 10)
@@ -212,45 +219,55 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
     if number == signal.SIGKILL:
         assert started.returncode == -number
         return
-    assert started.returncode == 130
+    assert started.returncode == 128 + number
+    assert complaint.startswith("stopped; what was measured is kept: run the same command again")
+    assert len(complaint.splitlines()) == 1
     assert "kernels, ms forward and backward:" in said
     assert "kernels 160m: interrupted" in said and "kernels 31m" not in said
 
 
 @pytest.mark.slow
-def test_a_dry_run_from_end_to_end(
-    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-        monkeypatch.delenv(name)  # the tests inside are not part of these
+def test_a_dry_run_from_end_to_end(results: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["gpu-check", "--dry-run", "--budget", "9m"]) == 0
     out = results / "gpu-check"
     said = capsys.readouterr().out
     assert len(list(out.iterdir())) <= 8
-    assert {row["outcome"] for row in read(out / "steps.jsonl")} == {"ok"}
-    passed = {row["name"] for row in read(out / "tests.jsonl") if row["outcome"] == "passed"}
-    assert any("adamw.py" in name for name in passed)
-    assert any("ms" in row for row in read(out / "attention.jsonl"))
-    assert any("tokens_per_s" in row for row in read(out / "train.jsonl"))
-    assert {row["size"] for row in read(out / "kernels.jsonl") if "ms" in row} == {"160m"}
-    for title in ("tests:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
+    assert {row["outcome"] for row in read_rows(out / "steps.jsonl")} == {"ok"}
+    checked = read_rows(out / "correctness.jsonl")[1:]
+    assert {row["outcome"] for row in checked} == {"passed"}
+    assert {"adamw 160m bf16", "training eager bf16"} <= {row["name"] for row in checked}
+    assert any("ms" in row for row in read_rows(out / "attention.jsonl"))
+    assert any("tokens_per_s" in row for row in read_rows(out / "train.jsonl"))
+    assert {row["size"] for row in read_rows(out / "kernels.jsonl") if "ms" in row} == {"160m"}
+    _, _, found = said.partition("\ncorrectness:\n")
+    shown = [text for text in found.splitlines() if text.startswith("  ")]
+    assert shown and all(text.startswith("  [dry run: not a result] ") for text in shown)
+    for name in check.FILES:
+        assert {row["dry_run"] for row in read_rows(out / f"{name}.jsonl")} == {True}, name
+    for title in ("correctness:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
         assert f"\n{title}" in said
 
 
 # --- what was found ------------------------------------------------------------------------------
 
 
-def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "rows.jsonl"
-    assert read(path) == []
+    assert read_rows(path) == []
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read(path) == [{"a": 1}, {"a": 2}]
+    assert read_rows(path) == [{"a": 1}, {"a": 2}]
+    write_rows([{"a": 4}, {"a": 5}], path, lambda _: None)
+    assert read_rows(path) == [{"a": 1}, {"a": 2}, {"a": 4}, {"a": 5}]
+    assert caplog.messages == [f"{path}: skipped damaged line 3"], "once"
+    path.write_bytes(b'{"a": 1}\n[2]\n\xff\x00\n\n')
+    assert read_rows(path) == [{"a": 1}] and "lines 2, 3" in caplog.messages[-1]
 
 
-def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", ["", "[dry run: not a result] "])
+def test_the_table_has_the_newest_of_everything(tmp_path: Path, mark: str) -> None:
     def write(name: str, *rows: dict) -> None:
-        write_rows(rows, tmp_path / name, lambda _: None)
+        marked = [{**row, "dry_run": bool(mark)} for row in rows]
+        write_rows(marked, tmp_path / name, lambda _: None)
 
     attention = {"seq_len": 2048, "head_dim": 64, "library": "flash", "ms": 1.0}
     write(
@@ -269,72 +286,20 @@ def test_the_table_has_the_newest_of_everything(tmp_path: Path) -> None:
         {**kernel, "contender": "liger", "failed": "not here"},
     )
     write(
-        "tests.jsonl",
-        {"name": "a.py::test_b", "outcome": "failed", "why": "was right later"},
-        {"name": "a.py::test_c", "outcome": "failed", "why": "assert 1 == 2"},
-        {"name": "a.py::test_b", "outcome": "passed"},
+        "correctness.jsonl",
+        {"kind": "machine", "device": "a card", "triton": False},
+        {"name": "adamw 1b bf16", "outcome": "failed", "why": "was right later"},
+        {"name": "attention 1b bf16", "outcome": "failed", "why": "outputs differ from fp64 by 1"},
+        {"name": "adamw 1b bf16", "outcome": "passed", "why": ""},
     )
     assert table(tmp_path) == [
-        "tests:",
-        "  1 failed",
-        "  1 passed",
-        "  a.py::test_c: assert 1 == 2",
-        "attention, TFLOP/s forward and backward (of deterministic kernels):",
-        "   2048 tokens, head dim  64, flash        400, bits differ (250)",
+        "correctness:",
+        f"  {mark}1 failed",
+        f"  {mark}1 passed",
+        f"  {mark}attention 1b bf16: outputs differ from fp64 by 1",
+        f"  {mark}without Triton, so its kernels were not checked",
+        "attention, TFLOP/s forward and backward (with deterministic kernels):",
+        f"  {mark} 2048 tokens, head dim  64, flash        400, bits differ (250)",
         "kernels, ms forward and backward:",
-        "     1b adamw                ours 2, reference 4",
+        f"  {mark}   1b adamw                ours 2, reference 4",
     ]
-
-
-# --- the plugin ----------------------------------------------------------------------------------
-
-SAMPLE = """
-import pytest
-def test_good(): pass
-def test_bad(): assert 1 == 2
-@pytest.mark.skip(reason="no card")
-def test_skipped(): pass
-@pytest.fixture
-def broken(): raise KeyError("fixture")
-def test_error(broken): pass
-"""
-
-
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
-def test_every_test_is_a_row(tmp_path: Path, workers: tuple[str, ...]) -> None:
-    (tmp_path / "test_sample.py").write_text(SAMPLE)
-    (tmp_path / "test_syntax.py").write_text("def broken(:\n")
-    rows = tmp_path / "rows.jsonl"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pythia_book.bench.pytest_rows"]
-    command += ["--continue-on-collection-errors", *workers, "--rows", str(rows), str(tmp_path)]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    subprocess.run(
-        command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True
-    )
-    found = {row["name"].split("::")[-1]: row for row in read(rows)}
-    assert {name: row["outcome"] for name, row in found.items()} == {
-        "test_good": "passed",
-        "test_bad": "failed",
-        "test_skipped": "skipped",
-        "test_error": "failed",
-        "test_syntax.py": "failed",
-    }
-    assert found["test_bad"]["why"] == "assert 1 == 2"
-    assert found["test_skipped"]["why"] == "Skipped: no card"
-    assert "SyntaxError" in found["test_syntax.py"]["why"]
-
-
-def test_a_setting_of_a_plugin_that_is_missing_is_accepted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """This project's settings are strict, and a rented card has no pytest-timeout."""
-    from pythia_book.bench import pytest_rows
-
-    settings = []
-    parser = SimpleNamespace(
-        addoption=lambda *_, **__: None, addini=lambda name, _: settings.append(name)
-    )
-    monkeypatch.setattr(pytest_rows.importlib.util, "find_spec", lambda name: None)
-    pytest_rows.pytest_addoption(parser)
-    assert settings == ["timeout"]

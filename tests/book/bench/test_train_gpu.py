@@ -263,12 +263,18 @@ def test_only_rows_of_real_and_newest_runs_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train --device cuda", "no CUDA device that torch sees; on a CPU use --device cpu"),
+        ("train --device cuda", "torch finds no CUDA device; --device cpu measures on the"),
         ("train --device cuda --sizes 9b --dry-run", "unknown size of the benchmark on a GPU '9b'"),
-        ("train --device cuda --dry-run --readme", "--readme means nothing to bench train on a G"),
-        ("train --budget 3", "--budget means nothing to bench train on a CPU; it is of train on"),
-        ("train --device cuda --dry-run --budget 9min", "a time is seconds, or a number with s, m"),
-        ("train --device cuda --dry-run --kernels adamw", "--kernels means nothing to bench train"),
+        ("train --device cuda --dry-run --readme", "--readme does not apply to bench train on a G"),
+        ("train --budget 3", "--budget does not apply to bench train on a CPU, only to train on"),
+        (
+            "train --device cuda --dry-run --budget 9min",
+            "a time is a number, in seconds or with s, m",
+        ),
+        (
+            "train --device cuda --dry-run --kernels adamw",
+            "--kernels does not apply to bench train",
+        ),
         ("terms --device cuda", "bench terms measures on the CPU"),
         ("terms --sizes 7k", "it takes no --sizes"),
     ],
@@ -276,7 +282,7 @@ def test_only_rows_of_real_and_newest_runs_count(tmp_path: Path) -> None:
 def test_what_cannot_be_measured_is_refused_in_words(
     words: str, message: str, capsys: pytest.CaptureFixture
 ) -> None:
-    if "device that torch sees" in message and torch.cuda.is_available():
+    if "finds no CUDA device" in message and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert main(["bench", *words.split()]) == 1
     assert message in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""Is a card right: every kernel against fp64, and the training step against plain torch.
+
+Needs nothing but the installed package. A kernel passes if its outputs and its gradients are at
+most twice as far from fp64 as those of its plain reference in the same dtype, and if a second call
+gives the same bits; fresh memory holds NaN meanwhile, so that an element that nobody writes does
+not pass for a right one. The training step, in each of its modes, has to reach the losses of the
+same model on plain operations in fp32 on the CPU, and to repeat its bits. No kernel may give way to
+a slower operation here: one that does not work has failed. A dry run does the same on tiny CPU
+tensors, where no kernel of a card runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pythia_book.bench.contenders import plain_operations
+from pythia_book.bench.kernels import (
+    Case,
+    Contender,
+    cases,
+    check_can_run,
+    results,
+    shape_of,
+    worst,
+)
+from pythia_book.bench.rows import SKIPPED
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import PythiaError
+from pythia_core.kernels import dispatch
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.execution import EAGER, Execution
+from pythia_core.training.trainer import DTYPES, Trainer
+from pythia_core.util.machine import deterministic, device_info
+
+Row = dict[str, Any]
+UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
+"""Of the training step that is checked; rows this long are several tiles of attention."""
+NEAR = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
+"""How far a loss, in nats, may be from that of plain torch in fp32."""
+
+
+def check_card(
+    sizes: Sequence[str] = (), dry_run: bool = False, budget: float = float("inf")
+) -> Iterator[Row]:
+    """A row for every check as it ends, what training uses first; the first row is the machine.
+
+    Args:
+        sizes: official sizes (default: one of every head dim).
+        dry_run: tiny CPU tensors, to see that everything runs.
+        budget: seconds after which nothing more is begun; the rows say what was left out.
+
+    Raises:
+        ConfigError: no CUDA device and no dry run, an unknown size.
+        PythiaError: after the last row: something is wrong; names it.
+    """
+    deadline = time.monotonic() + budget
+    sizes = check_can_run("correctness", sizes, dry_run)
+    device = "cpu" if dry_run else "cuda"
+    triton = dispatch.use_triton(torch.empty(0, device=device))
+    yield {**device_info(), "kind": "machine", "triton": triton, "dry_run": dry_run}
+    failed, done = [], 0
+    for name, check in _checks(sizes, device):
+        row: Row = {"kind": "check", "name": name, "outcome": "skipped", "why": SKIPPED}
+        if time.monotonic() <= deadline:
+            begun = time.monotonic()
+            try:
+                with dispatch.no_fallback():
+                    why = check()
+            except Exception as error:  # of a compiler, of the driver, out of memory
+                why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+            row |= {"outcome": "failed" if why else "passed", "why": why[:300]}
+            row["seconds"] = round(time.monotonic() - begun, 2)
+            failed += [name] if why else []
+            done += 1
+        yield {**row, "dry_run": dry_run}
+    if failed:
+        raise PythiaError(f"{len(failed)} of {done} checks failed: {', '.join(failed)}")
+
+
+def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Names, and functions that say what is wrong; "" if nothing is."""
+    first = sorted(sizes, key=lambda size: size != "160m")
+    yield from _kernel_checks(first[0], "bf16", device)
+    modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
+    for precision in ("bf16", "fp32", "fp16"):
+        for mode in modes if precision == "bf16" else modes[:2]:
+            yield f"training {mode} {precision}", partial(_training, mode, precision, device)
+    for precision in ("fp32", "fp16"):
+        yield from _kernel_checks(first[0], precision, device)
+    for size in first[1:]:
+        yield from _kernel_checks(size, "bf16", device)
+
+
+# --- kernels -------------------------------------------------------------------------------------
+
+
+def _kernel_checks(
+    size: str, precision: str, device: str
+) -> Iterator[tuple[str, Callable[[], str]]]:
+    torch.manual_seed(0)
+    shape = shape_of(OFFICIAL_SIZES[size], dry_run=device == "cpu", few=True)
+    for case in cases(*shape, DTYPES[precision], device):
+        ours = {case.kernel: case.ours}
+        if dispatch.use_triton(torch.empty(0, device=device)) and "triton" in case.others:
+            ours[f"{case.kernel} by triton"] = case.others["triton"]
+        for name, kernel in ours.items():
+            yield f"{name} {size} {precision}", partial(_kernel, case, kernel)
+
+
+def _kernel(case: Case, ours: Contender) -> str:
+    """What is wrong with a kernel."""
+    torch.manual_seed(2)
+    inputs = case.inputs()
+    exact = results(case.exact, [x.double() for x in inputs], case.differentiated)
+    plain = results(case.reference, inputs, case.differentiated)
+    with deterministic():
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        found, again = (results(ours, inputs, case.differentiated) for _ in range(2))
+    # a mean over many tokens can be exact by chance: not closer than what one rounding leaves
+    least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
+    for what, o, p, e in zip(("outputs", "gradients"), found, plain, exact, strict=True):
+        wrong, bound = worst(o, e), max(2 * worst(p, e), least)
+        if not wrong <= bound:  # NaN is wrong too
+            return f"{what} differ from fp64 by {wrong:.2g}; {bound:.2g} is allowed"
+    pairs = zip((*found[0], *found[1]), (*again[0], *again[1]), strict=True)
+    return "" if all(torch.equal(a, b) for a, b in pairs) else "a second call gives different bits"
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def _training(mode: str, precision: str, device: str) -> str:
+    """What is wrong with a mode of the training step."""
+    seq_len = 32 if device == "cpu" else SEQ_LEN
+    losses, weights = _trained(precision, device, Execution(mode), seq_len)
+    expected = _plain_losses(seq_len)
+    off = max(abs(ours - theirs) for ours, theirs in zip(losses, expected, strict=True))
+    if not off <= NEAR[precision]:
+        return f"a loss differs from plain torch's by {off:.2g}; {NEAR[precision]:.2g} is allowed"
+    if mode == "compile":  # would compile everything again
+        return ""
+    again, twin = _trained(precision, device, EAGER, seq_len)
+    same = losses == again and torch.equal(weights, twin)
+    return "" if same else "a second, eager run gives different bits"
+
+
+@functools.cache
+def _plain_losses(seq_len: int) -> list[float]:
+    with plain_operations():
+        return _trained("fp32", "cpu", EAGER, seq_len)[0]
+
+
+def _trained(
+    precision: str, device: str, execution: Execution, seq_len: int
+) -> tuple[list[float], Tensor]:
+    """Losses of the updates of a tiny model that learns to count, and its weights."""
+    run = RunConfig(
+        ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
+        DataConfig(seq_len=seq_len),
+        TrainConfig(UPDATES, batch_size=4, lr_max=2e-3, micro_batch=2, precision=precision),
+    )
+    trainer = Trainer(run, torch.device(device), execution)
+    losses = [trainer.update(_rows(step, seq_len))[0] for step in range(UPDATES)]
+    return losses, trainer.flat.flat
+
+
+def _rows(step: int, seq_len: int) -> np.ndarray:
+    """Rows to learn: counting on from a random number, now and then by two."""
+    random = np.random.default_rng(step)
+    ways = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
+    return ((random.integers(VOCAB, size=(4, 1)) + ways.cumsum(1)) % VOCAB).astype(np.uint16)

@@ -1,0 +1,116 @@
+"""The check of a card finds what is wrong: numbers, bits, unwritten memory, a kernel that fails."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pythia_book.bench.correctness import _training, check_card
+from pythia_book.bench.rows import SKIPPED
+from torch import Tensor
+
+from pythia_core import kernels
+from pythia_core.__main__ import main
+from pythia_core.errors import ConfigError, PythiaError
+from pythia_core.kernels import dispatch
+
+GELU = kernels.bias_gelu
+
+
+def failures(capsys: pytest.CaptureFixture) -> dict[str, str]:
+    """Of the kernels; by name what was wrong."""
+    assert main(["bench", "correctness", "--dry-run", "--sizes", "31m", "--budget", "9m"]) == 1
+    said = capsys.readouterr()
+    rows = [json.loads(text) for text in said.out.splitlines()]
+    found = {row["name"]: row["why"] for row in rows[1:] if row["outcome"] == "failed"}
+    assert said.err == f"error: {len(found)} of {len(rows) - 1} checks failed: {', '.join(found)}\n"
+    return found
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pythia_book.bench.correctness._training", lambda *_: "")
+
+
+def test_everything_is_right_here(tmp_path: Path) -> None:
+    path = tmp_path / "correctness.jsonl"
+    words = ["bench", "correctness", "--dry-run", "--sizes", "31m,160m", "--json", str(path)]
+    assert main(words) == 0
+    machine, *rows = map(json.loads, path.read_text().splitlines())
+    assert machine["kind"] == "machine" and machine["triton"] is dispatch.use_triton(torch.empty(0))
+    assert all(row["dry_run"] for row in rows)
+    assert {row["outcome"] for row in rows} == {"passed"}
+    names = [row["name"] for row in rows]
+    assert len(names) == len(set(names)) == 4 * 7 + 3
+    assert names[0] == "linear_cross_entropy 160m bf16" and names[-1] == "adamw 31m bf16"
+    assert {f"training eager {p}" for p in ("bf16", "fp32", "fp16")} < set(names)
+
+
+def unwritten(x: Tensor) -> Tensor:
+    fresh = torch.empty_like(x)
+    fresh[1:] = x[1:]
+    return fresh
+
+
+COUNT = itertools.count()
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "why"),
+    [
+        (lambda y: 1.02 * y, "outputs differ from fp64 by 0.02; 0.00"),
+        (lambda y: y + 0.1 * (y - y.detach()), "gradients differ from fp64 by 0.1; 0.00"),
+        (unwritten, "outputs differ from fp64 by nan; "),
+        (lambda y: y * (1 + (next(COUNT) % 2) * 2**-7), "a second call gives different bits"),
+    ],
+)
+def test_a_kernel_that_is_wrong_is_named(
+    spoilt: Callable[[Tensor], Tensor],
+    why: str,
+    no_training: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(kernels, "bias_gelu", lambda *a: spoilt(GELU(*a)))
+    found = failures(capsys)
+    expected = {f"bias_gelu_{f} 31m {p}" for f in ("tanh", "erf") for p in ("bf16", "fp32", "fp16")}
+    assert set(found) == expected
+    assert found["bias_gelu_tanh 31m bf16"].startswith(why)
+
+
+def test_a_kernel_that_fails_gives_way_to_nothing(
+    no_training: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def fails(*_: object) -> Tensor:
+        assert dispatch.strict()
+        raise RuntimeError("ptxas died\nat length")
+
+    monkeypatch.setattr(kernels, "attention", fails)
+    assert set(failures(capsys).values()) == {"RuntimeError: ptxas died"}
+
+
+def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _training("eager", "bf16", "cpu") == ""
+    norm = kernels.layer_norm
+    monkeypatch.setattr(kernels, "layer_norm", lambda x, w, *a: norm(x, 2 * w, *a))
+    why = _training("eager", "fp32", "cpu")
+    assert why.startswith("a loss differs from plain torch's by ") and why.endswith(
+        "; 0.001 is allowed"
+    )
+
+
+def test_what_there_is_no_time_for_is_skipped() -> None:
+    _, *rows = check_card(("31m",), dry_run=True, budget=-1.0)
+    assert {(row["outcome"], row["why"]) for row in rows} == {("skipped", SKIPPED)}
+
+
+def test_what_cannot_be_checked_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"bench correctness takes official sizes \(14m, .*7k"):
+        next(check_card(("7k",), dry_run=True))
+    if not torch.cuda.is_available():
+        with pytest.raises(PythiaError, match="bench correctness needs a CUDA device; --dry-run"):
+            next(check_card())

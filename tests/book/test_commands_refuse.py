@@ -1,0 +1,71 @@
+"""What a command cannot do is refused at once where that can be known, not after the work."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from pythia_core.__main__ import main
+from pythia_core.util import files
+
+WORK = (
+    "pythia_core.data.prepare.prepare",
+    "pythia_core.training.runs.find_run",
+    "pythia_book.released.find.find_model",
+    "pythia_book.released.continued_start.source_of",
+    "pythia_book.bundle.fetched_packages",
+    "pythia_book.bench.train_cpu.matmul_flops",
+)
+"""What the commands below begin with."""
+
+
+@pytest.fixture(autouse=True)
+def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def begun(*_: object, **__: object) -> None:
+        raise AssertionError("work was begun")
+
+    for name in WORK:
+        monkeypatch.setattr(name, begun)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.csv").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("bench train --sizes 9k", "unknown size '9k'"),
+        ("bench train --rounds 0", "rounds must be at least 1, got 0"),
+        ("bench train --json folder.csv", "--json takes the name of a file, folder.csv is a fold"),
+        ("bench terms --json folder.csv", "--json takes the name of a file"),
+        ("bench kernels --rounds 0", "--rounds does not apply to bench kernels"),
+        ("terms RUN word --parquet folder.csv", "--parquet takes the name of a file"),
+        ("evaluate RUN --out folder.csv", "--out takes the name of a file"),
+        ("continue RUN --step 1 --steps 1 --measure", "add --swap"),
+        ("bundle x.tar --wheels --parcels 0", "give at least 1 MiB"),
+        ("bundle x.tar --wheels --scale paper", "do not fit in a bundle"),
+        ("bundle x.zip --wheels", "must end with .tar or .tar.xz"),
+    ],
+)
+def test_before_any_work(words: str, message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(words.split()) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_table_for_a_readme_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "checkout", lambda: None)
+    assert main(["bench", "train", "--device", "cpu", "--readme"]) == 1
+    assert "--readme needs the project's checkout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])
+def test_parquet_that_nothing_here_writes(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "pyarrow" else found(n))
+    assert main(words.split()) == 1
+    assert "pip install pyarrow" in capsys.readouterr().err
