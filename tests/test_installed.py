@@ -177,9 +177,9 @@ def test_the_library_alone_trains_on_a_text_of_ones_own(
 
 
 @pytest.mark.slow
-def test_an_installed_book_checks_a_card(wheel: Path, others: Path, tmp_path: Path) -> None:
+def test_an_installed_book_checks_a_card(wheel: Path, python: Path, tmp_path: Path) -> None:
     words = ["gpu-check", "--dry-run", "--only", "correctness"]
-    done = run(words, tmp_path / "away", [wheel, others])
+    done = run(python, words, tmp_path / "away", [wheel])
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed\n" in done.stdout and " failed\n" not in done.stdout
     assert (tmp_path / "away" / "results" / "gpu-check" / "correctness.jsonl").is_file()
