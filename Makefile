@@ -11,8 +11,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
 STUDY ?= gender_bias
-# the suite first: the others are about its models; by themselves: phases, of the real suite too, and
-# kernels and throughput, which want a GPU
+# The suite first: the others use its models. Left out: phases, which also covers the released models,
+# and kernels and throughput, which want a GPU.
 STUDIES := suite $(filter-out suite phases kernels throughput,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 TORCH_INDEX ?=
 WORKERS ?= 2
@@ -54,7 +54,7 @@ test: $(READY) ## set up, run every test, the notebooks included (at scale smoke
 	@echo "== Running the tests"
 	@OMP_NUM_THREADS=1 exec env -u PYTHIA_COMMAND $(BIN)/python -m pytest tests -n $(WORKERS) --dist loadfile $(PYTEST_ARGS) < /dev/null
 
-studies: $(STUDIES:%=study-%) ## train the suite, run every study on it at SCALE (what is there is not made again)
+studies: $(STUDIES:%=study-%) ## train the suite at SCALE and run its studies (finished work is not repeated)
 
 study-%: $(READY)
 	@exec $(BIN)/python -m pythia_core study $* --scale $(SCALE) < /dev/null

@@ -1,4 +1,4 @@
-"""The command line: `python -m pythia_core COMMAND` (installed as `pythia-book COMMAND`).
+"""Train, inspect and study Pythia models (`python -m pythia_core`, or `pythia-book` if installed).
 
 Those that train are in pythia_core.commands; the book registers its own (pythia_book.commands).
 """
@@ -66,10 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.close()
             return 0
         except OSError as error:
-            print(f"error: {error}. Is there room, and may this be written?", file=sys.stderr)
+            print(f"error: {error}. Check free space and permissions.", file=sys.stderr)
             return 1
         except KeyboardInterrupt as stop:
-            return stopping.said(stop, kept)
+            return stopping.report_stop(stop, kept)
         return 0
 
 

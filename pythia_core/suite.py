@@ -139,7 +139,7 @@ class Scale:
     """Whether it continues from the released models and trains none from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
-        """Sizes given as a comma list, smallest first; empty: `default`, or all of the scale.
+        """Sizes in a comma-separated list, smallest first; empty: `default`, or all of the scale.
 
         Raises:
             ConfigError: an unknown size, or one named twice.
@@ -172,8 +172,8 @@ class Scale:
         """
         if self.published:
             raise ConfigError(
-                f"scale {self.name!r} goes on from the released models and trains none from "
-                "scratch: only studies of released models have it"
+                f"scale {self.name!r} trains no model from scratch; it is for studies of the "
+                "released models"
             )
         shape = size_named(size)
         vocab = 50_304

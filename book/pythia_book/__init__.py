@@ -9,13 +9,14 @@ name in `EXTENSIONS` (and identically as entry points in pyproject.toml).
     released     the released Pythia: its recipe; fetched, audited, streamed, trained further
     published    the released evaluation results, as tables and figures
     pages        drawings and numbers of the explanatory pages: batch, rotary, recipe, real suite
-    bench        speed against named peers, and a cost model of the training step
+    bench        speed against named baselines, correctness on a GPU, a cost model of training
     commands     this package's part of the command line
 
     study, stats, measurements       what studies share
     budget, bundle                   what a scale costs on another machine, all it needs there
-    records, shown, notebooks        what a study found, which run a page shows, running notebooks
-    style, papermill_engine          how figures look, how papermill runs a notebook
+    records, shown                   what a study found, which run a page shows
+    notebooks, papermill_engine      notebook files, running them
+    style                            how figures and tables look
     sphinx_pages, sphinx_drawings    how the site is built
 """
 

@@ -24,11 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pythia_book import notebooks
 from pythia_book.notebooks import KEPT
 from pythia_core.errors import PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL, is_live
-from pythia_core.util.stopping import SIGNALS, Stopped, ignored, said, stop_requests
+from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
 BEGUN = 0.5
 """Seconds in which a kernel begins a cell that was sent to it; idle, it ignores an interrupt."""
@@ -113,21 +114,19 @@ def complete(arguments: list[str]) -> list[str]:
     source = Path(positional[0]).resolve()
     if source.suffix != ".ipynb" or not source.is_file():
         return arguments
-    from pythia_book.notebooks import notebooks_dir, output_path, parameters_of, read_notebook
-
-    if source.parent != notebooks_dir().resolve():
+    if source.parent != notebooks.notebooks_dir().resolve():
         return arguments
     added = [] if "--engine" in names else ["--engine", "pythia"]
     if len(positional) == 1:
         scale = scale_given(options)
         if scale is None:
-            default = parameters_of(read_notebook(source)).get("scale")
+            default = notebooks.parameters_of(notebooks.read_notebook(source)).get("scale")
             scale = default.default if default else "laptop"
         if scale not in SCALES:
             from pythia_core.errors import ConfigError
 
             raise ConfigError(one_of(scale, SCALES, "scale"))
-        target = output_path(source.stem, scale)
+        target = notebooks.output_path(source.stem, scale)
         target.parent.mkdir(parents=True, exist_ok=True)
         # papermill formats its paths with the parameters, hence the doubled braces
         path = os.path.relpath(target).replace("{", "{{").replace("}", "}}")
@@ -160,7 +159,7 @@ _in_papermill_command = False
 
 def _leave(number: int, _frame: Any) -> None:
     """What Ctrl-C and SIGTERM do to the command papermill while nothing needs to be saved."""
-    os._exit(said(Stopped(number=number), KEPT))
+    os._exit(report_stop(Stopped(number=number), KEPT))
 
 
 def _on_import() -> None:
@@ -246,7 +245,7 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
                     raise Stopped(number=number) from None
     except Stopped as stop:
         if _in_papermill_command:
-            raise SystemExit(said(stop, KEPT)) from None
+            raise SystemExit(report_stop(stop, KEPT)) from None
         raise
 
 
@@ -273,8 +272,6 @@ class PythiaEngine:
         import click
         from papermill.engines import NBClientEngine
 
-        from pythia_book import notebooks
-        from pythia_book.notebooks import clean_notebook
         from pythia_book.records import outlook
 
         given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
@@ -294,9 +291,9 @@ class PythiaEngine:
             nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
         if not notebooks.has_errors(nb):  # a failed notebook keeps everything that may explain it
             nb.metadata[notebooks.STAMP] = stamp
-            clean_notebook(nb)
+            notebooks.clean_notebook(nb)
         if _in_papermill_command:  # which has only to write it
-            ignored()
+            ignore_signals()
         return nb
 
 
@@ -323,8 +320,6 @@ def run_study(
         PythiaError: a cell failed or the kernel died; says where to look.
         Stopped: after SIGINT or SIGTERM; an earlier run's notebook is as it was.
     """
-    from pythia_book import notebooks
-
     source = notebooks.notebook_path(study)
     notebook = notebooks.read_notebook(source)
     given = {**(parameters or {}), **({"scale": scale} if scale else {})}

@@ -33,4 +33,4 @@ class AddCommand(Protocol):
 
 def trained_scales() -> list[str]:
     """Scales whose models are trained from scratch."""
-    return sorted(name for name, scale in SCALES.items() if not scale.published)
+    return [name for name, scale in SCALES.items() if not scale.published]

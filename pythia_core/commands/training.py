@@ -17,12 +17,14 @@ from pythia_core.training.schedule import PAPER_FORKS
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("prepare", _prepare, "fetch the corpus, train the tokenizer, lay out the rows")
-    p.add_argument("--scale", default="laptop", choices=trained_scales())
+    p = command("prepare", _prepare, "fetch and tokenize the corpus; train its tokenizer if needed")
+    p.add_argument(
+        "--scale", default="laptop", choices=trained_scales(), help="its text (default: laptop)"
+    )
     p.set_defaults(kept="what was prepared is kept")
     _add_text(p)
 
-    p = command("train", _train, "train a run, or find it if it exists")
+    p = command("train", _train, "train a model, or find the run if it exists")
     p.set_defaults(kept="what was trained is kept")
     p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
     p.add_argument("--scale", default="laptop", help=f"one of {', '.join(trained_scales())}")
@@ -31,14 +33,14 @@ def add(command: AddCommand) -> None:
     p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
     p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")
     p.add_argument("--lr", type=float, help="peak learning rate (default: the size's)")
-    p.add_argument("--precision", choices=PRECISIONS, help="default: bf16 where hardware has it")
+    p.add_argument("--precision", choices=PRECISIONS, help="(default: bf16 if supported)")
     p.add_argument(
         "--execution",
         help=f"{', '.join(MODES)}, each also with +recompute, which saves memory; graph is for "
         f"CUDA devices (default: the variable {VARIABLE}, or eager)",
     )
-    p.add_argument("--order-seed", type=int, default=1234)
-    p.add_argument("--weight-seed", type=int, default=1234)
+    p.add_argument("--order-seed", type=int, default=1234, help="of the data order (1234)")
+    p.add_argument("--weight-seed", type=int, default=1234, help="of the initial weights (1234)")
     p.add_argument("--swap", choices=SWAPS, help="train a fork whose data is swapped from --start")
     p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
     p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")

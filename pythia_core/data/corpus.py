@@ -148,7 +148,7 @@ def _registered_corpus(name: str) -> RegisteredCorpus:
     point = registered("corpora").get(name)
     if point is None:
         raise DataError(
-            f"the corpus {name!r} is in the package pythia_book, which is not installed; install "
-            "the whole project, or name a file or folder of your own text (--corpus)"
+            f"the corpus {name!r} comes with pythia_book, which is not installed; install the "
+            "whole project, or name a file or folder of your own text (--corpus)"
         )
     return point.load()

@@ -1,6 +1,6 @@
-"""A corpus of one's own: the user's .jsonl and .txt files, or "hf:NAME".
+"""The user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
-JSONL has one object a line with a string under "text"; a .txt file is one document; both may be
+JSONL has one object per line with a string under "text"; a .txt file is one document; both may be
 gzipped. Reading is strict: a line that is not what it should be stops with its file and line,
 because skipping it would change the data silently. Lines end with "\\n" only (other Unicode line
 separators may occur inside JSON strings).

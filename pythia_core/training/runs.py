@@ -242,7 +242,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
         raise ConfigError(
             f"{config.train.steps} steps of {config.train.batch_size} rows need more data than "
             f"there is: the order has {data.rows.n_rows} rows, enough for {available} "
-            "of them. Use fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
+            "steps. Use fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
         )
     identity = run_identity(config, data.fingerprint, execution or Execution.chosen())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
@@ -302,7 +302,7 @@ def find_run(name: str) -> Run:
     found = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
     if len(found) != 1:
         listing = "\n  ".join(r.name for r in runs) or "none yet"
-        raise CheckpointError(f"{len(found)} runs match {name!r}; there are:\n  {listing}")
+        raise CheckpointError(f"{len(found)} runs match {name!r}; existing runs:\n  {listing}")
     return open_run(found[0])
 
 

@@ -2,7 +2,7 @@
 
 Work that can save its state asks `stop_requests` whether it should, and raises `Stopped` once it
 has. Everything else is interrupted where it is: files are written wholly or not at all. A command
-then says in one line what is kept (`said`) and exits with 128 plus the number of the signal.
+then says in one line what is kept (`report_stop`) and exits with 128 plus the number of the signal.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def uninterrupted_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignored() -> None:
+def ignore_signals() -> None:
     """From now on neither signal does anything: what is left to do is short."""
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
-def said(stop: KeyboardInterrupt, kept: str | None = "") -> int:
+def report_stop(stop: KeyboardInterrupt, kept: str | None = "") -> int:
     """Say in one line on the error stream that the command was stopped, and how to go on.
 
     Args:
@@ -131,7 +131,7 @@ def said(stop: KeyboardInterrupt, kept: str | None = "") -> int:
         interrupting, and logs nothing more.
     """
     logging.disable()
-    ignored()
+    ignore_signals()
     typed = os.environ.get(COMMAND)
     again = f"run {f'`{typed}`' if typed else 'the same command'} again"
     if kept is None:

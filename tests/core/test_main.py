@@ -39,7 +39,10 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         (["train", "7k", "--micro-batch", "5"], "micro_batch=5 does not divide batch_size=32"),
         (["study", "gender_bia"], "unknown study 'gender_bia'.*Did you mean 'gender_bias'"),
         (["study", "gender_bias", "-p", "seed=1"], "unknown parameter 'seed'"),
-        (["inspect", "nothing", "--step", "3"], "0 runs match 'nothing'; there are:\n  none yet"),
+        (
+            ["inspect", "nothing", "--step", "3"],
+            "0 runs match 'nothing'; existing runs:\n  none yet",
+        ),
         (["bench", "train", "--sizes", "9k"], "unknown size '9k'"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Speed against named peers, and what a training step should cost."""
+"""Speed against named baselines, correctness on a GPU, and what a training step should cost."""

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from pythia_book.bench.kernels import timing
+from pythia_book.bench.kernels import check_can_run, timing
 from pythia_book.bench.rows import SKIPPED
-from pythia_core.errors import ConfigError
 from pythia_core.kernels.attention_backends import LIBRARIES, library_attention, missing
 from pythia_core.util.machine import deterministic, device_info
 
@@ -44,8 +43,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
     Raises:
         ConfigError: no CUDA device and no dry run.
     """
-    if not dry_run and not torch.cuda.is_available():
-        raise ConfigError("bench attention needs a CUDA device; --dry-run runs it on tiny tensors")
+    check_can_run("attention", (), dry_run)
     deadline = time.monotonic() + budget
     cudnn = None if dry_run else torch.backends.cudnn.version()
     yield {**device_info(), "kind": "machine", "cudnn": cudnn, "dry_run": dry_run}

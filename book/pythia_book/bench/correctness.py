@@ -1,11 +1,11 @@
-"""Is a card right: every kernel against fp64, and the training step against plain torch.
+"""Correctness on a GPU: every kernel against fp64, the training step against plain torch.
 
 Needs nothing but the installed package. A kernel passes if its outputs and its gradients are at
 most twice as far from fp64 as those of its plain reference in the same dtype, and if a second call
-gives the same bits; fresh memory holds NaN meanwhile, so that an element that nobody writes does
-not pass for a right one. The training step, in each of its modes, has to reach the losses of the
-same model on plain operations in fp32 on the CPU, and to repeat its bits. No kernel may give way to
-a slower operation here: one that does not work has failed. A dry run does the same on tiny CPU
+gives the same bits; fresh memory is filled with NaN, so that an element left
+unwritten is caught. The training step, in each of its modes, has to reach the losses of the
+same model on plain operations in fp32 on the CPU, and to repeat its bits. No kernel may fall
+back to a slower operation: one that does not run has failed. A dry run does the same on tiny CPU
 tensors, where no kernel of a card runs.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from pythia_book.bench.contenders import plain_operations
 from pythia_book.bench.kernels import (
     Case,
-    Contender,
+    Implementation,
     cases,
     check_can_run,
     results,
@@ -43,7 +43,7 @@ from pythia_core.util.machine import deterministic, device_info
 Row = dict[str, Any]
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
 """Of the training step that is checked; rows this long are several tiles of attention."""
-NEAR = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
+LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 """How far a loss, in nats, may be from that of plain torch in fp32."""
 
 
@@ -92,7 +92,10 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
     for precision in ("bf16", "fp32", "fp16"):
         for mode in modes if precision == "bf16" else modes[:2]:
-            yield f"training {mode} {precision}", partial(_training, mode, precision, device)
+            yield (
+                f"training {mode} {precision}",
+                partial(_training_problem, mode, precision, device),
+            )
     for precision in ("fp32", "fp16"):
         yield from _kernel_checks(first[0], precision, device)
     for size in first[1:]:
@@ -112,10 +115,10 @@ def _kernel_checks(
         if dispatch.use_triton(torch.empty(0, device=device)) and "triton" in case.others:
             ours[f"{case.kernel} by triton"] = case.others["triton"]
         for name, kernel in ours.items():
-            yield f"{name} {size} {precision}", partial(_kernel, case, kernel)
+            yield f"{name} {size} {precision}", partial(_kernel_problem, case, kernel)
 
 
-def _kernel(case: Case, ours: Contender) -> str:
+def _kernel_problem(case: Case, ours: Implementation) -> str:
     """What is wrong with a kernel."""
     torch.manual_seed(2)
     inputs = case.inputs()
@@ -124,7 +127,7 @@ def _kernel(case: Case, ours: Contender) -> str:
     with deterministic():
         torch.utils.deterministic.fill_uninitialized_memory = True
         found, again = (results(ours, inputs, case.differentiated) for _ in range(2))
-    # a mean over many tokens can be exact by chance: not closer than what one rounding leaves
+    # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
     for what, o, p, e in zip(("outputs", "gradients"), found, plain, exact, strict=True):
         wrong, bound = worst(o, e), max(2 * worst(p, e), least)
@@ -137,14 +140,15 @@ def _kernel(case: Case, ours: Contender) -> str:
 # --- training ------------------------------------------------------------------------------------
 
 
-def _training(mode: str, precision: str, device: str) -> str:
+def _training_problem(mode: str, precision: str, device: str) -> str:
     """What is wrong with a mode of the training step."""
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _trained(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
     off = max(abs(ours - theirs) for ours, theirs in zip(losses, expected, strict=True))
-    if not off <= NEAR[precision]:
-        return f"a loss differs from plain torch's by {off:.2g}; {NEAR[precision]:.2g} is allowed"
+    allowed = LOSS_TOLERANCE[precision]
+    if not off <= allowed:
+        return f"a loss differs from plain torch's by {off:.2g}; {allowed:.2g} is allowed"
     if mode == "compile":  # would compile everything again
         return ""
     again, twin = _trained(precision, device, EAGER, seq_len)
@@ -175,5 +179,5 @@ def _trained(
 def _rows(step: int, seq_len: int) -> np.ndarray:
     """Rows to learn: counting on from a random number, now and then by two."""
     random = np.random.default_rng(step)
-    ways = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
-    return ((random.integers(VOCAB, size=(4, 1)) + ways.cumsum(1)) % VOCAB).astype(np.uint16)
+    strides = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
+    return ((random.integers(VOCAB, size=(4, 1)) + strides.cumsum(1)) % VOCAB).astype(np.uint16)

@@ -191,7 +191,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
         write_rows([row], out / "steps.jsonl", lambda _: None)
         yield row
         if row["outcome"] == "interrupted":
-            raise Stopped("stopped; what was measured is kept", row["signal"])
+            raise Stopped(f"stopped; what was measured is in {out}", row["signal"])
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:

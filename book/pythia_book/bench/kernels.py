@@ -42,7 +42,7 @@ from pythia_core.util.machine import device_info
 
 # --- operations and contenders ---------------------------------------------------------------
 
-Contender = Callable[..., Tensor | Sequence[Tensor]]
+Implementation = Callable[..., Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class Case:
     kernel: str
     shape: dict[str, int]
     inputs: Callable[[], list[Tensor]]
-    ours: Contender
-    reference: Contender
-    exact: Contender
+    ours: Implementation
+    reference: Implementation
+    exact: Implementation
     unit: str
     work: dict[str, tuple[float, str]]
-    others: dict[str, Contender] = field(default_factory=dict)
+    others: dict[str, Implementation] = field(default_factory=dict)
     differentiated: bool = True
 
 
-def _liger(targets: Tensor, dtype: torch.dtype) -> dict[str, Contender]:
+def _liger(targets: Tensor, dtype: torch.dtype) -> dict[str, Implementation]:
     """Liger-Kernel's fused loss where it is installed."""
     if importlib.util.find_spec("liger_kernel") is None:
         return {}
@@ -88,7 +88,7 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
     constants, decayed = AdamW(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
-    def by(update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool) -> Contender:
+    def by(update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool) -> Implementation:
         def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
             moving = Moving(p, g, m, v, copy, decayed)
             update(moving, constants, 1e-3, 10, factor.to(p), skip)
@@ -111,7 +111,7 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
     )
 
 
-def _by(library: str, cos: Tensor, sin: Tensor) -> Contender:
+def _by(library: str, cos: Tensor, sin: Tensor) -> Implementation:
     return lambda qkv: attention_by(qkv, cos, sin, library)
 
 
@@ -283,19 +283,19 @@ def ceilings(
     }
 
 
-def _outputs(contender: Contender, leaves: list[Tensor]) -> list[Tensor]:
-    made = contender(*leaves)
+def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tensor]:
+    made = implementation(*leaves)
     return [made] if isinstance(made, Tensor) else list(made)
 
 
 def results(
-    contender: Contender, inputs: list[Tensor], differentiated: bool
+    implementation: Implementation, inputs: list[Tensor], differentiated: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
     if not differentiated:
-        return [o.double() for o in _outputs(contender, [x.clone() for x in inputs])], []
+        return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    outputs = _outputs(contender, [x * 1 for x in leaves])  # some contenders overwrite theirs
+    outputs = _outputs(implementation, [x * 1 for x in leaves])  # some contenders overwrite theirs
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
     grads = torch.autograd.grad(outputs, leaves, upstream)
@@ -307,29 +307,29 @@ def worst(actual: list[Tensor], exact: list[Tensor]) -> float:
     return max((((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs), default=0.0)
 
 
-def errors(case: Case, contender: Contender) -> dict[str, float]:
+def errors(case: Case, implementation: Implementation) -> dict[str, float]:
     """By direction the largest norm-wise relative error of a result against fp64."""
     torch.manual_seed(2)
     inputs = case.inputs()
     exact = results(case.exact, [x.double() for x in inputs], case.differentiated)
-    ours = results(contender, inputs, case.differentiated)
+    ours = results(implementation, inputs, case.differentiated)
     forward, backward = map(worst, ours, exact)
     return {"forward": forward, "backward": backward, "both": max(forward, backward)}
 
 
-def _call(case: Case, contender: Contender, direction: str) -> Callable[[], Any]:
+def _call(case: Case, implementation: Implementation, direction: str) -> Callable[[], Any]:
     """What is timed."""
     if not case.differentiated:
         changed = case.inputs()
-        return lambda: contender(*changed)
+        return lambda: implementation(*changed)
     leaves = [x.requires_grad_() for x in case.inputs()]
-    outputs = _outputs(contender, leaves)
+    outputs = _outputs(implementation, leaves)
     upstream = [torch.randn_like(o) for o in outputs]
     if direction == "forward":
-        return lambda: _outputs(contender, leaves)
+        return lambda: _outputs(implementation, leaves)
     if direction == "backward":
         return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
-    return lambda: torch.autograd.grad(_outputs(contender, leaves), leaves, upstream)
+    return lambda: torch.autograd.grad(_outputs(implementation, leaves), leaves, upstream)
 
 
 def _peak(call: Callable[[], Any], device: str) -> int | None:
@@ -373,7 +373,7 @@ def measure(
         ),
         **{name: (other, small.others[name]) for name, other in case.others.items()},
     }
-    for name, (contender, on_few) in contenders.items():
+    for name, (implementation, on_few) in contenders.items():
         common: dict[str, Any] = {
             "kernel": case.kernel,
             "shape": case.shape,
@@ -388,7 +388,7 @@ def measure(
                 if not failed:
                     with dispatch.no_fallback():
                         wrong = wrong or errors(small, on_few)
-                        call = _call(case, contender, direction)
+                        call = _call(case, implementation, direction)
                         measured = timing(call, device, seconds, calls)
                         measured |= {"peak_bytes": _peak(call, device)}
                     row |= {**measured, "relative_error": wrong[direction]}
@@ -484,7 +484,7 @@ def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
     if not path:
         return list(bench_kernels(sizes, dry_run=not torch.cuda.is_available()))
     if not Path(path).is_file():
-        raise DataError(f"{path} is no file of `bench kernels --json`")
+        raise DataError(f"{path} is not a file written by `bench kernels --json`")
     rows = read_rows(Path(path))
     heads = [row for row in rows if "copy_gb_per_s" in row]
     if not heads or "copy_gb_per_s" not in rows[0]:

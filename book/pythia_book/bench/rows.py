@@ -50,7 +50,7 @@ def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], Non
 
 
 def _end_cut_line(path: Path) -> None:
-    """Else the next row would be glued to what is left of a row, and lost with it."""
+    """Otherwise the next row would be appended to a truncated one, and lost with it."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)

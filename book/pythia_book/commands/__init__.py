@@ -1,6 +1,6 @@
 """The book's part of the command line: studies, models, data, speed, other machines.
 
-What can be known to be wrong is refused at the start, before minutes of work.
+Bad arguments are refused at the start, not after minutes of work.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ ONLY_FOR = {
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("bench", _bench, "measure speed against a named peer in the same run")
+    p = command("bench", _bench, "measure speed against a baseline, or check correctness")
     p.add_argument(
         "what",
         choices=("train", "terms", "generate", "kernels", "attention", "correctness"),
@@ -36,7 +36,9 @@ def add(command: AddCommand) -> None:
         "attention by every library, or whether kernels and training are correct",
     )
     p.add_argument("--device", choices=("cpu", "cuda"), help="where to train (default: cpu)")
-    p.add_argument("--sizes", default="", help="comma list (default: those meant for the device)")
+    p.add_argument(
+        "--sizes", default="", help="comma-separated list (default: those meant for the device)"
+    )
     p.add_argument("--json", metavar="FILE", help="also write the full result to this file")
     p.add_argument("--rounds", type=int, help="train on a CPU, terms, generate: repeats")
     p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
@@ -46,15 +48,19 @@ def add(command: AddCommand) -> None:
     p.add_argument("--dry-run", action="store_true", help="run all of it at tiny sizes on the CPU")
     p.add_argument("--budget", metavar="TIME", help="on a GPU: start nothing after this, e.g. 9m")
     p.add_argument("--seconds", type=float, help="on a GPU: least time per measurement")
-    p.add_argument("--kernels", help="kernels: comma list of operations (default: all)")
+    p.add_argument("--kernels", help="kernels: comma-separated list of operations (default: all)")
 
     p = command("gpu-check", _gpu_check, "check and measure a GPU within a time budget")
     p.add_argument("--budget", default="15m", metavar="TIME", help="e.g. 9m or 540s (default 15m)")
     p.add_argument("--out", metavar="DIR", help="folder for results (default: results/gpu-check)")
     p.add_argument(
-        "--only", default="", help="comma list of correctness,attention,train,kernels,study"
+        "--only",
+        default="",
+        help="comma-separated list of correctness,attention,train,kernels,study",
     )
-    p.add_argument("--sizes", default="", help="comma list (default: 160m, then the others)")
+    p.add_argument(
+        "--sizes", default="", help="comma-separated list (default: 160m, then the others)"
+    )
     p.add_argument("--dry-run", action="store_true", help="run all of it at tiny sizes on the CPU")
 
 

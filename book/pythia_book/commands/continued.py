@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def add(command: AddCommand) -> None:
     """Add this command to the parser."""
     p = command(
-        "continue", _continue, "train on from a checkpoint, a run's or a published one, and swap"
+        "continue", _continue, "continue training from any checkpoint, with or without a swap"
     )
     p.set_defaults(kept="what was fetched and trained is kept")
     p.add_argument(
@@ -49,23 +49,23 @@ def add(command: AddCommand) -> None:
         "--state",
         default="auto",
         choices=("auto", "kept", "weights"),
-        help="of a run: its kept optimizer state, or its weights only (default: what there is)",
+        help="for a run: its optimizer state (kept) or weights only (default: kept if there)",
     )
     p.add_argument(
         "--rewarm",
         choices=("linear", "none", "constant"),
         help="how the learning rate begins without an optimizer state (default: linear)",
     )
-    p.add_argument("--rewarm-updates", type=int, default=0, help="of linear (default: 1 %%)")
+    p.add_argument("--rewarm-updates", type=int, default=0, help="for linear (default: 1 %%)")
     how = p.add_argument_group("how the model was trained (default: as Pythia, or as the run)")
     how.add_argument("--schedule-steps", type=int, help="updates of the whole schedule")
     how.add_argument("--batch-size", type=int, help="rows per update")
     how.add_argument("--lr", type=float, help="peak learning rate")
-    how.add_argument("--micro-batch", type=int, help="rows per pass")
+    how.add_argument("--micro-batch", type=int, help="rows per forward/backward")
     how.add_argument("--precision", choices=PRECISIONS)
-    p.add_argument("--plan", action="store_true", help="print what it needs and takes, and stop")
-    p.add_argument("--yes", action="store_true", help="begin even if it is long or fetches much")
-    p.add_argument("--measure", action="store_true", help="then ask both arms the gender measures")
+    p.add_argument("--plan", action="store_true", help="print what it needs and costs; exit")
+    p.add_argument("--yes", action="store_true", help="start even if it is long or large")
+    p.add_argument("--measure", action="store_true", help="measure gender bias in both arms")
 
 
 def _continue(args: argparse.Namespace) -> None:
@@ -176,7 +176,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 def _report(run: Continued, measure: bool) -> None:
     from pythia_book.studies.gender_bias.continued import continuity, effects
 
-    print("\nloss on rows to come, ours and the source's (nats a token)")
+    print("\nloss on upcoming rows, ours and the source's (nats per token)")
     print(continuity(run).to_string(index=False, float_format="%.4f"))
     if measure:
         print("\nboth arms, and the change with its 95 % interval")

@@ -19,25 +19,28 @@ if TYPE_CHECKING:
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("inspect", _inspect, "show the decoded batch of a step, of a run or of token files")
+    p = command("inspect", _inspect, "show the batch of a step, decoded, from a run or token files")
     p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
     p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
     p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
-    p.add_argument("--ids", action="store_true", help="of DATA, print ids; needs no tokenizer")
+    p.add_argument("--ids", action="store_true", help="with --data: print token ids, no text")
     _data_arguments(p)
 
     p = command(
-        "find", _find, "find a text in what was trained on: which updates saw it, and where"
+        "find",
+        _find,
+        "find a text in the training data: which updates saw it, and where",
+        usage="%(prog)s [options] [RUN] TEXT",
     )
-    p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="a run unless --data is given")
-    p.add_argument("--tokens", action="store_true", help="match token ids instead of letters")
+    p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="run (not with --data) and text")
+    p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
     p.add_argument("--ignore-case", action="store_true", help="match upper and lower case alike")
     p.add_argument("--from-step", type=int, default=0, help="first update to look at (default 0)")
-    p.add_argument("--to-step", type=int, help="first update not to look at (default: the end)")
+    p.add_argument("--to-step", type=int, help="update at which to stop (default: the end)")
     p.add_argument("--limit", type=int, default=20, help="occurrences to print (default 20)")
     _data_arguments(p)
 
-    p = command("terms", _terms, "count words in what a run has read, up to its checkpoints")
+    p = command("terms", _terms, "count words in the training data of a run, up to each checkpoint")
     p.add_argument("run", metavar="RUN", help=RUN)
     p.add_argument("terms", nargs="+", metavar="TERM", help='words, e.g. "Parliament" "New York"')
     p.add_argument("--ignore-case", action="store_true", help="count upper and lower case alike")
@@ -53,16 +56,18 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         help="pile-standard, pile-deduped, pile-seed0..9 (read over the network, only the rows "
         "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
     )
-    data.add_argument("--tokenizer", default="neox-20b", help="or the path of a tokenizer.json")
-    data.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
-    data.add_argument("--batch-size", type=int, default=1024, help="rows (default 1024)")
     data.add_argument(
-        "--dtype", default="<u2", choices=("<u2", "<i4"), help="of ids without an index"
+        "--tokenizer", default="neox-20b", help="or a tokenizer.json (default neox-20b)"
     )
-    data.add_argument("--seed", type=int, default=1234, help="of the order of a PREFIX")
-    data.add_argument("--epochs", type=int, help="of the order of a PREFIX (default 1)")
+    data.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
+    data.add_argument("--batch-size", type=int, default=1024, help="rows per update (default 1024)")
     data.add_argument(
-        "--steps", type=int, help="or as many epochs as this many updates need: 143000 for Pythia"
+        "--dtype", default="<u2", choices=("<u2", "<i4"), help="token type if there is no .idx"
+    )
+    data.add_argument("--seed", type=int, default=1234, help="with a PREFIX: of the order")
+    data.add_argument("--epochs", type=int, help="with a PREFIX: passes over it (default 1)")
+    data.add_argument(
+        "--steps", type=int, help="with a PREFIX, not --epochs: number of updates (Pythia: 143000)"
     )
 
 

@@ -13,24 +13,24 @@ MODEL = f"{RUN}; or a published model's folder or hub name"
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("convert", _convert, "write a model in another format")
+    p = command("convert", _convert, "convert a model to our format or to that of transformers")
     p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository of the hub")
     p.add_argument("target", metavar="DST", help="a new folder")
     p.add_argument("--to", default="", choices=("hf", "pythia"), help="default: the other one")
-    p.add_argument("--revision", default="main", help="of a repository, e.g. step3000")
-    p.add_argument("--step", type=int, help="of a run (default: the last)")
+    p.add_argument("--revision", default="main", help="for a repository, e.g. step3000")
+    p.add_argument("--step", type=int, help="for a run (default: the last)")
     p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
-    p.add_argument("--size", default="", help="of native GPT-NeoX files, e.g. 70m")
+    p.add_argument("--size", default="", help="for GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(kept="what was measured is kept")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
-        "--tasks", default="", help="comma list (default: all; wsc, logiqa need --items)"
+        "--tasks", default="", help="comma-separated list (default: all; wsc, logiqa need --items)"
     )
     p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
-    p.add_argument("--shots", type=int, help="solved examples (default: the task's, mostly 0)")
-    p.add_argument("--limit", type=int, help="items of a task, a fixed sample (default: all)")
+    p.add_argument("--shots", type=int, help="in-context examples (default: per task)")
+    p.add_argument("--limit", type=int, help="items per task, same each time (default: all)")
     p.add_argument("--items", metavar="FOLDER", help="items from FOLDER/TASK.jsonl")
     p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
 
@@ -42,14 +42,14 @@ def add(command: AddCommand) -> None:
 
     p = command("generate", _generate, "continue a text with a checkpoint")
     p.add_argument("model", metavar="MODEL", help=MODEL)
-    p.add_argument("--prompt", action="append", required=True, help="may be given several times")
+    p.add_argument("--prompt", action="append", required=True, help="text to continue; repeatable")
     p.add_argument("--step", type=int, help="which checkpoint (default: the last)")
     p.add_argument("--tokens", type=int, default=32, help="at most this many (default 32)")
     p.add_argument("--until", action="append", default=[], help="stop before this text")
-    p.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
-    p.add_argument("--top-k", type=int, default=0)
-    p.add_argument("--top-p", type=float, default=1.0)
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
+    p.add_argument("--top-k", type=int, default=0, help="of the k likeliest (0: all)")
+    p.add_argument("--top-p", type=float, default=1.0, help="of the likeliest with mass p")
+    p.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
 
     p = command("verify", _verify, "check a run against its hashes, or audit a published model")
     p.add_argument(

@@ -19,19 +19,21 @@ def add(command: AddCommand) -> None:
         "--way", default="compiled", help="of training: eager, compiled (default), ours or ideal"
     )
 
-    p = command("bundle", _bundle, "pack what a machine without a network needs to run studies")
+    p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
     p.add_argument(
         "out",
         metavar="OUT",
         type=Path,
-        help="a name in .tar, or in .tar.xz: smaller, but slow to make",
+        help="archive to write, .tar or .tar.xz (smaller, but slow to make)",
     )
     p.add_argument("--scale", default="gpu", help="the scale that will be run (default: gpu)")
-    p.add_argument("--studies", default="", help="comma list (default: all)")
-    p.add_argument("--parcels", type=int, metavar="MIB", help="cut OUT into parts of at most MIB")
-    packages = p.add_argument_group("packages that the machine lacks")
+    p.add_argument("--studies", default="", help="comma-separated list (default: all)")
+    p.add_argument("--parcels", type=int, metavar="MIB", help="split OUT into parts of at most MIB")
+    packages = p.add_argument_group("Python packages that the offline machine lacks")
     packages.add_argument("--wheels", action="store_true", help="fetch them with pip and add them")
-    packages.add_argument("--packages", default="", help="which, comma list (default: a few)")
+    packages.add_argument(
+        "--packages", default="", help="which, comma-separated list (default: a few)"
+    )
     packages.add_argument("--python", default="", help="its Python, e.g. 3.12 (default: as here)")
     packages.add_argument("--platform", default="", help="e.g. manylinux_2_28_x86_64")
 
@@ -79,4 +81,4 @@ def _bundle(args: argparse.Namespace) -> None:
         pieces = split(args.out, parcel)
         print(f"in {len(pieces)} parcels, {pieces[0].name} to {pieces[-1].name}")
         join = f"cat {args.out.name}.* > {args.out.name} && "
-    print(f"there: {join}tar xf {args.out.name} && {TOP}/run.sh; then bring {TOP}/records home")
+    print(f"there: {join}tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records back")

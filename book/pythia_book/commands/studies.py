@@ -15,12 +15,19 @@ def add(command: AddCommand) -> None:
     p.set_defaults(kept=KEPT)
     p.add_argument("study", help="name of a notebook, e.g. gender_bias")
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
-    p.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE")
+    p.add_argument(
+        "-p",
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a parameter; repeatable",
+    )
     p.add_argument("--force", action="store_true", help="run even if up to date")
 
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
-    p.add_argument("study")
-    p.add_argument("--scale", default="laptop")
+    p.add_argument("study", help="name of a notebook that has run")
+    p.add_argument("--scale", default="laptop", help="of the run (default: laptop)")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
     p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")

@@ -144,4 +144,12 @@ def find_model(name: str) -> AnyModel:
     Raises:
         CheckpointError: neither.
     """
-    return PublishedModel(name) if hub.is_published(name) else find_run(name)
+    if hub.is_published(name):
+        return PublishedModel(name)
+    try:
+        return find_run(name)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}\nNor is it a released model: a folder with its files, or a name on the hub, "
+            "e.g. EleutherAI/pythia-70m"
+        ) from error

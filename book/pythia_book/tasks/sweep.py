@@ -41,7 +41,7 @@ def name_of(run: AnyModel) -> str:
 
 
 def steps_of(run: AnyModel, text: str) -> list[int]:
-    """The steps that "all", "last" or a comma list of steps, first and last, names.
+    """The steps that "all", "last" or a comma-separated list of steps, first and last, names.
 
     Raises:
         ConfigError: neither. CheckpointError: no such checkpoint; the nearest are named.
@@ -59,8 +59,8 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
             chosen.append(int(part))
         else:
             raise ConfigError(
-                f"steps={text!r}: {part!r} is no step; accepted are all, or a comma list of "
-                "steps, first and last, e.g. 0,512,last"
+                f"steps={text!r}: {part!r} is no step; accepted are all, or a comma-separated "
+                "list of steps, first and last, e.g. 0,512,last"
             )
     for step in chosen:
         if step not in saved:
@@ -165,4 +165,4 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 def check_suffix(path: str | Path) -> None:
     """Raises ConfigError for a file that `write_table` cannot write."""
     if Path(path).suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"cannot write {str(path)!r}: accepted are names in .csv or .parquet")
+        raise ConfigError(f"cannot write {str(path)!r}: the name must end in .csv or .parquet")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pythia_book.bench.correctness import _training, check_card
+from pythia_book.bench.correctness import _training_problem, check_card
 from pythia_book.bench.rows import SKIPPED
 from torch import Tensor
 
@@ -33,7 +33,7 @@ def failures(capsys: pytest.CaptureFixture) -> dict[str, str]:
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pythia_book.bench.correctness._training", lambda *_: "")
+    monkeypatch.setattr("pythia_book.bench.correctness._training_problem", lambda *_: "")
 
 
 def test_everything_is_right_here(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_a_kernel_that_fails_gives_way_to_nothing(
 
 
 def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _training("eager", "bf16", "cpu") == ""
+    assert _training_problem("eager", "bf16", "cpu") == ""
     norm = kernels.layer_norm
     monkeypatch.setattr(kernels, "layer_norm", lambda x, w, *a: norm(x, 2 * w, *a))
-    why = _training("eager", "fp32", "cpu")
+    why = _training_problem("eager", "fp32", "cpu")
     assert why.startswith("a loss differs from plain torch's by ") and why.endswith(
         "; 0.001 is allowed"
     )

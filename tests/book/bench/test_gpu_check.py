@@ -220,7 +220,7 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
         assert started.returncode == -number
         return
     assert started.returncode == 128 + number
-    assert complaint.startswith("stopped; what was measured is kept: run the same command again")
+    assert complaint.startswith(f"stopped; what was measured is in {out}: run the same command")
     assert len(complaint.splitlines()) == 1
     assert "kernels, ms forward and backward:" in said
     assert "kernels 160m: interrupted" in said and "kernels 31m" not in said

@@ -105,7 +105,7 @@ def test_rows_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
     path.write_text(json.dumps(rows[1]))
     with pytest.raises(DataError, match="the first with its ceilings; it has 1 rows, 0 of them"):
         bench_kernels.rows_for(str(path))
-    with pytest.raises(DataError, match="is no file of `bench kernels --json`"):
+    with pytest.raises(DataError, match="is not a file written by `bench kernels --json`"):
         bench_kernels.rows_for(str(tmp_path / "none.jsonl"))
 
 

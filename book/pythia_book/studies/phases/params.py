@@ -24,9 +24,9 @@ class PhasesParams(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
     steps: str = "all"
-    """Checkpoints: "all", or a comma list of steps, first and last."""
+    """Checkpoints: "all", or a comma-separated list of steps, first and last."""
     source: str = ""
-    """Released models at scale paper: a comma list of repositories or folders."""
+    """Released models at scale paper: a comma-separated list of repositories or folders."""
     data: str = ""
     """The rows that those were trained on: a name or folder as for `inspect --data`."""
     batches: int = 16

@@ -27,7 +27,7 @@ from pythia_core.util.files import atomic_file, cache_dir
 
 
 def released_models(source: str) -> dict[str, PublishedModel]:
-    """Size -> model, smallest first, of a comma list of repositories and folders.
+    """Size -> model, smallest first, of a comma-separated list of repositories and folders.
 
     Raises:
         ConfigError: none, two of a size, or a name that tells no size.

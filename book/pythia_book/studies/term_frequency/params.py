@@ -28,7 +28,7 @@ class TermFrequencyParams(StudyParams):
     arm: str = "deduplicated"
     """The half of the suite: the paper used the deduplicated one."""
     shots: str = ""
-    """Solved examples before a sum, comma list; empty: what fits the scale's context."""
+    """Solved examples before a sum, comma-separated list; empty: what fits the scale's context."""
     seed: int = 1234
     bootstrap: int = 2000
 
