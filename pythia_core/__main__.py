@@ -5,8 +5,13 @@ Those that train are in pythia_core.commands; the book registers its own (pythia
 
 from __future__ import annotations
 
-import argparse
+import signal
 import sys
+
+if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -118,6 +118,23 @@ def test_a_study_runs_without_installation(python: Path, tmp_path: Path) -> None
     assert (results / "gender_bias" / "smoke" / "record.json").is_file()
 
 
+def test_a_checkout_uses_its_own_book(wheel: Path, python: Path, tmp_path: Path) -> None:
+    code = "from pythia_core.__main__ import parser; parser(); import pythia_book, subprocess, sys;"
+    code += "print(pythia_book.__file__, flush=True);"
+    code += "subprocess.run([sys.executable, '-c', 'import pythia_book as b; print(b.__file__)'])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, wheel)))}
+    done = subprocess.run(
+        [python, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    ours = str(ROOT / "book" / "pythia_book" / "__init__.py")
+    assert done.stdout.split() == [ours, ours], done.stderr
+
+
 def test_a_missing_package_is_one_message(tmp_path: Path) -> None:
     python = environment_without(tmp_path / "few", "pythia_book", "papermill")
     command = ["study", "gender_bias", "--scale", "smoke"]

@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 
@@ -21,17 +22,21 @@ def registered(group: str) -> dict[str, EntryPoint]:
     """Name -> entry point of everything in the group `pythia_core.<group>`."""
     full_group = f"pythia_core.{group}"
     table = _book_table().get(group, {})
-    points = {name: EntryPoint(name, value, full_group) for name, value in table.items()}
-    return points | {point.name: point for point in entry_points(group=full_group)}
+    points = {point.name: point for point in entry_points(group=full_group)}
+    return points | {name: EntryPoint(name, value, full_group) for name, value in table.items()}
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """The book's table; a checkout's book is put on the path, of child processes too."""
+    """The book's table; in a checkout of its own book, whatever else is installed, as the two packages
+    belong together. Child processes find the same one.
+    """
     book = Path(__file__).resolve().parents[2] / "book"
-    if (book / "pythia_book" / "__init__.py").is_file() and str(book) not in sys.path:
-        sys.path.append(str(book))
-        path = os.environ.get("PYTHONPATH")
-        os.environ["PYTHONPATH"] = f"{path}{os.pathsep}{book}" if path else str(book)
+    if (book / "pythia_book" / "__init__.py").is_file():
+        found = find_spec("pythia_book")
+        if found is None or found.origin is None or Path(found.origin).resolve().parents[1] != book:
+            sys.path.insert(0, str(book))
+            path = os.environ.get("PYTHONPATH")
+            os.environ["PYTHONPATH"] = f"{book}{os.pathsep}{path}" if path else str(book)
     try:
         return importlib.import_module("pythia_book").EXTENSIONS
     except ModuleNotFoundError:

@@ -150,7 +150,7 @@ def gpu_check(
             "tiny size on the CPU"
         )
     steps = plan(out, only, sizes, dry_run)
-    if any(row["dry_run"] is not dry_run for rows in found(out).values() for row in rows):
+    if any(row.get("dry_run") is not dry_run for rows in found(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -166,8 +166,8 @@ def gpu_check(
         _say(out, "\n".join(["", *table(out), "", f"results are in {out}"]))
     if problems:
         raise PythiaError(
-            f"{len(problems)} of {len(steps)} steps did not finish: {', '.join(problems)}; their "
-            f"output is in {out / 'check.log'}"
+            f"{len(problems)} of {len(steps)} steps failed or did not end: {', '.join(problems)}; "
+            f"what was printed is in {out / 'check.log'}"
         )
 
 
@@ -304,7 +304,7 @@ def found(out: Path) -> dict[str, list[Row]]:
 def table(out: Path) -> list[str]:
     """Everything in a folder of results as lines of text, the newest row of each kind."""
     rows = found(out)
-    mark = DRY_RUN if any(row["dry_run"] for some in rows.values() for row in some) else ""
+    mark = DRY_RUN if any(row.get("dry_run") for some in rows.values() for row in some) else ""
     checks = {row["name"]: row for row in rows["correctness"] if "name" in row}
     outcomes = [row["outcome"] for row in checks.values()]
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes))]

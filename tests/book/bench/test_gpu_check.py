@@ -184,7 +184,7 @@ def test_failures_are_named_at_the_end(
     words = ["gpu-check", "--dry-run", "--budget", "2m", "--out", str(tmp_path)]
     assert main(words) == 1
     said = capsys.readouterr()
-    assert "1 of 2 steps did not finish: fails (failed)" in said.err
+    assert "1 of 2 steps failed or did not end: fails (failed)" in said.err
     assert "works: ok" in said.out
     monkeypatch.setattr(check, "plan", lambda *_: steps[1:])
     assert main(words) == 0
