@@ -27,8 +27,8 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """The book's table; in a checkout of its own book, whatever else is installed, as the two packages
-    belong together. Child processes find the same one.
+    """The book's table; in a checkout that of its own book, whatever else is installed, as both
+    packages belong together. Child processes find the same one.
     """
     book = Path(__file__).resolve().parents[2] / "book"
     if (book / "pythia_book" / "__init__.py").is_file():
