@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pythia_core.commands import AddCommand, trained_scales
-from pythia_core.config import DOMAINS_OF, PRECISIONS, SWAPS, RunConfig
+from pythia_core.config import DOMAINS, PRECISIONS, SWAPS, RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import OFFICIAL_SIZES, SIZES, Scale, scale_named
 from pythia_core.training.execution import MODES, VARIABLE, Execution
@@ -71,11 +71,10 @@ def _add_text(p: argparse.ArgumentParser) -> None:
 def _scale(args: argparse.Namespace) -> Scale:
     """The scale, with the text that was asked for."""
     scale = scale_named(args.scale)
-    asked = {name: getattr(args, name) for name in TEXT}
-    if args.corpus is not None and args.corpus not in DOMAINS_OF:
-        asked["domains"] = ()
-    changes = {name: value for name, value in asked.items() if value is not None}
-    return replace(scale, data=replace(scale.data, **changes))
+    asked = {name: getattr(args, name) for name in TEXT if getattr(args, name) is not None}
+    if "corpus" in asked:  # the scale's domains are of its own corpus
+        asked["domains"] = DOMAINS
+    return replace(scale, data=replace(scale.data, **asked))
 
 
 def _prepare(args: argparse.Namespace) -> None:

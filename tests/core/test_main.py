@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pythia_core.__main__ import main
+from pythia_core.__main__ import main, parser
+from pythia_core.commands.training import _run_config
+from pythia_core.config import DataConfig
 
 COMMANDS = (
     "prepare", "train", "inspect", "verify", "study", "record", "bench", "errata", "evaluate",
@@ -61,6 +63,13 @@ def test_bad_input_is_one_message_and_exit_code_1(
     assert re.search(message, captured.err)
     assert captured.err.startswith("error: ")
     assert "Traceback" not in captured.err
+
+
+def test_ones_own_text_makes_the_run_that_the_library_makes() -> None:
+    words = "train 7k --scale smoke --corpus my_texts --tokenizer bpe-300 --epochs 4".split()
+    config = _run_config(parser().parse_args(words))
+    assert config.data == DataConfig("my_texts", tokenizer="bpe-300", seq_len=64, epochs=4)
+    assert config.model.vocab_size == 384
 
 
 @pytest.mark.wheels
