@@ -114,7 +114,7 @@ def test_scales_use_known_sizes_and_fork_where_the_paper_did() -> None:
             assert (size in OFFICIAL_SIZES) == scale.published
             if not scale.published:
                 scale.run(size)
-    with pytest.raises(ConfigError, match="trains none from scratch"):
+    with pytest.raises(ConfigError, match="trains no model from scratch"):
         scale_named("paper").run("70m")
     assert [scale_named("paper").fork_step(i) for i in (113, 133)] == [113_000, 133_000]
     assert [SCALES["laptop"].fork_step(i) for i in (113, 133, 143)] == [452, 532, 572]
