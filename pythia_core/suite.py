@@ -110,7 +110,7 @@ def size_named(name: str) -> Size:
 
 
 def size_name(model: ModelConfig) -> str:
-    """The name of a model's size; of a shape that is no rung, layers x width x heads."""
+    """The name of a model's size; for any other shape, layers x width x heads."""
     shape = (model.n_layers, model.d_model, model.n_heads)
     names = (s.name for s in SIZES.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
     return next(names, "x".join(map(str, shape)))

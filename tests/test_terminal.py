@@ -23,6 +23,7 @@ import nbformat
 import pytest
 import pythia_book
 from pythia_book import notebooks, records
+from tiny_project import make_project
 
 import pythia_core
 
@@ -168,25 +169,9 @@ def assert_stopped(ran: Ran, number: int, line: str) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library with one notebook, `tiny`, whose three jobs take as long as they are told."""
-    root = tmp_path_factory.mktemp("project")
-    shutil.copytree(
-        Path(pythia_core.__file__).parent,
-        root / "pythia_core",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+    parameters = 'scale: str = "laptop"  # how much'
+    root = make_project(tmp_path_factory.mktemp("project"), parameters, CELL)
     (root / "slow_jobs.py").write_text(JOBS)
-    v = nbformat.v4
-    cells = [
-        v.new_markdown_cell("# Tiny", id="title"),
-        v.new_code_cell(
-            'scale: str = "laptop"  # how much', id="parameters", metadata={"tags": ["parameters"]}
-        ),
-        v.new_code_cell(CELL, id="work"),
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    (root / "notebooks").mkdir()
-    nbformat.write(v.new_notebook(cells=cells, metadata=metadata), root / "notebooks/tiny.ipynb")
     return root
 
 

@@ -51,7 +51,6 @@ which would, the study of scaling leaves one comparison out."""
 PROJECT = ("pythia_core", "notebooks", "book", "pyproject.toml", "_config.yml", "_toc.yml",
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
 """Files and folders of the project that a checkout without git gives."""
-MIN_PARCEL = 1 << 20
 DICTIONARY = 1 << 29
 """Bytes that xz looks back: the tokens of a deduplicated text repeat those of the whole one."""
 
@@ -89,8 +88,7 @@ def check_request(out: Path, scale: str, studies: Sequence[str], parcel: int | N
         problems.append(f"scale {scale!r} needs the released models, which do not fit in a bundle")
     if not out.name.endswith((".tar", ".tar.xz")):
         problems.append(f"{out.name}: the archive's name must end with .tar or .tar.xz")
-    if parcel is not None and parcel < MIN_PARCEL:
-        problems.append(f"parcels of {parcel} bytes are too small; give at least 1 MiB")
+    problems += [] if parcel is None else _small_parcel(parcel)
     raise_all(ConfigError, problems, "bundle")
     require_checkout("packing a bundle")
 
@@ -306,6 +304,12 @@ def _stream(target: Path, compress: bool) -> Iterator[BinaryIO]:
         yield file  # type: ignore[misc]
 
 
+def _small_parcel(parcel: int) -> list[str]:
+    """What is wrong with parcels of so many bytes."""
+    small = f"parcels of {parcel} bytes are too small; give at least 1 MiB"
+    return [small] if parcel < 1 << 20 else []
+
+
 def split(path: Path, parcel: int) -> list[Path]:
     """Cut a file into PATH.000, PATH.001, ... of at most `parcel` bytes, and drop the whole.
 
@@ -314,8 +318,7 @@ def split(path: Path, parcel: int) -> list[Path]:
     Raises:
         ConfigError: parcels of less than 1 MiB.
     """
-    if parcel < MIN_PARCEL:
-        raise ConfigError(f"parcels of {parcel} bytes are too small; give at least 1 MiB")
+    raise_all(ConfigError, _small_parcel(parcel), "split")
     pieces = []
     with open(path, "rb") as file:
         while piece := file.read(parcel):

@@ -27,7 +27,7 @@ class StudyParams:
 
     scale: str = "laptop"
     sizes: str = ""
-    """Comma list; empty: the default of the study, or all sizes of the scale."""
+    """Comma-separated list; empty: the default of the study, or all sizes of the scale."""
 
     WHOLE: ClassVar[dict[str, tuple[int, int]]] = {}
     """Field -> smallest and largest accepted number."""

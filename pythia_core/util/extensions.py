@@ -16,6 +16,8 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from pythia_core.util.files import checkout
+
 
 @functools.cache
 def registered(group: str) -> dict[str, EntryPoint]:
@@ -30,8 +32,9 @@ def _book_table() -> dict[str, dict[str, str]]:
     """The book's table; in a checkout that of its own book, whatever else is installed, as both
     packages belong together. Child processes find the same one.
     """
-    book = Path(__file__).resolve().parents[2] / "book"
-    if (book / "pythia_book" / "__init__.py").is_file():
+    root = checkout()
+    if root and (root / "book" / "pythia_book").is_dir():
+        book = root / "book"
         found = find_spec("pythia_book")
         if found is None or found.origin is None or Path(found.origin).resolve().parents[1] != book:
             sys.path.insert(0, str(book))

@@ -241,7 +241,8 @@ def _start_worker(slots: Sequence[_Slot], next_slot: Any, parent: int) -> None:
     with next_slot.get_lock():
         _slot = slots[next_slot.value]
         next_slot.value += 1
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # it would go on if the parent was killed, and keep the lock of the run it trains
+    end_with(parent, lambda: os._exit(1))
 
 
 def _at_work(function: Callable[[Job], Found], number: int, job: Job) -> Found:
@@ -260,11 +261,15 @@ def _at_work(function: Callable[[Job], Found], number: int, job: Job) -> Found:
         _slot.job = -1
 
 
-def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would go on, and keep the lock of the run it trains."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
+def end_with(parent: int, end: Callable[[], object]) -> None:
+    """Watch from a thread that `parent` is still there, and call `end` once it is gone."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop() -> None:

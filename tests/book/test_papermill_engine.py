@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 from pythia_book import notebooks, papermill_engine
+from tiny_project import make_project
 
-import pythia_core
 from pythia_core.errors import ConfigError
 
 PAPERMILL = [sys.executable, "-m", "papermill"]
@@ -30,24 +30,8 @@ CELL = (
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with one notebook, `tiny`, that trains nothing; a space in its path."""
-    root = tmp_path_factory.mktemp("a project")
-    shutil.copytree(
-        Path(pythia_core.__file__).parent,
-        root / "pythia_core",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
-    v = nbformat.v4
     parameters = 'scale: str = "laptop"  # how much\nseeds: int = 1  # how many'
-    cells = [
-        v.new_markdown_cell("# Tiny", id="title"),
-        v.new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
-        v.new_code_cell(CELL, id="work"),
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
-    (root / "notebooks").mkdir()
-    nbformat.write(v.new_notebook(cells=cells, metadata=metadata), root / "notebooks/tiny.ipynb")
-    return root
+    return make_project(tmp_path_factory.mktemp("a project"), parameters, CELL)
 
 
 @pytest.fixture(autouse=True)

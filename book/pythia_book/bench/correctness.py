@@ -27,6 +27,7 @@ from pythia_book.bench.kernels import (
     Implementation,
     cases,
     check_can_run,
+    exact_results,
     results,
     shape_of,
     worst,
@@ -120,9 +121,7 @@ def _kernel_checks(
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
     """What is wrong with a kernel."""
-    torch.manual_seed(2)
-    inputs = case.inputs()
-    exact = results(case.exact, [x.double() for x in inputs], case.differentiated)
+    inputs, exact = exact_results(case)
     plain = results(case.reference, inputs, case.differentiated)
     with deterministic():
         torch.utils.deterministic.fill_uninitialized_memory = True

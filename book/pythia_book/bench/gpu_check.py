@@ -21,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.stopping import Stopped
+from pythia_core.util.workers import end_with
 
 Row = dict[str, Any]
 PARTS = ("correctness", "attention", "train", "kernels", "study")
@@ -258,16 +258,9 @@ def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
 def child() -> None:
     """Inside a step's process: run a module as `python -m` does, and end with the parent."""
     parent, module, *arguments = sys.argv[1:]
-    threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    end_with(int(parent), lambda: os.killpg(0, signal.SIGKILL))  # and everything it has started
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-
-
-def _end_with(parent: int) -> None:
-    """End this process and everything it has started once the parent is gone, e.g. killed."""
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os.killpg(0, signal.SIGKILL)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

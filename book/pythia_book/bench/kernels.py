@@ -307,11 +307,16 @@ def worst(actual: list[Tensor], exact: list[Tensor]) -> float:
     return max((((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs), default=0.0)
 
 
-def errors(case: Case, implementation: Implementation) -> dict[str, float]:
-    """By direction the largest norm-wise relative error of a result against fp64."""
+def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
+    """Inputs to judge an implementation by, the same every time, and what fp64 makes of them."""
     torch.manual_seed(2)
     inputs = case.inputs()
-    exact = results(case.exact, [x.double() for x in inputs], case.differentiated)
+    return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
+
+
+def errors(case: Case, implementation: Implementation) -> dict[str, float]:
+    """By direction the largest norm-wise relative error of a result against fp64."""
+    inputs, exact = exact_results(case)
     ours = results(implementation, inputs, case.differentiated)
     forward, backward = map(worst, ours, exact)
     return {"forward": forward, "backward": backward, "both": max(forward, backward)}

@@ -220,8 +220,8 @@ def built_tasks(
 def twin_rows(
     size: str, tasks: TaskMeasurement, both: Sequence[Arrays], draws: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Accuracy of the second minus the first of two models, item by item: a row a task (size, task,
-    shots, value, low, high, n), and the zero-shot differences by task."""
+    """Accuracy of the second minus the first of two models, item by item: one row per task (size,
+    task, shots, value, low, high, n), and the zero-shot differences by task."""
     rows, zero = [], {}
     for each in tasks.built:
         first, second = (arrays[f"{each.key}_acc"].astype(float) for arrays in both)

@@ -60,7 +60,7 @@ class ErrataParams(StudyParams):
     """Parameters of the study."""
 
     switches: str = ""
-    """Comma list of fields; empty: all."""
+    """Comma-separated list of fields; empty: all."""
     seed: int = 1234
     bootstrap: int = 2000
 

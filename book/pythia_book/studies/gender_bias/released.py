@@ -41,9 +41,9 @@ def _source(size: str) -> str:
 
 
 def _train(scale: Scale, size: str) -> TrainConfig:
-    rung = size_named(size)
-    schedule = {"lr_max": rung.lr_max, "steps": scale.steps, "batch_size": scale.batch_size}
-    return published_train(rung.model(50_304), scale.data.seq_len, **schedule)
+    shape = size_named(size)
+    schedule = {"lr_max": shape.lr_max, "steps": scale.steps, "batch_size": scale.batch_size}
+    return published_train(shape.model(50_304), scale.data.seq_len, **schedule)
 
 
 def _rows(scale: Scale, size: str) -> RowsData:

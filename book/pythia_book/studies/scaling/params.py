@@ -27,7 +27,7 @@ class ScalingParams(StudyParams):
     """Parameters of the study."""
 
     tasks: str = ""
-    """Comma list; empty: all seven."""
+    """Comma-separated list; empty: all seven."""
     shots: str = "0,1"
     limit: int = LIMIT
     """Items per task."""
