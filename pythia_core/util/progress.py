@@ -51,7 +51,8 @@ class _Lines(tqdm):
         self._print(self._title)
 
     def _print(self, line: str) -> None:
-        print(line, file=self.fp, flush=True)
+        self.fp.write(f"{line}\n")  # at once: print writes the end apart, and may be interrupted
+        self.fp.flush()
 
     def display(self, *_: Any, **__: Any) -> None:
         self._print(str(self))
@@ -69,6 +70,9 @@ class _Lines(tqdm):
                 self.desc, self.bar_format = self._title, DONE
             self.display()
         super().close()
+
+    def __del__(self) -> None:
+        """A bar that was never closed, as its maker was interrupted, has nothing left to say."""
 
 
 class _Told(tqdm):

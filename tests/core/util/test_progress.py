@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
@@ -73,6 +74,21 @@ def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(
     assert 2 <= len(between) <= 4
     assert all(re.fullmatch(r"encoding: row \d+ of 40, 00:0\d left", line) for line in between)
     assert "\r" not in log.getvalue()
+
+
+def test_a_stage_that_is_interrupted_as_it_begins_writes_no_half_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Interrupted(io.StringIO):
+        def flush(self) -> None:
+            raise KeyboardInterrupt
+
+    log_file(monkeypatch)
+    monkeypatch.setattr(sys, "stderr", log := Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        progress.bar(total=3, desc="encoding")
+    gc.collect()
+    assert log.getvalue() == "encoding\n"
 
 
 def test_a_stage_that_breaks_off_is_not_called_done(monkeypatch: pytest.MonkeyPatch) -> None:
