@@ -23,7 +23,7 @@ PACKAGES = {
 NEEDED_BY_CORE = {"torch", "numpy", "tokenizers", "safetensors", "tqdm"}
 OPTIONAL_IN_CORE = {
     "pythia_core.data.user_files": {"datasets", "pyarrow"},
-    "pythia_core.data.term_counts": {"pyarrow"},
+    "pythia_book.term_counts": {"pyarrow"},
     "pythia_core.data.minhash": {"datatrove", "loguru", "ray"},
     "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
 }

@@ -13,7 +13,7 @@ import pytest
 import pythia_book
 import yaml
 from places import ROOT
-from pythia_book import notebooks, shown
+from pythia_book import notebooks, site_runs
 
 from pythia_core import __version__
 
@@ -111,7 +111,7 @@ def test_notebooks_are_sources(path: Path) -> None:
 
 
 def test_recorded_runs_belong_to_their_notebooks() -> None:
-    for record in shown.recorded(ROOT):
+    for record in site_runs.recorded(ROOT):
         folder = ROOT / "book" / "recorded" / record["study"] / record["scale"]
         executed = notebooks.read_notebook(folder / "notebook.ipynb")
         source = notebooks.read_notebook(ROOT / "notebooks" / f"{record['study']}.ipynb")
@@ -121,14 +121,14 @@ def test_recorded_runs_belong_to_their_notebooks() -> None:
             "was recorded: run it again and record it"
         )
         for name, table in record["tables"].items():
-            assert shown.file_sha256(folder / name) == table["sha256"], folder / name
+            assert site_runs.file_sha256(folder / name) == table["sha256"], folder / name
 
 
 def test_the_readme_has_its_blocks_and_names_real_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for block in ("costs", "bench"):
         assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
-    assert shown.costs_table(shown.recorded(ROOT)) in text, "run shown.refresh_readme()"
+    assert site_runs.costs_table(site_runs.recorded(ROOT)) in text, "run site_runs.refresh_readme()"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), f"README links to {link}"
 

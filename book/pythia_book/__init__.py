@@ -13,8 +13,9 @@ name in `EXTENSIONS` (and identically as entry points in pyproject.toml).
     commands     this package's part of the command line
 
     study, stats, measurements       what studies share
+    search, term_counts              which updates saw a text, how often a term occurs
     budget, bundle                   what a scale costs on another machine, all it needs there
-    records, shown                   what a study found, which run a page shows
+    records, site_runs                 what a study found, which run a page shows
     notebooks, papermill_engine      notebook files, running them
     style                            how figures and tables look
     sphinx_pages, sphinx_drawings    how the site is built
@@ -23,9 +24,9 @@ name in `EXTENSIONS` (and identically as entry points in pyproject.toml).
 EXTENSIONS: dict[str, dict[str, str]] = {
     "commands": {
         name: f"pythia_book.commands.{name}:add"
-        for name in ("studies", "models", "data", "continued", "scales", "bench")
+        for name in ("studies", "models", "data", "continuation", "planning", "bench")
     },
     "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
-    "runs": {"continued": "pythia_book.released.continued:open_continued"},
+    "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
 """Group -> name -> module or function, as `pythia_core.util.extensions` finds it in a checkout."""

@@ -8,7 +8,7 @@ optionally the packages that the machine lacks, a manifest with the sha256 of ev
 
 Corpora of the user's own files stay on this machine; scales use the built-in ones. The archive is
 for carrying, not for publishing: wheels and released numbers have licences of their own. Not here:
-the command line (pythia_book.commands.scales), what runs on the other machine (bundle_run.sh).
+the command line (pythia_book.commands.planning), what runs on the other machine (bundle_run.sh).
 """
 
 from __future__ import annotations

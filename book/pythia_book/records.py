@@ -3,7 +3,7 @@
 Every number on the site comes from a record, which the study writes at the end of its notebook. It
 says what made it: parameters, data fingerprint, runs with the sha256 of their final weights,
 commit, versions, device, duration, memory. It never holds a path or a host name.
-Running notebooks is pythia_book.notebooks; what the book shows of records, pythia_book.shown.
+Running notebooks is pythia_book.notebooks; what the book shows of records, pythia_book.site_runs.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from pythia_book import notebooks, records
-from pythia_book import shown as shows
+from pythia_book import site_runs as shows
 from pythia_core.config import stable_hash
 from pythia_core.suite import SCALES
 

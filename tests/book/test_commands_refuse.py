@@ -13,8 +13,8 @@ from pythia_core.util import files
 WORK = (
     "pythia_core.data.prepare.prepare",
     "pythia_core.training.runs.find_run",
-    "pythia_book.released.find.find_model",
-    "pythia_book.released.continued_start.source_of",
+    "pythia_book.released.resolve.find_model",
+    "pythia_book.released.continuation.start.source_of",
     "pythia_book.bundle.fetched_packages",
     "pythia_book.bench.train_cpu.matmul_flops",
 )

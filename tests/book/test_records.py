@@ -11,8 +11,7 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
-from pythia_book import notebooks, papermill_engine, records
-from pythia_book import shown as recorded
+from pythia_book import notebooks, papermill_engine, records, site_runs
 
 from pythia_core.config import InterventionConfig
 from pythia_core.errors import ConfigError, DataError
@@ -50,7 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project with one notebook, `tiny`; library code thinks it lives there."""
     (tmp_path / "notebooks").mkdir()
     nbformat.write(make_notebook(), tmp_path / "notebooks" / "tiny.ipynb")
-    for module in (records, recorded, notebooks, notebooks):
+    for module in (records, site_runs, notebooks):
         monkeypatch.setattr(module, "project_root", lambda: tmp_path)
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     return tmp_path
@@ -369,18 +368,18 @@ def test_other_slashes_are_not_paths_of_a_machine(text: str) -> None:
 
 def test_your_run_comes_before_the_recorded_one(project: Path) -> None:
     results = project / "results"
-    assert recorded.runs_to_show(project, results, "tiny")[0].kind == "unrun"
+    assert site_runs.runs_to_show(project, results, "tiny")[0].kind == "unrun"
     write(project)
-    assert recorded.runs_to_show(project, results, "tiny")[0].kind == "unrun", "no notebook yet"
+    assert site_runs.runs_to_show(project, results, "tiny")[0].kind == "unrun", "no notebook yet"
     finish(project)
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
-    recorded.record_run("tiny", "laptop")
-    kinds = [s.kind for s in recorded.runs_to_show(project, results, "tiny")]
+    site_runs.record_run("tiny", "laptop")
+    kinds = [s.kind for s in site_runs.runs_to_show(project, results, "tiny")]
     assert kinds == ["yours", "recorded"]
-    assert [s.kind for s in recorded.runs_to_show(project, None, "tiny")] == ["recorded"]
+    assert [s.kind for s in site_runs.runs_to_show(project, None, "tiny")] == ["recorded"]
     write(project, scale="smoke")
     finish(project, scale="smoke")
-    scales = [s.scale for s in recorded.runs_to_show(project, results, "tiny")]
+    scales = [s.scale for s in site_runs.runs_to_show(project, results, "tiny")]
     assert scales == ["laptop", "smoke", "laptop"]
 
 
@@ -390,9 +389,9 @@ def test_a_run_of_an_older_notebook_is_shown_as_such(project: Path) -> None:
     notebook = make_notebook()
     notebook.cells[2].source = "1 + 3"
     nbformat.write(notebook, project / "notebooks" / "tiny.ipynb")
-    assert not recorded.runs_to_show(project, project / "results", "tiny")[0].current
+    assert not site_runs.runs_to_show(project, project / "results", "tiny")[0].current
     with pytest.raises(DataError, match="code has changed since"):
-        recorded.record_run("tiny", "laptop")
+        site_runs.record_run("tiny", "laptop")
 
 
 def test_a_failed_run_is_never_shown(project: Path) -> None:
@@ -403,28 +402,28 @@ def test_a_failed_run_is_never_shown(project: Path) -> None:
         nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
     ]
     nbformat.write(notebook, path)
-    assert recorded.runs_to_show(project, project / "results", "tiny")[0].kind == "unrun"
+    assert site_runs.runs_to_show(project, project / "results", "tiny")[0].kind == "unrun"
     with pytest.raises(DataError, match="did not run to its end"):
-        recorded.record_run("tiny", "laptop")
+        site_runs.record_run("tiny", "laptop")
 
 
 def test_recording_copies_the_run_and_fills_in_the_costs(project: Path) -> None:
     write(project)
     finish(project)
     (project / "README.md").write_text("a\n<!-- costs -->\nold\n<!-- /costs -->\nb\n")
-    target = recorded.record_run("tiny", "laptop")
+    target = site_runs.record_run("tiny", "laptop")
     assert {p.name for p in target.iterdir()} == {"notebook.ipynb", "record.json", "levels.csv"}
     readme = (project / "README.md").read_text()
     assert "| tiny | laptop |" in readme and "1 min 1" in readme and "old" not in readme
     assert readme.startswith("a\n") and readme.endswith("b\n")
-    assert recorded.record_run("tiny", "laptop") == target, "a second time replaces the first"
+    assert site_runs.record_run("tiny", "laptop") == target, "a second time replaces the first"
 
 
 def test_recording_refuses_what_names_the_machine(project: Path) -> None:
     write(project)
     finish(project, output=f"saved in {project}/x")
     with pytest.raises(DataError, match=r"notebook\.ipynb names"):
-        recorded.record_run("tiny", "laptop")
+        site_runs.record_run("tiny", "laptop")
     assert not (project / "book" / "recorded" / "tiny" / "laptop").exists()
 
 
@@ -433,20 +432,20 @@ def test_recording_refuses_tables_of_another_run(project: Path) -> None:
     finish(project)
     (folder / "levels.csv").write_text("size,value\n7k,9\n")
     with pytest.raises(DataError, match=r"levels\.csv is not the table"):
-        recorded.record_run("tiny", "laptop")
+        site_runs.record_run("tiny", "laptop")
 
 
 def test_substitutions_are_plain_text(project: Path) -> None:
     write(project, values={"share": {"value": 0.5, "low": 0.4, "high": 0.6}, "evil": "<b>*{{x}}"})
     finish(project)
-    shown = recorded.runs_to_show(project, project / "results", "tiny")[0]
-    numbers = recorded.substitutions(shown)
+    shown = site_runs.runs_to_show(project, project / "results", "tiny")[0]
+    numbers = site_runs.substitutions(shown)
     assert numbers["tiny_share_low"] == "0\\.400" and numbers["tiny_scale"] == "laptop"
     assert numbers["tiny_evil"] == "\\<b\\>\\*\\{\\{x\\}\\}"
-    assert recorded.substitutions(recorded.Shown("tiny", "unrun")) == {}
+    assert site_runs.substitutions(site_runs.Shown("tiny", "unrun")) == {}
 
 
 def test_a_block_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(DataError, match="no block <!-- costs -->"):
-        recorded.fill_block(tmp_path / "README.md", "costs", "x")
+        site_runs.fill_block(tmp_path / "README.md", "costs", "x")

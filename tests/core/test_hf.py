@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pythia_book.released import hub
+from pythia_book.released import download
 from safetensors.torch import load_file, save_file
 from tiny_models import assert_equal, random_model, tiny
 from torch import Tensor
@@ -306,4 +306,4 @@ def test_what_is_saved_can_be_shared(saved: Path) -> None:
 
 def test_neither_folder_nor_repository() -> None:
     with pytest.raises(CheckpointError, match="neither a folder nor a repository"):
-        hub.load("pythia")
+        download.load("pythia")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pythia_book.released.continued_data import RowsData
+from pythia_book.released.continuation.data import RowsData
 
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pythia_book.bench.contenders import plain_operations
+from pythia_book.bench.implementations import plain_operations
 from pythia_book.bench.kernels import (
     Case,
     Implementation,

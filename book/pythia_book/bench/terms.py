@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pythia_core.data.term_counts import CHUNK, SurfaceTerms, TokenTerms
+from pythia_book.term_counts import CHUNK, SurfaceTerms, TokenTerms
 from pythia_core.data.tokenizer import token_bytes
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.suite import scale_named

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pythia_book.bench.contenders import transformers_step
+from pythia_book.bench.implementations import transformers_step
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named

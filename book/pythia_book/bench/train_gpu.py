@@ -34,7 +34,7 @@ import torch
 
 from pythia_book.bench import cost_model
 from pythia_book.bench.ceilings import Board, copy_tb_per_s, products_tflops
-from pythia_book.bench.contenders import (
+from pythia_book.bench.implementations import (
     CONTENDERS,
     FIRST,
     FITTING,

@@ -99,7 +99,7 @@ def _bench(args: argparse.Namespace) -> None:
     text = _table(args.what, sizes, given, file)
     print(text)
     if args.readme:
-        from pythia_book.shown import fill_block
+        from pythia_book.site_runs import fill_block
 
         fill_block(readme, "bench", text)
 

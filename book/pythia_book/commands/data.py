@@ -143,7 +143,7 @@ def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
 def _find(args: argparse.Namespace) -> None:
     """Print where a text was read, update by update."""
     from pythia_book.released.pile import RELEASED, tokenizer_at
-    from pythia_core.data.search import SurfaceMatcher, TokenMatcher, find_text, quote
+    from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
 
     text = args.words[-1]
@@ -188,7 +188,7 @@ def _find(args: argparse.Namespace) -> None:
 
 
 def _terms(args: argparse.Namespace) -> None:
-    from pythia_core.data.term_counts import SurfaceTerms, count_terms
+    from pythia_book.term_counts import SurfaceTerms, count_terms
     from pythia_core.data.tokenizer import token_bytes
     from pythia_core.training.runs import find_run
 

@@ -76,9 +76,9 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from pythia_book.released.find import find_model
+    from pythia_book.released.resolve import find_model
     from pythia_book.tasks import sweep
-    from pythia_book.tasks.tasks import all_tasks
+    from pythia_book.tasks.benchmarks import all_tasks
 
     if args.out:
         sweep.check_suffix(args.out)
@@ -101,7 +101,7 @@ def _lm_eval(args: argparse.Namespace) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    from pythia_book.released.find import find_model
+    from pythia_book.released.resolve import find_model
     from pythia_core.evaluation.generate import Sampling, generate_texts
 
     run = find_model(args.model)
@@ -115,7 +115,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from pythia_book.released.hub import is_published
+    from pythia_book.released.download import is_published
 
     if not is_published(args.run):
         from pythia_core.training.runs import find_run, verify

@@ -42,7 +42,7 @@ def _study(args: argparse.Namespace) -> None:
 
 
 def _record(args: argparse.Namespace) -> None:
-    from pythia_book.shown import record_run
+    from pythia_book.site_runs import record_run
 
     print(f"recorded in {record_run(args.study, args.scale)}; review and commit it")
 

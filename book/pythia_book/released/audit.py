@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from pythia_book.released import hub
+from pythia_book.released import download
 from pythia_core.errors import CheckpointError, PythiaError
 from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, step_of
 from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors
@@ -138,7 +138,9 @@ def audit(source: str, progress: bool = True) -> Audit:
     """
     folder = Path(source).expanduser()
     local = folder.is_dir()
-    names = [p.name for p in folder.iterdir() if p.is_dir()] if local else hub.revisions(source)
+    names = (
+        [p.name for p in folder.iterdir() if p.is_dir()] if local else download.revisions(source)
+    )
     names = sorted((n for n in names if n == "main" or step_of(n) is not None), key=_order)
     if not names:
         raise CheckpointError(
@@ -181,7 +183,7 @@ def _of_files(revision: str, kind: str, parts: dict[str, str]) -> Entry:
 
 
 def _remote(repo: str, revision: str) -> list[Entry]:
-    _, files = hub.listing(repo, revision)
+    _, files = download.listing(repo, revision)
     kinds = _by_kind(files)
     return [
         _of_files(revision, kind, {name: files[name].blob for name in names})

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pythia_book.released import hub, neox_format
-from pythia_book.released.hub import is_published
+from pythia_book.released import download, neox_format
+from pythia_book.released.download import is_published
 from pythia_core import hf
 from pythia_core.config import ModelConfig, config_dict
 from pythia_core.data.tokenizer import load_tokenizer
@@ -111,7 +111,7 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         return Source("native", model, step, {"native": folder.name})
     if not is_published(source):
         return _of_run(source, step)
-    model, info = hub.load(source, revision, dtype=None)
+    model, info = download.load(source, revision, dtype=None)
     if step is None:
         step = info.step
     if step is None and source.startswith("EleutherAI/pythia"):

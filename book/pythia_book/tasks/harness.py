@@ -6,7 +6,7 @@ pythia_core.evaluation.generate. Task definitions may name Python functions, whi
 its own are used, those of other folders are refused, and templates are filled in a sandbox.
 
 `lm_eval` is an optional dependency, imported when a function here is called. Not here: asking our
-tasks offline (pythia_book.tasks.harness_tasks).
+tasks offline (pythia_book.tasks.harness_offline).
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _model_class() -> type:
         ) -> None:
             import torch
 
-            from pythia_book.released.find import find_model
+            from pythia_book.released.resolve import find_model
 
             if not isinstance(run, str):
                 raise ConfigError(f"run={run!r} was taken for a number; give the run's folder")

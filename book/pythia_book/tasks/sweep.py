@@ -19,9 +19,9 @@ import numpy as np
 
 from pythia_book.measurements import measure_all
 from pythia_book.published.tables import BENCHMARKS
-from pythia_book.released.find import AnyModel, PublishedModel
-from pythia_book.tasks.task_metrics import AskedTask, ask
-from pythia_book.tasks.tasks import task_named
+from pythia_book.released.resolve import AnyModel, PublishedModel
+from pythia_book.tasks.benchmarks import task_named
+from pythia_book.tasks.metrics import AskedTask, ask
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.util.files import atomic_file
 

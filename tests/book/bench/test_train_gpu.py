@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from pythia_book.bench import contenders, train_gpu
+from pythia_book.bench import implementations, train_gpu
 from pythia_book.bench import rows as throughput_rows
 
 from pythia_core.__main__ import main
@@ -20,8 +20,8 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.model import GPTNeoX
 
 TEXT = np.arange(4000, dtype=np.uint16) % 128
-DRY = train_gpu.Job("160m", contenders.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
-ALL = tuple(contenders.CONTENDERS.values())
+DRY = train_gpu.Job("160m", implementations.FIRST, seq_len=16, dry_run=True, tokens=TEXT)
+ALL = tuple(implementations.CONTENDERS.values())
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_the_model_in_plain_torch_is_the_model() -> None:
     model.loss(text).backward()
     ours = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    with contenders.RIVAL.turn(torch.device("cpu")):
+    with implementations.RIVAL.turn(torch.device("cpu")):
         traced = torch.compile(model.loss, backend="eager", fullgraph=True)  # nothing falls out
         traced(text).backward()
     for mine, plain in zip(ours, model.parameters(), strict=True):
@@ -56,7 +56,7 @@ def test_the_model_in_plain_torch_is_the_model() -> None:
 
 
 @pytest.mark.parametrize("contender", ALL, ids=lambda c: c.name)
-def test_every_contender_learns_or_says_why_it_cannot(contender: contenders.Contender) -> None:
+def test_every_contender_learns_or_says_why_it_cannot(contender: implementations.Contender) -> None:
     config, device = DRY.config(2), torch.device("cpu")
     if contender.mode == "graph":
         with pytest.raises(ConfigError, match="graph"):
@@ -74,7 +74,7 @@ def test_every_contender_learns_or_says_why_it_cannot(contender: contenders.Cont
 
 def test_a_turn_leaves_the_process_as_it_was() -> None:
     before = torch.are_deterministic_algorithms_enabled()
-    with replace(contenders.RIVAL, deterministic=True).turn(torch.device("cpu")):
+    with replace(implementations.RIVAL, deterministic=True).turn(torch.device("cpu")):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.is_deterministic_algorithms_warn_only_enabled(), "warned of, not refused"
     assert torch.are_deterministic_algorithms_enabled() == before
@@ -142,13 +142,13 @@ def test_a_row_says_what_the_kernels_warned_of(monkeypatch: pytest.MonkeyPatch) 
         return make(*arguments)
 
     monkeypatch.setattr(train_gpu, "_make", warning)
-    (row,) = train_gpu.measure(replace(DRY, contenders=contenders.FIRST[-1:]))
+    (row,) = train_gpu.measure(replace(DRY, contenders=implementations.FIRST[-1:]))
     assert row["said"] == ["a kernel fails here"]
 
 
 def test_a_spent_budget_gives_rows_that_say_so() -> None:
     found = list(train_gpu.measure(replace(DRY, deadline=1.0)))
-    assert [r["error"] for r in found] == [train_gpu.SKIPPED] * len(contenders.FIRST)
+    assert [r["error"] for r in found] == [train_gpu.SKIPPED] * len(implementations.FIRST)
 
 
 def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
         return make(contender, *rest)
 
     monkeypatch.setattr(train_gpu, "_make", greedy)
-    job = replace(DRY, contenders=(contenders.FIRST[-1], contenders.PRICES[-1]))
+    job = replace(DRY, contenders=(implementations.FIRST[-1], implementations.PRICES[-1]))
     found = {r["contender"]: r for r in train_gpu.measure(job)}
     assert "error" not in found["ours eager"]
     assert found["ours eager"]["alternates_with"] == ["ours eager"]
@@ -178,10 +178,10 @@ def test_a_crash_of_a_process_is_a_row() -> None:
 
 
 def test_rows_are_tried_from_above_the_estimate_down() -> None:
-    job = train_gpu.Job("1.4b", contenders.FIRST)
+    job = train_gpu.Job("1.4b", implementations.FIRST)
     tries = train_gpu.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
-    estimate, fitting = tries[1] * job.seq_len, contenders.FITTING
+    estimate, fitting = tries[1] * job.seq_len, implementations.FITTING
     need = fitting.activation_bytes(job.model, estimate) + fitting.held_bytes(job.model, estimate)
     assert need < 80e9 < need + fitting.activation_bytes(job.model, estimate)
     assert train_gpu.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
@@ -199,7 +199,7 @@ def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(train_gpu, "_try_update", update)
     monkeypatch.setattr(train_gpu, "_total_bytes", lambda device: 80e9)
     monkeypatch.setattr(train_gpu, "_release", lambda device: None)
-    job = train_gpu.Job("160m", contenders.FIRST)
+    job = train_gpu.Job("160m", implementations.FIRST)
     assert train_gpu.fitting_rows(job, SimpleNamespace(type="cuda")) == 4
     assert tried == [16, 8, 4]
 

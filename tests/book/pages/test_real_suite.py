@@ -10,8 +10,8 @@ from places import ROOT
 from pythia_book.pages import real_suite
 from pythia_book.released.pile import tokenizer_at
 from pythia_book.released.recipe import HARDWARE
-from pythia_book.tasks.task_metrics import ChosenTask, ask
-from pythia_book.tasks.tasks import all_tasks, task_named
+from pythia_book.tasks.benchmarks import all_tasks, task_named
+from pythia_book.tasks.metrics import ChosenTask, ask
 
 from pythia_core.__main__ import parser
 from pythia_core.evaluation import scoring

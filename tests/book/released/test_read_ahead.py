@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from pythia_book.released.continued import ReadAhead
+from pythia_book.released.continuation.run import ReadAhead
 
 from pythia_core.errors import FetchError
 

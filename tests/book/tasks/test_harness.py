@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pythia_book.tasks.task_metrics import (
+from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.tasks.metrics import (
     TaskMeasurement,
     build,
     build_all,
@@ -18,7 +19,6 @@ from pythia_book.tasks.task_metrics import (
     outcomes,
     prompt_of,
 )
-from pythia_book.tasks.tasks import TASKS
 from task_items import MADE, made
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -51,7 +51,7 @@ def model() -> GPTNeoX:
 
 def compare(model: GPTNeoX, tokenizer, built: list) -> None:
     from pythia_book.tasks.harness import adapter
-    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness_offline import evaluate_with_harness
 
     found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
     assert set(found) == {each.key for each in built}

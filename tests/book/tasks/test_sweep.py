@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks import sweep as sweeping
+from pythia_book.tasks.benchmarks import all_tasks
 from pythia_book.tasks.sweep import COLUMNS, steps_of, sweep, write_table
-from pythia_book.tasks.tasks import all_tasks
 from task_items import made
 
 from pythia_core.__main__ import main

@@ -14,7 +14,7 @@ import pytest
 import torch
 from continued_fakes import BATCH, SEQ, STEPS, publish
 from places import ROOT
-from pythia_book.released.continued import Continued
+from pythia_book.released.continuation.run import Continued
 
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_book.tasks.task_metrics import LIMIT
+from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import DataConfig, RunConfig
 from pythia_core.data.dedup import RECIPES
 from pythia_core.suite import scale_named, suite_configs

@@ -33,7 +33,7 @@ from pythia_book.studies.deduplication.params import (
 from pythia_book.studies.memorization.tables import columns, ratio
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
-from pythia_book.tasks.task_metrics import built_tasks, twin_rows
+from pythia_book.tasks.metrics import built_tasks, twin_rows
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows

@@ -1,7 +1,7 @@
 """The gender study at scale paper: the released deduplicated models, trained on with a swap.
 
 The paper's arms from the released weights of step 113,000, which come without their optimizer state
-(pythia_book.released.continued says how one begins then). The control and the long swap begin
+(pythia_book.released.continuation.run says how one begins then). The control and the long swap begin
 there; the short one forks at step 133,000 from the control, whose state was kept: exactly, with
 moments that have had 20,000 updates to form. So one control serves both, as in the study's other
 scales.
@@ -17,11 +17,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.released.continued import find_or_continue
-from pythia_book.released.continued_data import RowsData
-from pythia_book.released.continued_plan import Plan, make_plan
-from pythia_book.released.continued_start import published_train, tokenizer_of
-from pythia_book.released.hub import locate
+from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.plan import Plan, make_plan
+from pythia_book.released.continuation.run import find_or_continue
+from pythia_book.released.continuation.start import published_train, tokenizer_of
+from pythia_book.released.download import locate
 from pythia_core.config import TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.suite import Scale, scale_named, size_named

@@ -92,7 +92,7 @@ def run(
         ConfigError: as `check`.
     """
     from pythia_book.studies.gender_bias import released
-    from pythia_book.studies.gender_bias.continued import measuring_text
+    from pythia_book.studies.gender_bias.continuation import measuring_text
 
     check(params)
     find_or_train = find_or_train or partial(train_all, params)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pythia_book.released.continued_data import RowsData
-from pythia_book.released.find import PublishedModel
+from pythia_book.released.continuation.data import RowsData
 from pythia_book.released.pile import RELEASED
+from pythia_book.released.resolve import PublishedModel
 from pythia_book.studies.phases.probes import N_ROWS
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, one_of

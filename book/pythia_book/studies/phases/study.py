@@ -27,7 +27,7 @@ from pythia_core.suite import scale_named, suite_configs
 from pythia_core.training.runs import Run
 
 if TYPE_CHECKING:
-    from pythia_book.released.find import AnyModel
+    from pythia_book.released.resolve import AnyModel
     from pythia_book.studies.phases.probes import Text
 
 

@@ -18,7 +18,7 @@ from pythia_book.stats import (
     estimate,
     premise_verdict,
 )
-from pythia_book.tasks.tasks import TASKS
+from pythia_book.tasks.benchmarks import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -21,7 +21,7 @@ from pythia_book.style import (
     size_legend,
     style,
 )
-from pythia_book.tasks.tasks import TASKS
+from pythia_book.tasks.benchmarks import TASKS
 from pythia_core.suite import OFFICIAL_SIZES
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_book.tasks.task_metrics import LIMIT
-from pythia_book.tasks.tasks import TASKS
+from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import suite_configs

@@ -22,7 +22,7 @@ from pythia_book.studies.scaling.claims import claims_table
 from pythia_book.studies.scaling.laws import laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, ScalingParams
 from pythia_book.study import StudyResult
-from pythia_book.tasks.task_metrics import (
+from pythia_book.tasks.metrics import (
     LEAST_FITTING,
     BuiltTask,
     TaskMeasurement,
@@ -158,7 +158,7 @@ def agreement_table(
     import pandas as pd
 
     from pythia_book.tasks.harness import adapter
-    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness_offline import evaluate_with_harness
     from pythia_core.util.workers import one_thread
 
     columns = ["task", "shots", "items", "differing", "harness"]

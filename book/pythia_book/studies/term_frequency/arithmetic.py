@@ -7,7 +7,7 @@ three others with the same first operand, so that guessing gives one in four. As
 that were never planted (pythia_book.corpora.equations) and as many, by number, that were.
 
 Not here: scoring (pythia_core.evaluation.scoring), how often a number was read
-(pythia_core.data.term_counts).
+(pythia_book.term_counts).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ what a model knows of them it has from elsewhere. The three wrong words are abou
 right one, so that frequency alone cannot tell them apart.
 
 Only entries of one word, cut before the first example. Not here: how often a word was read
-(pythia_core.data.term_counts).
+(pythia_book.term_counts).
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ from pythia_book.studies.term_frequency.tables import (
     tenths,
 )
 from pythia_book.study import StudyResult
+from pythia_book.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.config import DOMAINS_OF
 from pythia_core.data.prepare import prepare
-from pythia_core.data.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.data.tokenizer import token_bytes
 from pythia_core.errors import DataError
 from pythia_core.suite import scale_named, suite_configs

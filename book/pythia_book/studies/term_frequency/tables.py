@@ -17,7 +17,7 @@ from pythia_book.stats import Estimate, difference, estimate
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
 from pythia_book.studies.term_frequency.definitions import BINS as WORD_BINS
 from pythia_book.studies.term_frequency.definitions import DefinitionMeasurement
-from pythia_core.data.term_counts import TermCounts
+from pythia_book.term_counts import TermCounts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from continued_fakes import BATCH, SEQ, STEPS, Published
 from gender_fakes import fake_items
 from pythia_book import records
 from pythia_book.notebooks import check_values
-from pythia_book.released.continued import find_or_continue
-from pythia_book.studies.gender_bias import continued as measured
+from pythia_book.released.continuation.run import find_or_continue
+from pythia_book.studies.gender_bias import continuation as measured
 from pythia_book.studies.gender_bias import released
 from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.params import GenderBiasParams

@@ -12,7 +12,7 @@ from pythia_book.studies.scaling import claims as scaling_claims
 from pythia_book.studies.scaling import figures
 from pythia_book.studies.scaling import study as scaling
 from pythia_book.studies.scaling.study import ScalingParams
-from pythia_book.tasks.tasks import TASKS
+from pythia_book.tasks.benchmarks import TASKS
 
 from pythia_core.errors import ConfigError
 

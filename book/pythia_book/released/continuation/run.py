@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pythia_book.released.continued_data import RowsData, RowSwap, swap_row
-from pythia_book.released.continued_start import (
+from pythia_book.released.continuation.data import RowsData, RowSwap, swap_row
+from pythia_book.released.continuation.start import (
     Start,
     carrier,
     checked_data,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import FakeHub, commit_of, serving
-from pythia_book.released import hub
+from pythia_book.released import download
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
@@ -52,119 +52,119 @@ def assert_equal(ours: GPTNeoX, theirs: GPTNeoX) -> None:
 
 
 def test_a_model_by_name_and_revision(server: FakeHub) -> None:
-    loaded, info = hub.load(REPO, "step3000")
+    loaded, info = download.load(REPO, "step3000")
     assert_equal(model(1), loaded)
     assert (info.step, info.commit) == (3000, commit_of(REPO, "step3000"))
-    assert_equal(model(3), hub.load(REPO)[0])
+    assert_equal(model(3), download.load(REPO)[0])
     fetched = {line.rsplit("/", 1)[1] for line in server.asked if "/resolve/" in line}
     assert all(name.endswith((".json", ".safetensors")) for name in fetched), fetched
 
 
 def test_a_second_time_nothing_is_downloaded(server: FakeHub) -> None:
-    hub.load(REPO)
+    download.load(REPO)
     server.asked.clear()
-    hub.load(REPO)
+    download.load(REPO)
     assert not [line for line in server.asked if line.startswith("GET") and "/resolve/" in line]
 
 
 def test_without_a_network_the_cache_serves(
     server: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hub.load(REPO, "step3000")
+    download.load(REPO, "step3000")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert_equal(model(1), hub.load(REPO, "step3000")[0])
+    assert_equal(model(1), download.load(REPO, "step3000")[0])
     with pytest.raises(FetchError, match=r"(?s)could not be fetched.*give the folder in place"):
-        hub.load(REPO, "step0")
+        download.load(REPO, "step0")
 
 
 def test_what_the_hub_took_back_is_not_served_from_the_cache(server: FakeHub) -> None:
-    hub.load(REPO, "step3000")
+    download.load(REPO, "step3000")
     server.broken.add("/api/")
-    assert_equal(model(1), hub.load(REPO, "step3000")[0])
+    assert_equal(model(1), download.load(REPO, "step3000")[0])
     server.broken.clear()
     del server.repos[REPO]["step3000"]
     with pytest.raises(FetchError, match="unknown revision 'step3000'"):
-        hub.load(REPO, "step3000")
+        download.load(REPO, "step3000")
 
 
 def test_without_a_network_a_folder_serves(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    assert_equal(model(1), hub.load(folders["main"].parent, "step3000")[0])
+    assert_equal(model(1), download.load(folders["main"].parent, "step3000")[0])
 
 
 def test_unknown_repository_revision_and_file(server: FakeHub) -> None:
     with pytest.raises(FetchError, match="no public repository 'EleutherAI/pythia-71m'"):
-        hub.fetch("EleutherAI/pythia-71m")
+        download.fetch("EleutherAI/pythia-71m")
     with pytest.raises(FetchError, match=r"unknown revision 'step300'; accepted: .*step3000"):
-        hub.fetch(REPO, "step300")
+        download.fetch(REPO, "step300")
     with pytest.raises(FetchError, match=r"unknown file 'vocab\.json'"):
-        hub.fetch(REPO, "main", ["vocab.json"])
+        download.fetch(REPO, "main", ["vocab.json"])
 
 
 @pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "../config.json", "a/b.json"])
 def test_nothing_else_is_fetched(server: FakeHub, name: str) -> None:
     with pytest.raises(FetchError, match="may not be fetched"):
-        hub.fetch(REPO, "main", [name])
+        download.fetch(REPO, "main", [name])
     assert not server.asked
 
 
 def test_a_truncated_body_is_told(server: FakeHub) -> None:
     server.short.add("model.safetensors")
     with pytest.raises(FetchError, match=r"could not be fetched .*Ask again to go on"):
-        hub.fetch(REPO)
+        download.fetch(REPO)
     server.short.clear()
-    assert_equal(model(3), hub.load(REPO)[0])
+    assert_equal(model(3), download.load(REPO)[0])
 
 
 def test_other_bytes_than_the_hash_says_are_deleted(server: FakeHub) -> None:
     sound = server.repos[REPO]["main"]["model.safetensors"]
     server.wrong["model.safetensors"] = sound[:-1] + bytes([sound[-1] ^ 1])
     with pytest.raises(FetchError, match=r"model\.safetensors has sha256 .*the hub says .*deleted"):
-        hub.fetch(REPO)
+        download.fetch(REPO)
     server.wrong.clear()
-    assert_equal(model(3), hub.load(REPO)[0])
+    assert_equal(model(3), download.load(REPO)[0])
 
 
 def test_a_cache_that_was_damaged_is_noticed(
     server: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = hub.fetch(REPO).folder / "model.safetensors"
+    path = download.fetch(REPO).folder / "model.safetensors"
     sound = path.read_bytes()
     damaged = sound[:-1] + bytes([sound[-1] ^ 1])
     path.resolve().write_bytes(damaged)
     with pytest.raises(FetchError, match="damaged on the way or in the cache"):
-        hub.fetch(REPO)
-    hub.fetch(REPO).folder.joinpath("model.safetensors").resolve().write_bytes(damaged)
+        download.fetch(REPO)
+    download.fetch(REPO).folder.joinpath("model.safetensors").resolve().write_bytes(damaged)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(FetchError, match="damaged on the way or in the cache"):
-        hub.fetch(REPO)
+        download.fetch(REPO)
 
 
 def test_a_slow_hub(server: FakeHub) -> None:
     server.slow.add("/api/")
     with pytest.raises(FetchError, match="could not be fetched"):
-        hub.fetch(REPO, timeout=0.2)
+        download.fetch(REPO, timeout=0.2)
 
 
 def test_a_file_that_stalls(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     server.slow.add("GET /EleutherAI/pythia-tiny/resolve/main/model")
     with pytest.raises(FetchError, match=r"model\.safetensors could not be fetched"):
-        hub.fetch(REPO, timeout=0.2)
+        download.fetch(REPO, timeout=0.2)
 
 
 def test_a_broken_hub(server: FakeHub) -> None:
     server.broken.add("/api/")
     with pytest.raises(FetchError, match=r"answered .*500"):
-        hub.fetch(REPO)
+        download.fetch(REPO)
 
 
 def test_a_revision_with_pickles_only(server: FakeHub) -> None:
     del server.repos[REPO]["step0"]["model.safetensors"]
     with pytest.raises(CheckpointError, match=r"(?s)pickles only.*save_pretrained"):
-        hub.fetch(REPO, "step0")
+        download.fetch(REPO, "step0")
 
 
 def test_a_missing_shard_of_a_revision(server: FakeHub) -> None:
@@ -172,7 +172,7 @@ def test_a_missing_shard_of_a_revision(server: FakeHub) -> None:
     shard = sorted(name for name in files if name.startswith("model-"))[1]
     del files[shard]
     with pytest.raises(CheckpointError, match=f"{shard} is missing"):
-        hub.load(REPO, "step3000")
+        download.load(REPO, "step3000")
 
 
 @pytest.mark.parametrize(

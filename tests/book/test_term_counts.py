@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pythia_book.term_counts import SurfaceTerms, TermCounts, TokenTerms, count_terms
 
 from pythia_core.data.order import PreshuffledRows
-from pythia_core.data.term_counts import SurfaceTerms, TermCounts, TokenTerms, count_terms
 from pythia_core.errors import ConfigError, DataError
 
 WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")

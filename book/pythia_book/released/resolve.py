@@ -3,7 +3,7 @@
 A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
 repository on the hub, whose revisions are its steps. It offers what evaluation needs of a run:
 steps, the model at each, a tokenizer, a place for what was measured. Not here: reading its files
-(pythia_core.hf, pythia_book.released.hub), what a run is (pythia_core.training.runs).
+(pythia_core.hf, pythia_book.released.download), what a run is (pythia_core.training.runs).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pythia_book.released import hub
+from pythia_book.released import download
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig, stable_hash
 from pythia_core.data.tokenizer import EOD, load_tokenizer
@@ -61,7 +61,7 @@ class PublishedModel:
         if folder.is_dir():
             names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
         else:
-            names = hub.revisions(self.source, or_cached=True)
+            names = download.revisions(self.source, or_cached=True)
         steps = {step_of(name): name for name in names}
         steps.pop(None, None)
         return steps or {LAST: "main"}
@@ -90,13 +90,13 @@ class PublishedModel:
             CheckpointError: no such step, a damaged file, or one that cannot be fetched.
         """
         try:
-            return hub.load(self.source, self._revision(step))[0]
+            return download.load(self.source, self._revision(step))[0]
         except FetchError as error:
             raise CheckpointError(str(error)) from error
 
     def sha256(self, step: int) -> str:
         """Of the tensors of a step as stored (checkpoint.sha256_tensors)."""
-        place = hub.locate(self.source, self._revision(step)).folder
+        place = download.locate(self.source, self._revision(step)).folder
         return sha256_tensors(hf.Weights(place))
 
     def _revision(self, step: int | None = None) -> str:
@@ -112,9 +112,9 @@ class PublishedModel:
     def _shared(self) -> tuple[ModelConfig, Any]:
         """Config and tokenizer, the same at all steps; no weights are fetched for them."""
         if Path(self.source).expanduser().is_dir():
-            place = hub.locate(self.source, self._revision()).folder
+            place = download.locate(self.source, self._revision()).folder
         else:
-            place = hub.fetch(self.source, self._revision(), (CONFIG, TOKENIZER)).folder
+            place = download.fetch(self.source, self._revision(), (CONFIG, TOKENIZER)).folder
         return model_config(hf.read_config(place)), load_tokenizer(place / TOKENIZER)
 
     @property
@@ -144,7 +144,7 @@ def find_model(name: str) -> AnyModel:
     Raises:
         CheckpointError: neither.
     """
-    if hub.is_published(name):
+    if download.is_published(name):
         return PublishedModel(name)
     try:
         return find_run(name)

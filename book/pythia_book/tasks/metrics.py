@@ -10,7 +10,7 @@ Context and continuation are split as the harness does it: encoded together, cut
 context ends. A prompt longer than the model loses its beginning, as there; the number of items that
 fit whole is kept, and an item of which not even a continuation fits is left out and counted.
 Prompts are tokenised once, whatever the number of checkpoints (pythia_book.tasks.sweep). Tests hold
-this to the harness on every item (pythia_book.tasks.harness_tasks).
+this to the harness on every item (pythia_book.tasks.harness_offline).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import estimate
-from pythia_book.tasks.tasks import TASKS, Item, Prompt, WrittenTask, load_items, task_named
+from pythia_book.tasks.benchmarks import TASKS, Item, Prompt, WrittenTask, load_items, task_named
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
@@ -137,7 +137,7 @@ def build_all(
     """Every task at every number of shots.
 
     Raises:
-        DataError, FetchError: see pythia_book.tasks.tasks.load_items.
+        DataError, FetchError: see pythia_book.tasks.benchmarks.load_items.
     """
     encode = scoring.encoder(tokenizer)
     built = []

@@ -18,7 +18,7 @@ from pythia_core.config import PRECISIONS, SWAPS, ModelConfig
 from pythia_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from pythia_book.released.continued import Continued
+    from pythia_book.released.continuation.run import Continued
     from pythia_core.training.distributed import World
 
 
@@ -88,10 +88,10 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: settings that cannot be, or --yes is needed. DataError: shards are missing.
     """
-    from pythia_book.released.continued import Rewarm, find_or_continue
-    from pythia_book.released.continued_data import RowsData, swap_summary
-    from pythia_book.released.continued_plan import make_plan
-    from pythia_book.released.continued_start import published_train, source_of, tokenizer_of
+    from pythia_book.released.continuation.data import RowsData, swap_summary
+    from pythia_book.released.continuation.plan import make_plan
+    from pythia_book.released.continuation.run import Rewarm, find_or_continue
+    from pythia_book.released.continuation.start import published_train, source_of, tokenizer_of
     from pythia_core.hf import step_of
     from pythia_core.training.runs import Run
 
@@ -174,7 +174,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 
 
 def _report(run: Continued, measure: bool) -> None:
-    from pythia_book.studies.gender_bias.continued import continuity, effects
+    from pythia_book.studies.gender_bias.continuation import continuity, effects
 
     print("\nloss on upcoming rows, ours and the source's (nats per token)")
     print(continuity(run).to_string(index=False, float_format="%.4f"))
@@ -185,9 +185,9 @@ def _report(run: Continued, measure: bool) -> None:
 
 def _local_model(source: str, revision: str) -> ModelConfig | None:
     """The architecture of a local model; None for one on the hub."""
-    from pythia_book.released import hub
+    from pythia_book.released import download
     from pythia_core import hf
 
     if not Path(source).expanduser().is_dir():
         return None
-    return hf.model_config(hf.read_config(hub.locate(source, revision).folder))
+    return hf.model_config(hf.read_config(download.locate(source, revision).folder))

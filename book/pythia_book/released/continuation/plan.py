@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pythia_book.released.continued_data import RowsData
-from pythia_book.released.continued_start import published_train
-from pythia_book.released.hub import is_repository
+from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.start import published_train
+from pythia_book.released.download import is_repository
 from pythia_book.released.pile import RELEASED, Absent
 from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError

@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from pythia_book.tasks.task_metrics import AnsweredTask, AskedTask, ChosenTask, build, questions
-from pythia_book.tasks.tasks import WrittenTask, all_tasks, task_named
+from pythia_book.tasks.benchmarks import WrittenTask, all_tasks, task_named
+from pythia_book.tasks.metrics import AnsweredTask, AskedTask, ChosenTask, build, questions
 from task_items import made
 
 from pythia_core import hf
@@ -68,7 +68,7 @@ def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
     That class imports `accelerate`, of which it needs nothing for a model that is given to it.
     """
     transformers = pytest.importorskip("transformers")
-    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness_offline import evaluate_with_harness
 
     stand_in = types.ModuleType("accelerate")
     stand_in.utils = types.ModuleType("accelerate.utils")
@@ -101,7 +101,7 @@ def test_every_item_of_every_task_as_with_their_class(
     model: GPTNeoX, tokenizer, asked: list[AskedTask], theirs: dict
 ) -> None:
     from pythia_book.tasks.harness import adapter
-    from pythia_book.tasks.harness_tasks import evaluate_with_harness
+    from pythia_book.tasks.harness_offline import evaluate_with_harness
 
     ours = evaluate_with_harness(adapter(model, tokenizer, 0, LENGTH), the_tasks(asked))
     assert len({each.name for each in asked}) >= 10

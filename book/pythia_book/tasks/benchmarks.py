@@ -21,7 +21,7 @@ package of basic arithmetic with at most five digits, and TriviaQA is its Wikipe
 
 A few items of every task, first in the order of their hash, are set aside as solved examples; the
 others follow in that order, so that `limit` takes a fixed sample. Scoring is
-pythia_book.tasks.task_metrics.
+pythia_book.tasks.metrics.
 """
 
 from __future__ import annotations
@@ -177,13 +177,13 @@ TASKS = {
 
 
 def all_tasks() -> dict[str, Task | WrittenTask]:
-    """The seven here, which the studies ask, and those of pythia_book.tasks.tasks."""
+    """The seven here, which the studies ask, and those of pythia_book.tasks.benchmarks."""
 
     return TASKS | MORE_TASKS
 
 
 def task_named(name: str) -> Any:
-    """Look a task up: a Task, or a WrittenTask of pythia_book.tasks.tasks.
+    """Look a task up: a Task, or a WrittenTask of pythia_book.tasks.benchmarks.
 
     Raises:
         DataError: unknown; the accepted ones are listed.

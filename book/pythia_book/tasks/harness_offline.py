@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.harness import lm_eval_package
-from pythia_book.tasks.task_metrics import AnsweredTask, BuiltTask, prompt_of
-from pythia_book.tasks.tasks import task_named
+from pythia_book.tasks.metrics import AnsweredTask, BuiltTask, prompt_of
 
 
 @dataclass(frozen=True)

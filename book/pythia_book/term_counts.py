@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_core.data.search import RowBytes
+from pythia_book.search import RowBytes
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.util.files import atomic_file
 from pythia_core.util.progress import bar

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.measurements import measure_all
-from pythia_book.released import hub
-from pythia_book.released.continued import Continued
-from pythia_book.released.continued_data import RowsData
+from pythia_book.released import download
+from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.run import Continued
 from pythia_book.stats import estimate
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, is_choice
 from pythia_core.config import DataConfig
@@ -42,7 +42,7 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
     def at(step: int, revision: str) -> tuple[GPTNeoX, int]:
         if place["run"]:
             return find_run(place["run"]).model(step), step
-        return hub.load(place["published"], revision)[0], step
+        return download.load(place["published"], revision)[0], step
 
     try:
         return at(step, f"step{step}")

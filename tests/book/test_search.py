@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pythia_book import search
+from pythia_book.search import Hit, SurfaceMatcher, TokenMatcher, find_text, quote
 
-from pythia_core.data import search
-from pythia_core.data.search import Hit, SurfaceMatcher, TokenMatcher, find_text, quote
 from pythia_core.data.tokenizer import encode_documents, token_bytes, train_bpe
 from pythia_core.errors import ConfigError, DataError
 

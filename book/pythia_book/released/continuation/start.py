@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pythia_book.released import hub
-from pythia_book.released.continued_data import RowsData, check_swap
+from pythia_book.released import download
+from pythia_book.released.continuation.data import RowsData, check_swap
 from pythia_core.config import DataConfig, ModelConfig, TrainConfig
 from pythia_core.data.prepare import PreparedData
 from pythia_core.data.tokenizer import load_tokenizer
@@ -54,7 +54,7 @@ def source_of(source: Run | Path | str) -> Run | str:
     if isinstance(source, Run):
         return source
     name = str(Path(source).expanduser()) if Path(source).expanduser().is_dir() else str(source)
-    return name if hub.is_published(name) else find_run(name)
+    return name if download.is_published(name) else find_run(name)
 
 
 def tokenizer_of(source: Run | str, revision: str = "main") -> str:
@@ -62,7 +62,7 @@ def tokenizer_of(source: Run | str, revision: str = "main") -> str:
     if isinstance(source, Run):
         return str(source.data.tokens_folder / TOKENIZER)
     if Path(source).expanduser().is_dir():
-        beside = hub.locate(source, revision).folder / TOKENIZER
+        beside = download.locate(source, revision).folder / TOKENIZER
         if beside.is_file():
             return str(beside)
     return "neox-20b"
@@ -117,7 +117,7 @@ def _published_start(source: str, step: int, revision: str, state: str) -> Start
     revision = revision or f"step{step}"
     if step_of(revision) not in (None, step):
         raise ConfigError(f"revision {revision} is not of step {step}; name one of the two")
-    model, info = hub.load(source, revision)
+    model, info = download.load(source, revision)
     if info.step not in (None, step):
         raise ConfigError(f"{source} ({revision}) is of step {info.step}, not {step}")
     tokenizer = info.folder / TOKENIZER

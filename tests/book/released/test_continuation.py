@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from continued_fakes import BATCH, SEQ, SHARD, STEPS, Published
-from pythia_book.released import continued, continued_data, pile
-from pythia_book.released.continued import Continuation, Rewarm, find_or_continue
-from pythia_book.released.continued_data import RowsData, RowSwap, check_swap, swap_summary
-from pythia_book.released.continued_plan import make_plan
-from pythia_book.released.continued_start import published_train
+from pythia_book.released import pile
+from pythia_book.released.continuation import data as continued_data
+from pythia_book.released.continuation import run as continued
+from pythia_book.released.continuation.data import RowsData, RowSwap, check_swap, swap_summary
+from pythia_book.released.continuation.plan import make_plan
+from pythia_book.released.continuation.run import Continuation, Rewarm, find_or_continue
+from pythia_book.released.continuation.start import published_train
 from pythia_book.released.pile import RELEASED
 
 from pythia_core import hf

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import FakeHub, serving
-from pythia_book.released.find import LAST, PublishedModel, find_model
+from pythia_book.released.resolve import LAST, PublishedModel, find_model
 from pythia_book.tasks.sweep import steps_of, sweep
 from task_items import made
 

@@ -11,7 +11,7 @@ rows will do (pythia_core.data.order). There are two ways to match:
 
 All S+1 tokens of a row count: the model reads the first S and is taught the last S. An occurrence
 cut by the end of a row was never seen whole and is not found. Counting many terms at once
-is pythia_core.data.term_counts.
+is pythia_book.term_counts.
 """
 
 from __future__ import annotations

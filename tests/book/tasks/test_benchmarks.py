@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pythia_book.tasks.tasks import (
+from pythia_book.tasks.benchmarks import (
     MORE_TASKS,
     N_EXAMPLES,
     TASKS,
