@@ -65,9 +65,10 @@ lab: $(READY) ## open the notebooks in JupyterLab (installs it on first use)
 	  $(PIP) -c <($(BIN)/python -m pip freeze --exclude-editable | grep -v ' @ ') 'jupyterlab>=4.2'; }
 	@$(BIN)/jupyter-lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
-lint: $(READY) ## check style and formatting with ruff
+lint: $(READY) ## check style and formatting with ruff, and the library's types with mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 lock: $(READY) ## write requirements.lock from what is installed in .venv
 	@echo "== Locking the versions installed in $(VENV)"

@@ -4,7 +4,8 @@ What is unusual against a plain GPT: attention and MLP read the same residual in
 through its own LayerNorm; rotary embedding on the first quarter of each head; untied embedding and
 unembedding, the latter without a bias; no dropout; no reset of attention at document ends.
 
-Not here: parallelism, logging, optimisation. Operations come from pythia_core.kernels.
+The operations and the initialiser are arguments of the model: pythia_core.kernels has the former,
+`pythia_init` is the latter.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pythia_core import kernels
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError
+from pythia_core.kernels import FAST, Ops, rotary_tables
 
 Rotary = tuple[Tensor, Tensor]
 """cos and sin of every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of (qkv, cos, sin), shapes as in kernels.attention."""
+Initialiser = Callable[[str, Tensor, torch.Generator], None]
+"""Fills the parameter of a name in place."""
 Branches = tuple[()] | tuple[Tensor, Tensor]
 """What attention and MLP of a block are about to add to the stream, (B*T, d) each."""
 
@@ -45,14 +48,15 @@ class Linear(nn.Module):
     replaces them (pythia_core.training.optimizer.FlatParameters).
     """
 
-    def __init__(self, d_in: int, d_out: int) -> None:
+    def __init__(self, d_in: int, d_out: int, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.empty(d_out))
         self.copies: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        return kernels.linear(x, self.weight, self.bias, self.weight_c, self.bias_c)
+        return self.ops.linear(x, self.weight, self.bias, self.weight_c, self.bias_c)
 
     @property
     def weight_c(self) -> Tensor:
@@ -64,46 +68,46 @@ class Linear(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.heads, self.head_dim = config.n_heads, config.head_dim
-        self.query_key_value = Linear(config.d_model, 3 * config.d_model)
-        self.dense = Linear(config.d_model, config.d_model)
+        self.query_key_value = Linear(config.d_model, 3 * config.d_model, ops)
+        self.dense = Linear(config.d_model, config.d_model, ops)
 
-    def forward(
-        self, x: Tensor, rotary: Rotary, batch: int, attend: Attend = kernels.attention
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, batch: int, attend: Attend) -> Tensor:
         qkv = self.query_key_value(x)  # (B*T, 3*d), grouped per head as [q | k | v]
         qkv = qkv.view(batch, -1, self.heads, 3, self.head_dim)
         return self.dense(attend(qkv, *rotary).flatten(0, 1))  # (B*T, d)
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         self.gelu_form = config.gelu
-        self.dense_h_to_4h = Linear(config.d_model, config.d_ff)
-        self.dense_4h_to_h = Linear(config.d_ff, config.d_model)
+        self.dense_h_to_4h = Linear(config.d_model, config.d_ff, ops)
+        self.dense_4h_to_h = Linear(config.d_ff, config.d_model, ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dense_4h_to_h(kernels.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
+        return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
         """The same with bias and GELU in one kernel, past `dense_h_to_4h` as a module."""
         up = self.dense_h_to_4h
-        product = kernels.linear(x, up.weight, None, up.weight_c, None)
-        return self.dense_4h_to_h(kernels.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
+        product = self.ops.linear(x, up.weight, None, up.weight_c, None)
+        return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
 
 
 class LayerNorm(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         self.eps = config.layer_norm_eps
         self.weight = nn.Parameter(torch.empty(config.d_model))
         self.bias = nn.Parameter(torch.empty(config.d_model))
 
     def forward(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps, dtype)
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps, dtype)
 
 
 class Block(nn.Module):
@@ -116,21 +120,17 @@ class Block(nn.Module):
     sequential:         x = x + attention(LN1 x);  out = x + mlp(LN2 x)
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
+        self.ops = ops
         self.parallel = config.parallel_residual
-        self.input_layernorm = LayerNorm(config)
-        self.post_attention_layernorm = LayerNorm(config)
-        self.attention = Attention(config)
-        self.mlp = MLP(config)
+        self.input_layernorm = LayerNorm(config, ops)
+        self.post_attention_layernorm = LayerNorm(config, ops)
+        self.attention = Attention(config, ops)
+        self.mlp = MLP(config, ops)
 
     def forward(
-        self,
-        x: Tensor,
-        rotary: Rotary,
-        batch: int,
-        dtype: torch.dtype,
-        attend: Attend = kernels.attention,
+        self, x: Tensor, rotary: Rotary, batch: int, dtype: torch.dtype, attend: Attend
     ) -> Tensor:
         attended = self.attention(self.input_layernorm(x, dtype), rotary, batch, attend)
         if self.parallel:
@@ -145,7 +145,7 @@ class Block(nn.Module):
         rotary: Rotary,
         batch: int,
         dtype: torch.dtype,
-        attend: Attend = kernels.attention,
+        attend: Attend,
     ) -> tuple[Tensor, Branches]:
         """A parallel block in fewer kernels: what came before it is added as its norms read it.
 
@@ -157,58 +157,72 @@ class Block(nn.Module):
         """
         one, two = self.input_layernorm, self.post_attention_layernorm
         norms = (one.weight, one.bias, two.weight, two.bias)
-        x, first, second = kernels.layer_norm_pair(x, branches, norms, one.eps, dtype)
+        x, first, second = self.ops.layer_norm_pair(x, branches, norms, one.eps, dtype)
         return x, (self.attention(first, rotary, batch, attend), self.mlp.fused(second))
 
 
-class GPTNeoX(nn.Module):
-    """A Pythia model. Weights are uninitialised until `init_weights` or a load."""
+def pythia_init(config: ModelConfig) -> Initialiser:
+    """How the released models were initialised.
 
-    def __init__(self, config: ModelConfig) -> None:
+    small_wang (14M-2.8B):   N(0, 2/(5d)) for embeddings, QKV, MLP up;
+                             N(0, (2/(L sqrt d))^2) for attention output and MLP down.
+    normal_scaled (6.9B, 12B: GPT-NeoX's defaults, as their configs name no rule):
+                             N(0, 0.02^2), and 0.02/sqrt(2L) for the two output maps.
+    Biases are 0, LayerNorm weights 1, under both.
+    """
+    d, n_layers = config.d_model, config.n_layers
+    if config.init == "small_wang":
+        std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
+    else:
+        std, std_output = 0.02, 0.02 / math.sqrt(2 * n_layers)
+
+    def init(name: str, p: Tensor, generator: torch.Generator) -> None:
+        if name.endswith("bias"):
+            p.zero_()
+        elif "layernorm" in name or "layer_norm" in name:
+            p.fill_(1.0)
+        else:
+            output = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+            p.normal_(0.0, std_output if output else std, generator=generator)
+
+    return init
+
+
+class GPTNeoX(nn.Module):
+    """A Pythia model. Weights are uninitialised until `init_weights` or a load.
+
+    Args:
+        ops: what it computes with. init: what fills its parameters; default: `pythia_init`.
+    """
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops = FAST, init: Initialiser | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.ops = config, ops
+        self.init = init or pythia_init(config)
         self.compute_dtype = torch.float32
         self.recompute = False  # see pythia_core.training.execution
         self.embed_in = nn.Embedding(config.vocab_size, config.d_model)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.final_layer_norm = LayerNorm(config)
+        self.layers = nn.ModuleList(Block(config, ops) for _ in range(config.n_layers))
+        self.final_layer_norm = LayerNorm(config, ops)
         self.embed_out = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.embed_out_copy: Tensor | None = None
         self._tables: dict[tuple[int, torch.device], Rotary] = {}
 
+    @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Initialise every tensor from one seed, in the order of `named_parameters`.
-
-        small_wang (14M-2.8B):   N(0, 2/(5d)) for embeddings, QKV, MLP up;
-                                 N(0, (2/(L sqrt d))^2) for attention output and MLP down.
-        normal_scaled (6.9B, 12B: GPT-NeoX's defaults, as their configs name no rule):
-                                 N(0, 0.02^2), and 0.02/sqrt(2L) for the two output maps.
-        Biases are 0, LayerNorm weights 1, under both.
-        """
-        d, n_layers = self.config.d_model, self.config.n_layers
-        if self.config.init == "small_wang":
-            std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
-        else:
-            std, std_output = 0.02, 0.02 / math.sqrt(2 * n_layers)
+        """Initialise every tensor from one seed, in the order of `named_parameters`."""
         generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for name, p in self.named_parameters():
-                if name.endswith("bias"):
-                    p.zero_()
-                elif "layernorm" in name or "layer_norm" in name:
-                    p.fill_(1.0)
-                else:
-                    output = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
-                    p.normal_(0.0, std_output if output else std, generator=generator)
+        for name, p in self.named_parameters():
+            self.init(name, p, generator)
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
         """Tables of the first `seq_len` positions; the last ones asked for are kept."""
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
-            self._tables = {
-                key: kernels.rotary_tables(seq_len, c.rotary_dims, c.rotary_base, device)
-            }
+            self._tables = {key: rotary_tables(seq_len, c.rotary_dims, c.rotary_base, device)}
         return self._tables[key]
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
@@ -231,7 +245,7 @@ class GPTNeoX(nn.Module):
         dtype, fused = self.compute_dtype, self._fused(x)
         branches: Branches = ()
         for number, layer in enumerate(self.layers):
-            attend = partial(cache.attend, number) if cache else kernels.attention
+            attend = partial(cache.attend, number) if cache else self.ops.attention
             if self.recompute and torch.is_grad_enabled():
                 run = partial(_whole, layer) if fused else layer
                 x = checkpoint(
@@ -247,7 +261,7 @@ class GPTNeoX(nn.Module):
     def _fused(self, x: Tensor) -> bool:
         """Whether blocks may pass by the calls of their modules: nobody listens to these."""
         listening = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
-        return kernels.use_triton(x) and self.config.parallel_residual and not listening
+        return self.ops.fuses(x) and self.config.parallel_residual and not listening
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Unembed hidden states (..., d) into fp32 logits (..., vocab_size)."""
@@ -262,7 +276,7 @@ class GPTNeoX(nn.Module):
         hidden = self.hidden(rows[:, :-1]).flatten(0, 1).to(self.compute_dtype)
         weight = self.embed_out.weight
         weight_c = weight if self.embed_out_copy is None else self.embed_out_copy
-        return kernels.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)
+        return self.ops.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)
 
 
 def _added(x: Tensor, branches: Branches) -> Tensor:

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pythia_core import kernels
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.kernels.rotary import rotary_reference
 from pythia_core.model import GPTNeoX, Rotary
@@ -136,8 +135,8 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
         for layer, block in enumerate(model.layers):
 
             def keep(module: nn.Module, given: tuple, _: Tensor, layer: int = layer) -> None:
-                x, rotary, batch, *attend = given
-                if attend and attend[0] is not kernels.attention:
+                x, rotary, batch, attend = given
+                if attend is not model.ops.attention:
                     raise ConfigError(
                         "attention patterns are of whole rows; read them without a cache"
                     )

@@ -1,8 +1,8 @@
 """The operations of the model, one per file, each next to its plain-torch `*_reference`.
 
-The reference defines what is correct; the function without the suffix is what the model calls, and
-takes the fastest exact path on the device at hand. `pythia_core.model` calls operations only
-through this package.
+The reference defines what is correct; the function without the suffix takes the fastest exact path
+on the device at hand. A model is given its operations as an `Ops`: `FAST`, all of them from this
+package, or `PLAIN`, the same formulas in torch alone, which `torch.compile` can fuse as it likes.
 
 On a CUDA device with Triton (dispatch) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and
 the rotation inside `attention` run as Triton kernels. Attention itself is computed by the library
@@ -10,15 +10,25 @@ that a table gives for the head dim, or by torch's choice (attention_backends); 
 is one of them. The optimizer's kernel (adamw) is not part of the model and so not exported here.
 """
 
-from pythia_core.kernels.attention import attention
-from pythia_core.kernels.cross_entropy import linear_cross_entropy
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, dtype, float32, nn
+
+from pythia_core.kernels.attention import attention, attention_torch
+from pythia_core.kernels.cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
 from pythia_core.kernels.dispatch import use_triton
 from pythia_core.kernels.gelu import bias_gelu, gelu
 from pythia_core.kernels.layer_norm import layer_norm, layer_norm_pair
-from pythia_core.kernels.linear import linear
+from pythia_core.kernels.linear import linear, linear_reference
 from pythia_core.kernels.rotary import rotary_tables, split_rotated
 
 __all__ = [
+    "FAST",
+    "PLAIN",
+    "Ops",
     "attention",
     "bias_gelu",
     "gelu",
@@ -30,3 +40,57 @@ __all__ = [
     "split_rotated",
     "use_triton",
 ]
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What a model computes with; each field has the signature of the function of its name here.
+
+    Attributes:
+        fuses: whether a parallel block on tensors like this one takes `layer_norm_pair` and
+            `bias_gelu` in place of `layer_norm` and `gelu`.
+    """
+
+    linear: Callable[..., Tensor] = linear
+    layer_norm: Callable[..., Tensor] = layer_norm
+    layer_norm_pair: Callable[..., tuple[Tensor, Tensor, Tensor]] = layer_norm_pair
+    gelu: Callable[..., Tensor] = gelu
+    bias_gelu: Callable[..., Tensor] = bias_gelu
+    attention: Callable[[Tensor, Tensor, Tensor], Tensor] = attention
+    linear_cross_entropy: Callable[..., Tensor] = linear_cross_entropy
+    fuses: Callable[[Tensor], bool] = use_triton
+
+
+def _plain_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor
+) -> Tensor:
+    return linear_reference(x, weight, bias)
+
+
+def _plain_layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: dtype = float32
+) -> Tensor:
+    return nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
+
+
+def _plain_gelu(x: Tensor, form: str) -> Tensor:
+    return nn.functional.gelu(x, approximate="none" if form == "erf" else "tanh")
+
+
+def _plain_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
+) -> Tensor:
+    return linear_cross_entropy_reference(hidden, weight, targets)
+
+
+FAST = Ops()
+"""The fastest exact path of every operation."""
+PLAIN = Ops(
+    linear=_plain_linear,
+    layer_norm=_plain_layer_norm,
+    gelu=_plain_gelu,
+    attention=attention_torch,
+    linear_cross_entropy=_plain_linear_cross_entropy,
+    fuses=lambda x: False,
+)
+"""Torch's own operations, differentiated by autograd; no kernel of this package."""

@@ -53,7 +53,7 @@ def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (probabilities @ v).transpose(1, 2).flatten(2)
 
 
-def _attention_sdpa(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
     q, k = rotary_reference(q, cos, sin), rotary_reference(k, cos, sin)
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -190,4 +190,4 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.function("pack_rotated", qkv)):
         return _ShortAttention.apply(qkv, cos, sin)
-    return _attention_sdpa(qkv, cos, sin)
+    return attention_torch(qkv, cos, sin)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pythia_core.config import RunConfig
+from pythia_core.config import ModelConfig, RunConfig
 from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, DataError, TrainingError
 from pythia_core.model import GPTNeoX, LayerNorm, Rotary
@@ -165,6 +165,9 @@ class Pending:
 class Trainer:
     """A model with its optimizer: the state of a run between two updates.
 
+    Args:
+        make_model: a model with other operations or another initialiser than the released ones.
+
     Attributes:
         world: the processes that share every batch.
     """
@@ -172,7 +175,11 @@ class Trainer:
     world: World = ALONE
 
     def __init__(
-        self, config: RunConfig, device: torch.device, execution: Execution = EAGER
+        self,
+        config: RunConfig,
+        device: torch.device,
+        execution: Execution = EAGER,
+        make_model: Callable[[ModelConfig], GPTNeoX] = GPTNeoX,
     ) -> None:
         execution.check(device.type)
         self.config, self.device, self.execution, self.step = config, device, execution, 0
@@ -181,7 +188,7 @@ class Trainer:
             if device.type == "cuda"
             else contextlib.nullcontext  # every operation used here is deterministic on CPUs
         )
-        self.model = GPTNeoX(config.model)
+        self.model = make_model(config.model)
         self.model.init_weights(config.train.weight_seed)
         self.model.to(device)
         self.flat = FlatParameters(self.model, DTYPES[config.train.precision])

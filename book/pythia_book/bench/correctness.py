@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pythia_book.bench.implementations import plain_operations
 from pythia_book.bench.kernels import (
     Case,
     Implementation,
@@ -33,9 +32,11 @@ from pythia_book.bench.kernels import (
     worst,
 )
 from pythia_book.bench.rows import SKIPPED
+from pythia_core import kernels
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import PythiaError
-from pythia_core.kernels import dispatch
+from pythia_core.kernels import PLAIN, Ops, dispatch
+from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.trainer import DTYPES, Trainer
@@ -157,12 +158,11 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
 
 @functools.cache
 def _plain_losses(seq_len: int) -> list[float]:
-    with plain_operations():
-        return _trained("fp32", "cpu", EAGER, seq_len)[0]
+    return _trained("fp32", "cpu", EAGER, seq_len, PLAIN)[0]
 
 
 def _trained(
-    precision: str, device: str, execution: Execution, seq_len: int
+    precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
 ) -> tuple[list[float], Tensor]:
     """Losses of the updates of a tiny model that learns to count, and its weights."""
     run = RunConfig(
@@ -170,7 +170,8 @@ def _trained(
         DataConfig(seq_len=seq_len),
         TrainConfig(UPDATES, batch_size=4, lr_max=2e-3, micro_batch=2, precision=precision),
     )
-    trainer = Trainer(run, torch.device(device), execution)
+    make_model = partial(GPTNeoX, ops=ops or kernels.FAST)
+    trainer = Trainer(run, torch.device(device), execution, make_model)
     losses = [trainer.update(_rows(step, seq_len))[0] for step in range(UPDATES)]
     return losses, trainer.flat.flat
 

@@ -14,23 +14,19 @@ Weights are drawn on the device and mean nothing. Not here: timing (train_gpu).
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pythia_core import hf, kernels
+from pythia_core import hf
 from pythia_core.config import ModelConfig, RunConfig
-from pythia_core.kernels.attention import _attention_sdpa
-from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
-from pythia_core.kernels.linear import linear_reference
+from pythia_core.kernels import PLAIN
 from pythia_core.model import GPTNeoX
 from pythia_core.training import memory
 from pythia_core.training.execution import Execution
@@ -108,8 +104,7 @@ class Contender:
     @contextlib.contextmanager
     def turn(self, device: torch.device) -> Iterator[None]:
         """What has to hold in the process while this contender computes."""
-        operations = plain_operations() if self.who == "plain" else contextlib.nullcontext()
-        with deterministic(self.deterministic), operations:
+        with deterministic(self.deterministic):
             yield
 
 
@@ -134,28 +129,20 @@ CONTENDERS = {c.name: c for c in (*FIRST, *SECOND, *PRICES)}
 # --- ours ------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _drawn_on(device: torch.device) -> Iterator[None]:
-    """Models made inside are on the device from the start, their weights drawn there: drawing
-    2.8 billion on a CPU takes longer than measuring them."""
-
-    def draw(model: GPTNeoX, _seed: int) -> None:
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                if is_decayed(name):
-                    p.normal_(0.0, 0.02)
-                else:
-                    p.fill_(0.0 if name.endswith("bias") else 1.0)
-
-    with torch.device(device), mock.patch.object(GPTNeoX, "init_weights", draw):
-        yield
+def _draw(name: str, p: Tensor, _: torch.Generator) -> None:
+    """Weights that mean nothing, drawn on their device: 2.8 billion on a CPU take longer than
+    measuring them."""
+    if is_decayed(name):
+        p.normal_(0.0, 0.02)
+    else:
+        p.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
 def our_step(config: RunConfig, device: torch.device, how: Execution) -> Step:
     """The update of our trainer, past the warm-up of the learning rate; launched and, some updates
     later, read, as `train` does."""
-    with _drawn_on(device):
-        trainer = Trainer(config, device, how)
+    with torch.device(device):
+        trainer = Trainer(config, device, how, partial(GPTNeoX, init=_draw))
     trainer.step = config.train.steps // 10
     return partial(_launch, trainer, deque(), LAG[device.type])
 
@@ -169,50 +156,10 @@ def _launch(trainer: Trainer, in_flight: deque[Pending], lag: int, batch: np.nda
 # --- the same model in plain torch -----------------------------------------------------------
 
 
-def _plain_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, weight_c: Tensor, bias_c: Tensor
-) -> Tensor:
-    return linear_reference(x, weight, bias)
-
-
-def _plain_loss(hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor) -> Tensor:
-    return linear_cross_entropy_reference(hidden, weight, targets)
-
-
-def _plain_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    return nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
-
-
-def _plain_gelu(x: Tensor, form: str) -> Tensor:
-    return nn.functional.gelu(x, approximate="none" if form == "erf" else "tanh")
-
-
-@contextlib.contextmanager
-def plain_operations() -> Iterator[None]:
-    """Inside, the model's operations are their definitions in plain torch."""
-    plain = {
-        "linear": _plain_linear,
-        "layer_norm": _plain_norm,
-        "gelu": _plain_gelu,
-        "attention": _attention_sdpa,
-        "linear_cross_entropy": _plain_loss,
-    }
-    with (
-        mock.patch.dict(os.environ, {"PYTHIA_TRITON": "0"}),
-        mock.patch.multiple(kernels, **plain),
-    ):
-        yield
-
-
 def plain_step(config: RunConfig, device: torch.device, compiled: bool) -> Step:
-    """An update of our model on plain operations, with torch's own optimizer.
-
-    It computes like ours inside `Contender.turn` of a contender "plain" only.
-    """
-    with _drawn_on(device):
-        model = GPTNeoX(config.model)
+    """An update of our model on plain operations, with torch's own optimizer."""
+    with torch.device(device):
+        model = GPTNeoX(config.model, PLAIN, _draw)
         model.init_weights(0)
     model.compute_dtype = torch.bfloat16
     loss_of = torch.compile(model.loss) if compiled else model.loss

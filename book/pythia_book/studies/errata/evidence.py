@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,12 +181,13 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
     """
     import torch
 
-    from pythia_core.model import GPTNeoX
+    from pythia_core.model import pythia_init
 
     names = ("layers.0.mlp.dense_h_to_4h.weight", "layers.0.mlp.dense_4h_to_h.weight")
     tensors = {name: torch.empty(1_000_000) for name in names}
-    two = SimpleNamespace(config=config, named_parameters=tensors.items)
-    GPTNeoX.init_weights(two, 1234)  # type: ignore[arg-type]
+    init, generator = pythia_init(config), torch.Generator().manual_seed(1234)
+    for name, tensor in tensors.items():
+        init(name, tensor, generator)
     return tensors[names[0]].std().item(), tensors[names[1]].std().item()
 
 

@@ -1,10 +1,10 @@
 """The gender study at scale paper: the released deduplicated models, trained on with a swap.
 
 The paper's arms from the released weights of step 113,000, which come without their optimizer state
-(pythia_book.released.continuation.run says how one begins then). The control and the long swap begin
-there; the short one forks at step 133,000 from the control, whose state was kept: exactly, with
-moments that have had 20,000 updates to form. So one control serves both, as in the study's other
-scales.
+(pythia_book.released.continuation.run says how one begins then). The control and the long swap
+begin there; the short one forks at step 133,000 from the control, whose state was kept: exactly,
+with moments that have had 20,000 updates to form. So one control serves both, as in the study's
+other scales.
 
 What is needed is named in the environment, and what is missing is told before anything is fetched:
 PYTHIA_PAPER_MODELS, "hub" or a folder with pythia-SIZE-deduped/step113000, and PYTHIA_PAPER_DATA,
