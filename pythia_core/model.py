@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -244,7 +244,7 @@ class GPTNeoX(nn.Module):
         # (B*T, d): weights are read in the compute dtype, the residual stream stays fp32
         dtype, fused = self.compute_dtype, self._fused(x)
         branches: Branches = ()
-        for number, layer in enumerate(self.layers):
+        for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
             if self.recompute and torch.is_grad_enabled():
                 run = partial(_whole, layer) if fused else layer
@@ -284,5 +284,6 @@ def _added(x: Tensor, branches: Branches) -> Tensor:
     return x + (branches[0].float() + branches[1]) if branches else x
 
 
-def _whole(layer: Block, x: Tensor, *rest: object) -> Tensor:
+def _whole(layer: Block, x: Tensor, *rest: Any) -> Tensor:
+    """A fused block whose branches are added at once."""
     return _added(*layer.fused(x, (), *rest))

@@ -1,10 +1,10 @@
-"""AdamW on flat fp32 buffers, with clipping, the refresh of the compute copy, and a way out.
+"""AdamW on flat fp32 buffers: clip, update and refresh the compute copy, or skip the update.
 
-The update is wholly decided on the device: `factor` scales the gradient (clipping, loss scale) and
-`skip` leaves everything as it was, so that a loop need not wait for a norm before the next step.
-On a CUDA device with Triton that is one pass, 30 bytes a parameter with a bf16 copy (adamw_triton;
-speed not yet measured). Elsewhere it is torch's fused kernel, between a pass that scales the
-gradient and one that rounds the copy.
+Everything is decided on the device: `factor` scales the gradient (clipping, loss scale) and `skip`
+leaves all buffers unchanged, so that the loop need not wait for a norm before the next step. On a
+CUDA device with Triton that is one pass, 30 bytes per parameter with a bf16 copy (adamw_triton;
+speed not yet measured). Elsewhere it is torch's fused kernel, preceded by a pass that scales the
+gradient and followed by one that rounds the copy.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Moving:
 
     Attributes:
         params, grad, exp_avg, exp_avg_sq: fp32. copy: of the params, in the compute dtype, or None.
-        n_decayed: the first so many parameters are decayed, the others are not.
+        n_decayed: weight decay applies to the first n_decayed parameters only.
     """
 
     params: Tensor
@@ -46,7 +46,7 @@ class AdamW:
     weight_decay: float
 
     def corrections(self, update: int) -> tuple[float, float]:
-        """By what the two moments of update 1, 2, ... are divided."""
+        """The divisors of the two moments at update 1, 2, ..."""
         return 1 - self.beta1**update, 1 - self.beta2**update
 
 
@@ -76,9 +76,9 @@ def adamw_reference_(
 def adamw_(
     moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """One update in place, by the fastest route on the device; arguments as `adamw_reference_`.
+    """One update in place, the fastest way on the device; arguments as in `adamw_reference_`.
 
-    `grad` is left scaled by `factor` on some routes and unscaled on others.
+    Whether `grad` is left scaled by `factor` depends on the path taken.
     """
     device = moving.params.device
     dtype = torch.float32 if moving.copy is None else moving.copy.dtype
@@ -98,7 +98,7 @@ def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
 def passes_(
     moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """The same in torch's fused kernel, with a pass before and one behind it."""
+    """The same in torch's fused kernel, with a pass before and one after it."""
     m, c = moving, constants
     if factor.device.type != "cpu" or factor != 1:  # looking at it is free on a CPU
         m.grad.mul_(factor)

@@ -2,30 +2,29 @@
 
 QKV rows are grouped per head as [q_h | k_h | v_h] (GPT-NeoX v1.0). Scores are scaled by
 1/sqrt(head_dim) under a plain causal mask; attention is *not* reset at document ends, as in the
-released models. Three ways of computing it:
+released models. It is computed in one of three ways:
 
 - torch's scaled_dot_product_attention (flash kernels) under autograd, the default;
 - on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities kept for
   the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
   are still the better choice where the passes between the products are not compiled);
 - on CUDA devices with Triton: rotation in place (kernels.rotary), then attention on strided views
-  by a library or by our kernel: a table by head dim (attention_backends).
+  by a library or by our kernel, which a table by head dim decides (attention_backends).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pythia_core.kernels import dispatch, native
 from pythia_core.kernels.attention_backends import (
-    PACKED,
+    backend_attention,
     check_packed,
     chosen,
-    library_attention,
     packed_backward,
     packed_forward,
 )
@@ -54,6 +53,7 @@ def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same by torch's scaled_dot_product_attention, under autograd."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
     q, k = rotary_reference(q, cos, sin), rotary_reference(k, cos, sin)
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -66,7 +66,8 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """qkv (batch, seq, heads, 3, dim) as (3, batch * heads, seq, dim), queries and keys rotated."""
     batch, seq, heads, _, dim = qkv.shape
-    if pack := native.function("pack_rotated", qkv):
+    if native.available(qkv):
+        pack = native.function("pack_rotated", qkv.dtype)
         packed = qkv.new_empty(3, batch, heads, seq, dim)
         pack(qkv.contiguous(), packed, cos, sin, batch, seq, heads, dim, cos.shape[-1])
     else:
@@ -78,7 +79,8 @@ def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
     """The gradient of `_pack_rotated`: back to (batch, seq, heads, 3, dim), rotated back."""
     _, rows, seq, dim = packed.shape
-    if unpack := native.function("unpack_rotated", packed):
+    if native.available(packed):
+        unpack = native.function("unpack_rotated", packed.dtype)
         qkv = packed.new_empty(rows // heads, seq, heads, 3, dim)
         unpack(packed, qkv, cos, sin, rows // heads, seq, heads, dim, cos.shape[-1])
         return qkv
@@ -89,7 +91,8 @@ def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Ten
 def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
     """Softmax of scale * scores (n, seq, seq) over the past of each row."""
     n, seq, _ = scores.shape
-    if softmax := native.function("causal_softmax", scores):
+    if native.available(scores):
+        softmax = native.function("causal_softmax", scores.dtype)
         softmax(scores, scale, n, seq)
         return scores
     future = torch.ones(seq, seq, dtype=torch.bool, device=scores.device).triu(1)
@@ -99,7 +102,8 @@ def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
 def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float) -> Tensor:
     """scale * p * (grad - sum(grad * p)), (n, seq, seq)."""
     n, seq, _ = grad.shape
-    if backward := native.function("causal_softmax_backward", grad):
+    if native.available(grad):
+        backward = native.function("causal_softmax_backward", grad.dtype)
         backward(probabilities, grad, scale, n, seq)
         return grad
     return torch._softmax_backward_data(grad, probabilities, -1, grad.dtype).mul_(scale)
@@ -112,7 +116,7 @@ class _ShortAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, seq, heads, _, dim = qkv.shape
         packed = _pack_rotated(qkv, cos, sin)
         q, k, v = packed
@@ -123,7 +127,7 @@ class _ShortAttention(torch.autograd.Function):
         return out.view(batch, heads, seq, dim).transpose(1, 2).flatten(2)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
         packed, probabilities, cos, sin = ctx.saved_tensors
         _, rows, seq, dim = packed.shape
         q, k, v = packed
@@ -141,36 +145,36 @@ class _ShortAttention(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Rotation in place, attention of the packed qkv, and a packed gradient rotated back in place:
-    nothing is split or joined. The version counter moves as in kernels.rotary."""
+    """Our kernel between a rotation in place and one back, without splitting or joining anything.
+    The version counter moves as in kernels.rotary."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor, library: str) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rotate_(qkv, cos, sin, False)
-        out, lse = packed_forward(*qkv.unbind(3), library)
+        out, lse = packed_forward(*qkv.unbind(3))
         ctx.save_for_backward(qkv, out, lse, cos, sin)
-        ctx.library = library
         return out
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dout: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, None]:
         qkv, out, lse, cos, sin = ctx.saved_tensors
-        dqkv = packed_backward(dout, *qkv.unbind(3), out, lse, ctx.library)
+        dqkv = packed_backward(dout, *qkv.unbind(3), out, lse)
         rotate_(dqkv, cos, sin, True)
-        return dqkv, None, None, None
+        return dqkv, None, None
 
 
-def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, library: str) -> Tensor:
-    """`attention` by one of `attention_backends.LIBRARIES`, on a CUDA device with Triton.
+def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
+    """`attention` by one of `attention_backends.BACKENDS`, on a CUDA device with Triton.
 
     Raises:
-        ConfigError: a library that is not known or not installed, or cannot take these tensors.
+        ConfigError: an unknown or missing backend, or one that cannot take these tensors.
     """
-    if library not in PACKED:
-        return library_attention(*split_rotated(qkv, cos, sin), library).flatten(2)
-    check_packed(qkv[:, :, :, 0], library)
+    if backend != "triton":
+        q, k, v = split_rotated(qkv, cos, sin)
+        return backend_attention(q, k, v, backend).flatten(2)
+    check_packed(qkv[:, :, :, 0])
     qkv = qkv if torch.is_grad_enabled() else qkv.clone()  # as in kernels.rotary
-    return _PackedAttention.apply(qkv, cos, sin, library).flatten(2)
+    return _PackedAttention.apply(qkv, cos, sin).flatten(2)
 
 
 def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -188,6 +192,6 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if dispatch.use_triton(qkv) and dispatch.works("rotation", device, dtype, head_dim):
         return attention_by(qkv, cos, sin, chosen(head_dim, dtype, device))
     short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
-    if short and (qkv.dtype == torch.bfloat16 or native.function("pack_rotated", qkv)):
+    if short and (qkv.dtype == torch.bfloat16 or native.available(qkv)):
         return _ShortAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)

@@ -407,7 +407,7 @@ def attention_backward(
     delta_kernel[(triton.cdiv(n_rows, rows),)](
         out, dout, delta, n_rows, seq, heads, DIM=dim, LANES=width, ROWS=rows, num_warps=4
     )
-    found = tiles(dim, q.dtype)
+    cut = tiles(dim, q.dtype)
 
     def launch(kernel: triton.JITFunction, tile: Tile, rows: int, **more: bool) -> None:
         kernel[(batch * heads * triton.cdiv(seq, rows),)](
@@ -416,8 +416,8 @@ def attention_backward(
             QUERIES=tile.queries, KEYS=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    launch(dkv_kernel, found.dk, found.dk.keys, DK=True, DV=found.dv is None)
-    if found.dv:
-        launch(dkv_kernel, found.dv, found.dv.keys, DK=False, DV=True)
-    launch(dq_kernel, found.dq, found.dq.queries)
+    launch(dkv_kernel, cut.dk, cut.dk.keys, DK=True, DV=cut.dv is None)
+    if cut.dv:
+        launch(dkv_kernel, cut.dv, cut.dv.keys, DK=False, DV=True)
+    launch(dq_kernel, cut.dq, cut.dq.queries)
     return dqkv

@@ -12,10 +12,10 @@ Triton kernel (cross_entropy_triton). Speed there: not yet measured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pythia_core.kernels import dispatch, native
 
@@ -41,8 +41,8 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
     """Turn logits (n, vocab) into softmax - onehot(target) in place; fills in the n losses."""
-    cross_entropy = native.function("cross_entropy", logits)
-    if cross_entropy:
+    if native.available(logits):
+        cross_entropy = native.function("cross_entropy", logits.dtype)
         cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
         return
     logp = torch.log_softmax(logits.float(), -1)
@@ -87,7 +87,7 @@ def _in_chunks(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
     ) -> Tensor:
         chunk = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight_c)))
         loss, dhidden, dweight = _in_chunks(
@@ -97,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         scale = dloss / dhidden.shape[0]
         return dhidden * scale.to(dhidden.dtype), dweight * scale, None, None
@@ -142,7 +142,7 @@ def _(
     )
 
 
-def _keep_gradients(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _keep_gradients(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
 
 

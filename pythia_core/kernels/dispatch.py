@@ -1,13 +1,13 @@
 """Which tensors take the Triton kernels, the checks they share, and what happens when one fails.
 
 An operation with a kernel lives in two files: `x.py` holds the plain reference, the registered
-torch operation and the entry that the model calls; `x_triton.py` holds the Triton code, and is
-imported by the first call that needs it. Triton comes with torch's CUDA
-builds. Without it, or with `PYTHIA_TRITON=0`, every entry takes its torch path.
+torch operation and the function that the model calls; `x_triton.py` holds the Triton code and is
+imported by the first call that needs it. Triton comes with torch's CUDA builds. Without it, or with
+`PYTHIA_TRITON=0`, every operation takes its torch path.
 
-Before its first use with a dtype and width on a card, each kernel runs once on a few rows
-(`works`). Where that fails (a compile error, another version of Triton than torch was made for),
-one line is logged and the entry takes its torch path; inside `no_fallback`, as in benchmarks, it
+Before a kernel is first used with a dtype and width on a card, it is run once on a few rows
+(`works`). If that fails (a compile error, a version of Triton that torch was not built for), one
+warning is logged and the operation takes its torch path; inside `no_fallback`, as in benchmarks, it
 is an error.
 
 With Triton's own `TRITON_INTERPRET=1` the kernels run on CPU tensors, slowly: that is how they are
@@ -22,7 +22,7 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ TRITON_FOUND = importlib.util.find_spec("triton") is not None
 Probe = Callable[[torch.device, torch.dtype, int], object]
 _probes: dict[str, Probe] = {}
 _worked: dict[tuple[str, torch.device, torch.dtype, int], bool] = {}
-_said: set[str] = set()
+_warned: set[str] = set()
 _strict = False
 log = logging.getLogger(__name__)
 
@@ -49,20 +49,20 @@ def use_triton(tensor: Tensor) -> bool:
     if tensor.device.type != "cuda":
         return False
     if not TRITON_FOUND:
-        say_once("Triton is not installed: the slower torch operations are used")
+        warn_once("Triton is not installed: the slower torch operations are used")
     return TRITON_FOUND
 
 
-def say_once(message: str) -> None:
-    """Log a warning the first time; torch.compile, which cannot trace logging, passes by."""
-    if not torch.compiler.is_compiling() and message not in _said:
-        _said.add(message)
+def warn_once(message: str) -> None:
+    """Log a warning the first time only; not under torch.compile, which cannot trace logging."""
+    if not torch.compiler.is_compiling() and message not in _warned:
+        _warned.add(message)
         log.warning(message)
 
 
 @contextlib.contextmanager
 def no_fallback() -> Iterator[None]:
-    """Within, a kernel or library that does not work is an error: a benchmark must not time
+    """Inside it, a kernel or backend that does not work is an error: a benchmark must not time
     something else under its name."""
     global _strict
     before, _strict = _strict, True
@@ -78,24 +78,24 @@ def strict() -> bool:
 
 
 def version_problem() -> str:
-    """How torch and Triton do not fit each other, and what to do; "" if they do, or cannot tell.
+    """Why torch and Triton do not fit together, and what to do; "" if they do or it is unknown.
 
     A CUDA build of torch names its Triton in its metadata; a CPU build names none.
     """
     try:
-        asked = [
-            found[1]
+        wanted = [
+            match[1]
             for line in importlib.metadata.requires("torch") or ()
-            if (found := re.match(r"triton\s*==\s*([\w.]+)", line))
+            if (match := re.match(r"triton\s*==\s*([\w.]+)", line))
         ]
         installed = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return ""
-    if not asked or installed in asked:
+    if not wanted or installed in wanted:
         return ""
     return (
-        f"torch {torch.__version__} is made for Triton {asked[0]}, installed is {installed}: "
-        f"pip install triton=={asked[0]}"
+        f"torch {torch.__version__} was built for Triton {wanted[0]}, but {installed} is installed:"
+        f" pip install triton=={wanted[0]}"
     )
 
 
@@ -111,7 +111,7 @@ def probe(operation: str) -> Callable[[Probe], Probe]:
 
 @torch.compiler.assume_constant_result
 def works(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernels of an operation run here: tried once, and a failure logged once.
+    """Whether the kernels of an operation run here: tried once, a failure logged once.
 
     Raises:
         ConfigError: they do not, within `no_fallback`.
@@ -135,28 +135,28 @@ def works(operation: str, device: torch.device, dtype: torch.dtype, width: int) 
                 why += f" ({advice})"
             if strict():
                 raise ConfigError(why) from error
-            say_once(f"{why}; the slower torch operations are used")
+            warn_once(f"{why}; the slower torch operations are used")
     return _worked[key]
 
 
-def check(operation: str, dtypes: dict[str, torch.dtype], problems: tuple[str, ...] = ()) -> None:
+def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str] = ()) -> None:
     """Refuse what a kernel cannot compute.
 
     Args:
         dtypes: by argument name; each must be one of `DTYPES`.
-        problems: sentences about anything else that is wrong; empty ones are ignored.
+        problems: sentences about anything else that is wrong.
 
     Raises:
         ConfigError: with every problem found.
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-    found = [
+    wrong_types = [
         f"{name} is {str(dtype).removeprefix('torch.')}, the kernel takes {accepted}"
         for name, dtype in dtypes.items()
         if dtype not in DTYPES
     ]
-    found += [problem for problem in problems if problem]
-    if found:
+    problems = [*wrong_types, *problems]
+    if problems:
         raise ConfigError(
-            f"{operation}: {'; '.join(found)}. PYTHIA_TRITON=0 computes it in plain torch"
+            f"{operation}: {'; '.join(problems)}. PYTHIA_TRITON=0 computes it in plain torch"
         )

@@ -10,10 +10,10 @@ way, the backward summing the bias gradient too (gelu_triton). Speed there: not 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pythia_core.kernels import dispatch, native
 
@@ -27,24 +27,24 @@ def gelu_reference(x: Tensor, form: str) -> Tensor:
 
 class _NativeGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.contiguous()
         ctx.save_for_backward(x)
         y = torch.empty_like(x)
-        native.function("gelu_forward", x)(x, y, x.numel())
+        native.function("gelu_forward", x.dtype)(x, y, x.numel())
         return y
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dy: Tensor) -> Tensor:
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         dx = torch.empty_like(x)
-        native.function("gelu_backward", x)(x, dy.contiguous(), dx, x.numel())
+        native.function("gelu_backward", x.dtype)(x, dy.contiguous(), dx, x.numel())
         return dx
 
 
 def gelu(x: Tensor, form: str) -> Tensor:
     """GELU of any tensor; `form` is "tanh" or "erf"."""
-    if form == "tanh" and native.function("gelu_forward", x):
+    if form == "tanh" and native.available(x):
         return _NativeGelu.apply(x)
     return torch.nn.functional.gelu(x, approximate="tanh" if form == "tanh" else "none")
 
@@ -78,13 +78,13 @@ def _(x: Tensor, bias_c: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor
     return x.new_empty(x.shape), bias_c.new_empty(bias_c.shape, dtype=torch.float32)
 
 
-def _setup(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, bias, bias_c, ctx.tanh = inputs
     ctx.dtype = bias.dtype
     ctx.save_for_backward(x, bias_c)
 
 
-def _backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:
     x, bias_c = ctx.saved_tensors
     dx, dbias = _bias_gelu_backward(x, bias_c, dy, ctx.tanh)
     return dx, dbias.to(ctx.dtype), None, None

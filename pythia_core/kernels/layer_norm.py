@@ -8,10 +8,10 @@ Speed there: not yet measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pythia_core.kernels import dispatch, native
 
@@ -37,23 +37,23 @@ def layer_norm_reference(
 class _NativeLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
     ) -> Tensor:
         n, d = x.shape
         x = x.contiguous()
         y = torch.empty_like(x, dtype=dtype)
         mean, rstd = x.new_empty(n), x.new_empty(n)
-        native.function("layer_norm", y)(x, weight, bias, y, mean, rstd, float(eps), n, d)
+        native.function("layer_norm", y.dtype)(x, weight, bias, y, mean, rstd, float(eps), n, d)
         ctx.save_for_backward(x, weight, mean, rstd)
         return y
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         n, d = x.shape
         dx = torch.empty_like(x)
         dweight, dbias = x.new_empty(BLOCKS, d), x.new_empty(BLOCKS, d)
-        native.function("layer_norm_backward", dy)(
+        native.function("layer_norm_backward", dy.dtype)(
             x, dy.contiguous(), weight, mean, rstd, dx, dweight, dbias, n, d, BLOCKS
         )
         return dx, dweight.sum(0), dbias.sum(0), None, None
@@ -62,7 +62,7 @@ class _NativeLayerNorm(torch.autograd.Function):
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (n, d) with weight (d,), bias (d,), all fp32, into `dtype`."""
     known = x.dtype == torch.float32 and dtype != torch.float16
-    if known and native.function("layer_norm", x):
+    if known and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 
@@ -127,7 +127,7 @@ def _(
     return z.new_empty(z.shape), dbranch, z.new_empty(4, z.shape[1], dtype=torch.float32)
 
 
-def _setup_pair(ctx: FunctionCtx, inputs: tuple, output: Forward) -> None:
+def _setup_pair(ctx: Any, inputs: tuple, output: Forward) -> None:
     x, branches, norms, _, _ = inputs
     z, _, _, mean, rstd = output
     ctx.branch_dtypes = [b.dtype for b in branches]
@@ -136,7 +136,7 @@ def _setup_pair(ctx: FunctionCtx, inputs: tuple, output: Forward) -> None:
 
 
 def _backward_pair(
-    ctx: FunctionCtx, dz: Tensor, dy1: Tensor, dy2: Tensor, *_: Tensor
+    ctx: Any, dz: Tensor, dy1: Tensor, dy2: Tensor, *_: Tensor
 ) -> tuple[Tensor | list[Tensor] | None, ...]:
     z, weight1, weight2, mean, rstd = ctx.saved_tensors
     dtypes = ctx.branch_dtypes
@@ -180,8 +180,8 @@ def layer_norm_pair(
         dtypes = {"x": x.dtype, "dtype": dtype, "norms": norms[0].dtype}
         dtypes |= {f"branch {i + 1}": b.dtype for i, b in enumerate(branches)}
         d = x.shape[1]
-        wide = f"rows of {d}, the kernel takes up to {WIDTH_MAX}" if d > WIDTH_MAX else ""
-        dispatch.check("layer_norm_pair", dtypes, (wide,))
+        wide = [f"rows of {d}, the kernel takes up to {WIDTH_MAX}"] if d > WIDTH_MAX else []
+        dispatch.check("layer_norm_pair", dtypes, wide)
         if dispatch.works("layer_norm_pair", x.device, dtype, d):
             z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
             return z if branches else x, y1, y2

@@ -7,9 +7,10 @@ Gradients of weight and bias come back in fp32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -21,7 +22,7 @@ def linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -30,10 +31,12 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight_c)
         ctx.biased = bias_c is not None
-        return torch.addmm(bias_c, x, weight_c.t()) if ctx.biased else torch.mm(x, weight_c.t())
+        if bias_c is None:
+            return torch.mm(x, weight_c.t())
+        return torch.addmm(bias_c, x, weight_c.t())
 
     @staticmethod
-    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight_c = ctx.saved_tensors
         dx = torch.mm(dy, weight_c) if ctx.needs_input_grad[0] else None
         dweight = torch.mm(dy.t(), x).float()

@@ -1,9 +1,9 @@
 """Compiles native.c once with the system's C compiler and calls it on torch tensors.
 
-`function(name, tensor)` returns the compiled function for the tensor's dtype, or None where there
-is no compiler, the tensor is not on the CPU, or `PYTHIA_NATIVE=0` is set; every caller has a torch
-path for that. The library is linked to the OpenMP runtime that torch has loaded, so both share
-their threads. It is cached by a hash of source, flags, compiler and processor.
+`available(tensor)` is false where there is no compiler, the tensor is not on the CPU or of another
+dtype, or `PYTHIA_NATIVE=0` is set; every caller has a torch path for that. The library is linked to
+the OpenMP runtime that torch has loaded, so both share their threads. It is cached by a hash of
+source, flags, compiler and processor.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ from pythia_core.util.files import atomic_file, cache_dir
 from pythia_core.util.machine import cpu_flags
 
 SOURCE = Path(__file__).with_name("native.c")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
+FLAGS: tuple[str, ...] = (
+    "-O3",
+    "-march=native",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+)
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS += ("-mprefer-vector-width=512",)  # compilers default to half of AVX-512's width
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -65,17 +72,17 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def function(name: str, tensor: Tensor) -> Callable[..., None] | None:
-    """The native function `name` for tensors like this one, or None (for torch.compile too)."""
+def available(tensor: Tensor) -> bool:
+    """Whether the functions take tensors like this one; never while torch.compile traces."""
     if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX or torch.compiler.is_compiling():
-        return None
-    found = library()
-    return None if found is None else _bound(name, _SUFFIX[tensor.dtype])
+        return False
+    return library() is not None
 
 
 @functools.cache
-def _bound(name: str, suffix: str) -> Callable[..., None]:
-    native = getattr(library(), f"{name}_{suffix}")
+def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    """The compiled function for tensors of a dtype, where these are `available`."""
+    native = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     native.restype = None
 
     def call(*arguments: Tensor | int | float) -> None:

@@ -9,9 +9,10 @@ writes one packed gradient (rotary_triton). Speed there: not yet measured.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pythia_core.kernels import dispatch
 
@@ -85,13 +86,13 @@ class _SplitRotated(torch.autograd.Function):
     moves, so that a backward that needs the unrotated values fails and is never silently wrong."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         rotate_(qkv, cos, sin, False)
         ctx.save_for_backward(cos, sin)
         return qkv.unbind(3)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         return _pack_rotated_back(*grads, *ctx.saved_tensors), None, None
 
 
@@ -113,16 +114,12 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     if not dispatch.use_triton(qkv):
         return split_rotated_reference(qkv, cos, sin)
     dim, half = qkv.shape[-1], cos.shape[-1]
-    dispatch.check(
-        "split_rotated",
-        {"qkv": qkv.dtype},
-        (
-            f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}"
-            if dim > dispatch.HEAD_DIM_MAX
-            else "",
-            f"{2 * half} rotary lanes in a head of {dim}" if 2 * half > dim else "",
-        ),
-    )
+    problems = []
+    if dim > dispatch.HEAD_DIM_MAX:
+        problems.append(f"head_dim is {dim}, the kernel takes up to {dispatch.HEAD_DIM_MAX}")
+    if 2 * half > dim:
+        problems.append(f"{2 * half} rotary lanes in a head of {dim}")
+    dispatch.check("split_rotated", {"qkv": qkv.dtype}, problems)
     if not dispatch.works("rotation", qkv.device, qkv.dtype, dim):
         return split_rotated_reference(qkv, cos, sin)
     return _SplitRotated.apply(qkv if torch.is_grad_enabled() else qkv.clone(), cos, sin)

@@ -20,14 +20,14 @@ from torch.nn.attention import SDPBackend
 
 from pythia_book.bench.kernels import check_can_run, timing
 from pythia_book.bench.rows import SKIPPED
-from pythia_core.kernels.attention_backends import LIBRARIES, library_attention, missing
+from pythia_core.kernels.attention_backends import BACKENDS, backend_attention, missing
 from pythia_core.util.machine import deterministic, device_info
 
 Row = dict[str, Any]
 HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
-MEASURED = tuple(library for library in LIBRARIES if library != "math")
+MEASURED = tuple(library for library in BACKENDS if library != "math")
 """The plain formula holds all scores in memory; nobody would train with it."""
 REPEATS = 4
 """How many times the gradients are recomputed."""
@@ -80,7 +80,7 @@ def _measured(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
     upstream = torch.randn(*shape, head_dim, **options)
 
     def both() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(library_attention(*leaves, library), leaves, upstream)
+        return torch.autograd.grad(backend_attention(*leaves, library), leaves, upstream)
 
     first = both()
     again = [all(map(torch.equal, first, both())) for _ in range(REPEATS)]

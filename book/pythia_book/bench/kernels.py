@@ -32,7 +32,7 @@ from pythia_core.errors import ConfigError, DataError, one_of
 from pythia_core.kernels import dispatch
 from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 from pythia_core.kernels.attention import attention_by, attention_reference
-from pythia_core.kernels.attention_backends import LIBRARIES
+from pythia_core.kernels.attention_backends import BACKENDS
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference
@@ -210,7 +210,7 @@ def cases(
             "backward": (5 * product, f"5 {one}: scores are computed again"),
             "both": (7 * product, f"7 {one}"),
         },
-        {library: _by(library, cos, sin) for library in LIBRARIES},
+        {library: _by(library, cos, sin) for library in BACKENDS},
     )
     yield _adamw(n * d, dtype, device)
 

@@ -44,7 +44,7 @@ def test_bits_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         drift = 0.0 if calls[-1] else len(calls) * 0.1
         return (1 + drift) * (q + k + v)
 
-    monkeypatch.setattr(bench, "library_attention", drifting)
+    monkeypatch.setattr(bench, "backend_attention", drifting)
     monkeypatch.setattr(bench, "MEASURED", ("flash",))
     rows = list(bench.bench_attention(dry_run=True))[1:]
     assert {(row["deterministic"], row["bits_repeat"]) for row in rows} == {
@@ -56,7 +56,7 @@ def test_a_library_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Tensor:
         raise TypeError("unexpected keyword\nmore")
 
-    monkeypatch.setattr(bench, "library_attention", broken)
+    monkeypatch.setattr(bench, "backend_attention", broken)
     rows = list(bench.bench_attention(dry_run=True))[1:]
     assert {r["failed"] for r in rows if "head_dim" in r} == {"TypeError: unexpected keyword"}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.kernels import dispatch
-from pythia_core.kernels.attention_backends import LIBRARIES
+from pythia_core.kernels.attention_backends import BACKENDS
 
 KERNELS = {
     *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
@@ -47,13 +47,13 @@ def test_every_contender_is_measured_in_every_direction(rows: list[dict]) -> Non
 
 def test_only_absent_libraries_fail(rows: list[dict]) -> None:
     failed = {r["contender"] for r in rows[1:] if "failed" in r}
-    assert failed <= {"cudnn", "flash", "efficient", "flash_attn", "flash_attn_4", "triton"}
-    said = {r["failed"] for r in rows[1:] if r["contender"] == "flash_attn_4"}
+    assert failed <= {"cudnn", "flash", "efficient", "flash_attn", "triton"}
+    said = {r["failed"] for r in rows[1:] if r["contender"] == "flash_attn"}
     assert importlib.util.find_spec("flash_attn") or all("not installed" in s for s in said)
 
 
 def test_every_library_is_a_contender(rows: list[dict]) -> None:
-    assert set(LIBRARIES) <= {r["contender"] for r in rows[1:] if r["kernel"] == "attention"}
+    assert set(BACKENDS) <= {r["contender"] for r in rows[1:] if r["kernel"] == "attention"}
 
 
 def test_rates_are_work_over_time(rows: list[dict]) -> None:

@@ -35,7 +35,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHIA_TRITON", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(dispatch, "_said", set())
+    monkeypatch.setattr(dispatch, "_warned", set())
     monkeypatch.setattr(dispatch, "_worked", {})
     monkeypatch.setattr(attention_backends, "_missing", {})
     monkeypatch.setattr(dispatch, "TRITON_FOUND", True)
@@ -69,9 +69,9 @@ def test_a_card_without_triton_is_told_once(
 
 
 def test_refusals_name_everything_at_once() -> None:
-    dispatch.check("op", {"x": torch.bfloat16}, ("",))
+    dispatch.check("op", {"x": torch.bfloat16})
     with pytest.raises(ConfigError, match=r"x is int32, the kernel takes float32.*; too wide\."):
-        dispatch.check("op", {"x": torch.int32}, ("", "too wide"))
+        dispatch.check("op", {"x": torch.int32}, ["too wide"])
 
 
 @pytest.mark.parametrize("branches", [0, 2])
@@ -105,14 +105,14 @@ def test_libraries_agree(library: str) -> None:
     qkv = normal(2, 7, 3, 3, 16)
     one, zero = torch.ones(7, 2), torch.zeros(7, 2)
     exact = attention.attention_reference(qkv, one, zero)
-    out = attention_backends.library_attention(*qkv.unbind(3), library).flatten(2)
+    out = attention_backends.backend_attention(*qkv.unbind(3), library).flatten(2)
     torch.testing.assert_close(out, exact)
 
 
 def test_unknown_libraries_are_refused() -> None:
     q = normal(1, 2, 1, 8)
-    with pytest.raises(ConfigError, match=r"unknown attention library 'flsh'.*'flash'"):
-        attention_backends.library_attention(q, q, q, "flsh")
+    with pytest.raises(ConfigError, match=r"unknown attention backend 'flsh'.*'flash'"):
+        attention_backends.backend_attention(q, q, q, "flsh")
 
 
 def package(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,30 +122,20 @@ def package(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(str(folder))
 
 
-@pytest.mark.parametrize(
-    ("library", "install"),
-    [
-        ("flash_attn", "requirements-gpu.txt"),
-        ("flash_attn_4", "pip install --pre flash-attn-4"),
-    ],
-)
-def test_absent_libraries_say_how_to_get_them(library: str, install: str) -> None:
+def test_an_absent_library_says_how_to_get_it() -> None:
     q = normal(1, 2, 1, 8)
     if importlib.util.find_spec("flash_attn"):
         pytest.skip("flash_attn is installed")
     with pytest.raises(
-        ConfigError, match=f"{library} is not installed: .*{install}, or take anoth"
+        ConfigError, match=r"flash_attn is not installed: .*requirements-gpu.txt, or choose anoth"
     ):
-        attention_backends.library_attention(q, q, q, library)
+        attention_backends.backend_attention(q, q, q, "flash_attn")
 
 
-@pytest.mark.parametrize("library", ["flash_attn", "flash_attn_4"])
-def test_a_library_built_for_another_torch(
-    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_built_for_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "raise ImportError('undefined symbol: _ZN3c10')", tmp_path, monkeypatch)
-    why = attention_backends.missing(library)
+    why = attention_backends.missing("flash_attn")
     assert "does not load with torch" in why and "undefined symbol: _ZN3c10" in why
     assert "--force-reinstall" in why
 
@@ -159,48 +149,6 @@ def test_flash_attention_4_alone_is_not_flash_attention_2(
     assert "flash_attn is not installed" in attention_backends.missing("flash_attn")
 
 
-def test_flash_attention_4_gets_strided_views_and_fills_one_gradient(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """With the real package's names and a stand-in for what it computes."""
-    given = []
-
-    def forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, return_lse: bool) -> tuple:
-        assert causal and return_lse
-        given.append(all(x.stride() == q.stride() and not x.is_contiguous() for x in (q, k, v)))
-        out = attention_backends.library_attention(q, k, v, "math")
-        return out, q.new_zeros(q.shape[0], q.shape[2], q.shape[1]), None, None, None
-
-    def backward(q, k, v, out, dout, lse, causal, deterministic, dq, dk, dv) -> None:
-        assert causal and deterministic
-        future = torch.ones(7, 7, dtype=torch.bool).triu(1)
-        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / 4
-        p = scores.masked_fill(future, float("-inf")).softmax(-1)
-        dp = torch.einsum("bqhd,bkhd->bhqk", dout, v)
-        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) / 4
-        dq.copy_(torch.einsum("bhqk,bkhd->bqhd", ds, k))
-        dk.copy_(torch.einsum("bhqk,bqhd->bkhd", ds, q))
-        dv.copy_(torch.einsum("bhqk,bqhd->bkhd", p, dout))
-
-    interface = SimpleNamespace(_flash_attn_fwd=forward, _flash_attn_bwd=backward)
-    for name, module in (("", None), (".cute", None), (".cute.interface", interface)):
-        monkeypatch.setitem(sys.modules, f"flash_attn{name}", module or SimpleNamespace())
-    assert attention_backends.missing("flash_attn_4") == ""
-    qkv = normal(2, 7, 3, 3, 16).requires_grad_()
-    results = []
-    for way in ("flash_attn_4", "math"):
-        q, k, v = qkv.unbind(3)
-        if way == "math":
-            out = attention_backends.library_attention(q, k, v, way)
-        else:
-            out = attention_backends.packed_forward(q, k, v, way)[0]
-        with deterministic():  # as in an update: the library is asked for it too
-            results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
-    assert given == [True]
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain)
-
-
 @pytest.mark.parametrize("wanted", [True, False])
 def test_flash_attention_is_as_deterministic_as_the_process(
     wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -210,14 +158,14 @@ def test_flash_attention_is_as_deterministic_as_the_process(
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     q = normal(1, 2, 1, 8)
     with deterministic(wanted):
-        assert attention_backends.library_attention(q, q, q, "flash_attn")[1] is wanted
+        assert attention_backends.backend_attention(q, q, q, "flash_attn")[1] is wanted
 
 
 def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(attention_backends, "FASTEST", {64: "flash_attn_4", 128: "cudnn"})
-    monkeypatch.setattr(attention_backends, "_missing", {"flash_attn_4": "it is not there"})
+    monkeypatch.setattr(attention_backends, "FASTEST", {64: "flash_attn", 128: "cudnn"})
+    monkeypatch.setattr(attention_backends, "_missing", {"flash_attn": "it is not there"})
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert attention_backends.chosen(64, torch.bfloat16, CARD.device) == "torch"
@@ -230,8 +178,8 @@ def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
 
 
 def test_only_known_libraries_are_in_the_table() -> None:
-    assert set(attention_backends.FASTEST.values()) <= set(attention_backends.LIBRARIES)
-    assert attention_backends.DEFAULT in attention_backends.LIBRARIES
+    assert set(attention_backends.FASTEST.values()) <= set(attention_backends.BACKENDS)
+    assert attention_backends.DEFAULT in attention_backends.BACKENDS
 
 
 def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(

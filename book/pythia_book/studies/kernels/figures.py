@@ -41,7 +41,6 @@ COLOURS = {
     "efficient": "#f0e442",
     "math": MUTED,
     "flash_attn": "#56b4e9",
-    "flash_attn_4": INK,
     "liger": "#009e73",
 }
 NAMES = {COMPILED: "torch.compile", "triton": "ours (triton)"}

@@ -22,7 +22,7 @@ from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row, premise_verdict
 from pythia_book.studies.kernels.params import STUDY, KernelsParams
 from pythia_book.study import StudyResult
 from pythia_core.config import ModelConfig
-from pythia_core.kernels.attention_backends import DEFAULT, FASTEST, LIBRARIES
+from pythia_core.kernels.attention_backends import BACKENDS, DEFAULT, FASTEST
 from pythia_core.kernels.attention_tiles import tiles
 from pythia_core.suite import OFFICIAL_SIZES, size_named
 from pythia_core.training.metrics import flops_per_token
@@ -170,7 +170,7 @@ def choices(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    libraries = frame[(frame.kernel == "attention") & frame.contender.isin(LIBRARIES)]
+    libraries = frame[(frame.kernel == "attention") & frame.contender.isin(BACKENDS)]
     for dim, mine in libraries[libraries.direction == "both"].groupby("head_dim"):
         taken = FASTEST.get(int(dim), DEFAULT)
         timed = mine.dropna(subset=["ms"]).sort_values("ms")

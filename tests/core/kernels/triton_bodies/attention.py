@@ -13,7 +13,7 @@ from pythia_core import kernels
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import attention_backends
 from pythia_core.kernels.attention import attention_by, attention_reference
-from pythia_core.kernels.attention_backends import library_attention, packed_backward
+from pythia_core.kernels.attention_backends import backend_attention, packed_backward
 
 HEAD_DIMS = pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
 
@@ -26,7 +26,7 @@ def plain(*qkv: Tensor) -> Tensor:
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return library_attention(q, k, v, "triton")
+    return backend_attention(q, k, v, "triton")
 
 
 @DTYPES
@@ -86,8 +86,8 @@ def test_any_strides(device: str) -> None:
 def test_the_gradient_is_one_packed_buffer(device: str) -> None:
     qkv = normal(1, 9, 2, 3, 16).float().to(device).requires_grad_()
     q, k, v = (x.detach().requires_grad_() for x in qkv.unbind(3))
-    out, lse = attention_backends.packed_forward(q, k, v, "triton")
-    dqkv = packed_backward(torch.ones_like(out), q, k, v, out, lse, "triton")
+    out, lse = attention_backends.packed_forward(q, k, v)
+    dqkv = packed_backward(torch.ones_like(out), q, k, v, out, lse)
     assert dqkv.shape == qkv.shape and dqkv.is_contiguous()
     grads = torch.autograd.grad(out.sum(), (q, k, v))
     assert all(torch.equal(a, b) for a, b in zip(grads, dqkv.unbind(3), strict=True))
@@ -117,7 +117,7 @@ def test_the_table_chooses_it(device: str, monkeypatch: pytest.MonkeyPatch) -> N
     called = []
 
     def spy(*arguments):
-        called.append(arguments[-1])
+        called.append("triton")
         return attention_backends.packed_forward(*arguments)
 
     module = importlib.import_module("pythia_core.kernels.attention")  # hidden by its function
@@ -144,7 +144,7 @@ def test_what_it_cannot_take_is_refused(device: str) -> None:
 
 def test_the_operations_are_registered_fully(device: str) -> None:
     q, k, v = (x.clone().requires_grad_() for x in normal(1, 5, 2, 3, 16).float().unbind(3))
-    arguments = (q.to(device), k.to(device), v.to(device), "triton")
+    arguments = (q.to(device), k.to(device), v.to(device))
     torch.library.opcheck(torch.ops.pythia.causal_attention.default, arguments)
 
 
