@@ -274,7 +274,7 @@ def test_torch_and_triton_belong_together(
     said = dispatch.version_problem()
     assert bool(said) is wrong
     assert not wrong or said.endswith(
-        "is made for Triton 3.7.1, installed is 3.6.0: pip install triton==3.7.1"
+        "was built for Triton 3.7.1, but 3.6.0 is installed: pip install triton==3.7.1"
     )
 
 
