@@ -8,6 +8,7 @@ Running notebooks is pythia_book.notebooks; what the book shows of records, pyth
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -29,6 +30,7 @@ from pythia_book.notebooks import (
     read_notebook,
     source_hash,
 )
+from pythia_core import __version__
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
@@ -49,7 +51,7 @@ VERDICTS = (
     "does not hold",
 )
 CLAIM_KEYS = ("claim", "paper", "published", "ours", "low", "high", "verdict")
-_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill", "pythia-book")
+_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -138,13 +140,11 @@ def device() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "pythia-book": __version__}
     for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _peak_memory_mb() -> int | None:
