@@ -87,7 +87,7 @@ def make_bundle(
     if not out.name.endswith((".tar", ".tar.xz")):
         problems.append(f"{out.name}: the archive's name must end with .tar or .tar.xz")
     raise_all(ConfigError, problems, "bundle")
-    parts: dict[str, Part] = _project(require_checkout("packing a bundle"))
+    parts: dict[str, Part] = project_files(require_checkout("packing a bundle"))
     parts |= _cache(scale, studies, progress)
     if scale == "gpu":
         parts |= _bench_text(progress)
@@ -111,7 +111,7 @@ def make_bundle(
 # --- what goes in ----------------------------------------------------------------------------
 
 
-def _project(root: Path) -> dict[str, Part]:
+def project_files(root: Path) -> dict[str, Part]:
     """The project's files, without what the site's build and Python leave among them."""
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
