@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise
             print(
                 f"error: this command needs the package {error.name!r}, which is not installed; "
-                "`pip install -r requirements.txt` in the checkout installs everything",
+                "`pip install -r requirements.txt` in a checkout installs everything",
                 file=sys.stderr,
             )
             return 1

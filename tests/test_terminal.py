@@ -295,7 +295,7 @@ def test_a_study_says_what_it_will_take_by_what_the_recorded_one_took() -> None:
     record = records.read_record(ROOT / "book/recorded/gender_bias/laptop")
     first, most, recorded = records.outlook("gender_bias", "laptop").splitlines()
     assert first.startswith(
-        "== Running gender_bias at scale laptop: it fetches, trains and measures"
+        "== Running gender_bias at scale laptop: fetching, training and measuring"
     )
     threads = record["device"]["threads"]
     whole = records.duration_text(record["duration_s"] + record["training_s"] / threads)

@@ -15,10 +15,9 @@ name in `EXTENSIONS` (and identically as entry points in pyproject.toml).
     study, stats, measurements       what studies share
     search, term_counts              which updates saw a text, how often a term occurs
     budget, bundle                   what a scale costs on another machine, all it needs there
-    records, site_runs                 what a study found, which run a page shows
+    records, site_runs               a study's results as files, which run a page shows
     notebooks, papermill_engine      notebook files, running them
-    style                            how figures and tables look
-    sphinx_pages, sphinx_drawings    how the site is built
+    style, sphinx_pages              how figures and tables look, how the site is built
 """
 
 EXTENSIONS: dict[str, dict[str, str]] = {

@@ -1,8 +1,8 @@
-"""What a scale will cost on one GPU, computed before anything runs: tokens, FLOP, seconds, bytes.
+"""What a scale will cost on one GPU, predicted before anything runs: tokens, FLOP, seconds, bytes.
 
-A training step takes what pythia_book.bench.cost_model predicts. No run of ours is behind its
-rates, so every number that comes out is a prediction until `python -m pythia_core bench train
---device cuda` has run on the card. Not here: doing it.
+The time per training step comes from pythia_book.bench.cost_model, whose rates are estimates: no
+result is more than a prediction until `python -m pythia_core bench train --device cuda` has run on
+the card.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pythia_book.bench.cost_model import ns_per_token, optimizer_seconds
 from pythia_book.measurements import N_PASSAGE_ROWS, N_ROWS
 from pythia_book.studies.registry import STUDIES, declared, keep, runs_of
 from pythia_core.config import RunConfig
-from pythia_core.suite import SIZES, scale_named
+from pythia_core.suite import scale_named, size_name
 from pythia_core.training.retention import checkpoint_bytes, is_large
 from pythia_core.training.runs import run_flops
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATE_BYTES = 12
-"""A parameter in a saved state: fp32 weights and two moments."""
+"""Bytes per parameter of a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
 MEASURING_SLOWER = 3.0
-"""A forward pass in TF32, in small batches, against its share of a training step in bf16."""
+"""Time of a forward pass in TF32 and small batches, over its share of a bf16 training step."""
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
-    """The runs of a study as they are on a GPU: in bf16."""
+    """The runs of a study as a GPU trains them: in bf16."""
     runs = runs_of(study, scale)
     return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
 
 
 def measuring_seconds(study: str, config: RunConfig) -> float:
-    """Predicted seconds in which a study measures a run, roughly."""
+    """Roughly predicted seconds that a study takes to measure a run."""
     cost, seq_len = declared(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
@@ -46,26 +46,20 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
     return MEASURING_SLOWER * share * tokens
 
 
-def updates(config: RunConfig) -> int:
-    """Updates of a run; of a fork from its branching step on."""
-    return config.train.steps - (config.intervention.start if config.intervention else 0)
-
-
 def run_tokens(config: RunConfig) -> int:
-    """Tokens that training a run reads."""
-    return updates(config) * config.train.batch_size * config.data.seq_len
+    """Tokens read in training a run."""
+    return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
-def run_seconds(config: RunConfig, how: str = "compiled") -> float:
+def run_seconds(config: RunConfig, way: str = "compiled") -> float:
     """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
-    tokens = 1e-9 * ns_per_token(config.model, how, config.data.seq_len) * run_tokens(config)
-    return tokens + optimizer_seconds(config.model) * updates(config)
+    tokens = 1e-9 * ns_per_token(config.model, way, config.data.seq_len) * run_tokens(config)
+    return tokens + optimizer_seconds(config.model) * len(config.updates)
 
 
 def written_steps(config: RunConfig) -> list[int]:
     """Steps whose weights a run writes."""
-    first = config.intervention.start if config.intervention else 0
-    return [step for step in checkpoint_steps(config.train.steps) if step >= first]
+    return [s for s in checkpoint_steps(config.train.steps) if s >= config.updates.start]
 
 
 def written_bytes(config: RunConfig) -> float:
@@ -81,23 +75,16 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
     return weights * checkpoint_bytes(config) + states * STATE_BYTES * config.model.n_params
 
 
-def size_of(config: RunConfig) -> str:
-    """The name of a run's size."""
-    m = config.model
-    shape = (m.n_layers, m.d_model, m.n_heads)
-    return next(n for n, s in SIZES.items() if (s.n_layers, s.d_model, s.n_heads) == shape)
-
-
-def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
-    """One row a size of the suite: size, parameters, non_embedding, tokens, flop (a run),
-    tokens_per_s, seconds (both arms), written_gb, kept_gb (both arms)."""
+def sizes_table(scale: str, way: str = "compiled") -> pd.DataFrame:
+    """One row per size of the suite: size, parameters, non_embedding; of one run tokens, flop and
+    tokens_per_s; of its two runs seconds, written_gb and kept_gb."""
     import pandas as pd
 
     suite = gpu_runs("suite", scale)
     rows = []
     for size in scale_named(scale).sizes:
-        runs = [run for run in suite if size_of(run) == size]
-        seconds = run_seconds(runs[0], how)
+        runs = [run for run in suite if size_name(run.model) == size]
+        seconds = run_seconds(runs[0], way)
         rows.append(
             {
                 "size": size,
@@ -106,7 +93,7 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
                 "tokens": run_tokens(runs[0]),
                 "flop": run_flops(runs[0]),
                 "tokens_per_s": run_tokens(runs[0]) / seconds,
-                "seconds": sum(run_seconds(run, how) for run in runs),
+                "seconds": sum(run_seconds(run, way) for run in runs),
                 "written_gb": sum(map(written_bytes, runs)) / 1e9,
                 "kept_gb": sum(kept_bytes(scale, run) for run in runs) / 1e9,
             }
@@ -115,10 +102,10 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
 
 
 def studies_table(
-    scale: str, studies: Sequence[str] = STUDIES, how: str = "compiled"
+    scale: str, studies: Sequence[str] = STUDIES, way: str = "compiled"
 ) -> pd.DataFrame:
-    """One row a study, in the order given: study, runs (that no earlier study has trained),
-    tokens, training_s, writing_s, measuring_s, kept_gb; runs one after the other."""
+    """One row per study, in order: study, runs (that no earlier study has trained), tokens,
+    training_s, writing_s, measuring_s, kept_gb; with one run at a time."""
     import pandas as pd
 
     seen: set[RunConfig] = set()
@@ -132,7 +119,7 @@ def studies_table(
                 "study": study,
                 "runs": len(new),
                 "tokens": sum(map(run_tokens, new)),
-                "training_s": sum(run_seconds(run, how) for run in new),
+                "training_s": sum(run_seconds(run, way) for run in new),
                 "writing_s": sum(map(written_bytes, new)) / DISK,
                 "measuring_s": sum(measuring_seconds(study, run) for run in runs),
                 "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,
@@ -141,28 +128,28 @@ def studies_table(
     return pd.DataFrame(rows)
 
 
-def report(scale: str, how: str = "compiled") -> str:
-    """Both tables and their sums in words.
+def report(scale: str, way: str = "compiled") -> str:
+    """Both tables and their sums, as text.
 
     Args:
-        how: one of cost_model.WAYS.
+        way: of training, one of cost_model.WAYS.
 
     Raises:
-        ConfigError: an unknown way, or a scale with heads of which no speed is known.
+        ConfigError: unknown way, or no estimate for the head dimension of the scale's models.
     """
-    sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
+    sizes, studies = sizes_table(scale, way), studies_table(scale, way=way)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()
-    shown = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
-    shown |= {"tokens": "{:,}".format}
+    formats = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
+    formats |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted, not measured: scale {scale} on one H100, training {how!r}.\n",
-            sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
+            f"Predicted, not measured: scale {scale} on one H100, training {way!r}.\n",
+            sizes.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),
             "",
-            studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
+            studies.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),
             "",
-            f"{times.sum() / 60:.0f} min in all: training {times.training_s / 60:.0f}, writing "
-            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; the runs take "
-            f"{studies.kept_gb.sum():.0f} GB of disk",
+            f"{times.sum() / 60:.0f} min in total: training {times.training_s / 60:.0f}, writing "
+            f"{times.writing_s / 60:.0f}, measuring {times.measuring_s / 60:.0f}; the runs "
+            f"keep {studies.kept_gb.sum():.0f} GB on disk",
         ]
     )

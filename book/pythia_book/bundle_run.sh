@@ -1,26 +1,20 @@
 #!/usr/bin/env bash
 # Runs the studies of this bundle without a network: ./run.sh [STUDY ...]
-# Everything is written inside this folder; what to take home is in records/. A run that was
-# stopped goes on when this is started again.
+# Everything is written inside this folder; take records/ home. After a stop, the next call resumes.
 set -u
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 cd "$here" || exit 1
 if ! sha256sum --quiet -c SHA256SUMS; then
-  echo "error: files are not what was packed (listed above); unpack the archive again" >&2
+  echo "error: the files listed above have changed since they were packed; unpack the archive again" >&2
   exit 1
 fi
 echo "all files are as they were packed"
 
 python="${PYTHON:-python3}"
 export PYTHIA_CACHE="$here/cache" PYTHIA_RESULTS="${PYTHIA_RESULTS:-$here/results}"
-export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 if [ -d published ]; then export PYTHIA_PUBLISHED_DIR="$here/published"; fi
-if [ -d packages ]; then
-  "$python" -m pip install --quiet --no-index --find-links packages --target packages-installed \
-    --upgrade packages/*.whl || exit 1
-  site=":$here/packages-installed"
-fi
-export PYTHONPATH="$here/project:$here/project/book:$here/site${site:-}${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$here/project:$here/project/book${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHIA_COMMIT="@COMMIT@"
 export PYTHONDONTWRITEBYTECODE=1  # the project's folder stays as it was packed
 

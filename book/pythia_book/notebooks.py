@@ -1,17 +1,18 @@
-"""Notebook files as data: their parameters, their identity, cleaning what ran.
+"""Notebook files as data: their parameters, their identity, cleaning an executed one.
 
-A study is one notebook, notebooks/<study>.ipynb: sources only, one cell tagged `parameters`.
-Running it leaves results/<study>/<scale>/notebook.ipynb with a stamp in its metadata: parameters,
-hash of the code cells, hash of the code. While the stamp fits, the run is up to date. Papermill
-only warns about an unknown parameter; here it is refused before anything runs. A finished notebook
-is the same on every machine and at every time: paths, host name, timings and versions are removed.
-Not here: running one (pythia_book.papermill_engine), what a run found (pythia_book.records).
+A study is one notebook, notebooks/<study>.ipynb: source only, one cell tagged `parameters`.
+Running it (pythia_book.papermill_engine) writes results/<study>/<scale>/notebook.ipynb with a stamp
+in its metadata: the parameters and the hashes of its code cells and of the packages. While the
+stamp matches, the run is up to date. Papermill only warns about an unknown parameter; here it is
+refused before anything runs. A finished notebook is the same on every machine and at every time:
+paths, host name, timings and versions are removed.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from typing import Any
 
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES
-from pythia_core.util.files import cache_dir, project_root, results_dir
+from pythia_core.util.files import atomic_file, cache_dir, project_root, results_dir
 
 Notebook = Any
 """An nbformat NotebookNode: a dict with attribute access."""
@@ -32,9 +33,12 @@ Notebook = Any
 STAMP = "pythia"
 """Key of the stamp in a finished notebook's metadata."""
 KEPT = "what was trained and measured is kept"
-"""What outlives a study that is stopped."""
+"""What a command says about a study that was stopped."""
 
-_SCALAR_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)}
+_TYPES = {
+    **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
+    "dict": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -60,20 +64,16 @@ def notebooks_dir() -> Path:
     return copies if copies.is_dir() else project_root() / "notebooks"
 
 
-def studies() -> list[str]:
-    """Names of the studies: there is a notebook for each."""
-    return sorted(path.stem for path in notebooks_dir().glob("*.ipynb"))
-
-
 def notebook_path(study: str) -> Path:
     """The source notebook of a study.
 
     Raises:
         ConfigError: unknown study; lists those that exist.
     """
-    if study not in (known := studies()):
+    known = {path.stem: path for path in sorted(notebooks_dir().glob("*.ipynb"))}
+    if study not in known:
         raise ConfigError(one_of(study, known or ["(no notebook found)"], "study"))
-    return notebooks_dir() / f"{study}.ipynb"
+    return known[study]
 
 
 def read_notebook(path: Path) -> Notebook:
@@ -93,10 +93,8 @@ def read_notebook(path: Path) -> Notebook:
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:
-    """Write a notebook wholly or not at all; leave a file that already has these bytes alone."""
+    """Write a notebook atomically; a file with the same content keeps its modification time."""
     import nbformat
-
-    from pythia_core.util.files import atomic_file
 
     content = nbformat.writes(notebook) + "\n"
     if path.is_file() and path.read_text(encoding="utf-8") == content:
@@ -105,13 +103,8 @@ def write_notebook(notebook: Notebook, path: Path) -> None:
         temporary.write_text(content, encoding="utf-8")
 
 
-def tagged_cells(notebook: Notebook, tag: str) -> list[Any]:
-    """The cells with a tag, e.g. "parameters"."""
-    return [cell for cell in notebook.cells if tag in cell.metadata.get("tags", [])]
-
-
 def source_hash(notebook: Notebook) -> str:
-    """sha256 of the code cells, without what papermill injects: prose may change, results hold."""
+    """sha256 of the code cells without injected parameters: editing prose does not change it."""
     sources = [
         cell.source.strip()
         for cell in notebook.cells
@@ -121,7 +114,7 @@ def source_hash(notebook: Notebook) -> str:
 
 
 def library_hash() -> str:
-    """sha256 of every Python file of the library and of the book: which code made a result."""
+    """sha256 of every Python file of both packages: the code behind a result."""
     import pythia_core
 
     digest = hashlib.sha256()
@@ -141,15 +134,16 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
     Raises:
         DataError: no such cell, more than one, or an assignment that is not a plain literal.
     """
-    cells = tagged_cells(notebook, "parameters")
+    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise DataError(
             f"a study's notebook has one cell tagged 'parameters', this has {len(cells)}"
         )
     lines = cells[0].source.splitlines()
-    found = {}
+    parameters = {}
     for node in ast.parse(cells[0].source).body:
-        target = node.target if isinstance(node, ast.AnnAssign) else None
+        annotated = isinstance(node, ast.AnnAssign)
+        target = node.target if annotated else None
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target = node.targets[0]
         if not isinstance(target, ast.Name):
@@ -157,79 +151,64 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
         try:
             default = ast.literal_eval(node.value)
         except ValueError as error:
-            message = (
+            raise DataError(
                 f"the default of parameter {target.id!r} must be a literal, like 1 or 'laptop'"
-            )
-            raise DataError(message) from error
-        annotated = isinstance(node, ast.AnnAssign)
+            ) from error
         kind = ast.unparse(node.annotation) if annotated else type(default).__name__
         _, _, comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")
-        found[target.id] = Parameter(target.id, kind, default, comment.strip())
-    return found
+        parameters[target.id] = Parameter(target.id, kind, default, comment.strip())
+    return parameters
 
 
 def _fits(value: Any, kind: ast.expr) -> bool:
-    """Whether a value has the type that an annotation such as `tuple[str, ...] | None` says."""
+    """Whether a value matches an annotation such as `tuple[str, ...] | None`."""
     if isinstance(kind, ast.BinOp) and isinstance(kind.op, ast.BitOr):
         return _fits(value, kind.left) or _fits(value, kind.right)
-    if isinstance(kind, ast.Subscript):
-        inner = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
-        inner = [e for e in inner if not (isinstance(e, ast.Constant) and e.value is ...)]
-        name = ast.unparse(kind.value)
-        if name in ("list", "tuple", "Sequence"):  # papermill turns a tuple into a list
-            items = isinstance(value, (list, tuple))
-            return items and all(any(_fits(v, e) for e in inner) for v in value)
-        return name == "dict" and isinstance(value, dict)
-    name = ast.unparse(kind)
-    if name in ("list", "tuple"):
-        return isinstance(value, (list, tuple))
-    if name == "dict":
-        return isinstance(value, dict)
-    if name not in _SCALAR_TYPES:
-        return True  # an annotation beyond this grammar is the notebook's own business
+    name = ast.unparse(kind.value if isinstance(kind, ast.Subscript) else kind)
+    if name in ("list", "tuple", "Sequence"):  # papermill turns a tuple into a list
+        if not isinstance(kind, ast.Subscript):
+            return isinstance(value, (list, tuple))
+        items = kind.slice.elts if isinstance(kind.slice, ast.Tuple) else [kind.slice]
+        items = [e for e in items if not (isinstance(e, ast.Constant) and e.value is ...)]
+        return isinstance(value, (list, tuple)) and all(
+            any(_fits(v, e) for e in items) for v in value
+        )
     if isinstance(value, bool) and name in ("int", "float"):
         return False
-    return isinstance(value, _SCALAR_TYPES[name])
+    return isinstance(value, _TYPES.get(name, object))  # other annotations are not checked
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """Parameters given as NAME=VALUE; a value that reads as a number, True, False or None is one.
+    """Parse parameters written NAME=VALUE; a value that is a Python literal becomes one.
 
     Raises:
         ConfigError: a word without "=".
     """
-    given: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise ConfigError(f"a parameter is given as NAME=VALUE, got {word!r}")
+            raise ConfigError(f"a parameter must be written NAME=VALUE, got {word!r}")
         try:
-            given[name] = ast.literal_eval(text)
+            parameters[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            given[name] = text
-    return given
+            parameters[name] = text
+    return parameters
 
 
-def validate_parameters(study: str | Path | Notebook, given: dict[str, Any]) -> dict[str, Any]:
-    """Check parameters before a run: names and types against the notebook's parameters cell.
-
-    Args:
-        study: a study's name, the path of a notebook, or a notebook already read.
-        given: what the caller set.
+def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Check the names and types of parameters against a notebook's parameters cell, before a run.
 
     Returns:
-        Every parameter of the notebook: the given values over the defaults.
+        Every parameter of the notebook: its default where `parameters` has none.
 
     Raises:
-        ConfigError: every unknown or ill-typed parameter and an unknown scale at once, with the
-            accepted ones listed.
+        ConfigError: unknown or ill-typed parameters, or an unknown scale; all of them at once,
+            with the accepted ones listed.
     """
-    if isinstance(study, str) and not study.endswith(".ipynb"):
-        study = notebook_path(study)
-    notebook = read_notebook(Path(study)) if isinstance(study, (str, Path)) else study
     accepted = parameters_of(notebook)
     problems = []
-    for name, value in given.items():
+    for name, value in parameters.items():
         if name not in accepted:
             problems.append(one_of(name, accepted, "parameter"))
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
@@ -242,21 +221,19 @@ def validate_parameters(study: str | Path | Notebook, given: dict[str, Any]) -> 
         listing = "\n".join(f"    {parameter}" for parameter in accepted.values())
         problems[-1] += f"\n  accepted parameters:\n{listing}"
     raise_all(ConfigError, problems, "parameters")
-    return {name: given.get(name, p.default) for name, p in accepted.items()}
+    return {name: parameters.get(name, p.default) for name, p in accepted.items()}
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Let a study refuse values of the right type that it cannot use, before anything runs.
+    """Let a study refuse well-typed values that it cannot use, before anything runs.
 
     `Params` in its params.py is a dataclass of the notebook's parameters that checks itself; a
     function `check` in its study.py, if there is one, checks what the parameters alone do not show.
-    Notebooks without such a room check for themselves.
+    A notebook without a study's folder checks its own values.
 
     Raises:
-        ConfigError: as the study says.
+        ConfigError: by the study.
     """
-    import importlib.util
-
     room = f"pythia_book.studies.{study}"
     if study.isidentifier() and importlib.util.find_spec(room):
         params = importlib.import_module(f"{room}.params").Params(**values)
@@ -269,7 +246,7 @@ def check_values(study: str, values: dict[str, Any]) -> None:
 
 
 def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> dict[str, Any]:
-    """What a finished notebook depends on; while it is unchanged there is nothing to redo."""
+    """Everything a finished notebook depends on; while it is unchanged the run is up to date."""
     return {
         "study": study,
         "parameters": json.loads(json.dumps(parameters)),
@@ -280,7 +257,7 @@ def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> di
 
 
 def output_path(study: str, scale: str) -> Path:
-    """Where a run of a study leaves its notebook."""
+    """Where a run of a study writes its notebook."""
     return results_dir() / study / scale / "notebook.ipynb"
 
 
@@ -296,15 +273,12 @@ def is_current(path: Path, stamp: dict[str, Any]) -> bool:
 
 def has_errors(notebook: Notebook) -> bool:
     """Whether a cell of an executed notebook failed."""
-    return any(
-        output.output_type == "error"
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-    )
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    return any(output.output_type == "error" for output in outputs)
 
 
 def is_finished(notebook: Notebook) -> bool:
-    """Whether a run went through to the end (a run in progress, or a failed one, has no stamp)."""
+    """Whether a run completed; a run in progress, or a failed one, has no stamp."""
     return STAMP in notebook.metadata and not has_errors(notebook)
 
 
@@ -316,9 +290,9 @@ _MACHINE_PATH = re.compile(
 )
 
 
-def _places() -> list[tuple[str, str]]:
-    """Paths of this machine and what to write instead, longest first."""
-    places = {
+def _substitutes() -> list[tuple[str, str]]:
+    """Folders of this machine and what to write instead, longest first."""
+    substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
         str(cache_dir()): "[cache]",
@@ -327,46 +301,46 @@ def _places() -> list[tuple[str, str]]:
         str(Path.home()): "~",
         tempfile.gettempdir(): "[tmp]",
     }
-    return sorted(((p, s) for p, s in places.items() if len(p) > 3), key=lambda p: -len(p[0]))
+    return sorted(
+        (item for item in substitutes.items() if len(item[0]) > 3), key=lambda i: -len(i[0])
+    )
 
 
-def _whole(place: str) -> str:
-    """A pattern for a path, not for the middle or the beginning of another one."""
-    return rf"(?<![\w.~-]){re.escape(place)}(?![\w-])"
+def _pattern(folder: str) -> str:
+    """A pattern for the path itself, not as the middle or the beginning of another one."""
+    return rf"(?<![\w.~-]){re.escape(folder)}(?![\w-])"
 
 
 def without_machine_paths(text: str) -> str:
-    """The text with the paths of this machine made relative to what they mean."""
-    for place, stand_in in _places():
-        text = re.sub(_whole(place), stand_in, text)
+    """The text with the folders of this machine replaced by what they stand for."""
+    for folder, substitute in _substitutes():
+        text = re.sub(_pattern(folder), substitute, text)
     return text
 
 
 def machine_traces(text: str) -> list[str]:
-    """Absolute paths of a machine, and this machine's name, found in a text."""
-    found = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
-    found += [p for p, _ in _places() if re.search(_whole(p), text)]
+    """Absolute paths of any machine, and this machine's name, in a text."""
+    traces = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
+    traces += [folder for folder, _ in _substitutes() if re.search(_pattern(folder), text)]
     host = socket.gethostname()
     if len(host) > 5 and host != "localhost" and re.search(rf"\b{re.escape(host)}\b", text):
-        found.append(f"host name {host}")
-    return sorted(set(found))
+        traces.append(f"host name {host}")
+    return sorted(set(traces))
 
 
 def clean_notebook(notebook: Notebook) -> Notebook:
-    """Make an executed notebook the same on every machine and at every time; works in place.
+    """Make an executed notebook the same on every machine and at every time, in place.
 
-    Removes papermill's paths and timings, the error stream, widget state and version details;
-    numbers the cells from 1; replaces paths of this machine in textual outputs.
+    It removes papermill's paths and timings, the error stream, widget state and version details,
+    numbers the cells from 1, and replaces paths of this machine in textual outputs.
     """
-    kept = {
-        k: notebook.metadata[k] for k in ("kernelspec", "mystnb", STAMP) if k in notebook.metadata
-    }
-    parameters = notebook.metadata.get("papermill", {}).get("parameters")
-    notebook.metadata.clear()
-    notebook.metadata.update(kept)
-    notebook.metadata["language_info"] = {"name": "python"}
+    metadata = notebook.metadata
+    parameters = metadata.get("papermill", {}).get("parameters")
+    kept = {k: metadata[k] for k in ("kernelspec", "mystnb", STAMP) if k in metadata}
+    metadata.clear()
+    metadata.update(kept, language_info={"name": "python"})
     if parameters:
-        notebook.metadata["papermill"] = {"parameters": parameters}
+        metadata["papermill"] = {"parameters": parameters}
     count = 0
     for cell in notebook.cells:
         for key in ("papermill", "execution", "ExecuteTime"):

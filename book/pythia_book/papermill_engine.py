@@ -1,15 +1,15 @@
-"""Running a study's notebook: `papermill notebooks/gender_bias.ipynb`, with one argument, works.
+"""Runs a study's notebook; makes `papermill notebooks/gender_bias.ipynb`, with one argument, work.
 
 Papermill loads this module through the entry point `papermill.engine` before it reads its command
-line. For a notebook of this project given alone it then adds the output path, which papermill would
-otherwise ask for (terminal), replace by stdout (pipe) or, with a pipe as its stdin, take to be the
-notebook itself: results/<study>/<scale>/notebook.ipynb. The engine checks the parameters before the
-kernel starts, and cleans, stamps and writes the notebook once it has run: not before, so that an
-earlier one stays whole if this one is stopped. What takes long in the kernel shows where the
-command runs, and Ctrl-C there lets the kernel save what it trains.
+line. If the line has only one path, a notebook of this project, the module adds the output path,
+results/<study>/<scale>/notebook.ipynb. Without it papermill would prompt (terminal), write to
+stdout (pipe) or, with a pipe as its stdin, take the path for the output. The engine checks the
+parameters before the kernel starts. It cleans, stamps and writes the notebook only after it has
+run, so that a stopped run leaves an earlier one intact. The kernel's progress shows in the
+terminal of the command, and Ctrl-C there lets the kernel save what it is training.
 
-Calls with two paths keep their paths and get the engine only; `--help-notebook`, `--version` and
-notebooks from elsewhere are left alone. Nothing here is heavy: every papermill call imports it.
+Calls with two paths only get the engine; `--help-notebook`, `--version` and notebooks of other
+projects are left alone. Every papermill call imports this module, so it must stay light.
 """
 
 from __future__ import annotations
@@ -26,116 +26,101 @@ from typing import Any
 
 from pythia_book import notebooks
 from pythia_book.notebooks import KEPT
-from pythia_core.errors import PythiaError, one_of
+from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
-BEGUN = 0.5
+START_DELAY = 0.5
 """Seconds in which a kernel begins a cell that was sent to it; idle, it ignores an interrupt."""
 
-OPTION_ARGUMENTS = {
-    **dict.fromkeys(("-p", "--parameters", "-r", "--parameters_raw"), 2),
-    **dict.fromkeys(("-f", "--parameters_file", "-y", "--parameters_yaml"), 1),
-    **dict.fromkeys(("-b", "--parameters_base64", "--engine", "--autosave-cell-every"), 1),
-    **dict.fromkeys(("-k", "--kernel", "-l", "--language", "--cwd", "--log-level"), 1),
-    **dict.fromkeys(("--stdout-file", "--stderr-file", "--execution-timeout"), 1),
-    **dict.fromkeys(("--start-timeout", "--start_timeout"), 1),
+OPTIONS = {
+    ("--parameters", "-p"): 2,
+    ("--parameters_raw", "-r"): 2,
+    ("--parameters_file", "-f"): 1,
+    ("--parameters_yaml", "-y"): 1,
+    ("--parameters_base64", "-b"): 1,
+    ("--start-timeout", "--start_timeout"): 1,
+    **dict.fromkeys((("--kernel", "-k"), ("--language", "-l"), ("--engine",), ("--cwd",)), 1),
+    **dict.fromkeys((("--stdout-file",), ("--stderr-file",), ("--log-level",)), 1),
+    **dict.fromkeys((("--execution-timeout",), ("--autosave-cell-every",)), 1),
 }
-"""How many values follow each of papermill's options (tests compare this with papermill itself)."""
+"""Papermill's options and how many values follow each (a test compares this with papermill)."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
-"""No notes on the kernel's transport; tracebacks at once (coloured ones can take ten seconds, and
-one that stops waits for them)."""
+"""No notes on the kernel's transport. Plain tracebacks: a coloured one can take ten seconds, and a
+stop would wait for it."""
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
-_YAML_SOURCES = {"-b": "b", "--parameters_base64": "b", "-f": "f", "--parameters_file": "f"} | {
-    "-y": "y",
-    "--parameters_yaml": "y",
-}
 
 
-def split_arguments(arguments: list[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Papermill's arguments as (positional ones, [(option, its values)])."""
-    positional, options = [], []
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "--":
-            return positional + rest, options
-        if not word.startswith("-") or word == "-":
-            positional.append(word)
-            continue
-        name, inline = word, []
-        if word.startswith("--") and "=" in word:
-            name, _, value = word.partition("=")
-            inline = [value]
-        elif not word.startswith("--") and len(word) > 2 and word[:2] in OPTION_ARGUMENTS:
-            name, inline = word[:2], [word[2:].removeprefix("=")]
-        more = max(0, OPTION_ARGUMENTS.get(name, 0) - len(inline))
-        options.append((name, inline + rest[:more]))
-        del rest[:more]
-    return positional, options
+def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Papermill's arguments, parsed as it does: paths and flags, values by the option's name."""
+    import click
+
+    options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
+    command = click.Command(
+        "papermill",
+        params=[*options, click.Argument(["words"], nargs=-1)],
+        context_settings={"ignore_unknown_options": True},  # the flags
+        add_help_option=False,
+    )
+    values = command.make_context("papermill", list(arguments), resilient_parsing=True).params
+    return list(values.pop("words") or ()), values
 
 
-def scale_given(options: list[tuple[str, list[str]]]) -> Any:
-    """The value of the parameter `scale` on the command line in papermill's precedence, or None."""
+def scale_parameter(options: dict[str, Any]) -> Any:
+    """The parameter `scale` in parsed options, by papermill's precedence; None if it is not set."""
     import base64
 
     import yaml
 
+    documents = [base64.b64decode(text).decode() for text in options["parameters_base64"]]
+    files = map(Path, options["parameters_file"])
+    documents += [file.read_text(encoding="utf-8") for file in files if file.is_file()]
     values: dict[str, Any] = {}
-    for wanted in "bfy":
-        for name, given in options:
-            if _YAML_SOURCES.get(name) != wanted or not given:
-                continue
-            text = given[0]
-            if wanted == "b":
-                text = base64.b64decode(text).decode()
-            elif wanted == "f":
-                text = Path(text).read_text(encoding="utf-8") if Path(text).is_file() else ""
-            loaded = yaml.safe_load(text)
-            values.update(loaded if isinstance(loaded, dict) else {})
-    for wanted in (("-p", "--parameters"), ("-r", "--parameters_raw")):
-        values.update({v[0]: v[1] for name, v in options if name in wanted and len(v) == 2})
+    for document in (*documents, *options["parameters_yaml"]):
+        loaded = yaml.safe_load(document)
+        values |= loaded if isinstance(loaded, dict) else {}
+    values |= dict(options["parameters"]) | dict(options["parameters_raw"])
     return values.get("scale")
 
 
 def complete(arguments: list[str]) -> list[str]:
-    """Papermill's arguments with output path and engine added where they are wanted.
+    """Papermill's arguments, with output path and engine added to calls that lack them.
 
     Raises:
         PythiaError: the notebook cannot be read or the scale is unknown.
     """
-    positional, options = split_arguments(arguments)
-    names = {name for name, _ in options}
-    if not 1 <= len(positional) <= 2 or names & _INFORMATION:
+    words, options = parse_arguments(arguments)
+    paths = [word for word in words if not word.startswith("-") or word == "-"]
+    if not 1 <= len(paths) <= 2 or _INFORMATION & set(words):
         return arguments
-    source = Path(positional[0]).resolve()
-    if source.suffix != ".ipynb" or not source.is_file():
+    source = Path(paths[0]).resolve()
+    ours = source.parent == notebooks.notebooks_dir().resolve()
+    if not ours or source.suffix != ".ipynb" or not source.is_file():
         return arguments
-    if source.parent != notebooks.notebooks_dir().resolve():
-        return arguments
-    added = [] if "--engine" in names else ["--engine", "pythia"]
-    if len(positional) == 1:
-        scale = scale_given(options)
-        if scale is None:
-            default = notebooks.parameters_of(notebooks.read_notebook(source)).get("scale")
-            scale = default.default if default else "laptop"
-        if scale not in SCALES:
-            from pythia_core.errors import ConfigError
+    engine = [] if options["engine"] else ["--engine", "pythia"]
+    if len(paths) == 2:
+        return [*engine, *arguments]
+    scale = scale_parameter(options)
+    if scale is None:
+        parameter = notebooks.parameters_of(notebooks.read_notebook(source)).get("scale")
+        scale = parameter.default if parameter else "laptop"
+    if scale not in SCALES:
+        raise ConfigError(one_of(scale, SCALES, "scale"))
+    target = notebooks.output_path(source.stem, scale)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return [*engine, *arguments, _escaped(os.path.relpath(target))]
 
-            raise ConfigError(one_of(scale, SCALES, "scale"))
-        target = notebooks.output_path(source.stem, scale)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # papermill formats its paths with the parameters, hence the doubled braces
-        path = os.path.relpath(target).replace("{", "{{").replace("}", "}}")
-        arguments = [*arguments, path]
-    return [*added, *arguments]
+
+def _escaped(path: object) -> str:
+    """A path as papermill takes it, which formats paths with the parameters."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _close_piped_stdin() -> None:
-    """Replace a pipe (or nothing) as stdin by the null device: papermill would read from it."""
+    """Replace a pipe, or a closed stdin, by the null device: papermill would read from it."""
     try:
         piped = stat.S_ISFIFO(os.fstat(0).st_mode)
     except OSError:
@@ -158,7 +143,7 @@ _in_papermill_command = False
 
 
 def _leave(number: int, _frame: Any) -> None:
-    """What Ctrl-C and SIGTERM do to the command papermill while nothing needs to be saved."""
+    """Handle Ctrl-C and SIGTERM in the command papermill while nothing needs to be saved."""
     os._exit(report_stop(Stopped(number=number), KEPT))
 
 
@@ -176,17 +161,17 @@ def _on_import() -> None:
     if len(completed) > len(sys.argv) - 1:
         sys.argv[1:] = completed
         _close_piped_stdin()
-    else:  # nothing of ours
+    else:  # not a notebook of this project
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def _progress_shown(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel show its progress where this command shows its own, if it does."""
-    shown = kwargs.get("progress_bar", True)
-    live = shown and is_live(sys.stderr)
-    if shown and not kwargs.get("stderr_file"):
+    """Let the kernel show its progress in the terminal of this command, if that shows any."""
+    progress = kwargs.get("progress_bar", True)
+    live = progress and is_live(sys.stderr)
+    if progress and not kwargs.get("stderr_file"):
         kwargs["stderr_file"] = sys.stderr
     # one line, redrawn when a cell ends; while a cell runs, the line is the kernel's
     # (not at once: papermill first names the kernel there)
@@ -206,16 +191,16 @@ def _progress_shown(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM interrupt the cell that runs, which saves what it trains, and then end
-    the notebook, instead of the machinery between this process and its kernel.
+    """Let Ctrl-C and SIGTERM interrupt the running cell, which saves what it is training, and then
+    end the notebook; without this they would end what connects this process to its kernel.
 
     Raises:
-        Stopped: either arrived; the command papermill is ended with one line instead.
+        Stopped: after either; the command papermill exits with one line instead.
     """
     from jupyter_client.manager import AsyncKernelManager
 
     kernels: list[AsyncKernelManager] = []
-    begun = False
+    started = False  # a cell
 
     class Manager(AsyncKernelManager):
         def __init__(self, *args: Any, **settings: Any) -> None:
@@ -225,19 +210,21 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
     def interrupt() -> None:
         for kernel in kernels:
             pid = getattr(kernel.provisioner, "pid", None)
-            if begun and kernel.has_kernel and pid is not None:
+            if started and kernel.has_kernel and pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
 
     def cell_start(**_: Any) -> None:
-        nonlocal begun
+        nonlocal started
         if stop_requested():
             raise Stopped
-        begun = True
+        started = True
 
     kwargs |= {"kernel_manager_class": Manager, "on_cell_start": cell_start}
     try:
-        with stop_requests(lambda: threading.Timer(BEGUN, interrupt).start()) as stop_requested:
+        with stop_requests(
+            lambda: threading.Timer(START_DELAY, interrupt).start()
+        ) as stop_requested:
             try:
                 yield
             finally:
@@ -252,7 +239,7 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
 class PythiaEngine:
     """Papermill's own engine, with the parameters checked before and the notebook cleaned after.
 
-    It holds that engine instead of inheriting from it: papermill.engines imports this module.
+    It cannot inherit from that engine, because papermill.engines imports this module.
     """
 
     @staticmethod
@@ -274,10 +261,10 @@ class PythiaEngine:
 
         from pythia_book.records import outlook
 
-        given = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
+        parameters = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
         try:
-            values = notebooks.validate_parameters(nb, given)
+            values = notebooks.validate_parameters(nb, parameters)
             notebooks.check_values(study, values)
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
@@ -292,7 +279,7 @@ class PythiaEngine:
         if not notebooks.has_errors(nb):  # a failed notebook keeps everything that may explain it
             nb.metadata[notebooks.STAMP] = stamp
             notebooks.clean_notebook(nb)
-        if _in_papermill_command:  # which has only to write it
+        if _in_papermill_command:  # only writing it is left
             ignore_signals()
         return nb
 
@@ -310,20 +297,20 @@ def run_study(
         study: name of a notebook. scale: overrides the notebook's default.
         parameters: further parameters, checked before anything runs.
         force: run even if the last run is up to date.
-        progress: show what runs, and what the notebook writes to its error stream.
+        progress: show a progress bar and the notebook's error stream.
 
     Returns:
-        The executed notebook and whether it was run now (False: it was up to date).
+        The executed notebook, and whether it was run now (False: it was up to date).
 
     Raises:
         ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
         PythiaError: a cell failed or the kernel died; says where to look.
-        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is as it was.
+        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is unchanged.
     """
     source = notebooks.notebook_path(study)
     notebook = notebooks.read_notebook(source)
-    given = {**(parameters or {}), **({"scale": scale} if scale else {})}
-    values = notebooks.validate_parameters(notebook, given)
+    parameters = {**(parameters or {}), **({"scale": scale} if scale else {})}
+    values = notebooks.validate_parameters(notebook, parameters)
     notebooks.check_values(study, values)
     target = notebooks.output_path(study, values.get("scale", "laptop"))
     stamp = notebooks.make_stamp(study, values, notebook)
@@ -338,11 +325,11 @@ def run_study(
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with stop_requests() as stop_requested:  # what runs is stopped by the engine
+        with stop_requests() as stop_requested:  # the engine stops the notebook
             papermill.execute_notebook(
                 str(source),
-                str(target).replace("{", "{{").replace("}", "}}"),  # papermill formats its paths
-                parameters=given,
+                _escaped(target),
+                parameters=parameters,
                 engine_name="pythia",
                 progress_bar=progress,
                 cwd=str(notebooks.project_root()),
@@ -354,7 +341,7 @@ def run_study(
         raise PythiaError(f"{message}\nwhere: see {target}") from error
     except DeadKernelError as error:
         message = f"the kernel running {source.name} died; was there enough memory?"
-        raise PythiaError(f"{message} What was trained is kept: run it again to go on.") from error
+        raise PythiaError(f"{message} What was trained is kept: run it again to resume.") from error
     return target, True
 
 

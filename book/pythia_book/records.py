@@ -1,13 +1,14 @@
-"""What a study found, as files: record.json and tables, and how its numbers read in words.
+"""A study's results as files, record.json and CSV tables, and their numbers as text.
 
-Every number on the site comes from a record, which the study writes at the end of its notebook. It
-says what made it: parameters, data fingerprint, runs with the sha256 of their final weights,
-commit, versions, device, duration, memory. It never holds a path or a host name.
-Running notebooks is pythia_book.notebooks; what the book shows of records, pythia_book.site_runs.
+Every number on the site comes from a record, which the study writes at the end of its notebook. A
+record states its origin: parameters, data fingerprint, runs with the sha256 of their final weights,
+commit, versions, device, duration and memory, but never a path or a host name. Which record the
+site shows is decided in pythia_book.site_runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -29,6 +30,7 @@ from pythia_book.notebooks import (
     read_notebook,
     source_hash,
 )
+from pythia_core import __version__
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
@@ -45,11 +47,11 @@ VERDICTS = (
     "not reproduced",
     "no effect",
     "not testable here",
-    "holds",  # of a premise that the paper did not measure
+    "holds",  # for a premise that the paper did not measure
     "does not hold",
 )
 CLAIM_KEYS = ("claim", "paper", "published", "ours", "low", "high", "verdict")
-_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill", "pythia-book")
+_PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -84,24 +86,18 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
 
 
 PACKED = "PYTHIA_COMMIT"
-"""Which commit a bundle was packed from, "-modified" behind it if files differed from it."""
+"""The commit that a bundle was packed from, followed by "-modified" if files differed from it."""
 
 
 def _git(*arguments: str) -> str | None:
     """Output of a git command in this checkout, or None where there is none."""
     command = ["git", "-C", str(project_root()), *arguments]
     try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        return subprocess.check_output(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True, timeout=30
+        ).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
 
 
 def commit() -> dict[str, Any]:
@@ -110,27 +106,19 @@ def commit() -> dict[str, Any]:
     if top is None or checkout() is None or Path(top).resolve() != checkout():
         packed, _, mark = os.environ.get(PACKED, "").partition("-")  # a bundle has no git folder
         return {"id": packed or None, "dirty": bool(mark) if packed else None}
-    changed = _git(
-        "status",
-        "--porcelain",
-        "--",
-        "pythia_core",
-        "book/pythia_book",
-        "notebooks",
-        "requirements.lock",
-    )
+    code = ("pythia_core", "book/pythia_book", "notebooks", "requirements.lock")
+    changed = _git("status", "--porcelain", "--", *code)
     return {"id": _git("rev-parse", "--verify", "-q", "HEAD"), "dirty": bool(changed)}
 
 
 def device() -> dict[str, Any]:
-    """What this process computes on: processor, threads, GPU. No host name."""
-    torch = sys.modules.get("torch")  # a record of a study that never used it need not load it
+    """The processor, threads and GPU of this process. No host name."""
+    torch = sys.modules.get("torch")  # not loaded for a study that never used it
     cuda = torch is not None and torch.cuda.is_available()
+    linux = hasattr(os, "sched_getaffinity")
     return {
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if linux else os.cpu_count(),
         "threads": torch.get_num_threads() if torch is not None else 1,
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
         "system": f"{platform.system()} {platform.machine()}",
@@ -138,30 +126,27 @@ def device() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "pythia-book": __version__}
     for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _peak_memory_mb() -> int | None:
-    """Largest resident set of this process or a child, and of the workers beside it, in MB; None
-    where it cannot be told."""
+    """Peak memory in MB: this process or a child, plus the worker processes; None if unknown."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    largest = max(resource.getrusage(w).ru_maxrss for w in who) * unit / 1e6
+    processes = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    largest = max(resource.getrusage(each).ru_maxrss for each in processes) * unit / 1e6
     return round(largest + workers_peak_mb())
 
 
 def _run_entry(run: Any) -> dict[str, Any]:
-    """A training run (pythia_core.training.runs.Run) as the record lists it."""
+    """A training run (pythia_core.training.runs.Run) as listed in a record."""
     window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
@@ -244,10 +229,10 @@ def write_record(
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record from its file, or from the folder it is in.
+    """Read a record from its file or its folder.
 
     Raises:
-        DataError: there is none, or it is not a record; says what is missing.
+        DataError: there is none, or it is not a record; names what is missing.
     """
     path = path / "record.json" if path.is_dir() else path
     try:
@@ -257,15 +242,15 @@ def read_record(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not a record: {error}; run the study again") from error
     if not isinstance(record, dict) or (missing := [k for k in _REQUIRED if k not in record]):
-        what = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "it is no object"
-        raise DataError(f"{path} is not a record: {what}; run the study again")
+        reason = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "it is no object"
+        raise DataError(f"{path} is not a record: {reason}; run the study again")
     if record["schema"] != SCHEMA:
         raise DataError(f"{path} has schema {record['schema']}, this version reads {SCHEMA}")
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
 
 
-# --- in words --------------------------------------------------------------------------------
+# --- as text ---------------------------------------------------------------------------------
 
 
 def duration_text(seconds: float) -> str:
@@ -279,7 +264,7 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: Any, decimals: int | None = None) -> str:
-    """A value for prose: three significant digits, thousands apart, null as "n/a"."""
+    """A value for prose: three significant digits, commas between thousands, null as "n/a"."""
     if value is None:
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -300,7 +285,7 @@ def decimals_of(value: float) -> int:
 
 
 def value_text(value: Any) -> str:
-    """A value of a record for prose; one with an interval as "0.70 [0.68, 0.72]"."""
+    """A value of a record for prose; with an interval, as "0.70 [0.68, 0.72]"."""
     if not isinstance(value, dict):
         return number_text(value)
     middle, low, high = (value.get(k) for k in ("value", "low", "high"))
@@ -327,15 +312,15 @@ def device_text(record: dict[str, Any]) -> str:
 
 
 def outlook(study: str, scale: str) -> str:
-    """What a run of a study will do, and about how long, from the costs of the recorded run."""
-    text = f"== Running {study} at scale {scale}: it fetches, trains and measures what is missing"
+    """What a run of a study will do, and roughly how long it takes by the recorded run's costs."""
+    text = f"== Running {study} at scale {scale}: fetching, training and measuring what is missing"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)
     except DataError:
         return text
     notebook, training = (float(record.get(k) or 0) for k in ("duration_s", "training_s"))
     threads = (record.get("device") or {}).get("threads") or 1
-    return (  # the notebook's time has some of the training in it, hence "at most"
+    return (  # the notebook's time includes some of the training, hence "at most"
         f"{text}\n"
         f"   from scratch at most about {duration_text(notebook + training / threads)} on "
         f"{device_text(record)}:\n"
@@ -345,36 +330,35 @@ def outlook(study: str, scale: str) -> str:
 
 
 def command(record: dict[str, Any]) -> str:
-    """The one command that makes this record again."""
-    study, given = record["study"], dict(record["parameters"])
+    """The command that repeats a record's run."""
+    study = record["study"]
     words = ["papermill", f"notebooks/{study}.ipynb"]
     try:
         accepted = parameters_of(read_notebook(notebook_path(study)))
         defaults = {name: parameter.default for name, parameter in accepted.items()}
     except (ConfigError, DataError):
         defaults = {"scale": "laptop"}
-    given["scale"] = record["scale"]
-    for name, value in given.items():
+    for name, value in {**record["parameters"], "scale": record["scale"]}.items():
         default = defaults.get(name)
         if value == (list(default) if isinstance(default, tuple) else default):
             continue
         if isinstance(value, (list, tuple, dict)):
             words += ["-y", json.dumps({name: value})]
-        else:  # -p guesses numbers, -r takes a text as it is
-            guessed = isinstance(value, str) and re.fullmatch(r"[-+\d.e]+|True|False|None", value)
-            words += ["-r" if guessed else "-p", name, str(value)]
+        else:  # -p turns a text that looks like a number into one, -r does not
+            number = isinstance(value, str) and re.fullmatch(r"[-+\d.e]+|True|False|None", value)
+            words += ["-r" if number else "-p", name, str(value)]
     return shlex.join(words)
 
 
 def provenance(record: dict[str, Any]) -> str:
-    """One line: what made this, and the command that makes it again."""
-    made = record.get("commit") or {}
-    code = (made.get("id") or "")[:10] or "uncommitted"
+    """One line: a record's origin, and the command that repeats its run."""
+    state = record.get("commit") or {}
+    code = (state.get("id") or "")[:10] or "uncommitted"
     data = ", ".join(d[:10] for d in record.get("data", [])) or "none"
     parts = [
         f"config {record['config_hash'][:10]}",
         f"data {data}",
-        f"commit {code}{' (modified)' if made.get('dirty') and made.get('id') else ''}",
+        f"commit {code}{' (modified)' if state.get('dirty') and state.get('id') else ''}",
         device_text(record),
         duration_text(record.get("duration_s") or 0),
         record["created"],

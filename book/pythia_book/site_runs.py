@@ -1,9 +1,9 @@
-"""Which runs the book shows, their numbers for its prose, and recording a run for everybody.
+"""Which run of a study the site shows, its numbers for the prose, and recording a run for everyone.
 
-The book shows a reader's own run of a study if there is one, else the run committed under
+The site shows a reader's own run of a study if there is one, else the run committed under
 book/recorded/<study>/<scale>/, else the notebook with the command to run it. Prose takes its
-numbers from the shown record as `{{ substitutions }}`, the README its costs from recorded ones.
-Writing and reading a single record is pythia_book.records.
+numbers from the selected run as `{{ substitutions }}`; the README takes its costs from the recorded
+runs. A single record is written and read by pythia_book.records.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from pythia_core.util.files import (
 NOT_RUN = "not run yet"
 
 
-# --- which record the book shows -------------------------------------------------------------
+# --- selecting -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the book shows for one study."""
+class SelectedRun:
+    """A run of a study that the site can show."""
 
     study: str
     kind: str
@@ -57,52 +57,51 @@ class Shown:
     folder: Path | None = None
     record: dict[str, Any] | None = None
     current: bool = True
-    """Whether the notebook's code is still what was run."""
+    """Whether the run executed the notebook's present code."""
 
     @property
     def notebook(self) -> Path | None:
         return self.folder / "notebook.ipynb" if self.folder else None
 
 
-def _candidates(root: Path, kind: str, study: str, source: str) -> list[Shown]:
-    """Finished runs of one kind, the largest scale first; unreadable ones are passed over."""
-    base = root / study
-    found = []
+def _finished_runs(root: Path, kind: str, study: str, source: str) -> list[SelectedRun]:
+    """Finished runs of one kind, the largest scale first; unreadable ones are skipped."""
+    runs = []
     for scale in reversed(SCALES):
-        folder = base / scale
+        folder = root / study / scale
         try:
             notebook, record = read_notebook(folder / "notebook.ipynb"), read_record(folder)
         except DataError:
             continue
         if is_finished(notebook):
             current = source_hash(notebook) == source
-            found.append(Shown(study, kind, scale, folder, record, current))
-    return found
+            runs.append(SelectedRun(study, kind, scale, folder, record, current))
+    return runs
 
 
-def runs_to_show(root: Path, results: Path | None, study: str) -> list[Shown]:
-    """All finished runs of a study, the one to show first: yours, then the recorded ones.
+def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
+    """All finished runs of a study: yours, then the recorded ones. The site shows the first.
 
     Args:
         root: the checkout. results: its results folder; None: recorded runs only.
     """
     source = source_hash(read_notebook(root / "notebooks" / f"{study}.ipynb"))
-    yours = _candidates(results, "yours", study, source) if results else []
-    found = yours + _candidates(root / "book" / "recorded", "recorded", study, source)
-    return found or [Shown(study, "unrun")]
+    yours = _finished_runs(results, "yours", study, source) if results else []
+    recorded = _finished_runs(root / "book" / "recorded", "recorded", study, source)
+    return yours + recorded or [SelectedRun(study, "unrun")]
 
 
 def _escaped(text: str) -> str:
-    """A text that Markdown leaves as it is."""
+    """The text with every character escaped that Markdown would interpret."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
-def substitutions(shown: Shown) -> dict[str, str]:
+def substitutions(run: SelectedRun) -> dict[str, str]:
     """`{{ <study>_<name> }}` for every value of a record, and for scale, device, cost and date.
 
-    A value with an interval is also there as `<name>_value`, `<name>_low` and `<name>_high`.
+    A value with an interval is also available as `<name>_value`, `<name>_low` and `<name>_high`.
     """
-    record = shown.record
+    record = run.record
     if record is None:
         return {}
     texts = {
@@ -120,7 +119,7 @@ def substitutions(shown: Shown) -> dict[str, str]:
             texts |= {
                 f"{name}_{part}": number_text(value.get(part)) for part in ("value", "low", "high")
             }
-    return {f"{shown.study}_{name}": _escaped(text) for name, text in texts.items()}
+    return {f"{run.study}_{name}": _escaped(text) for name, text in texts.items()}
 
 
 # --- recording -------------------------------------------------------------------------------
@@ -130,8 +129,8 @@ def record_run(study: str, scale: str) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
 
     Raises:
-        DataError: the run is unfinished, outdated, shows an error, disagrees with its tables, or
-            says something about the machine it ran on; all reasons at once.
+        DataError: the run is unfinished or outdated, has an error, disagrees with its tables, or
+            names the machine it ran on; with every reason.
     """
     require_checkout("recording a run")
     source, root = results_dir() / study / scale, project_root()
@@ -148,7 +147,7 @@ def record_run(study: str, scale: str) -> Path:
             problems.append(f"{name} is missing")
             continue
         if name in record["tables"] and file_sha256(file) != record["tables"][name]["sha256"]:
-            problems.append(f"{name} is not the table this record was written with")
+            problems.append(f"{name} is not the table that the record was written with")
         text = file.read_text(encoding="utf-8")
         problems += [f"{name} names {trace!r} of this machine" for trace in machine_traces(text)]
     raise_all(DataError, problems, f"results of {study} at scale {scale}")
@@ -170,10 +169,10 @@ def recorded(root: Path) -> list[dict[str, Any]]:
 
 
 def fill_block(path: Path, name: str, content: str) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->` in a file.
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` in a file.
 
     Raises:
-        DataError: the file has no such pair of marks.
+        DataError: the file does not contain this pair.
     """
     text = path.read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
@@ -186,11 +185,11 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Models that were there already are not trained again: a notebook's own time does not hold it."""
+"""Columns of the costs. A notebook's own time does not include models that were already trained."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of COSTS for a recorded run."""
+    """A recorded run's row of COSTS."""
     return (
         record["study"],
         record["scale"],

@@ -1,17 +1,24 @@
-"""Sphinx extension of this book: what `jupyter-book build book/` does beyond its own.
+"""Sphinx extension of this book: what `jupyter-book build book/` does in addition.
 
-At the start of a build it takes the table of contents from the top of the checkout, stages one
-notebook a study into book/studies/ (a reader's own run, else the recorded one, else the source) and
-fills `{{ numbers }}` in prose from records. Its directives draw claim tables and run banners as
-docutils nodes, so that no text of a record can become markup. MathJax is copied from an installed
-package: no page asks another host for anything.
+At the start of a build it takes the table of contents from the top of the checkout, copies one
+notebook per study into book/studies/ (a reader's own run, else the recorded one, else the source)
+and fills in `{{ numbers }}` in prose from records. MathJax is copied from an installed package: no
+page makes a request to another host. `PYTHIA_BOOK_RUNS=recorded` ignores local runs, so that a
+public site depends on commits only.
 
-`PYTHIA_BOOK_RUNS=recorded` ignores local runs, so that a public site depends on commits only.
+Run banners and claim tables are docutils nodes, so that no text of a record becomes markup. On the
+explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure, `{value}` a
+number from that module's `values()`, and `{source}` links the line of a file that contains a text;
+a name that does not exist fails the strict build. A page's own script and style, _static/<page>.js
+and .css, load on that page only.
 """
 
 from __future__ import annotations
 
+import html
+import importlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,69 +28,71 @@ from typing import Any, ClassVar
 
 from docutils import nodes
 from docutils.parsers.rst import directives
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ExtensionError
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from pythia_book import notebooks, records
-from pythia_book import site_runs as shows
+from pythia_book import notebooks, records, site_runs
+from pythia_book.site_runs import NOT_RUN, SelectedRun
+from pythia_book.style import Table
 from pythia_core.config import stable_hash
 from pythia_core.suite import SCALES
 
 ROOT = Path(__file__).resolve().parents[2]
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
-_RUNS: dict[str, list[shows.Shown]] = {}
-"""Per study its finished runs, the shown one first; filled once a build by `choose_runs`."""
+_RUNS: dict[str, list[SelectedRun]] = {}
+"""The finished runs of each study, the one shown first; filled once per build by `choose_runs`."""
 
 
 # --- before reading --------------------------------------------------------------------------
 
 
 def use_top_toc(app: Sphinx, config: Config) -> None:
-    """The stub in book/ only lets jupyter-book start."""
+    """Use the table of contents at the top; the stub in book/ only lets jupyter-book start."""
     config.external_toc_path = str(ROOT / "_toc.yml")
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Decide what is shown for each study; a change of it makes every page be read again."""
+    """Select the run of each study; when the selection changes, every page is read again."""
     local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     _RUNS.clear()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        _RUNS[path.stem] = shows.runs_to_show(ROOT, results, path.stem)
+        _RUNS[path.stem] = site_runs.select_runs(ROOT, results, path.stem)
     config.pythia_shown = stable_hash(
-        [[s.study, s.kind, s.scale, s.current, s.record] for runs in _RUNS.values() for s in runs]
+        [[r.study, r.kind, r.scale, r.current, r.record] for runs in _RUNS.values() for r in runs]
     )
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Copy what is shown into book/studies/ (git-ignored), with a banner under the title."""
+    """Copy the selected notebooks into book/studies/ (git-ignored), each with a banner."""
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
         notebook = notebooks.read_notebook(runs[0].notebook or source)
         if runs[0].notebook is None:
-            hold_places(notebook)
+            add_placeholders(notebook)
         notebooks.write_notebook(with_banner(notebook, study, len(runs) > 1), target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in _RUNS:
             stale.unlink()
 
 
-def hold_places(notebook: notebooks.Notebook) -> None:
-    """Give the figures of a notebook without a run an output, so that references to them hold."""
+def add_placeholders(notebook: notebooks.Notebook) -> None:
+    """Give the figures of a notebook that has not run an output, so that references resolve."""
     import nbformat
 
     for cell in notebook.cells:
         if "figure" in cell.metadata.get("mystnb", {}):
-            words = {"text/markdown": f"*{shows.NOT_RUN}*", "text/plain": shows.NOT_RUN}
-            cell["outputs"] = [nbformat.v4.new_output("display_data", data=words)]
+            data = {"text/markdown": f"*{NOT_RUN}*", "text/plain": NOT_RUN}
+            cell["outputs"] = [nbformat.v4.new_output("display_data", data=data)]
 
 
 def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """The notebook with a cell that says which run it is, and of several runs one to compare."""
+    """The notebook with a cell on which run it is and, if there are several, a comparison."""
     import nbformat
 
     def cell(name: str, text: str) -> Any:
@@ -97,12 +106,12 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
     tail = [cell("runs", f"## Your run and ours\n\n:::{{pythia-compare}} {study}\n:::")]
     notebook.cells = [*head, *notebook.cells[1:], *(tail if several else [])]
     for each in notebook.cells:
-        tags = each.metadata.get("tags", [])
-        drawn = [o["data"] for o in each.get("outputs", []) if "image/svg+xml" in o.get("data", {})]
-        if drawn and "figure" in each.metadata.get("mystnb", {}):
-            words = "".join(drawn[0].get("text/plain", "")).strip()
-            each.metadata["mystnb"] = {**each.metadata["mystnb"], "image": {"alt": words}}
-        if "injected-parameters" in tags:  # the banner's command says them
+        tags, display = each.metadata.get("tags", []), each.metadata.get("mystnb", {})
+        images = [o.data for o in each.get("outputs", []) if "image/svg+xml" in o.get("data", {})]
+        if images and "figure" in display:
+            alt = "".join(images[0].get("text/plain", "")).strip()
+            each.metadata["mystnb"] = {**display, "image": {"alt": alt}}
+        if "injected-parameters" in tags:  # they are in the banner's command
             each.metadata["tags"] = sorted({*tags, "remove-input"})
         elif "parameters" in tags:
             each.metadata["tags"] = sorted({*tags, "hide-input"})
@@ -111,15 +120,15 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Numbers in prose come from the shown records; those of a study without one say so."""
+    """Fill the numbers in prose from the selected records; without one they read NOT_RUN."""
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
-        numbers |= shows.substitutions(runs[0])
+        numbers |= site_runs.substitutions(runs[0])
     unrun = tuple(f"{study}_" for study, runs in _RUNS.items() if runs[0].record is None)
     for page in [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for name in _SUBSTITUTION.findall(page.read_text(encoding="utf-8")):
             if unrun and name.startswith(unrun):
-                numbers[name] = f"*{shows.NOT_RUN}*"
+                numbers[name] = f"*{NOT_RUN}*"
     config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers}
 
 
@@ -128,11 +137,11 @@ def local_mathjax(app: Sphinx, config: Config) -> None:
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """The parts of MathJax that pages load, out of the installed package (1.6 of its 24 MB)."""
-    found = importlib.util.find_spec("sphinx-mathjax-offline")
-    if found is None or not found.submodule_search_locations:
-        raise ExtensionError("the book needs the package sphinx-mathjax-offline; pip install it")
-    package = Path(found.submodule_search_locations[0]) / "static" / "mathjax"
+    """Copy the parts of MathJax that pages load from the installed package (1.6 of its 24 MB)."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or not spec.submodule_search_locations:
+        raise ExtensionError("the site needs MathJax: pip install sphinx-mathjax-offline")
+    package = Path(spec.submodule_search_locations[0]) / "static" / "mathjax"
     target = Path(app.outdir) / "_static" / "mathjax"
     for part in MATHJAX:
         if (package / part).is_dir():
@@ -145,7 +154,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Buttons that open or edit a study lead to notebooks/, not to the staged copy."""
+    """Let the buttons that open or edit a study lead to notebooks/, not to the copy."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -161,30 +170,29 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
     group += [nodes.colspec(colwidth=1) for _ in header]
 
     def row(cells: list[nodes.Node | str]) -> nodes.row:
-        made = nodes.row()
+        entries = nodes.row()
         for content in cells:
             if isinstance(content, str):  # a number and its unit stay on one line
                 content = nodes.paragraph("", content.replace(" %", "\N{NO-BREAK SPACE}%"))
-            made += nodes.entry("", content)
-        return made
+            entries += nodes.entry("", content)
+        return entries
 
     group += nodes.thead("", row(list(header)))
     group += nodes.tbody("", *[row(cells) for cells in rows])
     return nodes.table("", group, classes=[name])
 
 
-def badge(verdict: str) -> nodes.paragraph:
+def badge(verdict: str, text: str = "") -> nodes.inline:
+    """A verdict, or a text about it, in the verdict's colour."""
     kind = "verdict-" + verdict.replace(" ", "-")
-    return nodes.paragraph("", "", nodes.inline("", verdict, classes=["verdict", kind]))
+    return nodes.inline("", text or verdict, classes=["verdict", kind])
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
     """How often each verdict was given."""
-    counts = Counter(claim["verdict"] for claim in claims)
     line = nodes.paragraph(classes=["verdict-counts"])
-    for verdict, count in counts.most_common():
-        kind = "verdict-" + verdict.replace(" ", "-")
-        line += [nodes.inline("", f"{count} {verdict}", classes=["verdict", kind]), nodes.Text(" ")]
+    for verdict, count in Counter(claim["verdict"] for claim in claims).most_common():
+        line += [badge(verdict, f"{count} {verdict}"), nodes.Text(" ")]
     return line
 
 
@@ -192,20 +200,18 @@ def shell(command: str) -> nodes.literal_block:
     return nodes.literal_block(command, command, language="bash", classes=["command"])
 
 
-def finding(claim: dict[str, Any]) -> str:
-    """What was measured for a claim, with its interval where it has one."""
-    if claim["ours"] is None:
-        return "\N{EN DASH}"
-    if claim["low"] is None:
-        return records.number_text(claim["ours"])
-    return records.value_text({"value": claim["ours"], "low": claim["low"], "high": claim["high"]})
-
-
-def plain_number(value: Any) -> str:
+def number(value: Any) -> str:
     return "\N{EN DASH}" if value is None else records.number_text(value)
 
 
-class _OfStudy(SphinxDirective):
+def measurement(claim: dict[str, Any]) -> str:
+    """Our value for a claim, with its interval if it has one."""
+    if claim["ours"] is None or claim["low"] is None:
+        return number(claim["ours"])
+    return records.value_text({"value": claim["ours"], "low": claim["low"], "high": claim["high"]})
+
+
+class _StudyDirective(SphinxDirective):
     """A directive whose argument is the name of a study."""
 
     required_arguments = 1
@@ -213,95 +219,93 @@ class _OfStudy(SphinxDirective):
     option_spec: ClassVar[dict[str, Any]] = {"class": directives.class_option}
 
     @property
-    def runs(self) -> list[shows.Shown]:
+    def runs(self) -> list[SelectedRun]:
         study = self.arguments[0]
         if study not in _RUNS:
             raise self.error(f"unknown study {study!r}; known: {', '.join(_RUNS)}")
         return _RUNS[study]
 
 
-class RunBanner(_OfStudy):
-    """Which run a page shows: yours, the recorded one or none, and the command."""
+class RunBanner(_StudyDirective):
+    """Which run a page shows (yours, the recorded one or none) and the command that repeats it."""
 
     def run(self) -> list[nodes.Node]:
-        shown = self.runs[0]
-        box = nodes.container(classes=["run-banner", f"run-{shown.kind}"])
-        if shown.record is None:
-            box += nodes.paragraph(
-                "",
-                "",
-                nodes.strong("", "Not run yet. "),
-                nodes.Text("This is the notebook as it stands; to run it and fill this page:"),
-            )
-            box += shell(f"papermill notebooks/{shown.study}.ipynb\njupyter-book build book/")
-            return [box]
-        title = "Your run. " if shown.kind == "yours" else "Recorded run. "
-        text = (
-            f"Scale {shown.scale}; {records.device_text(shown.record)}; "
-            f"{records.duration_text(shown.record.get('duration_s') or 0)}; "
-            f"{shown.record['created']}."
-        )
-        if shown.scale == "smoke":
-            text += " A smoke run only checks that everything works; its numbers mean nothing."
-        if not shown.current:
-            text += " The notebook's code has changed since: run it again to see what it gives now."
-        if shown.kind == "recorded":
-            text += " Run it yourself and build the book again, and this page shows your run:"
+        run = self.runs[0]
+        box = nodes.container(classes=["run-banner", f"run-{run.kind}"])
+        if run.record is None:
+            title = "Not run yet. "
+            text = "This is the notebook's source; to run it and fill this page:"
+            command = f"papermill notebooks/{run.study}.ipynb\njupyter-book build book/"
         else:
-            text += " To run it again:"
+            title = "Your run. " if run.kind == "yours" else "Recorded run. "
+            text = (
+                f"Scale {run.scale}; {records.device_text(run.record)}; "
+                f"{records.duration_text(run.record.get('duration_s') or 0)}; "
+                f"{run.record['created']}."
+            )
+            if run.scale == "smoke":
+                text += " A smoke run only checks that everything works; its numbers mean nothing."
+            if not run.current:
+                text += " The notebook's code has changed since: run it again for its new results."
+            if run.kind == "recorded":
+                text += " Run it yourself and rebuild the book, and this page shows your run:"
+            else:
+                text += " To run it again:"
+            command = records.command(run.record)
         box += nodes.paragraph("", "", nodes.strong("", title), nodes.Text(text))
-        box += shell(records.command(shown.record))
+        box += shell(command)
         return [box]
 
 
-class CompareRuns(_OfStudy):
+class CompareRuns(_StudyDirective):
     """One table of the claims in every finished run of a study: yours and the recorded ones."""
 
     def run(self) -> list[nodes.Node]:
-        runs = [shown for shown in self.runs if shown.record]
+        runs = [run for run in self.runs if run.record]
         names = {"yours": "your run", "recorded": "recorded"}
-        header = ["Claim", *(f"{names[s.kind]}, {s.scale}" for s in runs)]
+        header = ["Claim", *(f"{names[run.kind]}, {run.scale}" for run in runs)]
         # the words in brackets name units and sizes, which differ between runs
-        found = [
-            {re.sub(r"\s*\([^)]*\)", "", c["claim"]): c for c in s.record["claims"]} for s in runs
+        claims = [
+            {re.sub(r"\s*\([^)]*\)", "", c["claim"]): c for c in run.record["claims"]}
+            for run in runs
         ]
-        rows: list[list[nodes.Node | str]] = []
-        for claim in dict.fromkeys(name for claims in found for name in claims):
-            cells = [finding(claims[claim]) if claim in claims else "" for claims in found]
-            rows.append([claim, *cells])
+        rows: list[list[nodes.Node | str]] = [
+            [name, *(measurement(of[name]) if name in of else "" for of in claims)]
+            for name in dict.fromkeys(name for of in claims for name in of)
+        ]
         return [table(header, rows, "compare")]
 
 
 class Claims(SphinxDirective):
-    """For the front page: every study with its verdicts, and its claims for those who open them."""
+    """For the front page: every study with its verdicts, and its claims to unfold."""
 
     def run(self) -> list[nodes.Node]:
-        made: list[nodes.Node] = []
+        sections: list[nodes.Node] = []
         contents = (ROOT / "_toc.yml").read_text(encoding="utf-8")
         self.env.note_dependency(str(ROOT / "_toc.yml"))
         for study, runs in sorted(_RUNS.items(), key=lambda r: contents.find(f"studies/{r[0]}\n")):
-            shown = runs[0]
-            title = notebooks.read_notebook(ROOT / "notebooks" / f"{study}.ipynb").cells[0].source
-            name = title.partition("\n")[0].lstrip("# ").strip() or study
+            run = runs[0]
+            source = notebooks.read_notebook(ROOT / "notebooks" / f"{study}.ipynb")
+            name = source.cells[0].source.partition("\n")[0].lstrip("# ").strip() or study
             head = nodes.paragraph(classes=["study-head"])
             link = nodes.reference("", "", nodes.strong("", name), internal=True)
             link["refuri"] = self.env.app.builder.get_relative_uri(
                 self.env.docname, f"studies/{study}"
             )
-            head += [link, nodes.Text(" \N{EM DASH} " + self.status(shown))]
-            made.append(head)
-            if shown.record is None:
-                made.append(shell(f"papermill notebooks/{study}.ipynb"))
+            head += [link, nodes.Text(" \N{EM DASH} " + self.status(run))]
+            sections.append(head)
+            if run.record is None:
+                sections.append(shell(f"papermill notebooks/{study}.ipynb"))
                 continue
             rows: list[list[nodes.Node | str]] = [
                 [
                     c["claim"],
                     str(c["paper"] or ""),
-                    plain_number(c["published"]),
-                    finding(c),
-                    badge(c["verdict"]),
+                    number(c["published"]),
+                    measurement(c),
+                    nodes.paragraph("", "", badge(c["verdict"])),
                 ]
-                for c in shown.record["claims"]
+                for c in run.record["claims"]
             ]
             header = [
                 "Claim",
@@ -310,37 +314,38 @@ class Claims(SphinxDirective):
                 "Ours [95\N{NO-BREAK SPACE}%]",
                 "Verdict",
             ]
-            made.append(verdict_counts(shown.record["claims"]))
-            words = f"<details class='claims-of'><summary>All {len(rows)} claims</summary>"
-            made += [nodes.raw("", words, format="html"), table(header, rows, "claims")]
-            made += [
-                nodes.paragraph("", records.provenance(shown.record), classes=["provenance"]),
+            sections.append(verdict_counts(run.record["claims"]))
+            summary = f"<details class='claims-of'><summary>All {len(rows)} claims</summary>"
+            sections += [
+                nodes.raw("", summary, format="html"),
+                table(header, rows, "claims"),
+                nodes.paragraph("", records.provenance(run.record), classes=["provenance"]),
                 nodes.raw("", "</details>", format="html"),
             ]
-        return made
+        return sections
 
     @staticmethod
-    def status(shown: shows.Shown) -> str:
-        if shown.record is None:
-            return f"{shows.NOT_RUN}; to run it:"
-        whose = "your run" if shown.kind == "yours" else "recorded run"
-        smoke = " (numbers of a smoke run mean nothing)" if shown.scale == "smoke" else ""
-        return f"{whose} at scale {shown.scale}{smoke}"
+    def status(run: SelectedRun) -> str:
+        if run.record is None:
+            return f"{NOT_RUN}; to run it:"
+        whose = "your run" if run.kind == "yours" else "recorded run"
+        smoke = " (numbers of a smoke run mean nothing)" if run.scale == "smoke" else ""
+        return f"{whose} at scale {run.scale}{smoke}"
 
 
 class Costs(SphinxDirective):
-    """What each recorded run cost, and which scales have one."""
+    """What each recorded run cost."""
 
     def run(self) -> list[nodes.Node]:
-        known = shows.recorded(ROOT)
-        if not known:
+        recorded = site_runs.recorded(ROOT)
+        if not recorded:
             return [nodes.paragraph("", "No run has been recorded yet.")]
-        header = [name[:1].upper() + name[1:] for name in shows.COSTS]
-        return [table(header, [list(shows.costs_of(r)) for r in known], "costs")]
+        header = [name[:1].upper() + name[1:] for name in site_runs.COSTS]
+        return [table(header, [list(site_runs.costs_of(r)) for r in recorded], "costs")]
 
 
 class Scales(SphinxDirective):
-    """The scales that can be run, from the library's own table."""
+    """The scales that can be run, from the library's table."""
 
     def run(self) -> list[nodes.Node]:
         rows: list[list[nodes.Node | str]] = [
@@ -358,19 +363,151 @@ class Scales(SphinxDirective):
         return [table([*header, "Tokenizer", "Sizes"], rows, "scales")]
 
 
+# --- drawings, numbers and sources on the explanatory pages ----------------------------------
+
+
+def module_of(name: str, env: Any) -> tuple[Any, str]:
+    """ "rotary.turning" as the module pythia_book.pages.rotary and "turning"."""
+    page, _, attribute = name.partition(".")
+    path = f"pythia_book.pages.{page}"
+    if importlib.util.find_spec(path) is None:  # a study's own
+        path = f"pythia_book.studies.{page}.figures"
+    module = importlib.import_module(path)
+    env.note_dependency(module.__file__)  # a page is read again when its drawings change
+    return module, attribute
+
+
+class DrawingFigure(SphinxDirective):
+    """A figure or table that a page's module draws; the content is a figure's caption.
+
+    With `interactive` the page's script may replace the figure. It receives the module's
+    `script_data(name)`, if there is one, as JSON.
+    """
+
+    required_arguments = 1
+    has_content = True
+    option_spec: ClassVar[dict[str, Any]] = {
+        "name": directives.unchanged,
+        "interactive": directives.flag,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        module, attribute = module_of(self.arguments[0], self.env)
+        drawing = getattr(module, attribute)()
+        if isinstance(drawing, Table):
+            rows = [
+                [
+                    nodes.paragraph("", "", nodes.literal("", cell))
+                    if name in drawing.code
+                    else cell
+                    for name, cell in zip(drawing.frame.columns, row, strict=True)
+                ]
+                for row in drawing.frame.to_numpy().tolist()
+            ]
+            node = table(list(drawing.frame.columns), rows, "pythia-table")
+            node.insert(0, nodes.title("", drawing.caption))
+            self.add_name(node)
+            return [node]
+        path = Path(self.env.app.outdir).parent / "drawings" / f"{self.arguments[0]}.svg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.save(path)
+        folder = Path(self.env.doc2path(self.env.docname)).parent
+        figure = nodes.figure()
+        if "interactive" in self.options:
+            for asset in (Path(self.env.srcdir) / "_static").glob(f"{self.env.docname}.*"):
+                self.env.note_dependency(str(asset))  # else a changed script is not copied
+            page = self.arguments[0].partition(".")[0]
+            data = getattr(module, "script_data", lambda name: None)(attribute)
+            values = html.escape(json.dumps(data, separators=(",", ":")))
+            div = f'<div class="{page}" data-{page}="{attribute}" data-values="{values}"></div>'
+            figure += nodes.raw("", div, format="html")
+        figure += nodes.image(uri=os.path.relpath(path, folder), alt=drawing.description)
+        caption = nodes.caption()
+        parsed = nodes.Element()
+        self.state.nested_parse(self.content, self.content_offset, parsed)
+        for paragraph in parsed:
+            caption += paragraph.children
+        figure += caption
+        self.add_name(figure)
+        return [figure]
+
+
+class Value(SphinxRole):
+    """A number that a page's module computes."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        module, name = module_of(self.text, self.env)
+        known = module.values()
+        if name not in known:
+            message = f"unknown value {self.text!r}; known: {', '.join(sorted(known))}"
+            return [], [self.inliner.reporter.error(message, line=self.lineno)]
+        return [nodes.Text(known[name])], []
+
+
+class Source(SphinxRole):
+    """`path#text`: a link to the first line of a file that contains the text.
+
+    It leads to the repository if the book names one, else to a copy of the file.
+    """
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        name, _, text = self.text.partition("#")
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        line = next((number for number, line in enumerate(lines, 1) if text in line), None)
+        if line is None:
+            message = f"{name} has no line with {text!r}"
+            return [], [self.inliner.reporter.error(message, line=self.lineno)]
+        self.env.note_dependency(str(ROOT / name))
+        label = nodes.literal("", f"{name}:{line}")
+        options = self.config.html_theme_options
+        if options.get("repository_url"):
+            branch = options.get("repository_branch") or "main"
+            target = f"{options['repository_url']}/blob/{branch}/{name}#L{line}"
+            return [nodes.reference("", "", label, refuri=target)], []
+        copy = os.path.relpath(ROOT / name, self.env.srcdir)
+        link = addnodes.download_reference(
+            "", "", label, refdoc=self.env.docname, reftarget=f"/{copy}", refdomain=""
+        )
+        return [link], []
+
+
+def keep_for_pages(app: Sphinx, config: Config) -> None:
+    """Drop a page's own script and style from those that Jupyter Book loads on every page."""
+    pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
+    for files in (config.html_css_files, config.html_js_files):
+        files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]
+
+
+def load_on_page(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
+) -> None:
+    static = Path(app.srcdir) / "_static"
+    if (static / f"{pagename}.css").is_file():
+        app.add_css_file(f"{pagename}.css")
+    if (static / f"{pagename}.js").is_file():
+        app.add_js_file(f"{pagename}.js", loading_method="defer")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.setup_extension("pythia_book.sphinx_drawings")
     app.add_config_value("pythia_shown", "", "env")
     # the toc extension reads its file at priority 900; everything here comes before
     for order, hook in enumerate(
         (use_top_toc, choose_runs, stage_notebooks, fill_numbers, local_mathjax)
     ):
         app.connect("config-inited", hook, priority=100 + order)
+    app.connect("config-inited", keep_for_pages, priority=110)
     app.connect("builder-inited", copy_mathjax)
+    app.connect("html-page-context", load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)
-    app.add_directive("pythia-run", RunBanner)
-    app.add_directive("pythia-compare", CompareRuns)
-    app.add_directive("pythia-claims", Claims)
-    app.add_directive("pythia-costs", Costs)
-    app.add_directive("pythia-scales", Scales)
+    for name, directive in {
+        "pythia-run": RunBanner,
+        "pythia-compare": CompareRuns,
+        "pythia-claims": Claims,
+        "pythia-costs": Costs,
+        "pythia-scales": Scales,
+        "drawing": DrawingFigure,
+    }.items():
+        app.add_directive(name, directive)
+    app.add_role("value", Value())
+    app.add_role("source", Source())
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -129,8 +129,7 @@ class Run:
     @property
     def updates(self) -> range:
         """The updates it makes: update k turns step k into step k + 1."""
-        window = self.config.intervention
-        return range(window.start if window else 0, self.config.train.steps)
+        return self.config.updates
 
     @property
     def due(self) -> list[int]:
@@ -453,10 +452,8 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
 
 def run_flops(config: RunConfig) -> float:
     """FLOP of training a run; of a fork, from its branching step on."""
-    window, t = config.intervention, config.train
-    updates = t.steps - (window.start if window else 0)
     per_token = flops_per_token(config.model, config.data.seq_len)
-    return per_token * updates * t.batch_size * config.data.seq_len
+    return per_token * len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
 def verify(run: Run) -> list[str]:

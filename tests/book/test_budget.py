@@ -13,10 +13,10 @@ from pythia_book.studies.seeds import params as seeds
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
-from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named
+from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named, size_name
 
 
-def test_the_gpu_ladder_has_the_official_shapes_and_rises() -> None:
+def test_the_gpu_sizes_have_the_official_shapes_and_rise() -> None:
     sizes = list(GPU_SIZES.values())
     shape = {(s.n_layers, s.d_model, s.n_heads, s.lr_max) for s in sizes}
     for name in ("14m", "31m", "70m", "160m"):
@@ -44,13 +44,13 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     assert spent.sum() < 30 * 60
     assert spent.training_s < 15 * 60, "not all of it: predictions are rough"
     assert studies.kept_gb.sum() < 50, "of a disk of 64 GiB"
-    assert "min in all" in budget.report("gpu")
+    assert "min in total" in budget.report("gpu")
     with pytest.raises(ConfigError, match="unknown way of training 'fast'"):
         budget.report("gpu", "fast")
     for scale in ("smoke", "laptop"):
         with pytest.raises(ConfigError, match=r"heads of 8 dims; there are estimates for 32, 64"):
             budget.report(scale)
-    assert studies.training_s.sum() < budget.studies_table("gpu", how="eager").training_s.sum()
+    assert studies.training_s.sum() < budget.studies_table("gpu", way="eager").training_s.sum()
 
 
 def test_the_command_offers_the_scale_that_it_can_predict(capsys: pytest.CaptureFixture) -> None:
@@ -68,7 +68,7 @@ def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
     for run in runs:
         model, data = run.model, run.data
         assert model.max_seq_len == data.seq_len and model.vocab_size % 128 == 0
-        assert budget.size_of(run) in scale_named(scale).sizes
+        assert size_name(run.model) in scale_named(scale).sizes
         kept = registry.keep(scale, run)
         assert kept is None or run.train.steps in kept.weights, "the end is always kept"
     assert errata.ErrataParams(scale).size_list and seeds.SeedsParams(scale).neighbour_size

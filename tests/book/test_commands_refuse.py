@@ -15,10 +15,10 @@ WORK = (
     "pythia_core.training.runs.find_run",
     "pythia_book.released.resolve.find_model",
     "pythia_book.released.continuation.start.source_of",
-    "pythia_book.bundle.fetched_packages",
+    "pythia_book.bundle.prepare_tokens",
     "pythia_book.bench.train_cpu.matmul_flops",
 )
-"""What the commands below begin with."""
+"""Where the commands below begin their work."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +43,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("terms RUN word --parquet folder.csv", "--parquet takes the name of a file"),
         ("evaluate RUN --out folder.csv", "--out takes the name of a file"),
         ("continue RUN --step 1 --steps 1 --measure", "add --swap"),
-        ("bundle x.tar --wheels --parcels 0", "give at least 1 MiB"),
-        ("bundle x.tar --wheels --scale paper", "do not fit in a bundle"),
-        ("bundle x.zip --wheels", "must end with .tar or .tar.xz"),
+        ("bundle x.tar --scale paper", "do not fit in a bundle"),
+        ("bundle x.zip", "must end with .tar or .tar.xz"),
     ],
 )
 def test_before_any_work(words: str, message: str, capsys: pytest.CaptureFixture) -> None:

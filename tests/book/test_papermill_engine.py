@@ -87,7 +87,7 @@ def in_a_terminal(project: Path, *arguments: str) -> tuple[int, str]:
     return code, shown.decode(errors="replace")
 
 
-def ran(project: Path, scale: str) -> notebooks.Notebook:
+def executed(project: Path, scale: str) -> notebooks.Notebook:
     return notebooks.read_notebook(project / "results" / "tiny" / scale / "notebook.ipynb")
 
 
@@ -95,7 +95,7 @@ def ran(project: Path, scale: str) -> notebooks.Notebook:
 def test_one_argument_at_a_terminal(project: Path) -> None:
     code, shown = in_a_terminal(project, "notebooks/tiny.ipynb")
     assert code == 0, shown
-    notebook = ran(project, "laptop")
+    notebook = executed(project, "laptop")
     assert notebook.cells[-1].outputs[0].text == "laptop 1\n"
     stamp = notebook.metadata[notebooks.STAMP]
     assert stamp["study"] == "tiny" and stamp["parameters"] == {"scale": "laptop", "seeds": 1}
@@ -108,7 +108,7 @@ def test_one_argument_at_a_terminal(project: Path) -> None:
 def test_one_argument_in_a_pipe_with_a_scale(project: Path) -> None:
     done = papermill(project, "-p", "scale", "smoke", "notebooks/tiny.ipynb", "-p", "seeds", "2")
     assert done.returncode == 0, done.stderr
-    assert ran(project, "smoke").cells[-1].outputs[0].text == "smoke 2\n"
+    assert executed(project, "smoke").cells[-1].outputs[0].text == "smoke 2\n"
     assert not (project / "results/tiny/laptop").exists()
     assert '"cells"' not in done.stdout, "the notebook went to stdout"
 
@@ -131,7 +131,7 @@ def test_one_argument_under_a_scheduler(project: Path, stdin: str, tmp_path: Pat
             timeout=120,
         )
     assert done.returncode == 0, done.stderr
-    assert ran(project, "laptop").cells[0].source == "# Tiny"
+    assert executed(project, "laptop").cells[0].source == "# Tiny"
 
 
 @pytest.mark.commands
@@ -239,13 +239,12 @@ def test_an_unknown_scale_makes_no_folder(here: Path) -> None:
 def test_the_table_of_options_is_papermills_own() -> None:
     from papermill.cli import papermill as command
 
-    theirs = {
-        name: option.nargs
+    options = {
+        tuple(option.opts): option.nargs
         for option in command.params
         if option.param_type_name == "option" and not option.is_flag
-        for name in option.opts
     }
-    assert theirs == papermill_engine.OPTION_ARGUMENTS
+    assert options == papermill_engine.OPTIONS
 
 
 def test_a_study_is_run_once(here: Path) -> None:

@@ -241,7 +241,7 @@ def test_parameters_are_read_from_their_cell() -> None:
     ],
 )
 def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict) -> None:
-    values = notebooks.validate_parameters("tiny", given)
+    values = notebooks.validate_parameters(make_notebook(), given)
     assert values == {
         **{"scale": "laptop", "seeds": 1, "rate": None, "sizes": ("7k",), "quick": False},
         **given,
@@ -265,13 +265,13 @@ def test_bad_parameters_are_refused_with_the_accepted_ones(
     project: Path, given: dict, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        notebooks.validate_parameters("tiny", given)
+        notebooks.validate_parameters(make_notebook(), given)
     assert "seeds: int = 1" in str(caught.value)
 
 
 def test_all_bad_parameters_are_named_at_once(project: Path) -> None:
     with pytest.raises(ConfigError, match=r"(?s)2 problems.*'a'.*'seeds'"):
-        notebooks.validate_parameters("tiny", {"a": 1, "seeds": "x"})
+        notebooks.validate_parameters(make_notebook(), {"a": 1, "seeds": "x"})
 
 
 def test_an_unknown_study_is_refused(project: Path) -> None:
@@ -368,18 +368,18 @@ def test_other_slashes_are_not_paths_of_a_machine(text: str) -> None:
 
 def test_your_run_comes_before_the_recorded_one(project: Path) -> None:
     results = project / "results"
-    assert site_runs.runs_to_show(project, results, "tiny")[0].kind == "unrun"
+    assert site_runs.select_runs(project, results, "tiny")[0].kind == "unrun"
     write(project)
-    assert site_runs.runs_to_show(project, results, "tiny")[0].kind == "unrun", "no notebook yet"
+    assert site_runs.select_runs(project, results, "tiny")[0].kind == "unrun", "no notebook yet"
     finish(project)
     (project / "README.md").write_text("<!-- costs -->\n<!-- /costs -->\n")
     site_runs.record_run("tiny", "laptop")
-    kinds = [s.kind for s in site_runs.runs_to_show(project, results, "tiny")]
+    kinds = [run.kind for run in site_runs.select_runs(project, results, "tiny")]
     assert kinds == ["yours", "recorded"]
-    assert [s.kind for s in site_runs.runs_to_show(project, None, "tiny")] == ["recorded"]
+    assert [run.kind for run in site_runs.select_runs(project, None, "tiny")] == ["recorded"]
     write(project, scale="smoke")
     finish(project, scale="smoke")
-    scales = [s.scale for s in site_runs.runs_to_show(project, results, "tiny")]
+    scales = [run.scale for run in site_runs.select_runs(project, results, "tiny")]
     assert scales == ["laptop", "smoke", "laptop"]
 
 
@@ -389,7 +389,7 @@ def test_a_run_of_an_older_notebook_is_shown_as_such(project: Path) -> None:
     notebook = make_notebook()
     notebook.cells[2].source = "1 + 3"
     nbformat.write(notebook, project / "notebooks" / "tiny.ipynb")
-    assert not site_runs.runs_to_show(project, project / "results", "tiny")[0].current
+    assert not site_runs.select_runs(project, project / "results", "tiny")[0].current
     with pytest.raises(DataError, match="code has changed since"):
         site_runs.record_run("tiny", "laptop")
 
@@ -402,7 +402,7 @@ def test_a_failed_run_is_never_shown(project: Path) -> None:
         nbformat.v4.new_output("error", ename="E", evalue="", traceback=[])
     ]
     nbformat.write(notebook, path)
-    assert site_runs.runs_to_show(project, project / "results", "tiny")[0].kind == "unrun"
+    assert site_runs.select_runs(project, project / "results", "tiny")[0].kind == "unrun"
     with pytest.raises(DataError, match="did not run to its end"):
         site_runs.record_run("tiny", "laptop")
 
@@ -438,11 +438,11 @@ def test_recording_refuses_tables_of_another_run(project: Path) -> None:
 def test_substitutions_are_plain_text(project: Path) -> None:
     write(project, values={"share": {"value": 0.5, "low": 0.4, "high": 0.6}, "evil": "<b>*{{x}}"})
     finish(project)
-    shown = site_runs.runs_to_show(project, project / "results", "tiny")[0]
-    numbers = site_runs.substitutions(shown)
+    selected = site_runs.select_runs(project, project / "results", "tiny")[0]
+    numbers = site_runs.substitutions(selected)
     assert numbers["tiny_share_low"] == "0\\.400" and numbers["tiny_scale"] == "laptop"
     assert numbers["tiny_evil"] == "\\<b\\>\\*\\{\\{x\\}\\}"
-    assert site_runs.substitutions(site_runs.Shown("tiny", "unrun")) == {}
+    assert site_runs.substitutions(site_runs.SelectedRun("tiny", "unrun")) == {}
 
 
 def test_a_block_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def lm_eval_package() -> Any:
         import lm_eval
     except ImportError as error:
         raise MissingDependencyError(
-            "the evaluation harness is not installed: pip install -e '.[eval]'"
+            "the evaluation harness is not installed: pip install 'lm-eval==0.4.13'"
         ) from error
     return lm_eval
 

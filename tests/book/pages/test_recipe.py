@@ -19,6 +19,7 @@ from torch import nn
 
 from pythia_core import model
 from pythia_core.config import ModelConfig
+from pythia_core.kernels import Ops
 from pythia_core.suite import OFFICIAL_SIZES
 
 PAGE = (ROOT / "book" / "recipe.md").read_text(encoding="utf-8")
@@ -142,11 +143,11 @@ def test_a_changed_module_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -
     before = draw.block(SMALL)
 
     class Wider(model.MLP):
-        def __init__(self, config: ModelConfig) -> None:
+        def __init__(self, config: ModelConfig, ops: Ops) -> None:
             nn.Module.__init__(self)
-            self.gelu_form = config.gelu
-            self.dense_h_to_4h = model.Linear(config.d_model, 6 * config.d_model)
-            self.dense_4h_to_h = model.Linear(6 * config.d_model, config.d_model)
+            self.ops, self.gelu_form = ops, config.gelu
+            self.dense_h_to_4h = model.Linear(config.d_model, 6 * config.d_model, ops)
+            self.dense_4h_to_h = model.Linear(6 * config.d_model, config.d_model, ops)
 
     monkeypatch.setattr(model, "MLP", Wider)
     after = draw.block(SMALL)

@@ -60,7 +60,7 @@ def add_the_study(root: Path) -> None:
 @pytest.mark.timeout(300)
 def test_the_page_is_all_it_takes(tmp_path: Path) -> None:
     root = tmp_path / "checkout"
-    for name, source in bundle._project():
+    for name, source in bundle.project_files(project_root()).items():
         target = root / name.removeprefix("project/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
