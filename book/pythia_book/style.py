@@ -309,12 +309,14 @@ VERDICTS = (
 
 def footer(result: StudyResult, *notes: str) -> str:
     """The small print of a figure: what it shows, and the command that draws it again."""
-    record = {"study": result.study, "scale": result.params.scale, "parameters": result.parameters}
-    return (
-        "; ".join(note for note in notes if note)
-        + ("\n" if any(notes) else "")
-        + (f"drawn again by: {records.command(record)}")
-    )
+    record = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
+    lines = ["; ".join(filter(None, notes)), f"Redraw: {records.command(record)}"]
+    return "\n".join(filter(None, lines))
+
+
+def recorded(result: StudyResult) -> Note:
+    """Write the record of a study; the note says what made it and how to make it again."""
+    return Note(records.provenance(records.read_record(records.write_record(result))))
 
 
 def claims_table(result: StudyResult, note: str = "") -> Table:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
 from pythia_book.studies.gender_bias.claims import LAST_WINDOW
-from pythia_book.studies.gender_bias.params import ARMS, STUDY
-from pythia_book.style import Drawing, Table, claims_frame, interval
+from pythia_book.studies.gender_bias.params import ARMS
+from pythia_book.style import Drawing, Table, interval
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from pythia_book.published.results import Published
-    from pythia_book.studies.gender_bias.study import Result
+    from pythia_book.study import StudyResult as Result
 
 RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 ABSENT = (
@@ -35,13 +35,10 @@ BRANCH_PERCENT = 78
 def _footer(result: Result, items: str, intervals: bool = True) -> str:
     seeds = result.params.seeds
     reach = "items and seeds" if seeds > 1 else "items (one seed: training again may differ more)"
-    command = records.command(
-        {"study": STUDY, "scale": result.params.scale, "parameters": result.parameters}
-    )
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    meaning = f"; intervals: 95 % bootstrap over {reach}" if intervals else ""
-    released = " (with PYTHIA_PUBLISHED_DIR set)" if result.published is not None else ""
-    return f"Ours: {items}, {count}{meaning}.\nRedraw: {command}{released}"
+    meaning = f"intervals: 95 % bootstrap over {reach}" if intervals else ""
+    released = "released: from PYTHIA_PUBLISHED_DIR" if result.released is not None else ""
+    return style.footer(result, f"ours: {items}, {count}", meaning, released)
 
 
 def _forks(ax: Axes, scale: str) -> None:
@@ -116,10 +113,10 @@ def crows_over_training(result: Result) -> Drawing:
         footer = _footer(result, f"{n} pairs, bands at the end only")
         figure, (left, right) = style.panels(2, 3.3, footer, sharey=True)
         released = []
-        if result.published is None:
+        if result.released is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.published, "crows_gender")
+            table = _released(result.released, "crows_gender")
             released = _released_lines(left, table[table.step >= 512])
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
         left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
@@ -130,7 +127,7 @@ def crows_over_training(result: Result) -> Drawing:
         _end_intervals(right, result, shown)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
-        for ax in (right,) if result.published is None else (left, right):
+        for ax in (right,) if result.released is None else (left, right):
             style.reference(ax, 50)
             ax.set(xlabel="training completed (%)", xlim=(-3, 108))
         if released:
@@ -164,10 +161,10 @@ def winobias_by_size(result: Result) -> Drawing:
     n = result.values["n_winobias"]
     with style.style():
         figure, (left, right, split) = style.panels(3, 3.0, _footer(result, f"{n} sentences"))
-        if result.published is None:
+        if result.released is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.published, "winobias_em", "net")
+            table = _released(result.released, "winobias_em", "net")
             table = table[table.step >= LAST_WINDOW]  # as in the claims table
             mean = table.groupby(["size", "arm"], sort=False)[["value", "stderr"]].mean()
             mean = mean.reset_index()
@@ -225,10 +222,10 @@ def language_cost(result: Result) -> Drawing:
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with style.style():
         figure, (left, middle, right) = style.panels(3, 3.0, _footer(result, n))
-        if result.published is None:
+        if result.released is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.published, "lambada")
+            table = _released(result.released, "lambada")
             sizes = _released_lines(left, table[table.percent >= BRANCH_PERCENT])
             left.set(ylabel="LAMBADA accuracy (%)", xlabel="training completed (%)", ylim=(0, 80))
             style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
@@ -310,18 +307,6 @@ def results_table(result: Result) -> Table:
         rows.append({"size": size, "arm": style.ARM_LABELS[arm], **row})
     counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in shown)
     return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
-
-
-def claims_table(result: Result) -> Table:
-    """What the paper says, what was released, what we measured, and the verdict."""
-    return Table(
-        claims_frame(result.claims),
-        "Differences in points. Verdicts by rule: the interval excludes 0 on the claimed side, "
-        "reproduced (of premises that the paper did not measure: holds); on the other, not "
-        "reproduced; it includes 0, no effect seen; the controls have nothing to lower, not "
-        "testable here. Released numbers: means in percent over the checkpoints from step 134,000 "
-        "on that were scored for both arms (LAMBADA of 410m: the last one alone).",
-    )
 
 
 def summary(result: Result) -> Any:
