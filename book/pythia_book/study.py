@@ -48,7 +48,7 @@ class StudyParams:
                 except ConfigError as error:
                     if str(error) not in problems:
                         problems.append(str(error))
-        raise_all(ConfigError, problems, type(self).__name__)
+        raise_all(ConfigError, problems, "parameters")
 
     def check(self) -> None:
         """Refuse what this study in particular cannot use.

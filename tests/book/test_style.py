@@ -32,7 +32,7 @@ DRAWINGS = (
 def results(tmp_path_factory):
     """The study on fake runs, without and with released numbers."""
     folder = tmp_path_factory.mktemp("runs")
-    params = gender_bias.GenderBiasParams(sizes="85k,310k", bootstrap=200)
+    params = gender_bias.Params(sizes="85k,310k", bootstrap=200)
     released = load(as_folder(tmp_path_factory.mktemp("released")))
 
     def run(published):

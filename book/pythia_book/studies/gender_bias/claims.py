@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_book.published.results import Published
-    from pythia_book.studies.gender_bias.params import GenderBiasParams
+    from pythia_book.studies.gender_bias.params import Params
 
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 NOT_RELEASED = "not among the released files"
@@ -41,7 +41,7 @@ Final = dict[tuple[str, str], dict[str, np.ndarray]]
 
 
 def claims_table(
-    params: GenderBiasParams,
+    params: Params,
     final: Final,
     published: Published | None,
     halves: dict[str, np.ndarray] | None = None,

@@ -23,7 +23,7 @@ from pythia_book.published.results import find as find_published
 from pythia_book.stats import Estimate, estimate
 from pythia_book.studies.gender_bias.claims import claims_table
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
-from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, GenderBiasParams
+from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_core.errors import CheckpointError
@@ -42,7 +42,7 @@ Strata = dict[str, np.ndarray]
 """Measure -> group of each of its items, where the groups are resampled apart."""
 
 
-def check(params: GenderBiasParams) -> None:
+def check(params: Params) -> None:
     """Refuse scale paper while models or data that it needs are missing.
 
     Raises:
@@ -55,7 +55,7 @@ def check(params: GenderBiasParams) -> None:
 
 
 def run(
-    params: GenderBiasParams,
+    params: Params,
     progress: bool = True,
     items: Items | None = None,
     find_or_train: Callable[..., dict[Any, Run]] | None = None,
@@ -161,7 +161,7 @@ def _estimate_columns(e: Estimate) -> dict[str, Any]:
 
 
 def _tables(
-    params: GenderBiasParams,
+    params: Params,
     items: Items,
     found: dict[Key, list[Measured]],
     ledgers: list[dict],
@@ -230,7 +230,7 @@ def _tables(
 
 
 def _values(
-    params: GenderBiasParams,
+    params: Params,
     items: Items,
     final: dict,
     tables: dict[str, pd.DataFrame],

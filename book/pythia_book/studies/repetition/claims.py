@@ -25,7 +25,7 @@ from pythia_book.stats import (
     premise_verdict,
     small_cost_verdict,
 )
-from pythia_book.studies.repetition.params import Cell, RepetitionParams
+from pythia_book.studies.repetition.params import Cell, Params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,7 @@ def measured_share(loss: np.ndarray, once: dict[int, np.ndarray], draws: int) ->
 
 
 def worth(
-    params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses, size: str, epochs: int
+    params: Params, finals: dict[Cell, Arrays], once: Losses, size: str, epochs: int
 ) -> Estimate | None:
     """`measured_share` in %; None if a run that it needs is not there."""
     curve = {r: once[size, r] for r in params.epoch_list if (size, r) in once}
@@ -128,7 +128,7 @@ def _times(factor: float, e: Estimate) -> Estimate:
 
 
 def tables_of(
-    params: RepetitionParams,
+    params: Params,
     kept: dict[tuple[str, int, int], Arrays],
     finals: dict[Cell, Arrays],
     once: Losses,
@@ -193,9 +193,7 @@ def tables_of(
 # --- claims ----------------------------------------------------------------------------------
 
 
-def claims_table(
-    params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses
-) -> list[dict[str, Any]]:
+def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> list[dict[str, Any]]:
     """Claims of earlier work and of Pythia's reading of a text one and a half times."""
     shown, largest = ", ".join(params.size_list), params.size_list[-1]
     most = params.epoch_list[-1]
@@ -256,7 +254,7 @@ def claims_table(
     return rows
 
 
-def values_of(params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses) -> dict[str, Any]:
+def values_of(params: Params, finals: dict[Cell, Arrays], once: Losses) -> dict[str, Any]:
     """Numbers for prose; None where an arm is missing."""
     arms = Compared(params.size_list, params.bootstrap, finals)
     largest, most = params.size_list[-1], params.epoch_list[-1]
