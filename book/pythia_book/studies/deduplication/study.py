@@ -30,7 +30,7 @@ from pythia_book.studies.deduplication.params import (
     Params,
     texts,
 )
-from pythia_book.studies.memorization.tables import columns, ratio
+from pythia_book.studies.memorization.tables import ratio
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_book.tasks.metrics import built_tasks, twin_rows
@@ -156,7 +156,7 @@ def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.Da
                 continue
             memorized = found[run.id, some.steps]["memorized"]
             share = ratio(memorized, np.ones(len(memorized), bool), text, params.bootstrap)
-            rows.append({"size": size, "arm": arm, **columns(share), "n": len(memorized)})
+            rows.append({"size": size, "arm": arm, **share.interval(), "n": share.n_items})
     return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
+from pythia_book.stats import Z_95
 from pythia_book.studies.gender_bias.claims import LAST_WINDOW
 from pythia_book.studies.gender_bias.params import ARMS
 from pythia_book.style import Drawing, Table, interval
@@ -169,8 +170,8 @@ def winobias_by_size(result: Result) -> Drawing:
             mean = table.groupby(["size", "arm"], sort=False)[["value", "stderr"]].mean()
             mean = mean.reset_index()
             # the checkpoints share their items, so that averaging them does not shrink the error
-            mean["low"] = mean.value - 1.96 * mean.stderr
-            mean["high"] = mean.value + 1.96 * mean.stderr
+            mean["low"] = mean.value - Z_95 * mean.stderr
+            mean["high"] = mean.value + Z_95 * mean.stderr
             style.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
             style.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")

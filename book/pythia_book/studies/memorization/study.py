@@ -108,7 +108,7 @@ def _shares(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -
             table.append({
                 "size": size, "arm": arm, "step": step, "percent": 100 * step / scale.steps,
                 "rows": len(memorized), "memorized": int(memorized.sum()),
-                **tables_of.columns(share),
+                **share.interval(),
             })  # fmt: skip
     return frame(table, SHARES)
 
