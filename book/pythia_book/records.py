@@ -39,7 +39,7 @@ from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from pythia_book.study import StudyResult
 
 SCHEMA = 1
 VERDICTS = (
@@ -158,24 +158,8 @@ def _disk_mb(runs: list[Any]) -> int:
     return round(sum(f.stat().st_size for f in files) / 1e6)
 
 
-def write_record(
-    study: str,
-    scale: str,
-    parameters: dict[str, Any],
-    tables: dict[str, pd.DataFrame],
-    values: dict[str, Any],
-    claims: list[dict[str, Any]],
-    runs: list[Any],
-    started: float,
-) -> Path:
-    """Write what a study found to results/<study>/<scale>/: record.json and one CSV a table.
-
-    Args:
-        parameters: of the notebook. tables: by name (a-z, 0-9, _), each a plain table.
-        values: numbers for prose by name: a number, a text, or {"value", "low", "high"}.
-        claims: what the paper says beside what was found, keys CLAIM_KEYS.
-        runs: the training runs used, of pythia_core.training.runs.Run.
-        started: `time.time()` when the study began.
+def write_record(result: StudyResult) -> Path:
+    """Write a study's result to results/<study>/<scale>/: record.json and one CSV per table.
 
     Returns:
         The path of record.json. It is written last, so a record is never without its tables.
@@ -183,16 +167,17 @@ def write_record(
     Raises:
         ConfigError: unknown scale, or names and claims a record cannot hold; all problems at once.
     """
+    study, scale, parameters, runs = result.study, result.scale, result.parameters, result.runs
     problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
-    for kind, names in (("table", tables), ("value", values)):
+    for kind, names in (("table", result.tables), ("value", result.values)):
         problems += [
             f"{kind} name {n!r} must be a-z, 0-9 and _" for n in names if not _NAME.fullmatch(n)
         ]
-    raise_all(ConfigError, problems + _claim_problems(claims), "record")
+    raise_all(ConfigError, problems + _claim_problems(result.claims), "record")
     folder = results_dir() / study / scale
     folder.mkdir(parents=True, exist_ok=True)
     listed = {}
-    for name, table in sorted(tables.items()):
+    for name, table in sorted(result.tables.items()):
         path = folder / f"{name}.csv"
         with atomic_file(path) as temporary:
             table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
@@ -210,13 +195,13 @@ def write_record(
         "device": device(),
         "versions": _versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "duration_s": round(time.time() - started, 1),
+        "duration_s": round(time.time() - result.started, 1),
         "training_s": round(sum(run.seconds for run in runs), 1),
         "peak_memory_mb": _peak_memory_mb(),
         "disk_mb": _disk_mb(runs),
         "runs": [_run_entry(run) for run in runs],
-        "values": values,
-        "claims": claims,
+        "values": result.values,
+        "claims": result.claims,
         "tables": listed,
     }
     target = folder / "record.json"

@@ -9,15 +9,20 @@ Percentile intervals at 95 %; the resampling is seeded, so that a table can be m
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
+Verdict = str | Callable[[float, float], str]
+"""A verdict, or the rule that gives it from the low and the high end of an interval."""
 NOT_TESTABLE = "not testable here"
 """The verdict on a claim for which something is missing, or an interval too wide to tell."""
+Z_95 = 1.96
+"""Standard errors on either side of the mean, in a 95 % interval of a normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,11 @@ class Estimate:
     def interval(self) -> dict[str, float]:
         """As a record stores it."""
         return {"value": self.value, "low": self.low, "high": self.high}
+
+    def times(self, factor: float) -> Estimate:
+        """The same in another unit, e.g. 100 for percent."""
+        scaled = {key: factor * number for key, number in self.interval().items()}
+        return replace(self, **scaled)
 
 
 def estimate(
@@ -106,15 +116,20 @@ def claim_row(
     claim: str,
     paper: str,
     e: Estimate | None,
-    verdict: str,
+    verdict: Verdict,
     published: str | None = None,
     factor: float = 1,
 ) -> dict[str, str | float | None]:
-    """A claim as a record holds it, `e` times `factor`; without an estimate it is not testable."""
-    ours = [None] * 3 if e is None else [factor * x for x in (e.value, e.low, e.high)]
-    found = dict(zip(("ours", "low", "high"), ours, strict=True))
-    verdict = NOT_TESTABLE if e is None else verdict
-    return {"claim": claim, "paper": paper, "published": published, **found, "verdict": verdict}
+    """A claim as a record holds it, `e` times `factor`; without an estimate it is not testable.
+
+    A rule for the verdict sees the ends of the interval as they are recorded.
+    """
+    row: dict[str, str | float | None] = {"claim": claim, "paper": paper, "published": published}
+    if e is None:
+        return row | {"ours": None, "low": None, "high": None, "verdict": NOT_TESTABLE}
+    low, high = factor * e.low, factor * e.high
+    verdict = verdict(low, high) if callable(verdict) else verdict
+    return row | {"ours": factor * e.value, "low": low, "high": high, "verdict": verdict}
 
 
 def directional_verdict(low: float, high: float, direction: int) -> str:

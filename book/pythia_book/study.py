@@ -48,7 +48,7 @@ class StudyParams:
                 except ConfigError as error:
                     if str(error) not in problems:
                         problems.append(str(error))
-        raise_all(ConfigError, problems, type(self).__name__)
+        raise_all(ConfigError, problems, "parameters")
 
     def check(self) -> None:
         """Refuse what this study in particular cannot use.
@@ -93,18 +93,27 @@ def kept_at(
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study found, ready to be drawn and recorded."""
+    """The outcome of a study, ready to be drawn and recorded."""
 
     study: str
     params: Any
+    """A dataclass, the parameters of the study's notebook; one of them is `scale`."""
     tables: dict[str, pd.DataFrame]
+    """By name (a-z, 0-9, _); each is recorded as a CSV."""
     values: dict[str, Any]
-    """For prose: numbers, names, and estimates as {"value", "low", "high"}."""
+    """For prose, by name: numbers, texts, and estimates as {"value", "low", "high"}."""
     claims: list[dict[str, Any]]
+    """With the keys of `stats.claim_row`."""
     runs: list[Run]
+    """The training runs used."""
     started: float
+    """`time.time()` when the study began."""
     released: Any = None
     """Released numbers, drawn next to ours and never recorded as a table."""
+
+    @property
+    def scale(self) -> str:
+        return self.params.scale
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ GRID = "#e3e3e3"
 WIDTH = 7.4
 """Inches: the text column of a page."""
 
+THIN = {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
+"""A line with many points."""
 ARM_LABELS = {
     "control": "control",
     "swap_7": "swap in the last 7 %",
@@ -193,17 +195,25 @@ def say(ax: Axes, text: str) -> None:
     ax.grid(False)
     for side in ax.spines.values():
         side.set(visible=True, color=GRID)
-    ax.text(
-        0.5,
-        0.5,
-        text,
-        transform=ax.transAxes,
-        ha="center",
-        va="center",
-        color=MUTED,
-        fontsize=8,
-        wrap=True,
-    )
+    centred = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+    ax.text(0.5, 0.5, text, **centred, color=MUTED, fontsize=8, wrap=True)
+
+
+def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows that hold these values in these columns."""
+    for column, value in values.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def curve(
+    ax: Axes, frame: pd.DataFrame, x: str, colour: str, factor: float = 1, **line: Any
+) -> None:
+    """`value` over a column, with a band where the frame has `low` and `high`."""
+    ax.plot(frame[x], factor * frame.value, color=colour, **line)
+    if "low" in frame:
+        low, high = factor * frame.low, factor * frame.high
+        ax.fill_between(frame[x], low, high, color=colour, alpha=0.13, linewidth=0)
 
 
 def line(
@@ -215,26 +225,22 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """One size and arm over training; a band where the frame has `low` and `high`.
+    """One size and arm over training.
 
     `dense`: many points, hence a thinner line and small markers.
     """
-    frame = frame.sort_values(x)
-    colour = size_colour(size)
-    shape = ARM_STYLES[arm]
-    ax.plot(
-        frame[x],
-        factor * frame.value,
-        color=colour,
-        linestyle=shape["linestyle"],
-        linewidth=1.1 if dense else 1.5,
-        marker=shape["marker"],
-        markersize=1.8 if dense else 3.4,
-        markeredgewidth=0,
-    )
-    if "low" in frame:
-        low, high = factor * frame.low, factor * frame.high
-        ax.fill_between(frame[x], low, high, color=colour, alpha=0.13, linewidth=0)
+    width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
+    shape = {**ARM_STYLES[arm], "linewidth": width, "markersize": marker, "markeredgewidth": 0}
+    curve(ax, frame.sort_values(x), x, size_colour(size), factor, **shape)
+
+
+def interval_point(
+    ax: Axes, at: float, row: Any, colour: str, factor: float = 100, width: float = 1.3, **mark: Any
+) -> None:
+    """A value with its interval; `row` has value, low, high."""
+    low, high = factor * float(row.low), factor * float(row.high)
+    ax.plot([at, at], [low, high], color=colour, linewidth=width, solid_capstyle="butt")
+    ax.plot([at], [factor * float(row.value)], color=colour, **mark)
 
 
 def interval_points(
@@ -244,50 +250,46 @@ def interval_points(
     sizes, arms = list(sizes), list(arms)
     for i, size in enumerate(sizes):
         for j, arm in enumerate(arms):
-            cell = frame[(frame["size"] == size) & (frame.arm == arm)]
-            if cell.empty:
-                continue
-            value, low, high = (factor * float(cell[c].iloc[0]) for c in ("value", "low", "high"))
-            at = i + 0.2 * (j - (len(arms) - 1) / 2)
-            colour = size_colour(size)
-            ax.plot([at, at], [low, high], color=colour, linewidth=1.3, solid_capstyle="butt")
-            face = "white" if arm == "control" else colour
-            marker = ARM_STYLES[arm]["marker"]
-            ax.plot([at], [value], marker=marker, color=colour, markerfacecolor=face, markersize=5)
+            for row in rows_where(frame, size=size, arm=arm).itertuples():
+                at, colour = i + 0.2 * (j - (len(arms) - 1) / 2), size_colour(size)
+                shape = {"marker": ARM_STYLES[arm]["marker"], "markersize": 5}
+                face = "white" if arm == "control" else colour
+                interval_point(ax, at, row, colour, factor, **shape, markerfacecolor=face)
     ax.set_xticks(range(len(sizes)), sizes)
     ax.set_xlim(-0.6, len(sizes) - 0.4)
     ax.grid(axis="x", visible=False)
 
 
-def reference(ax: Axes, y: float) -> None:
+def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
     """A thin dotted line at a value that means something, e.g. chance; the caption says what."""
-    ax.axhline(y, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+    draw, at = (ax.axhline, y) if x is None else (ax.axvline, x)
+    draw(at, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
 
 
-def size_legend(ax: Axes, sizes: Iterable[str], **where: Any) -> None:
-    """Which colour is which size, inside a panel."""
+def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **place: Any) -> None:
+    """A legend for what several curves have in common: label -> properties of its line."""
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=size_colour(s), linewidth=3, label=s) for s in sizes]
-    ax.legend(handles=handles, handlelength=1.4, columnspacing=1.2, **where)
+    handles = [
+        Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
+    ]
+    where.legend(handles=handles, **place)
+
+
+def size_legend(ax: Axes, sizes: Iterable[str], **place: Any) -> None:
+    """Which colour is which size, inside a panel."""
+    lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
+    legend(ax, lines, handlelength=1.4, columnspacing=1.2, **place)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
     """Which line style and marker is which arm, above the panels."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=MUTED,
-            **ARM_STYLES[arm],
-            label=ARM_LABELS[arm],
-            markerfacecolor="white" if arm == "control" else MUTED,
-        )
+    lines = {
+        ARM_LABELS[arm]: ARM_STYLES[arm]
+        | {"markerfacecolor": "white" if arm == "control" else MUTED}
         for arm in arms
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=2.6)
+    }
+    legend(figure, lines, loc="outside upper left", ncols=len(lines), handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
@@ -309,12 +311,23 @@ VERDICTS = (
 
 def footer(result: StudyResult, *notes: str) -> str:
     """The small print of a figure: what it shows, and the command that draws it again."""
-    record = {"study": result.study, "scale": result.params.scale, "parameters": result.parameters}
-    return (
-        "; ".join(note for note in notes if note)
-        + ("\n" if any(notes) else "")
-        + (f"drawn again by: {records.command(record)}")
-    )
+    record = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
+    lines = ["; ".join(filter(None, notes)), f"Redraw: {records.command(record)}"]
+    return "\n".join(filter(None, lines))
+
+
+@contextlib.contextmanager
+def canvas(
+    result: StudyResult, columns: int, height: float, *notes: str, **options: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """`panels` with the footer of a study, and the book's style for the body of the `with`."""
+    with style():
+        yield panels(columns, height, footer(result, *notes), **options)
+
+
+def recorded(result: StudyResult) -> Note:
+    """Write the record of a study; the note says what made it and how to make it again."""
+    return Note(records.provenance(records.read_record(records.write_record(result))))
 
 
 def claims_table(result: StudyResult, note: str = "") -> Table:
@@ -345,20 +358,16 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     Args:
         frame: size, arm, value, low, high (shares).
     """
-    from matplotlib.lines import Line2D
-
-    arms = (("standard", "s", MUTED), ("deduplicated", "o", "white"))
-    for j, (arm, mark, _) in enumerate(arms):
-        for row in frame[frame.arm == arm].rename(columns={"size": "name"}).itertuples():
-            at, colour = sizes.index(row.name) + 0.24 * (j - 0.5), size_colour(row.name)
-            ax.plot([at, at], [100 * row.low, 100 * row.high], color=colour, linewidth=1.3)
-            ax.plot([at], [100 * row.value], color=colour, marker=mark, markersize=5,
-                    markerfacecolor="white" if j else colour)  # fmt: skip
-    handles = [
-        Line2D([], [], color=MUTED, marker=mark, linestyle="", markerfacecolor=face, label=arm)
-        for arm, mark, face in arms
-    ]
-    ax.legend(handles=handles, loc="upper left")
+    arms = {
+        "standard": {"marker": "s", "markerfacecolor": MUTED},
+        "deduplicated": {"marker": "o", "markerfacecolor": "white"},
+    }
+    for j, (arm, shape) in enumerate(arms.items()):
+        for _, row in rows_where(frame, arm=arm).iterrows():
+            at, colour = sizes.index(row["size"]) + 0.24 * (j - 0.5), size_colour(row["size"])
+            face = {"markersize": 5, "markerfacecolor": "white" if j else colour}
+            interval_point(ax, at, row, colour, **(shape | face))
+    legend(ax, {arm: shape | {"linestyle": ""} for arm, shape in arms.items()}, loc="upper left")
     ax.set_xticks(range(len(sizes)), sizes)
     ax.set_xlabel("parameters without embeddings")
     ax.set_ylabel("% of rows memorized")

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from places import ROOT
 from pythia_book import notebooks, records
+from pythia_book.study import StudyParams, StudyResult
 
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")
 HOSTILE = "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/) | &lt;"
@@ -70,16 +71,16 @@ def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     claim = dict.fromkeys(records.CLAIM_KEYS, HOSTILE) | {"verdict": "no effect", "ours": 0.5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(root / "results"))
-        path = records.write_record(
+        result = StudyResult(
             STUDY,
-            "smoke",
-            {"scale": "smoke"},
+            StudyParams("smoke"),
             {"levels": pd.DataFrame({"a": [1]})},
             {"evil": HOSTILE, "share": {"value": 0.7, "low": 0.6, "high": 0.8}},
             [claim | {"low": 0.4, "high": 0.6}],
             [],
             time.time(),
         )
+        path = records.write_record(result)
     notebook = notebooks.read_notebook(root / "notebooks" / f"{STUDY}.ipynb")
     for cell in notebook.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):

@@ -71,4 +71,4 @@ def test_every_study_accepts_every_scale(study: str, scale: str) -> None:
         assert size_name(run.model) in scale_named(scale).sizes
         kept = registry.keep(scale, run)
         assert kept is None or run.train.steps in kept.weights, "the end is always kept"
-    assert errata.ErrataParams(scale).size_list and seeds.SeedsParams(scale).neighbour_size
+    assert errata.Params(scale).size_list and seeds.Params(scale).neighbour_size

@@ -32,7 +32,7 @@ DRAWINGS = (
 def results(tmp_path_factory):
     """The study on fake runs, without and with released numbers."""
     folder = tmp_path_factory.mktemp("runs")
-    params = gender_bias.GenderBiasParams(sizes="85k,310k", bootstrap=200)
+    params = gender_bias.Params(sizes="85k,310k", bootstrap=200)
     released = load(as_folder(tmp_path_factory.mktemp("released")))
 
     def run(published):
@@ -138,13 +138,11 @@ def test_tables_escape_what_they_show():
 
 
 def test_tables_and_summary_of_the_study(results):
-    claims = draw.claims_table(results["released"])
+    claims = style.claims_table(results["released"])
     assert len(claims.frame) == len(results["released"].claims)
     assert "410m 60.0 → 61.0" in claims._repr_html_()
-    assert (
-        "not available: set PYTHIA_PUBLISHED_DIR"
-        in draw.claims_table(results["absent"])._repr_html_()
-    )
+    absent = style.claims_table(results["absent"])._repr_html_()
+    assert "not available: set PYTHIA_PUBLISHED_DIR" in absent
     levels = draw.results_table(results["absent"])
     assert len(levels.frame) == 2 * 3
     text = draw.summary(results["absent"]).data

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from pythia_book.stats import estimate
 from pythia_book.studies.deduplication import study as deduplication
-from pythia_book.studies.deduplication.study import DeduplicationParams, claims_table
+from pythia_book.studies.deduplication.study import Params, claims_table
 
 from pythia_core.errors import ConfigError
 
@@ -26,7 +26,7 @@ from pythia_core.errors import ConfigError
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        DeduplicationParams(**given)
+        Params(**given)
 
 
 def memorized(standard: float, deduplicated: float) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> Non
     """A loss that rises is no benefit either."""
     change = np.random.default_rng(0).normal(shift, 0.3, 300)
     claims = claims_table(
-        DeduplicationParams(sizes="600k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
+        Params(sizes="600k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
     )
     assert claims[0]["verdict"] == verdict
     assert claims[0]["ours"] == pytest.approx(change.mean())
@@ -55,7 +55,7 @@ def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> Non
 
 def test_without_final_models_nothing_is_claimed() -> None:
     empty = memorized(0, 0).iloc[:0]
-    claims = claims_table(DeduplicationParams(), {}, empty, pd.DataFrame())
+    claims = claims_table(Params(), {}, empty, pd.DataFrame())
     assert {claim["verdict"] for claim in claims} == {"not testable here"}
     assert {claim["ours"] for claim in claims} == {None}
 
@@ -64,7 +64,7 @@ def test_without_final_models_nothing_is_claimed() -> None:
 def test_twins_are_compared_on_the_same_items(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    params = DeduplicationParams("smoke", bootstrap=200)
+    params = Params("smoke", bootstrap=200)
     result = deduplication.run(params, progress=False)
     recipes = result.tables["recipes"].set_index("recipe")
     assert recipes.tokens["none"] > recipes.tokens["exact"] > recipes.tokens["jaccard-0.87"]

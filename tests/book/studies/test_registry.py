@@ -8,15 +8,14 @@ import pytest
 from pythia_book.studies import registry
 from pythia_book.studies.deduplication import params as deduplication
 from pythia_book.studies.errata import params as errata
-from pythia_book.studies.gender_bias.params import ARMS, GenderBiasParams
+from pythia_book.studies.gender_bias import params as gender_bias
 from pythia_book.studies.memorization import params as memorization
-from pythia_book.studies.phases.params import PhasesParams
+from pythia_book.studies.phases import params as phases
 from pythia_book.studies.registry import STUDIES, all_runs, declared, keep, runs_of
 from pythia_book.studies.repetition import params as repetition
 from pythia_book.studies.scaling import params as scaling
 from pythia_book.studies.seeds import params as seeds
-from pythia_book.studies.term_frequency.params import INDICES as TERMS
-from pythia_book.studies.term_frequency.params import TermFrequencyParams
+from pythia_book.studies.term_frequency import params as term_frequency
 
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
@@ -61,12 +60,12 @@ def test_the_studies_are_found_in_an_order_that_suits_them() -> None:
 def test_what_stays_of_each_kind_of_run() -> None:
     suite = suite_configs("gpu", ["85m"])
     assert keep("gpu", suite["85m", "standard"]) == Keep(kept(SUITE, suite["85m", "standard"]))
-    control = GenderBiasParams("gpu").control("85m", 0)
+    control = gender_bias.Params("gpu").control("85m", 0)
     assert control == suite["85m", "deduplicated"]
     assert keep("gpu", control) == Keep(kept(DEDUPLICATED, control), frozenset({791, 931}))
     fork = control.fork("masculine_to_feminine", 931)
     assert keep("gpu", fork) == Keep(kept(DEDUPLICATED, fork)), "nothing forks from a fork"
-    arms, once = repetition.repetition_configs(repetition.RepetitionParams("gpu"))
+    arms, once = repetition.repetition_configs(repetition.Params("gpu"))
     for run in (arms["2.7m", 16], once["2.7m", 16]):
         assert keep("gpu", run) == Keep(kept(REPEATED, run))
 
@@ -94,20 +93,20 @@ def test_a_run_that_one_study_reads_whole_stays_whole_for_all() -> None:
 
 def test_other_parameters_than_the_default_are_heeded() -> None:
     run = suite_configs("gpu", ["85m"])["85m", "standard"]
-    assert keep("gpu", run, PhasesParams("gpu", "85m")) is None
-    of_terms = keep("gpu", run, TermFrequencyParams("gpu", arm="standard"))
-    assert of_terms == Keep(kept(SUITE | set(TERMS), run))
+    assert keep("gpu", run, phases.Params("gpu", "85m")) is None
+    of_terms = keep("gpu", run, term_frequency.Params("gpu", arm="standard"))
+    assert of_terms == Keep(kept(SUITE | set(term_frequency.INDICES), run))
 
 
 def test_every_step_that_a_study_asks_for_is_kept() -> None:
     indices = {*scaling.OVER_TRAINING, *scaling.LOSS_AT, *memorization.CHECKPOINTS}
     indices |= {*deduplication.INDICES, *errata.INDICES, *memorization.DEDUPLICATED_AT}
     assert indices <= SUITE
-    assert {*TERMS} <= DEDUPLICATED
+    assert {*term_frequency.INDICES} <= DEDUPLICATED
     assert {*repetition.INDICES} <= REPEATED
     assert {*seeds.EARLY} <= EARLY
-    params = GenderBiasParams("gpu")
-    for arm in ARMS:
+    params = gender_bias.Params("gpu")
+    for arm in gender_bias.ARMS:
         run = params.arm("4.7m", 0, arm)
         assert set(params.steps(arm)) <= keep("gpu", run).weights, arm
 

@@ -15,7 +15,7 @@ from pythia_book.studies.repetition.claims import (
     tables_of,
     values_of,
 )
-from pythia_book.studies.repetition.study import RepetitionParams, repetition_configs
+from pythia_book.studies.repetition.study import Params, repetition_configs
 
 from pythia_core.config import config_dict, config_differences
 from pythia_core.errors import ConfigError, DataError
@@ -38,26 +38,26 @@ from pythia_core.errors import ConfigError, DataError
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        RepetitionParams(**given)
+        Params(**given)
 
 
 def test_steps_that_passes_do_not_divide_are_refused_with_what_would_do() -> None:
     with pytest.raises(ConfigError) as caught:
-        RepetitionParams(epochs="1,2,8,16", steps=100)
+        Params(epochs="1,2,8,16", steps=100)
     for words in ("steps=100", "in 8, 16 equal passes", "multiple of 16", "e.g. 96", "1, 2, 4, 5"):
         assert words in str(caught.value)
-    assert RepetitionParams(epochs="1,5", steps=100).rows(5) == 20 * 32
+    assert Params(epochs="1,5", steps=100).rows(5) == 20 * 32
 
 
 def test_epochs_are_sorted_and_sizes_have_a_default() -> None:
-    params = RepetitionParams(epochs=" 4,1 , 2,4")
+    params = Params(epochs=" 4,1 , 2,4")
     assert params.epoch_list == (1, 2, 4)
     assert params.size_list == ("85k",)
-    assert RepetitionParams(sizes="85k,7k").size_list == ("7k", "85k")
+    assert Params(sizes="85k,7k").size_list == ("7k", "85k")
 
 
 def test_arms_differ_in_their_rows_only() -> None:
-    params = RepetitionParams("smoke", epochs="1,4")
+    params = Params("smoke", epochs="1,4")
     arms, once = repetition_configs(params)
     fresh = config_dict(arms["7k", 1])
     changed = {line.split(":")[0] for line in config_differences(fresh, config_dict(arms["7k", 4]))}
@@ -114,7 +114,7 @@ def test_a_worth_is_close_to_the_law_or_not(low: float, high: float, verdict: st
 
 # --- claims ----------------------------------------------------------------------------------
 
-PARAMS = RepetitionParams(sizes="85k", bootstrap=300)
+PARAMS = Params(sizes="85k", bootstrap=300)
 
 
 def made(costs: dict[int, float], learned: float = 0.05, noise: float = 0.02) -> tuple:
@@ -186,7 +186,7 @@ def test_missing_arms_are_not_testable() -> None:
 @pytest.mark.wheels
 def test_arms_share_weights_and_nested_rows_and_a_gap_is_shown(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    params = RepetitionParams("smoke", epochs="1,2", bootstrap=200)
+    params = Params("smoke", epochs="1,2", bootstrap=200)
     result = repetition.run(params, progress=False)
     fresh, twice, once = result.runs
     tokens = [run.config.train.steps * 8 * run.config.data.seq_len for run in result.runs]
@@ -237,6 +237,6 @@ def test_arms_share_weights_and_nested_rows_and_a_gap_is_shown(tmp_path, monkeyp
 def test_more_rows_than_there_are_are_refused_before_training(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     with pytest.raises(DataError, match="need 8000 different rows") as caught:
-        repetition.run(RepetitionParams("smoke", epochs="1,8", steps=1000), progress=False)
+        repetition.run(Params("smoke", epochs="1,8", steps=1000), progress=False)
     assert "give steps=208 or fewer" in str(caught.value)
     assert not list(tmp_path.glob("runs/*"))

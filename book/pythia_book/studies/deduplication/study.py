@@ -27,10 +27,10 @@ from pythia_book.studies.deduplication.params import (
     CONTEXT,
     INDICES,
     STUDY,
-    DeduplicationParams,
+    Params,
     texts,
 )
-from pythia_book.studies.memorization.tables import columns, ratio
+from pythia_book.studies.memorization.tables import ratio
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_book.tasks.metrics import built_tasks, twin_rows
@@ -54,7 +54,7 @@ Suite = dict[tuple[str, str], "Run"]
 # --- the text --------------------------------------------------------------------------------
 
 
-def recipes_table(params: DeduplicationParams, progress: bool) -> dict[str, pd.DataFrame]:
+def recipes_table(params: Params, progress: bool) -> dict[str, pd.DataFrame]:
     """recipes: recipe, documents, tokens, identical, similar (documents removed), percent (tokens).
     clusters: recipe, copies (size of a cluster), clusters, documents. caught: recipe, similarity,
     probability that a pair of that similarity is found.
@@ -91,7 +91,7 @@ def recipes_table(params: DeduplicationParams, progress: bool) -> dict[str, pd.D
 
 
 def twins_tables(
-    params: DeduplicationParams, suite: Suite, progress: bool
+    params: Params, suite: Suite, progress: bool
 ) -> tuple[dict[str, pd.DataFrame], dict[tuple[str, str], np.ndarray], int]:
     """levels: size, arm, measure, step, percent, value, low, high, n. effects: the same without
     arm, deduplicated minus standard, paired. Also the final paired differences by (measure, size),
@@ -134,9 +134,7 @@ def twins_tables(
     return tables, final, len(gaps)
 
 
-def memorized_table(
-    params: DeduplicationParams, suite: Suite, progress: bool
-) -> tuple[pd.DataFrame, int]:
+def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.DataFrame, int]:
     """size, arm, value, low, high, n: share of the rows read that the final model has memorized (32
     tokens after 32, pythia_core.evaluation.memorization), and the number of gaps. Intervals
     resample texts.
@@ -158,12 +156,12 @@ def memorized_table(
                 continue
             memorized = found[run.id, some.steps]["memorized"]
             share = ratio(memorized, np.ones(len(memorized), bool), text, params.bootstrap)
-            rows.append({"size": size, "arm": arm, **columns(share), "n": len(memorized)})
+            rows.append({"size": size, "arm": arm, **share.interval(), "n": share.n_items})
     return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
 
 
 def tasks_table(
-    params: DeduplicationParams, suite: Suite, progress: bool
+    params: Params, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray], int]:
     """Benchmark accuracy of the final twins, deduplicated minus standard: size, task, shots, value,
     low, high, n (task "mean": all zero-shot items); the differences of these by size; gaps."""
@@ -192,9 +190,7 @@ def tasks_table(
 # --- the whole -------------------------------------------------------------------------------
 
 
-def run(
-    params: DeduplicationParams, progress: bool = True, published: Published | None = None
-) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the suite, deduplicate by every recipe, compare the twins.
 
     Args:
@@ -223,7 +219,7 @@ def run(
 
 
 def claims_table(
-    params: DeduplicationParams,
+    params: Params,
     pooled: dict[str, np.ndarray],
     memorized: pd.DataFrame,
     released: pd.DataFrame,
@@ -285,7 +281,7 @@ def published_means(released: pd.DataFrame) -> str | None:
 
 
 def _values(
-    params: DeduplicationParams,
+    params: Params,
     suite: Suite,
     tables: dict[str, pd.DataFrame],
     pooled: dict[str, np.ndarray],

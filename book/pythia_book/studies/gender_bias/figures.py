@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
+from pythia_book.stats import Z_95
 from pythia_book.studies.gender_bias.claims import LAST_WINDOW
-from pythia_book.studies.gender_bias.params import ARMS, STUDY
-from pythia_book.style import Drawing, Table, claims_frame, interval
+from pythia_book.studies.gender_bias.params import ARMS
+from pythia_book.style import Drawing, Table, interval
 from pythia_core.suite import scale_named
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from pythia_book.published.results import Published
-    from pythia_book.studies.gender_bias.study import Result
+    from pythia_book.study import StudyResult as Result
 
 RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 ABSENT = (
@@ -32,16 +33,14 @@ BRANCH_PERCENT = 78
 """Left end, in percent of training, of panels that show the branch only."""
 
 
-def _footer(result: Result, items: str, intervals: bool = True) -> str:
+def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
+    """Small print: what was measured, what intervals cover, the source of released numbers."""
     seeds = result.params.seeds
     reach = "items and seeds" if seeds > 1 else "items (one seed: training again may differ more)"
-    command = records.command(
-        {"study": STUDY, "scale": result.params.scale, "parameters": result.parameters}
-    )
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    meaning = f"; intervals: 95 % bootstrap over {reach}" if intervals else ""
-    released = " (with PYTHIA_PUBLISHED_DIR set)" if result.published is not None else ""
-    return f"Ours: {items}, {count}{meaning}.\nRedraw: {command}{released}"
+    meaning = f"intervals: 95 % bootstrap over {reach}" if intervals else ""
+    released = "released: from PYTHIA_PUBLISHED_DIR" if result.released is not None else ""
+    return f"ours: {items}, {count}", meaning, released
 
 
 def _forks(ax: Axes, scale: str) -> None:
@@ -69,7 +68,7 @@ def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
     sizes = list(dict.fromkeys(table["size"]))
     for size in sizes:
         for arm in ARMS:
-            cell = table[(table["size"] == size) & (table.arm == arm)]
+            cell = style.rows_where(table, size=size, arm=arm)
             if not cell.empty:
                 style.line(ax, cell, "percent", size, arm, dense=True)
     return sizes
@@ -79,14 +78,13 @@ def prior_shift(result: Result) -> Drawing:
     """The share of feminine among pronouns after occupations, over the branch."""
     shown = result.tables["branch"].query("measure == 'feminine_share'")
     sizes = result.params.size_list
-    with style.style():
-        v = result.values
-        items = f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations"
-        figure, axes = style.panels(len(sizes), 3.0, _footer(result, items), sharey=True)
+    v = result.values
+    notes = _notes(result, f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations")
+    with style.canvas(result, len(sizes), 3.0, *notes, sharey=True) as (figure, axes):
         for ax, size in zip(axes, sizes, strict=True):
             _forks(ax, result.params.scale)
             for arm in ARMS:
-                cell = shown[(shown["size"] == size) & (shown.arm == arm)]
+                cell = style.rows_where(shown, size=size, arm=arm)
                 style.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
             style.reference(ax, 50)
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
@@ -112,25 +110,24 @@ def crows_over_training(result: Result) -> Drawing:
     """The paper's figure 1: CrowS-Pairs gender over training, with the intervention branches."""
     shown = result.tables["branch"].query("measure == 'crows'")
     n = result.values["n_crows"]
-    with style.style():
-        footer = _footer(result, f"{n} pairs, bands at the end only")
-        figure, (left, right) = style.panels(2, 3.3, footer, sharey=True)
+    notes = _notes(result, f"{n} pairs, bands at the end only")
+    with style.canvas(result, 2, 3.3, *notes, sharey=True) as (figure, (left, right)):
         released = []
-        if result.published is None:
+        if result.released is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.published, "crows_gender")
+            table = _released(result.released, "crows_gender")
             released = _released_lines(left, table[table.step >= 512])
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
         left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
         for size in result.params.size_list:
             for arm in ARMS:
-                cell = shown[(shown["size"] == size) & (shown.arm == arm)]
+                cell = style.rows_where(shown, size=size, arm=arm)
                 style.line(right, cell.drop(columns=["low", "high"]), "percent", size, arm)
         _end_intervals(right, result, shown)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
-        for ax in (right,) if result.published is None else (left, right):
+        for ax in (right,) if result.released is None else (left, right):
             style.reference(ax, 50)
             ax.set(xlabel="training completed (%)", xlim=(-3, 108))
         if released:
@@ -152,8 +149,8 @@ def _end_intervals(ax: Axes, result: Result, shown: pd.DataFrame) -> None:
     at = 101.5
     for size in result.params.size_list:
         for arm in ARMS:
-            cell = shown[(shown["size"] == size) & (shown.arm == arm) & (shown.percent == 100)]
-            low, high = 100 * cell.low.iloc[0], 100 * cell.high.iloc[0]
+            cell = style.rows_where(shown, size=size, arm=arm, percent=100).iloc[0]
+            low, high = 100 * cell.low, 100 * cell.high
             ax.plot([at, at], [low, high], color=style.size_colour(size), linewidth=1)
             at += 0.7
 
@@ -162,27 +159,27 @@ def winobias_by_size(result: Result) -> Drawing:
     """The paper's figure 2: WinoBias by size and arm; the released metric is another one."""
     levels = result.tables["levels"]
     n = result.values["n_winobias"]
-    with style.style():
-        figure, (left, right, split) = style.panels(3, 3.0, _footer(result, f"{n} sentences"))
-        if result.published is None:
+    notes = _notes(result, f"{n} sentences")
+    with style.canvas(result, 3, 3.0, *notes) as (figure, (left, right, split)):
+        if result.released is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.published, "winobias_em", "net")
+            table = _released(result.released, "winobias_em", "net")
             table = table[table.step >= LAST_WINDOW]  # as in the claims table
             mean = table.groupby(["size", "arm"], sort=False)[["value", "stderr"]].mean()
             mean = mean.reset_index()
             # the checkpoints share their items, so that averaging them does not shrink the error
-            mean["low"] = mean.value - 1.96 * mean.stderr
-            mean["high"] = mean.value + 1.96 * mean.stderr
+            mean["low"] = mean.value - Z_95 * mean.stderr
+            mean["high"] = mean.value + Z_95 * mean.stderr
             style.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
             style.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")
         left.set_title("Released: another metric")
-        mine = levels[levels.measure == "winobias"]
-        style.interval_points(right, mine, result.params.size_list, ARMS)
+        ours = style.rows_where(levels, measure="winobias")
+        style.interval_points(right, ours, result.params.size_list, ARMS)
         style.reference(right, 50)
         right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
-        low, high = style.padded_limits(100 * mine.low.min(), 100 * mine.high.max(), 20)
+        low, high = style.padded_limits(100 * ours.low.min(), 100 * ours.high.max(), 20)
         right.set_ylim(low, high)
         for ax in (left, right):
             ax.set_xlabel("model size")
@@ -196,22 +193,11 @@ def _halves(ax: Axes, result: Result) -> None:
     branch, size = result.tables["branch"], result.values["largest"]
     colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():
-        rows = branch[(branch["size"] == size) & (branch.measure == f"winobias_{half}")]
+        rows = style.rows_where(branch, size=size, measure=f"winobias_{half}")
         for arm, cell in rows.sort_values("percent").groupby("arm"):
-            shape = style.ARM_STYLES[arm]
-            ax.plot(
-                cell.percent,
-                100 * cell.value,
-                color=colour,
-                linestyle=shape["linestyle"],
-                marker=shape["marker"],
-                markersize=3.4,
-                markeredgewidth=0,
-                label=half if arm == "control" else None,
-            )
-            ax.fill_between(
-                cell.percent, 100 * cell.low, 100 * cell.high, color=colour, alpha=0.13, linewidth=0
-            )
+            shape = {**style.ARM_STYLES[arm], "markersize": 3.4, "markeredgewidth": 0}
+            label = half if arm == "control" else None
+            style.curve(ax, cell, "percent", colour, 100, **shape, label=label)
     _forks(ax, result.params.scale)
     ax.set(title=f"Ours, {size}, by stereotype", ylim=(-4, 104), xlabel="training completed (%)")
     ax.set_ylabel("stereotype accuracy (%)")
@@ -223,20 +209,19 @@ def language_cost(result: Result) -> Drawing:
     """The paper's figure 6 and our held-out loss: what the swap costs in language modelling."""
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
-    with style.style():
-        figure, (left, middle, right) = style.panels(3, 3.0, _footer(result, n))
-        if result.published is None:
+    with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
+        if result.released is None:
             style.say(left, ABSENT)
         else:
-            table = _released(result.published, "lambada")
+            table = _released(result.released, "lambada")
             sizes = _released_lines(left, table[table.percent >= BRANCH_PERCENT])
             left.set(ylabel="LAMBADA accuracy (%)", xlabel="training completed (%)", ylim=(0, 80))
             style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
         left.set_title("Released models")
-        mine = levels[levels.measure == "last_word"]
-        style.interval_points(middle, mine, result.params.size_list, ARMS)
+        ours = style.rows_where(levels, measure="last_word")
+        style.interval_points(middle, ours, result.params.size_list, ARMS)
         middle.set(title="Ours: last words", ylabel="accuracy (%)")
-        middle.set_ylim(0, max(1.0, 110 * mine.high.max()))
+        middle.set_ylim(0, max(1.0, 110 * ours.high.max()))
         style.arm_legend(figure)
         cost = result.tables["branch_effects"].query("measure == 'loss'")
         for (size, arm), cell in cost.groupby(["size", "arm"], sort=False):
@@ -258,25 +243,24 @@ def occupations(result: Result) -> Drawing:
     """The largest model's feminine share, occupation by occupation."""
     size = result.values["largest"]
     table = result.tables["occupations"]
-    wide = table[table["size"] == size].pivot(index="occupation", columns="arm", values="value")
-    wide = wide.sort_values("control")
+    wide = style.rows_where(table, size=size)
+    wide = wide.pivot(index="occupation", columns="arm", values="value").sort_values("control")
     per_job = table.n.median()
-    with style.style():
-        height = 1.5 + 0.165 * len(wide)
-        items = f"{size} parameters, {per_job:g} contexts an occupation"
-        figure, (ax,) = style.panels(1, height, _footer(result, items, intervals=False))
+    items = f"{size} parameters, {per_job:g} contexts per occupation"
+    notes = _notes(result, items, intervals=False)
+    with style.canvas(result, 1, 1.5 + 0.165 * len(wide), *notes) as (figure, (ax,)):
         colour = style.size_colour(size)
         for y, (_, row) in enumerate(wide.iterrows()):
             ax.plot([100 * row.min(), 100 * row.max()], [y, y], color=style.GRID, linewidth=2)
             for arm in ARMS:
-                face = "white" if arm == "control" else colour
+                face = {"markerfacecolor": "white" if arm == "control" else colour}
                 marker = style.ARM_STYLES[arm]["marker"]
-                ax.plot(100 * row[arm], y, marker, color=colour, markerfacecolor=face, markersize=5)
+                ax.plot(100 * row[arm], y, marker, color=colour, markersize=5, **face)
         ax.set_yticks(range(len(wide)), wide.index)
         ax.set(xlim=(0, 100), ylim=(-0.8, len(wide) - 0.2))
         ax.set_xlabel("feminine share of pronouns after the occupation (%)")
         ax.grid(axis="y", visible=False)
-        ax.axvline(50, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        style.reference(ax, x=50)
         style.arm_legend(figure)
     return Drawing(
         figure,
@@ -310,18 +294,6 @@ def results_table(result: Result) -> Table:
         rows.append({"size": size, "arm": style.ARM_LABELS[arm], **row})
     counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in shown)
     return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
-
-
-def claims_table(result: Result) -> Table:
-    """What the paper says, what was released, what we measured, and the verdict."""
-    return Table(
-        claims_frame(result.claims),
-        "Differences in points. Verdicts by rule: the interval excludes 0 on the claimed side, "
-        "reproduced (of premises that the paper did not measure: holds); on the other, not "
-        "reproduced; it includes 0, no effect seen; the controls have nothing to lower, not "
-        "testable here. Released numbers: means in percent over the checkpoints from step 134,000 "
-        "on that were scored for both arms (LAMBADA of 410m: the last one alone).",
-    )
 
 
 def summary(result: Result) -> Any:

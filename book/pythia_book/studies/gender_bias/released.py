@@ -27,7 +27,7 @@ from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.suite import Scale, scale_named, size_named
 
 if TYPE_CHECKING:
-    from pythia_book.studies.gender_bias.params import GenderBiasParams
+    from pythia_book.studies.gender_bias.params import Params
     from pythia_core.training.runs import Run
 
 MODELS, DATA = "PYTHIA_PAPER_MODELS", "PYTHIA_PAPER_DATA"
@@ -51,7 +51,7 @@ def _rows(scale: Scale, size: str) -> RowsData:
     return RowsData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
 
 
-def plans(params: GenderBiasParams) -> list[Plan]:
+def plans(params: Params) -> list[Plan]:
     """Of each size: control and long swap, then the short swap."""
     scale, found = scale_named(params.scale), []
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
@@ -64,7 +64,7 @@ def plans(params: GenderBiasParams) -> list[Plan]:
     return found
 
 
-def check(params: GenderBiasParams) -> None:
+def check(params: Params) -> None:
     """Refuse to begin while something is missing.
 
     Raises:
@@ -95,16 +95,14 @@ def check(params: GenderBiasParams) -> None:
         raise ConfigError("\n  ".join(["scale paper cannot begin, shards are missing:", *lines]))
 
 
-def _plans_or_none(params: GenderBiasParams) -> list[Plan]:
+def _plans_or_none(params: Params) -> list[Plan]:
     try:
         return plans(params)
     except CheckpointError:  # said already
         return []
 
 
-def find_or_continue_arms(
-    params: GenderBiasParams, progress: bool = True
-) -> dict[tuple[str, int, str], Run]:
+def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
     """(size, 0, arm) -> run, for the study's three arms; found or trained."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))

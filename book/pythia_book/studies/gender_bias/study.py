@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +23,9 @@ from pythia_book.published.results import find as find_published
 from pythia_book.stats import Estimate, estimate
 from pythia_book.studies.gender_bias.claims import claims_table
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
-from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, GenderBiasParams
+from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
 from pythia_book.studies.registry import train_all
+from pythia_book.study import StudyResult
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
@@ -42,27 +42,7 @@ Strata = dict[str, np.ndarray]
 """Measure -> group of each of its items, where the groups are resampled apart."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What the study found, ready to be drawn and recorded."""
-
-    study: ClassVar[str] = STUDY
-    params: GenderBiasParams
-    tables: dict[str, pd.DataFrame]
-    """levels, effects, branch, occupations, ledger: columns as in `_tables`."""
-    values: dict[str, Any]
-    """For prose: numbers, names, and estimates as {"value", "low", "high"}."""
-    claims: list[dict[str, Any]]
-    runs: list[Run]
-    published: Published | None
-    started: float
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return asdict(self.params)
-
-
-def check(params: GenderBiasParams) -> None:
+def check(params: Params) -> None:
     """Refuse scale paper while models or data that it needs are missing.
 
     Raises:
@@ -75,12 +55,12 @@ def check(params: GenderBiasParams) -> None:
 
 
 def run(
-    params: GenderBiasParams,
+    params: Params,
     progress: bool = True,
     items: Items | None = None,
     find_or_train: Callable[..., dict[Any, Run]] | None = None,
     published: Published | None = None,
-) -> Result:
+) -> StudyResult:
     """Find or train every run, measure, compare.
 
     Args:
@@ -150,7 +130,7 @@ def run(
     values = _values(params, items, final, tables, halves)
     values["n_too_long"] = sum(battery.too_long.values())
     values["gaps"] = len(gaps)
-    return Result(params, tables, values, claims, runs, published, started)
+    return StudyResult(STUDY, params, tables, values, claims, runs, started, published)
 
 
 def _ledger_row(done: Run) -> dict[str, Any]:
@@ -181,7 +161,7 @@ def _estimate_columns(e: Estimate) -> dict[str, Any]:
 
 
 def _tables(
-    params: GenderBiasParams,
+    params: Params,
     items: Items,
     found: dict[Key, list[Measured]],
     ledgers: list[dict],
@@ -250,7 +230,7 @@ def _tables(
 
 
 def _values(
-    params: GenderBiasParams,
+    params: Params,
     items: Items,
     final: dict,
     tables: dict[str, pd.DataFrame],

@@ -7,12 +7,22 @@ tenth of training, and as not testable if it is wider.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.stats import NOT_TESTABLE, directional_verdict, premise_verdict
+from pythia_book.stats import (
+    NOT_TESTABLE,
+    Estimate,
+    claim_row,
+    difference,
+    directional_verdict,
+    premise_verdict,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pythia_book.studies.memorization.params import Params
 
 BOUND = 5.0
 """% change of the rate per 10 % of training that counts as none."""
@@ -21,90 +31,84 @@ PAPER_PREDICTION = "12B from its step 23,000: precision .918, recall .500; from 
 
 
 def claims_table(
-    params: Any, tables: dict[str, pd.DataFrame], released: pd.DataFrame
+    params: Params, tables: dict[str, pd.DataFrame], released: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """One dict a claim, as a record holds them."""
+    """One dict per claim, as `stats.claim_row` makes it."""
     rows: list[dict[str, Any]] = []
     largest, smallest = params.size_list[-1], params.size_list[0]
-
-    def row(claim: str, paper: str, ours: Any, verdict: str, published: str | None = None) -> None:
-        value, low, high = ours or (None, None, None)
-        rows.append({"claim": claim, "paper": paper, "published": published, "ours": value,
-                     "low": low, "high": high, "verdict": verdict})  # fmt: skip
-
     shares = tables["shares"]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
+    rises = partial(directional_verdict, direction=1)
 
-    def change(a: tuple[str, str], b: tuple[str, str]) -> tuple[float, float, float] | None:
-        """Share at a minus share at b in points, intervals combined as independent ones."""
+    def add(*row: Any) -> None:
+        rows.append(claim_row(*row))
+
+    def change(a: tuple[str, str], b: tuple[str, str]) -> Estimate | None:
+        """Share at a minus share at b in points, as of independent estimates."""
         if a == b or a not in last.index or b not in last.index:
             return None
-        one, other = last.loc[a], last.loc[b]
-        value = one.value - other.value
-        low = value - ((one.value - one.low) ** 2 + (other.high - other.value) ** 2) ** 0.5
-        high = value + ((one.high - one.value) ** 2 + (other.value - other.low) ** 2) ** 0.5
-        return 100 * value, 100 * low, 100 * high
+        return difference(_estimate(last.loc[a]), _estimate(last.loc[b])).times(100)
 
-    e = change((largest, "standard"), (smallest, "standard"))
-    row(f"Larger models memorize more ({smallest} to {largest}, standard text, points)",
-        "rises with size: 0.3 % at 70M to 1.5 % at 12B (first suite)", e,
-        directional_verdict(e[1], e[2], 1) if e else NOT_TESTABLE)  # fmt: skip
+    claim = f"Larger models memorize more ({smallest} to {largest}, standard text, points)"
+    paper = "rises with size: 0.3 % at 70M to 1.5 % at 12B (first suite)"
+    add(claim, paper, change((largest, "standard"), (smallest, "standard")), rises)
 
     tests = tables["tests"]
-    mine = tests[(tests.arm == "standard") & (tests.status == "tested")]
+    tests = tests[(tests.arm == "standard") & (tests.status == "tested")]
     for subset in ("all rows", "read once"):
-        some = mine[mine.subset == subset]
-        trend = some[some.test == "trend"]
+        trend = tests[(tests.subset == subset) & (tests.test == "trend")]
         claim = f"The place in training does not matter: trend of the rate, {subset} "
         claim += f"({largest}, % per tenth of training)"
-        if trend.empty:
-            row(claim, "no effect of order (figure 3)", None, NOT_TESTABLE)
-            continue
-        r = trend.iloc[0]
-        verdict = "not reproduced" if not r.low <= 0 <= r.high else NOT_TESTABLE
-        if -BOUND <= r.low and r.high <= BOUND:
-            verdict = "reproduced"
-        row(claim, "no effect of order (figure 3)", (r.value, r.low, r.high), verdict)
+        paper = "no effect of order (figure 3)"
+        add(claim, paper, None if trend.empty else _estimate(trend.iloc[0]), no_trend_verdict)
     for subset in ("all rows", "read once"):
-        spread = mine[(mine.subset == subset) & (mine.test == "dispersion")]
+        spread = tests[(tests.subset == subset) & (tests.test == "dispersion")]
         claim = f"Counts per window are what chance gives: dispersion, {subset} ({largest}; 1 is "
         claim += "binomial, smallest window)"
-        if spread.empty:
-            row(claim, "a Poisson process fits extremely well", None, NOT_TESTABLE)
-            continue
-        r = spread.iloc[0]
+        paper = "a Poisson process fits extremely well"
         verdict = "not reproduced" if (spread.holm < ALPHA).any() else "reproduced"
-        row(claim, "a Poisson process fits extremely well", (r.value, r.low, r.high), verdict)
+        add(claim, paper, None if spread.empty else _estimate(spread.iloc[0]), verdict)
 
-    e = change((largest, "deduplicated"), (largest, "standard"))
-    row(f"Deduplication lowers memorization ({largest}, points)", "not measured", e,
-        premise_verdict(e[1], e[2], -1) if e else NOT_TESTABLE)  # fmt: skip
+    lower = partial(premise_verdict, direction=-1)
+    claim = f"Deduplication lowers memorization ({largest}, points)"
+    add(claim, "not measured", change((largest, "deduplicated"), (largest, "standard")), lower)
 
-    seen = tables["exposures"]
-    seen = seen[(seen["size"] == largest) & (seen.arm == "standard") & (seen.n > 0)]
+    bins = tables["exposures"]
+    bins = bins[(bins["size"] == largest) & (bins.arm == "standard") & (bins.n > 0)]
+    rise = None
+    if len(bins) > 1:
+        top, one = bins.iloc[-1], bins.iloc[0]
+        rise = Estimate(top.value - one.value, top.low - one.high, top.high - one.low, 0, 1)
+        rise = rise.times(100)
     claim = f"The share memorized rises with exposure ({largest}, most against one, points)"
-    if len(seen) > 1:
-        top, one = seen.iloc[-1], seen.iloc[0]
-        ours = 100 * (top.value - one.value), 100 * (top.low - one.high), 100 * (top.high - one.low)
-        row(claim, "not measured", ours, premise_verdict(ours[1], ours[2], 1))
-    else:
-        row(claim, "not measured", None, NOT_TESTABLE)
+    add(claim, "not measured", rise, partial(premise_verdict, direction=1))
 
     prediction = tables["prediction"]
     for experiment, words in (
         ("earlier checkpoint", "the earliest checkpoint predicts the last"),
         ("smaller model", "the smallest able model predicts the largest"),
     ):
-        some = prediction[(prediction.experiment == experiment) & (prediction.tp > 0)]
+        able = prediction[(prediction.experiment == experiment) & (prediction.tp > 0)]
+        gap = None
+        if len(able):
+            first = able.iloc[0]
+            gap = Estimate(first.gap, first.gap_low, first.gap_high, 0, 1).times(100)
         claim = f"Precision without recall: {words} (precision minus recall, points)"
-        if some.empty:
-            row(claim, PAPER_PREDICTION, None, NOT_TESTABLE, _released(released, experiment))
-            continue
-        r = some.iloc[0]
-        ours = 100 * r.gap, 100 * r.gap_low, 100 * r.gap_high
-        row(claim, PAPER_PREDICTION, ours, directional_verdict(ours[1], ours[2], 1),
-            _released(released, experiment))  # fmt: skip
+        add(claim, PAPER_PREDICTION, gap, rises, _released(released, experiment))
     return rows
+
+
+def no_trend_verdict(low: float, high: float) -> str:
+    """Verdict on "there is no trend": the whole interval lies within BOUND, "reproduced"; otherwise
+    it excludes 0, "not reproduced", or is too wide to tell.
+    """
+    if -BOUND <= low and high <= BOUND:
+        return "reproduced"
+    return NOT_TESTABLE if low <= 0 <= high else "not reproduced"
+
+
+def _estimate(row: pd.Series) -> Estimate:
+    return Estimate(row.value, row.low, row.high, 0, 1)
 
 
 def _released(released: pd.DataFrame, experiment: str) -> str | None:

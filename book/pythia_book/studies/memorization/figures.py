@@ -6,27 +6,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book import style
 from pythia_book.published.figures import MODELS
 from pythia_book.records import number_text
-from pythia_book.style import (
-    MUTED,
-    Drawing,
-    Table,
-    footer,
-    interval,
-    panels,
-    reference,
-    say,
-    size_colour,
-    size_legend,
-    style,
-    twin_shares,
-)
+from pythia_book.style import Drawing, Table
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     from pythia_book.study import StudyResult as Result
 
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+MEASURES = (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
 FEW = "too few memorized rows"
 
 
@@ -34,43 +24,38 @@ def shares(result: Result) -> Drawing:
     """Share memorized by size on both texts, and over training on the standard one."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
-    with style():
-        figure, (left, right) = panels(2, 2.9, footer(result, "bars: 95 % intervals"))
-        twin_shares(left, last, result.params.size_list)
+    with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
+        style.twin_shares(left, last, result.params.size_list)
         for size in sizes:
-            mine = table[(table["size"] == size) & (table.arm == "standard")]
-            right.plot(mine.percent, 100 * mine.value, color=size_colour(size), marker="o",
-                       markersize=2.5, linewidth=1.2)  # fmt: skip
+            points = style.rows_where(table, size=size, arm="standard")
+            right.plot(
+                points.percent, 100 * points.value, color=style.size_colour(size), **style.THIN
+            )
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")
         right.set_xlim(0, 103)
-        size_legend(right, sizes, loc="upper left", ncols=2)
+        style.size_legend(right, sizes, loc="upper left", ncols=2)
         words = "Share of memorized rows at the end: " + ", ".join(
-            f"{r.s} {r.arm} {100 * r.value:.2f} %"
-            for r in last.rename(columns={"size": "s"}).itertuples()
+            f"{row['size']} {row.arm} {100 * row.value:.2f} %" for _, row in last.iterrows()
         )
         return Drawing(figure, words)
 
 
 def exposures(result: Result) -> Drawing:
     """Share memorized by how often the first tokens of a row were read."""
-    table = result.tables["exposures"]
-    table = table[table.arm == "standard"]
+    table = style.rows_where(result.tables["exposures"], arm="standard")
     names = list(dict.fromkeys(table.exposures))
-    with style():
-        figure, (ax,) = panels(1, 2.7, footer(result, "standard text; bands: 95 % intervals"))
+    with style.canvas(result, 1, 2.7, "standard text; bands: 95 % intervals") as (figure, (ax,)):
         for size in result.params.size_list:
-            mine = table[(table["size"] == size) & (table.n > 0)]
-            at = [names.index(name) for name in mine.exposures]
-            ax.plot(at, 100 * mine.value, color=size_colour(size), marker="o", markersize=3)
-            ax.fill_between(at, 100 * mine.low, 100 * mine.high, color=size_colour(size),
-                            alpha=0.12, linewidth=0)  # fmt: skip
+            points = style.rows_where(table[table.n > 0], size=size)
+            points = points.assign(at=[names.index(name) for name in points.exposures])
+            style.curve(ax, points, "at", style.size_colour(size), 100, marker="o", markersize=3)
         counts = table.groupby("exposures", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
         ax.set_xticks(range(len(names)), labels)
         ax.set_xlabel("times the first tokens of a row were read in the run (rows)")
         ax.set_ylabel("% of them memorized")
-        size_legend(ax, result.params.size_list, loc="upper left", ncols=2)
+        style.size_legend(ax, result.params.size_list, loc="upper left", ncols=2)
         return Drawing(figure, "Share of memorized rows by how often their tokens were read")
 
 
@@ -78,33 +63,31 @@ def order(result: Result) -> Drawing:
     """The paper's Q-Q plot with a band, and the rate over training."""
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
-    with style():
-        notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
-        figure, axes = panels(3, 2.9, footer(result, notes))
+    notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
+    with style.canvas(result, 3, 2.9, notes) as (figure, axes):
         for ax, subset in zip(axes[:2], ("all rows", "read once"), strict=True):
             ax.set_title(subset)
-            mine = qq[(qq.arm == "standard") & (qq.subset == subset)]
-            mine = mine.sort_values(["theoretical", "observed"])
-            if mine.empty:
-                say(ax, FEW)
+            points = style.rows_where(qq, arm="standard", subset=subset)
+            points = points.sort_values(["theoretical", "observed"])
+            if points.empty:
+                style.say(ax, FEW)
                 continue
-            band = mine.groupby("theoretical").agg(low=("low", "min"), high=("high", "max"))
-            ax.fill_between(band.index, band.low, band.high, color=MUTED, alpha=0.18, linewidth=0)
-            top = float(max(mine.theoretical.max(), mine.observed.max()))
-            ax.plot([0, top], [0, top], color=MUTED, linewidth=0.8)
-            ax.scatter(mine.theoretical, mine.observed, s=8 + 3 * mine.windows, color=BLUE,
+            band = points.groupby("theoretical").agg(low=("low", "min"), high=("high", "max"))
+            ax.fill_between(
+                band.index, band.low, band.high, color=style.MUTED, alpha=0.18, linewidth=0
+            )
+            top = float(max(points.theoretical.max(), points.observed.max()))
+            ax.plot([0, top], [0, top], color=style.MUTED, linewidth=0.8)
+            ax.scatter(points.theoretical, points.observed, s=8 + 3 * points.windows, color=BLUE,
                        alpha=0.7, linewidth=0)  # fmt: skip
             ax.set_xlabel("Poisson quantile")
         axes[0].set_ylabel(f"memorized in {n} rows")
         axes[2].set_title("over training")
         for subset, colour in (("all rows", BLUE), ("read once", ORANGE)):
-            mine = rates[(rates.arm == "standard") & (rates.subset == subset)]
-            if mine.empty or not mine.value.notna().any():
-                continue
-            axes[2].plot(mine.percent, 100 * mine.value, color=colour, marker="o", markersize=2.5,
-                         label=subset)  # fmt: skip
-            axes[2].fill_between(mine.percent, 100 * mine.low, 100 * mine.high, color=colour,
-                                 alpha=0.15, linewidth=0)  # fmt: skip
+            points = style.rows_where(rates, arm="standard", subset=subset)
+            if points.value.notna().any():
+                shape = {"marker": "o", "markersize": 2.5, "label": subset}
+                style.curve(axes[2], points, "percent", colour, 100, **shape)
         axes[2].set_xlabel("place in training, %")
         axes[2].set_ylabel("% memorized")
         axes[2].set_ylim(bottom=0)
@@ -116,11 +99,10 @@ def order(result: Result) -> Drawing:
 def power(result: Result) -> Drawing:
     """How often each test would reject, by what is planted."""
     table = result.tables["power"]
-    with style():
-        small_print = footer(result, "numbers: % of simulated orders that the test rejects at 5 %")
-        figure, (ax,) = panels(1, 3.0, small_print)
+    note = "numbers: % of simulated orders that the test rejects at 5 %"
+    with style.canvas(result, 1, 3.0, note) as (figure, (ax,)):
         if table.empty:
-            say(ax, f"{FEW}:\nno test could be made")
+            style.say(ax, f"{FEW}:\nno test could be made")
             return Drawing(figure, FEW)
         window = np.where(table.window > 0, ",\n" + table.window.astype(str) + " rows", "")
         test = table.test + window
@@ -142,8 +124,7 @@ def power(result: Result) -> Drawing:
 def prediction(result: Result) -> Drawing:
     """Precision and recall of predicting the last memorized set, ours and released."""
     table, released = result.tables["prediction"], result.released
-    with style():
-        figure, axes = panels(4, 2.8, footer(result, "bars: 95 % intervals"), sharey=True)
+    with style.canvas(result, 4, 2.8, "bars: 95 % intervals", sharey=True) as (figure, axes):
         steps = table[table.experiment == "earlier checkpoint"]
         sizes = table[table.experiment == "smaller model"].rename(columns={"size": "s"})
         last = result.params.steps("standard")[-1]
@@ -153,48 +134,40 @@ def prediction(result: Result) -> Drawing:
         _precision_recall(axes[1], np.arange(len(sizes)), sizes)
         axes[1].set_xticks(range(len(sizes)), sizes.s, rotation=60, fontsize=7)
         axes[1].set_title("smaller models")
-        for ax, name in ((axes[2], "early_checkpoint_predicts_last"),
+        for ax, experiment in ((axes[2], "early_checkpoint_predicts_last"),
                          (axes[3], "small_model_predicts_12b")):  # fmt: skip
             ax.set_title("released, 12B")
-            mine = released[released.experiment == name] if len(released) else released
-            if mine.empty:
-                say(ax, "no released\nnumbers")
+            rows = style.rows_where(released, experiment=experiment) if len(released) else released
+            if rows.empty:
+                style.say(ax, "no released\nnumbers")
                 continue
-            if name.startswith("early"):
-                mine = mine[mine.model == "12b"].sort_values("step")
-                at = 100 * mine.step / 143_000
+            if experiment.startswith("early"):
+                rows = rows[rows.model == "12b"].sort_values("step")
+                at = 100 * rows.step / OFFICIAL_STEPS
                 ax.set_xlabel("% of training")
             else:
-                mine = (
-                    mine[mine.step == 143_000]
-                    .set_index("model")
-                    .reindex([m for m in MODELS if m in set(mine.model)])
-                )
-                at = np.arange(len(mine))
-                ax.set_xticks(at, mine.index, rotation=60, fontsize=7)
-            ax.plot(at, 100 * mine.precision, color=GREEN, marker="s", markersize=3.5)
-            ax.plot(at, 100 * mine.recall, color=ORANGE, marker="o", markersize=3.5)
+                rows = rows[rows.step == OFFICIAL_STEPS].set_index("model")
+                rows = rows.reindex([model for model in MODELS if model in rows.index])
+                at = np.arange(len(rows))
+                ax.set_xticks(at, rows.index, rotation=60, fontsize=7)
+            for name, colour, mark in MEASURES:
+                ax.plot(at, 100 * rows[name], color=colour, marker=mark, markersize=3.5)
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
-        from matplotlib.lines import Line2D
-
-        handles = [
-            Line2D([], [], color=colour, marker=mark, label=label)
-            for label, colour, mark in (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=2)
+        shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
+        style.legend(figure, shapes, loc="outside upper left", ncols=2)
         return Drawing(figure, "Precision and recall of predicting the memorized rows")
 
 
 def _precision_recall(ax: object, at: object, rows: object) -> None:
     if not len(rows) or not (rows.tp + rows.fn).any():
-        say(ax, FEW)
+        style.say(ax, FEW)
         return
-    for name, colour, mark in (("precision", GREEN, "s"), ("recall", ORANGE, "o")):
+    for name, colour, mark in MEASURES:
         ax.vlines(at, 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"], color=colour,
                   linewidth=1)  # fmt: skip
         ax.plot(at, 100 * rows[name], color=colour, marker=mark, markersize=3.5)
-    reference(ax, 100)
+    style.reference(ax, 100)
 
 
 def tests_table(result: Result) -> Table:
@@ -209,7 +182,7 @@ def tests_table(result: Result) -> Table:
             "Text": r.arm, "Rows": f"{r.subset} ({number_text(int(r.rows))})",
             "Memorized": number_text(int(r.events)),
             "Test": f"{r.test}, {r.window} rows" if r.window else r.test,
-            "Effect [95 %]": interval(r.value, r.low, r.high) if effect else "",
+            "Effect [95 %]": style.interval(r.value, r.low, r.high) if effect else "",
             "p": f"{r.p:.3f}" if tested else r.status,
             "p (Holm)": f"{r.holm:.3f}" if tested else "",
         })  # fmt: skip
@@ -225,7 +198,7 @@ def levels_table(result: Result) -> Table:
     table = result.tables["levels"]
     rows = [
         {"Rate of events": f"{100 * r.rate:g} %", "Kind": r.kind, "Test": r.test,
-         "Rejects a true null, % [95 %]": interval(100 * r.value, 100 * r.low, 100 * r.high)}
+         "Rejects a true null, % [95 %]": style.interval(100 * r.value, 100 * r.low, 100 * r.high)}
         for r in table.itertuples()
         if r.kind == "textbook" or r.test in ("trend", "positions", "gaps")
     ]  # fmt: skip

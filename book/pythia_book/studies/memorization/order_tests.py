@@ -24,12 +24,12 @@ from functools import cached_property
 
 import numpy as np
 
+from pythia_book.stats import LEVEL, Z_95, Estimate
 from pythia_core.errors import ConfigError, DataError
 
 MIN_EVENTS = 20
 """Fewer events, or fewer rows without one: not testable."""
 MIN_WINDOWS = 20
-LEVEL = 0.95
 _CHUNK = 1 << 21
 
 
@@ -216,7 +216,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 # --- effects ---------------------------------------------------------------------------------
 
 
-def trend_effect(design: Design, ranks: np.ndarray) -> tuple[float, float, float]:
+def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     """% change of the rate (of its mean) per 10 % of training, and its 95 % interval.
 
     The binomial variance of the score is inflated by the dispersion of the counts in the smallest
@@ -232,8 +232,8 @@ def trend_effect(design: Design, ranks: np.ndarray) -> tuple[float, float, float
     inflation = 1.0
     if design.usable:
         inflation = max(1.0, float(dispersion(design, ranks, min(design.usable))[0]))
-    half = 1.96 * (spread * finite * inflation / design.events) ** 0.5 / variance
-    return 10 * slope, 10 * (slope - half), 10 * (slope + half)
+    half = Z_95 * (spread * finite * inflation / design.events) ** 0.5 / variance
+    return Estimate(10 * slope, 10 * (slope - half), 10 * (slope + half), design.n, 1)
 
 
 # --- the paper's plot, and tests not to use --------------------------------------------------

@@ -21,7 +21,7 @@ DEDUPLICATED_AT = (63, 103, 143)
 
 
 @dataclass(frozen=True)
-class MemorizationParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     context: int = 32
@@ -56,15 +56,11 @@ class MemorizationParams(StudyParams):
         return sorted({scale.fork_step(i) for i in indices} - {0})
 
 
-Params = MemorizationParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: MemorizationParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
-def keep(params: MemorizationParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)

@@ -18,7 +18,7 @@ from pythia_book.measurements import Arrays, measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims_table
-from pythia_book.studies.memorization.params import STUDY, MemorizationParams
+from pythia_book.studies.memorization.params import STUDY, Params
 from pythia_book.studies.memorization.tables import Rows, frame
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
@@ -45,9 +45,7 @@ Suite = dict[tuple[str, str], "Run"]
 Found = dict[tuple[str, int], Arrays]
 
 
-def run(
-    params: MemorizationParams, progress: bool = True, published: Published | None = None
-) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the suite, extract, count, test, predict.
 
     Args:
@@ -74,9 +72,7 @@ def run(
     return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
 
 
-def _extract(
-    params: MemorizationParams, suite: Suite, progress: bool
-) -> tuple[Found, dict[str, Rows], int]:
+def _extract(params: Params, suite: Suite, progress: bool) -> tuple[Found, dict[str, Rows], int]:
     """Extraction by (run id, step), the rows of each arm, and the number of gaps."""
     found: Found = {}
     rows, n_gaps = {}, 0
@@ -99,9 +95,7 @@ def _extract(
 # --- tables ----------------------------------------------------------------------------------
 
 
-def _shares(
-    params: MemorizationParams, suite: Suite, found: Found, rows: dict[str, Rows]
-) -> pd.DataFrame:
+def _shares(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -> pd.DataFrame:
     """Share of the rows read so far that are memorized."""
     scale, table = scale_named(params.scale), []
     for (size, arm), run in suite.items():
@@ -114,20 +108,18 @@ def _shares(
             table.append({
                 "size": size, "arm": arm, "step": step, "percent": 100 * step / scale.steps,
                 "rows": len(memorized), "memorized": int(memorized.sum()),
-                **tables_of.columns(share),
+                **share.interval(),
             })  # fmt: skip
     return frame(table, SHARES)
 
 
-def _final(params: MemorizationParams, suite: Suite, found: Found, size: str, arm: str) -> Any:
+def _final(params: Params, suite: Suite, found: Found, size: str, arm: str) -> Any:
     """bool[rows] at the end of training, or None."""
     arrays = found.get((suite[size, arm].id, scale_named(params.scale).steps))
     return None if arrays is None else arrays["memorized"]
 
 
-def _exposures(
-    params: MemorizationParams, suite: Suite, found: Found, rows: dict[str, Rows]
-) -> pd.DataFrame:
+def _exposures(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -> pd.DataFrame:
     """Share memorized at the end by how often the first tokens were read in the run."""
     table = []
     for size, arm in suite:
@@ -139,7 +131,7 @@ def _exposures(
 
 
 def _order(
-    params: MemorizationParams, suite: Suite, found: Found, rows: dict[str, Rows]
+    params: Params, suite: Suite, found: Found, rows: dict[str, Rows]
 ) -> dict[str, pd.DataFrame]:
     """tests, rates, qq of the largest model on both texts, all rows and rows read once; power and
     levels of the tests at the number of rows and events there are on the standard text."""
@@ -172,9 +164,7 @@ def _order(
     }  # fmt: skip
 
 
-def _prediction(
-    params: MemorizationParams, suite: Suite, found: Found, rows: dict[str, Rows]
-) -> pd.DataFrame:
+def _prediction(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -> pd.DataFrame:
     """The last checkpoint's memorized rows predicted from earlier checkpoints of the largest model
     and from smaller models at the end; rows are those that the earliest checkpoint had read."""
     largest, steps = params.size_list[-1], params.steps("standard")
@@ -197,9 +187,7 @@ def _prediction(
     return frame(table, PREDICTION)
 
 
-def _values(
-    params: MemorizationParams, tables: dict[str, pd.DataFrame], found: Found
-) -> dict[str, Any]:
+def _values(params: Params, tables: dict[str, pd.DataFrame], found: Found) -> dict[str, Any]:
     shares, tests = tables["shares"], tables["tests"]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
     checked = np.sum([arrays["checked"] for arrays in found.values()], axis=0)

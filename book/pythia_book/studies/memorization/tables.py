@@ -7,6 +7,7 @@ place, or differ in a token, still count as different: intervals are a little to
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.stats import Z_95, Estimate
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, Null
 
@@ -42,10 +44,6 @@ class Rows:
         return len(self.exposure)
 
 
-Interval = tuple[float, float, float]
-"""value, low, high."""
-
-
 def resampled(
     columns: np.ndarray, text: np.ndarray, draws: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -64,35 +62,34 @@ def resampled(
 
 def ratio(
     part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int, seed: int = 0
-) -> Interval:
+) -> Estimate:
     """Share of `whole` (bool[n]) that is `part`, with its interval; NaN where there is nothing.
 
     Where all or none are, the exact binomial bound over texts is given.
     """
     part = part & whole
-    if not whole.any():
-        return (float("nan"),) * 3
+    n = int(whole.sum())
+    if not n:
+        return Estimate(math.nan, math.nan, math.nan, 0, 1)
     total, drawn = resampled(
         np.stack([part, whole], 1)[whole].astype(int), text[whole], draws, seed
     )
     value = total[0] / total[1]
     if value in (0.0, 1.0):
         bound = 0.025 ** (1 / len(np.unique(text[whole])))
-        return (value, 0.0, 1 - bound) if value == 0 else (value, bound, 1.0)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return float(value), float(low), float(high)
+        low, high = (0.0, 1 - bound) if value == 0 else (bound, 1.0)
+    else:
+        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return Estimate(float(value), float(low), float(high), n, 1)
 
 
-def wilson(k: int, n: int) -> Interval:
+def wilson(k: int, n: int) -> Estimate:
     """A share of independent trials and its Wilson interval."""
-    z, p = 1.96, k / n
+    z, p = Z_95, k / n
     middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
     scale = 1 + z**2 / n
-    return p, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-
-
-def columns(interval: Interval) -> dict[str, float]:
-    return dict(zip(("value", "low", "high"), interval, strict=True))
+    low, high = max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    return Estimate(p, low, high, n, 1)
 
 
 def by_exposure(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
@@ -102,8 +99,8 @@ def by_exposure(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str,
         inside = (rows.exposure >= first) & (rows.exposure <= (last or rows.exposure.max()))
         name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
         share = ratio(memorized, inside, rows.text, draws)
-        counts = {"n": int(inside.sum()), "memorized": int((memorized & inside).sum())}
-        table.append({"exposures": name, **counts, **columns(share)})
+        counts = {"n": share.n_items, "memorized": int((memorized & inside).sum())}
+        table.append({"exposures": name, **counts, **share.interval()})
     return table
 
 
@@ -118,7 +115,7 @@ def rate_over_training(
         inside[start:stop] = eligible[start:stop]
         share = ratio(memorized, inside, rows.text, draws)
         percent = 50 * (start + stop) / len(rows)
-        table.append({"percent": percent, "n": int(inside.sum()), **columns(share)})
+        table.append({"percent": percent, "n": share.n_items, **share.interval()})
     return table
 
 
@@ -136,28 +133,29 @@ def tests_of(
         return [{"test": "all", "window": 0, **counts, "status": status}]
     null = Null.simulate(design, simulations)
     (ranks,) = np.nonzero(memorized[eligible])
-    found = order_tests.statistics(design, ranks[None])
-    p = null.p_values(found)[0]
+    observed = order_tests.statistics(design, ranks[None])
+    p = null.p_values(observed)[0]
     adjusted, (low, high) = order_tests.holm(p), null.range()
     table = []
     for t, (name, window) in enumerate(design.tests):
-        effect = (float("nan"),) * 3
+        effect = Estimate(math.nan, math.nan, math.nan, design.n, 1)
         if name == "trend":
             effect = order_tests.trend_effect(design, ranks)
         elif name == "dispersion":
-            # what the dispersion varies by is taken from the simulated nulls, whose mean is 1
-            effect = (found[0, t], found[0, t] / high[t], found[0, t] / low[t])
+            # the spread of the dispersion is that of the simulated nulls, whose mean is 1
+            value = observed[0, t]
+            effect = Estimate(value, value / high[t], value / low[t], design.n, 1)
         table.append(
             {
                 "test": name,
                 "window": window,
                 **counts,
-                "statistic": float(found[0, t]),
+                "statistic": float(observed[0, t]),
                 "null_low": float(low[t]),
                 "null_high": float(high[t]),
                 "p": float(p[t]),
                 "holm": float(adjusted[t]),
-                **columns(effect),
+                **effect.interval(),
                 "status": "tested",
             }
         )
@@ -176,8 +174,9 @@ def power_table(
     for name, draw in order_tests.ALTERNATIVES.items():
         rejected = order_tests.rejections(null, draw, REPEATS)
         for (test, window), k in zip(design.tests, rejected, strict=True):
-            share = columns(wilson(int(k), REPEATS))
-            table.append({"alternative": name, "test": test, "window": window, **share})
+            share = wilson(int(k), REPEATS)
+            row = {"alternative": name, "test": test, "window": window}
+            table.append(row | share.interval())
     return table
 
 
@@ -191,15 +190,15 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
         null = Null.simulate(design, simulations)
         window = min(design.usable)
         ours = order_tests.rejections(null, order_tests.random_subsets, REPEATS)
-        found = {
+        rejected = {
             test if not w else f"{test}, {w} rows": int(k)
             for (test, w), k in zip(design.tests, ours, strict=True)
         }
         textbook = order_tests.textbook_rejections(design, window, REPEATS)
-        for kind, rejected in (("ours", found), ("textbook", textbook)):
-            for test, k in rejected.items():
-                share = columns(wilson(k, REPEATS))
-                table.append({"rate": rate, "kind": kind, "test": test, **share})
+        for kind, counts in (("ours", rejected), ("textbook", textbook)):
+            for test, k in counts.items():
+                row = {"rate": rate, "kind": kind, "test": test}
+                table.append(row | wilson(k, REPEATS).interval())
     return table
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +19,16 @@ from pythia_book.stats import (
     LEVEL,
     NOT_TESTABLE,
     Estimate,
+    as_premise,
     claim_row,
     close_verdict,
+    difference,
     directional_verdict,
     estimate,
     premise_verdict,
     small_cost_verdict,
 )
-from pythia_book.studies.repetition.params import Cell, RepetitionParams
+from pythia_book.studies.repetition.params import Cell, Params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,17 +73,9 @@ class Compared:
         return estimate(pooled, self.draws, change=True, exact=exact)
 
     def gap(self, epochs: int) -> Estimate | None:
-        """By how much held-out loss minus loss on read rows is larger than in the fresh arm.
-
-        The two kinds of rows are independent: their intervals are put together as Newcombe does.
-        """
+        """By how much held-out loss minus loss on read rows is larger than in the fresh arm."""
         heldout, read = self.change("loss", epochs), self.change("read_loss", epochs)
-        if heldout is None or read is None:
-            return None
-        value = heldout.value - read.value
-        low = value - math.hypot(heldout.value - heldout.low, read.high - read.value)
-        high = value + math.hypot(heldout.high - heldout.value, read.value - read.low)
-        return Estimate(value, low, high, heldout.n_items + read.n_items, 1)
+        return None if heldout is None or read is None else difference(heldout, read)
 
 
 def law_share(epochs: float, r_star: float = R_STAR) -> float:
@@ -111,24 +106,20 @@ def measured_share(loss: np.ndarray, once: dict[int, np.ndarray], draws: int) ->
 
 
 def worth(
-    params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses, size: str, epochs: int
+    params: Params, finals: dict[Cell, Arrays], once: Losses, size: str, epochs: int
 ) -> Estimate | None:
     """`measured_share` in %; None if a run that it needs is not there."""
     curve = {r: once[size, r] for r in params.epoch_list if (size, r) in once}
     if (size, epochs) not in finals or len(curve) < len(params.epoch_list):
         return None
-    return _times(100, measured_share(finals[size, epochs]["loss"], curve, params.bootstrap))
-
-
-def _times(factor: float, e: Estimate) -> Estimate:
-    return Estimate(factor * e.value, factor * e.low, factor * e.high, e.n_items, e.n_seeds)
+    return measured_share(finals[size, epochs]["loss"], curve, params.bootstrap).times(100)
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
 def tables_of(
-    params: RepetitionParams,
+    params: Params,
     kept: dict[tuple[str, int, int], Arrays],
     finals: dict[Cell, Arrays],
     once: Losses,
@@ -193,76 +184,53 @@ def tables_of(
 # --- claims ----------------------------------------------------------------------------------
 
 
-def claims_table(
-    params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses
-) -> list[dict[str, Any]]:
+def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> list[dict[str, Any]]:
     """Claims of earlier work and of Pythia's reading of a text one and a half times."""
     shown, largest = ", ".join(params.size_list), params.size_list[-1]
     most = params.epoch_list[-1]
     arms = Compared(params.size_list, params.bootstrap, finals)
     rows = []
 
-    def row(claim: str, paper: str, e: Estimate | None, verdict: Any) -> None:
-        rows.append(claim_row(claim, paper, e, verdict(e.low, e.high) if e else NOT_TESTABLE))
+    def add(*row: Any) -> None:
+        rows.append(claim_row(*row))
 
-    cost = "held-out loss, % above that of fresh data; marginal is"
-    row(
-        f"Up to four epochs are nearly free ({cost} below {MARGINAL:g}; {shown})",
-        "Muennighoff et al.: negligible; 0.5 % for 8.7 billion parameters",
-        arms.change("loss", 4, percent=True),
-        lambda low, high: small_cost_verdict(low, high, MARGINAL),
-    )
-    words = {"reproduced": "holds", "not reproduced": "does not hold"}
-
-    def premise(low: float, high: float) -> str:
-        verdict = small_cost_verdict(low, high, MARGINAL)
-        return words.get(verdict, verdict)
-
-    row(
-        f"Two epochs are nearly free ({cost} below {MARGINAL:g}; {shown})",
-        "presupposed: Pythia reads the deduplicated Pile one and a half times",
-        arms.change("loss", 2, percent=True),
-        premise,
-    )
-    row(
-        f"Sixteen epochs cost more than four (difference of held-out loss, nats a token; {shown})",
-        "Muennighoff et al.: what repeating gives decays with every pass",
-        arms.change("loss", 16, base=4),
-        lambda low, high: directional_verdict(low, high, 1),
-    )
+    cost = f"(held-out loss, % above that of fresh data; marginal is below {MARGINAL:g}; {shown})"
+    marginal = partial(small_cost_verdict, bound=MARGINAL)
+    grows = partial(premise_verdict, direction=1)
+    paper = "Muennighoff et al.: negligible; 0.5 % for 8.7 billion parameters"
+    e = arms.change("loss", 4, percent=True)
+    add(f"Up to four epochs are nearly free {cost}", paper, e, marginal)
+    paper = "presupposed: Pythia reads the deduplicated Pile one and a half times"
+    e = arms.change("loss", 2, percent=True)
+    verdict = as_premise(marginal(e.low, e.high)) if e else NOT_TESTABLE
+    add(f"Two epochs are nearly free {cost}", paper, e, verdict)
+    claim = "Sixteen epochs cost more than four (difference of held-out loss, nats a token; "
+    paper = "Muennighoff et al.: what repeating gives decays with every pass"
+    e = arms.change("loss", 16, base=4)
+    add(f"{claim}{shown})", paper, e, partial(directional_verdict, direction=1))
     for word, epochs in (("Four", 4), ("Sixteen", 16)):
         expected = 100 * law_share(epochs)
-        row(
-            f"{word} epochs are worth what the law says (fresh data with the same loss, in % of "
-            f"the data read; within {CLOSE:g} points; {largest})",
-            f"Muennighoff et al.: {expected:.0f} % by the data term of their law",
-            worth(params, finals, once, largest, epochs),
-            lambda low, high, expected=expected: close_verdict(low, high, expected, CLOSE),
-        )
-    row(
-        f"Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 to "
-        f"{most} epochs, nats a token; {shown})",
-        "expected since earlier work",
-        arms.gap(most),
-        lambda low, high: premise_verdict(low, high, 1),
-    )
-    share = arms.change("memorized", most)
-    row(
-        f"Rows read {most} times are memorized more often than rows read once (points; {shown})",
-        "expected since earlier work",
-        share and _times(100, share),
-        lambda low, high: premise_verdict(low, high, 1),
-    )
+        claim = f"{word} epochs are worth what the law says (fresh data with the same loss, in % "
+        claim += f"of the data read; within {CLOSE:g} points; {largest})"
+        paper = f"Muennighoff et al.: {expected:.0f} % by the data term of their law"
+        e = worth(params, finals, once, largest, epochs)
+        add(claim, paper, e, partial(close_verdict, expected=expected, margin=CLOSE))
+    claim = "Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 "
+    claim += f"to {most} epochs, nats a token; {shown})"
+    add(claim, "expected since earlier work", arms.gap(most), grows)
+    claim = f"Rows read {most} times are memorized more often than rows read once (points; {shown})"
+    e = arms.change("memorized", most)
+    add(claim, "expected since earlier work", e, grows, None, 100)
     return rows
 
 
-def values_of(params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses) -> dict[str, Any]:
+def values_of(params: Params, finals: dict[Cell, Arrays], once: Losses) -> dict[str, Any]:
     """Numbers for prose; None where an arm is missing."""
     arms = Compared(params.size_list, params.bootstrap, finals)
     largest, most = params.size_list[-1], params.epoch_list[-1]
 
-    def given(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
-        return _times(factor, e).interval() if e else None
+    def interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
+        return e.times(factor).interval() if e else None
 
     fresh = finals.get((largest, 1), {}).get("loss")
     values: dict[str, Any] = {
@@ -275,12 +243,12 @@ def values_of(params: RepetitionParams, finals: dict[Cell, Arrays], once: Losses
         "rows_least": params.rows(most),
         "marginal": MARGINAL,
         "n_rows": None if fresh is None else len(fresh),
-        "fresh_loss": None if fresh is None else given(estimate(fresh[None], params.bootstrap)),
-        "gap_growth": given(arms.gap(most)),
-        "memorized_change": given(arms.change("memorized", most), 100),
+        "fresh_loss": None if fresh is None else interval(estimate(fresh[None], params.bootstrap)),
+        "gap_growth": interval(arms.gap(most)),
+        "memorized_change": interval(arms.change("memorized", most), 100),
     }
     for epochs in (2, 4, 8, 16):
-        values[f"excess_{epochs}"] = given(arms.change("loss", epochs, percent=True))
-        values[f"worth_{epochs}"] = given(worth(params, finals, once, largest, epochs))
+        values[f"excess_{epochs}"] = interval(arms.change("loss", epochs, percent=True))
+        values[f"worth_{epochs}"] = interval(worth(params, finals, once, largest, epochs))
         values[f"predicted_{epochs}"] = 100 * law_share(epochs)
     return values

@@ -6,22 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book import style
 from pythia_book.records import number_text
 from pythia_book.studies.repetition.claims import MARGINAL, law_share
-from pythia_book.style import (
-    INK,
-    MUTED,
-    Drawing,
-    Table,
-    footer,
-    interval,
-    panels,
-    reference,
-    say,
-    size_colour,
-    size_legend,
-    style,
-)
+from pythia_book.style import Drawing, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,29 +35,28 @@ def cost_and_worth(result: Result) -> Drawing:
     params = result.params
     excess = _last(result, "effects", "excess")
     law = result.tables["law"]
-    with style():
-        notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
-        figure, (cost, worth) = panels(2, 3.0, footer(result, notes))
+    notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
+    with style.canvas(result, 2, 3.0, notes) as (figure, (cost, worth)):
         cost.axhspan(0, MARGINAL, color=PALE, linewidth=0, zorder=0)
-        reference(cost, 0)
+        style.reference(cost, 0)
         for size in params.size_list:
             _points(cost, excess[excess["size"] == size], size)
             _points(worth, law[law["size"] == size], size)
         if excess.empty:
-            say(cost, NOTHING)
+            style.say(cost, NOTHING)
         else:
             _epochs_axis(cost, params.epoch_list)
         cost.set_ylabel("held-out loss, % above fresh data")
         passes = np.geomspace(1, params.epoch_list[-1], 100)
-        worth.plot(passes, [100 * law_share(r) for r in passes], color=MUTED, linewidth=1.2)
-        worth.plot(passes, 100 / passes, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-        worth.text(5.4, 93, "the law", color=MUTED, fontsize=7.5)
-        worth.text(1.05, 14, "if only the first\npass counted", color=MUTED, fontsize=7.5)
+        worth.plot(passes, [100 * law_share(r) for r in passes], color=style.MUTED, linewidth=1.2)
+        worth.plot(passes, 100 / passes, color=style.MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        worth.text(5.4, 93, "the law", color=style.MUTED, fontsize=7.5)
+        worth.text(1.05, 14, "if only the first\npass counted", color=style.MUTED, fontsize=7.5)
         worth.set_ylim(0, 105)
         worth.set_ylabel("worth, % of as much fresh data")
         _epochs_axis(worth, params.epoch_list)
         if len(params.size_list) > 1:
-            size_legend(cost, params.size_list, loc="upper left")
+            style.size_legend(cost, params.size_list, loc="upper left")
         words = "Held-out loss above fresh data: " + ", ".join(
             f"{size} {r} epochs {value:+.2f} %"
             for size, r, value in excess[["size", "epochs", "value"]].itertuples(index=False)
@@ -81,51 +68,39 @@ def over_training(result: Result) -> Drawing:
     """Held-out loss of every arm over training, and how far it lies above the fresh arm."""
     params, size = result.params, result.params.size_list[-1]
     frames = {
-        name: frame[(frame["size"] == size) & (frame.measure == measure)]
-        for name, frame, measure in (
-            ("levels", result.tables["levels"], "loss"),
-            ("effects", result.tables["effects"], "excess"),
-        )
+        name: style.rows_where(result.tables[name], size=size, measure=measure)
+        for name, measure in (("levels", "loss"), ("effects", "excess"))
     }
-    with style():
-        figure, (levels, above) = panels(2, 3.0, footer(result, f"model of {size} parameters"))
+    with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
         for ax, name in ((levels, "levels"), (above, "effects")):
             if frames[name].empty:
-                say(ax, NOTHING.replace("last ", ""))
+                style.say(ax, NOTHING.replace("last ", ""))
                 continue
             for r in params.epoch_list:
-                mine = frames[name][frames[name].epochs == r].sort_values("percent")
+                points = style.rows_where(frames[name], epochs=r).sort_values("percent")
+                points = points if ax is above else points.drop(columns=["low", "high"])
                 colour = epochs_colour(r, params.epoch_list)
-                ax.plot(mine.percent, mine.value, color=colour, marker="o", markersize=2.5,
-                        linewidth=1.2, label=f"{r}")  # fmt: skip
-                ax.fill_between(mine.percent, mine.low, mine.high, color=colour,
-                                alpha=0.12 if ax is above else 0, linewidth=0)  # fmt: skip
+                style.curve(ax, points, "percent", colour, **style.THIN, label=f"{r}")
             ax.set_xlim(0, 102)
             ax.set_xlabel("% of training")
         levels.set_ylabel("held-out loss, nats a token")
         levels.legend(title="epochs", title_fontsize=8, loc="upper right")
-        reference(above, 0)
+        style.reference(above, 0)
         above.set_ylabel("% above fresh data")
-        last = _last(result, "levels", "loss")
+        last = style.rows_where(_last(result, "levels", "loss"), size=size)
         words = f"Held-out loss of {size} at the end: " + ", ".join(
-            f"{r} epochs {value:.3f}"
-            for r, value in last.loc[last["size"] == size, ["epochs", "value"]].itertuples(
-                index=False
-            )
+            f"{r} epochs {value:.3f}" for r, value in zip(last.epochs, last.value, strict=True)
         )
         return Drawing(figure, words)
 
 
 def read_rows(result: Result) -> Drawing:
     """Loss on held-out rows and on rows that every arm has read, and the share it can recite."""
-    from matplotlib.lines import Line2D
-
     params, memorized = result.params, result.tables["memorized"]
     heldout, read = _last(result, "levels", "loss"), _last(result, "levels", "read_loss")
     n = int(memorized.n.max()) if len(memorized) else 0
-    with style():
-        notes = f"bars: 95 % intervals; all arms have read the same {n} rows"
-        figure, (losses, recited) = panels(2, 2.9, footer(result, notes))
+    notes = f"bars: 95 % intervals; all arms have read the same {n} rows"
+    with style.canvas(result, 2, 2.9, notes) as (figure, (losses, recited)):
         for size in params.size_list:
             _points(losses, heldout[heldout["size"] == size], size)
             _points(losses, read[read["size"] == size], size, hollow=True)
@@ -134,20 +109,18 @@ def read_rows(result: Result) -> Drawing:
             _points(recited, shares.assign(**{c: 100 * shares[c] for c in columns}), size)
         for ax, frame in ((losses, heldout), (recited, memorized)):
             if frame.empty:
-                say(ax, NOTHING)
+                style.say(ax, NOTHING)
             else:
                 _epochs_axis(ax, params.epoch_list)
         losses.set_ylabel("loss at the end, nats a token")
         recited.set_ylabel("% of these rows memorized")
-        handles = [
-            Line2D(
-                [], [], color=MUTED, marker="o", linestyle=line, markerfacecolor=face, label=name
-            )
-            for name, line, face in (("held-out rows", "-", MUTED), ("rows read", "--", "white"))
-        ]
-        losses.legend(handles=handles, loc="best")
+        shapes = {
+            "held-out rows": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
+            "rows read": {"marker": "o", "linestyle": "--", "markerfacecolor": "white"},
+        }
+        style.legend(losses, shapes, loc="best")
         if len(params.size_list) > 1:
-            size_legend(recited, params.size_list, loc="upper left")
+            style.size_legend(recited, params.size_list, loc="upper left")
         words = "Loss at the end, held-out and read rows: " + ", ".join(
             f"{size} {r} epochs {value:.3f}"
             for size, r, value in read[["size", "epochs", "value"]].itertuples(index=False)
@@ -177,20 +150,19 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str, measure: str) -> pd.DataFrame:
-    frame = result.tables[table]
-    return frame[(frame.measure == measure) & (frame.step == result.params.n_steps)]
+    step = result.params.n_steps
+    return style.rows_where(result.tables[table], measure=measure, step=step)
 
 
 def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
-    mine = frame[(frame["size"] == size) & (frame.epochs == epochs)]
-    if mine.empty:
-        return "not measured"
-    return interval(*(float(mine[c].iloc[0]) for c in ("value", "low", "high")))
+    for row in style.rows_where(frame, size=size, epochs=epochs).itertuples():
+        return style.interval(row.value, row.low, row.high)
+    return "not measured"
 
 
 def _points(ax: Axes, frame: pd.DataFrame, size: str, hollow: bool = False) -> None:
     frame = frame.sort_values("epochs")
-    colour = size_colour(size)
+    colour = style.size_colour(size)
     ax.vlines(frame.epochs, frame.low, frame.high, color=colour, linewidth=1.2)
     ax.plot(frame.epochs, frame.value, color=colour, marker="o", linewidth=1.1,
             linestyle="--" if hollow else "-",
@@ -202,4 +174,4 @@ def _epochs_axis(ax: Axes, passes: tuple[int, ...]) -> None:
     ax.set_xlim(passes[0] / 1.15, passes[-1] * 1.15)
     ax.set_xticks(passes, [str(r) for r in passes])
     ax.minorticks_off()
-    ax.set_xlabel("epochs at equal compute", color=INK)
+    ax.set_xlabel("epochs at equal compute", color=style.INK)

@@ -27,7 +27,7 @@ Cell = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class RepetitionParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     epochs: str = "1,2,4,8,16"
@@ -81,12 +81,8 @@ class RepetitionParams(StudyParams):
         return self.n_steps * scale_named(self.scale).batch_size // epochs
 
 
-Params = RepetitionParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
 def repetition_configs(
-    params: RepetitionParams,
+    params: Params,
 ) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
     """(arms, once): the arms by (size, epochs); and runs that read an arm's rows once and stop,
     each with a learning-rate schedule of its own length. With one epoch the two are the same run.
@@ -105,12 +101,12 @@ def repetition_configs(
     return arms, once
 
 
-def runs(params: RepetitionParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     arms, once = repetition_configs(params)
     return [*arms.values(), *once.values()]
 
 
-def keep(params: RepetitionParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     return kept_at(run, repeated=INDICES)

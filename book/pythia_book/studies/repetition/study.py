@@ -25,7 +25,7 @@ from pythia_book.studies.repetition.claims import claims_table, tables_of, value
 from pythia_book.studies.repetition.params import (
     INDICES,
     STUDY,
-    RepetitionParams,
+    Params,
     repetition_configs,
 )
 from pythia_book.study import StudyResult
@@ -46,7 +46,7 @@ CONTEXT = 32
 # --- runs ------------------------------------------------------------------------------------
 
 
-def check_rows(params: RepetitionParams, progress: bool = True) -> None:
+def check_rows(params: Params, progress: bool = True) -> None:
     """Refuse a fresh arm that would need more text than there is, before anything is trained.
 
     Raises:
@@ -80,7 +80,7 @@ class ReadRowsMeasurement:
         return {"read_loss": scoring.row_losses(model, self.rows)}
 
 
-def run(params: RepetitionParams, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> StudyResult:
     """Find or train the arms and the runs of one pass, measure them, compare."""
     started = time.time()
     check_rows(params, progress)

@@ -16,7 +16,7 @@ from pythia_book.released.continuation.run import find_or_continue
 from pythia_book.studies.gender_bias import continuation as measured
 from pythia_book.studies.gender_bias import released
 from pythia_book.studies.gender_bias import study as gender_bias
-from pythia_book.studies.gender_bias.params import GenderBiasParams
+from pythia_book.studies.gender_bias.params import Params
 
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
@@ -145,7 +145,7 @@ def test_the_study_at_scale_paper(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(measured, "measuring_text", lambda run: text)
-    params = GenderBiasParams("paper", "7k", bootstrap=200)
+    params = Params("paper", "7k", bootstrap=200)
     result = gender_bias.run(params, progress=False, items=fake_items())
     control, short, long = result.runs
     assert (control.how.start, short.how.start, long.how.start) == (47, 56, 47)
@@ -175,9 +175,9 @@ def test_what_is_missing_is_said_with_what_it_costs(
     (tmp_path / "pythia-7k-deduped" / "step3").mkdir(parents=True)
     monkeypatch.setenv(released.MODELS, str(tmp_path))
     with pytest.raises(ConfigError, match=r"no config\.json for revision 'step47'"):
-        gender_bias.check(GenderBiasParams("paper", "7k"))
+        gender_bias.check(Params("paper", "7k"))
     with pytest.raises(ConfigError, match="have one"):
-        gender_bias.check(GenderBiasParams("paper", "7k", seeds=2))
+        gender_bias.check(Params("paper", "7k", seeds=2))
 
 
 def test_unset_variables_are_named_before_anything_is_fetched(
@@ -186,7 +186,7 @@ def test_unset_variables_are_named_before_anything_is_fetched(
     for name in (released.MODELS, released.DATA):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError) as refused:
-        check_values("gender_bias", asdict(GenderBiasParams("paper")))
+        check_values("gender_bias", asdict(Params("paper")))
     said = str(refused.value)
     assert "set PYTHIA_PAPER_MODELS" in said and "set PYTHIA_PAPER_DATA" in said
     assert "30,000 updates" in said and "10,000 updates" in said and "H100" in said

@@ -12,7 +12,7 @@ from pythia_book.stats import directional_verdict, estimate, premise_verdict, sm
 from pythia_book.studies.gender_bias import claims as gender_claims
 from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.measures import FEW, Battery
-from pythia_book.studies.gender_bias.study import ARMS, GenderBiasParams
+from pythia_book.studies.gender_bias.study import ARMS, Params
 
 from pythia_core.errors import ConfigError, DataError
 
@@ -109,9 +109,9 @@ def test_bad_statistics_input(make, error):
 
 
 def test_defaults_and_order_of_sizes():
-    assert GenderBiasParams().size_list == ("25k", "150k", "600k")
-    assert GenderBiasParams(scale="smoke").size_list == ("7k",)
-    assert GenderBiasParams(sizes=" 600k, 25k ").size_list == ("25k", "600k")
+    assert Params().size_list == ("25k", "150k", "600k")
+    assert Params(scale="smoke").size_list == ("7k",)
+    assert Params(sizes=" 600k, 25k ").size_list == ("25k", "600k")
 
 
 @pytest.mark.parametrize(
@@ -132,16 +132,16 @@ def test_defaults_and_order_of_sizes():
 )
 def test_bad_parameters_are_refused(given, words):
     with pytest.raises(ConfigError, match=words):
-        GenderBiasParams(**given)
+        Params(**given)
 
 
 def test_all_problems_are_named_at_once():
     with pytest.raises(ConfigError, match="2 problems"):
-        GenderBiasParams(seeds=0, bootstrap=1)
+        Params(seeds=0, bootstrap=1)
 
 
 def test_arms_fork_where_the_paper_did_and_share_everything_else():
-    params = GenderBiasParams(sizes="310k")
+    params = Params(sizes="310k")
     control = params.arm("310k", 2, "control")
     assert (control.data.order_seed, control.train.weight_seed) == (1236, 1236)
     for arm, start in (("swap_7", 532), ("swap_21", 452)):
@@ -161,7 +161,7 @@ def test_arms_fork_where_the_paper_did_and_share_everything_else():
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     train = fake_find_or_train(folder)
-    params = GenderBiasParams(sizes="85k,310k", seeds=2, bootstrap=300)
+    params = Params(sizes="85k,310k", seeds=2, bootstrap=300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_WORKERS", "1")
         result = gender_bias.run(params, False, items=fake_items(), find_or_train=train)
@@ -271,7 +271,7 @@ def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "310k")) -> d
 
 
 def claims(final, params=None, released=None) -> dict[str, dict]:
-    params = params or GenderBiasParams(sizes="85k,310k", bootstrap=300)
+    params = params or Params(sizes="85k,310k", bootstrap=300)
     return {c["claim"]: c for c in gender_claims.claims_table(params, final, released)}
 
 
@@ -306,9 +306,9 @@ def test_claims_whose_premise_fails_are_not_testable():
     found = claims(nothing)
     assert pick(found, "turns from pro-")["verdict"] == "not testable here"
     assert pick(found, "last 7 %", "last words")["verdict"] == "not testable here"
-    single = claims(final_with({}, ("85k",)), GenderBiasParams(sizes="85k", bootstrap=300))
+    single = claims(final_with({}, ("85k",)), Params(sizes="85k", bootstrap=300))
     assert pick(single, "larger in larger")["ours"] is None
-    mirror = GenderBiasParams(sizes="85k,310k", swap="feminine_to_masculine", bootstrap=300)
+    mirror = Params(sizes="85k,310k", swap="feminine_to_masculine", bootstrap=300)
     found = claims(final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}}), mirror)
     assert pick(found, "moves the feminine share")["verdict"] == "holds"
     assert pick(found, "last 7 %", "WinoBias")["verdict"] == "not testable here"

@@ -8,7 +8,7 @@ import pytest
 from pythia_book.studies.memorization import figures
 from pythia_book.studies.memorization import study as memorization
 from pythia_book.studies.memorization.claims import BOUND, claims_table
-from pythia_book.studies.memorization.study import MemorizationParams
+from pythia_book.studies.memorization.study import Params
 from pythia_book.studies.memorization.tables import Rows, by_exposure, prediction_row, ratio
 
 from pythia_core.errors import ConfigError
@@ -26,13 +26,13 @@ from pythia_core.errors import ConfigError
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        MemorizationParams(**given)
+        Params(**given)
 
 
 def test_checkpoints_are_the_papers() -> None:
-    steps = MemorizationParams().steps("standard")
+    steps = Params().steps("standard")
     assert steps == [round(4 * i) for i in (23, 43, 63, 83, 103, 123, 143)]
-    assert MemorizationParams().steps("deduplicated")[-1] == 572
+    assert Params().steps("deduplicated")[-1] == 572
 
 
 def test_precision_and_recall_the_right_way_round() -> None:
@@ -59,7 +59,7 @@ def test_copies_of_a_text_count_as_one_draw() -> None:
     every = np.ones(100, bool)
     apart = ratio(memorized, every, np.arange(100), 1000)
     copies = ratio(memorized, every, np.repeat(np.arange(10), 10), 1000)
-    assert copies[2] - copies[1] > 2 * (apart[2] - apart[1])
+    assert copies.high - copies.low > 2 * (apart.high - apart.low)
 
 
 def tables(trend: tuple[float, float, float], holm: float) -> dict[str, pd.DataFrame]:
@@ -92,7 +92,7 @@ def tables(trend: tuple[float, float, float], holm: float) -> dict[str, pd.DataF
     ],
 )
 def test_no_effect_needs_a_narrow_interval(trend: tuple, verdict: str) -> None:
-    claims = claims_table(MemorizationParams(), tables(trend, 0.5), pd.DataFrame())
+    claims = claims_table(Params(), tables(trend, 0.5), pd.DataFrame())
     assert claims[1]["verdict"] == verdict
     assert claims[0]["verdict"] == "reproduced"
     assert claims[0]["ours"] == pytest.approx(4)
@@ -100,7 +100,7 @@ def test_no_effect_needs_a_narrow_interval(trend: tuple, verdict: str) -> None:
 
 def test_dispersion_is_judged_by_holms_p() -> None:
     for holm, verdict in ((0.5, "reproduced"), (0.01, "not reproduced")):
-        claims = claims_table(MemorizationParams(), tables((0, -1, 1), holm), pd.DataFrame())
+        claims = claims_table(Params(), tables((0, -1, 1), holm), pd.DataFrame())
         assert claims[3]["verdict"] == verdict
         assert claims[4]["verdict"] == "not testable here"  # rows read once: no tests were made
         assert claims[5]["verdict"] == "holds"
@@ -110,7 +110,7 @@ def test_dispersion_is_judged_by_holms_p() -> None:
 def test_where_nothing_is_memorized_the_study_says_so(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    params = MemorizationParams("smoke", simulations=200, bootstrap=200)
+    params = Params("smoke", simulations=200, bootstrap=200)
     result = memorization.run(params, progress=False)
     shares = result.tables["shares"]
     assert (shares.value == 0).all()
