@@ -34,7 +34,7 @@ class DomainTally:
     """What was read from one domain."""
 
     documents: int = 0
-    bytes: int = 0
+    n_bytes: int = 0
     empty: int = 0
     """Documents of white space only: dropped."""
     digest: Any = field(default_factory=hashlib.sha256)
@@ -42,14 +42,14 @@ class DomainTally:
 
     def add(self, raw: bytes) -> None:
         self.documents += 1
-        self.bytes += len(raw)
+        self.n_bytes += len(raw)
         self.digest.update(len(raw).to_bytes(8, "little"))
         self.digest.update(raw)
 
     def summary(self) -> dict[str, int | str]:
         return {
             "documents": self.documents,
-            "bytes": self.bytes,
+            "bytes": self.n_bytes,
             "empty_dropped": self.empty,
             "sha256": self.digest.hexdigest(),
         }
@@ -100,14 +100,6 @@ def open_corpus(
             f"the corpus {data.corpus!r} has no documents"
             + (f" ({empty} hold nothing but white space)" if empty else "")
         )
-
-
-def corpus_manifest(data: DataConfig, progress: bool = True) -> dict[str, dict[str, int | str]]:
-    """Documents, bytes, dropped documents and sha256 of each domain; reads the whole corpus."""
-    tally: Tally = {}
-    for _ in open_corpus(data, progress, tally):
-        pass
-    return {domain: count.summary() for domain, count in tally.items()}
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:

