@@ -68,7 +68,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
         (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: not a JSON object"),
         (b"[" * 100_000, r"x\.jsonl:1: not a JSON object"),
         (b"", r"x\.jsonl' has no documents$"),
-        (b'{"text": "  \\n"}\n', r"no documents \(1 hold nothing but white space\)"),
+        (b'{"text": "  \\n"}\n', r"no documents \(1 are nothing but white space\)"),
     ],
 )
 def test_bad_jsonl_is_named_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
