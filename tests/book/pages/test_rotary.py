@@ -114,7 +114,7 @@ def test_the_script_rounds_as_torch_does() -> None:
 
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_the_scripts_error_curves_are_those_of_the_figure(head_dim: int) -> None:
-    for way in draw.WAYS:
+    for way in draw.PRECISIONS:
         expected = draw.table_errors(head_dim, way).max(axis=1).reshape(-1, draw.STRETCH).max(1)
         # cos of fp32 and of fp64 may round to neighbours
         near = 2.0**-8 if "bf16" in way else 2.0**-11
