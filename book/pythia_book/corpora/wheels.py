@@ -1,4 +1,4 @@
-"""The pinned wheels that the book's text and evaluation items come from."""
+"""The pinned wheels from which the book reads text and evaluation items."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def values() -> dict[str, str]:
     from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
 
     example, shards = real(), RELEASED["pile-standard"].shards
-    asked = rows_asked_for(STEPS, BATCH)
+    n_rows = rows_asked_for(STEPS, BATCH)
     tokens = {"standard": RELEASED["pile-seed0"].shards.total // 2, "deduped": DEDUPED_TOKENS}
     numbers = {
         "example": example.name,
@@ -173,10 +173,10 @@ def values() -> dict[str, str]:
         "shards": f"{len(shards.sizes)}",
         "all_rows": f"{N_ROWS:,}",
         "all_gigabytes": f"{shards.total / 1e9:,.0f}",
-        "asked": f"{asked:,}",
+        "asked": f"{n_rows:,}",
     }
     for arm, total in tokens.items():
-        epochs = epochs_needed(total, SEQ_LEN, asked)
+        epochs = epochs_needed(total, SEQ_LEN, n_rows)
         share = N_ROWS / ((epochs * total - 1) // SEQ_LEN)
         numbers[f"{arm}_epochs"] = f"{epochs}"
         numbers[f"{arm}_share"] = f"{100 * share:.1f} %"

@@ -170,7 +170,7 @@ def commands_table() -> pd.DataFrame:
     stored, fp32 = STORED_BYTES * model.n_params, 4 * model.n_params
     batch = BATCH_ROWS * (SEQ_LEN + 1) * 2
     tasks = _forward_seconds(_SHOWN, sum(TASK_TOKENS.values()))
-    asked = N_ROWS * SEQ_LEN + 4 * N_SEQUENCES * LONGEST_COPY
+    probe_tokens = N_ROWS * SEQ_LEN + 4 * N_SEQUENCES * LONGEST_COPY
     expected = 4 * len(ORDERS) * N_ROWS * N_PLACES * model.vocab_size
     fork, long, short = (
         _plan(_SHOWN, 133_000, 10_000),
@@ -189,7 +189,7 @@ def commands_table() -> pd.DataFrame:
          N_CHECKPOINTS * tasks, "CPU"),
         (f"study phases --scale paper -p source={name} -p data=pile-standard",
          N_CHECKPOINTS * stored + 16 * batch, 2 * expected + stored + fp32,
-         N_CHECKPOINTS * _forward_seconds(_SHOWN, asked), "CPU"),
+         N_CHECKPOINTS * _forward_seconds(_SHOWN, probe_tokens), "CPU"),
         (f"continue {name}-deduped --revision step133000 --steps 10000 {swap}",
          fork.weight_bytes + fork.row_bytes, fork.memory, fork.seconds, "H100"),
         (f"study gender_bias --scale paper -p sizes={_SHOWN}",
