@@ -22,7 +22,6 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,25 +34,16 @@ from pythia_core.util.progress import bar
 # --- rows and batches ------------------------------------------------------------------------
 
 
-class Rows(Protocol):
-    """Rows of S+1 ids in training order, however they are made and stored."""
+class Rows:
+    """Rows of S+1 ids in training order: batch k of size B is the rows [k*B, (k+1)*B).
 
-    seq_len: int
-    n_rows: int
-    contiguous: bool
-    """Whether many rows take one read; otherwise each row takes several."""
-
-    def rows(self, start: int, stop: int) -> NDArray: ...
-
-    def batch(self, step: int, batch_size: int) -> NDArray: ...
-
-
-class Batches:
-    """What all kinds of rows share: batch k of size B is the rows [k*B, (k+1)*B)."""
+    A subclass reads the rows, however they are made and stored.
+    """
 
     seq_len: int
     n_rows: int
     contiguous = True
+    """Whether many rows take one read; otherwise each row takes several."""
 
     def rows(self, start: int, stop: int) -> NDArray:
         """Rows [start, stop) as a new array (stop - start, seq_len + 1).
@@ -87,7 +77,7 @@ class Batches:
         return self.rows(step * batch_size, (step + 1) * batch_size)
 
 
-class FixedRows(Batches):
+class FixedRows(Rows):
     """Rows stored back to back in training order: row i begins at id (S+1) * i.
 
     A subclass reads the bytes.
@@ -328,7 +318,7 @@ def write_rows(
             rows_bar.update(len(rows))
 
 
-class OrderedRows(Batches):
+class OrderedRows(Rows):
     """Rows gathered from documents whenever they are read; nothing is written."""
 
     def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:

@@ -457,27 +457,19 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
     below heldout_fraction; if the corpus is so small that none is, the one with the smallest hash.
     """
     limit = data.heldout_fraction
-    held: set[int] = set()
-    smallest, lowest = b"\xff" * 33, set[int]()
-    lengths = {"all": 0, "held": 0, "lowest": 0}
-    number = -1
-    for number, document in enumerate(open_corpus(data, progress, tally)):
-        digest = hashlib.sha256(document.text.encode("utf-8")).digest()
-        lengths["all"] += len(document.text)
-        if int.from_bytes(digest[:8], "big") < limit * 2**64:
-            held.add(number)
-            lengths["held"] += len(document.text)
-        if digest < smallest:
-            smallest, lowest, lengths["lowest"] = digest, set(), 0
-        if digest == smallest:
-            lowest.add(number)
-            lengths["lowest"] += len(document.text)
+    digests: list[bytes] = []
+    lengths: list[int] = []
+    for document in open_corpus(data, progress, tally):
+        digests.append(hashlib.sha256(document.text.encode("utf-8")).digest())
+        lengths.append(len(document.text))
+    held = {n for n, d in enumerate(digests) if int.from_bytes(d[:8], "big") < limit * 2**64}
     if limit > 0 and not held:
-        held, lengths["held"] = lowest, lengths["lowest"]
-    if len(held) == number + 1:
+        smallest = min(digests)
+        held = {n for n, digest in enumerate(digests) if digest == smallest}
+    if len(held) == len(digests):
         raise DataError(
-            f"heldout_fraction={limit} would hold out all {number + 1} document(s) of "
+            f"heldout_fraction={limit} would hold out all {len(digests)} document(s) of "
             f"{data.corpus!r} (copies of a text count as one); use 0, a smaller fraction or more "
             "text"
         )
-    return held, lengths["all"] - lengths["held"]
+    return held, sum(length for n, length in enumerate(lengths) if n not in held)
