@@ -27,7 +27,7 @@ from pythia_core.util.files import atomic_file
 from pythia_core.util.progress import bar
 
 if TYPE_CHECKING:
-    from pythia_core.data.order import PreshuffledRows
+    from pythia_core.data.order import Rows
 
 CHUNK = 1 << 17
 """Tokens looked at together: large enough for numpy, small enough for the caches."""
@@ -82,7 +82,7 @@ class TermCounts:
 
 
 def count_terms(
-    rows: PreshuffledRows,
+    rows: Rows,
     terms: SurfaceTerms,
     ends: Sequence[int],
     batch_size: int,

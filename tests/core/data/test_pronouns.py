@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from pythia_core.data.pronouns import WORDS, PronounSwap
-from pythia_core.data.tokenizer import load_tokenizer, train_bpe
+from pythia_core.data.tokenizer import train_bpe
 from pythia_core.errors import ConfigError, DataError
 
 DIRECTIONS = tuple(WORDS)
@@ -43,16 +41,7 @@ def small() -> Tokenizer:
     return train_bpe(plain + TRAPS * 5, 700)
 
 
-@pytest.fixture(scope="module")
-def official() -> Tokenizer:
-    folder = os.environ.get("PYTHIA_PUBLISHED_DIR")
-    path = Path(folder or "") / "20B_tokenizer.json"
-    if not folder or not path.is_file():
-        pytest.skip("needs the 20B tokenizer: set PYTHIA_PUBLISHED_DIR to a folder that has it")
-    return load_tokenizer(path)
-
-
-@pytest.fixture(params=["small", "official"])
+@pytest.fixture(params=["small", pytest.param("official", marks=pytest.mark.wheels)])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return request.getfixturevalue(request.param)
 
@@ -119,6 +108,7 @@ def test_the_two_directions_mirror_but_do_not_invert(tokenizer: Tokenizer) -> No
     )
 
 
+@pytest.mark.wheels
 def test_official_ids(official: Tokenizer) -> None:
     """The ten ids of the public code's map, of which 248 must not be touched inside words."""
     swap = PronounSwap.from_tokenizer(official, "masculine_to_feminine")
