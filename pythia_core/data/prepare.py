@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -43,7 +42,7 @@ from pythia_core.data.tokenizer import (
     train_bpe,
 )
 from pythia_core.errors import DataError
-from pythia_core.util.files import atomic_dir, cache_dir, file_sha256
+from pythia_core.util.files import atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
@@ -453,23 +452,23 @@ def damaged(folder: Path, reason: str) -> DataError:
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
     """Numbers of the held-out documents, and the number of characters of the others.
 
-    A document is held out if the first 8 bytes of its text's sha256, as a fraction of 2^64, are
-    below heldout_fraction; if the corpus is so small that none is, the one with the smallest hash.
+    A document is held out if the hash of its text, as a fraction, is below heldout_fraction; if the
+    corpus is so small that none is, the one with the smallest hash.
     """
     limit = data.heldout_fraction
-    digests: list[bytes] = []
+    fractions: list[float] = []
     lengths: list[int] = []
     for document in open_corpus(data, progress, tally):
-        digests.append(hashlib.sha256(document.text.encode("utf-8")).digest())
+        fractions.append(fraction(document.text))
         lengths.append(len(document.text))
-    held = {n for n, d in enumerate(digests) if int.from_bytes(d[:8], "big") < limit * 2**64}
+    held = {number for number, value in enumerate(fractions) if value < limit}
     if limit > 0 and not held:
-        smallest = min(digests)
-        held = {n for n, digest in enumerate(digests) if digest == smallest}
-    if len(held) == len(digests):
+        smallest = min(fractions)
+        held = {number for number, value in enumerate(fractions) if value == smallest}
+    if len(held) == len(fractions):
         raise DataError(
-            f"heldout_fraction={limit} would hold out all {len(digests)} document(s) of "
+            f"heldout_fraction={limit} would hold out all {len(fractions)} document(s) of "
             f"{data.corpus!r} (copies of a text count as one); use 0, a smaller fraction or more "
             "text"
         )
-    return held, sum(length for n, length in enumerate(lengths) if n not in held)
+    return held, sum(size for number, size in enumerate(lengths) if number not in held)
