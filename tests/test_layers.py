@@ -24,13 +24,13 @@ NEEDED_BY_CORE = {"torch", "numpy", "tokenizers", "safetensors", "tqdm"}
 OPTIONAL_IN_CORE = {
     "pythia_core.data.user_files": {"datasets", "pyarrow"},
     "pythia_book.term_counts": {"pyarrow"},
-    "pythia_core.data.minhash": {"datatrove", "loguru", "ray"},
+    "pythia_core.data.dedup": {"datatrove", "networkx"},
     "pythia_core.kernels.attention_backends": {"flash_attn", "flash_attn_interface"},
 }
 """Libraries that only one module imports, when it is asked for what needs them."""
 WITHOUT_TORCH = ("data", "config", "errors", "suite", "util", "training.schedule")
 HEAVY = (
-    "datasets datatrove flash_attn lm_eval matplotlib papermill ray seaborn transformers triton"
+    "datasets datatrove flash_attn lm_eval matplotlib papermill seaborn transformers triton"
 ).split()
 
 

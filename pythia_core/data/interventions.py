@@ -2,11 +2,8 @@
 
 The paper (section 3.1) replays the end of training, from step k on, with changed pronouns and all
 else equal. Here the changes are computed beforehand from (data, window, transform) into a ledger;
-the batch of a fork is the parent's batch plus its ledger entries, so the two differ exactly there.
-A token shared by two rows (the last of one, the first of another) is changed in both.
-
-Not here: the transform itself (pythia_core.data.pronouns) and the training
-(pythia_core.training.train).
+the batch of a fork is the parent's batch plus its ledger entries, so that the two differ exactly
+there. A token shared by two rows (the last of one, the first of another) is changed in both.
 """
 
 from __future__ import annotations
@@ -29,15 +26,13 @@ from pythia_core.util.files import atomic_file
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
-__all__ = ["Ledger", "PronounSwap", "make_ledger"]
-
 
 @dataclass(frozen=True)
 class Ledger:
     """Every token that an intervention changes, by row of the training order; sorted.
 
-    `counts` has the pronouns found in the window's rows by spelling (a token shared by two rows
-    counts in both); `unmapped` those among them that could not be swapped.
+    `counts` has the number of pronouns in the window's rows by spelling (a token shared by two rows
+    counts in both); `unmapped` has those of them that could not be swapped.
     """
 
     row: NDArray[np.int64]
@@ -57,7 +52,7 @@ class Ledger:
         """A copy of `batch`, whose rows are first_row, first_row + 1, ..., with the changes made.
 
         Raises:
-            DataError: a token that is to change is not what the ledger says: other data.
+            DataError: a token to be changed is not the one in the ledger: other data.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
@@ -70,7 +65,7 @@ class Ledger:
         if wrong.size:
             i = int(wrong[0])
             raise DataError(
-                f"row {self.row[low + i]}, column {self.column[low + i]} holds token "
+                f"row {self.row[low + i]}, column {self.column[low + i]} has token "
                 f"{changed[at][i]}, but the ledger expects {self.old[low + i]}: it belongs to "
                 "other data or to another order"
             )
@@ -93,7 +88,7 @@ class Ledger:
         }
 
     def save(self, path: Path | str) -> None:
-        """Write as a safetensors file (four arrays and JSON metadata), wholly or not at all."""
+        """Write a safetensors file (four arrays and JSON metadata), wholly or not at all."""
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
@@ -118,7 +113,7 @@ class Ledger:
                 ledger = cls(**{name: file.get_tensor(name) for name in _ARRAYS}, **values)
             ledger._check()
             if metadata["sha256"] != ledger._digest():
-                raise ValueError("its content does not match its hash; delete it and ask again")
+                raise ValueError("its content does not match its hash; delete it and run again")
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not a readable ledger: {error}") from error
         return ledger
@@ -166,9 +161,9 @@ def make_ledger(
         windows, valid = data.order.gather(data.tokens, rows, reach, reach)
         if not np.array_equal(windows[:, reach:-reach], data.rows.rows(start, start + len(rows))):
             raise DataError(f"the rows in {data.folder} are not in the order they claim")
-        row, *others, found = swap.find(windows, valid, reach, reach)
+        row, *others, occurrences = swap.find(windows, valid, reach, reach)
         parts.append((row + start, *others))
-        counts += found
+        counts += occurrences
     row, column, old, new = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Ledger(
         row,

@@ -13,7 +13,7 @@ seed, S = seq_len and E epochs (paper section 2.3 and its promise of a reconstru
 
 NumPy froze RandomState, so the result is the same under every version. "separate" epochs, as the
 paper describes them, are offered as well. Rows may be stored in files (PreshuffledRows), gathered
-from documents (OrderedRows) or come from elsewhere; whatever reads batches takes any `Rows`.
+from documents (OrderedRows) or come from elsewhere: code that reads batches takes any `Rows`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,25 +34,16 @@ from pythia_core.util.progress import bar
 # --- rows and batches ------------------------------------------------------------------------
 
 
-class Rows(Protocol):
-    """Rows of S+1 ids in training order, wherever they are stored and however they are made."""
+class Rows:
+    """Rows of S+1 ids in training order: batch k of size B is the rows [k*B, (k+1)*B).
 
-    seq_len: int
-    n_rows: int
-    contiguous: bool
-    """Whether many rows cost one read; if not, each row costs several."""
-
-    def rows(self, start: int, stop: int) -> NDArray: ...
-
-    def batch(self, step: int, batch_size: int) -> NDArray: ...
-
-
-class Batches:
-    """What all kinds of rows share: batch k of size B is the rows [k*B, (k+1)*B)."""
+    A subclass reads the rows, however they are made and stored.
+    """
 
     seq_len: int
     n_rows: int
     contiguous = True
+    """Whether many rows take one read; otherwise each row takes several."""
 
     def rows(self, start: int, stop: int) -> NDArray:
         """Rows [start, stop) as a new array (stop - start, seq_len + 1).
@@ -87,10 +77,10 @@ class Batches:
         return self.rows(step * batch_size, (step + 1) * batch_size)
 
 
-class FixedRows(Batches):
+class FixedRows(Rows):
     """Rows stored back to back in training order: row i begins at id (S+1) * i.
 
-    A subclass says where the bytes are.
+    A subclass reads the bytes.
 
     Raises:
         DataError: not a whole number of rows.
@@ -107,7 +97,7 @@ class FixedRows(Batches):
             raise DataError(
                 f"{name} (+{len(sizes) - 1} more): {sum(sizes)} bytes are not a whole "
                 f"number of rows of {seq_len + 1} ids of {self.dtype.itemsize} bytes; a shard is "
-                f"truncated or missing, or seq_len={seq_len} is not theirs"
+                f"truncated or missing, or seq_len={seq_len} is wrong"
             )
         self.n_rows = sum(sizes) // self._row_bytes
         self._bounds = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
@@ -144,7 +134,7 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
 
 
 def rows_asked_for(steps: int, batch_size: int) -> int:
-    """How many rows GPT-NeoX asks for to make so many updates: half a percent more, rounded up.
+    """How many rows GPT-NeoX asks for to make `steps` updates: half a percent more, rounded up.
 
     Only the number of epochs depends on it (`epochs_needed`); the order itself does not.
     """
@@ -161,8 +151,8 @@ class RowOrder:
         policy: "joint" (GPT-NeoX v1.0) or "separate": each epoch's documents are shuffled by
             themselves and its rows come after the previous epoch's; no row crosses from one into
             the next. The first epoch is then that of `epochs=1`. "rows": the first `unique_rows`
-            rows of the order of one epoch are read `epochs` times, shuffled anew each time; the
-            first time as they come. What is read is then nested: half as many rows are the first
+            rows of the order of one epoch are read `epochs` times, the first time in that order,
+            then reshuffled each time. The sets of rows are nested: half as many rows are the first
             half of them.
         unique_rows: for the policy "rows".
 
@@ -214,7 +204,7 @@ class RowOrder:
             rows = np.arange(self._part_rows, dtype=row_dtype)
             rng.shuffle(rows)
             documents.append(tiled)
-            shuffles.append(rows + row_dtype(part * self._part_rows))
+            shuffles.append((rows + part * self._part_rows).astype(row_dtype, copy=False))
         if policy == "rows":
             if unique_rows > self.n_rows:
                 raise DataError(
@@ -279,14 +269,14 @@ class RowOrder:
         return tokens, valid
 
     def reads(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """How often each token is an input in the first `n_rows` rows, and how much is re-read.
+        """How often the first `n_rows` rows have each token as an input, and how much is re-read.
 
         Args:
-            block: rows of a block, e.g. those of several batches.
+            block: rows per block, e.g. those of several batches.
 
         Returns:
-            counts[tokens_per_epoch] by place in the token file, and per block the number of its
-            inputs that an earlier row had as an input already.
+            counts[tokens_per_epoch] by position in the token file, and for each block the number
+            of its inputs that were inputs of an earlier row.
 
         Raises:
             DataError: more rows than there are.
@@ -314,7 +304,7 @@ def write_rows(
     progress: bool = False,
     chunk: int = 8192,
 ) -> None:
-    """Write the whole order out: `n_rows` rows of S+1 ids in the dtype of `data`, no header.
+    """Write all rows in training order: `n_rows` of S+1 ids in the dtype of `data`, no header.
 
     Row i of the file is row i of training, the layout of the released pre-shuffled data sets.
     """
@@ -328,8 +318,8 @@ def write_rows(
             rows_bar.update(len(rows))
 
 
-class OrderedRows(Batches):
-    """Rows gathered from documents by an order whenever they are asked for; nothing is written."""
+class OrderedRows(Rows):
+    """Rows gathered from documents whenever they are read; nothing is written."""
 
     def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
         self.data, self.order = data, order
@@ -340,13 +330,13 @@ class OrderedRows(Batches):
 
 
 class PreshuffledRows(FixedRows):
-    """Rows already in training order, in one file or in shards that are a byte split of one file.
+    """Rows stored in training order, in one file or in shards that are a byte split of one file.
 
     The released pre-shuffled data sets come as 21 such shards; a row may begin in one and end in
     the next, so they are mapped as one logical file, without merging (600 GB).
 
     Args:
-        paths: the shards in order. seq_len: S; a row is S + 1 ids. dtype: of the ids.
+        paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: of the ids.
 
     Raises:
         DataError: a shard missing, out of order, or a total that is not a whole number of rows.
@@ -376,7 +366,7 @@ class PreshuffledRows(FixedRows):
 def batch_hash(rows: NDArray[np.integer]) -> str:
     """Name of a batch: 32 hex digits of the sha256 of its shape and its ids as uint32.
 
-    It does not depend on the dtype the ids happen to be in, nor on the machine's byte order.
+    It depends neither on the dtype of the ids nor on the machine's byte order.
 
     Raises:
         DataError: not integers, or ids outside uint32.
@@ -387,5 +377,5 @@ def batch_hash(rows: NDArray[np.integer]) -> str:
     if array.size and (array.min() < 0 or array.max() >= 2**32):
         raise DataError("a batch holds ids in 0..2^32-1; one is outside")
     digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
-    digest.update(np.ascontiguousarray(array, dtype="<u4"))
+    digest.update(np.ascontiguousarray(array, dtype="<u4").tobytes())
     return digest.hexdigest()[:32]

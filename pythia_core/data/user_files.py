@@ -1,12 +1,9 @@
 """The user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
 JSONL has one object per line with a string under "text"; a .txt file is one document; both may be
-gzipped. Reading is strict: a line that is not what it should be stops with its file and line,
-because skipping it would change the data silently. Lines end with "\\n" only (other Unicode line
+gzipped. Reading is strict: a malformed line raises an error that names its file and number, because
+skipping it would change the data silently. Lines end with "\\n" only (other Unicode line
 separators may occur inside JSON strings).
-
-Not here: dropping empty documents and normalising line ends (pythia_core.data.corpus does, for
-all).
 """
 
 from __future__ import annotations
@@ -30,8 +27,8 @@ MAX_BYTES = 1 << 28
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """(domain, text) of every document of a file, a folder or an "hf:" name.
 
-    The domain of a file in a sub-folder is the sub-folder's name; else a .jsonl file's own name,
-    and "text" for .txt files.
+    The domain of a file in a sub-folder is the sub-folder's name, that of another .jsonl file its
+    own name, and that of another .txt file "text".
     """
     if corpus.startswith("hf:"):
         yield from _hf_texts(corpus)
@@ -51,20 +48,20 @@ def identity(corpus: str) -> list[list[str]]:
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """(path, name relative to the folder) of the corpus' files, by name."""
+    """(path, name relative to the folder) of the corpus's files, by name."""
     root = Path(corpus).expanduser()
     if root.is_file():
-        found = [(root, root.name)]
+        files = [(root, root.name)]
     elif root.is_dir():
-        found = [(path, path.relative_to(root).as_posix()) for path in root.rglob("*")]
-        found = [(path, name) for path, name in found if path.is_file()]
-        found = [(path, name) for path, name in found if "/." not in f"/{name}"]
+        paths = [path for path in root.rglob("*") if path.is_file()]
+        files = [(path, path.relative_to(root).as_posix()) for path in paths]
+        files = [(path, name) for path, name in files if "/." not in f"/{name}"]
     else:
         raise DataError(
             f"corpus {corpus!r} is neither an existing file or folder, nor 'hf:NAME', nor a "
             f"registered name ({', '.join(sorted(registered('corpora'))) or 'there are none'})"
         )
-    chosen = sorted((p for p in found if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
+    chosen = sorted((p for p in files if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
     if not chosen:
         raise DataError(f"corpus {corpus!r} has no file that ends with {', '.join(SUFFIXES)}")
     return chosen
@@ -118,11 +115,12 @@ def _jsonl(path: Path) -> Iterator[str]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not a JSON object: {error}") from error
         if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-            seen = f"keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
+            content = f"keys {sorted(value)}" if isinstance(value, dict) else type(value).__name__
             if isinstance(value, dict) and "text" in value:
-                seen = f'"text" of type {type(value["text"]).__name__}'
+                content = f'"text" of type {type(value["text"]).__name__}'
             raise DataError(
-                f'{path}:{number}: each line needs an object with a string under "text", got {seen}'
+                f'{path}:{number}: each line needs an object with a string under "text", '
+                f"got {content}"
             )
         try:
             value["text"].encode("utf-8")
@@ -134,7 +132,7 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without repeated keys (the last would win, silently)."""
+    """An object without repeated keys, of which the last would silently win."""
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [key for key, _ in pairs]
@@ -147,7 +145,7 @@ FORM = "hf:NAME[:config][:split][:subset]"
 
 
 def _hf_parts(corpus: str) -> list[str]:
-    """name, config, split and subset of "hf:NAME:..."; "" where the default is meant."""
+    """name, config, split and subset of "hf:NAME:..."; "" stands for the default."""
     parts = corpus.removeprefix("hf:").split(":")
     if not parts[0] or len(parts) > 4:
         raise DataError(f"corpus {corpus!r}: the form is {FORM}")
@@ -155,7 +153,7 @@ def _hf_parts(corpus: str) -> list[str]:
 
 
 def _hf_dataset(corpus: str) -> Any:
-    """The data set that `datasets` knows by the corpus' name, config and split."""
+    """The data set that `datasets` has under the corpus's name, config and split."""
     name, config, split, subset = _hf_parts(corpus)
     try:
         import datasets

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import fork, refusal, train
 
 from pythia_core.__main__ import main
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
@@ -120,9 +121,7 @@ def test_bad_input_is_one_message(
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    assert main(arguments) == 1
-    said = capsys.readouterr().err
-    assert message in said and said.startswith("error: ")
+    assert message in refusal(arguments, capsys)
 
 
 @pytest.mark.wheels
@@ -130,16 +129,12 @@ def test_a_text_is_found_in_what_a_run_and_its_fork_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    train = ["train", "7k", "--scale", "smoke", "--steps", "12"]
-    assert main(train) == 0
-    control = capsys.readouterr().out.split()[1].rstrip(":")
-    assert main([*train, "--swap", "masculine_to_feminine", "--start", "8"]) == 0
-    fork = capsys.readouterr().out.split()[1].rstrip(":")
+    control, forked = train([], capsys)[0], fork(capsys)
     steps = {}
-    for run in (control, fork):
+    for run in (control, forked):
         assert main(["find", run, " his ", "--limit", "999"]) == 0
-        said = capsys.readouterr().out
-        assert "updates 0..11 of 12, 8 rows each" in said
-        steps[run] = [int(s) for s in re.findall(r"^step (\d+),", said, re.MULTILINE)]
-    assert steps[fork] == [step for step in steps[control] if step < 8] != steps[control]
+        printed = capsys.readouterr().out
+        assert "updates 0..11 of 12, 8 rows each" in printed
+        steps[run] = [int(s) for s in re.findall(r"^step (\d+),", printed, re.MULTILINE)]
+    assert steps[forked] == [step for step in steps[control] if step < 8] != steps[control]
     assert np.all(np.diff(steps[control]) >= 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import fork, refusal, train
 
 from pythia_core.__main__ import main, parser
 from pythia_core.commands.training import _run_config
@@ -55,14 +57,8 @@ def test_bad_input_is_one_message_and_exit_code_1(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    import re
-
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert re.search(message, captured.err)
-    assert captured.err.startswith("error: ")
-    assert "Traceback" not in captured.err
+    assert re.search(message, refusal(arguments, capsys))
 
 
 def test_ones_own_text_makes_the_run_that_the_library_makes() -> None:
@@ -77,17 +73,13 @@ def test_train_inspect_verify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    common = ["train", "7k", "--scale", "smoke", "--steps", "12"]
-    assert main(common) == 0
-    first = capsys.readouterr().out
+    _, first = train([], capsys)
     assert "13 checkpoints" in first
-    assert main(common) == 0
-    assert capsys.readouterr().out == first, "asking again must return the same run at once"
-    assert main([*common, "--swap", "masculine_to_feminine", "--start", "8"]) == 0
-    fork = capsys.readouterr().out.split()[1].rstrip(":")
-    assert main(["inspect", fork, "--step", "9", "--rows", "1"]) == 0
+    assert train([], capsys)[1] == first, "asking again must return the same run at once"
+    forked = fork(capsys)
+    assert main(["inspect", forked, "--step", "9", "--rows", "1"]) == 0
     shown = capsys.readouterr().out
     assert "this equals the hash that training logged" in shown
     assert "tokens are swapped" in shown
-    assert main(["verify", fork]) == 0
+    assert main(["verify", forked]) == 0
     assert "match their hashes" in capsys.readouterr().out

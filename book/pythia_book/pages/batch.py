@@ -1,15 +1,14 @@
-"""Drawings, data and numbers of the page on how a batch comes about.
+"""Drawings, data and numbers of the page on how a batch is made.
 
 The figures follow one row from the documents into a batch, with `order.RowOrder` on two corpora:
-the one that scale smoke trains on, if its text is in the cache while the book is built, and a few
-sentences written for this page, which also stand in for the first. The page's script computes the
-same order in the browser, the shuffles included; tests hold the two together. Text of the corpus
-goes into the built page only, for the rows that a run at scale smoke reads.
+the one that scale smoke trains on, if its text is in the cache when the book is built, and a few
+sentences written for this page, which also replace the former. The page's script computes the same
+order in the browser, shuffles included; tests keep the two consistent. Of the corpus, only the rows
+that a run at scale smoke reads go into the built page.
 """
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import math
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.pages import hls_colour
 from pythia_book.style import INK, MUTED, WIDTH, Drawing, style
 from pythia_core.data.order import RowOrder, batch_hash, epochs_needed, rows_asked_for
 from pythia_core.errors import PythiaError
@@ -57,11 +57,11 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """What each id that is shown says; "" for the end of a document."""
+    """The text of each id that is shown; "" for the end of a document."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
-    """All ids, by document; none if they are too many for a page."""
+    """All ids, by document; empty if they are too many for a page."""
 
     @property
     def order(self) -> RowOrder:
@@ -103,9 +103,9 @@ def tiny() -> Example:
 
 @functools.cache
 def real() -> Example:
-    """What a run at scale smoke reads, if its text is here; else the short texts.
+    """The data of a run at scale smoke if its text is in the cache, else the short texts.
 
-    Nothing is fetched: a book is built without a network.
+    Nothing is fetched: the book is built without a network.
     """
     from pythia_book.corpora.pocket_pile import wheels_needed
     from pythia_book.corpora.wheels import WHEELS
@@ -136,7 +136,7 @@ def real() -> Example:
 
 
 def script_data(name: str) -> dict[str, Any]:
-    """What the page's script needs to draw a figure: "follow" or "shuffle"."""
+    """The data with which the page's script draws a figure, "follow" or "shuffle"."""
     example = real() if name == "follow" else tiny()
     return {
         "sizes": example.sizes,
@@ -148,7 +148,7 @@ def script_data(name: str) -> dict[str, Any]:
         "pieces": example.pieces,
         "rows": example.rows if name == "follow" else [],
         "documents": example.documents if name == "shuffle" else [],
-        "first": telling(example),
+        "first": instructive(example),
         "hashes": [batch_hash(example.batch(step)) for step in range(example.steps)],
     }
 
@@ -159,9 +159,9 @@ def values() -> dict[str, str]:
     from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
 
     example, shards = real(), RELEASED["pile-standard"].shards
-    asked = rows_asked_for(STEPS, BATCH)
+    n_rows = rows_asked_for(STEPS, BATCH)
     tokens = {"standard": RELEASED["pile-seed0"].shards.total // 2, "deduped": DEDUPED_TOKENS}
-    found = {
+    numbers = {
         "example": example.name,
         "documents": f"{len(example.sizes):,}",
         "tokens": f"{sum(example.sizes):,}",
@@ -173,17 +173,17 @@ def values() -> dict[str, str]:
         "shards": f"{len(shards.sizes)}",
         "all_rows": f"{N_ROWS:,}",
         "all_gigabytes": f"{shards.total / 1e9:,.0f}",
-        "asked": f"{asked:,}",
+        "asked": f"{n_rows:,}",
     }
     for arm, total in tokens.items():
-        epochs = epochs_needed(total, SEQ_LEN, asked)
+        epochs = epochs_needed(total, SEQ_LEN, n_rows)
         share = N_ROWS / ((epochs * total - 1) // SEQ_LEN)
-        found[f"{arm}_epochs"] = f"{epochs}"
-        found[f"{arm}_share"] = f"{100 * share:.1f} %"
+        numbers[f"{arm}_epochs"] = f"{epochs}"
+        numbers[f"{arm}_share"] = f"{100 * share:.1f} %"
         for times in range(epochs + 1):
             chance = math.comb(epochs, times) * share**times * (1 - share) ** (epochs - times)
-            found[f"{arm}_seen_{times}"] = f"{100 * chance:.1f} %"
-    return found
+            numbers[f"{arm}_seen_{times}"] = f"{100 * chance:.1f} %"
+    return numbers
 
 
 # --- drawings --------------------------------------------------------------------------------
@@ -191,29 +191,27 @@ def values() -> dict[str, str]:
 
 def hue(document: int, documents: int) -> str:
     """The colour of a document by its place in the file, as in the page's script."""
-    degrees = (20 + 300 * document / max(documents - 1, 1)) % 360
-    red, green, blue = colorsys.hls_to_rgb(degrees / 360, 0.62, 0.6)
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+    return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
 def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, int]]:
-    """(document, first token, last token + 1) of each part of row `row` of the stream."""
+    """(document, first token, last token + 1) of each document in row `row` of the stream."""
     first, stop = row * order.seq_len, (row + 1) * order.seq_len + 1
     lengths = np.array(sizes)[order.documents]
     ends = np.cumsum(lengths)
-    found = []
+    parts = []
     for place in range(int(np.searchsorted(ends, first, "right")), len(ends)):
         low = int(ends[place] - lengths[place])
         if low >= stop:
             break
         if lengths[place]:
             document = int(order.documents[place])
-            found.append((document, max(first - low, 0), min(stop, int(ends[place])) - low))
-    return found
+            parts.append((document, max(first - low, 0), min(stop, int(ends[place])) - low))
+    return parts
 
 
 def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, named: bool) -> None:
-    """Documents side by side: (start, width, number)."""
+    """Draw documents in a row: (start, width, number) of each."""
     from matplotlib.patches import Rectangle
 
     for start, width, document in parts:
@@ -226,27 +224,27 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, na
                     fontsize=6.5)  # fmt: skip
 
 
-def telling(example: Example) -> tuple[int, int]:
-    """(step, row of the batch) of the first row with parts of most documents: the one to show."""
+def instructive(example: Example) -> tuple[int, int]:
+    """(step, row of the batch) of the row to show: the first with parts of the most documents."""
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
     return divmod(parts.index(max(parts)), example.batch_size)
 
 
 def _picture(example: Example) -> Drawing:
-    """File, shuffled stream, rows and one batch, one under the other."""
+    """File, shuffled stream, rows and one batch, from top to bottom."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     order, n, S = example.order, len(example.sizes), example.seq_len
     sizes = np.array(example.sizes)
     total, named = order.epochs * sizes.sum(), n < 40
-    step, place = telling(example)
+    step, place = instructive(example)
     row = int(order.shuffle[step * example.batch_size + place])
     tiled = np.tile(np.arange(n), order.epochs)
     with style():
         figure = Figure(figsize=(WIDTH, 4.6))
-        # placed by hand: the solver of a constrained layout rounds one way or the other
+        # placed by hand: the solver of a constrained layout does not always round the same way
         figure.subplots_adjust(left=0.01, right=0.99, bottom=0.06, top=0.95, hspace=0.3)
         figure.text(0.008, 0.012, FOOTER, fontsize=6.5, color=MUTED)
         top, middle, grid, batch = figure.subplots(4, 1, height_ratios=(1.2, 0.9, 0.9, 1.6))
@@ -286,8 +284,8 @@ def _picture(example: Example) -> Drawing:
                 grid.add_patch(Rectangle((k, -i), 0.9, 0.9, facecolor=colour, linewidth=0))
         grid.add_patch(Rectangle((step - 0.05, 0.95), 1, -example.batch_size, fill=False,
                                  edgecolor=INK, linewidth=1.6))  # fmt: skip
-        grid.set(xlim=(-1, shown), ylim=(1 - example.batch_size, 1.2), title="3  the rows are "
-                 "shuffled; each column is a batch, coloured by its rows' documents")  # fmt: skip
+        grid.set(xlim=(-1, shown), ylim=(1 - example.batch_size, 1.2))
+        grid.set_title("3  the rows are shuffled; a column is a batch, coloured by first documents")
         for i, ids in enumerate(example.batch(step).tolist()):
             number = int(order.shuffle[step * example.batch_size + i])
             at = 0
@@ -299,16 +297,16 @@ def _picture(example: Example) -> Drawing:
             words = " ".join(words.split()).replace("$", r"\$")
             batch.text(0.006 * S, 0.4 - i, words[:88], va="center", fontsize=6.5)
         batch.set(xlim=(0, S + 1), ylim=(0.9 - example.batch_size, 1),
-                  title=f"4  batch {step}: the beginning of its rows")  # fmt: skip
+                  title=f"4  batch {step}: the beginning of each row")  # fmt: skip
         for ax in (top, middle, grid, batch):
             ax.set_axis_off()
     parts = ", ".join(f"{d}" for d, _, _ in spans(order, example.sizes, row))
     return Drawing(
         figure,
-        f"Four steps. {n} documents in the order of the file and shuffled; the stream of the "
-        f"shuffled documents near row {row}, which holds document(s) {parts}; a grid of the "
-        f"first {shown} batches of {example.batch_size} shuffled rows; and the beginning of the "
-        f"text of the rows of batch {step}.",
+        f"Four steps. {n} documents in the order of the file and shuffled; the stream of shuffled "
+        f"documents near row {row}, which has tokens of document(s) {parts}; a grid of the first "
+        f"{shown} batches of {example.batch_size} shuffled rows; and the beginning of the text of "
+        f"each row in batch {step}.",
     )
 
 
@@ -318,5 +316,5 @@ def follow() -> Drawing:
 
 
 def shuffle() -> Drawing:
-    """The same for a few sentences, which the page's script can shuffle anew."""
+    """The same for a few sentences, which the page's script can reshuffle."""
     return _picture(tiny())

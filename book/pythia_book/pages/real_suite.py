@@ -1,15 +1,16 @@
-"""The page on the released models: what was done for each size, what it takes to use or repeat it.
+"""Tables of the page on the released models: how each size was made, and what using it takes.
 
-What no computation can give is in `TRAINED_IN`, `USABLE_VOCABULARY` and `TASK_TOKENS`; the layout
-of the training is recipe.HARDWARE, shapes, initialisations and learning rates are
-suite.OFFICIAL_SIZES, and all else is computed from these. Times are estimates at the rates named
-here, none measured. The book calls the tables while it is built.
+Facts that cannot be computed are in `TRAINED_IN`, `USABLE_VOCABULARY` and `TASK_TOKENS`, the
+layout of the training in recipe.HARDWARE, shapes, initialisations and learning rates in
+suite.OFFICIAL_SIZES; everything else is computed from these. Times are estimates at the rates
+below; none was measured.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pythia_book.pages import formatted
 from pythia_book.released.continuation.data import RowsData
 from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.start import published_train
@@ -28,21 +29,22 @@ if TYPE_CHECKING:
 # --- facts and estimates ---------------------------------------------------------------------
 
 TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
-"""Precision of the products, by size; 1B's standard run left fp16 after a loss spike that would not
-heal, its deduplicated twin did not (EleutherAI/pythia, README; gpt-neox, configs/pythia/1B.yml)."""
+"""Precision of the products, by size. 1B's standard run left fp16 after a loss spike from which it
+did not recover; its deduplicated twin stayed in fp16 (EleutherAI/pythia, README; gpt-neox,
+configs/pythia/1B.yml)."""
 USABLE_VOCABULARY = 50_277
 """Entries of the tokenizer; rows past them are never targets."""
 PADDED_TO = 128
 """The vocabulary is padded to a multiple of this, times the tensor-parallel ranks."""
 
 STORED_BYTES = 2
-"""A parameter on the hub: half precision."""
+"""Per parameter on the hub: half precision."""
 STATE_BYTES = {"fp32": 16, "bf16": 18}
-"""A parameter in training here: weight, gradient and two moments in fp32; in bf16 a copy more."""
+"""Per parameter in training here: weight, gradient and two moments in fp32; bf16 adds a copy."""
 DOWNLOAD = 100e6
-"""Bytes a second; an assumption."""
+"""Bytes per second; an assumption."""
 CPU_FLOPS = 100e9
-"""FLOP a second of a few cores in fp32; an assumption."""
+"""FLOP per second of a few cores in fp32; an assumption."""
 GPU_BYTES = 80e9
 TASK_TOKENS = {
     "lambada_openai": 397_220,
@@ -59,10 +61,10 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Tokens that a checkpoint reads and at most writes for all items that come along, padding
-included: counted from the 20B tokenizer's ids, again in tests/book/pages/test_real_suite.py."""
+"""Tokens that a checkpoint reads, and writes at most, for all items of the built-in tasks, padding
+included: counted with the 20B tokenizer, and again in tests/book/pages/test_real_suite.py."""
 _SHOWN = "70m"
-"""The size of the commands' table."""
+"""The size in the table of commands."""
 
 
 def padded_vocabulary(tensor_parallel: int) -> int:
@@ -77,7 +79,7 @@ def repository(size: str, deduplicated: bool = False) -> str:
 
 
 def fidelity_table() -> pd.DataFrame:
-    """What was really done, by size: precision, initialisation, vocabulary, learning rate."""
+    """How each size was really trained: precision, initialisation, vocabulary, learning rate."""
     import pandas as pd
 
     rows = []
@@ -99,10 +101,10 @@ def fidelity_table() -> pd.DataFrame:
 
 
 def reading_table() -> pd.DataFrame:
-    """What it takes to read a released model: bytes on the hub, time, memory in fp32.
+    """What it takes to load and run a released model: bytes on the hub, time, memory in fp32.
 
     `row_seconds`: the forward pass of 2,048 tokens, a third of a training step's work, on a CPU;
-    `task_seconds`: that of all tasks.
+    `task_seconds`: the forward passes of all tasks.
     """
     import pandas as pd
 
@@ -160,7 +162,7 @@ def forks_table() -> pd.DataFrame:
 def commands_table() -> pd.DataFrame:
     """Commands on a released size with the bytes that they fetch, their memory and time.
 
-    `machine`: what the time is of; without one it is that of the download.
+    `machine`: the device that the time is for; without one it is the time of the download.
     """
     import pandas as pd
 
@@ -168,7 +170,7 @@ def commands_table() -> pd.DataFrame:
     stored, fp32 = STORED_BYTES * model.n_params, 4 * model.n_params
     batch = BATCH_ROWS * (SEQ_LEN + 1) * 2
     tasks = _forward_seconds(_SHOWN, sum(TASK_TOKENS.values()))
-    asked = N_ROWS * SEQ_LEN + 4 * N_SEQUENCES * LONGEST_COPY
+    probe_tokens = N_ROWS * SEQ_LEN + 4 * N_SEQUENCES * LONGEST_COPY
     expected = 4 * len(ORDERS) * N_ROWS * N_PLACES * model.vocab_size
     fork, long, short = (
         _plan(_SHOWN, 133_000, 10_000),
@@ -187,7 +189,7 @@ def commands_table() -> pd.DataFrame:
          N_CHECKPOINTS * tasks, "CPU"),
         (f"study phases --scale paper -p source={name} -p data=pile-standard",
          N_CHECKPOINTS * stored + 16 * batch, 2 * expected + stored + fp32,
-         N_CHECKPOINTS * _forward_seconds(_SHOWN, asked), "CPU"),
+         N_CHECKPOINTS * _forward_seconds(_SHOWN, probe_tokens), "CPU"),
         (f"continue {name}-deduped --revision step133000 --steps 10000 {swap}",
          fork.weight_bytes + fork.row_bytes, fork.memory, fork.seconds, "H100"),
         (f"study gender_bias --scale paper -p sizes={_SHOWN}",
@@ -202,7 +204,7 @@ def commands_table() -> pd.DataFrame:
 
 
 def training_table() -> pd.DataFrame:
-    """What it would take to train a size again with this library, which splits no model.
+    """What it would take to train a size again with this library, which does not split models.
 
     `state`: bytes of weights, gradients and optimizer in bf16, without activations; `fits`: whether
     a GPU of 80 GB holds that; `h100_hours`: recipe.estimates.
@@ -221,15 +223,8 @@ SPACE = "\N{NO-BREAK SPACE}"
 RATE = "{:.1e}".format
 
 
-def _table(frame: pd.DataFrame, columns: dict[str, tuple[str, Any]], caption: str) -> Table:
-    import pandas as pd
-
-    shown = {title: [text(v) for v in frame[name]] for name, (title, text) in columns.items()}
-    return Table(pd.DataFrame(shown), caption)
-
-
 def _bytes(value: float) -> str:
-    """1.41e8 as "141 MB": powers of 1,000, three digits."""
+    """1.41e8 as "141 MB": in powers of 1,000, to three digits."""
     units = ("kB", "MB", "GB", "TB")
     power = min(len(units), max(1, len(f"{value:.0f}") - 1) // 3)
     return f"{value / 1000**power:,.3g}{SPACE}{units[power - 1]}"
@@ -243,46 +238,46 @@ def _time(seconds: float) -> str:
 
 
 def fidelity() -> Table:
-    """What was done, by size."""
+    """How each size was trained."""
     columns = {
         "size": ("Size", str),
         "precision": ("Products in", str),
         "init": ("Initial weights", str),
         "tensor_parallel": ("Tensor parallel", str),
-        "vocabulary": ("Rows of the vocabulary", "{:,}".format),
-        "head_dim": ("Width of a head", str),
+        "vocabulary": ("Vocabulary, padded", "{:,}".format),
+        "head_dim": ("Head dim", str),
         "lr_max": ("Peak rate", RATE),
         "lr_min": ("Lowest rate", RATE),
     }
     caption = (
-        f"What was really done. Rows: {USABLE_VOCABULARY:,} entries, padded to a multiple of "
-        f"{PADDED_TO} times the tensor-parallel ranks"
+        f"How the released models were trained. The vocabulary has {USABLE_VOCABULARY:,} entries, "
+        f"padded to a multiple of {PADDED_TO} times the tensor-parallel ranks"
     )
-    return _table(fidelity_table(), columns, caption)
+    return Table(formatted(fidelity_table(), columns), caption)
 
 
 def reading() -> Table:
-    """What reading them takes."""
+    """What using them takes."""
     columns = {
         "size": ("Size", str),
         "repository": ("Name", str),
-        "stored": ("One step", _bytes),
+        "stored": ("One checkpoint", _bytes),
         "minutes": ("Download", lambda minutes: _time(60 * minutes)),
         "stored_all": ("All 154", _bytes),
         "memory": ("Memory, fp32", _bytes),
-        "row_seconds": ("A row of 2,048", _time),
+        "row_seconds": ("2,048 tokens", _time),
         "task_seconds": ("All tasks", _time),
     }
     caption = (
-        f"To read a released model, from its parameters. Download at {DOWNLOAD / 1e6:.0f} "
-        f"MB/s, a row and the tasks' {sum(TASK_TOKENS.values()):,} tokens at "
-        f"{CPU_FLOPS / 1e9:.0f} GFLOP/s: assumptions"
+        f"What a released model takes, computed from its parameters. Assumed: a download at "
+        f"{DOWNLOAD / 1e6:.0f} MB/s; 2,048 tokens, and the tasks' {sum(TASK_TOKENS.values()):,} "
+        f"tokens, at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
     )
-    return _table(reading_table(), columns, caption)
+    return Table(formatted(reading_table(), columns), caption)
 
 
 def commands() -> Table:
-    """What to type, and what it takes."""
+    """Commands, and what they take."""
     frame = commands_table()
     frame["time"] = [
         "seconds"
@@ -297,12 +292,12 @@ def commands() -> Table:
         "time": ("Time", str),
     }
     caption = (
-        f"On pythia-70m, from its parameters. Downloads at {DOWNLOAD / 1e6:.0f} MB/s, a CPU "
-        f"of {CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an H100's peak: assumptions. Memory "
-        "of training is without activations; what is fetched stays on disk, but for rows"
+        f"For pythia-{_SHOWN}, computed from its parameters. Assumed: downloads at "
+        f"{DOWNLOAD / 1e6:.0f} MB/s, a CPU of {CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an "
+        "H100's peak. Memory of training excludes activations; all that is fetched stays on disk, "
+        "except rows"
     )
-    table = _table(frame, columns, caption)
-    return Table(table.frame, caption, code=("python -m pythia_core",))
+    return Table(formatted(frame, columns), caption, code=("python -m pythia_core",))
 
 
 def forks() -> Table:
@@ -317,20 +312,20 @@ def forks() -> Table:
         "gpu_seconds": ("One H100", _time),
     }
     caption = (
-        "10,000 updates from step 133,000, a swap and its control, in bf16, activations left out; "
+        "10,000 updates from step 133,000, a swap and its control, in bf16, without activations; "
         "time at an assumed quarter of the peak"
     )
-    return _table(forks_table(), columns, caption)
+    return Table(formatted(forks_table(), columns), caption)
 
 
 def training() -> Table:
-    """What training them again would take."""
+    """What training a size again would take."""
     columns = {
         "size": ("Size", str),
         "parameters": ("Parameters", "{:,}".format),
         "state": ("Weights, gradients, optimizer", _bytes),
         "fits": ("On a GPU of 80 GB", lambda fits: "yes" if fits else "no"),
-        "h100_hours": ("Hours of one H100", "{:,.0f}".format),
+        "h100_hours": ("Hours on one H100", "{:,.0f}".format),
     }
-    caption = "To train a size again, in bf16, activations left out; hours as on the recipe's page"
-    return _table(training_table(), columns, caption)
+    caption = "To train a size again in bf16, without activations; hours as on the recipe's page"
+    return Table(formatted(training_table(), columns), caption)

@@ -1,16 +1,15 @@
-"""The page on the recipe, drawn: one layer, the schedule, what training cost, and the tables.
+"""Figures and tables of the page on the recipe: one layer, the schedule, the cost of training.
 
-Each function takes nothing and gives a Drawing or a Table; the book calls them while it is built,
-so that the page cannot show anything but what the library is. `block` draws whatever
-`recipe.block_parts` sees the module do: another width gives other numbers, a sequential residual
-other arrows.
+The functions take no arguments and return a Drawing or a Table. They are called while the book is
+built, so that the page always shows the library as it is. `block` draws what `recipe.block_parts`
+sees the module do: another width gives other numbers, a sequential residual other arrows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from pythia_book.pages import formatted
 from pythia_book.released import recipe
 from pythia_book.style import GRID, INK, MUTED, WIDTH, Drawing, Table, panels, size_colour, style
 from pythia_core.suite import OFFICIAL_SIZES
@@ -21,19 +20,15 @@ if TYPE_CHECKING:
 
     from pythia_core.config import ModelConfig
 
-
-__all__ = ["block", "cost", "cost_table", "estimates", "gpt3_table", "layout_table", "schedule"]
-
-DASH = "\N{EN DASH}"
 _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """The learning rate that was run beside the one usually described; peaks by size."""
+    """The learning rate that was used and the one usually described; peaks by size."""
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
     with style():
-        note = "Left: training.schedule. Right: the released configs; GPT-3 from its paper."
+        note = "Left: training.schedule. Right: the released configs, and GPT-3's paper."
         figure, (ax, peaks) = panels(2, 2.9, note, ratios=(1.35, 1))
         ax.plot(frame.step / 1000, 100 * frame.paper, color=MUTED, linestyle=(0, (4, 1.5)),
                 linewidth=1.1)  # fmt: skip
@@ -42,7 +37,7 @@ def schedule() -> Drawing:
         ax.text(floor / 1000 - 2, 96, f"floor from step {floor:,}", ha="right", va="top",
                 fontsize=7.5)  # fmt: skip
         ax.text(62, 72, "cosine to 10 %,\nas usually described", color=MUTED, fontsize=7.5)
-        ax.text(17, 30, "as run: a cosine to 0,\ncut off at 10 %", color=_LINE,
+        ax.text(17, 30, "as used: cosine to 0,\ncut off at 10 %", color=_LINE,
                 fontsize=7.5)  # fmt: skip
         ax.set(xlim=(0, 143), ylim=(0, 104), xlabel="step, thousands",
                ylabel="learning rate, % of its peak", title="The schedule")  # fmt: skip
@@ -63,21 +58,21 @@ def schedule() -> Drawing:
         peaks.legend(handles=_marks(("o", MUTED, "Pythia"), ("D", "none", "GPT-3, nearest size")))
         words = (
             f"Learning rate over {frame.step.iloc[-1]:,} steps: the released runs are at their "
-            f"floor from step {floor:,}, a cosine to a tenth only at the end; "
-            "peak rates by size beside GPT-3's"
+            f"floor from step {floor:,} on, a cosine to a tenth only at the end; "
+            "peak rates by size, next to GPT-3's"
         )
         return Drawing(figure, words)
 
 
 def cost() -> Drawing:
-    """GPU-hours and the share of the peak against size."""
+    """GPU-hours and utilisation against size."""
     costs = recipe.cost_table().dropna()
     today = recipe.estimates().set_index("size").h100_hours
     with style():
         note = (
-            f"A100: GPU-hours of the paper. H100: computed at "
+            f"A100: the paper's GPU-hours. H100: computed for "
             f"{100 * recipe.H100_UTILISATION:.0f} % of "
-            f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s, not measured. Shares are of "
+            f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s, not measured. Utilisation: of "
             f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s."
         )
         figure, (hours, share) = panels(2, 2.9, note)
@@ -100,10 +95,10 @@ def cost() -> Drawing:
             share.plot([at], pair[:1], marker="s", color=colour, markerfacecolor="white")
             share.plot([at], pair[1:], marker="o", color=colour)
         share.set_xticks(range(len(costs)), costs["size"])
-        share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilisation, by two counts")
+        share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilisation, counted in two ways")
         share.grid(axis="x", visible=False)
         rule = f"6 {TIMES} parameters {TIMES} tokens"
-        kinds = _marks(("s", "white", rule), ("o", MUTED, "products that are made"))
+        kinds = _marks(("s", "white", rule), ("o", MUTED, "matrix products performed"))
         share.legend(handles=kinds, loc="lower right")
         first, last = costs.iloc[0], costs.iloc[-1]
         words = (
@@ -127,44 +122,44 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
 
 
 def cost_table() -> Table:
-    """What each size cost, by two counts of the work."""
+    """The cost of each size, with the work counted in two ways."""
     caption = (
-        f"Work and cost of one model: {recipe.TOKENS:,} tokens; shares of "
+        f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
     )
     columns = {
         "size": ("Size", str),
         "parameters": ("Parameters", "{:,.0f}".format),
-        "tokens_per_parameter": ("Tokens a parameter", "{:,.0f}".format),
+        "tokens_per_parameter": ("Tokens per parameter", "{:,.0f}".format),
         "flop_6nt": (f"6 {TIMES} N {TIMES} T, FLOP", _power),
         "flop_exact": ("Products, FLOP", _power),
         "gpu_hours": ("A100-hours", "{:,.0f}".format),
-        "utilisation_6nt": ("Share, 6NT", _percent),
-        "utilisation_exact": ("Share, products", _percent),
+        "utilisation_6nt": ("Utilisation, 6NT", _percent),
+        "utilisation_exact": ("Utilisation, products", _percent),
     }
-    return Table(_shown(recipe.cost_table(), columns), caption)
+    return Table(formatted(recipe.cost_table(), columns), caption)
 
 
 def layout_table() -> Table:
-    """How a batch was spread over the GPUs."""
+    """How a batch was distributed over the GPUs."""
     columns = {
         "size": ("Size", str),
         "gpus": ("A100s of 40 GB", str),
         "tensor_parallel": ("Tensor parallel", str),
         "ranks": ("Copies of the model", str),
-        "micro_batch": ("Rows at once", str),
-        "accumulation": ("Accumulated", str),
-        "rows": ("Rows an update", "{:,}".format),
+        "micro_batch": ("Micro-batch, rows", str),
+        "accumulation": ("Accumulation steps", str),
+        "rows": ("Rows per update", "{:,}".format),
         "zero": ("ZeRO stage", str),
         "days": ("Days", "{:.1f}".format),
     }
-    return Table(_shown(recipe.layout_table(), columns), "Hardware, by size")
+    return Table(formatted(recipe.layout_table(), columns), "Hardware, by size")
 
 
 def estimates() -> Table:
-    """Energy and hours of today: ours, by the formula in the caption."""
+    """Our estimates of energy and of hours on today's hardware, by the formulas in the caption."""
     caption = (
-        f"Estimates of ours. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
+        f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
         f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
         f"{recipe.H100_PEAK / 1e12:.0f} TFLOP/s)"
     )
@@ -176,38 +171,26 @@ def estimates() -> Table:
         "size": ("Size", str),
         "gpu_hours": ("A100-hours", "{:,.0f}".format),
         "energy_mwh": ("Energy, MWh", "{:.2f}".format),
-        "h100_hours": ("Hours of one H100", "{:,.0f}".format),
-        "days": ("Days of one H100", "{:,.1f}".format),
+        "h100_hours": ("Hours on one H100", "{:,.0f}".format),
+        "days": ("Days on one H100", "{:,.1f}".format),
     }
-    return Table(_shown(frame, columns), caption)
+    return Table(formatted(frame, columns), caption)
 
 
 def gpt3_table() -> Table:
-    """Batch and learning rate beside GPT-3's."""
+    """Batch and learning rate, next to GPT-3's."""
     columns = {
         "size": ("Size", str),
         "lr_max": ("Peak rate", _rate),
-        "gpt3": ("GPT-3's nearest", str),
+        "gpt3": ("Nearest GPT-3", str),
         "gpt3_lr_max": ("Its peak rate", _rate),
         "gpt3_batch": ("Its batch, tokens", "{:,}".format),
-        "gpus_allowed": ("GPUs it would feed", str),
+        "gpus_allowed": ("GPUs that would fill", str),
         "gpus": ("GPUs used", str),
         "speed_up": ("Times faster", "{:.0f}".format),
     }
-    caption = f"Against GPT-3's rule; Pythia's batch is {recipe.BATCH_TOKENS:,} tokens throughout"
-    return Table(_shown(recipe.gpt3_table(), columns), caption)
-
-
-def _shown(frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]) -> Any:
-    """A frame of texts under readable names; what is missing is a dash."""
-    import pandas as pd
-
-    return pd.DataFrame(
-        {
-            title: [DASH if pd.isna(v) else text(v) for v in frame[name].tolist()]
-            for name, (title, text) in columns.items()
-        }
-    )
+    caption = f"Compared with GPT-3; Pythia's batch is {recipe.BATCH_TOKENS:,} tokens at every size"
+    return Table(formatted(recipe.gpt3_table(), columns), caption)
 
 
 def _percent(value: float) -> str:
@@ -219,7 +202,7 @@ def _rate(value: float) -> str:
 
 
 def _power(value: float, digits: int = 2) -> str:
-    """1.27e20 as 1.27 x 10^20 in print, which does not break over lines."""
+    """1.27e20 as "1.27 x 10^20" in print, without a line break."""
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
@@ -235,7 +218,7 @@ _TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
 def block(config: ModelConfig | None = None) -> Drawing:
-    """One layer as the module in pythia_core.model runs it: parts, widths, parameters, wiring."""
+    """One layer as pythia_core.model runs it: parts, widths, parameters and connections."""
     from matplotlib.figure import Figure
 
     config = config or OFFICIAL_SIZES[DRAWN_SIZE].model()
@@ -266,12 +249,12 @@ def block(config: ModelConfig | None = None) -> Drawing:
         _wires(ax, parallel, config.d_model, len(attention), len(mlp))
         _packing(ax, config)
         total = int(parts.parameters.sum())
-        ax.text(5.15, 1.42, f"{total:,} parameters a layer", fontsize=8, weight="bold")
+        ax.text(5.15, 1.42, f"{total:,} parameters per layer", fontsize=8, weight="bold")
         ax.text(
             5.15,
             1.3,
-            f"{TIMES} {config.n_layers} layers, and outside of them:\n"
-            f"a last LayerNorm, {2 * config.d_model:,};\n"
+            f"{TIMES} {config.n_layers} layers, and outside them:\n"
+            f"a final LayerNorm, {2 * config.d_model:,};\n"
             f"embedding and unembedding,\nuntied, no bias,\n"
             f"2 {TIMES} {config.vocab_size:,} {TIMES} {config.d_model:,}",
             fontsize=7,
@@ -281,7 +264,7 @@ def block(config: ModelConfig | None = None) -> Drawing:
         )
         kind = "parallel" if parallel else "sequential"
         words = (
-            f"One layer of width {config.d_model} with {kind} residual: "
+            f"One layer of width {config.d_model} with a {kind} residual: "
             + ", ".join(f"{name} {p.weight}" for name, p in parts.iterrows())
             + f"; {total:,} parameters"
         )
@@ -300,7 +283,7 @@ def _y(row: int) -> float:
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """A column of boxes, top down, the width of what flows beside each arrow."""
+    """A column of boxes from top to bottom, with the width of the data next to each arrow."""
     from matplotlib.patches import Rectangle
 
     for row, (title, detail, kind, width) in enumerate(boxes):
@@ -319,7 +302,7 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """The residual stream between the lanes, what branches off it, and where it is added."""
+    """The residual stream between the lanes, its branches, and where they are added."""
     stream = (_ATTENTION_X + _MLP_X) / 2
     top, bottom = 5.02, 0.22
     low_a, low_m = _y(n_attention - 1) - _HIGH / 2, _y(n_mlp - 1) - _HIGH / 2
@@ -347,7 +330,7 @@ def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -
 
 
 def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
-    """Straight pieces through the points, with a head at the last."""
+    """A line through the points, with an arrowhead at the last."""
     xs, ys = zip(*points[:-1], strict=True)
     if len(points) > 2:
         ax.plot(xs, ys, color=INK, linewidth=0.9, solid_joinstyle="miter", solid_capstyle="butt")
@@ -368,11 +351,11 @@ def _plus(ax: Axes, x: float, y: float) -> None:
 
 
 def _packing(ax: Axes, config: ModelConfig) -> None:
-    """How the output of the QKV map is packed: head after head, each as q, k, v."""
+    """The layout of the QKV map's output: head after head, each as q, k, v."""
     from matplotlib.patches import Rectangle
 
     x, y, high, each = 5.15, 3.62, 0.27, 0.68
-    ax.text(x, 4.78, "Packing of Q, K, V", fontsize=8, weight="bold", va="center")
+    ax.text(x, 4.78, "Layout of Q, K, V", fontsize=8, weight="bold", va="center")
     ax.text(x, 4.63, "rows of the map, head after head:", fontsize=7, color=MUTED, va="center")
     wide = 3 * each / config.n_heads
     for head in range(config.n_heads):

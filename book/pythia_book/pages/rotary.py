@@ -1,19 +1,19 @@
-"""Drawings and numbers of the page on rotary embeddings, computed from the model's own functions.
+"""Drawings and numbers of the page on rotary embeddings, computed by the model's own functions.
 
-Angles, cos and sin come from `kernels.rotary.rotary_tables`, scores from vectors turned by
-`rotary_reference`, the shapes from the official configs. The page's script draws the same things in
-the browser; tests hold the two together. What is not here: models or runs, none are needed.
+Angles, cos and sin come from `kernels.rotary.rotary_tables`, scores from vectors rotated by
+`rotary_reference`, the shapes from the official configs. The page's script draws the same figures
+in the browser; tests keep the two consistent.
 """
 
 from __future__ import annotations
 
-import colorsys
 import functools
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pythia_book.pages import hls_colour
 from pythia_book.style import INK, MUTED, WIDTH, Drawing, panels, reference, style
 from pythia_core.config import ModelConfig
 from pythia_core.suite import OFFICIAL_SIZES
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SHOWN = 64
-"""The head dim that figures of one head use: that of 70M, 160M and 410M."""
+"""The head dim of figures that show one head: that of 70M, 160M and 410M."""
 REACH = 128
-"""Positions that the turning hands can take."""
+"""Positions over which the hands can move."""
 STRETCH = 32
-"""Positions per point of the error curves: the largest error among them is drawn."""
-WAYS = {
+"""Positions per point of the error curves, which show the largest error among them."""
+PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),
     "fp32, bf16": ("angle in fp32, then bf16", BLUE, (0, (3, 1.5))),
@@ -43,8 +43,8 @@ WAYS = {
 
 def head_dims() -> dict[int, ModelConfig]:
     """Every head dim of the official sizes, smallest first, with a config that has it."""
-    found = {size.model().head_dim: size.model() for size in OFFICIAL_SIZES.values()}
-    return dict(sorted(found.items()))
+    configs = {size.model().head_dim: size.model() for size in OFFICIAL_SIZES.values()}
+    return dict(sorted(configs.items()))
 
 
 def models_of(head_dim: int) -> list[str]:
@@ -72,8 +72,8 @@ def wavelengths(head_dim: int) -> np.ndarray:
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
     """Score of every query position m (rows) and key position n (columns), at most 1.
 
-    Query and key are the same vector, one hand of length 1 in each rotated pair and nothing else,
-    turned by the model's own code.
+    Query and key are the same vector, one hand of length 1 in each rotated pair and 0 elsewhere,
+    rotated by the model's own code.
     """
     import torch
 
@@ -84,17 +84,17 @@ def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
     vector = torch.zeros(positions, head_dim)
     vector[:, :half] = 1.0
     tables = rotary_tables(positions, config.rotary_dims, config.rotary_base)
-    turned = rotary_reference(vector, *tables)
-    return (turned @ turned.T / half).numpy()
+    rotated = rotary_reference(vector, *tables)
+    return (rotated @ rotated.T / half).numpy()
 
 
-def table_errors(head_dim: int, way: str) -> np.ndarray:
+def table_errors(head_dim: int, precision: str) -> np.ndarray:
     """Errors of cos and sin, the larger of the two, as (position, pair).
 
     Args:
-        head_dim: one of the official sizes'.
-        way: a key of WAYS; one type's name: frequency, position, angle, cos and sin are all
-            rounded to it; with "fp32, " before it: only the model's fp32 tables are.
+        head_dim: one of the official sizes.
+        precision: a key of PRECISIONS. With one type, frequency, position, angle, cos and sin are
+            all rounded to it; with "fp32, " before it, only the model's fp32 tables are.
     """
     import torch
 
@@ -105,8 +105,8 @@ def table_errors(head_dim: int, way: str) -> np.ndarray:
     exact = config.rotary_base ** (-lanes / config.rotary_dims)
     positions = torch.arange(config.max_seq_len)
     truth = torch.outer(positions.double(), exact)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[way.split(", ")[-1]]
-    if way.startswith("fp32"):
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision.split(", ")[-1]]
+    if precision.startswith("fp32"):
         tables = rotary_tables(config.max_seq_len, config.rotary_dims, config.rotary_base)
         cos, sin = (table.to(kind) for table in tables)
     else:
@@ -124,7 +124,7 @@ def values() -> dict[str, str]:
     config = head_dims()[SHOWN]
     turns, context = wavelengths(SHOWN), config.max_seq_len
     last = torch.tensor(float(context - 1), dtype=torch.bfloat16)
-    found = {
+    numbers = {
         "base": f"{config.rotary_base:,.0f}",
         "context": f"{context:,}",
         "rotated": f"{config.rotary_dims}",
@@ -137,11 +137,11 @@ def values() -> dict[str, str]:
         "last_in_bf16": f"{float(last):,.0f}",
     }
     for head_dim in (SHOWN, 128):
-        for way in WAYS:
-            key = f"{way.replace(', ', '_')}_{head_dim}"
-            worst = table_errors(head_dim, way).max()
-            found[key] = f"{worst:.2f}" if worst > 0.01 else f"{worst:.4f}"
-    return found
+        for name in PRECISIONS:
+            key = f"{name.replace(', ', '_')}_{head_dim}"
+            worst = table_errors(head_dim, name).max()
+            numbers[key] = f"{worst:.2f}" if worst > 0.01 else f"{worst:.4f}"
+    return numbers
 
 
 # --- drawings --------------------------------------------------------------------------------
@@ -149,16 +149,14 @@ def values() -> dict[str, str]:
 
 def hue(pair: int, pairs: int) -> str:
     """The colour of a pair, hot for fast and cold for slow, as in the page's script."""
-    degrees = (25 - 170 * pair / max(pairs - 1, 1)) % 360
-    red, green, blue = colorsys.hls_to_rgb(degrees / 360, 0.47, 0.65)
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+    return hls_colour(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
 
 
 def _dial(ax: Axes, at: float, query: float, key: float, colour: str) -> None:
-    """A clock face; angles from twelve o'clock, clockwise."""
+    """Draw a clock face; angles from twelve o'clock, clockwise."""
     from matplotlib.patches import Circle, Wedge
 
-    apart = math.degrees(math.remainder(query - key, 2 * math.pi))  # the smaller way round
+    apart = math.degrees(math.remainder(query - key, 2 * math.pi))  # the shorter way round
     start = 90 - math.degrees(key)
     low, high = min(start, start - apart), max(start, start - apart)
     ax.add_patch(Wedge((at, 0), 0.5, low, high, color=colour, alpha=0.22, linewidth=0))
@@ -193,18 +191,18 @@ def turning() -> Drawing:
         ax.plot(distance, curve, color=INK, linewidth=1.1)
         for shift in range(0, REACH - m, 12):  # both moved: the same point each time
             ax.plot([m - n], [table[m + shift, n + shift]], "o", color=ORANGE, markersize=5)
-        ax.annotate(f"m \N{MINUS SIGN} n = {m - n},\nwherever the two are", (m - n, table[m, n]),
+        ax.annotate(f"m \N{MINUS SIGN} n = {m - n},\nwherever they are", (m - n, table[m, n]),
                     (20, -0.36), color=ORANGE, fontsize=8,
                     arrowprops={"arrowstyle": "-", "color": ORANGE, "linewidth": 0.8})  # fmt: skip
         ax.set(xlim=(1 - REACH, REACH - 1), ylim=(-0.5, 1.05))
-        ax.set(xlabel="distance m \N{MINUS SIGN} n", ylabel="score (most: 1)")
+        ax.set(xlabel="distance m \N{MINUS SIGN} n", ylabel="score (at most 1)")
         ax.spines[["top", "right"]].set_visible(False)
     return Drawing(
         figure,
-        f"Above, {pairs} clock dials, one a rotated pair of a head of {SHOWN} dims: each has a "
+        f"Above, {pairs} clock dials, one per rotated pair of a head of {SHOWN} dims: each has a "
         f"solid hand for a query at position {m} and a dashed one for a key at {n}; the first "
-        "turn fast, the last hardly. Below, the score against the distance m minus n: highest at "
-        "0, then a decaying wave; moving both positions together gives the same point.",
+        "turn fast, the last hardly at all. Below, the score against the distance m minus n: "
+        "highest at 0, then a decaying wave; moving both positions together gives the same point.",
     )
 
 
@@ -234,8 +232,8 @@ def quarter() -> Drawing:
     shares = ", ".join(f"{c.rotary_dims} of {d}" for d, c in dims.items())
     return Drawing(
         figure,
-        "Five strips of cells, one a head dim of the official sizes; the first quarter is coloured "
-        f"({shares}). Arcs join dim i with the dim half a quarter further on.",
+        "Five strips of cells, one for each head dim of the official sizes; the first quarter is "
+        f"coloured ({shares}). Arcs join dim i with the dim an eighth of the head further on.",
     )
 
 
@@ -244,7 +242,7 @@ def frequencies() -> Drawing:
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():
-        figure, (ax,) = panels(1, 2.7, f"one dot a pair; dotted: the context; {FOOTER}")
+        figure, (ax,) = panels(1, 2.7, f"one dot per pair; dotted: the context; {FOOTER}")
         for row, head_dim in enumerate(dims):
             turns = wavelengths(head_dim)
             for i, turn in enumerate(turns):
@@ -260,20 +258,20 @@ def frequencies() -> Drawing:
     low, high = wavelengths(SHOWN)[[0, -1]]
     return Drawing(
         figure,
-        "Tokens that each pair needs for one full turn, on a logarithmic scale, for five head "
-        f"dims; evenly spaced dots, for {SHOWN} dims from {low:.1f} to {high:,.0f}, some of them "
+        "Tokens in which each pair makes one full turn, on a logarithmic scale, for five head "
+        f"dims: evenly spaced dots, for {SHOWN} dims from {low:.1f} to {high:,.0f}, some of them "
         f"above the context of {context:,}.",
     )
 
 
 def precision() -> Drawing:
-    """Error of cos and sin against the position, by how they are computed."""
+    """Error of cos and sin against the position, by the precision of their computation."""
     with style():
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
         figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)
         for ax, head_dim in zip(axes, (SHOWN, 128), strict=True):
-            for way, (label, colour, line) in WAYS.items():
-                worst = table_errors(head_dim, way).max(axis=1)
+            for name, (label, colour, line) in PRECISIONS.items():
+                worst = table_errors(head_dim, name).max(axis=1)
                 middle = np.arange(STRETCH / 2, len(worst), STRETCH)
                 tops = worst.reshape(-1, STRETCH).max(axis=1)
                 ax.plot(middle, tops, color=colour, linestyle=line, label=label)
@@ -284,6 +282,6 @@ def precision() -> Drawing:
     return Drawing(
         figure,
         "Error of cos or sin against the position on a logarithmic scale, for heads of "
-        f"{SHOWN} and 128 dims. With everything in bf16 or fp16 it grows with the position, to "
-        "the size of cos itself in bf16; with the angle in fp32 it stays flat and small.",
+        f"{SHOWN} and 128 dims. With everything in bf16 or fp16 it grows with the position, in "
+        "bf16 to the size of cos itself; with the angle in fp32 it stays flat and small.",
     )

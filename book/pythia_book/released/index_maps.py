@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pythia_book.released.remote_rows import ByteFile, JoinedFile, LocalFile
 from pythia_core.data.indexed_dataset import DTYPES, HEADER, MAGIC, VERSION, find_shards
-from pythia_core.data.order import Batches
+from pythia_core.data.order import Rows
 from pythia_core.errors import DataError
 
 PARTS = ("doc_idx", "sample_idx", "shuffle_idx")
@@ -75,7 +75,7 @@ class NpyArray:
         return np.frombuffer(raw, self.dtype).astype(np.int64).reshape(-1, *self.shape[1:])
 
 
-class MappedRows(Batches):
+class MappedRows(Rows):
     """Rows of documents in the order of GPT-NeoX's index maps.
 
     Args:

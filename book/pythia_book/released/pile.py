@@ -237,14 +237,13 @@ def some_shards(folder: Path) -> RemoteRows | None:
 
 def tokenizer_at(name: str) -> Tokenizer:
     """`neox-20b`, the tokenizer of the released data (fetched once), or a tokenizer.json."""
-    from pythia_core.data.downloads import wheel_bytes
-    from pythia_core.data.tokenizer import NEOX_20B, load_tokenizer, plain
+    from pythia_core.data.tokenizer import load_tokenizer, neox_20b_json, plain
 
     if name != "neox-20b":
         return load_tokenizer(name)
     from tokenizers import Tokenizer
 
-    return plain(Tokenizer.from_str(wheel_bytes(*NEOX_20B).decode("utf-8")))
+    return plain(Tokenizer.from_str(neox_20b_json()))
 
 
 def describe_batch(

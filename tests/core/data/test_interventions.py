@@ -67,7 +67,7 @@ def test_ledger_is_the_swap_of_the_whole_stream(data: PreparedData, ledger: Ledg
     stream = np.concatenate([data.tokens.document(int(d)) for d in data.order.documents])
     swap = PronounSwap.from_tokenizer(data.tokenizer, WINDOW.swap)
     whole = stream.copy()[None]
-    _, column, _, new = swap.changes(whole, np.ones_like(whole, bool), 0, 0)
+    _, column, _, new, _ = swap.find(whole, np.ones_like(whole, bool), 0, 0)
     whole[0, column] = new
     length = data.config.seq_len
     for row in range(WINDOW.start * BATCH, WINDOW.stop * BATCH):
@@ -142,7 +142,7 @@ def test_other_data_are_refused(data: PreparedData, ledger: Ledger) -> None:
     r, c = int(ledger.row[0]), int(ledger.column[0])
     spoiled = data.rows.rows(r, r + 1)
     spoiled[0, c] ^= 1
-    with pytest.raises(DataError, match=rf"row {r}, column {c} holds token"):
+    with pytest.raises(DataError, match=rf"row {r}, column {c} has token"):
         ledger.apply(spoiled, r)
     with pytest.raises(DataError, match="other data or to another order"):
         ledger.apply(batch, 4 * BATCH + 1)

