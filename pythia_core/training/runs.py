@@ -46,7 +46,7 @@ from pythia_core.training.gpu_sharing import gate, run_bytes, share_of_device
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, thin, thinning
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.train import train
+from pythia_core.training.train import Saving, train
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import results_dir, write_json
@@ -322,10 +322,9 @@ def _parent_state(
             config.parent,
             parent.batch,
             replay,
-            initial=(older[0], older[1]) if older else None,
-            first_saved_step=config.train.steps + 1,
+            start=(older[0], older[1]) if older else None,
             stop_at=start,
-            keep_states=frozenset({start}),
+            saving=Saving(weights=frozenset(), states=frozenset({start})),
             progress=progress,
             label=f"replaying to step {start}",
             execution=execution,
@@ -359,15 +358,13 @@ def find_or_train(
     run = locate(config, progress, execution)
     if run.finished:
         return run
-    window = config.intervention
     states = linear_steps(PAPER_FORKS, config.train.steps)
     sha256 = train(
         config,
         thinning(run.batch, run.folder, config, keep),
         run.folder,
-        initial=_parent_state(config, progress, execution) if window else None,
-        keep_states=states | keep.states if keep else states,
-        first_saved_step=window.start if window else 0,
+        start=_parent_state(config, progress, execution) if config.intervention else None,
+        saving=Saving(frozenset(run.due), states | keep.states if keep else states),
         progress=progress,
         label=f"training {_described(config)}",
         execution=execution,

@@ -57,7 +57,7 @@ from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
 from pythia_core.training.runs import Run, code_identity, find_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.train import train
+from pythia_core.training.train import Saving, train
 from pythia_core.training.trainer import Trainer, update_lr
 from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info
@@ -367,11 +367,12 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             run.config,
             batches,
             run.folder,
-            initial=(start.step, {"model": start.weights, "optimizer": moments}),
-            keep_states=linear_steps(PAPER_FORKS, run.config.train.steps),
-            first_saved_step=run.how.start,
+            start=(start.step, {"model": start.weights, "optimizer": moments}),
             stop_at=run.how.stop,
-            also_save=frozenset((run.how.start, run.how.stop)),
+            saving=Saving(
+                weights=frozenset(run.due),
+                states=linear_steps(PAPER_FORKS, run.config.train.steps),
+            ),
             make_trainer=functools.partial(ContinuedTrainer, how=run.how),
             progress=progress,
             label=f"continuing {start.label} from {run.how.start}, {run.how.swap or 'control'}",
