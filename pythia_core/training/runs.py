@@ -42,7 +42,8 @@ from pythia_core.training.checkpoint import (
     weighted_steps,
 )
 from pythia_core.training.execution import EAGER, Execution
-from pythia_core.training.gpu_sharing import gate, run_bytes, share_of_device
+from pythia_core.training.gpu_sharing import gate, share_of_device
+from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, thin, thinning
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
@@ -410,7 +411,7 @@ def find_or_train_all(
             names=[names.get(c) or _described(c) for c in todo],
             work=[run_flops(c) for c in todo],
             here=sum(map(run_flops, todo)) < SHORT,
-            gate=gate([run_bytes(c) for c in todo]),
+            gate=gate([run_bytes(c, Execution.chosen()) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
@@ -430,7 +431,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
     config, keep = job
-    with share_of_device(run_bytes(config)):
+    with share_of_device(run_bytes(config, Execution.chosen())):
         find_or_train(config, keep=keep)
 
 
