@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pythia_core.config import (
     run_config_from_dict,
     stable_hash,
 )
-from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import batch_hash
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import CheckpointError, ConfigError, DataError
@@ -97,6 +97,46 @@ SHORT = 1e12
 """FLOP of runs that train faster than a worker process starts."""
 
 
+class Checkpoints(Protocol):
+    """A model at several steps of its training: a run, or a published model."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+
+    @property
+    def deduped(self) -> bool:
+        """Whether it was trained on deduplicated text."""
+
+    @property
+    def folder(self) -> Path:
+        """Where measurements of it are kept."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def data(self) -> Any:
+        """Has at least its tokenizer and eod_id."""
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps whose weights are there."""
+
+    @property
+    def due(self) -> list[int]:
+        """Steps whose weights should be there."""
+
+    def model(self, step: int | None = None) -> GPTNeoX: ...
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained run on disk."""
@@ -113,6 +153,18 @@ class Run:
     def id(self) -> str:
         """First 12 hex digits of the identity's hash, wherever the folder is."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
+
+    @property
+    def name(self) -> str:
+        return f"run {self.id}"
+
+    @property
+    def label(self) -> str:
+        return self.id
+
+    @property
+    def deduped(self) -> bool:
+        return self.config.data.dedup != "none"
 
     @property
     def checkpoints(self) -> Path:
@@ -144,14 +196,12 @@ class Run:
         window = self.config.intervention
         if window is None:
             return None
-        path = self.folder / "ledger.safetensors"
-        if not path.exists():
-            make_ledger(self.data, window, self.config.train.batch_size).save(path)
-        ledger = Ledger.load(path)
-        ours = (window.swap, window.start, window.stop, self.config.train.batch_size)
-        if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != ours:
-            raise DataError(f"{path} belongs to another run; delete it and ask again")
-        return ledger
+        return self.data.swapped(window, self.config.train.batch_size, self.folder)
+
+    @property
+    def tokens_changed(self) -> int:
+        """Tokens that the intervention changed; 0 for a control."""
+        return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
         """The rows (batch_size, S+1) of the update that leads from `step` to `step + 1`."""
