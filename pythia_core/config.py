@@ -35,10 +35,14 @@ DOMAINS = (
     "legal",
     "biomedical",
 )
-"""Domains of the pocket Pile, in reading order."""
+"""Domains of the pocket Pile, in reading order.
+
+The corpora themselves are the book's (pythia_book.corpora). Their domains are named here because
+they are the default of DataConfig and part of the identity of every run, and the scales use them.
+"""
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 DOMAINS_OF = {"pocket-pile": DOMAINS, "miniature": DOMAINS, "large": LARGE_DOMAINS}
-"""The domains of each corpus that a scale trains on."""
+"""The domains of each corpus that the scales train on."""
 
 
 @dataclass(frozen=True)

@@ -181,13 +181,7 @@ def test_the_packages_themselves_load_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_the_book_adds_is_found_installed_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    extensions.registered.cache_clear()
-    installed = {
-        group: {name: point.value for name, point in extensions.registered(group).items()}
-        for group in pythia_book.EXTENSIONS
-    }
-    assert installed == pythia_book.EXTENSIONS
+def test_what_the_book_adds_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     extensions.registered.cache_clear()
     monkeypatch.setattr(extensions, "entry_points", lambda group: ())
     for group, names in pythia_book.EXTENSIONS.items():

@@ -10,7 +10,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import pythia_book
 import yaml
 from places import ROOT
 from pythia_book import notebooks, site_runs
@@ -172,9 +171,6 @@ def test_the_project_file_is_consistent() -> None:
     assert project["project"]["name"] == "pythia-book"
     engine = project["project"]["entry-points"]["papermill.engine"]
     assert engine == {"pythia": "pythia_book.papermill_engine:PythiaEngine"}
-    points = project["project"]["entry-points"]
-    for group, names in pythia_book.EXTENSIONS.items():
-        assert points[f"pythia_core.{group}"] == names
     for house in (ROOT / "pythia_core", ROOT / "book" / "pythia_book"):
         folders = {path.parent for path in house.rglob("*.py")}
         assert all((folder / "__init__.py").is_file() for folder in folders)

@@ -1,7 +1,7 @@
 """pythia_book: everything that measures, tests, draws and records the book's studies.
 
-It builds on pythia_core and is never imported by it; what it adds to the library is registered by
-name in `EXTENSIONS` (and identically as entry points in pyproject.toml).
+It builds on pythia_core, which imports nothing of it; what it adds to the library is registered by
+name in `EXTENSIONS`.
 
     studies      one room per study: parameters, measurements, claims, figures; registry finds them
     corpora      the texts that models are trained on: pocket Pile, miniature, large
@@ -28,4 +28,4 @@ EXTENSIONS: dict[str, dict[str, str]] = {
     "corpora": {name: "pythia_book.corpora" for name in ("pocket-pile", "miniature", "large")},
     "runs": {"continued": "pythia_book.released.continuation.run:open_continued"},
 }
-"""Group -> name -> module or function, as `pythia_core.util.extensions` finds it in a checkout."""
+"""Group -> name -> module or function; read by `pythia_core.util.extensions`."""

@@ -16,15 +16,13 @@ from pythia_book.measurements import N_PASSAGE_ROWS, N_ROWS
 from pythia_book.studies.registry import STUDIES, declared, keep, runs_of
 from pythia_core.config import RunConfig
 from pythia_core.suite import scale_named, size_name
-from pythia_core.training.retention import checkpoint_bytes, is_large
+from pythia_core.training.retention import checkpoint_bytes, is_large, saved_state_bytes
 from pythia_core.training.runs import run_flops
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STATE_BYTES = 12
-"""Bytes per parameter of a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
 MEASURING_SLOWER = 3.0
@@ -72,7 +70,7 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
     kept = keep(scale, config) if is_large(config) else None
     weights = sum(kept is None or step in kept.weights for step in written_steps(config))
     states = len(PAPER_FORKS) + 1 if kept is None else len(kept.states)
-    return weights * checkpoint_bytes(config) + states * STATE_BYTES * config.model.n_params
+    return weights * checkpoint_bytes(config) + states * saved_state_bytes(config)
 
 
 def sizes_table(scale: str, way: str = "compiled") -> pd.DataFrame:

@@ -24,7 +24,8 @@ from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
-from pythia_core.training.gpu_sharing import gate, measuring_bytes, share_of_device
+from pythia_core.training.gpu_sharing import gate, share_of_device
+from pythia_core.training.memory import measuring_bytes
 from pythia_core.training.runs import SHORT, Run, role, run_flops
 from pythia_core.util.files import atomic_file
 from pythia_core.util.machine import on_device

@@ -13,18 +13,20 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_core.config import InterventionConfig
+from pythia_core.config import DataConfig, InterventionConfig
+from pythia_core.data.indexed_dataset import MegatronIndexed
+from pythia_core.data.order import RowOrder, Rows
 from pythia_core.data.pronouns import PronounSwap
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_file
 
 if TYPE_CHECKING:
-    from pythia_core.data.prepare import PreparedData
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,32 @@ class Ledger:
 _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
+class OrderedDocuments(Protocol):
+    """Rows whose documents are known, so that words cut by the end of a row are seen whole."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def config(self) -> DataConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def tokens(self) -> MegatronIndexed: ...
+
+    @property
+    def order(self) -> RowOrder: ...
+
+    @property
+    def rows(self) -> Rows: ...
+
+    def batch(self, step: int, batch_size: int) -> NDArray: ...
+
+
 def make_ledger(
-    data: PreparedData, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
+    data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
     """All changes that `intervention` makes to the rows of its window [start, stop) of updates.
 

@@ -23,14 +23,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 
-from pythia_core.config import DataConfig, stable_hash
+from pythia_core.config import DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.corpus import Tally, corpus_identity, is_registered, open_corpus
 from pythia_core.data.indexed_dataset import IndexedWriter, MegatronIndexed
-from pythia_core.data.order import PreshuffledRows, RowOrder, write_rows
+from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.data.order import PreshuffledRows, RowOrder, Rows, write_rows
 from pythia_core.data.tokenizer import (
     EOD,
     NEOX_20B,
@@ -55,6 +56,53 @@ FULL_CHECK_BYTES = 1 << 28
 only sizes."""
 BATCH_CHARACTERS = 1 << 20
 """Characters of text that are encoded together."""
+
+
+class Swap(Protocol):
+    """What an intervention changes in the rows of the updates [start, stop)."""
+
+    @property
+    def swap(self) -> str: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def stop(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def apply(self, batch: NDArray, first_row: int) -> NDArray:
+        """A copy of rows first_row, first_row + 1, ... of the training order, changed."""
+
+
+class Batches(Protocol):
+    """What a run reads: rows in training order and their tokenizer."""
+
+    @property
+    def config(self) -> DataConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def eod_id(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def rows(self) -> Rows: ...
+
+    def batch(self, step: int, batch_size: int) -> NDArray:
+        """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+
+    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Swap:
+        """What the intervention changes; a record of it may be kept in the run's folder."""
+
+    def with_heldout(self) -> PreparedData:
+        """Data under this tokenizer that have held-out documents."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +171,25 @@ class PreparedData:
     def batch(self, step: int, batch_size: int) -> NDArray:
         """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
         return self.rows.batch(step, batch_size)
+
+    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
+        """Every token that the intervention changes; found once and kept in `folder`.
+
+        Raises:
+            DataError: the ledger kept there is of another intervention.
+        """
+        path = folder / "ledger.safetensors"
+        if not path.exists():
+            make_ledger(self, window, batch_size).save(path)
+        ledger = Ledger.load(path)
+        expected = (window.swap, window.start, window.stop, batch_size)
+        if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != expected:
+            raise DataError(f"{path} belongs to another run; delete it and run again")
+        return ledger
+
+    def with_heldout(self) -> PreparedData:
+        """Itself."""
+        return self
 
     def verify(self, full: bool = True) -> None:
         """Check the files against the manifests: sizes, and with `full` their sha256.

@@ -1,12 +1,12 @@
-"""Checkpoints written beside training: a snapshot now, hash, sync and rename in another thread.
+"""Asynchronous checkpoints: a snapshot now; hashing, syncing and renaming in another thread.
 
 `save` copies what is to be written (on a CUDA device through pinned memory on a stream of its own)
-and returns; later updates cannot touch the copy. At most one checkpoint is under way: the next
-`save` waits for it. An error of the thread surfaces in the next call, at the latest when the writer
+and returns; later updates cannot touch the copy. At most one checkpoint is being written: the next
+`save` waits for it. An error in the thread surfaces in the next call, at the latest when the writer
 is closed. What a crash leaves is what pythia_core.training.checkpoint leaves: a whole folder or
 none.
 
-On a CPU everything happens at once by default: the share of time that saving may take is small
+On a CPU checkpoints are written synchronously by default: saving takes a small share of the time
 (train.STATE_SHARE), and several runs use every core already.
 """
 
@@ -28,17 +28,17 @@ Files = dict[str, dict[str, Tensor]]
 
 
 class CheckpointWriter:
-    """Use as a context: it is left when everything is on disk.
+    """A context manager; on exit everything is on disk.
 
     Args:
-        beside: write in a thread; else `save` does everything before it returns.
+        asynchronous: write in a thread; otherwise `save` returns when the checkpoint is written.
 
     Attributes:
         seconds: how long the last finished write took, the snapshot included.
     """
 
-    def __init__(self, beside: bool) -> None:
-        self._thread = ThreadPoolExecutor(1, "checkpoint") if beside else None
+    def __init__(self, asynchronous: bool) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._under_way: Future[None] | None = None
         self.seconds = 0.0
 
@@ -53,7 +53,7 @@ class CheckpointWriter:
         """Save `files` as they are now (checkpoint.save_checkpoint), then call `then`.
 
         Returns:
-            an event that the copy of CUDA tensors waits behind: change them after it.
+            for CUDA tensors, the event after which they are copied and may change.
 
         Raises:
             TrainingError: this one, or the one before it, could not be written.
@@ -88,7 +88,7 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a write is under way (or failed and nobody has been told yet)."""
+        """Whether a write is under way."""
         return self._under_way is not None and not self._under_way.done()
 
     def check(self) -> None:
@@ -114,7 +114,7 @@ class CheckpointWriter:
         try:
             self.wait()
         except Exception:
-            if error is None:  # else the first error is the one to tell
+            if error is None:  # otherwise the first error is the one to report
                 raise
         finally:
             if self._thread is not None:
@@ -122,7 +122,7 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copies in host memory; those of CUDA tensors (of one device) are complete after the event."""
+    """Copies in host memory; those of CUDA tensors (on one device) are complete after the event."""
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:
         return _map(files, lambda t: t.detach().clone()), None

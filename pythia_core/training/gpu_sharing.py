@@ -1,11 +1,10 @@
 """Several small models on one GPU: which runs train at a time, so that memory is never exceeded.
 
 A model of a million parameters keeps a large GPU busy for a fraction of each step; the host and the
-many short kernels take the rest. Several processes on one device fill these gaps. Runs start
-longest first, and the next one starts when its memory fits beside what runs; one that needs the
-whole device runs alone. Memory is estimated, high rather than low. Nothing here needs a GPU: the
-plan is a pure function. How much several processes gain is not yet measured; `PYTHIA_GPU_JOBS`
-sets the most that run at a time. Not here: the processes (pythia_core.util.workers).
+many short kernels take the rest. Several processes on one device fill these gaps. Jobs start in
+order, each as soon as its estimated memory (pythia_core.training.memory) fits next to those that
+run; one that needs the whole device runs alone. How much several processes gain is not yet
+measured; `PYTHIA_GPU_JOBS` limits how many run at a time.
 """
 
 from __future__ import annotations
@@ -14,54 +13,17 @@ import contextlib
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from pythia_core.config import ModelConfig, RunConfig
 from pythia_core.errors import ConfigError
+from pythia_core.training.memory import CONTEXT_BYTES
 
 VARIABLE = "PYTHIA_GPU_JOBS"
 MOST = 6
-"""Processes on one GPU, if `PYTHIA_GPU_JOBS` says nothing else."""
-CONTEXT_BYTES = 1.0e9
-"""What a process takes on the device before its first tensor: context, libraries, workspaces."""
+"""Processes on one GPU unless `PYTHIA_GPU_JOBS` is set."""
 RESERVE = 0.1
 """Share of the device's memory that is left free."""
-STATE_BYTES = 18
-"""A parameter: fp32 master, gradient and moments, bf16 copy."""
-SAVED = 48
-"""Bytes of activations a token, layer and unit of width that autograd saves in bf16: 34 counted,
-and some for what was not."""
 SLACK = 1.3
-"""A process that takes so many times what was estimated is stopped, before others are."""
-MEASURING = 2.0e9
-"""Bytes of activations while a checkpoint is measured."""
-LOGIT_ROWS = 8192
-"""Tokens of a chunk of logits, which are fp32 once and bf16 once, with their gradient."""
-
-
-def run_bytes(config: RunConfig) -> float:
-    """Device memory that training a run takes at most, in bytes; an estimate."""
-    model, t = config.model, config.train
-    rows = t.micro_batch or t.batch_size
-    tokens = rows * config.data.seq_len
-    width = 2 if t.precision == "fp32" else 1
-    activations = SAVED * width * tokens * model.d_model * (model.n_layers + 1)
-    logits = 12 * min(tokens, LOGIT_ROWS) * model.vocab_size
-    return CONTEXT_BYTES + STATE_BYTES * model.n_params + activations + logits
-
-
-def measuring_bytes(model: ModelConfig) -> float:
-    """Device memory that measuring a checkpoint takes at most: fp32 weights twice, and batches."""
-    return CONTEXT_BYTES + 8 * model.n_params + 12 * LOGIT_ROWS * model.vocab_size + MEASURING
-
-
-@dataclass(frozen=True)
-class Placed:
-    """One job in a plan: when it starts and ends (in units of the given durations)."""
-
-    job: int
-    start: float
-    end: float
+"""A process that takes more than this multiple of its estimate is stopped, before others are."""
 
 
 def most_jobs() -> int:
@@ -70,12 +32,12 @@ def most_jobs() -> int:
     Raises:
         ConfigError: the variable is not a positive whole number.
     """
-    given = os.environ.get(VARIABLE)
-    if given is None:
+    value = os.environ.get(VARIABLE)
+    if value is None:
         return MOST
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"{VARIABLE} must be a whole number from 1 on, got {given!r}")
-    return int(given)
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"{VARIABLE} must be a positive whole number, got {value!r}")
+    return int(value)
 
 
 def startable(
@@ -85,7 +47,7 @@ def startable(
     capacity: float,
     most: int,
 ) -> int | None:
-    """The first waiting job that may start now: its memory fits beside what runs, or nothing runs.
+    """The first waiting job that may start now: its memory fits, or nothing else runs.
 
     Args:
         waiting: jobs in the order in which they should start. running: jobs that run.
@@ -98,7 +60,7 @@ def startable(
 
 
 def gate(needs: Sequence[float]) -> Callable[[Sequence[int], Sequence[int]], int | None] | None:
-    """`startable` for jobs of these needs on this machine's GPU; None without one."""
+    """`startable` on this machine's GPU, for jobs that need these bytes; None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None
@@ -118,7 +80,7 @@ def device_bytes() -> float | None:
 
 @contextlib.contextmanager
 def share_of_device(n_bytes: float) -> Iterator[None]:
-    """In the body this process may take `n_bytes` of the GPU, and gives them back afterwards.
+    """In the body this process may take `n_bytes` of the GPU; afterwards it returns them.
 
     Without a GPU nothing happens. A job that needs the whole device gets it.
     """
@@ -135,25 +97,3 @@ def share_of_device(n_bytes: float) -> Iterator[None]:
         torch.cuda.set_per_process_memory_fraction(1.0)
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def plan(
-    needs: Sequence[float], durations: Sequence[float], capacity: float, most: int
-) -> list[Placed]:
-    """When each job starts and ends if the longest starts first; by start, then by job.
-
-    A job that fits passes one that must wait for memory. Durations are taken as if a job ran no
-    slower beside others, so that ends are early; the order of starts is what matters.
-    """
-    waiting = sorted(range(len(needs)), key=lambda job: (-durations[job], job))
-    now, running, placed = 0.0, {}, []
-    while waiting or running:
-        job = startable(waiting, list(running), needs, capacity, most)
-        if job is not None:
-            waiting.remove(job)
-            running[job] = now + durations[job]
-            placed.append(Placed(job, now, running[job]))
-            continue
-        now = min(running.values())
-        running = {job: end for job, end in running.items() if end > now}
-    return placed

@@ -48,6 +48,11 @@ def checkpoint_bytes(config: RunConfig) -> int:
     return config.model.n_params * (4 if config.train.precision == "fp32" else 2)
 
 
+def saved_state_bytes(config: RunConfig) -> int:
+    """Bytes of one saved state: fp32 weights and two moments."""
+    return 12 * config.model.n_params
+
+
 def is_large(config: RunConfig) -> bool:
     """Whether a run is large enough to drop weights."""
     return N_CHECKPOINTS * checkpoint_bytes(config) > WHOLE_BYTES

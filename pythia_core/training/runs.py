@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from pythia_core.config import (
     run_config_from_dict,
     stable_hash,
 )
-from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import batch_hash
 from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.errors import CheckpointError, ConfigError, DataError
@@ -42,11 +42,12 @@ from pythia_core.training.checkpoint import (
     weighted_steps,
 )
 from pythia_core.training.execution import EAGER, Execution
-from pythia_core.training.gpu_sharing import gate, run_bytes, share_of_device
+from pythia_core.training.gpu_sharing import gate, share_of_device
+from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, thin, thinning
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.train import train
+from pythia_core.training.train import Saving, train
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import results_dir, write_json
@@ -96,6 +97,46 @@ SHORT = 1e12
 """FLOP of runs that train faster than a worker process starts."""
 
 
+class Checkpoints(Protocol):
+    """A model at several steps of its training: a run, or a published model."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+
+    @property
+    def deduped(self) -> bool:
+        """Whether it was trained on deduplicated text."""
+
+    @property
+    def folder(self) -> Path:
+        """Where measurements of it are kept."""
+
+    @property
+    def config(self) -> RunConfig: ...
+
+    @property
+    def data(self) -> Any:
+        """Has at least its tokenizer and eod_id."""
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps whose weights are there."""
+
+    @property
+    def due(self) -> list[int]:
+        """Steps whose weights should be there."""
+
+    def model(self, step: int | None = None) -> GPTNeoX: ...
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained run on disk."""
@@ -112,6 +153,18 @@ class Run:
     def id(self) -> str:
         """First 12 hex digits of the identity's hash, wherever the folder is."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
+
+    @property
+    def name(self) -> str:
+        return f"run {self.id}"
+
+    @property
+    def label(self) -> str:
+        return self.id
+
+    @property
+    def deduped(self) -> bool:
+        return self.config.data.dedup != "none"
 
     @property
     def checkpoints(self) -> Path:
@@ -142,14 +195,12 @@ class Run:
         window = self.config.intervention
         if window is None:
             return None
-        path = self.folder / "ledger.safetensors"
-        if not path.exists():
-            make_ledger(self.data, window, self.config.train.batch_size).save(path)
-        ledger = Ledger.load(path)
-        ours = (window.swap, window.start, window.stop, self.config.train.batch_size)
-        if (ledger.swap, ledger.start, ledger.stop, ledger.batch_size) != ours:
-            raise DataError(f"{path} belongs to another run; delete it and ask again")
-        return ledger
+        return self.data.swapped(window, self.config.train.batch_size, self.folder)
+
+    @property
+    def tokens_changed(self) -> int:
+        """Tokens that the intervention changed; 0 for a control."""
+        return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
         """The rows (batch_size, S+1) of the update that leads from `step` to `step + 1`."""
@@ -321,10 +372,9 @@ def _parent_state(
             config.parent,
             parent.batch,
             replay,
-            initial=(older[0], older[1]) if older else None,
-            first_saved_step=config.train.steps + 1,
+            start=(older[0], older[1]) if older else None,
             stop_at=start,
-            keep_states=frozenset({start}),
+            saving=Saving(weights=frozenset(), states=frozenset({start})),
             progress=progress,
             label=f"replaying to step {start}",
             execution=execution,
@@ -358,15 +408,13 @@ def find_or_train(
     run = locate(config, progress, execution)
     if run.finished:
         return run
-    window = config.intervention
     states = linear_steps(PAPER_FORKS, config.train.steps)
     sha256 = train(
         config,
         thinning(run.batch, run.folder, config, keep),
         run.folder,
-        initial=_parent_state(config, progress, execution) if window else None,
-        keep_states=states | keep.states if keep else states,
-        first_saved_step=window.start if window else 0,
+        start=_parent_state(config, progress, execution) if config.intervention else None,
+        saving=Saving(frozenset(run.due), states | keep.states if keep else states),
         progress=progress,
         label=f"training {_described(config)}",
         execution=execution,
@@ -412,7 +460,7 @@ def find_or_train_all(
             names=[names.get(c) or _described(c) for c in todo],
             work=[run_flops(c) for c in todo],
             here=sum(map(run_flops, todo)) < SHORT,
-            gate=gate([run_bytes(c) for c in todo]),
+            gate=gate([run_bytes(c, Execution.chosen()) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
@@ -432,7 +480,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
     config, keep = job
-    with share_of_device(run_bytes(config)):
+    with share_of_device(run_bytes(config, Execution.chosen())):
         find_or_train(config, keep=keep)
 
 

@@ -21,7 +21,7 @@ N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PAPER_FORKS = (113, 133)
 """Evenly spaced checkpoints at which the paper's interventions branch off: 21 % and 7 % before the
-end."""
+end. Every run keeps its full state there, so that a fork need not replay its control."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:

@@ -3,11 +3,9 @@
 Everything that varies with the step is a pure function of it (batch, learning rate, what to save),
 so the only state is the weights, the Adam moments and the step number (in fp16 the loss scale too);
 resumption is bit-exact on the same kind of machine and library versions. Nothing is random after
-the initialisation. On a CPU a run uses one thread, so that its bits do not depend on the cores;
-several runs use several cores. On a CUDA device the loop runs LAG updates ahead of their reports.
-
-Not here: the update (pythia_core.training.trainer), finding or naming runs
-(pythia_core.training.runs), which data (pythia_core.data).
+the initialisation. On a CPU a run uses one thread, so that its bits do not depend on the number of
+cores; several runs use several cores. On a CUDA device the loop runs LAG updates ahead of their
+reports.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +46,45 @@ from pythia_core.util.stopping import Stopped, stop_requests
 from pythia_core.util.workers import one_thread
 
 STATE_EVERY_SECONDS = 2.0
-"""A crash loses about this much work, or more where saving takes long:"""
+"""Time between two saved states, which is what a crash loses; longer where saving is slow."""
 STATE_SHARE = 0.02
-"""share of the time that saving states may take."""
+"""Largest share of the time that saving states may take."""
 LOCK_SECONDS = 3.0
-"""How long to wait for another process to let go of a run."""
+"""How long to wait for another process to release a run."""
 LAG = {"cpu": 0, "cuda": 2}
-"""Updates whose reports are not waited for, by kind of device."""
+"""By kind of device, how many updates may be under way before the oldest report is read."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a run saves, besides the two newest states, which it always keeps to resume from."""
+
+    weights: frozenset[int] | None = None
+    """Steps whose weights are saved; None: the schedule's 154 (schedule.checkpoint_steps)."""
+    states: frozenset[int] = frozenset()
+    """Steps whose full state is saved and never pruned; the last step's always is."""
+    asynchronous: bool | None = None
+    """Write in a background thread; None: on CUDA devices."""
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the lock vanishes with it, however it ends.
+    """Lock the run folder for this process; the kernel releases it however the process ends.
 
-    A worker whose parent was killed holds it for a moment longer, so one is patient.
+    A worker whose parent was killed keeps it for a moment longer, hence the wait.
     """
-    patience = time.monotonic() + LOCK_SECONDS
+    # Not filelock.SoftFileLock: its marker file outlives a killed process, and another one removes
+    # it only if it can see that the process is gone. A job that a scheduler kills and restarts on
+    # another node (measured: another host name), or a killed process that nobody has reaped, would
+    # block its run until somebody deletes the file. flock is released in both cases.
+    deadline = time.monotonic() + LOCK_SECONDS
     with open(folder / ".lock", "w") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
-                if time.monotonic() > patience:
+                if time.monotonic() > deadline:
                     raise TrainingError(
                         f"{folder} is being trained by another process; wait for it or stop it"
                     ) from error
@@ -77,8 +92,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class _InFlight:
-    """Updates that were launched, oldest first, until their reports are logged."""
+class _Launched:
+    """Updates that have been launched and whose reports are not yet logged, oldest first."""
 
     def __init__(self, log: MetricsLog, bar: Any, config: RunConfig, lag: int) -> None:
         self._log, self._bar, self._lag = log, bar, lag
@@ -87,23 +102,23 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: Pending) -> None:
-        """Take an update up, begun at `started` (perf_counter); log those that are older."""
+        """Add an update that began at `started` (perf_counter); log those that are due."""
         self._entries.append((started, pending))
-        self.settle(self._lag)
+        self.drain(self._lag)
 
-    def settle(self, left: int = 0) -> None:
-        """Wait for reports and log them until only `left` are missing.
+    def drain(self, remaining: int = 0) -> None:
+        """Wait for reports and log them until only `remaining` are missing.
 
         Raises:
-            TrainingError: an update was not finite; it and the later ones are not logged.
+            TrainingError: an update was not finite; neither it nor any later one is logged.
         """
-        while len(self._entries) > left:
+        while len(self._entries) > remaining:
             started, pending = self._entries.popleft()
             loss, lr, norm = pending.result()
             now = time.perf_counter()
             rate = self._tokens / (now - max(started, self._last))
             self._last = now
-            row = {
+            row: dict[str, Any] = {
                 "step": pending.step + 1,
                 "loss": loss,
                 "lr": lr,
@@ -121,18 +136,40 @@ class _InFlight:
             self._bar.update()
 
 
-def _follow(
+def _resume(
+    trainer: Trainer,
+    states: Path,
+    end: int,
+    start: tuple[int, State] | None,
+    machine: dict[str, Any],
+) -> None:
+    """Load the newest state up to step `end`, or `start` if there is none."""
+    saved = newest_loadable(states, at_most=end)
+    if saved:
+        step, state, meta = saved
+        trainer.load_state(step, state)
+        if meta.get("machine") != machine:
+            warnings.warn(
+                f"step {step} was saved on another machine, by another number of processes or "
+                "under other versions; the run continues, but perhaps not bit-identically",
+                stacklevel=3,
+            )
+    elif start:
+        trainer.load_state(*start)
+    trainer.world.check_same(trainer.step, "the step to go on from")
+
+
+def _train_worker(
     trainer: Trainer,
     batch_at: Callable[[int], np.ndarray],
     end: int,
-    lag: int,
     stop_requested: Callable[[], int],
 ) -> str:
-    """What `train` does in every process but the first: all updates, and nothing written."""
+    """What every process but the first does: all updates; it writes nothing."""
     launched: deque[Pending] = deque()
     while trainer.step < end:
         launched.append(trainer.launch(batch_at(trainer.step)))
-        while len(launched) > lag:
+        while len(launched) > LAG[trainer.device.type]:
             launched.popleft().result()
         if trainer.world.any(bool(stop_requested())):
             raise Stopped(f"stopped after step {trainer.step}", stop_requested() or signal.SIGINT)
@@ -147,32 +184,28 @@ def train(
     batch_at: Callable[[int], np.ndarray],
     folder: Path,
     *,
-    initial: tuple[int, State] | None = None,
-    keep_states: frozenset[int] = frozenset(),
-    first_saved_step: int = 0,
+    start: tuple[int, State] | None = None,
     stop_at: int | None = None,
-    also_save: frozenset[int] = frozenset(),
+    saving: Saving = Saving(),
     make_trainer: Callable[[RunConfig, torch.device, Execution], Trainer] = Trainer,
-    progress: bool = True,
-    label: str = "train",
     device: torch.device | None = None,
     execution: Execution = EAGER,
-    write_beside: bool | None = None,
     world: World = ALONE,
+    progress: bool = True,
+    label: str = "train",
 ) -> str:
     """Train a run to its end (or to `stop_at`), from its newest state if it has one.
 
     Args:
         batch_at: step -> (batch_size, S+1) token ids, a pure function.
         folder: the run's own; gets checkpoints/, states/ and metrics.jsonl.
-        initial: step and state to start from when the folder has none (a fork's branching point).
-        keep_states: steps whose full state is never pruned.
-        first_saved_step: scheduled checkpoints before it are not written (they are the parent's).
-        stop_at: last step to reach in this call; the state there is kept.
-        also_save: further steps whose weights are written.
-        make_trainer: for a run with another optimizer.
-        write_beside: write checkpoints in a thread; default: on CUDA devices.
-        world: the processes that make each update together; all call this, the first one writes.
+        start: step and state to start from when the folder has none (a fork's branching point).
+        stop_at: last step of this call; the state there is kept.
+        make_trainer: for a run with another optimizer or learning rate.
+        device: default: the CUDA device if there is one.
+        world: the processes that make each update together; all of them call this, the first one
+            writes.
+        label: of the progress bar.
 
     Returns:
         sha256 of the fp32 weights at the step reached.
@@ -183,79 +216,69 @@ def train(
     """
     keep_freed_memory()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    beside = device.type == "cuda" if write_beside is None else write_beside
+    end = config.train.steps if stop_at is None else stop_at
+    keep = set(saving.states) | {end, config.train.steps}
+    scheduled = set(
+        checkpoint_steps(config.train.steps) if saving.weights is None else saving.weights
+    )
+    asynchronous = device.type == "cuda" if saving.asynchronous is None else saving.asynchronous
     checkpoints, states = folder / "checkpoints", folder / "states"
     for path in (checkpoints, states):
         path.mkdir(parents=True, exist_ok=True)
-    end = config.train.steps if stop_at is None else stop_at
-    keep = set(keep_states) | {end, config.train.steps}
-    scheduled = {s for s in checkpoint_steps(config.train.steps) if s >= first_saved_step}
-    scheduled |= also_save
     machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
 
-    def started() -> Trainer:
-        """A trainer with the newest state there is."""
+    def resumed() -> Trainer:
         trainer = make_trainer(config, device, execution)
         trainer.world = world
-        saved = newest_loadable(states, at_most=end)
-        if saved:
-            trainer.load_state(*saved[:2])
-            if saved[2].get("machine") != machine:
-                warnings.warn(
-                    f"step {saved[0]} was saved on another machine, by another number of processes "
-                    "or under other versions; the run goes on, but perhaps not bit-identically",
-                    stacklevel=2,
-                )
-        elif initial:
-            trainer.load_state(*initial)
-        world.check_same(trainer.step, "the step to go on from")
+        _resume(trainer, states, end, start, machine)
         return trainer
 
     if not world.leads:
         with one_thread(), stop_requests() as stop_requested:
-            world.wait()  # until nothing is swept any more
-            return _follow(started(), batch_at, end, LAG[device.type], stop_requested)
+            world.wait()  # until the leftovers are swept
+            return _train_worker(resumed(), batch_at, end, stop_requested)
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
         sweep_temporaries(states)
         world.wait()
-        trainer = started()
+        trainer = resumed()
         with (
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
                 progress, total=end, initial=trainer.step, desc=label, unit="step", leave=None
             ) as bar,
-            CheckpointWriter(beside) as writer,
+            CheckpointWriter(asynchronous) as writer,
         ):
-            updates = _InFlight(log, bar, config, LAG[device.type])
+            launched = _Launched(log, bar, config, LAG[device.type])
 
             def save_state() -> None:
-                updates.settle()
+                launched.drain()
                 log.sync()  # the log is never behind the state
-                meta = {"machine": machine}
                 step, state = trainer.step, trainer.state()
-                hold(writer.save(states, step, state, meta, lambda: prune(states, keep)))
+                trainer.wait_for_copy(
+                    writer.save(
+                        states, step, state, {"machine": machine}, lambda: prune(states, keep)
+                    )
+                )
 
             def save_weights() -> None:
-                updates.settle()
+                launched.drain()
                 if not torch.isfinite(trainer.flat.flat).all():
                     raise TrainingError(
                         f"the update to step {trainer.step} made weights that are not finite; "
                         "nothing of it was saved. Try a lower lr_max (now "
                         f"{config.train.lr_max})."
                     )
-                hold(writer.save(checkpoints, trainer.step, {"model": trainer.weights()}, {}))
-
-            def hold(copied: torch.cuda.Event | None) -> None:
-                if copied is not None:
-                    trainer.hold_update(copied)
+                trainer.wait_for_copy(
+                    writer.save(checkpoints, trainer.step, {"model": trainer.weights()}, {})
+                )
 
             if trainer.step in scheduled:
                 save_weights()
             due = time.monotonic() + STATE_EVERY_SECONDS
             while trainer.step < end:
-                updates.add(time.perf_counter(), trainer.launch(batch_at(trainer.step)))
+                launched.add(time.perf_counter(), trainer.launch(batch_at(trainer.step)))
                 writer.check()
                 if trainer.step in scheduled:
                     save_weights()

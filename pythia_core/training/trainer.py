@@ -157,7 +157,7 @@ class Pending:
             loss, norm, skipped = self._numbers.tolist()
             self.skipped = bool(skipped)
             if self.skipped or self.loss_scale is not None:
-                self.trainer._settle(self, loss, norm)
+                self.trainer._react(self, loss, norm)
             self._result = loss, self.lr, norm
         return self._result
 
@@ -198,7 +198,7 @@ class Trainer:
         self._failed = torch.zeros((), dtype=torch.bool, device=device)
         self._scale = torch.ones((), device=device) if self.scaler else None
         self._micro = MicroStep(self.model, execution, self._total, self._scale)
-        self._held: list[torch.cuda.Event] = []
+        self._copies: list[torch.cuda.Event] = []
 
     def update(self, batch: np.ndarray) -> tuple[float, float, float]:
         """One optimizer step on rows of S+1 tokens (batch, S+1); returns loss, lr, gradient norm.
@@ -241,8 +241,8 @@ class Trainer:
         else:
             skip = self._failed.logical_or_(~finite)
             factor = clip_factor(norm, self.config.train.grad_clip)
-        while self._held:
-            torch.cuda.current_stream().wait_event(self._held.pop())
+        while self._copies:
+            torch.cuda.current_stream().wait_event(self._copies.pop())
         lr = self.lr()
         self.optimizer.step(lr, self.moments_age + 1, factor, skip)
         numbers = torch.stack([self._total, norm.double(), skip.double()])
@@ -260,9 +260,10 @@ class Trainer:
             pending.result()
         return pending
 
-    def hold_update(self, event: torch.cuda.Event) -> None:
-        """Let no later update change anything before `event`: the state is still being copied."""
-        self._held.append(event)
+    def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
+        """Let no later update change the state before this event: it is still being copied."""
+        if copied is not None:
+            self._copies.append(copied)
 
     def _on_device(self, batch: np.ndarray) -> Tensor:
         vocab_size = self.config.model.vocab_size
@@ -296,7 +297,7 @@ class Trainer:
             f"are those of step {self.step}."
         )
 
-    def _settle(self, pending: Pending, loss: float, norm: float) -> None:
+    def _react(self, pending: Pending, loss: float, norm: float) -> None:
         """Apply to later updates what a skipped update, or any in fp16, means for them."""
         try:
             if self.scaler:

@@ -1,9 +1,9 @@
 """What other packages add to this library: found by name, loaded on demand.
 
-The library stays small because it does not know the book: a package registers its command-line
-commands, corpora and kinds of runs as entry points in the groups `pythia_core.commands`,
-`pythia_core.corpora` and `pythia_core.runs`. The book's own table (`pythia_book.EXTENSIONS`) counts
-too, so that a checkout works without being installed.
+A package registers its commands, corpora and kinds of runs as entry points in the groups
+`pythia_core.commands`, `pythia_core.corpora` and `pythia_core.runs`. The book, which is distributed
+with the library, has its own table instead (`pythia_book.EXTENSIONS`), so that a checkout works
+without being installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pythia_core.util.files import checkout
 
 @functools.cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of everything in the group `pythia_core.<group>`."""
+    """Name -> entry point of everything registered in the group `pythia_core.<group>`."""
     full_group = f"pythia_core.{group}"
     table = _book_table().get(group, {})
     points = {point.name: point for point in entry_points(group=full_group)}
@@ -29,8 +29,8 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """The book's table; in a checkout that of its own book, whatever else is installed, as both
-    packages belong together. Child processes find the same one.
+    """The book's table; in a checkout that of its own book, whatever else is installed, because the
+    two packages belong together. Child processes find the same one.
     """
     root = checkout()
     if root and (root / "book" / "pythia_book").is_dir():

@@ -95,6 +95,10 @@ class FakeRun:
         changed = np.zeros(7 * (window.stop - window.start), np.int64)
         return SimpleNamespace(row=changed, start=window.start, stop=window.stop, batch_size=size)
 
+    @property
+    def tokens_changed(self) -> int:
+        return len(self.ledger.row)
+
     def model(self, step: int | None = None) -> ToyModel:
         self.calls.append(step)
         window, bonus = self.config.intervention, 0.0
@@ -109,13 +113,15 @@ def fake_data(seq_len: int) -> SimpleNamespace:
     made = tokenizer()
     documents = [" ".join(SENTENCES[i : i + 8]) for i in range(0, len(SENTENCES), 8)]
     stream = [i for text in documents for i in (*made.encode(text).ids, 0)]
-    return SimpleNamespace(
+    data = SimpleNamespace(
         tokenizer=made,
         eod_id=0,
         fingerprint="f" * 64,
         heldout=SimpleNamespace(tokens=np.array(stream, np.uint16)),
         config=SimpleNamespace(seq_len=seq_len),
     )
+    data.with_heldout = lambda: data
+    return data
 
 
 def fake_find_or_train(folder: Path):

@@ -22,7 +22,7 @@ from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import CONFIG, TOKENIZER, model_config, step_of
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import sha256_tensors
-from pythia_core.training.runs import Run, find_run
+from pythia_core.training.runs import Checkpoints, find_run
 from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
@@ -41,6 +41,10 @@ class PublishedModel:
     def label(self) -> str:
         """As in the tables of released results: "70m" of pythia-70m-deduped."""
         return self._name.removeprefix("pythia-").removesuffix("-deduped")
+
+    @property
+    def name(self) -> str:
+        return self.source
 
     @property
     def deduped(self) -> bool:
@@ -69,6 +73,10 @@ class PublishedModel:
     @property
     def steps(self) -> list[int]:
         return sorted(self._revisions)
+
+    @property
+    def due(self) -> list[int]:
+        return self.steps
 
     @cached_property
     def id(self) -> str:
@@ -134,10 +142,7 @@ class PublishedModel:
         return PublishedModel, (self.source,)
 
 
-AnyModel = Run | PublishedModel
-
-
-def find_model(name: str) -> AnyModel:
+def find_model(name: str) -> Checkpoints:
     """A run by its folder, folder's name or (the beginning of) its id; or a published model by its
     folder or its repository's name ("EleutherAI/pythia-70m").
 

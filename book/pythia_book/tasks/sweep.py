@@ -19,10 +19,10 @@ import numpy as np
 
 from pythia_book.measurements import measure_all
 from pythia_book.published.tables import BENCHMARKS
-from pythia_book.released.resolve import AnyModel, PublishedModel
 from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.metrics import AskedTask, ask
 from pythia_core.errors import CheckpointError, ConfigError
+from pythia_core.training.runs import Checkpoints
 from pythia_core.util.files import atomic_file
 
 if TYPE_CHECKING:
@@ -35,12 +35,7 @@ FITS = 0.2
 """Below this share of items that fit, the note says so."""
 
 
-def name_of(run: AnyModel) -> str:
-    """A model in messages."""
-    return run.source if isinstance(run, PublishedModel) else f"run {run.id}"
-
-
-def steps_of(run: AnyModel, text: str) -> list[int]:
+def steps_of(run: Checkpoints, text: str) -> list[int]:
     """The steps that "all", "last" or a comma-separated list of steps, first and last, names.
 
     Raises:
@@ -53,7 +48,7 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         if part in ("first", "last"):
             if not saved:
-                raise CheckpointError(f"{name_of(run)} has no checkpoints yet")
+                raise CheckpointError(f"{run.name} has no checkpoints yet")
             chosen.append(saved[0 if part == "first" else -1])
         elif part.isascii() and part.isdecimal():
             chosen.append(int(part))
@@ -66,7 +61,7 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
         if step not in saved:
             near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"{name_of(run)} has no checkpoint of step {step}; it has {len(saved)}, the "
+                f"{run.name} has no checkpoint of step {step}; it has {len(saved)}, the "
                 f"nearest are {near}"
             )
     if not chosen:
@@ -75,7 +70,7 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
 
 
 def sweep(
-    run: AnyModel,
+    run: Checkpoints,
     tasks: Sequence[str],
     steps: Sequence[int],
     shots: int | None = None,
@@ -105,10 +100,6 @@ def sweep(
         ask(name, shots, limit, data.tokenizer, data.eod_id, config.max_seq_len, folder)
         for name in dict.fromkeys(tasks)
     ]
-    if isinstance(run, PublishedModel):
-        who = {"model": run.label, "deduped": run.deduped}
-    else:
-        who = {"model": run.id, "deduped": run.config.data.dedup != "none"}
     rows = []
     for each in asked:
         found, gaps = {}, []
@@ -116,7 +107,8 @@ def sweep(
             found, gaps = measure_all([(run, step) for step in steps], each, progress)
         reasons = {gap.step: gap.reason for gap in gaps}
         for step in steps:
-            place = {**who, "shots": each.shots, "task": each.name, "step": step}
+            place = {"model": run.label, "deduped": run.deduped, "shots": each.shots}
+            place |= {"task": each.name, "step": step}
             arrays = found.get((run.id, step))
             rows += [place | row for row in _rows(each, arrays, reasons.get(step, ""))]
     return pd.DataFrame(rows, columns=COLUMNS)

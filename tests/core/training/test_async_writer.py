@@ -1,4 +1,4 @@
-"""Checkpoints written beside training are those written at once; nothing is left under way."""
+"""Asynchronous checkpoints equal synchronous ones, and nothing is left under way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from pythia_core.training import train as loop
 from pythia_core.training.async_writer import CheckpointWriter
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.training.metrics import read_metrics
-from pythia_core.training.train import train
+from pythia_core.training.train import Saving, train
+
+ASYNCHRONOUS = Saving(asynchronous=True)
 
 
 def threads() -> list[str]:
@@ -49,24 +51,24 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_beside_equals_at_once(tmp_path: Path, precision: str, slow: list[int]) -> None:
+def test_asynchronous_equals_synchronous(tmp_path: Path, precision: str, slow: list[int]) -> None:
     run = config(precision=precision)
     kept = frozenset({3, 5, 6})
     hashes = [
         train(
-            run, batch_at, tmp_path / str(beside), progress=False, keep_states=kept,
-            write_beside=beside,
+            run, batch_at, tmp_path / str(asynchronous), progress=False,
+            saving=Saving(states=kept, asynchronous=asynchronous),
         )
-        for beside in (False, True)
+        for asynchronous in (False, True)
     ]  # fmt: skip
     assert hashes[0] == hashes[1] and slow == [1] and not threads()
     for kind in ("checkpoints", "states"):
-        once, beside = (tmp_path / str(b) / kind for b in (False, True))
-        common = sorted(set(saved_steps(once)) & set(saved_steps(beside)))
+        once, later = (tmp_path / str(b) / kind for b in (False, True))
+        common = sorted(set(saved_steps(once)) & set(saved_steps(later)))
         assert set(common) >= ({3, 5, 6, 12} if kind == "states" else set(saved_steps(once)))
         for step in common:
             for file in step_folder(once, step).iterdir():
-                assert file.read_bytes() == (step_folder(beside, step) / file.name).read_bytes()
+                assert file.read_bytes() == (step_folder(later, step) / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("failing", [1, 4])
@@ -83,9 +85,9 @@ def test_an_error_of_the_thread_ends_training(
 
     monkeypatch.setattr(async_writer, "save_checkpoint", full)
     with pytest.raises(TrainingError, match="no space left"):
-        train(config(), batch_at, tmp_path, progress=False, write_beside=True)
+        train(config(), batch_at, tmp_path, progress=False, saving=ASYNCHRONOUS)
     assert not threads()
-    whole = train(config(), batch_at, tmp_path, progress=False, write_beside=True)
+    whole = train(config(), batch_at, tmp_path, progress=False, saving=ASYNCHRONOUS)
     assert whole == train(config(), batch_at, tmp_path / "other", progress=False)
 
 
@@ -96,7 +98,7 @@ def test_the_first_error_is_told_and_everything_is_joined(tmp_path: Path, slow: 
         return batch_at(step)
 
     with pytest.raises(OSError, match="the data are gone"):
-        train(config(), broken, tmp_path, progress=False, write_beside=True)
+        train(config(), broken, tmp_path, progress=False, saving=ASYNCHRONOUS)
     assert not threads()
     assert not list(tmp_path.glob("*/.*.tmp-*")), "the last write was finished first"
     for step in saved_steps(tmp_path / "states"):
@@ -116,7 +118,8 @@ t.STATE_EVERY_SECONDS, t.STATE_SHARE = 0.0, 1e9
 def slow(step):
     time.sleep(0.01)
     return batch_at(step)
-print(t.train(config(steps=40), slow, Path(sys.argv[1]), progress=False, write_beside=True))
+saving = t.Saving(asynchronous=True)
+print(t.train(config(steps=40), slow, Path(sys.argv[1]), progress=False, saving=saving))
 """
 
 
@@ -144,7 +147,7 @@ def test_stopped_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
 
 def test_a_snapshot_is_taken_when_save_is_called(tmp_path: Path, slow: list[int]) -> None:
     tensor = torch.zeros(3)
-    with CheckpointWriter(beside=True) as writer:
+    with CheckpointWriter(asynchronous=True) as writer:
         writer.save(tmp_path, 1, {"model": {"x": tensor}}, {})
         tensor.fill_(7)
         assert writer.busy

@@ -13,37 +13,46 @@ from hypothesis import strategies as st
 from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named
 from pythia_core.training import gpu_sharing
-from pythia_core.training.gpu_sharing import plan, run_bytes, startable
+from pythia_core.training.execution import EAGER
+from pythia_core.training.gpu_sharing import startable
+from pythia_core.training.memory import run_bytes
 from pythia_core.util.workers import parallel_map
 
 JOBS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12)
 
 
 @given(JOBS, st.integers(4, 12), st.integers(1, 5))
-def test_a_plan_keeps_to_memory_and_number(jobs, capacity, most) -> None:
+def test_jobs_keep_to_memory_and_number(jobs, capacity, most) -> None:
     needs, durations = zip(*jobs, strict=True)
-    placed = plan(needs, durations, capacity, most)
-    assert sorted(p.job for p in placed) == list(range(len(jobs)))
-    assert placed[0].job == max(range(len(jobs)), key=lambda j: (durations[j], -j))
-    for moment in {p.start for p in placed}:
-        running = [p.job for p in placed if p.start <= moment < p.end]
+    waiting = sorted(range(len(jobs)), key=lambda job: (-durations[job], job))
+    now, running, starts = 0, dict[int, int](), dict[int, int]()
+    while waiting or running:
+        job = startable(waiting, list(running), needs, capacity, most)
+        if job is None:
+            now = min(running.values())
+            running = {other: end for other, end in running.items() if end > now}
+            continue
+        if not starts:
+            assert job == waiting[0], "the first in line starts first"
+        waiting.remove(job)
+        starts[job], running[job] = now, now + durations[job]
         assert len(running) <= most
         assert len(running) == 1 or sum(needs[j] for j in running) <= capacity
-    for one, other in itertools.combinations(placed, 2):
-        if needs[one.job] == needs[other.job] and durations[one.job] > durations[other.job]:
-            assert one.start <= other.start, "of equal needs the longer starts first"
-    assert plan(needs, durations, capacity, most) == placed
+    assert sorted(starts) == list(range(len(jobs)))
+    for one, other in itertools.permutations(starts, 2):
+        if needs[one] == needs[other] and durations[one] > durations[other]:
+            assert starts[one] <= starts[other], "of equal needs the longer starts first"
 
 
 def test_a_job_larger_than_the_device_runs_alone() -> None:
     assert startable([0, 1], [], [9, 1], 5, 4) == 0
     assert startable([1], [0], [9, 1], 5, 4) is None
-    assert [p.job for p in plan([9, 1, 1], [5, 1, 1], 5, 4)] == [0, 1, 2]
+    assert startable([1, 2], [], [9, 1, 1], 5, 4) == 1
 
 
-def test_the_gpu_ladder_fits_and_the_large_ones_take_more() -> None:
+def test_the_gpu_sizes_fit_and_the_large_ones_take_more() -> None:
     needs = [
-        run_bytes(scale_named("gpu").run(size, precision="bf16"))
+        run_bytes(scale_named("gpu").run(size, precision="bf16"), EAGER)
         for size in scale_named("gpu").sizes
     ]
     assert needs == sorted(needs)
@@ -55,7 +64,7 @@ def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv(gpu_sharing.VARIABLE, "3")
     assert gpu_sharing.most_jobs() == 3
     monkeypatch.setenv(gpu_sharing.VARIABLE, "none")
-    with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a whole number"):
+    with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a positive whole number"):
         gpu_sharing.most_jobs()
 
 

@@ -201,7 +201,6 @@ def test_checkpoints_cost_little(
     tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Less than 3 % of the time, with a state every two seconds."""
-    monkeypatch.setattr(loop, "checkpoint_steps", lambda steps: [])
     run = RunConfig(
         model=ModelConfig(n_layers=12, d_model=768, n_heads=12, vocab_size=50304, max_seq_len=1024),
         data=DataConfig(seq_len=1024),
@@ -219,6 +218,7 @@ def test_checkpoints_cost_little(
             return rows
 
         folder = tmp_path / name
-        train(run, batch, folder, progress=False, device=torch.device(device))
+        no_weights = loop.Saving(weights=frozenset())
+        train(run, batch, folder, saving=no_weights, progress=False, device=torch.device(device))
         seconds[name] = times[-1] - times[10]
     assert seconds["states"] < 1.03 * seconds["none"], seconds

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES, scale_named
+from pythia_core.training import memory
 from pythia_core.training.execution import Execution
-from pythia_core.training.memory import GIB, largest_micro_batch, state_bytes, token_bytes
+from pythia_core.training.memory import (
+    GIB,
+    largest_micro_batch,
+    run_bytes,
+    state_bytes,
+    token_bytes,
+)
 
 KEPT, AGAIN = Execution(), Execution(recompute=True)
 H100 = 78 * GIB
@@ -23,14 +30,15 @@ PLANNED = {
 
 
 @pytest.mark.parametrize("size", PLANNED)
-def test_the_planned_table(size: str) -> None:
+def test_the_planned_table(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "RESIDUAL_BYTES", 2)
     model = OFFICIAL_SIZES[size].model()
     state, kept, again = PLANNED[size]
     assert state_bytes(model, "bf16") / GIB == pytest.approx(state, abs=0.06)
-    fits = largest_micro_batch(model, 2048, H100, KEPT, "bf16", residual_bytes=2)
+    fits = largest_micro_batch(model, 2048, H100, KEPT, "bf16")
     assert fits == pytest.approx(kept, rel=0.15, abs=1)
     if again is not None:
-        fits = largest_micro_batch(model, 2048, H100, AGAIN, "bf16", residual_bytes=2)
+        fits = largest_micro_batch(model, 2048, H100, AGAIN, "bf16")
         assert fits == pytest.approx(again, rel=0.15)
 
 
@@ -48,3 +56,13 @@ def test_what_takes_more() -> None:
     assert token_bytes(model, AGAIN, "bf16") < token_bytes(model, KEPT, "bf16") / 4
     assert token_bytes(model, KEPT, "bf16") == token_bytes(model, KEPT, "fp16")
     assert token_bytes(model, KEPT, "fp32") > 1.7 * token_bytes(model, KEPT, "bf16")
+
+
+@pytest.mark.parametrize("execution", [KEPT, AGAIN])
+def test_a_run_fits_exactly_where_its_rows_do(execution: Execution) -> None:
+    """The sharing of a GPU and the advice after running out of memory cannot disagree."""
+    run = scale_named("gpu").run("19m", precision="bf16")
+    needs, t = run_bytes(run, execution), run.train
+    for free, fits in ((needs, True), (needs - 1, False)):
+        rows = largest_micro_batch(run.model, run.data.seq_len, free, execution, t.precision)
+        assert (rows >= t.batch_size) is fits

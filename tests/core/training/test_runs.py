@@ -14,6 +14,7 @@ import torch
 from tiny_runs import control
 
 from pythia_core.config import RunConfig
+from pythia_core.data import prepare as prepare_module
 from pythia_core.data.order import batch_hash
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.suite import scale_named
@@ -104,14 +105,14 @@ def test_a_swap_that_changes_nothing_reproduces_the_control(
 ) -> None:
     """The twin without a swap: same batches from the same state give the same weights."""
     control = train(config)
-    real = runs.make_ledger
+    real = prepare_module.make_ledger
 
     def empty(data, window, batch_size):
         ledger = real(data, window, batch_size)
         none = {name: getattr(ledger, name)[:0] for name in ("row", "column", "old", "new")}
         return replace(ledger, **none)
 
-    monkeypatch.setattr(runs, "make_ledger", empty)
+    monkeypatch.setattr(prepare_module, "make_ledger", empty)
     fork = train(config.fork("masculine_to_feminine", 12))
     assert fork.final_sha256 == control.final_sha256
 

@@ -222,7 +222,8 @@ def test_the_log_is_never_behind_a_saved_state(
         return save(self, parent, step, *rest)
 
     monkeypatch.setattr(loop.CheckpointWriter, "save", watched)
-    train(config(), batch_at, tmp_path, keep_states=frozenset({3, 7}), progress=False)
+    saving = loop.Saving(states=frozenset({3, 7}))
+    train(config(), batch_at, tmp_path, saving=saving, progress=False)
     assert saved_steps(tmp_path / "states") == [3, 7, 12]
 
 

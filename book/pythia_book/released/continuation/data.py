@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 
 from pythia_book.released.pile import SEQ_LEN, Absent, open_rows, tokenizer_at
 from pythia_book.released.remote_rows import RemoteRows
-from pythia_core.config import SWAPS, stable_hash
+from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import Rows, batch_hash
+from pythia_core.data.prepare import PreparedData, prepare
 from pythia_core.data.pronouns import WORDS, PronounSwap
 from pythia_core.data.tokenizer import EOD, id_limit
 from pythia_core.errors import ConfigError, DataError, one_of
@@ -85,6 +87,28 @@ class RowsData:
     def batch(self, step: int, batch_size: int) -> NDArray:
         """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
         return self.rows.batch(step, batch_size)
+
+    @property
+    def config(self) -> DataConfig:
+        """As a run's config states it; no corpus is named like this."""
+        return DataConfig(
+            corpus=self.where,
+            domains=(),
+            tokenizer=self.tokenizer_name or "neox-20b",
+            seq_len=self.seq_len,
+            dedup="eleutherai-0.87" if "dedup" in self.where else "none",
+        )
+
+    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
+        """Computed from the rows whenever they are read; nothing is kept."""
+        return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
+
+    def with_heldout(self) -> PreparedData:
+        """The miniature under this tokenizer, because no documents of these rows were held out.
+
+        A published model may have been trained on its text; so were both arms of a comparison.
+        """
+        return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
     def absent(self, start: int, stop: int, batch_size: int) -> list[Absent]:
         """The shards that the updates [start, stop) need and the folder does not have."""

@@ -35,7 +35,6 @@ import torch
 from pythia_book.released.continuation.data import RowsData, RowSwap, swap_row
 from pythia_book.released.continuation.start import (
     Start,
-    carrier,
     checked_data,
     published_train,
     start_at,
@@ -49,7 +48,8 @@ from pythia_core.config import (
     run_config_from_dict,
     stable_hash,
 )
-from pythia_core.data.interventions import Ledger, make_ledger
+from pythia_core.data.interventions import Ledger
+from pythia_core.data.prepare import Batches
 from pythia_core.errors import CheckpointError, ConfigError, DataError, one_of
 from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.training.distributed import ALONE, World
@@ -57,7 +57,7 @@ from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog, read_metrics
 from pythia_core.training.runs import Run, code_identity, find_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.train import train
+from pythia_core.training.train import Saving, train
 from pythia_core.training.trainer import Trainer, update_lr
 from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info
@@ -163,17 +163,16 @@ class Continued(Run):
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """What the swap changes; of token files computed from the rows it is asked about."""
-        how, size = self.how, self.config.train.batch_size
-        if not how.swap:
+        """What the swap changes; of token files computed from the rows when they are read."""
+        if not self.how.swap:
             return None
-        if isinstance(self.data, RowsData):
-            return RowSwap(self.data.tokenizer, how.swap, how.start, how.stop, size)
-        path = self.folder / "ledger.safetensors"
-        if not path.exists():
-            window = InterventionConfig(how.swap, how.start, how.stop)
-            make_ledger(self.data, window, size).save(path)
-        return Ledger.load(path)
+        window = InterventionConfig(self.how.swap, self.how.start, self.how.stop)
+        return self.data.swapped(window, self.config.train.batch_size, self.folder)
+
+    @property
+    def tokens_changed(self) -> int:
+        logged = sum(line["tokens_changed"] for line in self.swaps)
+        return logged or super().tokens_changed
 
     @property
     def place(self) -> dict[str, Any]:
@@ -285,7 +284,7 @@ def locate_continued(
     rewarm: Rewarm | None = None,
 ) -> Continued:
     """The continued run of these settings, trained or not; everything is checked here."""
-    data: Any = batches if batches is not None else start.run and start.run.data
+    data: Batches | None = batches if batches is not None else start.run and start.run.data
     if data is None:
         raise ConfigError("name the rows to train on: published weights come without their data")
     how = _continuation(start, steps, swap, rewarm)
@@ -293,10 +292,9 @@ def locate_continued(
         given = train_config or start.run.config.train
     else:
         given = train_config or published_train(start.model, data.rows.seq_len)
-    if isinstance(data, RowsData):
-        config = RunConfig(start.model, carrier(data, start), given)
-    else:
-        config = RunConfig(start.model, data.config, given)
+    config = RunConfig(start.model, data.config, given)
+    if "dedup" in start.label:
+        config = replace(config, data=replace(data.config, dedup="eleutherai-0.87"))
     if swap and how.stop <= given.steps:  # for those who ask a run's config what it is
         window = InterventionConfig(swap, how.start, how.stop)
         config = replace(config, intervention=window)
@@ -327,7 +325,7 @@ def locate_continued(
     return Continued(folder, config, data, how)
 
 
-def _is_its_control(start: Start, data: Any, how: Continuation, given: TrainConfig) -> bool:
+def _is_its_control(start: Start, data: Batches, how: Continuation, given: TrainConfig) -> bool:
     """Whether the run that is forked is what the fork's control would be, bit for bit."""
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
@@ -367,11 +365,12 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             run.config,
             batches,
             run.folder,
-            initial=(start.step, {"model": start.weights, "optimizer": moments}),
-            keep_states=linear_steps(PAPER_FORKS, run.config.train.steps),
-            first_saved_step=run.how.start,
+            start=(start.step, {"model": start.weights, "optimizer": moments}),
             stop_at=run.how.stop,
-            also_save=frozenset((run.how.start, run.how.stop)),
+            saving=Saving(
+                weights=frozenset(run.due),
+                states=linear_steps(PAPER_FORKS, run.config.train.steps),
+            ),
             make_trainer=functools.partial(ContinuedTrainer, how=run.how),
             progress=progress,
             label=f"continuing {start.label} from {run.how.start}, {run.how.swap or 'control'}",
@@ -394,7 +393,8 @@ def open_continued(folder: Path) -> Continued:
         place = json.loads((folder / "place.json").read_text())
         how = Continuation(**who["continued"])
         config = run_config_from_dict(place["config"])
-        data: Any = RowsData(**place["rows"]) if place["rows"] else find_run(place["run"]).data
+        files = place["rows"]
+        data: Batches = RowsData(**files) if files else find_run(place["run"]).data
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} is not a continued run: {error!r}") from error
     return Continued(folder, config, data, how)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pythia_book.released import download
 from pythia_book.released.continuation.data import RowsData, check_swap
-from pythia_core.config import DataConfig, ModelConfig, TrainConfig
-from pythia_core.data.prepare import PreparedData
+from pythia_core.config import ModelConfig, TrainConfig
+from pythia_core.data.prepare import Batches, PreparedData
 from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of
 from pythia_core.hf import TOKENIZER, step_of
@@ -160,19 +160,7 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **given: Any) -> Tr
 # --- whether rows fit it ---------------------------------------------------------------------
 
 
-def carrier(data: RowsData, start: Start) -> DataConfig:
-    """Rows of token files as a DataConfig, for those who ask a run for its row length or text."""
-    deduplicated = "dedup" in f"{data.where} {start.label}"
-    return DataConfig(
-        corpus=data.where,
-        domains=(),
-        tokenizer=data.tokenizer_name or "neox-20b",
-        seq_len=data.seq_len,
-        dedup="eleutherai-0.87" if deduplicated else "none",
-    )
-
-
-def checked_data(start: Start, data: Any, stop: int, swap: str, batch_size: int) -> Any:
+def checked_data(start: Start, data: Batches, stop: int, swap: str, batch_size: int) -> Any:
     """The data's part of the identity.
 
     Raises:

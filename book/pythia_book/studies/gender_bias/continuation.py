@@ -15,12 +15,9 @@ import numpy as np
 
 from pythia_book.measurements import measure_all
 from pythia_book.released import download
-from pythia_book.released.continuation.data import RowsData
 from pythia_book.released.continuation.run import Continued
 from pythia_book.stats import estimate
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, is_choice
-from pythia_core.config import DataConfig
-from pythia_core.data.prepare import prepare
 from pythia_core.errors import CheckpointError, ConfigError, FetchError
 from pythia_core.evaluation import scoring
 from pythia_core.training.runs import find_run
@@ -87,16 +84,6 @@ def _quick(model: GPTNeoX) -> GPTNeoX:
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measuring_text(run: Continued) -> Any:
-    """Held-out text under the run's tokenizer: its own, or for token files the miniature's.
-
-    The latter was not held out of a published model's training; both arms read it alike.
-    """
-    if isinstance(run.data, RowsData):
-        return prepare(DataConfig("miniature", tokenizer=run.data.tokenizer_name))
-    return run.data
-
-
 def effects(
     swapped: Continued,
     steps: Sequence[int] | None = None,
@@ -109,7 +96,7 @@ def effects(
 
     Args:
         steps: saved steps; default: the last.
-        items: default: those of the pinned wheels. text: default: `measuring_text`.
+        items: default: those of the pinned wheels. text: default: the run's (Batches.with_heldout).
 
     Returns:
         Columns EFFECTS; a step that cannot be measured is a row that says why.
@@ -123,7 +110,7 @@ def effects(
         raise ConfigError(f"run {swapped.id} swaps nothing: give the run with the swap")
     control = swapped.control
     length = swapped.config.model.max_seq_len
-    battery = Battery(items or Items.load(), text or measuring_text(swapped), length)
+    battery = Battery(items or Items.load(), text or swapped.data.with_heldout(), length)
     steps = list(steps or [swapped.how.stop])
     cells = [(run, step) for run in (control, swapped) for step in steps]
     found, gaps = measure_all(cells, battery.measurement(full=True), progress)

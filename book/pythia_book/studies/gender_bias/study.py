@@ -72,7 +72,6 @@ def run(
         ConfigError: as `check`.
     """
     from pythia_book.studies.gender_bias import released
-    from pythia_book.studies.gender_bias.continuation import measuring_text
 
     check(params)
     find_or_train = find_or_train or partial(train_all, params)
@@ -87,7 +86,7 @@ def run(
     else:
         trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
     runs = list(trained.values())
-    texts = {run.id: measuring_text(run) for run in runs}
+    texts = {run.id: run.data.with_heldout() for run in runs}
     batteries: dict[str, Battery] = {}  # the order of seeds differs, items and texts do not
     for run in runs:
         text = texts[run.id]
@@ -136,14 +135,12 @@ def run(
 def _ledger_row(done: Run) -> dict[str, Any]:
     ledger = done.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * done.config.data.seq_len
-    swaps = getattr(done, "swaps", None)  # of rows in token files
-    changed = sum(line["tokens_changed"] for line in swaps) if swaps else len(ledger.row)
     return {
         "start": ledger.start,
         "stop": ledger.stop,
         "tokens_in_window": window,
-        "tokens_changed": changed,
-        "share": changed / window,
+        "tokens_changed": done.tokens_changed,
+        "share": done.tokens_changed / window,
     }
 
 

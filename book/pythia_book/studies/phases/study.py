@@ -24,10 +24,9 @@ from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_book.tasks.sweep import steps_of
 from pythia_core.suite import scale_named, suite_configs
-from pythia_core.training.runs import Run
 
 if TYPE_CHECKING:
-    from pythia_book.released.resolve import AnyModel
+    from pythia_book.released.resolve import Checkpoints
     from pythia_book.studies.phases.probes import Text
 
 
@@ -69,10 +68,10 @@ def run(params: PhasesParams, progress: bool = True) -> StudyResult:
     return StudyResult(STUDY, params, tables, values, claims, runs, started)
 
 
-def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, AnyModel], Text]:
+def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, Checkpoints], Text]:
     """Size -> model, and the text that they read."""
     if params.released:
-        models: dict[str, AnyModel] = dict(released_models(params.source))
+        models: dict[str, Checkpoints] = dict(released_models(params.source))
         some = next(iter(models.values()))
         scale = scale_named(params.scale)
         return models, released_text(params.data, params.batches, scale, some.data.eod_id)
@@ -83,12 +82,12 @@ def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, AnyModel], 
     return runs, RunText(some.data, train.steps * train.batch_size)
 
 
-def _steps(model: AnyModel, text: str) -> list[int]:
+def _steps(model: Checkpoints, text: str) -> list[int]:
     """Those of a run of ours that are due, saved or not: what is missing is a gap."""
-    return model.due if text == "all" and isinstance(model, Run) else steps_of(model, text)
+    return model.due if text == "all" else steps_of(model, text)
 
 
-def _released_table(models: dict[str, AnyModel], steps: dict[str, list[int]]) -> Any:
+def _released_table(models: dict[str, Checkpoints], steps: dict[str, list[int]]) -> Any:
     """size, deduplicated, checkpoints, last_step, sha256 of its weights as stored."""
     import pandas as pd
 
