@@ -245,10 +245,10 @@ def generate_texts(
         As `generate`.
     """
     prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [eod_id] for text in texts]
-    return written(model, tokenizer, prompts, max_new, eod_id, until, sampling, cut, progress)
+    return generate_ids(model, tokenizer, prompts, max_new, eod_id, until, sampling, cut, progress)
 
 
-def written(
+def generate_ids(
     model: GPTNeoX,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],

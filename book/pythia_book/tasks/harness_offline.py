@@ -25,7 +25,7 @@ import numpy as np
 
 from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.harness import lm_eval_package
-from pythia_book.tasks.metrics import AnsweredTask, BuiltTask, prompt_of
+from pythia_book.tasks.metrics import BuiltTask, GeneratedTask, ScoredTask
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,7 @@ class HarnessResult:
     """Per item the log-probability of every answer, in nats; of written answers empty."""
 
 
-def evaluate_with_harness(
-    lm: Any, built: Sequence[BuiltTask | AnsweredTask]
-) -> dict[str, HarnessResult]:
+def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
     """Run the harness on tasks that are built; the keys are theirs ("piqa_0").
 
     Args:
@@ -56,7 +54,7 @@ def evaluate_with_harness(
     lm_eval = lm_eval_package()
     from lm_eval.tasks import TaskManager
 
-    scored = [b for b in built if not isinstance(b, BuiltTask) or len(b.items)]
+    scored = [task for task in built if len(task.fits)]
     if not scored:
         return {}
     with tempfile.TemporaryDirectory(prefix="harness-") as folder, _offline(folder):
@@ -87,15 +85,15 @@ def _first(response: Any) -> float:
     return float(response[0] if isinstance(response, (tuple, list)) else response)
 
 
-def _write_task(folder: Path, built: BuiltTask | AnsweredTask) -> None:
+def _write_task(folder: Path, built: BuiltTask) -> None:
     """A definition, of the harness where it has one, and the task's data as JSONL."""
-    if isinstance(built, AnsweredTask):
+    if isinstance(built, GeneratedTask):
         items, settings = _written_definition(built)
         examples: Sequence[dict] = ()
     else:
         items, examples, settings = built.items, built.examples, _chosen_definition(built)
         if "include" not in settings:
-            prompts = [prompt_of(built.task, item, ()) for item in items]
+            prompts = [task_named(built.name).prompt(item) for item in items]
             items = [
                 {"context": p.contexts[0], "answers": list(p.continuations), "gold": p.gold}
                 for p in prompts
@@ -120,10 +118,10 @@ def _write_task(folder: Path, built: BuiltTask | AnsweredTask) -> None:
     (folder / f"{built.key}.yaml").write_text(json.dumps(settings, indent=1), "utf-8")
 
 
-def _chosen_definition(built: BuiltTask) -> dict[str, Any]:
+def _chosen_definition(built: ScoredTask) -> dict[str, Any]:
     from importlib.util import find_spec
 
-    yaml = task_named(built.task).yaml
+    yaml = task_named(built.name).yaml
     settings: dict[str, Any] = {"num_fewshot": built.shots}
     if yaml:
         return settings | {
@@ -138,7 +136,7 @@ def _chosen_definition(built: BuiltTask) -> dict[str, Any]:
     }
 
 
-def _written_definition(built: AnsweredTask) -> tuple[list[dict], dict[str, Any]]:
+def _written_definition(built: GeneratedTask) -> tuple[list[dict], dict[str, Any]]:
     """Every question an item; solved examples are part of it."""
     task = task_named(built.name)
     items = [

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import measure_all
+from pythia_book.measurements import Arrays
 from pythia_book.published.tables import BENCHMARKS
 from pythia_book.released.resolve import AnyModel, PublishedModel
 from pythia_book.tasks.benchmarks import task_named
-from pythia_book.tasks.metrics import AskedTask, ask
+from pythia_book.tasks.metrics import LEAST_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.util.files import atomic_file
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
 """As released, then: items, the share of them that fits the model whole, and what is amiss."""
 EVERYTHING = 1_000_000_000
-FITS = 0.2
-"""Below this share of items that fit, the note says so."""
 
 
 def name_of(run: AnyModel) -> str:
@@ -100,42 +98,34 @@ def sweep(
         raise ConfigError(f"limit={limit}: accepted is a number of items of at least 1")
     for name in tasks:
         task_named(name)
-    config, data = run.config.model, run.data
-    asked = [
-        ask(name, shots, limit, data.tokenizer, data.eod_id, config.max_seq_len, folder)
-        for name in dict.fromkeys(tasks)
-    ]
+    built = build_tasks(run, list(dict.fromkeys(tasks)), [shots], limit, folder)
+    fitting = [task for task in built if task.fits.any()]
+    measured, gaps = measure_tasks([(run, step) for step in steps], fitting, progress)
+    reasons = {gap.step: gap.reason for gap in gaps}
     if isinstance(run, PublishedModel):
-        who = {"model": run.label, "deduped": run.deduped}
+        identity = {"model": run.label, "deduped": run.deduped}
     else:
-        who = {"model": run.id, "deduped": run.config.data.dedup != "none"}
+        identity = {"model": run.id, "deduped": run.config.data.dedup != "none"}
     rows = []
-    for each in asked:
-        found, gaps = {}, []
-        if each.fits.any():
-            found, gaps = measure_all([(run, step) for step in steps], each, progress)
-        reasons = {gap.step: gap.reason for gap in gaps}
+    for task in built:
         for step in steps:
-            place = {**who, "shots": each.shots, "task": each.name, "step": step}
-            arrays = found.get((run.id, step))
-            rows += [place | row for row in _rows(each, arrays, reasons.get(step, ""))]
+            place = {**identity, "shots": task.shots, "task": task.name, "step": step}
+            metrics = measured.get((run.id, step), {}).get(task.key, {})
+            rows += [place | row for row in _rows(task, metrics, reasons.get(step, ""))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rows(asked: AskedTask, arrays: dict[str, np.ndarray] | None, reason: str) -> list[dict]:
-    share = float(asked.fits.mean())
-    note = reason
+def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
+    share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
-    elif not reason and share < FITS:
+    elif not note and share < LEAST_FITTING:
         note = "most prompts are longer than the model's context and lost their beginning"
-    if arrays is None:
-        return [{"metric": "", "value": np.nan, "stderr": np.nan, "n": 0, "fits": share,
-                 "note": note}]  # fmt: skip
-    return [
-        {**_summary(metric, values), "n": len(values), "fits": share, "note": note}
-        for metric, values in arrays.items()
+    empty = {"metric": "", "value": np.nan, "stderr": np.nan, "n": 0}
+    summaries = [
+        {**_summary(metric, values), "n": len(values)} for metric, values in metrics.items()
     ]
+    return [{**row, "fits": share, "note": note} for row in summaries or [empty]]
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:

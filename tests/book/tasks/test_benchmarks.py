@@ -10,7 +10,7 @@ from pythia_book.tasks.benchmarks import (
     MORE_TASKS,
     N_EXAMPLES,
     TASKS,
-    WrittenTask,
+    GenerationTask,
     all_tasks,
     bare_words,
     load_items,
@@ -151,7 +151,7 @@ def test_a_reflexive_is_blanked_with_its_pronoun() -> None:
     ],
 )
 def test_what_is_compared(task: str, text: str, read: str) -> None:
-    assert MORE_TASKS[task].read(text) == read
+    assert MORE_TASKS[task].answer(text) == read
     assert bare_words(" A, b; c ") == "a b c"
 
 
@@ -159,7 +159,7 @@ def test_metrics_weigh_questions() -> None:
     metrics = MORE_TASKS["winobias_em"].metrics
     assert sum(metrics["em"].values()) == 1 and sum(metrics["net"].values()) == 0
     for task in MORE_TASKS.values():
-        if isinstance(task, WrittenTask):
+        if isinstance(task, GenerationTask):
             asked = len(task.prompt(MADE_MORE[task.name]).contexts)
             assert {q for w in task.metrics.values() for q in w} == set(range(asked))
 
