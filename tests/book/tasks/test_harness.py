@@ -243,8 +243,8 @@ def test_templates_are_filled_in_a_sandbox(
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate` asks those"),
-        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists"),
+        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate`, whose tasks come"),
+        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists the tasks"),
         (ValueError("another thing"), ValueError, "another thing"),
     ],
 )
@@ -277,4 +277,4 @@ def test_the_command_line(
     assert json.loads(written.read_text())["config"]["model_step"] == 3
     definition("!function code.text")
     assert main(given) == 1
-    assert "that is, code to be run" in capsys.readouterr().err
+    assert "which runs code" in capsys.readouterr().err
