@@ -213,7 +213,7 @@ class CheckpointLM:
             )
             answers = generate_texts(
                 self.model, self._tokenizer, [requests[i].args[0] for i in members],
-                kwargs["max_gen_toks"], self.eot_token_id, kwargs["until"], sampling, cut=True,
+                kwargs["max_gen_toks"], self.eot_token_id, kwargs["until"], sampling, truncate=True,
                 progress=not disable_tqdm,
             )  # fmt: skip
             for index, text in zip(members, answers, strict=True):

@@ -35,7 +35,7 @@ from pythia_book.tasks.benchmarks import GenerationTask, Item, Task, load_items,
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
-from pythia_core.evaluation.generate import generate_ids
+from pythia_core.evaluation.generate import generate_texts
 from pythia_core.evaluation.scoring import Request
 from pythia_core.model import GPTNeoX
 
@@ -155,8 +155,8 @@ class GeneratedTask:
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
         task: GenerationTask = task_named(self.name)
-        texts = generate_ids(model, self.tokenizer, self.prompts, task.max_new, self.eod_id,
-                             task.until, cut=True)  # fmt: skip
+        texts = generate_texts(model, self.tokenizer, self.prompts, task.max_new, self.eod_id,
+                             task.until, truncate=True)  # fmt: skip
         pairs = zip(texts, self.targets, strict=True)
         right = np.array([task.answer(text) in targets for text, targets in pairs], bool)
         return {"right": right.reshape(len(self.fits), -1)}
