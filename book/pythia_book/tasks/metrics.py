@@ -31,7 +31,7 @@ import numpy as np
 
 from pythia_book.measurements import Arrays, Gap, Place, measure_each
 from pythia_book.stats import estimate
-from pythia_book.tasks.benchmarks import GenerationTask, Item, Task, load_items, task_named
+from pythia_book.tasks.benchmarks import GenerationTask, Item, ScoringTask, load_items, task_named
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
@@ -95,7 +95,7 @@ class ScoredTask:
 
     def metrics(self, kept: Arrays) -> Arrays:
         """acc and acc_norm as bool[items], logprob as float64[items]: those that the task has."""
-        task: Task = task_named(self.name)
+        task: ScoringTask = task_named(self.name)
         logprob = kept["logprob"]
         if task.unconditional:
             per_token = logprob / [len(r.continuation) for r in self.requests]

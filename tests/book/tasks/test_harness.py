@@ -12,7 +12,7 @@ import pytest
 import torch
 from pythia_book.tasks.benchmarks import TASKS, load_items
 from pythia_book.tasks.metrics import build, encode_pair
-from task_items import MADE, made
+from task_items import made
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.tokenizer import train_bpe
@@ -28,7 +28,7 @@ LENGTH = 56
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = [str(item) for task in MADE for item in made(task, 30)]
+    texts = [str(item) for task in TASKS for item in made(task, 30)]
     return train_bpe(iter(texts), 420)
 
 

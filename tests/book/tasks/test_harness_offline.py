@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from pythia_book.tasks.benchmarks import all_tasks, task_named
+from pythia_book.tasks.benchmarks import ALL_TASKS, task_named
 from pythia_book.tasks.metrics import BuiltTask, GeneratedTask, build
 from task_items import made
 
@@ -25,7 +25,7 @@ N = 12
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe((str(item) for task in all_tasks() for item in made(task, 30)), 420)
+    return train_bpe((str(item) for task in ALL_TASKS for item in made(task, 30)), 420)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def model() -> GPTNeoX:
 def built(tokenizer) -> list[BuiltTask]:
     return [
         build(name, made(name, 30)[:N], made(name, 30)[N:], shots, tokenizer, LENGTH)
-        for name, task in all_tasks().items()
+        for name, task in ALL_TASKS.items()
         for shots in ((0, 2) if task.n_examples else (0,))
     ]
 

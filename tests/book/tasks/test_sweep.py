@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks import metrics
-from pythia_book.tasks.benchmarks import all_tasks
+from pythia_book.tasks.benchmarks import ALL_TASKS
 from pythia_book.tasks.sweep import COLUMNS, steps_of, sweep, write_table
 from task_items import made
 
@@ -26,7 +26,7 @@ LENGTH = 64
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up items of every task."""
     folder = tmp_path_factory.mktemp("items")
-    for task in all_tasks():
+    for task in ALL_TASKS:
         lines = "".join(json.dumps(item) + "\n" for item in made(task, 24))
         (folder / f"{task}.jsonl").write_text(lines, "utf-8")
     return folder
@@ -48,9 +48,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Run:
 
 
 def test_the_table_lies_beside_the_released_one(run: Run, folder: Path) -> None:
-    table = sweep(run, list(all_tasks()), run.steps, None, 5, str(folder), progress=False)
+    table = sweep(run, list(ALL_TASKS), run.steps, None, 5, str(folder), progress=False)
     assert list(table.columns) == COLUMNS and COLUMNS[: len(BENCHMARKS)] == BENCHMARKS
-    assert set(table.task) == set(all_tasks()) and set(table.step) == set(run.steps)
+    assert set(table.task) == set(ALL_TASKS) and set(table.step) == set(run.steps)
     assert set(table.model) == {run.id} and not table.deduped.any()
     metrics = table.groupby("task").metric.agg(set)
     assert metrics["piqa"] == {"acc", "acc_norm"}
