@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.util.progress import bar as progress_bar
 
 VERSION = 1
 """Part of the key of kept results: raise it when any number here would change."""
@@ -135,12 +136,12 @@ def _lay_out(
 
 
 @torch.no_grad()
-def score(model: Scorable, packed: Packed) -> Scores:
+def score(model: Scorable, packed: Packed, progress: bool = False) -> Scores:
     """Log-probability of every request under `model`."""
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)
-    for batch in packed.batches:
+    for batch in progress_bar(progress, iterable=packed.batches, desc="scoring", unit="batch"):
         states = model.hidden(torch.from_numpy(batch.ids).to(device))
         states = states.flatten(0, 1)[torch.from_numpy(batch.slots).to(device)]
         # Sorted by slot, the targets of a chunk of slots are contiguous.

@@ -54,10 +54,13 @@ class Prompt:
 
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
-    lengths: tuple[int, ...]
-    """Characters of each answer, by which `acc_norm` divides."""
-    gold: int
-    """Index of the right answer; 0 where there is only one."""
+    gold: int = 0
+    """Index of the right answer."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Characters of each answer without the space before it: `acc_norm` divides by them."""
+        return tuple(len(continuation) - 1 for continuation in self.continuations)
 
     @property
     def solved(self) -> str:
@@ -294,9 +297,8 @@ def _trivia_items() -> list[Item]:
 
 
 def _choices(context: str, answers: Iterable[str], gold: int) -> Prompt:
-    answers = tuple(answers)
-    continuations = tuple(f" {answer}" for answer in answers)
-    return Prompt((context,) * len(answers), continuations, tuple(map(len, answers)), gold)
+    continuations = tuple(" " + answer for answer in answers)  # fails for what is not text
+    return Prompt((context,) * len(continuations), continuations, gold)
 
 
 def _arc(item: Item) -> Prompt:
@@ -321,7 +323,7 @@ def _winogrande(item: Item) -> Prompt:
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
-    return Prompt(contexts, (rest, rest), tuple(map(len, contexts)), int(item["answer"]) - 1)
+    return Prompt(contexts, (rest, rest), int(item["answer"]) - 1)
 
 
 def _hellaswag(item: Item) -> Prompt:
@@ -337,13 +339,12 @@ def _without_brackets(text: str) -> str:
 
 
 def _lambada(item: Item) -> Prompt:
-    words = item["text"].split(" ")
-    return Prompt((" ".join(words[:-1]),), (" " + words[-1],), (len(words[-1]),), 0)
+    *context, last = item["text"].split(" ")
+    return Prompt((" ".join(context),), (" " + last,))
 
 
 def _pair(item: Item) -> Prompt:
-    sentences = item["sent_more"], item["sent_less"]
-    return Prompt(("", ""), sentences, tuple(map(len, sentences)), 0)
+    return Prompt(("", ""), (item["sent_more"], item["sent_less"]))
 
 
 def _pronoun(item: Item) -> Prompt:

@@ -23,7 +23,6 @@ from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, FetchError, MissingDependencyError
 from pythia_core.evaluation import scoring
 from pythia_core.evaluation.generate import Sampling, generate_texts
-from pythia_core.util.progress import bar as progress_bar
 
 
 def lm_eval_package() -> Any:
@@ -164,20 +163,15 @@ class CheckpointLM:
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
         return list(self._encode(string))
 
-    def _score(self, requests: list[scoring.Request], show: bool) -> scoring.Scores:
+    def _score(self, requests: list[scoring.Request], quiet: bool) -> scoring.Scores:
         packed = scoring.pack(requests, self.max_length, self.token_budget)
-        logprob, greedy = np.zeros(len(packed)), np.ones(len(packed), bool)
-        for batch in progress_bar(show, iterable=packed.batches, desc="scoring", unit="batch"):
-            part = scoring.score(self.model, scoring.Packed((batch,), packed.n_tokens))
-            logprob += part.logprob
-            greedy &= part.greedy
-        return scoring.Scores(logprob, packed.n_tokens, greedy)
+        return scoring.score(self.model, packed, progress=not quiet)
 
     def _loglikelihood_tokens(
         self, requests: list, disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         pairs = [scoring.Request(tuple(c), tuple(t)) for _, c, t in requests]
-        scores = self._score(pairs, not disable_tqdm)
+        scores = self._score(pairs, disable_tqdm)
         return list(zip(scores.logprob.tolist(), scores.greedy.tolist(), strict=True))
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
@@ -190,7 +184,7 @@ class CheckpointLM:
             ):
                 windows.append(scoring.Request(*map(tuple, utils.make_disjoint_window(window))))
                 owner.append(number)
-        logprob = self._score(windows, not disable_tqdm).logprob
+        logprob = self._score(windows, disable_tqdm).logprob
         totals = np.bincount(np.array(owner, int), logprob, len(requests)).tolist()
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)

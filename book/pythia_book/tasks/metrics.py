@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.measurements import Arrays, Gap, Place, measure_each
-from pythia_book.stats import estimate
 from pythia_book.tasks.benchmarks import GenerationTask, Item, ScoringTask, load_items, task_named
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
@@ -288,20 +287,3 @@ def share_fitting(task: BuiltTask) -> float:
 def fitting_tasks(tasks: Sequence[BuiltTask]) -> list[BuiltTask]:
     """Those that fit the model well enough for a study."""
     return [task for task in tasks if share_fitting(task) >= LEAST_FITTING]
-
-
-def twin_rows(
-    size: str, tasks: Sequence[BuiltTask], twins: Sequence[Metrics], draws: int
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Accuracy of the second minus the first of two models, item by item: one row per task (size,
-    task, shots, value, low, high, n), and the zero-shot differences by task."""
-    rows, zero_shot = [], {}
-    for task in tasks:
-        first, second = (metrics[task.key]["acc"].astype(float) for metrics in twins)
-        change = second - first
-        e = estimate(change[None], draws, change=True, exact=True)
-        rows.append({"size": size, "task": task.name, "shots": task.shots, **e.interval(),
-                     "n": e.n_items})  # fmt: skip
-        if task.shots == 0:
-            zero_shot[task.name] = change
-    return rows, zero_shot

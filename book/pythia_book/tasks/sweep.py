@@ -1,12 +1,12 @@
-"""Checkpoints by tasks: one tidy table, whose rows lie beside those of the released results.
+"""Tasks on many checkpoints: one tidy table, in the format of the released results.
 
-Every task is tokenised once and asked of all checkpoints, as many at a time as there are cores.
-Results are kept next to the run (pythia_book.measurements): a stopped sweep resumes where it was,
-and one more task or step costs only itself. A checkpoint that is missing or damaged, and a task of
-which nothing fits the model, are rows without a value that say why.
+Every task is tokenised once for all checkpoints, and as many checkpoints are measured at a time as
+there are cores. Results are kept with the run (pythia_book.measurements): a stopped sweep resumes,
+and one more task or step costs only itself. Missing or damaged checkpoints, and tasks of which
+nothing fits the model, are rows without a value that say why.
 
-Standard errors are those of a mean over items; that of ppl follows from the mean log-probability's
-to first order (the harness draws it from resamples).
+Standard errors are those of a mean over items; that of ppl follows from the standard error of the
+mean log-probability to first order (the harness bootstraps it).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""As released, then: items, the share of them that fits the model whole, and what is amiss."""
+"""As released, then: items, the share of them that fits the model whole, and any problem."""
 EVERYTHING = 1_000_000_000
 
 
@@ -39,7 +39,7 @@ def name_of(run: AnyModel) -> str:
 
 
 def steps_of(run: AnyModel, text: str) -> list[int]:
-    """The steps that "all", "last" or a comma-separated list of steps, first and last, names.
+    """Steps from "all" or a comma-separated list of steps, first and last.
 
     Raises:
         ConfigError: neither. CheckpointError: no such checkpoint; the nearest are named.
@@ -57,7 +57,7 @@ def steps_of(run: AnyModel, text: str) -> list[int]:
             chosen.append(int(part))
         else:
             raise ConfigError(
-                f"steps={text!r}: {part!r} is no step; accepted are all, or a comma-separated "
+                f"steps={text!r}: {part!r} is not a step; accepted are all, or a comma-separated "
                 "list of steps, first and last, e.g. 0,512,last"
             )
     for step in chosen:
@@ -84,9 +84,9 @@ def sweep(
     """Every metric of every task at every step, columns COLUMNS.
 
     Args:
-        shots: solved examples; None: as many as each task is usually given.
-        limit: items of a task, a fixed sample.
-        folder: items from `<folder>/<task>.jsonl`.
+        shots: solved examples; None: each task's usual number.
+        limit: items per task, a fixed sample.
+        folder: read items from `<folder>/<task>.jsonl`.
 
     Raises:
         DataError: an unknown task (before anything is measured), or no items.
@@ -138,7 +138,7 @@ def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV or Parquet, as the file is named.
+    """Write a table as CSV or Parquet, by the suffix of the file.
 
     Raises:
         ConfigError: another suffix.

@@ -34,7 +34,7 @@ from pythia_book.studies.memorization.tables import columns, ratio
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_book.tasks.benchmarks import TASKS
-from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks, twin_rows
+from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows
@@ -180,10 +180,17 @@ def tasks_table(
         both = [scored.get((suite[size, arm].id, last)) for arm in DATA_ARMS]
         if None in both:
             continue
-        more, zero_shot = twin_rows(size, tasks, both, params.bootstrap)
-        rows += more
+        zero_shot = []
+        for task in tasks:
+            standard, deduplicated = (metrics[task.key]["acc"].astype(float) for metrics in both)
+            change = deduplicated - standard
+            e = estimate(change[None], params.bootstrap, change=True, exact=True)
+            rows.append({"size": size, "task": task.name, "shots": task.shots, **e.interval(),
+                         "n": e.n_items})  # fmt: skip
+            if task.shots == 0:
+                zero_shot.append(change)
         if zero_shot:
-            pooled[size] = np.concatenate(list(zero_shot.values()))
+            pooled[size] = np.concatenate(zero_shot)
             e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
             rows.append({"size": size, "task": "mean", "shots": 0, **e.interval(),
                          "n": e.n_items})  # fmt: skip
