@@ -1,11 +1,11 @@
-"""Measurements of checkpoints: each made once, kept beside its run, many made at a time.
+"""Measurements of checkpoints: each made once, kept with its run, many made in parallel.
 
-A measurement is a picklable object with a name, a digest of all that determines its result besides
-the weights, and a call (model, step) -> arrays. What was kept is checked against its own hash and
-made again if it is damaged. A checkpoint that cannot be loaded is a gap that tables show, not the
-end of a study.
+A measurement is a picklable object with a name, a digest of everything except the weights that
+determines its result, and a call (model, step) -> arrays. Kept results are checked against their
+own hash, and measured again if they are damaged. A checkpoint that cannot be loaded becomes a gap
+in the tables; it does not end the study.
 
-`LanguageMeasurement`, of held-out text, is the one that most studies share.
+`LanguageMeasurement`, on held-out text, is the one that most studies share.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ Place = tuple[str, int]
 
 
 class Measurement(Protocol):
-    """What is measured of a checkpoint; pickled to worker processes."""
+    """Something to measure on a checkpoint; it is pickled for the worker processes."""
 
     name: str
-    """a-z and _: begins the names of kept files."""
+    """a-z and _: the names of kept files begin with it."""
     digest: str
-    """Stable hash of items, settings and method: of all but the weights and the step."""
+    """Stable hash of items, settings and method: everything but the weights and the step."""
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
 
@@ -61,67 +61,94 @@ class Gap:
 
 
 def measure_all(
-    cells: Sequence[tuple[Run, int]], what: Measurement, progress: bool = True
+    cells: Sequence[tuple[Run, int]], measurement: Measurement, progress: bool = True
 ) -> tuple[dict[Place, Arrays], list[Gap]]:
     """One measurement of many checkpoints, as many at a time as there are cores.
 
     Returns:
         The arrays by (run id, step), and the checkpoints that are missing or corrupt.
     """
-    found: dict[Place, Arrays] = {}
-    todo: list[tuple[Run, int]] = []
+    measured, gaps = measure_each(cells, [measurement], measurement.name, progress)
+    return {place: arrays for place, (arrays,) in measured.items()}, gaps
+
+
+def measure_each(
+    cells: Sequence[tuple[Run, int]],
+    measurements: Sequence[Measurement],
+    title: str,
+    progress: bool = True,
+) -> tuple[dict[Place, list[Arrays]], list[Gap]]:
+    """Several measurements of many checkpoints, each of which is loaded at most once.
+
+    Args:
+        title: names them all in the progress line.
+
+    Returns:
+        The arrays of every measurement by (run id, step), and the checkpoints that are missing or
+        corrupt.
+    """
+    measured: dict[Place, list[Any]] = {}
+    jobs: list[tuple[Run, int, list[Measurement]]] = []
     for run, step in {(run.id, step): (run, step) for run, step in cells}.values():
-        kept = read_kept(_file(run, step, what), _key(run, step, what))
-        if kept is None:
-            todo.append((run, step))
-        else:
-            found[run.id, step] = kept
-    todo.sort(key=lambda cell: -cell[0].config.model.n_params)
+        kept = [read_kept(_file(run, step, m), _key(run, step, m)) for m in measurements]
+        measured[run.id, step] = kept
+        missing = [m for m, arrays in zip(measurements, kept, strict=True) if arrays is None]
+        if missing:
+            jobs.append((run, step, missing))
+    jobs.sort(key=lambda job: -job[0].config.model.n_params)
     results = parallel_map(
-        _measure_one,
-        [(run, step, what) for run, step in todo],
+        _measure_checkpoint,
+        jobs,
         progress=progress,
-        desc=f"measuring {what.name.replace('_', ' ')},",
+        desc=f"measuring {title.replace('_', ' ')},",
         unit="checkpoint",
         names=[
-            f"{size_name(run.config.model)} {role(run.config)}, step {step}" for run, step in todo
+            f"{size_name(run.config.model)} {role(run.config)}, step {step}"
+            for run, step, _ in jobs
         ],
-        here=sum(run_flops(run.config) for run in {run.id: run for run, _ in todo}.values())
+        here=sum(run_flops(run.config) for run in {run.id: run for run, _, _ in jobs}.values())
         < SHORT,
-        gate=gate([measuring_bytes(run.config.model) for run, _ in todo]),
+        gate=gate([measuring_bytes(run.config.model) for run, _, _ in jobs]),
     )
     gaps = []
-    for (run, step), result in zip(todo, results, strict=True):
+    for (run, step, _), result in zip(jobs, results, strict=True):
+        kept = measured.pop((run.id, step))
         if isinstance(result, str):
             gaps.append(Gap(run.id, step, result))
         else:
-            found[run.id, step] = result
-    return found, gaps
+            new = iter(result)
+            measured[run.id, step] = [next(new) if arrays is None else arrays for arrays in kept]
+    return measured, gaps
 
 
-def _measure_one(job: tuple[Run, int, Measurement]) -> Arrays | str:
-    run, step, what = job
+def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays] | str:
+    run, step, measurements = job
     try:
         model = run.model(step)
     except CheckpointError as error:
         return str(error)
+    results = []
     with share_of_device(measuring_bytes(run.config.model)), on_device(model) as placed:
-        found = what(placed, step)
-    arrays = {name: np.asarray(array) for name, array in sorted(found.items())}
-    write_kept(_file(run, step, what), _key(run, step, what), arrays)
-    return arrays
+        for measurement in measurements:
+            arrays = measurement(placed, step)
+            arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
+            write_kept(_file(run, step, measurement), _key(run, step, measurement), arrays)
+            results.append(arrays)
+    return results
 
 
 # --- kept results ----------------------------------------------------------------------------
 
 
-def _key(run: Run, step: int, what: Measurement) -> dict[str, Any]:
-    return {"run": run.id, "step": step, "what": what.name, "digest": what.digest}
+def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
+    return {
+        "run": run.id, "step": step, "what": measurement.name, "digest": measurement.digest,
+    }  # fmt: skip
 
 
-def _file(run: Run, step: int, what: Measurement) -> Path:
-    short = stable_hash(_key(run, step, what))[:12]
-    return run.folder / "evaluations" / f"{what.name}-{step:06d}-{short}.safetensors"
+def _file(run: Run, step: int, measurement: Measurement) -> Path:
+    short = stable_hash(_key(run, step, measurement))[:12]
+    return run.folder / "evaluations" / f"{measurement.name}-{step:06d}-{short}.safetensors"
 
 
 def _sha256(arrays: Arrays) -> str:
@@ -134,7 +161,7 @@ def _sha256(arrays: Arrays) -> str:
 
 
 def write_kept(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
-    """Keep arrays under a key, wholly or not at all."""
+    """Write arrays and their key; the file appears whole or not at all."""
     from safetensors.numpy import save
 
     metadata = {"key": json.dumps(key, sort_keys=True), "sha256": _sha256(arrays)}
@@ -144,7 +171,7 @@ def write_kept(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
 
 
 def read_kept(path: Path, key: dict[str, Any]) -> Arrays | None:
-    """Kept arrays; None if there are none of this key or they are damaged."""
+    """Kept arrays; None if there are none under this key or they are damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -164,15 +191,15 @@ def read_kept(path: Path, key: dict[str, Any]) -> Arrays | None:
 N_ROWS = 320
 """Held-out rows for the loss, spread evenly over the held-out stream."""
 N_PASSAGE_ROWS = 960
-"""Held-out rows in which a last word is looked for."""
+"""Held-out rows searched for a last word."""
 
 
 @dataclass(frozen=True)
 class LanguageMeasurement:
-    """How well a checkpoint models held-out text; one measurement for every study that asks.
+    """How well a checkpoint models held-out text; all studies share this one measurement.
 
-    loss: nats per token, float64[rows]; last_word: greedy match, bool[passages]. Held-out documents
-    are the same for all runs of a scale, whatever was removed from their training text.
+    loss: nats per token, float64[rows]; last_word: greedy match, bool[passages]. All runs of a
+    scale have the same held-out documents, whatever was removed from their training text.
     """
 
     rows: np.ndarray
@@ -182,7 +209,7 @@ class LanguageMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, max_seq_len: int) -> LanguageMeasurement:
-        """On the held-out documents of prepared data."""
+        """The measurement on the held-out documents of prepared data."""
         tokens, seq_len = data.heldout.tokens, data.config.seq_len
         passages = scoring.last_words(
             scoring.stream_rows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
@@ -195,6 +222,8 @@ class LanguageMeasurement:
         return stable_hash([scoring.VERSION, self.max_seq_len, self.rows.tolist(), passages])
 
     def __call__(self, model: scoring.Scorable, step: int) -> Arrays:
-        found = {"loss": scoring.row_losses(model, self.rows)}
         packed = scoring.pack(self.passages, self.max_seq_len)
-        return found | {"last_word": scoring.score(model, packed).greedy}
+        return {
+            "loss": scoring.row_losses(model, self.rows),
+            "last_word": scoring.score(model, packed).greedy,
+        }

@@ -1,13 +1,12 @@
-"""Text from a model, token by token, with the keys and values of what was read kept in a cache.
+"""Text from a model, token by token, with a cache of keys and values.
 
-Prompts of one batch begin at slot 0 of their rows, whatever their lengths, so that a slot is a
-position: a row's next token is written over the padding to its right, and looks only at slots up
-to its own. Greedy by default; or drawn after temperature, top-k and top-p, in that order, from
-numbers that depend on the seed and the prompt's place in the list alone, never on the batch.
+All prompts of a batch begin at slot 0 of their rows, so that a slot is a position: a row's next
+token overwrites the padding to its right, and attends only to slots up to its own. Decoding is
+greedy by default; otherwise tokens are sampled after temperature, top-k and top-p, in that order,
+with random numbers that depend only on the seed and the prompt's index, never on the batch.
 
-The context never slides. A prompt that together with its continuation is longer than the model
-reads is an error; who wants it cut says so (`cut`), and it loses its beginning, as in the
-evaluation harness. Not here: scoring given texts (pythia_core.evaluation.scoring).
+The context does not slide. A prompt that is too long for the model together with its continuation
+is an error, unless `truncate` says to drop its beginning, as the evaluation harness does.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ class Sampling:
 
     temperature: float = 0.0
     top_k: int = 0
-    """Only among so many of the likeliest; 0: no limit."""
+    """Sample only from this many of the likeliest; 0: no limit."""
     top_p: float = 1.0
-    """Only among the fewest likeliest that together have this probability."""
+    """Sample only from the smallest set of likeliest tokens with this total probability."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,39 +57,40 @@ GREEDY = Sampling()
 
 
 class KVCache:
-    """Rotated keys, and values, of every layer for rows of unlike lengths.
+    """Rotated keys, and values, of every layer, for rows of different lengths.
 
-    The first pass fills it with whole prompts, every later one adds one token a row.
+    The first pass fills it with whole prompts; every later pass adds one token per row.
     """
 
     def __init__(self, lengths: Sequence[int], n_slots: int) -> None:
         self.n_slots = n_slots
         self._lengths = list(lengths)
-        self._kept: list[Tensor] = []  # a layer each: (2, rows, heads, slots, head_dim)
+        self._kept: list[Tensor] = []  # per layer: (2, rows, heads, slots, head_dim)
         self._at: Tensor | None = None  # the slot of every row's new token; None: reading prompts
+        self._mask: Tensor | None = None  # (rows, 1, 1, slots); None: every row sees all slots
 
     def next_token(self, device: torch.device) -> None:
-        """From now on the model is given the next token of every row."""
+        """From now on the model reads the next token of every row."""
         self._at = torch.tensor(self._lengths, device=device)
         self._lengths = [n + 1 for n in self._lengths]
         self._rows = torch.arange(len(self._lengths), device=device)
         self._used = max(self._lengths)
-        slots = torch.arange(self._used, device=device)
-        self._seen = (slots <= self._at[:, None])[:, None, None]  # (rows, 1, 1, slots)
-        if min(self._lengths) == self._used:
-            self._seen = None
+        self._mask = None
+        if min(self._lengths) < self._used:
+            slots = torch.arange(self._used, device=device)
+            self._mask = (slots <= self._at[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Forget all other rows."""
+        """Drop all other rows."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._kept[0].device)
         self._kept = [kept.index_select(1, index) for kept in self._kept]
 
     def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """As kernels.attention, also to what is kept; keeps the new keys and values.
+        """As kernels.attention, but also to the cached tokens; caches the new keys and values.
 
         Args:
-            cos, sin: of every slot.
+            cos, sin: for every slot.
         """
         if self._at is None:
             return self._read_prompts(qkv, cos, sin)
@@ -101,7 +101,7 @@ class KVCache:
         keys[self._rows, :, self._at], values[self._rows, :, self._at] = k, v
         used = slice(None), slice(None), slice(self._used)
         out = scaled_dot_product_attention(
-            q[:, :, None], keys[used], values[used], attn_mask=self._seen
+            q[:, :, None], keys[used], values[used], attn_mask=self._mask
         )
         return out.transpose(1, 2).flatten(2)
 
@@ -113,12 +113,12 @@ class KVCache:
         kept = qkv.new_zeros(2, rows, heads, self.n_slots, dim)
         kept[0, :, :, :width], kept[1, :, :, :width] = k, v
         self._kept.append(kept)
-        # padding is to the right of every prompt, where none of its tokens looks
+        # padding is to the right of every prompt, where its tokens do not attend
         return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """The next token of every row, int64[n], of logits (n, V) and numbers in [0, 1) of [n]."""
+    """The next token of every row, int64[n], from logits (n, V) and numbers in [0, 1), float[n]."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     scaled = (logits.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
@@ -130,7 +130,7 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     probabilities[before >= sampling.top_p] = 0
     reached = probabilities.cumsum(-1)
     drawn = torch.searchsorted(reached, uniforms[:, None] * reached[:, -1:], right=True)
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # against rounding at the upper end
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding could exceed the last one
     return scaled.indices.gather(-1, drawn.minimum(last))[:, 0]
 
 
@@ -141,18 +141,18 @@ def generate(
     max_new: int,
     sampling: Sampling = GREEDY,
     stop: Stop | None = None,
-    cut: bool = False,
+    truncate: bool = False,
     slot_budget: int = SLOT_BUDGET,
     progress: bool = False,
 ) -> list[list[int]]:
     """The continuation of every prompt, up to `max_new` tokens, in the order of the prompts.
 
     Args:
-        stop: asked after each new token; the token that ends a text is part of it.
-        cut: cut the beginning off prompts that are too long.
+        stop: called after each new token; the token that ends a text is part of it.
+        truncate: drop the beginning of prompts that are too long.
 
     Raises:
-        DataError: an empty prompt, or without `cut` one that is too long.
+        DataError: an empty prompt, or one that is too long (without `truncate`).
         ConfigError: no room for `max_new` tokens.
     """
     longest = model.config.max_seq_len - max_new
@@ -164,23 +164,23 @@ def generate(
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise DataError(f"prompt {number} is empty; begin a bare text with the EOD token")
-        if len(prompt) > longest and not cut:
+        if len(prompt) > longest and not truncate:
             raise DataError(
                 f"prompt {number} has {len(prompt)} tokens; with {max_new} new ones the model has "
                 f"room for {longest}. Shorten it, ask for fewer, or have its beginning cut off"
             )
-    given = [list(prompt)[-longest:] for prompt in prompts]
-    order = sorted(range(len(given)), key=lambda i: -len(given[i]))
-    found: list[list[int]] = [[] for _ in given]
-    with progress_bar(progress, total=len(given), desc="generating", unit="text") as shown:
+    rows = [list(prompt)[-longest:] for prompt in prompts]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    continuations: list[list[int]] = [[] for _ in rows]
+    with progress_bar(progress, total=len(rows), desc="generating", unit="text") as bar:
         while order:
-            n = max(1, slot_budget // (len(given[order[0]]) + max_new))
+            n = max(1, slot_budget // (len(rows[order[0]]) + max_new))
             batch, order = order[:n], order[n:]
-            new = _batch(model, [given[i] for i in batch], batch, max_new, sampling, stop)
+            new = _batch(model, [rows[i] for i in batch], batch, max_new, sampling, stop)
             for index, tokens in zip(batch, new, strict=True):
-                found[index] = tokens
-            shown.update(len(batch))
-    return found
+                continuations[index] = tokens
+            bar.update(len(batch))
+    return continuations
 
 
 def _batch(
@@ -191,7 +191,7 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Continuations of prompts that are read together, the longest first."""
+    """Continuations of the prompts of one batch, which begins with the longest."""
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
@@ -205,7 +205,7 @@ def _batch(
     states = model.hidden(ids.to(device), cache)
     states = states[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
     new: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))  # prompts that the rows of the cache belong to
+    active = list(range(len(prompts)))  # the prompt of every row of the cache
     open_rows = set(active)
     for step in range(max_new):
         uniforms = torch.from_numpy(drawn[active, step]).to(device)
@@ -229,37 +229,28 @@ def _batch(
 def generate_texts(
     model: GPTNeoX,
     tokenizer: Any,
-    texts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     max_new: int,
     eod_id: int,
     until: Sequence[str] = (),
     sampling: Sampling = GREEDY,
-    cut: bool = False,
+    truncate: bool = False,
     progress: bool = False,
 ) -> list[str]:
-    """What follows each text, up to the end of the document or the first of `until`, without it.
+    """What follows each prompt, up to the end of the document or the first of `until`, without it.
 
-    An empty text is a document's beginning.
+    Args:
+        prompts: texts, or their token ids; an empty text is a document's beginning.
 
     Raises:
         As `generate`.
     """
-    prompts = [tokenizer.encode(text, add_special_tokens=False).ids or [eod_id] for text in texts]
-    return written(model, tokenizer, prompts, max_new, eod_id, until, sampling, cut, progress)
-
-
-def written(
-    model: GPTNeoX,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    max_new: int,
-    eod_id: int,
-    until: Sequence[str] = (),
-    sampling: Sampling = GREEDY,
-    cut: bool = False,
-    progress: bool = False,
-) -> list[str]:
-    """`generate_texts` of prompts that are token ids."""
+    ids = [
+        tokenizer.encode(prompt, add_special_tokens=False).ids or [eod_id]
+        if isinstance(prompt, str)
+        else prompt
+        for prompt in prompts
+    ]
     ends = [end for end in until if end]
     # a token has at least one byte; some more, as the first may begin within a character
     tail = max((len(end.encode()) for end in ends), default=0) + 4
@@ -270,8 +261,8 @@ def written(
         text = tokenizer.decode(tokens[-tail:]) if ends else ""
         return any(end in text for end in ends)
 
-    found = generate(model, prompts, max_new, sampling, stop, cut, progress=progress)
-    return [cut_at(tokenizer.decode([t for t in new if t != eod_id]), ends) for new in found]
+    new = generate(model, ids, max_new, sampling, stop, truncate, progress=progress)
+    return [cut_at(tokenizer.decode([t for t in row if t != eod_id]), ends) for row in new]
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:

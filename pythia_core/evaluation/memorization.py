@@ -1,17 +1,16 @@
 """Which training rows a model has memorized, and how often it read them (paper section 3.2).
 
-A row is (k, l)-memorized if, given its first k tokens, greedy decoding produces its next l; the
-paper takes k = l = 32 and every row read so far. No generation is needed: a row is memorized
-exactly if, given its *own* tokens, the right token comes out on top at each of the l places,
-because the first miss ends the match. Most rows miss at the first place, hence the stages: one
-place, a few, all. Weights and activations are fp32 (the released numbers: fp16), so that ties
-hardly occur; for every memorized row the smallest lead of the right token is kept, to show how
-close it was.
+A row is (k, l)-memorized if greedy decoding continues its first k tokens with its next l; the paper
+takes k = l = 32 and every row read so far. No generation is needed: a row is memorized exactly if,
+given its *own* tokens, the right token is the most likely one at each of the l positions, because
+the first miss ends the match. Most rows miss at the first position, hence the stages: one position,
+a few, all. Weights and activations are fp32 (the released numbers: fp16), so that ties hardly
+occur; for every memorized row the smallest margin of the right token is kept.
 
-The *exposure* of a row is the number of places (row and offset) at which its first k + l tokens
-occur in the rows read up to a step. Windows that cross the end of a row were never read whole and
-do not count. They are found by a rolling hash and compared token by token, so that a hash collision
-cannot produce a false match. Near-duplicates (one token exchanged) are not counted.
+The *repetition count* of a row is the number of positions (row and offset) at which its first k + l
+tokens occur in the rows read up to a step. Windows that cross the end of a row were never read
+whole and do not count. Windows are found by a rolling hash and compared token by token, so that a
+hash collision cannot produce a false match. Near-duplicates (one token exchanged) do not count.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ if TYPE_CHECKING:
 VERSION = 1
 """Part of the key of kept results: raise it when any result here would change."""
 TOKEN_BUDGET = 4096
-"""Tokens of a batch."""
+"""Tokens per batch."""
 SECOND_STAGE = 5
-"""Places asked for in the second stage."""
+"""Positions checked in the second stage."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What extraction found, one entry a row."""
+    """The result of extraction, one entry per row."""
 
     memorized: np.ndarray
     """bool[n]."""
     margin: np.ndarray
-    """float32[n]: smallest lead of the right token's logit over the next one; NaN where not
+    """float32[n]: smallest lead of the right token's logit over the next best; NaN where not
     memorized."""
 
 
@@ -57,7 +56,7 @@ def extract(
     continuation: int = 32,
     token_budget: int = TOKEN_BUDGET,
 ) -> Extraction:
-    """Which of rows int[n, width] are memorized; equal rows are computed once.
+    """Which of the rows int[n, width] are memorized; equal rows are computed once.
 
     Raises:
         ConfigError: context or continuation below 1, or together longer than the rows.
@@ -68,21 +67,21 @@ def extract(
     distinct = distinct.astype(np.int64)
     margins = np.full(len(distinct), np.nan, np.float32)
     alive = np.arange(len(distinct))
-    for places in sorted({1, min(SECOND_STAGE, continuation), continuation}):
+    for positions in sorted({1, min(SECOND_STAGE, continuation), continuation}):
         leads = np.full(len(alive), -1, np.float32)
-        size = max(1, token_budget // (context + places - 1))
+        size = max(1, token_budget // (context + positions - 1))
         for start in range(0, len(alive), size):
             chosen = alive[start : start + size]
-            leads[start : start + size] = _leads(model, distinct[chosen], context, places)
+            leads[start : start + size] = _leads(model, distinct[chosen], context, positions)
         right = leads >= 0
         margins[alive] = np.where(right, leads, np.nan)
         alive = alive[right]
     return Extraction(~np.isnan(margins)[group], margins[group])
 
 
-def _leads(model: Scorable, rows: np.ndarray, context: int, places: int) -> np.ndarray:
-    """float32[n]: smallest lead of the right token over the places after `context`; < 0: wrong."""
-    ids = torch.from_numpy(rows[:, : context + places]).to(device_of(model))
+def _leads(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
+    """float32[n]: smallest lead of the right token after `context`; < 0: a miss."""
+    ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
     right = logits.gather(-1, target)
@@ -91,8 +90,8 @@ def _leads(model: Scorable, rows: np.ndarray, context: int, places: int) -> np.n
 
 
 @torch.no_grad()
-def generate(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], the slow and plain way."""
+def generate_plainly(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
+    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], without a cache."""
     ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
         best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
@@ -103,18 +102,19 @@ def generate(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray
 def generate_check(
     model: Scorable,
     rows: np.ndarray,
-    found: Extraction,
+    extraction: Extraction,
     context: int = 32,
     continuation: int = 32,
     sample: int = 64,
 ) -> tuple[int, int]:
-    """(rows, disagreements): compares `extract` with real generation on some rows.
+    """(rows, disagreements): compares `extract` with actual generation on a sample of the rows.
 
-    Half of the sample are memorized rows, as far as there are so many, spread over each kind.
+    Half of the sample are memorized rows, if there are enough, spread evenly over each kind.
     """
-    if len(rows) != len(found.memorized):
-        raise DataError(f"{len(rows)} rows, but {len(found.memorized)} results; give the same rows")
-    (yes,), (no,) = np.nonzero(found.memorized), np.nonzero(~found.memorized)
+    memorized = extraction.memorized
+    if len(rows) != len(memorized):
+        raise DataError(f"{len(rows)} rows, but {len(memorized)} results; give the same rows")
+    (yes,), (no,) = np.nonzero(memorized), np.nonzero(~memorized)
     yes = yes[np.unique(np.linspace(0, len(yes) - 1, min(sample // 2, len(yes))).astype(int))]
     rest = min(sample - len(yes), len(no))
     no = no[np.unique(np.linspace(0, len(no) - 1, rest).astype(int))]
@@ -122,17 +122,17 @@ def generate_check(
     if not len(chosen):
         return 0, 0
     begin = np.asarray(rows)[chosen, : context + continuation].astype(np.int64)
-    made = generate(model, begin[:, :context], continuation)
-    same = (made == begin[:, context:]).all(1)
-    return len(chosen), int((same != found.memorized[chosen]).sum())
+    generated = generate_plainly(model, begin[:, :context], continuation)
+    same = (generated == begin[:, context:]).all(1)
+    return len(chosen), int((same != memorized[chosen]).sum())
 
 
 @dataclass(frozen=True)
 class ExtractionOfRows:
-    """A measurement: extraction from a checkpoint of the rows it has read.
+    """A measurement: extraction of the rows that a checkpoint has read.
 
-    Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (rows generated
-    for real, disagreements).
+    Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (see
+    `generate_check`).
     """
 
     data: PreparedData
@@ -149,17 +149,17 @@ class ExtractionOfRows:
 
     @property
     def digest(self) -> str:
-        """Stable hash of all that determines the result besides weights and step."""
+        """Stable hash of everything but weights and step that determines the result."""
         settings = [self.batch_size, self.steps, self.context, self.continuation, self.unread]
         return stable_hash([VERSION, self.data.fingerprint, *settings])
 
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
         rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
-        found = extract(model, rows, self.context, self.continuation)
-        checked = generate_check(model, rows, found, self.context, self.continuation)
+        extraction = extract(model, rows, self.context, self.continuation)
+        checked = generate_check(model, rows, extraction, self.context, self.continuation)
         return {
-            "memorized": found.memorized,
-            "margin": found.margin,
+            "memorized": extraction.memorized,
+            "margin": extraction.margin,
             "checked": np.array(checked, np.int64),
         }
 
@@ -170,15 +170,15 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16
 
 
-def exposure_counts(rows: np.ndarray, window: int, read: int | None = None) -> np.ndarray:
-    """int64[n]: how often the first `window` tokens of each row stand in the first `read` rows.
+def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) -> np.ndarray:
+    """int64[n]: how often the first `window` tokens of each row occur in the first `read` rows.
 
     Args:
         rows: int[n, width], in the order of training.
         read: rows read so far; default: all. Rows after it may have a count of 0.
 
     Raises:
-        ConfigError, DataError: a window that does not fit the rows, or more rows than there are.
+        ConfigError: a window that does not fit the rows. DataError: more rows than there are.
     """
     rows = _checked(rows, window)
     read = len(rows) if read is None else read
@@ -198,12 +198,12 @@ def exposure_counts(rows: np.ndarray, window: int, read: int | None = None) -> n
         (hits,) = np.nonzero(ordered[first] == hashes.ravel())
         row, offset = np.divmod(hits, hashes.shape[1])
         slot = first[hits]
-        while len(hits):  # a second turn only where different windows share a hash
+        while len(hits):  # a second round only where different windows share a hash
             for low in range(0, len(hits), _CHUNK):
                 part = slice(low, low + _CHUNK)
-                found = by_hash[slot[part]]
-                same = (block[row[part], offset[part]] == distinct[found]).all(1)
-                counts += np.bincount(found[same], minlength=len(counts))
+                match = by_hash[slot[part]]
+                same = (block[row[part], offset[part]] == distinct[match]).all(1)
+                counts += np.bincount(match[same], minlength=len(counts))
             more = (slot + 1 < len(ordered)) & (
                 ordered[np.minimum(slot + 1, len(ordered) - 1)] == ordered[slot]
             )
@@ -212,7 +212,7 @@ def exposure_counts(rows: np.ndarray, window: int, read: int | None = None) -> n
 
 
 def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The different beginnings of rows, int[d, window], and for each row the index of its own."""
+    """The distinct beginnings of rows, int[d, window], and for each row the index of its own."""
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
         return begin, np.zeros(0, np.int64)
@@ -224,7 +224,7 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
     """uint64[n, width - window + 1]: a polynomial hash of every window, modulo 2**64.
 
-    A window of a + b tokens is hashed from those of a and of b, hence in log2(window) passes.
+    The hash of a + b tokens follows from those of a and of b, hence log2(window) passes.
     """
     tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
     hashes, length = tokens, 1

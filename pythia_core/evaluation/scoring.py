@@ -3,10 +3,8 @@
 The scorer follows the harness behind the released numbers: the log-probability of a continuation
 is the *sum* over its tokens given everything before it, a text on its own is scored after one EOD,
 and "greedy" means that every token of the continuation is the most likely one. Requests are
-tokenised and packed once (`pack`) and the packing is reused for every checkpoint; only the
-positions that predict a continuation token reach the vocabulary matrix, in fp32.
-
-Not here: which items are scored, generation, and the language-model evaluation harness itself.
+tokenised and packed once (`pack`), for all checkpoints; only the positions that predict a
+continuation token reach the vocabulary matrix, in fp32.
 """
 
 from __future__ import annotations
@@ -21,17 +19,18 @@ import numpy as np
 import torch
 
 from pythia_core.errors import ConfigError, DataError
+from pythia_core.util.progress import bar as progress_bar
 
 VERSION = 1
-"""Part of the key under which results are kept: raise it when any number here would change."""
+"""Part of the key of kept results: raise it when any number here would change."""
 TOKEN_BUDGET = 4096
-"""Tokens of a batch, padding included: small, for a CPU's caches. Results do not depend on it."""
+"""Tokens per batch, padding included: small, for a CPU's caches. Results do not depend on it."""
 LOGIT_ROWS = 1024
 """Positions sent through the vocabulary matrix at a time: bounds memory at any batch size."""
 
 
 class Scorable(Protocol):
-    """What is needed of a model: hidden states and, for chosen ones, logits."""
+    """What scoring needs of a model: hidden states and, for chosen ones, logits."""
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor: ...  # [B, T] -> [B, T, d]
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [..., d] -> [..., V]
@@ -47,18 +46,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Scores:
-    """One entry a request, in the order of the requests."""
+    """One entry per request, in the order of the requests."""
 
     logprob: np.ndarray
-    """float64[n], nats: the total over the continuation's tokens (the released harness' rule)."""
+    """float64[n], nats: the sum over the continuation's tokens."""
     n_tokens: np.ndarray
     """int64[n]: tokens of the continuation."""
     greedy: np.ndarray
-    """bool[n]: every token of the continuation is the most likely one at its place."""
+    """bool[n]: every token of the continuation is the most likely one at its position."""
 
     @property
     def per_token(self) -> np.ndarray:
-        """float64[n], nats a token: orders texts as perplexity does (the paper's wording)."""
+        """float64[n], nats per token: orders texts as perplexity does (the paper's wording)."""
         return self.logprob / self.n_tokens
 
 
@@ -66,14 +65,14 @@ class Scores:
 class _Batch:
     ids: np.ndarray  # int64[B, T], padded on the right with 0
     slots: np.ndarray  # int64[p]: flat positions of `ids` whose logits are needed, distinct
-    slot_of: np.ndarray  # int64[q]: for every wanted token, its entry of `slots`
-    targets: np.ndarray  # int64[q]: the wanted tokens
-    owner: np.ndarray  # int64[q]: the request each belongs to
+    slot_of: np.ndarray  # int64[q]: for every target, its entry of `slots`
+    targets: np.ndarray  # int64[q]: the tokens of the continuations
+    owner: np.ndarray  # int64[q]: the request each target belongs to
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Requests made ready for a model: padded batches, longest first, and where to look in them."""
+    """Requests laid out for a model: padded batches, longest first, and the positions to score."""
 
     batches: tuple[_Batch, ...]
     n_tokens: np.ndarray
@@ -98,8 +97,8 @@ def pack(requests: Sequence[Request], max_seq_len: int, token_budget: int = TOKE
     for index, request in enumerate(requests):
         size = len(request.continuation)
         if not request.context or not size:
-            what = "context" if size else "continuation"
-            raise DataError(f"request {index} has an empty {what}; put EOD before a bare text")
+            part = "context" if size else "continuation"
+            raise DataError(f"request {index} has an empty {part}; put EOD before a bare text")
         if size > max_seq_len:
             raise DataError(
                 f"the continuation of request {index} has {size} tokens, but the model reads at "
@@ -121,29 +120,31 @@ def _lay_out(
     rows: list[tuple[tuple[int, ...], list[int]]], width: int, requests: Sequence[Request]
 ) -> _Batch:
     ids = np.zeros((len(rows), width), np.int64)
-    where, targets, owner = [], [], []
+    positions: list[int] = []
+    targets: list[int] = []
+    owner: list[int] = []
     for r, (fed, members) in enumerate(rows):
         ids[r, : len(fed)] = fed
         for index in members:
-            wanted = requests[index].continuation
-            last = r * width + len(fed)  # one past the position that predicts the last token
-            where += range(last - len(wanted), last)
-            targets += wanted
-            owner += [index] * len(wanted)
-    slots, slot_of = np.unique(np.array(where, np.int64), return_inverse=True)
+            continuation = requests[index].continuation
+            end = r * width + len(fed)  # one past the position that predicts the last token
+            positions += range(end - len(continuation), end)
+            targets += continuation
+            owner += [index] * len(continuation)
+    slots, slot_of = np.unique(np.array(positions, np.int64), return_inverse=True)
     return _Batch(ids, slots, slot_of, np.array(targets, np.int64), np.array(owner, np.int64))
 
 
 @torch.no_grad()
-def score(model: Scorable, packed: Packed) -> Scores:
+def score(model: Scorable, packed: Packed, progress: bool = False) -> Scores:
     """Log-probability of every request under `model`."""
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)
-    for batch in packed.batches:
+    for batch in progress_bar(progress, iterable=packed.batches, desc="scoring", unit="batch"):
         states = model.hidden(torch.from_numpy(batch.ids).to(device))
         states = states.flatten(0, 1)[torch.from_numpy(batch.slots).to(device)]
-        # Sorted by slot, the wanted tokens of a chunk of slots are a contiguous run.
+        # Sorted by slot, the targets of a chunk of slots are contiguous.
         order = np.argsort(batch.slot_of, kind="stable")
         bounds = np.searchsorted(
             batch.slot_of[order], np.arange(0, len(batch.slots) + LOGIT_ROWS, LOGIT_ROWS)
@@ -162,7 +163,7 @@ def score(model: Scorable, packed: Packed) -> Scores:
 
 
 def device_of(model: Any) -> torch.device:
-    """Where a model is; a fake without parameters is on the CPU."""
+    """The device of a model; the CPU if it has no parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -177,7 +178,7 @@ def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
 def text_requests(
     texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], eod_id: int
 ) -> list[Request]:
-    """Requests for whole texts, each after one EOD, as the harness scores CrowS-Pairs.
+    """Whole texts, each after one EOD, as the harness scores CrowS-Pairs.
 
     Raises:
         DataError: a text without tokens.
@@ -186,20 +187,9 @@ def text_requests(
     for text in texts:
         ids = encode(text)
         if not ids:
-            raise DataError(f"the text {text!r} has no tokens; give texts that are not empty")
+            raise DataError(f"the text {text!r} has no tokens; leave out empty texts")
         requests.append(Request((eod_id,), ids))
     return requests
-
-
-def score_texts(
-    model: Scorable,
-    texts: Sequence[str],
-    encode: Callable[[str], tuple[int, ...]],
-    eod_id: int,
-    max_seq_len: int,
-) -> Scores:
-    """Log-likelihood of whole texts; `.logprob` is the sum, `.per_token` the paper's wording."""
-    return score(model, pack(text_requests(texts, encode, eod_id), max_seq_len))
 
 
 def continuation_requests(
@@ -211,7 +201,7 @@ def continuation_requests(
     """Every candidate after every context, context-major; candidates carry their leading space.
 
     Raises:
-        DataError: a context that ends in a space (a candidate's space belongs to the candidate).
+        DataError: a context that ends in white space (the space belongs to the candidate).
     """
     for context in contexts:
         if context != context.rstrip():
@@ -221,23 +211,6 @@ def continuation_requests(
     heads = [(eod_id, *encode(context)) for context in contexts]
     tails = [encode(candidate) for candidate in candidates]
     return [Request(head, tail) for head in heads for tail in tails]
-
-
-def next_token_logprobs(
-    model: Scorable,
-    contexts: Sequence[str],
-    candidates: Sequence[str],
-    encode: Callable[[str], tuple[int, ...]],
-    eod_id: int,
-    max_seq_len: int,
-) -> np.ndarray:
-    """float64[contexts, candidates]: log-probability of each candidate right after each context.
-
-    A candidate of several tokens gets the probability of all of them in a row.
-    """
-    requests = continuation_requests(contexts, candidates, encode, eod_id)
-    found = score(model, pack(requests, max_seq_len))
-    return found.logprob.reshape(len(contexts), len(candidates))
 
 
 # --- rows of tokens --------------------------------------------------------------------------
@@ -262,7 +235,7 @@ def stream_rows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 
 @torch.no_grad()
 def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
-    """float64[n]: mean loss of each row in nats a token; rows int[n, S+1], inputs and targets."""
+    """float64[n]: mean loss of each row in nats per token; rows int[n, S+1], inputs and targets."""
     device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
     step = max(1, token_budget // (rows.shape[1] - 1))
@@ -284,12 +257,12 @@ def last_words(
 ) -> list[Request]:
     """LAMBADA-like requests: the last word of the last complete sentence in each held-out row.
 
-    How a passage is cut: in a row of S+1 tokens, find the last word (a token of a space and letters
-    with the letters-only tokens that follow it) that is directly followed by a token starting with
-    ".", "!" or "?". The continuation is that word; the context is everything before it in the row
-    that belongs to the same document, after one EOD. Rows without such a word, or with fewer than
-    `min_context` tokens before it, give no request. Unlike LAMBADA's, these words were not chosen
-    to be guessable from far away, nor are names or function words left out.
+    In a row of S+1 tokens, the continuation is the last word (a token of a space and letters, with
+    the letters-only tokens that follow it) directly followed by a token that starts with ".", "!"
+    or "?"; the context is everything before it in the same row and document, after one EOD. Rows
+    without such a word, or with fewer than `min_context` tokens before it, give no request. Unlike
+    LAMBADA's, these words were not chosen to need a long context, and names and function words are
+    not left out.
     """
     texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
     begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])

@@ -78,13 +78,13 @@ def _convert(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from pythia_book.released.resolve import find_model
     from pythia_book.tasks import sweep
-    from pythia_book.tasks.benchmarks import all_tasks
+    from pythia_book.tasks.benchmarks import ALL_TASKS
 
     if args.out:
         sweep.check_suffix(args.out)
         file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
     run = find_model(args.model)
-    asked = [name for name, task in all_tasks().items() if args.items or not task.brought]
+    asked = [name for name, task in ALL_TASKS.items() if args.items or task.source]
     tasks = list(filter(None, args.tasks.split(","))) or asked
     steps = sweep.steps_of(run, args.steps)
     limit = sweep.EVERYTHING if args.limit is None else args.limit

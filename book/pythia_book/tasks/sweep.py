@@ -1,12 +1,12 @@
-"""Checkpoints by tasks: one tidy table, whose rows lie beside those of the released results.
+"""Tasks on many checkpoints: one tidy table, in the format of the released results.
 
-Every task is tokenised once and asked of all checkpoints, as many at a time as there are cores.
-Results are kept next to the run (pythia_book.measurements): a stopped sweep resumes where it was,
-and one more task or step costs only itself. A checkpoint that is missing or damaged, and a task of
-which nothing fits the model, are rows without a value that say why.
+Every task is tokenised once for all checkpoints, and as many checkpoints are measured at a time as
+there are cores. Results are kept with the run (pythia_book.measurements): a stopped sweep resumes,
+and one more task or step costs only itself. Missing or damaged checkpoints, and tasks of which
+nothing fits the model, are rows without a value that say why.
 
-Standard errors are those of a mean over items; that of ppl follows from the mean log-probability's
-to first order (the harness draws it from resamples).
+Standard errors are those of a mean over items; that of ppl follows from the standard error of the
+mean log-probability to first order (the harness bootstraps it).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import measure_all
+from pythia_book.measurements import Arrays
 from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks.benchmarks import task_named
-from pythia_book.tasks.metrics import AskedTask, ask
+from pythia_book.tasks.metrics import LEAST_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.training.runs import Checkpoints
 from pythia_core.util.files import atomic_file
@@ -29,14 +29,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""As released, then: items, the share of them that fits the model whole, and what is amiss."""
+"""As released, then: items, the share of them that fits the model whole, and any problem."""
 EVERYTHING = 1_000_000_000
-FITS = 0.2
-"""Below this share of items that fit, the note says so."""
 
 
 def steps_of(run: Checkpoints, text: str) -> list[int]:
-    """The steps that "all", "last" or a comma-separated list of steps, first and last, names.
+    """Steps from "all" or a comma-separated list of steps, first and last.
 
     Raises:
         ConfigError: neither. CheckpointError: no such checkpoint; the nearest are named.
@@ -54,7 +52,7 @@ def steps_of(run: Checkpoints, text: str) -> list[int]:
             chosen.append(int(part))
         else:
             raise ConfigError(
-                f"steps={text!r}: {part!r} is no step; accepted are all, or a comma-separated "
+                f"steps={text!r}: {part!r} is not a step; accepted are all, or a comma-separated "
                 "list of steps, first and last, e.g. 0,512,last"
             )
     for step in chosen:
@@ -81,9 +79,9 @@ def sweep(
     """Every metric of every task at every step, columns COLUMNS.
 
     Args:
-        shots: solved examples; None: as many as each task is usually given.
-        limit: items of a task, a fixed sample.
-        folder: items from `<folder>/<task>.jsonl`.
+        shots: solved examples; None: each task's usual number.
+        limit: items per task, a fixed sample.
+        folder: read items from `<folder>/<task>.jsonl`.
 
     Raises:
         DataError: an unknown task (before anything is measured), or no items.
@@ -95,39 +93,31 @@ def sweep(
         raise ConfigError(f"limit={limit}: accepted is a number of items of at least 1")
     for name in tasks:
         task_named(name)
-    config, data = run.config.model, run.data
-    asked = [
-        ask(name, shots, limit, data.tokenizer, data.eod_id, config.max_seq_len, folder)
-        for name in dict.fromkeys(tasks)
-    ]
+    built = build_tasks(run, list(dict.fromkeys(tasks)), [shots], limit, folder)
+    fitting = [task for task in built if task.fits.any()]
+    measured, gaps = measure_tasks([(run, step) for step in steps], fitting, progress)
+    reasons = {gap.step: gap.reason for gap in gaps}
+    identity = {"model": run.label, "deduped": run.deduped}
     rows = []
-    for each in asked:
-        found, gaps = {}, []
-        if each.fits.any():
-            found, gaps = measure_all([(run, step) for step in steps], each, progress)
-        reasons = {gap.step: gap.reason for gap in gaps}
+    for task in built:
         for step in steps:
-            place = {"model": run.label, "deduped": run.deduped, "shots": each.shots}
-            place |= {"task": each.name, "step": step}
-            arrays = found.get((run.id, step))
-            rows += [place | row for row in _rows(each, arrays, reasons.get(step, ""))]
+            place = {**identity, "shots": task.shots, "task": task.name, "step": step}
+            metrics = measured.get((run.id, step), {}).get(task.key, {})
+            rows += [place | row for row in _rows(task, metrics, reasons.get(step, ""))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _rows(asked: AskedTask, arrays: dict[str, np.ndarray] | None, reason: str) -> list[dict]:
-    share = float(asked.fits.mean())
-    note = reason
+def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
+    share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
-    elif not reason and share < FITS:
+    elif not note and share < LEAST_FITTING:
         note = "most prompts are longer than the model's context and lost their beginning"
-    if arrays is None:
-        return [{"metric": "", "value": np.nan, "stderr": np.nan, "n": 0, "fits": share,
-                 "note": note}]  # fmt: skip
-    return [
-        {**_summary(metric, values), "n": len(values), "fits": share, "note": note}
-        for metric, values in arrays.items()
+    empty = {"metric": "", "value": np.nan, "stderr": np.nan, "n": 0}
+    summaries = [
+        {**_summary(metric, values), "n": len(values)} for metric, values in metrics.items()
     ]
+    return [{**row, "fits": share, "note": note} for row in summaries or [empty]]
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
@@ -140,7 +130,7 @@ def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV or Parquet, as the file is named.
+    """Write a table as CSV or Parquet, by the suffix of the file.
 
     Raises:
         ConfigError: another suffix.

@@ -10,8 +10,8 @@ from places import ROOT
 from pythia_book.pages import real_suite
 from pythia_book.released.pile import tokenizer_at
 from pythia_book.released.recipe import HARDWARE
-from pythia_book.tasks.benchmarks import all_tasks, task_named
-from pythia_book.tasks.metrics import ChosenTask, ask
+from pythia_book.tasks.benchmarks import ALL_TASKS, load_items, task_named
+from pythia_book.tasks.metrics import ScoredTask, build
 
 from pythia_core.__main__ import parser
 from pythia_core.evaluation import scoring
@@ -72,14 +72,14 @@ def test_commands_cost_what_their_parts_do() -> None:
 @pytest.mark.parametrize("task", ["arc_easy", "winobias_mc", "arithmetic"])
 def test_tokens_of_tasks_are_those_of_the_items(task: str) -> None:
     tokenizer = tokenizer_at("neox-20b")
-    asked = ask(task, None, 10**9, tokenizer, 0, 2048)
-    if isinstance(asked, ChosenTask):
-        tokens = sum(b.ids.size for b in scoring.pack(asked.built.requests, 2048).batches)
+    built = build(task, *load_items(task, 10**9), task_named(task).shots, tokenizer, 2048)
+    if isinstance(built, ScoredTask):
+        tokens = sum(b.ids.size for b in scoring.pack(built.requests, 2048).batches)
     else:
-        tokens = sum(map(len, asked.prompts)) + len(asked.prompts) * task_named(task).max_new
+        tokens = sum(map(len, built.prompts)) + len(built.prompts) * task_named(task).max_new
     assert tokens == real_suite.TASK_TOKENS[task]
 
 
 def test_every_task_that_comes_along_is_counted() -> None:
-    there = {name for name, task in all_tasks().items() if not task.brought}
+    there = {name for name, task in ALL_TASKS.items() if task.source}
     assert set(real_suite.TASK_TOKENS) == there

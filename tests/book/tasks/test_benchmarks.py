@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 from pythia_book.tasks.benchmarks import (
-    MORE_TASKS,
+    ALL_TASKS,
     N_EXAMPLES,
     TASKS,
-    WrittenTask,
-    all_tasks,
+    GenerationTask,
     bare_words,
     load_items,
     task_named,
 )
-from task_items import MADE, MADE_MORE, WINOBIAS, made
+from task_items import ITEMS, WINOBIAS, made
 
 from pythia_core.errors import DataError
+
+MORE_TASKS = {name: task for name, task in ALL_TASKS.items() if name not in TASKS}
 
 
 def write(folder: Path, task: str, n: int = 24) -> Path:
@@ -28,7 +29,7 @@ def write(folder: Path, task: str, n: int = 24) -> Path:
 
 
 def test_prompts_by_hand() -> None:
-    prompt = {name: TASKS[name].prompt(item) for name, item in MADE.items()}
+    prompt = {name: task.prompt(ITEMS[name]) for name, task in TASKS.items()}
     assert prompt["piqa"].contexts[0] == "Question: Boil water\nAnswer:"
     assert prompt["piqa"].continuations == (" Use a pot.", " Use a hat.")
     assert prompt["arc_easy"].gold == 1
@@ -100,7 +101,7 @@ def test_the_wheels_items_are_all_good() -> None:
 
 
 def test_prompts_of_more_tasks_by_hand() -> None:
-    prompt = {name: task.prompt(MADE_MORE[name]) for name, task in MORE_TASKS.items()}
+    prompt = {name: task.prompt(ITEMS[name]) for name, task in MORE_TASKS.items()}
     assert prompt["crows_pairs_english"].contexts == ("", "")
     assert prompt["crows_pairs_english"].continuations[0] == "Old people are slow."
     choice = prompt["winobias_mc"]
@@ -127,7 +128,7 @@ def test_prompts_of_more_tasks_by_hand() -> None:
     assert prompt["arithmetic"].contexts == ("Q:What is 12 plus 7? A:",)
     assert prompt["arithmetic"].solved == "Q:What is 12 plus 7? A: 19"
     assert prompt["triviaqa"].solved == "Q: What is wet? \n A: Water"
-    times = task_named("arithmetic").prompt(MADE_MORE["arithmetic"] | {"operation": "*"})
+    times = task_named("arithmetic").prompt(ITEMS["arithmetic"] | {"operation": "*"})
     assert times.contexts == ("Q:What is 12 times 7? A:",)
 
 
@@ -151,7 +152,7 @@ def test_a_reflexive_is_blanked_with_its_pronoun() -> None:
     ],
 )
 def test_what_is_compared(task: str, text: str, read: str) -> None:
-    assert MORE_TASKS[task].read(text) == read
+    assert MORE_TASKS[task].answer(text) == read
     assert bare_words(" A, b; c ") == "a b c"
 
 
@@ -159,15 +160,15 @@ def test_metrics_weigh_questions() -> None:
     metrics = MORE_TASKS["winobias_em"].metrics
     assert sum(metrics["em"].values()) == 1 and sum(metrics["net"].values()) == 0
     for task in MORE_TASKS.values():
-        if isinstance(task, WrittenTask):
-            asked = len(task.prompt(MADE_MORE[task.name]).contexts)
+        if isinstance(task, GenerationTask):
+            asked = len(task.prompt(ITEMS[task.name]).contexts)
             assert {q for w in task.metrics.values() for q in w} == set(range(asked))
 
 
-def test_the_seven_are_not_more_and_names_are_found() -> None:
-    assert not TASKS.keys() & MORE_TASKS.keys()
-    assert len(all_tasks()) >= 10
-    assert all(task.name == name for name, task in all_tasks().items())
+def test_names_are_found() -> None:
+    assert len(TASKS) == 7
+    assert len(ALL_TASKS) >= 10
+    assert all(task.name == name for name, task in ALL_TASKS.items())
     with pytest.raises(DataError, match=r"unknown task 'crows_pairs'.*Did you mean 'crows_pairs_e"):
         task_named("crows_pairs")
 
@@ -185,7 +186,7 @@ def test_more_items_of_a_folder(task: str, tmp_path: Path) -> None:
 
 @pytest.mark.wheels
 def test_the_wheels_items_of_more_tasks_are_all_good() -> None:
-    there = [name for name, task in MORE_TASKS.items() if not task.brought]
+    there = [name for name, task in MORE_TASKS.items() if task.source]
     counts = {task: len(load_items(task, 100_000)[0]) for task in there}
     assert counts["crows_pairs_english_gender"] == 127
     assert 1000 < counts["crows_pairs_english"] < 1508  # smaller than the original

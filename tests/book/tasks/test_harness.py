@@ -10,16 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pythia_book.tasks.benchmarks import TASKS
-from pythia_book.tasks.metrics import (
-    TaskMeasurement,
-    build,
-    build_all,
-    encode_pair,
-    outcomes,
-    prompt_of,
-)
-from task_items import MADE, made
+from pythia_book.tasks.benchmarks import TASKS, load_items
+from pythia_book.tasks.metrics import build, encode_pair
+from task_items import made
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.tokenizer import train_bpe
@@ -35,7 +28,7 @@ LENGTH = 56
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = [str(item) for task in MADE for item in made(task, 30)]
+    texts = [str(item) for task in TASKS for item in made(task, 30)]
     return train_bpe(iter(texts), 420)
 
 
@@ -55,20 +48,18 @@ def compare(model: GPTNeoX, tokenizer, built: list) -> None:
 
     found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
     assert set(found) == {each.key for each in built}
-    ours = TaskMeasurement(tuple(built), model.config.max_seq_len)(model, 0)
     for each in built:
-        theirs = found[each.key]
+        ours, theirs = each.metrics(each(model, 0)), found[each.key]
         scores = scoring.score(model, scoring.pack(each.requests, model.config.max_seq_len))
         np.testing.assert_allclose(np.concatenate(theirs.logprob), scores.logprob, atol=1e-4)
-        np.testing.assert_array_equal(theirs.acc, ours[f"{each.key}_acc"])
-        np.testing.assert_array_equal(theirs.acc_norm, ours[f"{each.key}_acc_norm"])
-        assert theirs.metrics["acc"] == pytest.approx(ours[f"{each.key}_acc"].mean())
+        np.testing.assert_array_equal(theirs.acc, ours["acc"])
+        np.testing.assert_array_equal(theirs.acc_norm, ours.get("acc_norm", ours["acc"]))
+        assert theirs.metrics["acc"] == pytest.approx(ours["acc"].mean())
 
 
 def test_every_task_and_item_zero_and_few_shot(model: GPTNeoX, tokenizer) -> None:
-    encode = scoring.encoder(tokenizer)
     built = [
-        build(task, made(task, 30)[:12], made(task, 30)[12:], shots, encode, LENGTH)
+        build(task, made(task, 30)[:12], made(task, 30)[12:], shots, tokenizer, LENGTH)
         for task in TASKS
         for shots in (0, 2)
     ]
@@ -80,29 +71,39 @@ def test_every_task_and_item_zero_and_few_shot(model: GPTNeoX, tokenizer) -> Non
 @pytest.mark.wheels
 @pytest.mark.slow
 def test_real_items(model: GPTNeoX, tokenizer) -> None:
-    compare(model, tokenizer, build_all(list(TASKS), (0, 1), 12, tokenizer, LENGTH))
+    built = [
+        build(task, *load_items(task, 12), shots, tokenizer, LENGTH)
+        for task in TASKS
+        for shots in (0, 1)
+    ]
+    compare(model, tokenizer, built)
 
 
-def test_outcomes_by_hand(tokenizer) -> None:
-    built = build("arc_easy", made("arc_easy", 2), [], 0, scoring.encoder(tokenizer), LENGTH)
+def test_metrics_by_hand(tokenizer) -> None:
+    built = build("arc_easy", made("arc_easy", 2), [], 0, tokenizer, LENGTH)
     logprob = np.array([-4.0, -4.5, -9.0, -1.0, -8.0, -2.0])  # gold is the second of three
-    scores = scoring.Scores(logprob, np.ones(6, int), np.zeros(6, bool))
-    found = outcomes(built, scores)
-    assert found["acc"].tolist() == [False, False]
-    assert found["acc_norm"].tolist() == [True, False]  # -4.5 / 5 characters beats -4 / 4
-    assert found["logprob"].tolist() == [-4.5, -8.0]
+    metrics = built.metrics({"logprob": logprob, "greedy": np.zeros(6, bool)})
+    assert metrics["acc"].tolist() == [False, False]
+    assert metrics["acc_norm"].tolist() == [True, False]  # -4.5 / 5 characters beats -4 / 4
+    assert set(metrics) == {"acc", "acc_norm"}
+    built = build("lambada_openai", made("lambada_openai", 2), [], 0, tokenizer, LENGTH)
+    kept = {"logprob": np.array([-4.5, -8.0]), "greedy": np.array([False, True])}
+    metrics = built.metrics(kept)
+    assert metrics["logprob"].tolist() == [-4.5, -8.0]
+    assert metrics["acc"].tolist() == [False, True]
+    assert set(metrics) == {"acc", "logprob"}
 
 
 def test_what_does_not_fit_is_counted_or_left_out(tokenizer) -> None:
     items = made("piqa", 6)
     items[0]["sol1"] = "word " * 200
     items[1]["goal"] = "word " * 200
-    built = build("piqa", items, [], 0, scoring.encoder(tokenizer), LENGTH)
+    built = build("piqa", items, [], 0, tokenizer, LENGTH)
     assert built.n_left_out == 1
     assert built.items == tuple(items[1:])
     assert built.fits.tolist() == [False, True, True, True, True]
     with pytest.raises(ConfigError, match="shots=1: there are 0 solved examples"):
-        build("piqa", items, [], 1, scoring.encoder(tokenizer), LENGTH)
+        build("piqa", items, [], 1, tokenizer, LENGTH)
 
 
 def test_context_and_continuation_are_split_as_in_the_harness(tokenizer) -> None:
@@ -111,18 +112,18 @@ def test_context_and_continuation_are_split_as_in_the_harness(tokenizer) -> None
         request = encode_pair(context, continuation, encode)
         assert request.context + request.continuation == encode(context + continuation)
         assert request.context == encode(context.rstrip())
-    prompt = prompt_of("piqa", made("piqa", 1)[0], made("piqa", 3)[1:])
-    assert prompt.contexts[0].count("Question:") == 3
-    assert prompt.contexts[0].count("\n\n") == 2
+    built = build("piqa", made("piqa", 1), made("piqa", 3)[1:], 2, tokenizer, LENGTH)
+    context = tokenizer.decode(built.requests[0].context)
+    assert context.count("Question:") == 3
+    assert context.count("\n\n") == 2
 
 
 def test_the_digest_follows_the_requests(tokenizer, tmp_path: Path) -> None:
-    encode = scoring.encoder(tokenizer)
-    one = build("piqa", made("piqa", 4), [], 0, encode, LENGTH)
-    other = build("piqa", made("piqa", 5), [], 0, encode, LENGTH)
-    digests = {TaskMeasurement(b, LENGTH).digest for b in ((one,), (other,), (one, other))}
-    assert len(digests) == 3
-    assert TaskMeasurement((one,), LENGTH).digest in digests
+    one = build("piqa", made("piqa", 4), [], 0, tokenizer, LENGTH)
+    other = build("piqa", made("piqa", 5), [], 0, tokenizer, LENGTH)
+    longer = build("piqa", made("piqa", 4), [], 0, tokenizer, LENGTH + 1)
+    assert len({each.digest for each in (one, other, longer)}) == 3
+    assert build("piqa", made("piqa", 4), [], 0, tokenizer, LENGTH).digest == one.digest
 
 
 # --- by name, as from lm-eval's command line -------------------------------------------------
@@ -242,8 +243,8 @@ def test_templates_are_filled_in_a_sandbox(
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate` asks those"),
-        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists"),
+        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate`, whose tasks come"),
+        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists the tasks"),
         (ValueError("another thing"), ValueError, "another thing"),
     ],
 )
@@ -276,4 +277,4 @@ def test_the_command_line(
     assert json.loads(written.read_text())["config"]["model_step"] == 3
     definition("!function code.text")
     assert main(given) == 1
-    assert "that is, code to be run" in capsys.readouterr().err
+    assert "which runs code" in capsys.readouterr().err

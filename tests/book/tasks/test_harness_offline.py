@@ -8,14 +8,13 @@ import types
 import numpy as np
 import pytest
 import torch
-from pythia_book.tasks.benchmarks import WrittenTask, all_tasks, task_named
-from pythia_book.tasks.metrics import AnsweredTask, AskedTask, ChosenTask, build, questions
+from pythia_book.tasks.benchmarks import ALL_TASKS, task_named
+from pythia_book.tasks.metrics import BuiltTask, GeneratedTask, build
 from task_items import made
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
 from pythia_core.data.tokenizer import EOD, train_bpe
-from pythia_core.evaluation import scoring
 from pythia_core.model import GPTNeoX
 
 pytest.importorskip("lm_eval", reason="the evaluation harness is not installed")
@@ -26,7 +25,7 @@ N = 12
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe((str(item) for task in all_tasks() for item in made(task, 30)), 420)
+    return train_bpe((str(item) for task in ALL_TASKS for item in made(task, 30)), 420)
 
 
 @pytest.fixture(scope="module")
@@ -40,29 +39,16 @@ def model() -> GPTNeoX:
 
 
 @pytest.fixture(scope="module")
-def asked(tokenizer) -> list[AskedTask]:
-    found: list[AskedTask] = []
-    encode = scoring.encoder(tokenizer)
-    for name, task in all_tasks().items():
-        for shots in (0, 2) if task.n_examples else (0,):
-            items, examples = made(name, 30)[:N], made(name, 30)[N:]
-            if isinstance(task, WrittenTask):
-                contexts, right = questions(task, items, examples, shots)
-                prompts = tuple(map(encode, contexts))
-                found.append(AnsweredTask(name, shots, tuple(contexts), prompts, right, LENGTH,
-                                          tokenizer, 0))  # fmt: skip
-            else:
-                built = build(name, items, examples, shots, encode, LENGTH)
-                found.append(ChosenTask(built, LENGTH))
-    return found
-
-
-def the_tasks(asked: list[AskedTask]) -> list:
-    return [each.built if isinstance(each, ChosenTask) else each for each in asked]
+def built(tokenizer) -> list[BuiltTask]:
+    return [
+        build(name, made(name, 30)[:N], made(name, 30)[N:], shots, tokenizer, LENGTH)
+        for name, task in ALL_TASKS.items()
+        for shots in ((0, 2) if task.n_examples else (0,))
+    ]
 
 
 @pytest.fixture(scope="module")
-def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
+def theirs(model: GPTNeoX, tokenizer, built: list[BuiltTask]) -> dict:
     """What the harness finds with its own class for `transformers` models, on equal weights.
 
     That class imports `accelerate`, of which it needs nothing for a model that is given to it.
@@ -94,17 +80,17 @@ def theirs(model: GPTNeoX, tokenizer, asked: list[AskedTask]) -> dict:
         tokenizer_object=tokenizer, eos_token=EOD, bos_token=EOD, pad_token="<|padding|>"
     )
     lm = HFLM(pretrained=peer.eval(), tokenizer=fast, batch_size=4, max_length=LENGTH)
-    return evaluate_with_harness(lm, the_tasks(asked)) | {"lm": lm}
+    return evaluate_with_harness(lm, built) | {"lm": lm}
 
 
 def test_every_item_of_every_task_as_with_their_class(
-    model: GPTNeoX, tokenizer, asked: list[AskedTask], theirs: dict
+    model: GPTNeoX, tokenizer, built: list[BuiltTask], theirs: dict
 ) -> None:
     from pythia_book.tasks.harness import adapter
     from pythia_book.tasks.harness_offline import evaluate_with_harness
 
-    ours = evaluate_with_harness(adapter(model, tokenizer, 0, LENGTH), the_tasks(asked))
-    assert len({each.name for each in asked}) >= 10
+    ours = evaluate_with_harness(adapter(model, tokenizer, 0, LENGTH), built)
+    assert len({each.name for each in built}) >= 10
     assert set(ours) | {"lm"} == set(theirs)
     for key, mine in ours.items():
         np.testing.assert_array_equal(mine.acc, theirs[key].acc, err_msg=key)
@@ -116,13 +102,12 @@ def test_every_item_of_every_task_as_with_their_class(
 
 
 def test_our_metrics_are_the_harness_ones(
-    model: GPTNeoX, asked: list[AskedTask], theirs: dict
+    model: GPTNeoX, built: list[BuiltTask], theirs: dict
 ) -> None:
-    for each in asked:
-        key = each.built.key if isinstance(each, ChosenTask) else each.key
-        found, expected = each(model, 0), theirs[key]
-        if isinstance(each, AnsweredTask):
-            right = expected.acc.reshape(each.n_items, -1)
+    for each in built:
+        found, expected = each.metrics(each(model, 0)), theirs[each.key]
+        if isinstance(each, GeneratedTask):
+            right = expected.acc.reshape(N, -1)
             for metric, weights in task_named(each.name).metrics.items():
                 value = sum(weight * right[:, q] for q, weight in weights.items())
                 np.testing.assert_array_equal(found[metric], value)

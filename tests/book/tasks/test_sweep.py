@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pythia_book.published.tables import BENCHMARKS
-from pythia_book.tasks import sweep as sweeping
-from pythia_book.tasks.benchmarks import all_tasks
+from pythia_book.tasks import metrics
+from pythia_book.tasks.benchmarks import ALL_TASKS
 from pythia_book.tasks.sweep import COLUMNS, steps_of, sweep, write_table
 from task_items import made
 
@@ -26,7 +26,7 @@ LENGTH = 64
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up items of every task."""
     folder = tmp_path_factory.mktemp("items")
-    for task in all_tasks():
+    for task in ALL_TASKS:
         lines = "".join(json.dumps(item) + "\n" for item in made(task, 24))
         (folder / f"{task}.jsonl").write_text(lines, "utf-8")
     return folder
@@ -48,9 +48,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Run:
 
 
 def test_the_table_lies_beside_the_released_one(run: Run, folder: Path) -> None:
-    table = sweep(run, list(all_tasks()), run.steps, None, 5, str(folder), progress=False)
+    table = sweep(run, list(ALL_TASKS), run.steps, None, 5, str(folder), progress=False)
     assert list(table.columns) == COLUMNS and COLUMNS[: len(BENCHMARKS)] == BENCHMARKS
-    assert set(table.task) == set(all_tasks()) and set(table.step) == set(run.steps)
+    assert set(table.task) == set(ALL_TASKS) and set(table.step) == set(run.steps)
     assert set(table.model) == {run.id} and not table.deduped.any()
     metrics = table.groupby("task").metric.agg(set)
     assert metrics["piqa"] == {"acc", "acc_norm"}
@@ -78,15 +78,20 @@ def test_it_goes_on_where_it_was(run: Run, folder: Path, monkeypatch: pytest.Mon
         first.sort_values(order, ignore_index=True)
     )
     sweep(run, ["piqa", "sciq"], [0, 3, 6], 0, 5, str(folder), progress=False)
-    assert sorted(loaded) == [0, 3, 3, 6], "piqa at 3; sciq at all three"
+    assert sorted(loaded) == [0, 3, 6], "once each: for piqa at 3, and for sciq at all three"
+    kept = {path.name.rsplit("-", 1)[0] for path in (run.folder / "evaluations").iterdir()}
+    steps = {"piqa": (0, 3, 6), "sciq": (0, 3, 6), "arithmetic": (0, 6)}
+    assert kept == {f"{task}-{step:06d}" for task in steps for step in steps[task]}
 
 
 def test_tokenised_once(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    ask = sweeping.ask
-    monkeypatch.setattr(sweeping, "ask", lambda name, *rest: asked.append(name) or ask(name, *rest))
+    built: list[str] = []
+    build = metrics.build
+    monkeypatch.setattr(
+        metrics, "build", lambda name, *rest: built.append(name) or build(name, *rest)
+    )
     sweep(run, ["piqa", "triviaqa", "piqa"], run.steps, 0, 5, str(folder), progress=False)
-    assert asked == ["piqa", "triviaqa"]
+    assert built == ["piqa", "triviaqa"]
 
 
 def test_what_cannot_be_asked_is_marked(run: Run, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hooks see what the model computes, change it only where they are told to, and leave nothing."""
+"""Hooks see what the model computes, change it only where asked to, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -56,7 +56,15 @@ def test_patterns_are_what_the_model_uses(shape: dict) -> None:
         mixed = (pattern @ v).transpose(1, 2).flatten(2).flatten(0, 1)
         written = model.layers[layer].attention.dense(mixed).view(4, 20, -1)
         torch.testing.assert_close(written, seen[f"layers.{layer}.attention"])
-    assert hooks.attention_patterns(model, IDS).equal(torch.stack(patterns))
+
+
+def replaced_by(clean: torch.Tensor, n: int) -> hooks.Change:
+    """A change that puts the first n positions of `clean` in."""
+    return lambda out: torch.cat([clean[:, :n], out[:, n:]], 1)
+
+
+def steered_by(vector: torch.Tensor) -> hooks.Change:
+    return lambda out: out + vector
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -66,9 +74,9 @@ def test_the_residual_of_a_clean_run_restores_its_logits(layer: int) -> None:
     assert not torch.allclose(clean, model(OTHER), atol=0.1)
     with hooks.record(model, [place]) as seen:
         model(IDS)
-    with hooks.patch(model, place, hooks.replaced_by(seen[place])):
+    with hooks.patch(model, place, replaced_by(seen[place], 20)):
         assert model(OTHER).equal(clean)
-    half = hooks.replaced_by(seen[place], slice(0, 10))
+    half = replaced_by(seen[place], 10)
     with hooks.patch(model, place, half):
         patched = model(OTHER)
     torch.testing.assert_close(patched[:, :10], clean[:, :10])  # what comes later is not seen
@@ -79,11 +87,11 @@ def test_steering_by_nothing_is_nothing_and_by_something_is_seen_downstream() ->
     model = model_of()
     clean = model(IDS)
     direction = torch.randn(48, generator=torch.Generator().manual_seed(3))
-    with hooks.patch(model, "layers.*", hooks.steered_by(torch.zeros(48))):
+    with hooks.patch(model, "layers.*", steered_by(torch.zeros(48))):
         assert model(IDS).equal(clean)
     with hooks.record(model, ["layers.*"]) as before:
         model(IDS)
-    steered = hooks.patch(model, "layers.1", hooks.steered_by(direction, 2.0))
+    steered = hooks.patch(model, "layers.1", steered_by(2.0 * direction))
     with steered, hooks.record(model, ["layers.*"]) as after:
         assert not model(IDS).allclose(clean)
     assert after["layers.0"].equal(before["layers.0"])
@@ -93,7 +101,7 @@ def test_steering_by_nothing_is_nothing_and_by_something_is_seen_downstream() ->
 
 def test_no_hook_stays_behind_even_after_an_error() -> None:
     model = model_of()
-    with pytest.raises(ConfigError, match=r"layers.0.mlp gave \(4, 20, 1\)"):
+    with pytest.raises(ConfigError, match=r"layers.0.mlp returned \(4, 20, 1\)"):
         with hooks.patch(model, "layers.0.mlp", lambda out: out[..., :1]):
             model(IDS)
     with hooks.record(model, ["layers.*"]), hooks.record_attention(model):

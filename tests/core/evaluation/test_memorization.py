@@ -1,4 +1,4 @@
-"""Extraction equals generation, on a model made to memorize; exposure equals counting by hand."""
+"""Extraction equals generation on a model made to memorize; repetitions are counted as by hand."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.evaluation import memorization
 from pythia_core.evaluation.memorization import (
     distinct_windows,
-    exposure_counts,
     extract,
-    generate,
     generate_check,
+    generate_plainly,
+    repetition_counts,
 )
 from pythia_core.model import GPTNeoX
 
@@ -58,7 +58,7 @@ def test_extraction_equals_generation(
     mixed = np.concatenate([rows, rows[:10]])
     mixed[40:, context + continuation - 1] = 61  # the last place is wrong
     found = extract(model, mixed, context, continuation)
-    made = generate(model, mixed[:, :context], continuation)
+    made = generate_plainly(model, mixed[:, :context], continuation)
     same = (made == mixed[:, context : context + continuation]).all(1)
     np.testing.assert_array_equal(found.memorized, same)
     assert found.memorized.any()
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_refused(model: GPTNeoX, rows: np.ndarray) -> None:
         extract(model, rows, K, K + 2)
 
 
-# --- exposure: how often a beginning was read, window by window -------------------------------
+# --- repetition counts: how often a beginning was read, window by window ----------------------
 
 
 def by_hand(rows: np.ndarray, window: int, read: int) -> list[int]:
@@ -105,7 +105,7 @@ def by_hand(rows: np.ndarray, window: int, read: int) -> list[int]:
 def test_counts_equal_counting_by_hand(rows: list, window: int, share: float) -> None:
     array = np.array(rows, np.uint16)
     read = round(share * len(rows))
-    assert exposure_counts(array, window, read).tolist() == by_hand(array, window, read)
+    assert repetition_counts(array, window, read).tolist() == by_hand(array, window, read)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=9))
@@ -114,7 +114,7 @@ def test_a_collision_of_hashes_does_not_lie(rows: list) -> None:
     array = np.array(rows, np.uint16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorization, "MULTIPLIER", 0)
-        assert exposure_counts(array, 4).tolist() == by_hand(array, 4, len(rows))
+        assert repetition_counts(array, 4).tolist() == by_hand(array, 4, len(rows))
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=9))
@@ -125,10 +125,10 @@ def test_equal_beginnings_are_one_group(rows: list) -> None:
     assert len({tuple(row) for row in distinct}) == len(distinct)
 
 
-def test_exposure_of_what_does_not_fit_is_refused() -> None:
+def test_counting_what_does_not_fit_is_refused() -> None:
     rows = np.zeros((3, 8), np.uint16)
     for window in (0, 9):
         with pytest.raises((ConfigError, DataError)):
-            exposure_counts(rows, window)
+            repetition_counts(rows, window)
     with pytest.raises(DataError, match="read=4 is outside"):
-        exposure_counts(rows, 2, 4)
+        repetition_counts(rows, 2, 4)

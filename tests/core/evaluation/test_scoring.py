@@ -124,7 +124,8 @@ def test_texts_are_scored_after_one_eod():
     made = tokenizer()
     encode = scoring.encoder(made)
     model = ToyModel(made.get_vocab_size(), seed=1).eval()
-    found = scoring.score_texts(model, SENTENCES[:5], encode, 0, 128)
+    requests = scoring.text_requests(SENTENCES[:5], encode, 0)
+    found = scoring.score(model, scoring.pack(requests, 128))
     for i, text in enumerate(SENTENCES[:5]):
         ids = encode(text)
         assert found.n_tokens[i] == len(ids)
@@ -132,17 +133,18 @@ def test_texts_are_scored_after_one_eod():
         assert found.logprob[i] == pytest.approx(expected, abs=1e-3)
 
 
-def test_next_token_logprobs_sum_below_one_and_follow_the_model():
+def test_candidates_after_a_context_sum_below_one_and_follow_the_model():
     made = tokenizer()
     encode = scoring.encoder(made)
     model = ToyModel(made.get_vocab_size(), seed=1).eval()
     words = [" she", " he", " she would"]
-    table = scoring.next_token_logprobs(model, ["The nurse said that"], words, encode, 0, 64)
-    assert table.shape == (1, 3)
+    requests = scoring.continuation_requests(["The nurse said that"], words, encode, 0)
+    logprob = scoring.score(model, scoring.pack(requests, 64)).logprob
+    assert logprob.shape == (3,)
     she = Request((0, *encode("The nurse said that")), encode(" she"))
-    assert table[0, 0] == pytest.approx(slow_score(model, she, 64)[0], abs=1e-4)
-    assert table[0, 2] < table[0, 0]  # all tokens of a longer candidate count
-    assert np.exp(table[0, :2]).sum() < 1
+    assert logprob[0] == pytest.approx(slow_score(model, she, 64)[0], abs=1e-4)
+    assert logprob[2] < logprob[0]  # all tokens of a longer candidate count
+    assert np.exp(logprob[:2]).sum() < 1
 
 
 def test_last_words_are_cut_as_documented():

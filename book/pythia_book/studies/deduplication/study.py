@@ -33,7 +33,8 @@ from pythia_book.studies.deduplication.params import (
 from pythia_book.studies.memorization.tables import ratio
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
-from pythia_book.tasks.metrics import built_tasks, twin_rows
+from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
 from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows
@@ -167,19 +168,27 @@ def tasks_table(
     low, high, n (task "mean": all zero-shot items); the differences of these by size; gaps."""
     import pandas as pd
 
-    _, what = built_tasks(next(iter(suite.values())), limit=params.limit)
+    some = next(iter(suite.values()))
+    tasks = fitting_tasks(build_tasks(some, list(TASKS), limit=params.limit))
     last = scale_named(params.scale).steps
-    found, gaps = measure_all([(run, last) for run in suite.values()], what, progress)
+    scored, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
     rows: list[dict[str, Any]] = []
     pooled = {}
     for size in params.size_list:
-        both = [found.get((suite[size, arm].id, last)) for arm in DATA_ARMS]
+        both = [scored.get((suite[size, arm].id, last)) for arm in DATA_ARMS]
         if None in both:
             continue
-        mine, zero = twin_rows(size, what, both, params.bootstrap)
-        rows += mine
-        if zero:
-            pooled[size] = np.concatenate(list(zero.values()))
+        zero_shot = []
+        for task in tasks:
+            standard, deduplicated = (metrics[task.key]["acc"].astype(float) for metrics in both)
+            change = deduplicated - standard
+            e = estimate(change[None], params.bootstrap, change=True, exact=True)
+            rows.append({"size": size, "task": task.name, "shots": task.shots, **e.interval(),
+                         "n": e.n_items})  # fmt: skip
+            if task.shots == 0:
+                zero_shot.append(change)
+        if zero_shot:
+            pooled[size] = np.concatenate(zero_shot)
             e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
             rows.append({"size": size, "task": "mean", "shots": 0, **e.interval(),
                          "n": e.n_items})  # fmt: skip

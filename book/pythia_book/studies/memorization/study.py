@@ -22,7 +22,11 @@ from pythia_book.studies.memorization.params import STUDY, Params
 from pythia_book.studies.memorization.tables import Rows, frame
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
-from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows, exposure_counts
+from pythia_core.evaluation.memorization import (
+    ExtractionOfRows,
+    distinct_windows,
+    repetition_counts,
+)
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 
 if TYPE_CHECKING:
@@ -88,7 +92,7 @@ def _extract(params: Params, suite: Suite, progress: bool) -> tuple[Found, dict[
         found |= more
         n_gaps += len(gaps)
         read = some.data.rows.rows(0, t.steps * t.batch_size)
-        rows[arm] = Rows(exposure_counts(read, width), distinct_windows(read, width)[1])
+        rows[arm] = Rows(repetition_counts(read, width), distinct_windows(read, width)[1])
     return found, rows, n_gaps
 
 

@@ -25,8 +25,10 @@ from pythia_book.study import StudyResult
 from pythia_book.tasks.metrics import (
     LEAST_FITTING,
     BuiltTask,
-    TaskMeasurement,
-    built_tasks,
+    Metrics,
+    build_tasks,
+    fitting_tasks,
+    measure_tasks,
     share_fitting,
 )
 from pythia_core.errors import MissingDependencyError
@@ -35,6 +37,7 @@ from pythia_core.suite import scale_named, suite_configs
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.measurements import Place
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
@@ -53,9 +56,9 @@ def run(
     )
     some = next(iter(suite.values()))
     length = some.config.model.max_seq_len
-    built, tasks = built_tasks(some, params.task_list, params.shot_list, params.limit)
-    fitting = list(tasks.built)
-    scored, gaps = _score(params, suite, tasks, progress)
+    built = build_tasks(some, params.task_list, params.shot_list, params.limit)
+    fitting = fitting_tasks(built)
+    scored, gaps = _score(params, suite, fitting, progress)
     accuracy = _accuracy_table(params, suite, built, scored)
     losses, words, kept, more = _language(params, suite, progress)
     laws = laws_tables(params, losses, {place: arrays["loss"] for place, arrays in kept.items()})
@@ -84,20 +87,20 @@ def _steps(params: ScalingParams, indices: tuple[int, ...]) -> list[int]:
 
 
 def _score(
-    params: ScalingParams, suite: Suite, tasks: TaskMeasurement, progress: bool
-) -> tuple[dict[tuple[str, int], Arrays], list]:
-    """Arrays by (run id, step): all shots at the end, zero-shot of the standard half before it."""
+    params: ScalingParams, suite: Suite, tasks: list[BuiltTask], progress: bool
+) -> tuple[dict[Place, Metrics], list]:
+    """Metrics by (run id, step): all shots at the end, zero-shot of the standard half before it."""
     last = scale_named(params.scale).steps
-    found, gaps = measure_all([(run, last) for run in suite.values()], tasks, progress)
-    zero = tuple(b for b in tasks.built if b.shots == min(params.shot_list))
+    finals, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
+    zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
     earlier = [
         (suite[size, "standard"], step)
         for size in params.size_list
         for step in _steps(params, OVER_TRAINING)
         if step != last
     ]
-    some, more = measure_all(earlier, TaskMeasurement(zero, tasks.max_seq_len), progress)
-    return found | some, gaps + more
+    before, more = measure_tasks(earlier, zero_shot, progress)
+    return finals | before, gaps + more
 
 
 def _accuracy_table(
@@ -116,20 +119,21 @@ def _accuracy_table(
         for step in _steps(params, OVER_TRAINING):
             if step != scale.steps and arm != "standard":
                 continue
-            arrays = scored.get((run.id, step))
+            metrics = scored.get((run.id, step))
             for each in built:
                 if step != scale.steps and each.shots != min(params.shot_list):
                     continue
                 fits = share_fitting(each)
-                place = {"size": size, "arm": arm, "task": each.task, "shots": each.shots,
+                place = {"size": size, "arm": arm, "task": each.name, "shots": each.shots,
                          "step": step, "percent": 100 * step / scale.steps}  # fmt: skip
                 status = "too long" if not len(each.fits) else "does not fit"
                 status = "scored" if fits >= LEAST_FITTING else status
-                status = "lost" if arrays is None else status
+                status = "lost" if metrics is None else status
                 for metric in ("acc", "acc_norm"):
                     row = {"value": None, "low": None, "high": None}
                     if status == "scored":
-                        hits = arrays[f"{each.key}_{metric}"].astype(float)
+                        arrays = metrics[each.key]
+                        hits = arrays.get(metric, arrays["acc"]).astype(float)
                         row = estimate(hits[None], params.bootstrap, exact=True).interval()
                     rows.append({**place, "metric": metric, **row, "n": len(each.fits),
                                  "fits": fits, "status": status})  # fmt: skip
@@ -142,7 +146,7 @@ def _finals(
     """(size, arm, task_shots) -> bool[items] at the end, of the cells that are scored."""
     last = scale_named(params.scale).steps
     return {
-        (size, arm, each.key): scored[run.id, last][f"{each.key}_acc"]
+        (size, arm, each.key): scored[run.id, last][each.key]["acc"]
         for (size, arm), run in suite.items()
         for each in built
         if (run.id, last) in scored
@@ -174,10 +178,10 @@ def agreement_table(
     rows = []
     for each in built:
         if each.key in found:
-            ours, theirs = scored[run.id, last], found[each.key]
-            differing = (ours[f"{each.key}_acc"] != theirs.acc).sum()
-            differing += (ours[f"{each.key}_acc_norm"] != theirs.acc_norm).sum()
-            rows.append((each.task, each.shots, len(each.items), int(differing),
+            ours, theirs = scored[run.id, last][each.key], found[each.key]
+            differing = (ours["acc"] != theirs.acc).sum()
+            differing += (ours.get("acc_norm", ours["acc"]) != theirs.acc_norm).sum()
+            rows.append((each.name, each.shots, len(each.items), int(differing),
                          theirs.metrics["acc"]))  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 

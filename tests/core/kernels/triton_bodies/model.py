@@ -111,7 +111,8 @@ def test_hooks_fire_and_see_what_they_always_saw(device: str) -> None:
     assert len(seen) == 8 and error(listened, fused) < 1e-6
     added = seen["layers.0"] + seen["layers.1.attention"] + seen["layers.1.mlp"]
     torch.testing.assert_close(seen["layers.1"], added)
-    with hooks.patch(made, "layers.*", hooks.steered_by(torch.arange(32.0, device=device))):
+    direction = torch.arange(32.0, device=device)
+    with hooks.patch(made, "layers.*", lambda out: out + direction.to(out)):
         assert error(made.hidden(ids), fused) > 1e-2
     assert torch.equal(made.hidden(ids), fused)
 
