@@ -39,8 +39,8 @@ def loss_curves(result: Result) -> Drawing:
         figure, axes = panels(2, 2.9, footer(result), sharey=True)
         for ax, (arm, title) in zip(axes, ARM_TITLES.items(), strict=True):
             for size in sizes:
-                mine = losses[(losses.arm == arm) & (losses["size"] == size)]
-                ax.plot(mine.tokens, mine.loss, color=size_colour(size), linewidth=1.1)
+                curve = losses[(losses.arm == arm) & (losses["size"] == size)]
+                ax.plot(curve.tokens, curve.loss, color=size_colour(size), linewidth=1.1)
             ax.set_xscale("log")
             ax.set_title(title)
             ax.set_xlabel("tokens read")
@@ -58,10 +58,10 @@ def reading(result: Result) -> Drawing:
     with style():
         figure, (bars, lines) = panels(2, 2.9, footer(result), ratios=(1.1, 1))
         for i, (arm, policy) in enumerate(kinds):
-            mine = reads[(reads.arm == arm) & (reads.policy == policy)]
+            shares = reads[(reads.arm == arm) & (reads.policy == policy)]
             for offset, column, alpha in ((0.18, "share", 1.0), (-0.18, "pile", 0.45)):
                 left = 0.0
-                for shade, value in zip(_SHADES, 100 * mine[column], strict=True):
+                for shade, value in zip(_SHADES, 100 * shares[column], strict=True):
                     at = len(kinds) - 1 - i + offset
                     bars.barh(at, value, 0.32, left=left, color=shade, alpha=alpha, linewidth=0)
                     if value > 6:
@@ -89,8 +89,8 @@ def reading(result: Result) -> Drawing:
         dashes = {"joint": "-", "separate": (0, (4, 1.5))}
         colours = {"standard": MUTED, "deduplicated": "#d55e00"}
         for arm, policy in kinds:
-            mine = rereads[(rereads.arm == arm) & (rereads.policy == policy)]
-            lines.plot(mine.percent, 100 * mine.share, color=colours[arm],
+            curve = rereads[(rereads.arm == arm) & (rereads.policy == policy)]
+            lines.plot(curve.percent, 100 * curve.share, color=colours[arm],
                        linestyle=dashes[policy])  # fmt: skip
         lines.set_xlim(0, 100)
         lines.set_ylim(-3, 103)
