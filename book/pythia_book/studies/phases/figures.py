@@ -1,4 +1,4 @@
-"""Figures of the phases study: distances to n-grams, loss beside theirs, induction, the lens."""
+"""Figures of the phases study: distances to n-grams, both losses, induction, the lens."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def losses(result: Result) -> Drawing:
                 loss.annotate(NAMES[row.order], (0.01, row.value), fontsize=7, color=MUTED,
                               xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
             size_legend(loss, sizes, loc="upper right")
-        loss.set_ylabel("held-out loss, nats a token")
+        loss.set_ylabel("held-out loss, nats per token")
         rows = [(what, order) for what in ("nearest", "beaten") for order in NAMES]
         end = 1.25 * levels.step.max() if len(levels) else 2
         for y, (what, order) in enumerate(rows):

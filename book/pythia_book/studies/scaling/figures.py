@@ -1,4 +1,4 @@
-"""Figures of the scaling study: tasks and losses of our models, where the released sizes stand."""
+"""Figures of the scaling study: tasks and losses of our models, where the released sizes fall."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def losses(result: Result) -> Drawing:
                          color=INK, fontsize=7.5)  # fmt: skip
         by_size.set_xscale("log")
         by_size.set_xlabel("parameters without embeddings")
-        by_size.set_ylabel("held-out loss, nats a token")
+        by_size.set_ylabel("held-out loss, nats per token")
         for size in result.params.size_list:
             curve = standard[standard["size"] == size].sort_values("flops")
             by_flop.plot(curve.flops, curve.value, color=size_colour(size), marker="o",

@@ -40,7 +40,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "items": {"marker": "x"},
 }
 PANELS = {
-    "loss": ("held-out loss", "nats a token", 1),
+    "loss": ("held-out loss", "nats per token", 1),
     "last_word": ("last words", "points", 100),
     "feminine_share": ("feminine share", "points", 100),
     "memorized": ("rows memorized", "points", 100),
@@ -84,7 +84,7 @@ def curves(result: Result) -> Drawing:
             ax.set_ylim(*padded_limits(-largest, largest, 1e-3))
         for ax in axes[2:]:
             ax.set_yticklabels([])
-        axes[1].set_ylabel("run minus mean of all runs,\nnats a token")
+        axes[1].set_ylabel("run minus mean of all runs,\nnats per token")
         for ax in axes:
             ax.set_xscale("log")
             ax.set_xlabel("step")
@@ -101,7 +101,7 @@ def _loss_band(ax: Axes, result: Result, wide: pd.DataFrame, colour: str) -> Non
     ax.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
     ax.set_title("both seeds: the curve")
-    ax.set_ylabel("held-out loss, nats a token")
+    ax.set_ylabel("held-out loss, nats per token")
 
 
 def spreads(result: Result) -> Drawing:

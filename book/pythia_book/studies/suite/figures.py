@@ -32,7 +32,7 @@ _SHADES = ("#c9c9c9", "#0072b2", "#e69f00", "#222222")
 
 
 def loss_curves(result: Result) -> Drawing:
-    """Training loss against tokens read, one panel a text, one line a size."""
+    """Training loss against tokens read, one panel per text, one line per size."""
     losses = result.tables["losses"]
     sizes = result.params.size_list
     with style():
@@ -44,10 +44,10 @@ def loss_curves(result: Result) -> Drawing:
             ax.set_xscale("log")
             ax.set_title(title)
             ax.set_xlabel("tokens read")
-        axes[0].set_ylabel("training loss, nats a token")
+        axes[0].set_ylabel("training loss, nats per token")
         size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
         last = losses.groupby(["size", "arm"]).loss.last()
-        words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats a token"
+        words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats per token"
         return Drawing(figure, words)
 
 
@@ -129,9 +129,9 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
             "non_embedding": "Parameters without embeddings",
             "total": "In all",
             "lr_max": "Peak LR",
-            "batch_tokens": "Tokens a batch",
+            "batch_tokens": "Tokens per batch",
             "tokens": "Tokens",
-            "tokens_per_parameter": "Tokens a parameter",
+            "tokens_per_parameter": "Tokens per parameter",
             "loss_standard": "Last loss, standard",
             "loss_deduplicated": "Last loss, deduplicated",
         }
@@ -151,11 +151,11 @@ def proofs_table(result: Result) -> Table:
         columns={"check": "Check", "what": "What", "cases": "Cases", "failures": "Failures"}
     )
     frame["Cases"] = [number_text(v) for v in frame["Cases"].tolist()]
-    return Table(frame, "What the studies rest on, checked")
+    return Table(frame, "What the studies rely on, checked")
 
 
 def suites_table(result: Result) -> Table:
-    """Public suites beside Pythia."""
+    """Pythia compared with other public suites."""
     frame = result.tables["suites"].copy()
     frame.columns = [name[:1].upper() + name[1:] for name in frame.columns]
     return Table(frame, "Suites of language models on the axes of the paper")

@@ -32,7 +32,7 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """What stands in the corpus, and accuracy by how often a number was read in sums."""
+    """What the corpus contains, and accuracy by how often a number was read in sums."""
     frequency, curves = result.tables["frequency"], result.tables["curves"]
     last = frequency[frequency.step == frequency.step.max()]
     curves = curves[curves.step == frequency.step.max()]
