@@ -141,15 +141,13 @@ def losses(result: Result) -> Drawing:
             text = interval(alpha, law.low["alpha"], law.high["alpha"])
             by_size.text(0.97, 0.93, f"exponent {text}", transform=by_size.transAxes, ha="right",
                          color=INK, fontsize=7.5)  # fmt: skip
-        by_size.set_xscale("log")
-        by_size.set_xlabel("parameters without embeddings")
-        by_size.set_ylabel("held-out loss, nats per token")
+        by_size.set(xscale="log", xlabel="parameters without embeddings",
+                    ylabel="held-out loss, nats per token")  # fmt: skip
         for size in result.params.size_list:
             curve = standard[standard["size"] == size].sort_values("flops")
             by_flop.plot(curve.flops, curve.value, color=size_colour(size), marker="o",
                          markersize=2, linewidth=1.1)  # fmt: skip
-        by_flop.set_xscale("log")
-        by_flop.set_xlabel("training FLOP")
+        by_flop.set(xscale="log", xlabel="training FLOP")
         size_legend(by_flop, result.params.size_list, loc="upper right", ncols=2)
         words = "Held-out loss at the end: " + ", ".join(
             f"{r.s} {r.value:.3f}" for r in last.rename(columns={"size": "s"}).itertuples()
@@ -175,11 +173,8 @@ def optimal_sizes(result: Result) -> Drawing:
             ax.plot(at, points.n_params, color=BLUE, marker="o", markersize=3)
             ax.fill_between(at, points.low.astype(float), points.high.astype(float), color=BLUE,
                             alpha=0.15, linewidth=0)  # fmt: skip
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.set_xlabel(label)
-        axes[0].set_ylabel("best size, parameters")
-        axes[0].set_title("for a training budget")
+            ax.set(xscale="log", yscale="log", xlabel=label)
+        axes[0].set(ylabel="best size, parameters", title="for a training budget")
         axes[1].set_title("for one loss, when used")
         for i, row in enumerate(official.rename(columns={"size": "s"}).itertuples()):
             axes[2].barh(len(official) - 1 - i, row.tokens_per_parameter, color=size_colour(row.s),
@@ -188,11 +183,10 @@ def optimal_sizes(result: Result) -> Drawing:
         axes[2].text(24, len(official) - 0.9, "20: optimal for compute", color=ORANGE, fontsize=6.5,
                      va="bottom")  # fmt: skip
         axes[2].set_yticks(range(len(official)), list(OFFICIAL_SIZES)[::-1])
-        axes[2].set_xscale("log")
-        axes[2].set_xlabel("tokens a parameter")
+        axes[2].set(xscale="log", xlabel="tokens per parameter")
         axes[2].set_title("the released sizes", pad=12)
         axes[2].grid(axis="y", visible=False)
-        words = "Tokens a parameter of the released sizes: " + ", ".join(
+        words = "Tokens per parameter of the released sizes: " + ", ".join(
             f"{r.s} {r.tokens_per_parameter:,.0f}"
             for r in official.rename(columns={"size": "s"}).itertuples()
         )

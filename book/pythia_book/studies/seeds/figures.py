@@ -86,8 +86,7 @@ def curves(result: Result) -> Drawing:
             ax.set_yticklabels([])
         axes[1].set_ylabel("run minus mean of all runs,\nnats per token")
         for ax in axes:
-            ax.set_xscale("log")
-            ax.set_xlabel("step")
+            ax.set(xscale="log", xlabel="step")
         words = "Range of the final held-out loss over seeds: " + ", ".join(
             f"{LABELS[kind]} {number_text(float(value))}" for kind, value in spread.items()
         )
@@ -100,8 +99,7 @@ def _loss_band(ax: Axes, result: Result, wide: pd.DataFrame, colour: str) -> Non
     pairs = [cell[:2] for cell in result.params.members("both")]
     ax.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    ax.set_title("both seeds: the curve")
-    ax.set_ylabel("held-out loss, nats per token")
+    ax.set(title="both seeds: the curve", ylabel="held-out loss, nats per token")
 
 
 def spreads(result: Result) -> Drawing:
@@ -131,10 +129,7 @@ def spreads(result: Result) -> Drawing:
                             linewidth=1.1)  # fmt: skip
                     ax.plot([at], [factor * row.sd], color=colour, markersize=4,
                             marker=STYLES[kind]["marker"])  # fmt: skip
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.set_xlabel("step")
-            ax.set_ylabel(f"sd over seeds, {unit}")
+            ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {unit}")
         if axes[0].lines:
             handles, labels = axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.8)
@@ -211,8 +206,7 @@ def effects(result: Result) -> Drawing:
             reference(ax, 0)
             ax.set_xticks(range(len(changes)), [*changes.seed[:-1], "over\nseeds"], fontsize=7)
             ax.set_xlim(-0.5, len(changes) - 0.5)
-            ax.set_xlabel("seed")
-            ax.set_ylabel(unit)
+            ax.set(xlabel="seed", ylabel=unit)
             ax.grid(axis="x", visible=False)
         words = "Deduplicated minus standard at the end, mean over seeds: " + ", ".join(texts)
         return Drawing(figure, words)

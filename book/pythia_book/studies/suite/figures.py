@@ -41,9 +41,7 @@ def loss_curves(result: Result) -> Drawing:
             for size in sizes:
                 curve = losses[(losses.arm == arm) & (losses["size"] == size)]
                 ax.plot(curve.tokens, curve.loss, color=size_colour(size), linewidth=1.1)
-            ax.set_xscale("log")
-            ax.set_title(title)
-            ax.set_xlabel("tokens read")
+            ax.set(xscale="log", title=title, xlabel="tokens read")
         axes[0].set_ylabel("training loss, nats per token")
         size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
         last = losses.groupby(["size", "arm"]).loss.last()
@@ -94,8 +92,7 @@ def reading(result: Result) -> Drawing:
                        linestyle=dashes[policy])  # fmt: skip
         lines.set_xlim(0, 100)
         lines.set_ylim(-3, 103)
-        lines.set_xlabel("% of training")
-        lines.set_ylabel("% of a stretch read before")
+        lines.set(xlabel="% of training", ylabel="% of a stretch read before")
         places = {("standard", "joint"): (3, 4, "left"), ("deduplicated", "joint"): (2, 48, "left"),
                   ("deduplicated", "separate"): (67, 92, "right")}  # fmt: skip
         for kind in kinds:

@@ -44,19 +44,15 @@ def by_frequency(result: Result) -> Drawing:
             dots = last[last.boosted == boosted]
             planted.scatter(dots.natural + 1, dots.in_sums + 1, s=9, color=colour, linewidth=0,
                             alpha=0.8, label=label)  # fmt: skip
-        planted.set_xscale("log")
-        planted.set_yscale("log")
-        planted.set_xlabel("times in the text, plus 1")
-        planted.set_ylabel("times read in sums, plus 1")
-        planted.set_title("100 first operands")
+        planted.set(xscale="log", yscale="log", xlabel="times in the text, plus 1",
+                    ylabel="times read in sums, plus 1", title="100 first operands")  # fmt: skip
         planted.legend(loc="lower right", handletextpad=0.1)
         for ax, measure, k in ((choice, "choice", 0), (exact, "exact", shots)):
             selected = curves[(curves.measure == measure) & (curves.shots == k)]
             _curves(ax, selected, "count", result.params.size_list)
             ax.set_xscale("symlog", linthresh=3)
             ax.set_xlabel("times read in sums")
-        choice.set_title("choice of four, zero-shot")
-        choice.set_ylabel("% right")
+        choice.set(title="choice of four, zero-shot", ylabel="% right")
         exact.set_title(f"answer written, {shots}-shot")
         reference(choice, GUESS)
         size_legend(choice, result.params.size_list, loc="upper left", ncols=2)
@@ -93,8 +89,7 @@ def over_training(result: Result) -> Drawing:
             selected = gaps[(gaps.measure == measure) & (gaps.shots == k)]
             selected = selected.assign(percent=100 * selected.step / gaps.step.max())
             _curves(ax, selected, "percent", result.params.size_list)
-            ax.set_title(title)
-            ax.set_xlabel("% of training")
+            ax.set(title=title, xlabel="% of training")
             reference(ax, 0)
         axes[0].set_ylabel("most minus least\nfrequent tenth, points")
         size_legend(axes[0], result.params.size_list, loc="upper left", ncols=3)
@@ -120,8 +115,7 @@ def experiment(result: Result) -> Drawing:
                     ax.plot([at], [factor * row.value], color=colour, marker=mark, markersize=5,
                             markerfacecolor="white" if j else colour)  # fmt: skip
             ax.set_xticks(range(len(sizes)), sizes)
-            ax.set_xlabel("parameters without embeddings")
-            ax.set_ylabel(f"chosen minus other:\n{label}")
+            ax.set(xlabel="parameters without embeddings", ylabel=f"chosen minus other:\n{label}")
             ax.grid(axis="x", visible=False)
             reference(ax, 0)
         from matplotlib.lines import Line2D
