@@ -1,10 +1,9 @@
-"""What the errata cost: models that differ from the suite's in one setting, measured beside it.
+"""What the errata cost: models that differ from the suite's in one setting, compared with them.
 
-Each switch of pythia_book.studies.errata.catalogue that is a field of a config gives one run, equal
-to the suite's run of that size in all but this field; both are scored on the same held-out rows, so
-that differences are paired. One run with another seed, which changes initial weights and order, is
-the yardstick. There is one run of each: intervals speak about the items, not about training again.
-Tables only; training is find-or-train.
+Each switch of errata.params gives one run, equal to the suite's run of that size in all but this
+field of its config; both are scored on the same held-out rows, so that differences are paired. A
+run with another seed, which changes initial weights and order, is the yardstick. There is one run
+of each: intervals cover the items, not a repeated training. Tables only; training is find-or-train.
 """
 
 from __future__ import annotations
@@ -54,6 +53,38 @@ if TYPE_CHECKING:
 MARGIN = 1.0
 """Percent of the control's loss that still counts as no change."""
 NOT_MEASURED = "not measured"
+INTERVAL = ["value", "low", "high"]
+
+
+def run(
+    params: ErrataParams, progress: bool = True, published: Published | None = None
+) -> StudyResult:
+    """Find or train the runs, compare them with their controls, compute the evidence.
+
+    Args:
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    """
+    published = published or find_published()
+    started = time.time()
+    runs = train_all(params, run_configs(params), progress)
+    evidence = {erratum.name: erratum.compute(published) for erratum in ERRATA}
+    effects, losses, gaps = language_table(params, runs, progress)
+    memorized, more_gaps = memorized_table(params, runs, progress)
+    tables = {
+        "effects": effects,
+        "memorized": memorized,
+        "errata": errata_table(evidence),
+        "schedule": schedules(N_LINEAR)[0],
+        "passes": passes_table(),
+    }
+    last = effects[effects.step == scale_named(params.scale).steps]
+    claims = claims_table(params, last, losses)
+    values = _values(params, last, losses, memorized) | {"gaps": gaps + more_gaps}
+    for each in evidence.values():
+        values |= each.values
+    return StudyResult(
+        STUDY, params, tables, values, claims, list(runs.values()), started, evidence
+    )
 
 
 # --- measurements ----------------------------------------------------------------------------
@@ -82,44 +113,44 @@ def language_table(
     params: ErrataParams, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, dict[str, float], int]:
     """effects: variant, measure, step, percent, value, low, high, n: paired differences from the
-    control, loss in nats a token and last words in points. Also the controls' final losses by arm,
-    and the number of checkpoints that could not be measured.
+    control, loss in nats per token and last words in points. Also the controls' final losses by
+    arm, and the number of checkpoints that could not be measured.
     """
     import pandas as pd
 
     scale = scale_named(params.scale)
     steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
     control = runs["standard"]
-    what = LanguageMeasurement.of(control.data, control.config.model.max_seq_len)
-    found, gaps = measure_all([(r, s) for r in runs.values() for s in steps], what, progress)
-    measured = {(name, s): found.get((runs[name].id, s)) for name in runs for s in steps}
+    language = LanguageMeasurement.of(control.data, control.config.model.max_seq_len)
+    arrays, gaps = measure_all([(r, s) for r in runs.values() for s in steps], language, progress)
+    measured = {(name, s): arrays.get((runs[name].id, s)) for name in runs for s in steps}
     switches = {s.name: s for s in params.switch_list}
     if "gelu" in switches:
-        read = ReadWithGelu(what, switches["gelu"].value)
-        more, more_gaps = measure_all([(control, s) for s in steps], read, progress)
-        measured |= {(READ, s): more.get((control.id, s)) for s in steps}
+        other_gelu = ReadWithGelu(language, switches["gelu"].value)
+        arrays, more_gaps = measure_all([(control, s) for s in steps], other_gelu, progress)
+        measured |= {(READ, s): arrays.get((control.id, s)) for s in steps}
         gaps = gaps + more_gaps
     rows = []
-    for name, arm in _compared(params).items():
+    for name, arm in _controls(params).items():
         for step in steps:
-            both = measured[name, step], measured[arm, step]
-            if both[0] is None or both[1] is None:
+            variant, reference = measured[name, step], measured[arm, step]
+            if variant is None or reference is None:
                 continue
             for measure, factor in (("loss", 1), ("last_word", 100)):
-                change = both[0][measure].astype(float) - both[1][measure]
+                change = variant[measure].astype(float) - reference[measure]
                 e = estimate(
                     change[None], params.bootstrap, change=True, exact=measure == "last_word"
                 )
-                shown = {key: factor * value for key, value in e.interval().items()}
+                scaled = {key: factor * value for key, value in e.interval().items()}
                 rows.append({"variant": name, "measure": measure, "step": step,
-                             "percent": 100 * step / scale.steps, **shown,
+                             "percent": 100 * step / scale.steps, **scaled,
                              "n": e.n_items})  # fmt: skip
-    columns = ["variant", "measure", "step", "percent", "value", "low", "high", "n"]
     losses = {
-        arm: float(arrays["loss"].mean())
+        arm: float(at_end["loss"].mean())
         for arm in ("standard", "deduplicated")
-        if (arrays := measured.get((arm, steps[-1]))) is not None
+        if (at_end := measured.get((arm, steps[-1]))) is not None
     }
+    columns = ["variant", "measure", "step", "percent", *INTERVAL, "n"]
     return pd.DataFrame(rows, columns=columns), losses, len(gaps)
 
 
@@ -134,41 +165,47 @@ def memorized_table(
     from scipy.stats import binomtest
 
     last = scale_named(params.scale).steps
-    found: dict[str, Estimate] = {}
+    shares: dict[str, Estimate] = {}
     n_gaps = 0
     for data in {run.data.fingerprint: run.data for run in runs.values()}.values():
-        mine = {n: r for n, r in runs.items() if r.data.fingerprint == data.fingerprint}
-        some = next(iter(mine.values())).config.train
-        what = ExtractionOfRows(data, some.batch_size, some.steps)
-        arrays, gaps = measure_all([(run, last) for run in mine.values()], what, progress)
+        same_data = {n: r for n, r in runs.items() if r.data.fingerprint == data.fingerprint}
+        train = next(iter(same_data.values())).config.train
+        extraction = ExtractionOfRows(data, train.batch_size, train.steps)
+        arrays, gaps = measure_all([(r, last) for r in same_data.values()], extraction, progress)
         n_gaps += len(gaps)
-        for name, run in mine.items():
-            if (run.id, last) not in arrays:
-                continue
-            memorized = arrays[run.id, last]["memorized"]
-            test = binomtest(int(memorized.sum()), len(memorized))
-            low, high = test.proportion_ci(method="wilson")
-            share = [100 * v for v in (test.statistic, low, high)]
-            found[name] = Estimate(*share, len(memorized), 1)
+        for name, run in same_data.items():
+            if (run.id, last) in arrays:
+                memorized = arrays[run.id, last]["memorized"]
+                test = binomtest(int(memorized.sum()), len(memorized))
+                low, high = test.proportion_ci(method="wilson")
+                percent = [100 * v for v in (test.statistic, low, high)]
+                shares[name] = Estimate(*percent, len(memorized), 1)
     rows = []
-    for name, arm in [*((s.name, s.arm) for s in params.switch_list), (SEED, "standard")]:
-        if name in found and arm in found:
-            e = difference(found[name], found[arm])
-            rows.append({"variant": name, "control": found[arm].value, "share": found[name].value,
-                         **e.interval(), "n": found[name].n_items})  # fmt: skip
-    columns = ["variant", "control", "share", "value", "low", "high", "n"]
-    return pd.DataFrame(rows, columns=columns), n_gaps
+    for name, arm in _controls(params).items():
+        if name in shares and arm in shares:
+            e = difference(shares[name], shares[arm])
+            rows.append({"variant": name, "control": shares[arm].value,
+                         "share": shares[name].value, **e.interval(),
+                         "n": shares[name].n_items})  # fmt: skip
+    return pd.DataFrame(rows, columns=["variant", "control", "share", *INTERVAL, "n"]), n_gaps
+
+
+def _controls(params: ErrataParams) -> dict[str, str]:
+    """Every row of the comparison, with the arm of its control."""
+    rows = {s.name: s.arm for s in params.switch_list}
+    return rows | ({READ: "standard"} if "gelu" in rows else {}) | {SEED: "standard"}
 
 
 # --- what needs no training ------------------------------------------------------------------
 
 
 def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
-    """name, title, told, certainty, source, evidence, switch; without what released scores say."""
+    """name, title, told (the claim as it is usually made), certainty, source, evidence, switch;
+    without what released scores say."""
     import pandas as pd
 
     rows = [
-        {"name": e.name, "title": e.title, "told": e.told, "certainty": e.certainty,
+        {"name": e.name, "title": e.title, "told": e.claim, "certainty": e.certainty,
          "source": e.source, "evidence": evidence[e.name].text, "switch": e.switch}
         for e in ERRATA
     ]  # fmt: skip
@@ -176,7 +213,7 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
 
 
 def passes_table() -> pd.DataFrame:
-    """policy, times, percent: of the deduplicated Pile's tokens, read so often by the run."""
+    """policy, times, percent: of the deduplicated Pile's tokens, read that often by the run."""
     import pandas as pd
 
     rows = [
@@ -187,69 +224,31 @@ def passes_table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --- the whole -------------------------------------------------------------------------------
-
-
-def run(
-    params: ErrataParams, progress: bool = True, published: Published | None = None
-) -> StudyResult:
-    """Find or train the runs, measure them beside their controls, compute the evidence.
-
-    Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
-    """
-    published = published or find_published()
-    started = time.time()
-    runs = train_all(params, run_configs(params), progress)
-    evidence = {erratum.name: erratum.compute(published) for erratum in ERRATA}
-    effects, losses, gaps = language_table(params, runs, progress)
-    memorized, more_gaps = memorized_table(params, runs, progress)
-    tables = {
-        "effects": effects,
-        "memorized": memorized,
-        "errata": errata_table(evidence),
-        "schedule": schedules(N_LINEAR)[0],
-        "passes": passes_table(),
-    }
-    last = effects[effects.step == scale_named(params.scale).steps]
-    claims = claims_table(params, last, losses)
-    values = _values(params, last, losses, memorized) | {"gaps": gaps + more_gaps}
-    for found in evidence.values():
-        values |= found.values
-    return StudyResult(
-        STUDY, params, tables, values, claims, list(runs.values()), started, evidence
-    )
+# --- claims and values -----------------------------------------------------------------------
 
 
 def claims_table(
     params: ErrataParams, last: pd.DataFrame, losses: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """One claim a variant on the final held-out loss; `last`: the effects of the last step."""
+    """One claim per variant on the final held-out loss; `last`: the effects of the last step."""
     (size,) = params.size_list
     loss = last[last.measure == "loss"].set_index("variant")
     rows = []
-    for name, arm in _compared(params).items():
+    for name, arm in _controls(params).items():
+        text = f"{LABELS[name]} changes held-out loss by less than {MARGIN:g} % "
         claim = {
-            "claim": f"{LABELS[name]} changes held-out loss by less than {MARGIN:g} % "
-            f"({size}, nats a token)",
+            "claim": f"{text[0].upper()}{text[1:]}({size}, nats per token)",
             "paper": NOT_MEASURED,
             "published": None,
             **dict.fromkeys(("ours", "low", "high")),
             "verdict": NOT_TESTABLE,
         }
         if name in loss.index and arm in losses:
-            value, low, high = loss.loc[name, ["value", "low", "high"]].astype(float)
+            value, low, high = loss.loc[name, INTERVAL].astype(float)
             verdict = as_premise(close_verdict(low, high, 0, losses[arm] * MARGIN / 100))
             claim |= {"ours": value, "low": low, "high": high, "verdict": verdict}
-        claim["claim"] = claim["claim"][0].upper() + claim["claim"][1:]
         rows.append(claim)
     return rows
-
-
-def _compared(params: ErrataParams) -> dict[str, str]:
-    """Every row of the comparison, with the arm of its control."""
-    rows = {s.name: s.arm for s in params.switch_list}
-    return rows | ({READ: "standard"} if "gelu" in rows else {}) | {SEED: "standard"}
 
 
 def _values(
@@ -263,15 +262,15 @@ def _values(
         "loss_standard": losses.get("standard", NOT_MEASURED),
         "loss_deduplicated": losses.get("deduplicated", NOT_MEASURED),
     }
-    compared = _compared(params)
+    controls = _controls(params)
     for name in LABELS:  # a page names them all, whichever were asked for
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
             values[f"{name}_{measure}_change"] = _interval(row)
         change = values[f"{name}_loss_change"]
-        measured = isinstance(change, dict) and compared.get(name) in losses
+        measured = isinstance(change, dict) and controls.get(name) in losses
         values[f"{name}_loss_percent"] = (
-            100 * change["value"] / losses[compared[name]] if measured else NOT_MEASURED
+            100 * change["value"] / losses[controls[name]] if measured else NOT_MEASURED
         )
         values[f"{name}_memorized_change"] = _interval(memorized[memorized.variant == name])
     return values
@@ -280,4 +279,4 @@ def _values(
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
     if row.empty:
         return NOT_MEASURED
-    return {key: float(row[key].iloc[0]) for key in ("value", "low", "high")}
+    return {key: float(row[key].iloc[0]) for key in INTERVAL}

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays
 from pythia_book.stats import (
-    NOT_TESTABLE,
     Estimate,
     claim_row,
     directional_verdict,
@@ -43,21 +41,17 @@ EIGHTH = 18
 """Of the 143 evenly spaced checkpoints, the one an eighth into training."""
 
 
-def doublings(
-    params: PhasesParams,
-    kept: Kept,
-    first: Callable[[dict[int, Arrays]], np.ndarray],
-    second: Callable[[dict[int, Arrays]], np.ndarray],
-) -> Estimate | None:
-    """How often the number of updates doubles from one milestone to another, a mean of the sizes.
-    A milestone that is not reached counts as the end of training; before the first update is 1."""
+def doublings(params: PhasesParams, kept: Kept, early: int, late: int) -> Estimate | None:
+    """How often the number of updates doubles from being nearest to one order of n-grams to being
+    nearest to another, a mean of the sizes; before the first update counts as 1."""
     apart, n = [], 0
     for size in params.size_list:
         steps = kept.get(size)
         if not steps:
             return None
-        at = np.maximum([*steps, max(steps)], 1)
-        apart.append(np.log2(at[second(steps)] / at[first(steps)]))
+        at = np.maximum([*steps], 1)
+        first, second = (when_nearest(steps, order, params.bootstrap) for order in (early, late))
+        apart.append(np.log2(at[second] / at[first]))
         n = len(next(iter(steps.values()))["loss"])
     mean = np.mean(apart, axis=0)
     low, high = np.quantile(mean[1:], TAILS)
@@ -86,56 +80,46 @@ def approach(params: PhasesParams, kept: Kept, size: str, measure: str) -> Estim
 
 def claims_table(params: PhasesParams, kept: Kept, chance: float) -> list[dict[str, Any]]:
     """What earlier work says of early training; none of it is a claim of the Pythia paper."""
-    draws, shown, largest = params.bootstrap, ", ".join(params.size_list), params.size_list[-1]
-    rows = []
+    largest = params.size_list[-1]
 
-    def row(claim: str, paper: str, e: Estimate | None, rule: Any = directional_verdict) -> None:
-        rows.append(claim_row(claim, paper, e, rule(e.low, e.high, 1) if e else NOT_TESTABLE))
+    def row(
+        claim: str,
+        paper: str,
+        e: Estimate | None,
+        rule: Callable[[float, float, int], str] = directional_verdict,
+    ) -> dict[str, Any]:
+        return claim_row(claim, paper, e, rule(e.low, e.high, 1) if e else "")
 
-    for early, late in ((1, 2), (2, 3)):
-        row(
-            f"Predictions are nearest to {NAMES[early]}s before they are nearest to {NAMES[late]}s "
-            f"(doublings of training from one to the other; {shown})",
-            "Belrose et al. 2024: statistics of increasing order",
-            doublings(
-                params,
-                kept,
-                lambda steps, order=early: when_nearest(steps, order, draws),
-                lambda steps, order=late: when_nearest(steps, order, draws),
-            ),
-        )
-    row(
-        f"A random sequence is predicted better when it is read again (loss the first time minus "
-        f"the second, nats a token; {largest}, end of training)",
-        "Olsson et al. 2022: in-context learning appears early in training",
-        at_the_end(params, kept, largest, "gain"),
-    )
-    row(
-        f"It is predicted better for its order (loss after the same tokens in another order minus "
-        f"after the sequence itself; {largest}, end of training)",
-        "Olsson et al. 2022: induction heads continue what was read",
-        at_the_end(params, kept, largest, "order_gain"),
-    )
-    row(
-        f"A head looks to the token after an earlier occurrence (prefix matching of the best head "
-        f"minus that of looking everywhere alike; {largest}, end of training)",
-        "Olsson et al. 2022: induction heads form early in training",
-        at_the_end(params, kept, largest, "prefix", chance),
-    )
-    row(
-        f"The logit lens is nearer to the final prediction before the last block than before the "
-        f"first (KL, nats; {largest}, end of training)",
-        "Belrose et al. 2023: predictions are refined from layer to layer",
-        at_the_end(params, kept, largest, "lens_gap"),
-    )
-    row(
-        f"Before the last block it comes nearer still (KL an eighth into training minus at its "
-        f"end, nats; {largest})",
-        "expected since earlier work",
-        approach(params, kept, largest, "lens_last"),
-        premise_verdict,
-    )
-    return rows
+    return [
+        *(
+            row(f"Predictions are nearest to {NAMES[early]}s before they are nearest to "
+                f"{NAMES[late]}s (doublings of training from one to the other; "
+                f"{', '.join(params.size_list)})",
+                "Belrose et al. 2024: statistics of increasing order",
+                doublings(params, kept, early, late))
+            for early, late in ((1, 2), (2, 3))
+        ),
+        row(f"A random sequence is predicted better when it is read again (loss the first time "
+            f"minus the second, nats per token; {largest}, end of training)",
+            "Olsson et al. 2022: in-context learning appears early in training",
+            at_the_end(params, kept, largest, "gain")),
+        row(f"It is predicted better for its order (loss after the same tokens in another order "
+            f"minus after the sequence itself; {largest}, end of training)",
+            "Olsson et al. 2022: induction heads continue what was read",
+            at_the_end(params, kept, largest, "order_gain")),
+        row(f"A head attends to the token after an earlier occurrence (prefix matching of the best "
+            f"head minus that of uniform attention; {largest}, end of training)",
+            "Olsson et al. 2022: induction heads form early in training",
+            at_the_end(params, kept, largest, "prefix", chance)),
+        row(f"The logit lens is nearer to the final prediction before the last block than before "
+            f"the first (KL, nats; {largest}, end of training)",
+            "Belrose et al. 2023: predictions are refined from layer to layer",
+            at_the_end(params, kept, largest, "lens_gap")),
+        row(f"Before the last block it comes nearer still (KL an eighth into training minus at its "
+            f"end, nats; {largest})",
+            "expected since earlier work",
+            approach(params, kept, largest, "lens_last"), premise_verdict),
+    ]  # fmt: skip
 
 
 def values_of(params: PhasesParams, kept: Kept, probe: Probe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures of the phases study: distances to n-grams, loss beside theirs, induction, the lens."""
+"""Figures of the phases study: distances to n-grams, both losses, induction, the lens."""
 
 from __future__ import annotations
 
@@ -41,22 +41,22 @@ def distances(result: Result) -> Drawing:
     levels, milestones = result.tables["levels"], result.tables["milestones"]
     with style():
         figure, axes = panels(3, 2.8, footer(result, _rows_note(result)), sharey=True)
-        said = []
+        texts = []
         for ax, (order, name) in zip(axes, NAMES.items(), strict=True):
-            mine = levels[levels.measure == f"kl_{order}"]
+            curves = levels[levels.measure == f"kl_{order}"]
             ax.set_title(f"{name}s")
-            if not _curves(ax, mine, result.params.size_list):
+            if not _curves(ax, curves, result.params.size_list):
                 continue
             there = milestones[(milestones.what == "nearest") & (milestones.which == order)]
             for row in there.rename(columns={"size": "name"}).itertuples():
-                at = mine[(mine["size"] == row.name) & (mine.step == row.step)]
+                at = curves[(curves["size"] == row.name) & (curves.step == row.step)]
                 ax.plot(at.step.clip(lower=1), at.value, color=size_colour(row.name),
                         marker=MARKS[order], markersize=6, markeredgecolor="white")  # fmt: skip
-                said.append(f"{name} {row.name} step {row.step}")
+                texts.append(f"{name} {row.name} step {row.step}")
         axes[0].set_ylim(bottom=0)
         axes[0].set_ylabel("KL(n-gram || model), nats")
         size_legend(axes[0], result.params.size_list, loc="upper left")
-        return Drawing(figure, "Nearest to n-grams: " + ", ".join(said))
+        return Drawing(figure, "Nearest to n-grams: " + ", ".join(texts))
 
 
 def losses(result: Result) -> Drawing:
@@ -73,12 +73,12 @@ def losses(result: Result) -> Drawing:
                 loss.annotate(NAMES[row.order], (0.01, row.value), fontsize=7, color=MUTED,
                               xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
             size_legend(loss, sizes, loc="upper right")
-        loss.set_ylabel("held-out loss, nats a token")
+        loss.set_ylabel("held-out loss, nats per token")
         rows = [(what, order) for what in ("nearest", "beaten") for order in NAMES]
         end = 1.25 * levels.step.max() if len(levels) else 2
         for y, (what, order) in enumerate(rows):
-            mine = milestones[(milestones.what == what) & (milestones.which == order)]
-            for row in mine.rename(columns={"size": "name"}).itertuples():
+            reached = milestones[(milestones.what == what) & (milestones.which == order)]
+            for row in reached.rename(columns={"size": "name"}).itertuples():
                 at = y + 0.22 * (sizes.index(row.name) - (len(sizes) - 1) / 2)
                 places = (row.low, row.step, row.high)
                 low, step, high = (end if pd.isna(x) else max(1, x) for x in places)
@@ -112,22 +112,22 @@ def induction(result: Result) -> Drawing:
             ("order_gain", "for its order", "loss, shuffled minus in order", 0, 0.8),
             ("prefix", "best head", "prefix matching", values["prefix_chance"], 0.1),
         )
-        said = []
+        texts = []
         for ax, (measure, title, label, nothing, least) in zip(axes, shown, strict=True):
             ax.set_title(title)
-            mine = levels[levels.measure == measure]
-            if _curves(ax, mine, result.params.size_list):
+            curves = levels[levels.measure == measure]
+            if _curves(ax, curves, result.params.size_list):
                 reference(ax, nothing)
                 # wide enough for nothing to look like nothing: a model that copies gains nats
-                low, high = padded_limits(mine.low.min(), mine.high.max(), least)
+                low, high = padded_limits(curves.low.min(), curves.high.max(), least)
                 ax.set_ylim((0, high) if measure == "prefix" else (low, high))
-                last = mine[mine.step == mine.step.max()]
-                said += [
+                last = curves[curves.step == curves.step.max()]
+                texts += [
                     f"{measure} {s} {v:.3f}" for s, v in zip(last["size"], last.value, strict=True)
                 ]
             ax.set_ylabel(label)
         size_legend(axes[0], result.params.size_list, loc="lower left")
-        return Drawing(figure, "At the end of training: " + ", ".join(said))
+        return Drawing(figure, "At the end of training: " + ", ".join(texts))
 
 
 def lens(result: Result) -> Drawing:
@@ -137,25 +137,25 @@ def lens(result: Result) -> Drawing:
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
     with style():
         figure, axes = panels(len(sizes), 2.9, footer(result, _rows_note(result)), sharey=True)
-        said = []
+        texts = []
         for ax, size in zip(axes, sizes, strict=True):
             ax.set_title(size)
-            mine = frame[frame["size"] == size]
+            depths = frame[frame["size"] == size]
 
-            def colour(layer: int, mine: pd.DataFrame = mine) -> str:
-                depth = layer / max(1, mine.layer.max())
+            def colour(layer: int, depths: pd.DataFrame = depths) -> str:
+                depth = layer / max(1, depths.layer.max())
                 return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.86 * depth))
 
-            if not _curves(ax, mine, sorted(mine.layer.unique()), "layer", colour):
+            if not _curves(ax, depths, sorted(depths.layer.unique()), "layer", colour):
                 continue
             ax.set_yscale("log")
-            for layer, rows in mine[mine.step == mine.step.max()].groupby("layer"):
+            for layer, rows in depths[depths.step == depths.step.max()].groupby("layer"):
                 value = float(rows.value.iloc[0])
                 ax.annotate(str(layer), (1.01, value), xycoords=("axes fraction", "data"),
                             fontsize=7, color=colour(layer), va="center")  # fmt: skip
-                said.append(f"{size} after {layer} blocks {value:.2f}")
+                texts.append(f"{size} after {layer} blocks {value:.2f}")
         axes[0].set_ylabel("KL(final || lens), nats")
-        return Drawing(figure, "Lens at the end of training: " + ", ".join(said))
+        return Drawing(figure, "Lens at the end of training: " + ", ".join(texts))
 
 
 def ngrams_table(result: Result) -> Table:
@@ -165,12 +165,12 @@ def ngrams_table(result: Result) -> Table:
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
 
     def step(what: str, order: int) -> str:
-        mine = milestones[(milestones["size"] == largest) & (milestones.what == what)]
-        mine = mine[mine.which == order]
-        if mine.empty:
+        reached = milestones[(milestones["size"] == largest) & (milestones.what == what)]
+        reached = reached[reached.which == order]
+        if reached.empty:
             return "not measured"
         value, low, high = (
-            "not reached" if pd.isna(mine[c].iloc[0]) else int(mine[c].iloc[0])
+            "not reached" if pd.isna(reached[c].iloc[0]) else int(reached[c].iloc[0])
             for c in ("step", "low", "high")
         )
         if isinstance(value, str):
@@ -215,9 +215,9 @@ def _curves(
         say(ax, NOTHING)
         return False
     for group in groups:
-        mine = frame[(frame[by] == group) & (frame.step > 0)].sort_values("step")
-        ax.plot(mine.step, mine.value, color=colour(group), linewidth=1.2)
-        ax.fill_between(mine.step, mine.low, mine.high, color=colour(group), alpha=0.15,
+        curve = frame[(frame[by] == group) & (frame.step > 0)].sort_values("step")
+        ax.plot(curve.step, curve.value, color=colour(group), linewidth=1.2)
+        ax.fill_between(curve.step, curve.low, curve.high, color=colour(group), alpha=0.15,
                         linewidth=0)  # fmt: skip
     ax.set_xscale("log")
     ax.set_xlabel("step", color=INK)

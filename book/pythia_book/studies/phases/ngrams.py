@@ -2,8 +2,6 @@
 
 p1 is add-one; order n backs off to order n - 1,
 p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n), with a_n chosen on held-out rows.
-
-Not here: how near a model comes to them (pythia_book.studies.phases.probes).
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pythia_core.errors import DataError
 
 ORDERS = (1, 2, 3)
 STRENGTHS = tuple(2.0**k for k in range(-4, 13))
-"""Among which the strength of the backing off is chosen, on held-out rows used for nothing else."""
+"""Candidates for the strength of the back-off, chosen on held-out rows used for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class Ngrams:
     unigrams: np.ndarray
     """int64[V]"""
     keys: tuple[np.ndarray, np.ndarray]
-    """Of orders 2 and 3: the n-grams there are as numbers in base V, ascending."""
+    """Of orders 2 and 3: the n-grams that occur, as numbers in base V, ascending."""
     counts: tuple[np.ndarray, np.ndarray]
     strengths: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Of the tokens that rows int[n, S+1] ask a model to predict.
+        """Count the tokens that rows int[n, S+1] ask a model to predict.
 
         Raises:
             DataError: rows that are too short, or ids beyond the vocabulary.
@@ -46,8 +44,8 @@ class Ngrams:
             raise DataError(f"ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}")
         pairs = rows[:, :-1] * vocab_size + rows[:, 1:]
         triples = pairs[:, :-1] * vocab_size + rows[:, 2:]
-        found = [np.unique(each, return_counts=True) for each in (pairs, triples)]
-        keys, counts = zip(*found, strict=True)
+        both = [np.unique(each, return_counts=True) for each in (pairs, triples)]
+        keys, counts = zip(*both, strict=True)
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
@@ -110,6 +108,6 @@ class Ngrams:
 
 
 def windows(rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(contexts int[n * p, 2], targets int[n * p]): what stands before and after the places."""
+    """(contexts int[n * p, 2], targets int[n * p]): the tokens before and after the places."""
     contexts = np.stack([rows[:, places - 1], rows[:, places]], -1).reshape(-1, 2)
     return contexts, rows[:, places + 1].ravel()

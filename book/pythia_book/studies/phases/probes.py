@@ -1,17 +1,14 @@
 """What a checkpoint knows of the statistics of its text: n-grams, induction, the logit lens.
 
-Early in training a model's predictions are said to be first those of single tokens, then of pairs
-(Belrose et al. 2024), until it learns to go on with what it has read before (Olsson et al. 2022).
+Early in training a model's predictions are said to follow first single tokens, then pairs (Belrose
+et al. 2024), until it learns to continue what it has read before (Olsson et al. 2022).
 
 - n-grams (pythia_book.studies.phases.ngrams): counted on rows that were read in training. How near
-a model is to
-  order n is KL(p_n || model) at places of held-out text.
-- induction: the loss on a random sequence of tokens where it is read a second time, beside the loss
-  the first time, and beside that after the same tokens in another order; and how much each head
-  looks from a token to the one that followed its first occurrence (prefix matching).
+  a model is to order n is KL(p_n || model) at places of held-out text.
+- induction: the loss on a random sequence of tokens when it is read a second time, compared with
+  the loss the first time and with the loss after the same tokens in another order; and how much
+  each head attends from a token to the one that followed its first occurrence (prefix matching).
 - logit lens: KL(model || the same final norm and unembedding applied after an earlier layer).
-
-Not here: when in training any of this happens (phases.study).
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 VERSION = 1
-"""Part of the key under which results are kept: raise it when any number here would change."""
+"""Part of the key under which results are kept: raise it when any number would change."""
 N_ROWS = 24
 N_PLACES = 48
 """Held-out rows, and places in each at which predictions are compared."""
@@ -51,18 +48,18 @@ LONGEST_COPY = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """What every checkpoint is asked; made once for many."""
+    """What every checkpoint is tested on; made once for all."""
 
     rows: np.ndarray
     """int64[n, S+1], held out."""
     places: np.ndarray
     """int64[p]: positions of a row, each with two tokens before its target."""
     expected: Tensor
-    """float32[orders, n, p, V]: what n-grams predict there."""
+    """float32[orders, n, p, V]: what n-grams predict at these places."""
     entropy: Tensor
-    """float64[orders, n, p]: of these."""
+    """float64[orders, n, p]: of these predictions."""
     ngram_loss: np.ndarray
-    """float64[orders, n]: nats a token."""
+    """float64[orders, n]: nats per token."""
     copies: np.ndarray
     """int64[sequences, 2 L]: a random sequence, twice."""
     shuffled: np.ndarray
@@ -71,7 +68,7 @@ class Probe:
     @classmethod
     def of(cls, ngrams: Ngrams, rows: np.ndarray, places: np.ndarray, copies: np.ndarray,
            shuffled: np.ndarray) -> Probe:  # fmt: skip
-        """On rows, with what n-grams say of them."""
+        """A probe on rows int[n, S+1], with the predictions of n-grams."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, places)
         shape = (len(rows), len(places))
@@ -82,8 +79,8 @@ class Probe:
             entropy[i] = -(p * np.log(p)).sum(1).reshape(shape)
             losses[i] = -np.log(p[np.arange(len(p)), targets]).reshape(shape).mean(1)
             expected[i] = p.reshape(*shape, -1)
-        made = torch.from_numpy(expected), torch.from_numpy(entropy)
-        return cls(rows, places, *made, losses, copies, shuffled)
+        tensors = torch.from_numpy(expected), torch.from_numpy(entropy)
+        return cls(rows, places, *tensors, losses, copies, shuffled)
 
 
 def repeated(
@@ -100,8 +97,8 @@ def repeated(
     frequency = unigrams.astype(float)
     if without is not None:
         frequency[without] = 0
-    if (there := np.count_nonzero(frequency)) < length:
-        raise DataError(f"the text has {there} different tokens, a sequence needs {length}")
+    if (n_tokens := np.count_nonzero(frequency)) < length:
+        raise DataError(f"the text has {n_tokens} different tokens, a sequence needs {length}")
     rng = np.random.default_rng(seed)
     ids, p = np.arange(len(frequency)), frequency / frequency.sum()
     drawn = np.stack([rng.choice(ids, length, replace=False, p=p) for _ in range(n)])
@@ -167,7 +164,7 @@ def half_losses(
 
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
     """(B, heads) of patterns (B, heads, T, T) over rows that repeat after `length` tokens: how much
-    the second occurrence of a token looks at the token after the first, a mean over tokens."""
+    the second occurrence of a token attends to the token after the first, a mean over tokens."""
     along = pattern.diagonal(1 - length, -2, -1)  # entry j: from position j + length - 1 to j
     return along[..., 1:].mean(-1)
 
@@ -185,7 +182,7 @@ def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
 
 
 def prefix_chance(length: int) -> float:
-    """Prefix matching of a head that looks at everything before it alike."""
+    """Prefix matching of a head that attends uniformly to everything before it."""
     return float(np.mean(1 / (length + 1 + np.arange(length - 1))))
 
 
@@ -193,7 +190,7 @@ def prefix_chance(length: int) -> float:
 
 
 class Text(Protocol):
-    """What n-grams are counted on and what models are asked about; pickled to worker processes."""
+    """What n-grams are counted on and models are tested on; pickled to worker processes."""
 
     fingerprint: str
     n_read: int
@@ -212,7 +209,7 @@ class Text(Protocol):
 
 @dataclass(frozen=True)
 class RunText:
-    """The text of runs of ours: all that they read, and what was kept out of it."""
+    """The text of our own runs: all that they read, and what was held out."""
 
     data: PreparedData
     n_read: int
@@ -248,30 +245,30 @@ class PhasesMeasurement:
     @property
     def digest(self) -> str:
         settings = [ORDERS, STRENGTHS, N_ROWS, N_PLACES, LENS_EVERY, N_SEQUENCES, LONGEST_COPY]
-        what = [VERSION, self.text.fingerprint, self.vocab_size, self.text.n_read, *settings]
-        return stable_hash(what)
+        text = [self.text.fingerprint, self.vocab_size, self.text.n_read]
+        return stable_hash([VERSION, *text, *settings])
 
     def ngrams(self) -> Ngrams:
-        """Of what was read; smoothed as suits the held-out rows that are not measured."""
-        return _asked(self)[0]
+        """Counted on what was read, smoothed on the held-out rows that are not measured."""
+        return _prepared(self)[0]
 
     def probe(self) -> Probe:
-        """What a checkpoint is asked."""
-        return _asked(self)[1]
+        """What a checkpoint is tested on."""
+        return _prepared(self)[1]
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
         return text_scores(model, self.probe()) | induction_scores(model, self.probe())
 
 
 _kept: dict[str, tuple[Ngrams, Probe]] = {}
-"""By digest, the last one only: each process counts once, not once a checkpoint."""
+"""By digest, the last one only: each process counts once, not once per checkpoint."""
 
 
-def _asked(what: PhasesMeasurement) -> tuple[Ngrams, Probe]:
-    key, text = what.digest, what.text
+def _prepared(measurement: PhasesMeasurement) -> tuple[Ngrams, Probe]:
+    key, text = measurement.digest, measurement.text
     if key not in _kept:
         heldout = text.heldout(2 * N_ROWS)
-        ngrams = Ngrams.count(text.read(), what.vocab_size)
+        ngrams = Ngrams.count(text.read(), measurement.vocab_size)
         ngrams = ngrams.tuned(heldout[1::2] if len(heldout) > 1 else heldout)
         places = np.unique(np.linspace(1, text.seq_len - 1, N_PLACES).astype(int))
         length = min(LONGEST_COPY, text.seq_len // 2)

@@ -1,11 +1,9 @@
-"""What the phases study reads of the real suite: released models, and rows that they were given.
+"""What the phases study reads of the real suite: released models and rows of their training data.
 
 Models are named as on the command line, a repository of the hub or a folder with a subfolder for
-each step, and shown under their size. Their n-grams are counted on the first batches of training;
-the rows they are asked about are those of the very last update, which no checkpoint but the last
-has read. Rows that come over the network are fetched once and kept.
-
-Not here: what is measured (pythia_book.studies.phases.probes).
+each step, and are listed under their size. N-grams are counted on the first batches of training;
+models are tested on rows of the very last update, which no checkpoint but the last has read. Rows
+that come over the network are fetched once and kept.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ def released_models(source: str) -> dict[str, PublishedModel]:
     Raises:
         ConfigError: none, two of a size, or a name that tells no size.
     """
-    found: dict[str, PublishedModel] = {}
+    models: dict[str, PublishedModel] = {}
     for name in filter(None, (part.strip() for part in source.split(","))):
         model = PublishedModel(name)
         if model.label not in SIZES:
@@ -40,23 +38,23 @@ def released_models(source: str) -> dict[str, PublishedModel]:
                 f"{name} does not end in a size, as EleutherAI/pythia-70m does; "
                 + one_of(model.label, SIZES, "size")
             )
-        if model.label in found:
-            raise ConfigError(f"{name} and {found[model.label].source} are of one size: run apart")
-        found[model.label] = model
-    if not found:
+        if other := models.get(model.label):
+            raise ConfigError(f"{name} and {other.source} have the same size: run them separately")
+        models[model.label] = model
+    if not models:
         raise ConfigError("source names no model; name some, e.g. EleutherAI/pythia-70m")
-    rungs = {name: SIZES[name].n_layers * SIZES[name].d_model ** 2 for name in found}
-    return {name: found[name] for name in sorted(found, key=rungs.__getitem__)}
+    n_weights = {size: SIZES[size].n_layers * SIZES[size].d_model ** 2 for size in models}
+    return {size: models[size] for size in sorted(models, key=n_weights.__getitem__)}
 
 
 @dataclass(frozen=True)
 class ReleasedText:
-    """Rows of training, in a file: what phases.Text asks for."""
+    """Rows of training in a file: a phases.probes.Text."""
 
     path: Path
     fingerprint: str
     n_read: int
-    """The rows before this one are counted, the others are asked about."""
+    """The rows before this one are counted, the others count as held out."""
     seq_len: int
     eod_id: int
 
@@ -71,7 +69,7 @@ class ReleasedText:
 
 
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
-    """The rows of the first `batches` updates, and some of the last.
+    """The rows of the first `batches` updates, and rows of the last one.
 
     Args:
         data: what `inspect --data` takes, or a folder with the shards that are needed.
@@ -85,9 +83,9 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     path = cache_dir() / "released_rows" / f"{stable_hash(wanted)[:16]}.npy"
     if data not in RELEASED or not path.is_file():
         first = last - min(scale.batch_size, 2 * N_ROWS)
-        asked = rows.rows.rows(first, last)  # the end first: its error says what is missing
-        found = [rows.batch(step, scale.batch_size) for step in range(batches)]
+        heldout = rows.rows.rows(first, last)  # the end first: its error says what is missing
+        counted = [rows.batch(step, scale.batch_size) for step in range(batches)]
         with atomic_file(path) as target, open(target, "wb") as file:
-            np.save(file, np.concatenate([*found, asked]))
+            np.save(file, np.concatenate([*counted, heldout]))
     fingerprint = sha256(path.read_bytes()).hexdigest()
     return ReleasedText(path, fingerprint, n_read, rows.seq_len, eod_id)

@@ -2,11 +2,10 @@
 
 For a few sizes of the suite, on the standard text: when a model is nearest to what unigrams,
 bigrams and trigrams of its training text predict, when its loss falls below theirs (Belrose et al.
-2024, arXiv:2402.04362), whether it learns to go on with a sequence it has read before (Olsson et
-al. 2022, arXiv:2209.11895), and when the logit lens of a layer comes close to the final prediction.
-How it is measured is in pythia_book.studies.phases.probes. A step has an interval like any
-estimate: rows are resampled and it is found again. At scale paper the same is asked of released
-models (phases.released). Tables only.
+2024, arXiv:2402.04362), whether it learns to continue a sequence it has read before (Olsson et al.
+2022, arXiv:2209.11895), and when the logit lens of a layer comes close to the final prediction. A
+step has an interval like any estimate: rows are resampled and the step is found again. At scale
+paper the same is measured on released models (phases.released). Tables only.
 """
 
 from __future__ import annotations
@@ -35,32 +34,33 @@ def run(params: PhasesParams, progress: bool = True) -> StudyResult:
     started = time.time()
     models, text = _models(params, progress)
     steps = {size: _steps(model, params.steps) for size, model in models.items()}
-    found: dict[tuple[str, int], Arrays] = {}
+    measured: dict[tuple[str, int], Arrays] = {}
     gaps: list[Gap] = []
     vocabularies = {size: model.config.model.vocab_size for size, model in models.items()}
     for vocabulary in sorted(set(vocabularies.values()), reverse=True):  # 12B's are padded further
-        what = PhasesMeasurement(text, vocabulary)
+        measurement = PhasesMeasurement(text, vocabulary)
         cells = [
             (models[size], step)
-            for size, mine in vocabularies.items()
-            if mine == vocabulary
+            for size, of_size in vocabularies.items()
+            if of_size == vocabulary
             for step in steps[size]
         ]
-        more, missing = measure_all(cells, what, progress)
-        found |= more
+        more, missing = measure_all(cells, measurement, progress)
+        measured |= more
         gaps += missing
     kept = {
-        size: {s: found[model.id, s] for s in steps[size] if (model.id, s) in found}
+        size: {s: measured[model.id, s] for s in steps[size] if (model.id, s) in measured}
         for size, model in models.items()
     }
-    tables = tables_of(params.bootstrap, kept, what.ngrams(), what.probe())
-    claims = claims_table(params, kept, prefix_chance(what.probe().copies.shape[1] // 2))
-    values = values_of(params, kept, what.probe()) | {
+    ngrams, probe = measurement.ngrams(), measurement.probe()
+    tables = tables_of(params.bootstrap, kept, ngrams, probe)
+    claims = claims_table(params, kept, prefix_chance(probe.copies.shape[1] // 2))
+    values = values_of(params, kept, probe) | {
         "gaps": len(gaps),
         "n_checkpoints": len(set().union(*steps.values())),
         "tokens_read": text.n_read * text.seq_len,
-        "strength_2": what.ngrams().strengths[0],
-        "strength_3": what.ngrams().strengths[1],
+        "strength_2": ngrams.strengths[0],
+        "strength_3": ngrams.strengths[1],
     }
     runs: list[Any] = [] if params.released else list(models.values())
     if params.released:
@@ -72,18 +72,18 @@ def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, Checkpoints
     """Size -> model, and the text that they read."""
     if params.released:
         models: dict[str, Checkpoints] = dict(released_models(params.source))
-        some = next(iter(models.values()))
+        eod_id = next(iter(models.values())).data.eod_id
         scale = scale_named(params.scale)
-        return models, released_text(params.data, params.batches, scale, some.data.eod_id)
+        return models, released_text(params.data, params.batches, scale, eod_id)
     configs = suite_configs(params.scale, params.size_list, ("standard",), params.seed)
     runs = {size: r for (size, _), r in train_all(params, configs, progress).items()}
-    some = next(iter(runs.values()))
-    train = some.config.train
-    return runs, RunText(some.data, train.steps * train.batch_size)
+    first = next(iter(runs.values()))
+    train = first.config.train
+    return runs, RunText(first.data, train.steps * train.batch_size)
 
 
 def _steps(model: Checkpoints, text: str) -> list[int]:
-    """Those of a run of ours that are due, saved or not: what is missing is a gap."""
+    """Of our own runs the checkpoints that are due, saved or not: what is missing is a gap."""
     return model.due if text == "all" else steps_of(model, text)
 
 

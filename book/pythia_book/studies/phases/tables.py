@@ -1,8 +1,8 @@
 """When things happen in training, from measures of many checkpoints: steps with intervals, tables.
 
 A step is picked by the mean of a measure over rows, e.g. the smallest one; its interval comes from
-picking again on resampled rows. Steps lie as close as checkpoints do: an interval of one step says
-that no resample picked another, not that the step is known better than its neighbours are apart.
+picking again on resampled rows. Steps are only as fine as checkpoints: an interval of one step says
+that no resample picked another, not that the step is known better than checkpoints are spaced.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ Kept = dict[str, dict[int, Arrays]]
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
     """float[n]: prefix matching of the best head, float[layers, heads, n] by sequence. Each half of
-    the sequences is given the head that is best on the other, as the best of many is flattered."""
+    the sequences is scored with the head that is best on the other half, since the best of many is
+    flattered."""
     flat = prefix.reshape(-1, prefix.shape[-1])
-    found = np.empty(flat.shape[1])
+    best = np.empty(flat.shape[1])
     halves = slice(0, None, 2), slice(1, None, 2)
-    for mine, other in (halves, halves[::-1]):
-        found[mine] = flat[flat[:, other].mean(1).argmax(), mine]
-    return found
+    for half, other in (halves, halves[::-1]):
+        best[half] = flat[flat[:, other].mean(1).argmax(), half]
+    return best
 
 
 MEASURES: dict[str, Callable[[Arrays], np.ndarray]] = {
@@ -148,9 +149,12 @@ def milestones(
     steps: dict[int, Arrays], ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
     """(what, which, `picks`) of all milestones of a size, as in the table."""
-    found = []
     loss = curve(steps, MEASURES["loss"])
-    for i, order in enumerate(ORDERS):
-        found.append(("nearest", order, when_nearest(steps, order, draws)))
-        found.append(("beaten", order, picks(loss - ngram_loss[i], first_below, draws)))
-    return found
+    return [
+        milestone
+        for i, order in enumerate(ORDERS)
+        for milestone in (
+            ("nearest", order, when_nearest(steps, order, draws)),
+            ("beaten", order, picks(loss - ngram_loss[i], first_below, draws)),
+        )
+    ]

@@ -23,96 +23,62 @@ from pythia_book.tasks.benchmarks import TASKS
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.studies.scaling.params import ScalingParams
+
 CLOSE = 2.0
 """Percent of the loss within which a prediction counts as one."""
 TO_LOSE = 0.02
 """Accuracy that a model must reach before one can say that it keeps or loses it."""
 Finals = dict[tuple[str, str, str], np.ndarray]
 """(size, arm, task_shots) -> right or wrong, bool[items], at the end of training."""
+Judged = tuple[Estimate, str] | None
+"""An estimate and the verdict on it; None: it could not be measured."""
 
 
 def claims_table(
-    params: Any, finals: Finals, tables: dict[str, pd.DataFrame], words: dict[int, np.ndarray]
+    params: ScalingParams,
+    finals: Finals,
+    tables: dict[str, pd.DataFrame],
+    words: dict[int, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """One dict a claim, as a record holds them.
+    """One dict per claim, as a record holds them.
 
     Args:
         words: step -> last words predicted or not, bool[passages], of the smallest standard model.
     """
     small, large = params.size_list[0], params.size_list[-1]
-    zero = min(params.shot_list)
-    rows: list[dict[str, Any]] = []
+    zero, few = min(params.shot_list), max(params.shot_list)
+    draws = params.bootstrap
 
-    def row(claim: str, paper: str, e: Estimate | None, verdict: str) -> None:
-        rows.append(claim_row(claim, paper, e, verdict))
+    def pair(task: str, *cells: tuple[str, int]) -> list[np.ndarray]:
+        """float[items] of two cells (size, shots); empty unless both have the same items."""
+        scores = [finals.get((size, "standard", f"{task}_{shots}")) for size, shots in cells]
+        if len(set(cells)) < 2 or any(s is None for s in scores) or len({*map(len, scores)}) > 1:
+            return []
+        return [s.astype(float) for s in scores]
 
-    for task in params.task_list:
-        claim = f"Accuracy on {task} rises with size ({small} to {large}, zero-shot, points)"
-        pair = [finals.get((size, "standard", f"{task}_{zero}")) for size in (small, large)]
-        if small == large or None in _lengths(pair):
-            row(claim, "rises", None, NOT_TESTABLE)
-            continue
-        change = _points(pair[1].astype(float) - pair[0], params.bootstrap)
-        best = estimate(pair[1].astype(float)[None], params.bootstrap, exact=True)
-        able = best.low > TASKS[task].chance
-        verdict = directional_verdict(change.low, change.high, 1) if able else NOT_TESTABLE
-        row(claim, "rises", change, verdict)
-
-    few = max(params.shot_list)
-    both = {
-        task: [finals.get((large, "standard", f"{task}_{k}")) for k in (zero, few)]
-        for task in params.task_list
-    }
-    both = {task: pair for task, pair in both.items() if few > zero and None not in _lengths(pair)}
-    claim = (
-        f"Solved examples in the prompt help ({large}, {few}-shot minus zero-shot, points; mean of "
-        f"{', '.join(both) or 'no task: none fits'})"
-    )
-    if both:
-        change = np.concatenate([b.astype(float) - a for a, b in both.values()])
-        e = _points(change, params.bootstrap)
-        row(claim, "helps large models", e, directional_verdict(e.low, e.high, 1))
-    else:
-        row(claim, "helps large models", None, NOT_TESTABLE)
-
-    claim = f"{small} loses last-word accuracy late in training (end minus best step, points)"
-    change = late_change(words)
-    if change is None:
-        row(claim, "not discussed; the smallest released models do", None, NOT_TESTABLE)
-    else:
-        e = _points(change, params.bootstrap)
-        able = max(hits.mean() for hits in words.values()) >= TO_LOSE
-        verdict = premise_verdict(e.low, e.high, -1) if able else NOT_TESTABLE
-        row(claim, "not discussed; the smallest released models do", e, verdict)
-
-    claim = (
-        "A power law fitted to the other sizes predicts the loss of the largest within "
-        f"{CLOSE:.0f} % (its loss over the predicted one, %)"
-    )
-    if len(tables["prediction"]):
-        found = tables["prediction"].iloc[0]
-        e = Estimate(found.value, found.low, found.high, len(params.size_list), 1)
-        apart = e.low > CLOSE or e.high < -CLOSE
-        within = -CLOSE < e.low and e.high < CLOSE
-        verdict = "holds" if within else "does not hold" if apart else NOT_TESTABLE
-        row(claim, "not measured", e, verdict)
-    else:
-        row(claim, "not measured", None, NOT_TESTABLE)
-    optimal = tables["optimal"]
-    uses = optimal[optimal.kind == "inference"]
-    claim = (
-        "The more a model is used, the smaller the size that is cheapest overall (best size at a "
-        "thousand times the training tokens, over that without use)"
-    )
-    paper = "why small models are trained far past the compute optimum"
-    if len(uses) > 1:
-        first, last = uses.iloc[0], uses.iloc[-1]
-        # the widest interval that those of the two sizes allow
-        e = Estimate(last.n_params / first.n_params, last.low / first.high, last.high / first.low,
-                     len(uses), 1)  # fmt: skip
-        row(claim, paper, e, "holds" if e.high < 1 else "no effect")
-    else:
-        row(claim, paper, None, NOT_TESTABLE)
+    by_size = {task: pair(task, (small, zero), (large, zero)) for task in params.task_list}
+    by_shots = {task: pair(task, (large, zero), (large, few)) for task in params.task_list}
+    by_shots = {task: scores for task, scores in by_shots.items() if scores}
+    claims: list[tuple[str, str, Judged]] = [
+        (f"Accuracy on {task} rises with size ({small} to {large}, zero-shot, points)",
+         "rises", _rise([scores] if scores else [], draws, TASKS[task].chance))
+        for task, scores in by_size.items()
+    ]  # fmt: skip
+    claims += [
+        (f"Solved examples in the prompt help ({large}, {few}-shot minus zero-shot, points; "
+         f"mean of {', '.join(by_shots) or 'no task: none fits'})",
+         "helps large models", _rise(list(by_shots.values()), draws)),
+        (f"{small} loses last-word accuracy late in training (end minus best step, points)",
+         "not discussed; the smallest released models do", _decline(words, draws)),
+        ("A power law fitted to the other sizes predicts the loss of the largest within "
+         f"{CLOSE:.0f} % (its loss over the predicted one, %)",
+         "not measured", _prediction(tables["prediction"], len(params.size_list))),
+        ("The more a model is used, the smaller the size that is cheapest overall (best size at "
+         "a thousand times the training tokens, over that without use)",
+         "why small models are trained far past the compute optimum", _use(tables["optimal"])),
+    ]  # fmt: skip
+    rows = [claim_row(claim, paper, *(judged or (None, ""))) for claim, paper, judged in claims]
     agreement = tables["agreement"]
     if len(agreement):
         n, differing = int(agreement["items"].sum()), int(agreement.differing.sum())
@@ -123,33 +89,68 @@ def claims_table(
     return rows
 
 
+def _rise(pairs: list[list[np.ndarray]], draws: int, chance: float | None = None) -> Judged:
+    """From the first to the second of each pair; with `chance` the second has to beat guessing."""
+    if not pairs:
+        return None
+    change = _points(np.concatenate([second - first for first, second in pairs]), draws)
+    best = np.concatenate([second for _, second in pairs])
+    if chance is not None and estimate(best[None], draws, exact=True).low <= chance:
+        return change, NOT_TESTABLE
+    return change, directional_verdict(change.low, change.high, 1)
+
+
+def _decline(words: dict[int, np.ndarray], draws: int) -> Judged:
+    change = late_change(words)
+    if change is None:
+        return None
+    e = _points(change, draws)
+    able = max(hits.mean() for hits in words.values()) >= TO_LOSE
+    return e, premise_verdict(e.low, e.high, -1) if able else NOT_TESTABLE
+
+
 def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
     """Last step minus best step, float[passages]; None with no accuracy to lose.
 
     The best of many steps is too good by chance: it is chosen on one half of the passages and
-    compared with the end on the other, and the other way round.
+    compared with the end on the other, and vice versa.
     """
     steps = sorted(words)
     if len(steps) < 2 or not any(words[step].any() for step in steps):
         return None
     matrix = np.array([words[step] for step in steps], float)
     change = np.empty(matrix.shape[1])
-    for chosen, judged in ((slice(0, None, 2), slice(1, None, 2)),
-                           (slice(1, None, 2), slice(0, None, 2))):  # fmt: skip
+    halves = slice(0, None, 2), slice(1, None, 2)
+    for chosen, judged in (halves, halves[::-1]):
         best = int(matrix[:, chosen].mean(1).argmax())
         change[judged] = matrix[-1, judged] - matrix[best, judged]
     return change
 
 
-def _lengths(pair: list[np.ndarray | None]) -> list[int | None]:
-    """Numbers of items; None where a cell was not scored, or where the two differ in items."""
-    found = [None if values is None else len(values) for values in pair]
-    return found if len(set(found)) == 1 else [None]
+def _prediction(prediction: pd.DataFrame, n_sizes: int) -> Judged:
+    if prediction.empty:
+        return None
+    excess = prediction.iloc[0]
+    e = Estimate(excess.value, excess.low, excess.high, n_sizes, 1)
+    if -CLOSE < e.low and e.high < CLOSE:
+        return e, "holds"
+    return e, "does not hold" if e.low > CLOSE or e.high < -CLOSE else NOT_TESTABLE
 
 
-def _points(change: np.ndarray, bootstrap: int) -> Estimate:
-    e = estimate(100 * np.asarray(change)[None], bootstrap, change=True)
+def _use(optimal: pd.DataFrame) -> Judged:
+    uses = optimal[optimal.kind == "inference"]
+    if len(uses) < 2:
+        return None
+    first, last = uses.iloc[0], uses.iloc[-1]
+    # the widest interval that those of the two sizes allow
+    low, high = last.low / first.high, last.high / first.low
+    e = Estimate(last.n_params / first.n_params, low, high, len(uses), 1)
+    return e, "holds" if e.high < 1 else "no effect"
+
+
+def _points(change: np.ndarray, draws: int) -> Estimate:
+    e = estimate(100 * change[None], draws, change=True)
     if change.min() == change.max():  # nothing differs: the exact bound, in points
-        e = estimate(np.asarray(change)[None], bootstrap, change=True, exact=True)
+        e = estimate(change[None], draws, change=True, exact=True)
         return Estimate(100 * e.value, 100 * e.low, 100 * e.high, e.n_items, 1)
     return e

@@ -1,4 +1,4 @@
-"""Figures of the scaling study: tasks and losses of our models, where the released sizes stand."""
+"""Figures of the scaling study: tasks and losses of our models, where the released sizes fall."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def tasks_by_size(result: Result) -> Drawing:
             ax.set_axis_off()
         for ax, task in zip(axes, tasks, strict=False):
             ax.set_title(TITLES[task])
-            mine = table[table.task == task]
-            if not (mine.status == "scored").any():
-                say(ax, GAPS[mine.status.iloc[0]])
+            scores = table[table.task == task]
+            if not (scores.status == "scored").any():
+                say(ax, GAPS[scores.status.iloc[0]])
                 continue
-            for k, (shots, cells) in enumerate(mine.groupby("shots")):
+            for k, (shots, cells) in enumerate(scores.groupby("shots")):
                 for row in (
                     cells[cells.status == "scored"].rename(columns={"size": "s"}).itertuples()
                 ):
@@ -106,12 +106,12 @@ def over_training(result: Result) -> Drawing:
         for ax, (title, table) in zip(axes, tables.items(), strict=False):
             ax.set_title(title)
             for size in result.params.size_list:
-                mine = table[table["size"] == size].sort_values("percent")
-                ax.plot(mine.percent, 100 * mine.value.astype(float), color=size_colour(size),
+                curve = table[table["size"] == size].sort_values("percent")
+                ax.plot(curve.percent, 100 * curve.value.astype(float), color=size_colour(size),
                         marker="o", markersize=2, linewidth=1)  # fmt: skip
                 if size == result.params.size_list[-1]:
-                    low, high = (100 * mine[k].astype(float) for k in ("low", "high"))
-                    ax.fill_between(mine.percent, low, high, color=size_colour(size), alpha=0.12,
+                    low, high = (100 * curve[k].astype(float) for k in ("low", "high"))
+                    ax.fill_between(curve.percent, low, high, color=size_colour(size), alpha=0.12,
                                     linewidth=0)  # fmt: skip
         for ax, task in zip(axes, shown, strict=False):
             reference(ax, 100 * TASKS[task].chance)
@@ -141,15 +141,13 @@ def losses(result: Result) -> Drawing:
             text = interval(alpha, law.low["alpha"], law.high["alpha"])
             by_size.text(0.97, 0.93, f"exponent {text}", transform=by_size.transAxes, ha="right",
                          color=INK, fontsize=7.5)  # fmt: skip
-        by_size.set_xscale("log")
-        by_size.set_xlabel("parameters without embeddings")
-        by_size.set_ylabel("held-out loss, nats a token")
+        by_size.set(xscale="log", xlabel="parameters without embeddings",
+                    ylabel="held-out loss, nats per token")  # fmt: skip
         for size in result.params.size_list:
-            mine = standard[standard["size"] == size].sort_values("flops")
-            by_flop.plot(mine.flops, mine.value, color=size_colour(size), marker="o",
+            curve = standard[standard["size"] == size].sort_values("flops")
+            by_flop.plot(curve.flops, curve.value, color=size_colour(size), marker="o",
                          markersize=2, linewidth=1.1)  # fmt: skip
-        by_flop.set_xscale("log")
-        by_flop.set_xlabel("training FLOP")
+        by_flop.set(xscale="log", xlabel="training FLOP")
         size_legend(by_flop, result.params.size_list, loc="upper right", ncols=2)
         words = "Held-out loss at the end: " + ", ".join(
             f"{r.s} {r.value:.3f}" for r in last.rename(columns={"size": "s"}).itertuples()
@@ -164,22 +162,19 @@ def optimal_sizes(result: Result) -> Drawing:
     uses = optimal[(optimal.kind == "inference") & (optimal.uses > 0)]
     with style():
         figure, axes = panels(3, 2.8, footer(result, "bands: 95 % intervals"))
-        for ax, mine, x, label in (
+        for ax, points, x, label in (
             (axes[0], compute, "flops", "training FLOP"),
             (axes[1], uses, "uses", "tokens generated, in\ntimes those trained on"),
         ):
-            if mine.empty:
+            if points.empty:
                 say(ax, "too few models\nfor a law")
                 continue
-            at = mine[x].astype(float)
-            ax.plot(at, mine.n_params, color=BLUE, marker="o", markersize=3)
-            ax.fill_between(at, mine.low.astype(float), mine.high.astype(float), color=BLUE,
+            at = points[x].astype(float)
+            ax.plot(at, points.n_params, color=BLUE, marker="o", markersize=3)
+            ax.fill_between(at, points.low.astype(float), points.high.astype(float), color=BLUE,
                             alpha=0.15, linewidth=0)  # fmt: skip
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.set_xlabel(label)
-        axes[0].set_ylabel("best size, parameters")
-        axes[0].set_title("for a training budget")
+            ax.set(xscale="log", yscale="log", xlabel=label)
+        axes[0].set(ylabel="best size, parameters", title="for a training budget")
         axes[1].set_title("for one loss, when used")
         for i, row in enumerate(official.rename(columns={"size": "s"}).itertuples()):
             axes[2].barh(len(official) - 1 - i, row.tokens_per_parameter, color=size_colour(row.s),
@@ -188,11 +183,10 @@ def optimal_sizes(result: Result) -> Drawing:
         axes[2].text(24, len(official) - 0.9, "20: optimal for compute", color=ORANGE, fontsize=6.5,
                      va="bottom")  # fmt: skip
         axes[2].set_yticks(range(len(official)), list(OFFICIAL_SIZES)[::-1])
-        axes[2].set_xscale("log")
-        axes[2].set_xlabel("tokens a parameter")
+        axes[2].set(xscale="log", xlabel="tokens per parameter")
         axes[2].set_title("the released sizes", pad=12)
         axes[2].grid(axis="y", visible=False)
-        words = "Tokens a parameter of the released sizes: " + ", ".join(
+        words = "Tokens per parameter of the released sizes: " + ", ".join(
             f"{r.s} {r.tokens_per_parameter:,.0f}"
             for r in official.rename(columns={"size": "s"}).itertuples()
         )

@@ -4,15 +4,15 @@ Two forms are fitted to held-out loss in nats on the standard half: L(N) = E + A
 end of training, and L(N, D) = E + A / N^alpha + B / D^beta over checkpoints (Hoffmann et al. 2022),
 by least squares with a Huber loss on log L. N counts parameters without embeddings, D tokens read.
 Intervals resample held-out rows, the same for every model. A checkpoint in the middle of a run is
-*not* a run of that length: its learning rate has not come down, so that the second form flatters
-long training.
+*not* a run of that length: its learning rate has not come down, so the second form flatters long
+training.
 
 "Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
 "inference-optimal" the one that reaches a loss most cheaply when D_inf tokens are then generated
-(2 N D_inf more). Both are read off the fitted law, hence no better than it. Our N leaves embeddings
-out, which at these sizes are most of a model; the released sizes are placed on a law of others,
-whose N counts everything, and shown under both conventions. For our models 2 N is the smaller part
-of a generated token's FLOP, as their vocabulary matrix computes most.
+(2 N D_inf more). Both are read off the fitted law and are no better than it. Our N leaves out
+embeddings, which are most of a model at these sizes; the released sizes are placed on a published
+law whose N counts everything, and are shown under both conventions. For our models 2 N is the
+smaller part of a generated token's FLOP, as most of it goes into the vocabulary matrix.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Law:
         return float(n[best]), float(d[best])
 
     def optimal_tokens(self, n: float) -> float:
-        """Tokens at which n is the compute-optimal size: more size and more tokens pay alike."""
+        """Tokens at which n is the compute-optimal size: more size and more tokens pay equally."""
         return float((self._pull(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def cheapest_when_generating(self, n: float, d: float) -> float:
@@ -101,11 +101,11 @@ parameters."""
 def fit_law(
     n: np.ndarray, loss: np.ndarray, d: np.ndarray | None = None, start: Law | None = None
 ) -> Law:
-    """The law that fits best.
+    """Fit a law by least squares.
 
     Args:
         n: float[m] parameters. loss: float[m], nats. d: float[m] tokens; None: a law of size alone.
-        start: where to begin; default: the best of several starts.
+        start: where to begin; default: several starts, of which the best fit counts.
 
     Raises:
         DataError: fewer points than the law has parameters, or fewer than three sizes.
@@ -177,17 +177,20 @@ DRAWS = 100
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
 """Tokens generated with a model, as multiples of the tokens the suite is trained on."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
+RowLosses = dict[tuple[str, str, int], np.ndarray]
+"""(size, arm, step) -> loss of every held-out row."""
 
 
-def laws_tables(
-    params: Any, losses: pd.DataFrame, rows: dict[tuple[str, str, int], np.ndarray]
-) -> dict[str, pd.DataFrame]:
+def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
     """laws: law ("size", "both"), parameter, value, low, high; empty where points are too few.
     optimal: kind, flops or uses, n_params, low, high, tokens, tokens_per_parameter.
     prediction: size, value, low, high: the loss of the largest model over that which the law of
     the other sizes predicts, in percent; empty where they are too few.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
     tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; below 0: none).
+
+    Args:
+        losses: as the study tables them. rows: the losses they are means of.
     """
     import pandas as pd
 
@@ -216,19 +219,19 @@ def laws_tables(
     }
 
 
-def _prediction(last: pd.DataFrame, rows: dict[tuple[str, str, int], np.ndarray]) -> pd.DataFrame:
-    """Whether the law holds outside of what it was fitted to: one size further."""
+def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
+    """Whether the law holds beyond what it was fitted to: one size further."""
     import pandas as pd
 
     stacked = np.array([rows[r.size_, "standard", r.step] for r in _named(last)])
-    n, found = last.n_params.to_numpy(float), []
+    n, prediction = last.n_params.to_numpy(float), []
     if len(n) > len(NAMES[1]):
         law = fit_law(n[:-1], stacked[:-1].mean(1))
         laws = ((fit_law(n[:-1], m[:-1], start=law), m[-1]) for m in resampled(stacked, DRAWS))
         excess = [100 * (measured / float(each.loss(n[-1])) - 1) for each, measured in laws]
         value = 100 * (stacked[-1].mean() / float(law.loss(n[-1])) - 1)
-        found = [(last["size"].iloc[-1], *interval(value, excess))]
-    return pd.DataFrame(found, columns=["size", "value", "low", "high"])
+        prediction = [(last["size"].iloc[-1], *interval(value, excess))]
+    return pd.DataFrame(prediction, columns=["size", "value", "low", "high"])
 
 
 def _named(points: pd.DataFrame) -> Any:

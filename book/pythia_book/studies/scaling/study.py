@@ -2,7 +2,7 @@
 
 Zero-shot and few-shot accuracy on seven benchmark tasks for the suite at its end, zero-shot over
 training for the standard half, held-out loss over size, tokens and FLOP with fitted laws. The last
-checkpoint of the largest model is scored by the language-model evaluation harness too, and compared
+checkpoint of the largest model is also scored by the language-model evaluation harness and compared
 item by item. What the released models show comes from pythia_book.published.scaling. Tables only.
 """
 
@@ -54,14 +54,14 @@ def run(
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
-    some = next(iter(suite.values()))
-    length = some.config.model.max_seq_len
-    built = build_tasks(some, params.task_list, params.shot_list, params.limit)
+    first = next(iter(suite.values()))
+    length = first.config.model.max_seq_len
+    built = build_tasks(first, params.task_list, params.shot_list, params.limit)
     fitting = fitting_tasks(built)
     scored, gaps = _score(params, suite, fitting, progress)
     accuracy = _accuracy_table(params, suite, built, scored)
     losses, words, kept, more = _language(params, suite, progress)
-    laws = laws_tables(params, losses, {place: arrays["loss"] for place, arrays in kept.items()})
+    laws = laws_tables(losses, {place: arrays["loss"] for place, arrays in kept.items()})
     agreement = agreement_table(params, suite, fitting, scored, length)
     released = published_scaling(published)
     tables = {"accuracy": accuracy, "losses": losses, "last_words": words, "agreement": agreement}
@@ -172,17 +172,17 @@ def agreement_table(
     try:
         with one_thread():
             lm = adapter(run.model(last), run.data.tokenizer, run.data.eod_id, length)
-            found = evaluate_with_harness(lm, built)
+            results = evaluate_with_harness(lm, built)
     except MissingDependencyError:
         return pd.DataFrame(columns=columns)
     rows = []
     for each in built:
-        if each.key in found:
-            ours, theirs = scored[run.id, last][each.key], found[each.key]
-            differing = (ours["acc"] != theirs.acc).sum()
-            differing += (ours.get("acc_norm", ours["acc"]) != theirs.acc_norm).sum()
+        if each.key in results:
+            ours, harness = scored[run.id, last][each.key], results[each.key]
+            differing = (ours["acc"] != harness.acc).sum()
+            differing += (ours.get("acc_norm", ours["acc"]) != harness.acc_norm).sum()
             rows.append((each.name, each.shots, len(each.items), int(differing),
-                         theirs.metrics["acc"]))  # fmt: skip
+                         harness.metrics["acc"]))  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -194,17 +194,17 @@ def _language(
     measured by (size, arm, step); the number of gaps."""
     import pandas as pd
 
-    some = next(iter(suite.values()))
-    what = LanguageMeasurement.of(some.data, some.config.model.max_seq_len)
-    steps = _steps(params, LOSS_AT)
-    found, gaps = measure_all([(r, s) for r in suite.values() for s in steps], what, progress)
+    first = next(iter(suite.values()))
+    language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
+    cells = [(run, step) for run in suite.values() for step in _steps(params, LOSS_AT)]
+    measured, gaps = measure_all(cells, language, progress)
     losses, words, kept = [], [], {}
     for (size, arm), run in suite.items():
         n, t = run.config.model.n_params_non_embedding, run.config.train
-        for step in steps:
-            if (run.id, step) not in found:
+        for step in _steps(params, LOSS_AT):
+            if (run.id, step) not in measured:
                 continue
-            kept[size, arm, step] = arrays = found[run.id, step]
+            kept[size, arm, step] = arrays = measured[run.id, step]
             tokens = step * t.batch_size * run.config.data.seq_len
             place = {"size": size, "arm": arm, "step": step}
             losses.append({
@@ -233,6 +233,6 @@ def _values(params: ScalingParams, tables: dict[str, pd.DataFrame]) -> dict[str,
         "n_differing": int(agreement.differing.sum()) if len(agreement) else 0,
     }
     for row in laws.itertuples():
-        name = f"{row.law}_{row.parameter}".lower()
-        values[name] = {"value": row.value, "low": row.low, "high": row.high}
+        ends = {"value": row.value, "low": row.low, "high": row.high}
+        values[f"{row.law}_{row.parameter}".lower()] = ends
     return values

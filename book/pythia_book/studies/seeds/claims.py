@@ -1,9 +1,9 @@
 """What survives training again: the claims of the seeds study, each with an interval over seeds.
 
 One size is trained here, so that these are claims about differences between runs of that size, and
-one about its distance to the next. A claim that two things are alike needs an interval inside a
-bound, one that they differ an interval outside; an interval across it is "not testable here": with
-few seeds that is the honest answer to most questions about spreads.
+one about its distance to the next. A claim that two things are similar needs an interval inside a
+bound, one that they differ an interval outside it; an interval across the bound is "not testable
+here": with few seeds that is the honest answer to most questions about spreads.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row, premise_verdict
+from pythia_book.studies.seeds.params import SUITE_SEED
 from pythia_book.studies.seeds.tables import MEASURES
 from pythia_book.studies.seeds.variance import beyond_items, distance_in_sds
 
@@ -22,19 +23,15 @@ if TYPE_CHECKING:
     from pythia_book.studies.seeds.params import SeedsParams
 
 ENOUGH = 1.96 * 2**0.5
-"""Distance of two sizes in standard deviations over seeds from which on one run of each is put in
+"""Distance of two sizes, in standard deviations over seeds, from which on one run of each is put in
 the right order 97.5 % of the time."""
 ALIKE = 3.0
-"""Two standard deviations are alike if neither is this many times the other."""
-WORDS = {
-    "loss": ("held-out loss", "nats a token"),
-    "last_word": ("last words of held-out sentences", "points"),
-    "memorized": ("share of training rows memorized", "points"),
+"""Two standard deviations are similar if neither is this many times the other."""
+BENEFITS = {
+    "loss": ("held-out loss", "nats per token", -1),
+    "last_word": ("last words of held-out sentences", "points", 1),
 }
-"""Measure -> its name and its unit."""
-
-BETTER = {"loss": -1, "last_word": 1}
-"""Measure -> the sign of a benefit."""
+"""Measure -> its name, its unit, and the sign of a benefit."""
 
 
 def claims_table(
@@ -43,78 +40,79 @@ def claims_table(
     neighbour: float | None,
     shares: np.ndarray | None,
 ) -> list[dict[str, Any]]:
-    """One dict a claim: claim, paper, published, ours, low, high, verdict; ours may be None.
+    """One dict per claim: claim, paper, published, ours, low, high, verdict; ours may be None.
 
     Args:
         tables: levels, ratios and effects as in seeds.tables.tables_of.
         neighbour: final held-out loss of the size next to ours.
-        shares: feminine share at the end, float[seeds, occupations]; None: not all there.
+        shares: feminine share at the end, float[seeds, occupations]; None: some are missing.
     """
-    rows = []
-
-    def row(claim: str, paper: str, e: Estimate | None, verdict: str) -> None:
-        rows.append(claim_row(claim, paper, e, verdict))
-
     n = params.seeds
-    e = _distance(params, tables["levels"], neighbour)
-    row(
-        f"Seeds matter little for the loss: one run each tells {params.size} from "
-        f"{params.neighbour_size} (difference of held-out loss in standard deviations over seeds; "
-        f"enough: {ENOUGH:.1f})",
-        "presupposed: one run a size",
-        e,
-        _beyond(e, ENOUGH),
-    )
-    for measure, better in BETTER.items():
-        what, unit = WORDS[measure]
-        pair, mean = _effect(tables["effects"], measure)
-        benefit = mean is not None and (mean.high < 0 if better < 0 else mean.low > 0)
-        row(
-            f"Deduplication brings no clear benefit: {what}, deduplicated minus standard, interval "
+    distance = _distance(params, tables["levels"], neighbour)
+    _, memorized = _effect(tables["effects"], "memorized")
+    ratios = tables["ratios"][tables["ratios"].measure == "loss"]
+    ratio = _estimate(ratios, 1)
+    excess = None if shares is None else beyond_items(shares)
+    return [
+        claim_row(
+            f"Seeds matter little for the loss: one run each tells {params.size} from "
+            f"{params.neighbour_size} (difference of held-out loss in standard deviations over "
+            f"seeds; enough: {ENOUGH:.1f})",
+            "presupposed: one run per size",
+            distance,
+            _beyond(distance, ENOUGH),
+        ),
+        *(row for measure in BENEFITS for row in _deduplication(tables["effects"], measure, n)),
+        claim_row(
+            f"Deduplication lowers the share of training rows memorized, interval over {n} seeds "
+            "(points)",
+            "not measured; expected since earlier work",
+            memorized,
+            premise_verdict(memorized.low, memorized.high, -1) if memorized else "",
+        ),
+        claim_row(
+            "The order seed matters as much as the weight seed (held-out loss, standard deviation "
+            f"by order over that by weights; similar: within {ALIKE:g} times)",
+            "not measured: PolyPythias varies both at once",
+            ratio,
+            _within(ratio, ALIKE),
+        ),
+        claim_row(
+            "The feminine share of pronouns after occupations differs between seeds by more than "
+            "the items' error (standard deviation over seeds, in units of that error)",
+            "not measured",
+            excess,
+            premise_verdict(excess.low - 1, excess.high - 1, +1) if excess else "",
+        ),
+    ]
+
+
+def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str, Any]]:
+    """Whether it brings a benefit, and whether what one pair of twins shows survives more seeds."""
+    name, unit, better = BENEFITS[measure]
+    pair, mean = _effect(effects, measure)
+    benefit = mean is not None and (mean.high < 0 if better < 0 else mean.low > 0)
+    sign, one_pair = 0, "not measured"
+    if pair is not None:
+        sign = 1 if pair.low > 0 else -1 if pair.high < 0 else 0
+        one_pair = f"{pair.value:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
+        one_pair = one_pair.replace("-", "\N{MINUS SIGN}") + ("" if sign else ", none to be seen")
+    return [
+        claim_row(
+            f"Deduplication brings no clear benefit: {name}, deduplicated minus standard, interval "
             f"over {n} seeds ({unit})",
-            "no clear benefit on any task, from one pair of twins a size",
+            "no clear benefit on any task, from one pair of twins per size",
             mean,
             "not reproduced" if benefit else "reproduced",
-        )
-        shown = "not measured"
-        sign = 0
-        if pair is not None:
-            sign = 1 if pair.low > 0 else -1 if pair.high < 0 else 0
-            shown = f"{pair.value:+.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-            shown = shown.replace("-", "\N{MINUS SIGN}") + ("" if sign else ", none to be seen")
-        row(
-            f"The difference that one pair of twins shows survives {n} seeds: {what} ({unit}; one "
-            f"pair, interval over items: {shown})",
-            "presupposed: one run a size",
+        ),
+        claim_row(
+            f"The difference that one pair of twins shows survives {n} seeds: {name} ({unit}; one "
+            f"pair, interval over items: {one_pair})",
+            "presupposed: one run per size",
             mean,
             premise_verdict(mean.low, mean.high, sign) if mean and sign else NOT_TESTABLE,
-        )
-    what, unit = WORDS["memorized"]
-    _, mean = _effect(tables["effects"], "memorized")
-    row(
-        f"Deduplication lowers the {what}, interval over {n} seeds ({unit})",
-        "not measured; expected since earlier work",
-        mean,
-        premise_verdict(mean.low, mean.high, -1) if mean else NOT_TESTABLE,
-    )
-    ratio = tables["ratios"][tables["ratios"].measure == "loss"]
-    e = _estimate(ratio.iloc[0], 1) if len(ratio) else None
-    row(
-        "The order seed matters as much as the weight seed (held-out loss, standard deviation by "
-        f"order over that by weights; alike: within {ALIKE:g} times)",
-        "not measured: PolyPythias varies both at once",
-        e,
-        _within(e, ALIKE),
-    )
-    e = None if shares is None else beyond_items(shares)
-    row(
-        "The feminine share of pronouns after occupations differs between seeds by more than the "
-        "items' error (standard deviation over seeds, in units of that error)",
-        "not measured",
-        e,
-        premise_verdict(e.low - 1, e.high - 1, +1) if e else NOT_TESTABLE,
-    )
-    return rows
+        ),
+    ]
 
 
 def _distance(
@@ -136,17 +134,19 @@ def _distance(
 
 def _effect(effects: pd.DataFrame, measure: str) -> tuple[Estimate | None, Estimate | None]:
     """Of the suite's own pair with its interval over items, and the mean over all seeds with its
-    interval over seeds, at the end and in the units of `WORDS`."""
-    mine = effects[(effects.measure == measure) & (effects.percent == 100)]
-    factor = MEASURES[measure]
-    pair = mine[(mine.seed != "mean") & mine.low.notna()]
-    pair = pair[pair.seed == mine.seed.iloc[0]] if len(mine) else pair
-    mean = mine[(mine.seed == "mean") & mine.low.notna()]
-    both = (_estimate(found.iloc[0], factor) if len(found) else None for found in (pair, mean))
-    return next(both), next(both)
+    interval over seeds, at the end, in points or nats."""
+    final = effects[(effects.measure == measure) & (effects.percent == 100)]
+    known = final[final.low.notna()]
+    rows = (known[known.seed == seed] for seed in (str(SUITE_SEED), "mean"))
+    pair, mean = (_estimate(row, MEASURES[measure]) for row in rows)
+    return pair, mean
 
 
-def _estimate(row: Any, factor: float) -> Estimate:
+def _estimate(rows: pd.DataFrame, factor: float) -> Estimate | None:
+    """The first row of a table; None if there is none."""
+    if rows.empty:
+        return None
+    row = rows.iloc[0]
     value, low, high = (factor * float(row[name]) for name in ("value", "low", "high"))
     return Estimate(value, low, high, 1, int(row["n"]))
 

@@ -40,7 +40,7 @@ STYLES: dict[str, dict[str, Any]] = {
     "items": {"marker": "x"},
 }
 PANELS = {
-    "loss": ("held-out loss", "nats a token", 1),
+    "loss": ("held-out loss", "nats per token", 1),
     "last_word": ("last words", "points", 100),
     "feminine_share": ("feminine share", "points", 100),
     "memorized": ("rows memorized", "points", 100),
@@ -70,12 +70,12 @@ def curves(result: Result) -> Drawing:
         spread = {}
         for ax, kind in zip(axes[1:], ("order", "weights", "both"), strict=True):
             pairs = [cell[:2] for cell in result.params.members(kind)]
-            mine = apart[pairs]
+            distances = apart[pairs]
             for pair in pairs:
-                ax.plot(mine.index, mine[pair], color=colour, linewidth=0.9, marker="o",
+                ax.plot(distances.index, distances[pair], color=colour, linewidth=0.9, marker="o",
                         markersize=1.8, markeredgewidth=0)  # fmt: skip
-            low, high = mine.min(axis=1), mine.max(axis=1)
-            ax.fill_between(mine.index, low, high, color=colour, alpha=0.13, linewidth=0)
+            low, high = distances.min(axis=1), distances.max(axis=1)
+            ax.fill_between(distances.index, low, high, color=colour, alpha=0.13, linewidth=0)
             reference(ax, 0)
             ax.set_title(LABELS[kind])
             spread[kind] = (high - low).iloc[-1]
@@ -84,10 +84,9 @@ def curves(result: Result) -> Drawing:
             ax.set_ylim(*padded_limits(-largest, largest, 1e-3))
         for ax in axes[2:]:
             ax.set_yticklabels([])
-        axes[1].set_ylabel("run minus mean of all runs,\nnats a token")
+        axes[1].set_ylabel("run minus mean of all runs,\nnats per token")
         for ax in axes:
-            ax.set_xscale("log")
-            ax.set_xlabel("step")
+            ax.set(xscale="log", xlabel="step")
         words = "Range of the final held-out loss over seeds: " + ", ".join(
             f"{LABELS[kind]} {number_text(float(value))}" for kind, value in spread.items()
         )
@@ -100,8 +99,7 @@ def _loss_band(ax: Axes, result: Result, wide: pd.DataFrame, colour: str) -> Non
     pairs = [cell[:2] for cell in result.params.members("both")]
     ax.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
     ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    ax.set_title("both seeds: the curve")
-    ax.set_ylabel("held-out loss, nats a token")
+    ax.set(title="both seeds: the curve", ylabel="held-out loss, nats per token")
 
 
 def spreads(result: Result) -> Drawing:
@@ -115,13 +113,13 @@ def spreads(result: Result) -> Drawing:
         for ax, measure in zip(axes, shown, strict=True):
             title, unit, factor = PANELS[measure]
             ax.set_title(title)
-            mine = frame[(frame.measure == measure) & (frame.sd > 0)]
-            if mine.empty:
+            spreads = frame[(frame.measure == measure) & (frame.sd > 0)]
+            if spreads.empty:
                 say(ax, NOT_MEASURED)
                 continue
-            last = mine.step.max()
+            last = spreads.step.max()
             for i, kind in enumerate(("order", "weights", "both")):
-                rows = mine[mine.kind == kind]
+                rows = spreads[spreads.kind == kind]
                 ax.plot(rows.step, factor * rows.sd, color=colour, label=LABELS[kind],
                         linewidth=1.2, markersize=3, **STYLES[kind])  # fmt: skip
                 end = rows[rows.step == last]
@@ -131,10 +129,7 @@ def spreads(result: Result) -> Drawing:
                             linewidth=1.1)  # fmt: skip
                     ax.plot([at], [factor * row.sd], color=colour, markersize=4,
                             marker=STYLES[kind]["marker"])  # fmt: skip
-            ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.set_xlabel("step")
-            ax.set_ylabel(f"sd over seeds, {unit}")
+            ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {unit}")
         if axes[0].lines:
             handles, labels = axes[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.8)
@@ -154,18 +149,18 @@ def parts(result: Result) -> Drawing:
         n = result.params.seeds**2
         notes = f"size {result.params.size}; {n} runs; bars: 95 % intervals, cut where they go on"
         figure, axes = panels(len(PANELS), 2.7, footer(result, notes))
-        said = []
+        texts = []
         for ax, (measure, (title, unit, factor)) in zip(axes, PANELS.items(), strict=True):
             ax.set_title(title)
-            mine = frame[frame.measure == measure].set_index("kind")
-            if mine.empty:
+            parts = frame[frame.measure == measure].set_index("kind")
+            if parts.empty:
                 say(ax, NOT_MEASURED)
                 continue
-            shown = [kind for kind in kinds if kind in mine.index]
+            shown = [kind for kind in kinds if kind in parts.index]
             # An interval may go on to many times the value: the axis ends where values can be read.
-            top = 2.2 * factor * mine.loc[shown, "value"].max()
+            top = 2.2 * factor * parts.loc[shown, "value"].max()
             for i, kind in enumerate(shown):
-                value, low, high = factor * mine.loc[kind, ["value", "low", "high"]].astype(float)
+                value, low, high = factor * parts.loc[kind, ["value", "low", "high"]].astype(float)
                 ax.plot([i, i], [low, min(high, 2 * top)], color=colour, linewidth=1.3)
                 ax.plot([i], [value], color=colour, marker=STYLES[kind]["marker"], markersize=5,
                         markerfacecolor="white" if kind == "rest" else colour)  # fmt: skip
@@ -179,9 +174,9 @@ def parts(result: Result) -> Drawing:
             ax.set_xlim(-0.5, len(shown) - 0.3)
             ax.set_ylabel(f"sd, {unit}")
             ax.grid(axis="x", visible=False)
-            values = (f"{LABELS[k]} {number_text(factor * float(mine.value[k]))}" for k in shown)
-            said.append(f"{title} ({unit}): {', '.join(values)}")
-        words = "Parts of the standard deviation at the end. " + "; ".join(said)
+            values = (f"{LABELS[k]} {number_text(factor * float(parts.value[k]))}" for k in shown)
+            texts.append(f"{title} ({unit}): {', '.join(values)}")
+        words = "Parts of the standard deviation at the end. " + "; ".join(texts)
         return Drawing(figure, words)
 
 
@@ -193,26 +188,25 @@ def effects(result: Result) -> Drawing:
     with style():
         notes = f"size {result.params.size}; bars: 95 % intervals, of a seed over shared items"
         figure, axes = panels(len(PANELS), 2.7, footer(result, notes))
-        said = []
+        texts = []
         for ax, (measure, (title, unit, factor)) in zip(axes, PANELS.items(), strict=True):
             ax.set_title(title)
-            mine = frame[frame.measure == measure]
-            if mine.value.notna().sum() == 0:
+            changes = frame[frame.measure == measure]
+            if changes.value.notna().sum() == 0:
                 say(ax, "no twins were measured")
                 continue
-            for i, row in enumerate(mine.itertuples()):
+            for i, row in enumerate(changes.itertuples()):
                 mean = row.seed == "mean"
                 ax.plot([i, i], [factor * row.low, factor * row.high], color=colour,
                         linewidth=1.8 if mean else 1.1)  # fmt: skip
                 ax.plot([i], [factor * row.value], color=colour, marker="D" if mean else "o",
                         markersize=5, markerfacecolor=colour if mean else "white")  # fmt: skip
                 if mean and row.n:
-                    said.append(f"{title} {number_text(factor * float(row.value))} {unit}")
+                    texts.append(f"{title} {number_text(factor * float(row.value))} {unit}")
             reference(ax, 0)
-            ax.set_xticks(range(len(mine)), [*mine.seed[:-1], "over\nseeds"], fontsize=7)
-            ax.set_xlim(-0.5, len(mine) - 0.5)
-            ax.set_xlabel("seed")
-            ax.set_ylabel(unit)
+            ax.set_xticks(range(len(changes)), [*changes.seed[:-1], "over\nseeds"], fontsize=7)
+            ax.set_xlim(-0.5, len(changes) - 0.5)
+            ax.set(xlabel="seed", ylabel=unit)
             ax.grid(axis="x", visible=False)
-        words = "Deduplicated minus standard at the end, mean over seeds: " + ", ".join(said)
+        words = "Deduplicated minus standard at the end, mean over seeds: " + ", ".join(texts)
         return Drawing(figure, words)

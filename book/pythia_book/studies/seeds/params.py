@@ -54,8 +54,8 @@ class SeedsParams(StudyParams):
         sizes = scale.size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
         if len(sizes) != 1:
             raise ConfigError(
-                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains one many "
-                f'times; give one, e.g. "{sizes[0]}"'
+                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one, "
+                f'many times; give one, e.g. "{sizes[0]}"'
             )
         return sizes
 
@@ -65,7 +65,7 @@ class SeedsParams(StudyParams):
 
     @property
     def neighbour_size(self) -> str:
-        """The next larger size of the ladder, of the largest the next smaller."""
+        """The next larger size of the scale; for the largest, the next smaller one."""
         scale = scale_named(self.scale)
         if self.neighbour:
             sizes = scale.size_list(self.neighbour)
@@ -74,14 +74,13 @@ class SeedsParams(StudyParams):
                     f"neighbour={self.neighbour!r} must be one size other than {self.size!r}"
                 )
             return sizes[0]
-        ladder = scale.sizes
-        if self.size not in ladder:
+        if self.size not in scale.sizes:
             raise ConfigError(
-                f"{self.size!r} is not on the ladder of scale {self.scale!r} "
-                f"({', '.join(ladder)}), so that no size is next to it; name a neighbour"
+                f"{self.size!r} is not among the sizes of scale {self.scale!r} "
+                f"({', '.join(scale.sizes)}), so no size is next to it; name a neighbour"
             )
-        at = ladder.index(self.size)
-        return ladder[at + 1] if at + 1 < len(ladder) else ladder[at - 1]
+        at = scale.sizes.index(self.size)
+        return scale.sizes[at + 1 if at + 1 < len(scale.sizes) else at - 1]
 
     @property
     def size_is_smaller(self) -> bool:

@@ -21,7 +21,7 @@ from pythia_book.studies.gender_bias.measures import Battery, Items
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.seeds.claims import claims_table
 from pythia_book.studies.seeds.params import STUDY, Cell, SeedsParams
-from pythia_book.studies.seeds.tables import MEASURES, Found, stacked, tables_of
+from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables_of
 from pythia_book.study import StudyResult
 from pythia_core.config import RunConfig
 from pythia_core.evaluation.memorization import ExtractionOfRows
@@ -34,61 +34,60 @@ if TYPE_CHECKING:
 
 
 def run(params: SeedsParams, progress: bool = True) -> StudyResult:
-    """Find or train every run, measure, take the spread apart."""
+    """Find or train every run, measure, split the spread into its parts."""
     started = time.time()
     configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
-    next_to = suite_configs(params.scale, [params.neighbour_size], ["standard"])
-    trained = train_all(params, configs | next_to, progress)
-    beside = trained[params.neighbour_size, "standard"]
+    configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
+    trained = train_all(params, configs, progress)
+    neighbour = trained[params.neighbour_size, "standard"]
     runs = {cell: trained[cell] for cell in params.cells}
-    found, gaps = measure(params, runs, progress)
-    tables = tables_of(params, found)
-    other, more = neighbour_loss(params, beside, progress)
+    measured, gaps = measure(params, runs, progress)
+    tables = tables_of(params, measured)
+    other, more = neighbour_loss(neighbour, progress)
     last = scale_named(params.scale).steps
-    shares = stacked(found, params.members("both"), last, "feminine_share")
+    shares = stacked(measured, params.members("both"), last, "feminine_share")
     claims = claims_table(params, tables, other, shares)
     values = _values(params, tables, other) | {"gaps": gaps + more}
-    return StudyResult(STUDY, params, tables, values, claims, [*runs.values(), beside], started)
+    return StudyResult(STUDY, params, tables, values, claims, [*runs.values(), neighbour], started)
 
 
 # --- measuring -------------------------------------------------------------------------------
 
 
-def measure(params: SeedsParams, runs: dict[Cell, Run], progress: bool = True) -> tuple[Found, int]:
+def measure(params: SeedsParams, runs: dict[Cell, Run], progress: bool) -> tuple[Measured, int]:
     """Every measure of every run, and the number of measurements that could not be made."""
-    some = runs[params.cells[0]]
-    length, last = some.config.model.max_seq_len, some.config.train.steps
-    found: Found = {}
+    first = runs[params.cells[0]]
+    length, last = first.config.model.max_seq_len, first.config.train.steps
+    measured: Measured = {}
     n_gaps = 0
 
-    def add(what: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
+    def add(measurement: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
         nonlocal n_gaps
-        arrays, gaps = measure_all([(runs[c], s) for c in cells for s in steps], what, progress)
+        places = [(runs[cell], step) for cell in cells for step in steps]
+        arrays, gaps = measure_all(places, measurement, progress)
         n_gaps += len(gaps)
         for cell, step in product(cells, steps):
             at = arrays.get((runs[cell].id, step), {})
-            found.update({(cell, step, n): at[n].astype(np.float64) for n in names if n in at})
+            measured.update({(cell, step, n): at[n].astype(np.float64) for n in names if n in at})
 
     # Held-out documents and tokenizer are the same whatever the order and the text.
-    language = LanguageMeasurement.of(some.data, length)
+    language = LanguageMeasurement.of(first.data, length)
     add(language, params.cells, params.steps, "loss", "last_word")
-    gender = Battery(Items.load(), some.data, length).measurement(full=False)
+    gender = Battery(Items.load(), first.data, length).measurement(full=False)
     add(gender, params.cells, params.steps, "feminine_share")
     for order, arm in product(params.seed_values, DATA_ARMS):  # the rows read depend on these
         cells = [cell for cell in params.cells if cell[::2] == (order, arm)]
         t = runs[cells[0]].config.train
         rows = ExtractionOfRows(runs[cells[0]].data, t.batch_size, t.steps, CONTEXT, CONTEXT)
         add(rows, cells, [last], "memorized")
-    return found, n_gaps
+    return measured, n_gaps
 
 
-def neighbour_loss(
-    params: SeedsParams, beside: Run, progress: bool = True
-) -> tuple[float | None, int]:
-    """Final held-out loss of the size next to ours; None and 1 where it cannot be measured."""
-    what = LanguageMeasurement.of(beside.data, beside.config.model.max_seq_len)
-    place = (beside.id, beside.config.train.steps)
-    arrays, gaps = measure_all([(beside, place[1])], what, progress)
+def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
+    """Final held-out loss of the size next to ours; None and 1 if it cannot be measured."""
+    language = LanguageMeasurement.of(neighbour.data, neighbour.config.model.max_seq_len)
+    place = (neighbour.id, neighbour.config.train.steps)
+    arrays, gaps = measure_all([(neighbour, place[1])], language, progress)
     return (float(arrays[place]["loss"].mean()) if place in arrays else None), len(gaps)
 
 

@@ -1,8 +1,8 @@
 """Tables of the seeds study: levels, bands, spreads over training and their parts, effects.
 
-A value that could not be measured stays in `levels` as a row without one, and what needs it is left
-out or counts fewer runs (`n`). Where runs do not differ at all, as a model that gets no last word
-right, there is no interval: sameness of a few counts says little about the next one.
+A value that could not be measured stays in `levels` as a row without a value, and what needs it is
+left out or counts fewer runs (`n`). Where runs do not differ at all, as when a model gets no last
+word right, there is no interval: a few equal counts say little about the next one.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
-"""Measure -> factor from tables to prose: nats a token, and shares in percent."""
+"""Measure -> factor from tables to prose: nats per token, and shares in percent."""
 KINDS = ("order", "weights", "both")
-"""What is varied: one seed, the other being the suite's, or both at once as in PolyPythias."""
+"""What is varied: one seed, while the other is the suite's, or both at once as in PolyPythias."""
 COLUMNS = ("order_seed", "weight_seed", "arm", "step", "percent", "measure", "value")
 
-Found = dict[tuple[Cell, int, str], np.ndarray]
-"""(cell, step, measure) -> one value an item, float64[n]."""
+Measured = dict[tuple[Cell, int, str], np.ndarray]
+"""(cell, step, measure) -> one value per item, float64[n]."""
 
 
-def stacked(found: Found, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """float[cells, items] at a step; None where one of them is a gap."""
-    rows = [found.get((cell, step, measure)) for cell in cells]
+def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
+    """float[cells, items] at a step; None if one of them is a gap."""
+    rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
 
-def tables_of(params: SeedsParams, found: Found) -> dict[str, pd.DataFrame]:
+def tables_of(params: SeedsParams, measured: Measured) -> dict[str, pd.DataFrame]:
     """levels: order_seed weight_seed arm step percent measure value; no value: a gap.
     bands: measure step percent mean low high sd min max n of the standard runs in which both seeds
     differ; low..high is where one more such run would lie (95 %).
@@ -55,7 +55,7 @@ def tables_of(params: SeedsParams, found: Found) -> dict[str, pd.DataFrame]:
 
     scale = scale_named(params.scale)
     last = scale.steps
-    means = {place: float(values.mean()) for place, values in found.items()}
+    means = {place: float(values.mean()) for place, values in measured.items()}
 
     def at(cells: list[Cell], step: int, measure: str) -> np.ndarray:
         return np.array([means.get((cell, step, measure), np.nan) for cell in cells])
@@ -77,13 +77,13 @@ def tables_of(params: SeedsParams, found: Found) -> dict[str, pd.DataFrame]:
                     if kind == "both":
                         bands.append(place | _band(values, measure) | {"sd": e.value})
                 trajectories.append(row)
-            effects += [place | row for row in _effects(params, found, step, measure)]
+            effects += [place | row for row in _effects(params, measured, step, measure)]
     grid = params.cells[: params.seeds**2]
     squares = {
         measure: at(grid, last, measure).reshape(params.seeds, params.seeds) for measure in MEASURES
     }
     items = {
-        measure: stacked(found, grid, last, measure)
+        measure: stacked(measured, grid, last, measure)
         for measure in MEASURES
         if measure != "memorized"  # its rows are not the same in two orders
     }
@@ -113,10 +113,12 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
     return {"mean": e.value, "low": low, "high": high, **ends, "n": len(values)}
 
 
-def _effects(params: SeedsParams, found: Found, step: int, measure: str) -> list[dict[str, Any]]:
+def _effects(
+    params: SeedsParams, measured: Measured, step: int, measure: str
+) -> list[dict[str, Any]]:
     rows, changes = [], []
     for seed in params.seed_values:
-        twins = [found.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
+        twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
         row: dict[str, Any] = {"seed": str(seed)}
         if twins[0] is not None and twins[1] is not None:
             row["value"] = twins[1].mean() - twins[0].mean()

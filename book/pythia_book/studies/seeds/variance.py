@@ -4,8 +4,8 @@ Values over seeds are taken as draws from a normal distribution. Runs of every o
 every weight seed make a two-way layout without replication, x = mean + order + weights + rest; the
 parts' intervals are those of Williams and Tukey (nearly exact, slightly too wide), ratios of mean
 squares have F intervals, distances in standard deviations invert the noncentral t. None of them
-gets tight with few seeds: the sd of three runs is known up to a factor of twelve. All at 95 %.
-Not here: intervals over items (pythia_book.stats).
+is tight with few seeds: the sd of three runs is known only to within a factor of twelve. All are
+95 % intervals.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 _QUANTILES = 1000
 
 
-def _checked(values: np.ndarray, ndim: int, what: str) -> np.ndarray:
+def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
-        raise DataError(f"{what} of shape {values.shape}: give {ndim} axes of at least two each")
+        raise DataError(f"{name} of shape {values.shape}: give {ndim} axes of at least two each")
     if not np.isfinite(values).all():
-        raise DataError(f"{(~np.isfinite(values)).sum()} of {values.size} {what} are not finite")
-    # A common shift changes no spread; without it equal values differ by nothing, not by rounding.
+        raise DataError(f"{(~np.isfinite(values)).sum()} of {values.size} {name} are not finite")
+    # A common shift changes no spread; subtracted, equal values differ by nothing, not by rounding.
     return values - values.flat[0]
 
 
@@ -75,7 +75,7 @@ def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
 def components(grid: np.ndarray) -> dict[str, Estimate]:
     """Standard deviations due to order, to weights, and the rest, of grid[order, weights].
 
-    The rest is what order and weights do together, and all that a run's value has of its own.
+    The rest is the interaction of order and weights, and whatever is particular to a run.
     """
     grid = _checked(grid, 2, "a grid of seeds")
     orders, weights = grid.shape

@@ -32,22 +32,20 @@ _SHADES = ("#c9c9c9", "#0072b2", "#e69f00", "#222222")
 
 
 def loss_curves(result: Result) -> Drawing:
-    """Training loss against tokens read, one panel a text, one line a size."""
+    """Training loss against tokens read, one panel per text, one line per size."""
     losses = result.tables["losses"]
     sizes = result.params.size_list
     with style():
         figure, axes = panels(2, 2.9, footer(result), sharey=True)
         for ax, (arm, title) in zip(axes, ARM_TITLES.items(), strict=True):
             for size in sizes:
-                mine = losses[(losses.arm == arm) & (losses["size"] == size)]
-                ax.plot(mine.tokens, mine.loss, color=size_colour(size), linewidth=1.1)
-            ax.set_xscale("log")
-            ax.set_title(title)
-            ax.set_xlabel("tokens read")
-        axes[0].set_ylabel("training loss, nats a token")
+                curve = losses[(losses.arm == arm) & (losses["size"] == size)]
+                ax.plot(curve.tokens, curve.loss, color=size_colour(size), linewidth=1.1)
+            ax.set(xscale="log", title=title, xlabel="tokens read")
+        axes[0].set_ylabel("training loss, nats per token")
         size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
         last = losses.groupby(["size", "arm"]).loss.last()
-        words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats a token"
+        words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats per token"
         return Drawing(figure, words)
 
 
@@ -58,10 +56,10 @@ def reading(result: Result) -> Drawing:
     with style():
         figure, (bars, lines) = panels(2, 2.9, footer(result), ratios=(1.1, 1))
         for i, (arm, policy) in enumerate(kinds):
-            mine = reads[(reads.arm == arm) & (reads.policy == policy)]
+            shares = reads[(reads.arm == arm) & (reads.policy == policy)]
             for offset, column, alpha in ((0.18, "share", 1.0), (-0.18, "pile", 0.45)):
                 left = 0.0
-                for shade, value in zip(_SHADES, 100 * mine[column], strict=True):
+                for shade, value in zip(_SHADES, 100 * shares[column], strict=True):
                     at = len(kinds) - 1 - i + offset
                     bars.barh(at, value, 0.32, left=left, color=shade, alpha=alpha, linewidth=0)
                     if value > 6:
@@ -89,13 +87,12 @@ def reading(result: Result) -> Drawing:
         dashes = {"joint": "-", "separate": (0, (4, 1.5))}
         colours = {"standard": MUTED, "deduplicated": "#d55e00"}
         for arm, policy in kinds:
-            mine = rereads[(rereads.arm == arm) & (rereads.policy == policy)]
-            lines.plot(mine.percent, 100 * mine.share, color=colours[arm],
+            curve = rereads[(rereads.arm == arm) & (rereads.policy == policy)]
+            lines.plot(curve.percent, 100 * curve.share, color=colours[arm],
                        linestyle=dashes[policy])  # fmt: skip
         lines.set_xlim(0, 100)
         lines.set_ylim(-3, 103)
-        lines.set_xlabel("% of training")
-        lines.set_ylabel("% of a stretch read before")
+        lines.set(xlabel="% of training", ylabel="% of a stretch read before")
         places = {("standard", "joint"): (3, 4, "left"), ("deduplicated", "joint"): (2, 48, "left"),
                   ("deduplicated", "separate"): (67, 92, "right")}  # fmt: skip
         for kind in kinds:
@@ -129,9 +126,9 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
             "non_embedding": "Parameters without embeddings",
             "total": "In all",
             "lr_max": "Peak LR",
-            "batch_tokens": "Tokens a batch",
+            "batch_tokens": "Tokens per batch",
             "tokens": "Tokens",
-            "tokens_per_parameter": "Tokens a parameter",
+            "tokens_per_parameter": "Tokens per parameter",
             "loss_standard": "Last loss, standard",
             "loss_deduplicated": "Last loss, deduplicated",
         }
@@ -151,11 +148,11 @@ def proofs_table(result: Result) -> Table:
         columns={"check": "Check", "what": "What", "cases": "Cases", "failures": "Failures"}
     )
     frame["Cases"] = [number_text(v) for v in frame["Cases"].tolist()]
-    return Table(frame, "What the studies rest on, checked")
+    return Table(frame, "What the studies rely on, checked")
 
 
 def suites_table(result: Result) -> Table:
-    """Public suites beside Pythia."""
+    """Pythia compared with other public suites."""
     frame = result.tables["suites"].copy()
     frame.columns = [name[:1].upper() + name[1:] for name in frame.columns]
     return Table(frame, "Suites of language models on the axes of the paper")

@@ -1,16 +1,16 @@
-"""Is the suite what it promises? Every check as a number of cases and a number of failures.
+"""Does the suite keep its promises? Every check with its number of cases and of failures.
 
-Same data in the same order: the batch hashes that every training logged, against each other and
-against the order made anew. Resuming: a run's first updates once more, stopped in the middle.
-Checkpoints: complete, and none a copy of another (on the hub 86 of the 154 branches of the 2.8B
-model serve weights from the end of training; the same check is shown to find planted copies).
+Same data in the same order: the batch hashes that every training run logged are compared with each
+other and with the order made anew. Resuming: a run's first updates are repeated with a stop in the
+middle. Checkpoints: complete, and none a copy of another (on the hub 86 of the 154 branches of the
+2.8B model serve weights from the end of training; planted copies show that the check finds them).
 """
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pythia_core.data.order import batch_hash
 from pythia_core.suite import DATA_ARMS
@@ -41,44 +41,43 @@ def checkpoints_table(suite: Suite) -> pd.DataFrame:
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """check, what, cases, failures: every promise the studies rest on, and how often it failed."""
+    """check, what, cases, failures: every promise the studies rely on, and how often it failed."""
     import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-
-    def add(check: str, what: str, cases: int, failures: int) -> None:
-        rows.append({"check": check, "what": what, "cases": cases, "failures": failures})
 
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}
     due = checkpoint_steps(next(iter(suite.values())).config.train.steps)
-    missing = sum(len(set(due) - set(found)) for found in hashes.values())
-    add("complete", "scheduled checkpoints are there", len(due) * len(suite), missing)
-
+    missing = sum(len(set(due) - set(of_run)) for of_run in hashes.values())
+    groups = [group for of_run in hashes.values() for group in repeated(of_run)]
     known = [{0, 1}]  # the first update runs at learning rate 0
-    groups = [group for found in hashes.values() for group in repeated(found)]
     copies = sum(set(group) not in known for group in groups)
-    add("distinct", "checkpoints differ from each other, but step 1 from 0", len(groups), copies)
     planted = dict(hashes[next(iter(hashes))])
     for step in due[2:-1:3]:  # as on the hub: many branches serve the last weights
         planted[step] = planted[due[-1]]
     caught = {s for group in repeated(planted) for s in group} >= set(due[2:-1:3])
-    add("distinct", "planted copies of the last checkpoint are caught", 1, int(not caught))
-
+    rows: list[tuple[str, str, int, int]] = [
+        ("complete", "scheduled checkpoints are there", len(due) * len(suite), missing),
+        ("distinct", "checkpoints differ from each other, but step 1 from 0", len(groups), copies),
+        ("distinct", "planted copies of the last checkpoint are caught", 1, int(not caught)),
+    ]
     sizes = list(dict.fromkeys(size for size, _ in suite))
     for arm in DATA_ARMS:
         logs = [[row["batch_hash"] for row in suite[size, arm].metrics()] for size in sizes]
         differing = sum(a != b for log in logs[1:] for a, b in zip(logs[0], log, strict=True))
-        add("same order", f"{arm}: batches equal those of the smallest model",
-            sum(map(len, logs[1:])), differing)  # fmt: skip
         run = suite[sizes[0], arm]
         wrong = sum(batch_hash(run.batch(step)) != sha for step, sha in enumerate(logs[0]))
-        add("same order", f"{arm}: logged batches equal the order made anew", len(logs[0]), wrong)
+        rows += [
+            ("same order", f"{arm}: batches equal those of the smallest model",
+             sum(map(len, logs[1:])), differing),
+            ("same order", f"{arm}: logged batches equal the order made anew", len(logs[0]), wrong),
+        ]  # fmt: skip
     unequal = sum(len({hashes[size, arm].get(0) for arm in DATA_ARMS}) > 1 for size in sizes)
-    add("twins", "standard and deduplicated start from equal weights", len(sizes), unequal)
     steps, differing, same = interrupted(suite[sizes[0], DATA_ARMS[0]], resume_steps)
-    add("resumed", "batches of an interrupted run equal the whole run's", steps, differing)
-    add("resumed", "its weights equal the uninterrupted run's", 1, int(not same))
-    return pd.DataFrame(rows)
+    rows += [
+        ("twins", "standard and deduplicated start from equal weights", len(sizes), unequal),
+        ("resumed", "batches of an interrupted run equal the whole run's", steps, differing),
+        ("resumed", "its weights equal the uninterrupted run's", 1, int(not same)),
+    ]
+    return pd.DataFrame(rows, columns=["check", "what", "cases", "failures"])
 
 
 def interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
@@ -93,7 +92,7 @@ def interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")
         expected = train(run.config, run.batch, whole, stop_at=steps, progress=False)
         train(run.config, run.batch, broken, stop_at=steps // 2, progress=False)
-        found = train(run.config, run.batch, broken, stop_at=steps, progress=False)
+        resumed = train(run.config, run.batch, broken, stop_at=steps, progress=False)
         ours = [row["batch_hash"] for row in read_metrics(broken / "metrics.jsonl")]
     logged = [row["batch_hash"] for row in run.metrics()][:steps]
-    return steps, sum(a != b for a, b in zip(ours, logged, strict=True)), expected == found
+    return steps, sum(a != b for a, b in zip(ours, logged, strict=True)), expected == resumed

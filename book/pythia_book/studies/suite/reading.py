@@ -1,4 +1,4 @@
-"""How often a token is read: counted from the order itself, never from steps times batch size.
+"""How often a token is read, counted from the order itself, never as steps times batch size.
 
 GPT-NeoX v1.0 shuffles all copies of the document list together, so that a run on the deduplicated
 text has no epoch boundary; the paper speaks of one. Both readings are counted on our text, and
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 BLOCKS = 143
 """Stretches of training in which repeated reading is counted."""
 OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 207e9}
-"""Rows of a batch, tokens of a row, tokens of the two Piles (paper, section 2)."""
+"""Rows per batch, tokens per row, tokens of the two Piles (paper, section 2)."""
 
 
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
-    """reads: arm, policy, times, share (of the tokens of the corpus read so often in the run), and
+    """reads: arm, policy, times, share (of the corpus's tokens that the run reads that often), and
     `pile`, the same for Pythia by the corpora's sizes. rereads: arm, policy, percent of training,
     share of the inputs of that stretch that had been read before.
     """
@@ -78,9 +78,9 @@ def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
     epochs = epochs_needed(tokens, OFFICIAL["seq_len"], wanted)
     share = rows / ((epochs * tokens - 1) // OFFICIAL["seq_len"])
     if policy == "joint":
-        found = [1 - share, share] if epochs == 1 else []
-        found = found or [(1 - share) ** 2, 2 * share * (1 - share), share**2]
+        shares = [1 - share, share] if epochs == 1 else []
+        shares = shares or [(1 - share) ** 2, 2 * share * (1 - share), share**2]
     else:
         last = share * epochs - (epochs - 1)
-        found = [0.0] * (epochs - 1) + [1 - last, last]
-    return tuple([*found, 0.0, 0.0, 0.0][:4])
+        shares = [0.0] * (epochs - 1) + [1 - last, last]
+    return tuple([*shares, 0.0, 0.0, 0.0][:4])

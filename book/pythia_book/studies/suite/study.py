@@ -1,9 +1,9 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
-Trains every size of the scale on the standard and the deduplicated text, says what the models are,
-proves what the studies rest on (proofs), counts how often a token is read (reading) and sets the
-suite beside other public ones. The axes of that table are the paper's (section 2.1); the table is a
-picture in the copy we read, so that its entries are general knowledge of the releases: `certainty`
+Trains every size of the scale on the standard and the deduplicated text, describes the models,
+checks what the studies rely on (proofs), counts how often a token is read (reading) and compares
+the suite with other public ones. The axes of that table are the paper's (section 2.1); the table is
+a picture in the copy we read, so its entries are general knowledge of the releases: `certainty`
 says of each row whether it was checked against the paper's text or a released file ("checked") or
 not ("from memory"). Pythia's own row is counted from its released configs (pythia_core.suite).
 """
@@ -20,12 +20,13 @@ from pythia_book.studies.suite.params import STUDY, SuiteParams
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.reading import OFFICIAL, reading_tables
 from pythia_book.study import StudyResult
-from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, size_named, suite_configs
+from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, suite_configs
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_core.config import ModelConfig
     from pythia_core.training.runs import Run
 
 
@@ -34,7 +35,7 @@ BINS = 143
 
 
 def run(params: SuiteParams, progress: bool = True) -> StudyResult:
-    """Find or train the suite, then count and compare; tables as in `_tables`."""
+    """Find or train the suite, then count and compare."""
     started = time.time()
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
@@ -57,31 +58,15 @@ def run(params: SuiteParams, progress: bool = True) -> StudyResult:
 
 
 def models_table(suite: Suite) -> pd.DataFrame:
-    """One row a size: its shape, and the final training loss on both texts."""
+    """One row per size: its shape, and the final training loss on both texts."""
     import pandas as pd
 
     rows = []
     for size in dict.fromkeys(size for size, _ in suite):
         config = suite[size, DATA_ARMS[0]].config
-        model, t = config.model, config.train
-        tokens = t.steps * t.batch_size * config.data.seq_len
-        losses = {f"loss_{arm}": _last_loss(suite[size, arm]) for arm in DATA_ARMS}
-        rows.append(
-            {
-                "size": size,
-                "layers": model.n_layers,
-                "width": model.d_model,
-                "heads": model.n_heads,
-                "head_dim": model.head_dim,
-                "non_embedding": model.n_params_non_embedding,
-                "total": model.n_params,
-                "lr_max": t.lr_max,
-                "batch_tokens": t.batch_size * config.data.seq_len,
-                "tokens": tokens,
-                "tokens_per_parameter": tokens / model.n_params_non_embedding,
-                **losses,
-            }
-        )
+        batch_tokens = config.train.batch_size * config.data.seq_len
+        shape = _shape(size, config.model, config.train.lr_max, batch_tokens, config.train.steps)
+        rows.append(shape | {f"loss_{arm}": _last_loss(suite[size, arm]) for arm in DATA_ARMS})
     return pd.DataFrame(rows)
 
 
@@ -90,26 +75,30 @@ def official_table() -> pd.DataFrame:
     import pandas as pd
 
     batch_tokens = OFFICIAL["batch"] * OFFICIAL["seq_len"]
-    tokens = OFFICIAL_STEPS * batch_tokens
-    rows = []
-    for name in OFFICIAL_SIZES:
-        model = size_named(name).model()
-        rows.append(
-            {
-                "size": name,
-                "layers": model.n_layers,
-                "width": model.d_model,
-                "heads": model.n_heads,
-                "head_dim": model.head_dim,
-                "non_embedding": model.n_params_non_embedding,
-                "total": model.n_params,
-                "lr_max": OFFICIAL_SIZES[name].lr_max,
-                "batch_tokens": batch_tokens,
-                "tokens": tokens,
-                "tokens_per_parameter": tokens / model.n_params_non_embedding,
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            _shape(name, size.model(), size.lr_max, batch_tokens, OFFICIAL_STEPS)
+            for name, size in OFFICIAL_SIZES.items()
+        ]
+    )
+
+
+def _shape(
+    name: str, model: ModelConfig, lr_max: float, batch_tokens: int, steps: int
+) -> dict[str, Any]:
+    return {
+        "size": name,
+        "layers": model.n_layers,
+        "width": model.d_model,
+        "heads": model.n_heads,
+        "head_dim": model.head_dim,
+        "non_embedding": model.n_params_non_embedding,
+        "total": model.n_params,
+        "lr_max": lr_max,
+        "batch_tokens": batch_tokens,
+        "tokens": steps * batch_tokens,
+        "tokens_per_parameter": steps * batch_tokens / model.n_params_non_embedding,
+    }
 
 
 def _last_loss(run: Run) -> float:
@@ -138,14 +127,14 @@ def losses_table(suite: Suite) -> pd.DataFrame:
 
 def _values(params: SuiteParams, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
-    some = suite[sizes[-1], "standard"].config
+    config = suite[sizes[-1], "standard"].config
     values: dict[str, Any] = {
         "n_models": len(suite),
         "sizes": ", ".join(sizes),
         "largest": sizes[-1],
         "smallest": sizes[0],
-        "steps": some.train.steps,
-        "tokens": some.train.steps * some.train.batch_size * some.data.seq_len,
+        "steps": config.train.steps,
+        "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
         "n_checkpoints": len(tables["checkpoints"]),
         "n_proofs": int(proofs.cases.sum()),
         "n_failures": int(proofs.failures.sum()),
@@ -165,31 +154,32 @@ def _values(params: SuiteParams, suite: Suite, tables: dict[str, pd.DataFrame]) 
 def _claims(tables: dict[str, pd.DataFrame], values: dict[str, Any]) -> list[dict[str, Any]]:
     proofs = tables["proofs"].groupby("check")[["cases", "failures"]].sum()
 
-    def row(claim: str, paper: str, ours: Any, held: bool, published: Any = None) -> dict[str, Any]:
-        verdict = "reproduced" if held else "not reproduced"
+    def row(
+        claim: str, paper: str, ours: str, holds: bool, published: str | None = None
+    ) -> dict[str, Any]:
+        verdict = "reproduced" if holds else "not reproduced"
         return {"claim": claim, "paper": paper, "published": published, "ours": ours,
                 "low": None, "high": None, "verdict": verdict}  # fmt: skip
 
-    def failures(check: str) -> str:
+    def proof(claim: str, paper: str, check: str, published: str | None = None) -> dict[str, Any]:
         cases, failed = proofs.loc[check, ["cases", "failures"]]
-        return f"{failed} of {cases} fail"
+        return row(claim, paper, f"{failed} of {cases} fail", not failed, published)
 
-    held = {check: not proofs.failures[check] for check in proofs.index}
     losses = tables["models"].filter(like="loss_")
     falling = bool((losses.diff().dropna() < 0).all().all())
     both = [values[f"epochs_{arm}"] for arm in DATA_ARMS]
     return [
-        row("All models read the same data in the same order (batches compared)",
-            "yes, at every step", failures("same order"), held["same order"]),
-        row(f"Every model has {N_CHECKPOINTS} checkpoints (compared with the schedule)",
-            "154 each", failures("complete"), held["complete"]),
-        row("Every checkpoint is its own (weights compared by hash)", "not checked",
-            failures("distinct"), held["distinct"],
-            "86 of 154 branches of the 2.8B model served weights of the end of training"),
-        row("Standard and deduplicated twins start from equal weights", "not stated",
-            failures("twins"), held["twins"], "equal scores at step 0"),
-        row("A resumed run is the uninterrupted one (batches and weights)", "not stated",
-            failures("resumed"), held["resumed"]),
+        proof("All models read the same data in the same order (batches compared)",
+              "yes, at every step", "same order"),
+        proof(f"Every model has {N_CHECKPOINTS} checkpoints (compared with the schedule)",
+              "154 each", "complete"),
+        proof("No checkpoint is a copy of another (weights compared by hash)", "not checked",
+              "distinct",
+              "86 of 154 branches of the 2.8B model served weights of the end of training"),
+        proof("Standard and deduplicated twins start from equal weights", "not stated", "twins",
+              "equal scores at step 0"),
+        proof("A resumed run equals the uninterrupted one (batches and weights)", "not stated",
+              "resumed"),
         row("The standard text is read 0.90 times, the deduplicated 1.45 times",
             "about one and one and a half epochs", f"{both[0]:.2f} and {both[1]:.2f} times",
             abs(both[0] - 0.9) < 0.02 and abs(both[1] - 1.45) < 0.03),
@@ -226,7 +216,7 @@ IN_PAPER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 
 
 def suites_table() -> pd.DataFrame:
-    """One row a suite; Pythia's is the last."""
+    """One row per suite; Pythia's is the last."""
     import pandas as pd
 
     sizes = [name.upper() for name in OFFICIAL_SIZES if name in IN_PAPER]

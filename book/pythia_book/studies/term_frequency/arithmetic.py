@@ -3,11 +3,8 @@
 The paper's questions, "Q:What is 12 plus 7? A:", for first operands 0 to 99 and second ones 1 to
 50. Two measures: *exact*, as in the paper: always taking the likeliest token, the model writes the
 answer and nothing but it; and *choice*, for models too small for that: the answer is likelier than
-three others with the same first operand, so that guessing gives one in four. Asked are all pairs
-that were never planted (pythia_book.corpora.equations) and as many, by number, that were.
-
-Not here: scoring (pythia_core.evaluation.scoring), how often a number was read
-(pythia_book.term_counts).
+three others with the same first operand, so that guessing gives one in four. All pairs that were
+never planted (pythia_book.corpora.equations) are asked, and for each number as many that were.
 """
 
 from __future__ import annotations
@@ -29,13 +26,13 @@ if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
 WRONG = 3
-"""Wrong answers beside the right one in a choice."""
+"""Wrong answers next to the right one in a choice."""
 Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A sum."""
+    """A sum to be solved."""
 
     first: int
     second: int
@@ -75,8 +72,8 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """The right answer and WRONG others that another second operand would give, each with its end:
-    " 6" would otherwise begin " 62" too."""
+    """The right answer and WRONG others that another second operand would give, each with its
+    newline, because " 6" is also how " 62" begins."""
     others = [
         Question(question.first, second, False)
         for second in equations.SECOND
@@ -90,33 +87,33 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
-    """Of a question, the right answer and, zero-shot, the wrong ones.
+    """For each question the right answer and, zero-shot, the wrong ones.
 
     Raises:
-        ConfigError: so many shots that a question does not fit into the context.
+        ConfigError: too many shots for a question to fit into the context.
     """
-    made = []
+    all_requests = []
     for question in asked:
         context = (eod_id, *encode(prompt(question, shots)))
-        given = answers(question)[: 1 if shots else None]
-        made += [scoring.Request(context, encode(answer)) for answer in given]
-    longest = max(len(r.context) + len(r.continuation) - 1 for r in made)
+        choices = answers(question)[: 1 if shots else None]
+        all_requests += [scoring.Request(context, encode(answer)) for answer in choices]
+    longest = max(len(r.context) + len(r.continuation) - 1 for r in all_requests)
     if longest > max_seq_len:
         each = (longest - 1) // (shots + 1)
         raise ConfigError(
             f"shots={shots}: a question with its examples has {longest} tokens, but the model "
             f"reads {max_seq_len}; use at most {max(0, (max_seq_len - 1) // each - 1)}"
         )
-    return made
+    return all_requests
 
 
 @dataclass(frozen=True)
 class ArithmeticMeasurement:
-    """A measurement of all `asked`: exact bool[n]; logprob float32[n], nats, of the right answer;
+    """A measurement of n questions: exact bool[n]; logprob float32[n], nats, of the right answer;
     and zero-shot choice bool[n]."""
 
-    asked: tuple[Question, ...]
-    made: tuple[scoring.Request, ...]
+    questions: tuple[Question, ...]
+    requests: tuple[scoring.Request, ...]
     shots: int
     max_seq_len: int
 
@@ -129,8 +126,8 @@ class ArithmeticMeasurement:
         """
         asked = [q for q in questions() if q.held_out or not shots]
         encode = scoring.encoder(data.tokenizer)
-        made = requests(asked, shots, encode, data.eod_id, max_seq_len)
-        return cls(tuple(asked), tuple(made), shots, max_seq_len)
+        texts = requests(asked, shots, encode, data.eod_id, max_seq_len)
+        return cls(tuple(asked), tuple(texts), shots, max_seq_len)
 
     @property
     def name(self) -> str:
@@ -139,15 +136,15 @@ class ArithmeticMeasurement:
     @cached_property
     def digest(self) -> str:
         """Stable hash of all that determines the result besides weights and step."""
-        made = [(r.context, r.continuation) for r in self.made]
-        return stable_hash([scoring.VERSION, self.max_seq_len, made])
+        texts = [(r.context, r.continuation) for r in self.requests]
+        return stable_hash([scoring.VERSION, self.max_seq_len, texts])
 
     def __call__(self, model: scoring.Scorable, step: int) -> dict[str, np.ndarray]:
-        found = scoring.score(model, scoring.pack(self.made, self.max_seq_len))
+        result = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
         each = 1 if self.shots else 1 + WRONG
-        logprob = found.logprob.reshape(-1, each)
+        logprob = result.logprob.reshape(-1, each)
         scores = {
-            "exact": found.greedy.reshape(-1, each)[:, 0],
+            "exact": result.greedy.reshape(-1, each)[:, 0],
             "logprob": logprob[:, 0].astype(np.float32),
         }
         if each > 1:

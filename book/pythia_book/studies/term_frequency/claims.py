@@ -1,11 +1,11 @@
-"""What the paper says about term frequency, held against our counts and answers."""
+"""What the paper says about term frequency, compared with our counts and answers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.stats import (
-    NOT_TESTABLE,
     Estimate,
     claim_row,
     difference,
@@ -31,64 +31,74 @@ def claims_table(
     """Of the largest model at the end with the most examples, unless a claim says otherwise."""
     sizes, shots, draws = params.size_list, params.shot_list[-1], params.bootstrap
     small, large, first, last = sizes[0], sizes[-1], steps[0], steps[-1]
-    frequency = tables["frequency"]
-    rows: list[dict[str, Any]] = []
 
-    def add(claim: str, paper: str, e: Estimate | None, verdict: str, factor: float = 100) -> None:
-        rows.append(claim_row(claim, paper, e, verdict, factor=factor))
+    def row(
+        claim: str,
+        paper: str,
+        e: Estimate | None,
+        rule: Callable[[float, float, int], str] = directional_verdict,
+        factor: float = 100,
+    ) -> dict[str, Any]:
+        return claim_row(claim, paper, e, rule(e.low, e.high, 1) if e else "", factor=factor)
 
-    def directed(e: Estimate | None, rule: Any = directional_verdict, direction: int = 1) -> str:
-        return NOT_TESTABLE if e is None else rule(e.low, e.high, direction)
+    def widening(*cells: tuple[str, int]) -> Estimate | None:
+        if cells[0] == cells[1]:
+            return None
+        return gap_change(scores, tables["frequency"], cells, 0, "choice", draws)
 
-    for measure, k, what in (("exact", shots, f"written right, {shots}-shot"),
-                             ("choice", 0, "choice of four, zero-shot")):  # fmt: skip
-        e = _cell(tables["gaps"], size=large, step=last, shots=k, measure=measure)
-        add(f"Frequent operands are added better: {what}, most minus least frequent tenth "
-            f"({large}, points)",
-            "yes, from 2.8B on; up to tens of points", e, directed(e))  # fmt: skip
-    e = gap_change(scores, frequency, ((large, first), (large, last)), 0, "choice", draws)
-    add(f"The gap widens over training (choices, {large}, from {_percent(first, last)} % to the "
-        "end, points)", "yes", e if first < last else None,
-        directed(e if first < last else None))  # fmt: skip
-    e = gap_change(scores, frequency, ((small, last), (large, last)), 0, "choice", draws)
-    e = e if small != large else None
-    add(f"The gap is wider in larger models (choices, {large} against {small}, points)",
-        "yes: smaller ones hardly learn the task", e, directed(e))  # fmt: skip
-    for coin, claim in (
-        ("boost", "A number that is made more frequent becomes easier"),
-        ("placebo", "A coin that changes nothing finds nothing"),
-    ):
-        for measure, unit, factor in (("exact", "points", 100), ("logprob", "nats", 1)):
-            e = _cell(tables["experiment"], coin=coin, size=large, shots=shots, measure=measure)
-            verdict = directed(e, premise_verdict)
-            if coin == "placebo" and e is not None:
-                verdict = "holds" if e.low <= 0 <= e.high else "does not hold"
-            add(f"{claim} ({measure}, {large}, {shots}-shot, {unit})",
-                "not tested: a correlation" if coin == "boost" else "a check of ours",
-                e, verdict, factor)  # fmt: skip
-    e = None
-    if shots:
-        zero, more = (scores.questions(large, last, s, "exact") for s in (0, shots))
-        if zero is not None and more is not None:
-            e = estimate((more - zero)[None], draws, change=True)
-    add(f"Solved examples help ({large}, {shots}-shot minus zero-shot, exact, points)",
-        "yes", e, directed(e))  # fmt: skip
-    for read in (True, False):
-        e = _word_gap(tables["definitions"], large, last, read)
-        what = "that were read once" if read else "that were not read"
-        add(f"Words that are frequent elsewhere are known better: definitions {what}, most minus "
-            f"least frequent group ({large}, points)",
-            "yes, for questions about facts (TriviaQA)", e, directed(e))  # fmt: skip
-    return rows
+    return [
+        *(
+            row(f"Frequent operands are added better: {test}, most minus least frequent tenth "
+                f"({large}, points)", "yes, from 2.8B on; up to tens of points",
+                _cell(tables["gaps"], size=large, step=last, shots=k, measure=measure))
+            for measure, k, test in (("exact", shots, f"written right, {shots}-shot"),
+                                     ("choice", 0, "choice of four, zero-shot"))
+        ),
+        row(f"The gap widens over training (choices, {large}, from {100 * first / last:.0f} % to "
+            "the end, points)", "yes", widening((large, first), (large, last))),
+        row(f"The gap is wider in larger models (choices, {large} against {small}, points)",
+            "yes: smaller ones hardly learn the task", widening((small, last), (large, last))),
+        *(
+            row(f"{claim} ({measure}, {large}, {shots}-shot, {unit})", paper,
+                _cell(tables["experiment"], coin=coin, size=large, shots=shots, measure=measure),
+                rule, factor)
+            for coin, claim, paper, rule in (
+                ("boost", "A number that is made more frequent becomes easier",
+                 "not tested: a correlation", premise_verdict),
+                ("placebo", "A coin that changes nothing finds nothing", "a check of ours",
+                 _null_verdict),
+            )
+            for measure, unit, factor in (("exact", "points", 100), ("logprob", "nats", 1))
+        ),
+        row(f"Solved examples help ({large}, {shots}-shot minus zero-shot, exact, points)", "yes",
+            _examples(scores, large, last, shots, draws)),
+        *(
+            row(f"Words that are frequent elsewhere are known better: definitions that were "
+                f"{reading}, most minus least frequent group ({large}, points)",
+                "yes, for questions about facts (TriviaQA)",
+                _word_gap(tables["definitions"], large, last, read))
+            for read, reading in ((True, "read once"), (False, "not read"))
+        ),
+    ]  # fmt: skip
 
 
-def _percent(step: int, steps: int) -> str:
-    return f"{100 * step / steps:.0f}"
+def _null_verdict(low: float, high: float, _: int) -> str:
+    return "holds" if low <= 0 <= high else "does not hold"
+
+
+def _examples(
+    scores: NumberScores, size: str, step: int, shots: int, draws: int
+) -> Estimate | None:
+    """What solved examples add to zero-shot answers."""
+    zero, few = (scores.questions(size, step, k, "exact") for k in (0, shots))
+    if not shots or zero is None or few is None:
+        return None
+    return estimate((few - zero)[None], draws, change=True)
 
 
 def _cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
-    for column, wanted in where.items():
-        table = table[table[column] == wanted]
+    for column, value in where.items():
+        table = table[table[column] == value]
     return None if table.empty else _estimate(table.iloc[0])
 
 

@@ -1,14 +1,11 @@
-"""Which word is this the definition of? Items for the question what a model knows of a word.
+"""Which word does this define? Items that test what a model knows about a word.
 
-From WordNet, which is part of the pocket Pile: of four words the one is to be found to which a
-definition belongs. A word is asked for by the probability of the definition after it, in the words
-of the text that models are trained on ("word: definition"), so that a word's own probability does
-not count. Half of the definitions stand in the training text, once each; the others do not, and
-what a model knows of them it has from elsewhere. The three wrong words are about as frequent as the
-right one, so that frequency alone cannot tell them apart.
-
-Only entries of one word, cut before the first example. Not here: how often a word was read
-(pythia_book.term_counts).
+From WordNet, which is part of the pocket Pile: the model has to pick which of four words a
+definition belongs to. Each word is scored by the probability of the definition after it, in the
+format of the training text ("word: definition"), so that a word's own probability does not count.
+Half of the definitions occur in the training text, once each; what a model knows of the others it
+has from elsewhere. The three wrong words are about as frequent as the right one, so that frequency
+alone cannot tell them apart. Only entries of one word are used, cut before the first example.
 """
 
 from __future__ import annotations
@@ -38,7 +35,7 @@ BINS = (1, 4, 16, 64, 256)
 """Lower ends of the groups of frequency from which equally many items are taken."""
 PER_BIN = 150
 NEIGHBOURS = 40
-"""Wrong words come from so many entries on either side in frequency."""
+"""Wrong words come from this many entries on either side in frequency."""
 _WORDS = re.compile(r"[a-z]+")
 _ENTRY = re.compile(r"([a-z]+): ([^;]+)")
 
@@ -50,7 +47,7 @@ class Definition:
     text: str
     words: tuple[str, ...]
     read: bool
-    """Whether it stands in the training text."""
+    """Whether it occurs in the training text."""
 
 
 def entries(lines: Iterable[str]) -> dict[str, str]:
@@ -65,8 +62,8 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
 def words_and_lines(
     data: DataConfig, progress: bool = False
 ) -> tuple[Counter[str], list[str], Counter[str]]:
-    """How often each word, in lower case, stands in the training text of a corpus; all lines of the
-    dictionary; and how often each of them stands in the training text.
+    """How often each word, in lower case, occurs in the training text of a corpus; all lines of the
+    dictionary; and how often each of them occurs in the training text.
 
     Without the dictionary among the domains there are no lines.
     """
@@ -91,7 +88,7 @@ def definition_items(
     """Up to `per_bin` items of each group of frequency, read and not read, in the order of a hash.
 
     Args:
-        all_lines: of the dictionary. training_lines: how often a line stands in the training text.
+        all_lines: of the dictionary. training_lines: how often a line occurs in the training text.
         frequency: of words in the training text.
 
     Raises:
@@ -135,10 +132,10 @@ def _neighbours(
     reach = NEIGHBOURS
     while True:
         around = ranked[max(0, place - reach) : place + reach + 1]
-        found = {words[line]: _hash(f"{own} {line}") for *_, line in around}
-        found.pop(own, None)
-        if len(found) >= CHOICES - 1 or reach > len(ranked):
-            return sorted(found, key=found.__getitem__)[: CHOICES - 1]
+        ranks = {words[line]: _hash(f"{own} {line}") for *_, line in around}
+        ranks.pop(own, None)
+        if len(ranks) >= CHOICES - 1 or reach > len(ranked):
+            return sorted(ranks, key=ranks.__getitem__)[: CHOICES - 1]
         reach *= 2
 
 
@@ -152,7 +149,7 @@ class DefinitionMeasurement:
     the other words do; and logprob float32[items], nats, of the definition after it."""
 
     items: tuple[Definition, ...]
-    made: tuple[Request, ...]
+    requests: tuple[Request, ...]
     max_seq_len: int
     name: str = "definitions"
 
@@ -162,25 +159,25 @@ class DefinitionMeasurement:
     ) -> DefinitionMeasurement:
         """Without the items that do not fit into the context."""
         encode = encoder(data.tokenizer)
-        kept, made = [], []
+        kept, requests = [], []
         for item in items:
             tail = encode(f" {item.text}")
             heads = [(data.eod_id, *encode(f"{word}:")) for word in item.words]
             if max(map(len, heads)) + len(tail) - 1 <= max_seq_len:
                 kept.append(item)
-                made += [Request(head, tail) for head in heads]
-        return cls(tuple(kept), tuple(made), max_seq_len)
+                requests += [Request(head, tail) for head in heads]
+        return cls(tuple(kept), tuple(requests), max_seq_len)
 
     @cached_property
     def digest(self) -> str:
         """Stable hash of all that determines the result besides weights and step."""
-        made = [(r.context, r.continuation) for r in self.made]
-        return stable_hash([VERSION, self.max_seq_len, made])
+        texts = [(r.context, r.continuation) for r in self.requests]
+        return stable_hash([VERSION, self.max_seq_len, texts])
 
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
-        if not self.made:
+        if not self.requests:
             return {"choice": np.zeros(0, bool), "logprob": np.zeros(0, np.float32)}
-        logprob = score(model, pack(self.made, self.max_seq_len)).logprob.reshape(-1, CHOICES)
+        logprob = score(model, pack(self.requests, self.max_seq_len)).logprob.reshape(-1, CHOICES)
         return {
             "choice": logprob[:, 0] > logprob[:, 1:].max(1),
             "logprob": logprob[:, 0].astype(np.float32),

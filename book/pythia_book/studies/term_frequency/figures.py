@@ -32,7 +32,7 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """What stands in the corpus, and accuracy by how often a number was read in sums."""
+    """What the corpus contains, and accuracy by how often a number was read in sums."""
     frequency, curves = result.tables["frequency"], result.tables["curves"]
     last = frequency[frequency.step == frequency.step.max()]
     curves = curves[curves.step == frequency.step.max()]
@@ -41,22 +41,18 @@ def by_frequency(result: Result) -> Drawing:
         note = "held-out pairs; band: 95 % interval over numbers, largest size"
         figure, (planted, choice, exact) = panels(3, 2.9, footer(result, note))
         for boosted, colour, label in ((True, ORANGE, "made 16 times"), (False, BLUE, "as it is")):
-            mine = last[last.boosted == boosted]
-            planted.scatter(mine.natural + 1, mine.in_sums + 1, s=9, color=colour, linewidth=0,
+            dots = last[last.boosted == boosted]
+            planted.scatter(dots.natural + 1, dots.in_sums + 1, s=9, color=colour, linewidth=0,
                             alpha=0.8, label=label)  # fmt: skip
-        planted.set_xscale("log")
-        planted.set_yscale("log")
-        planted.set_xlabel("times in the text, plus 1")
-        planted.set_ylabel("times read in sums, plus 1")
-        planted.set_title("100 first operands")
+        planted.set(xscale="log", yscale="log", xlabel="times in the text, plus 1",
+                    ylabel="times read in sums, plus 1", title="100 first operands")  # fmt: skip
         planted.legend(loc="lower right", handletextpad=0.1)
         for ax, measure, k in ((choice, "choice", 0), (exact, "exact", shots)):
-            mine = curves[(curves.measure == measure) & (curves.shots == k)]
-            _curves(ax, mine, "count", result.params.size_list)
+            selected = curves[(curves.measure == measure) & (curves.shots == k)]
+            _curves(ax, selected, "count", result.params.size_list)
             ax.set_xscale("symlog", linthresh=3)
             ax.set_xlabel("times read in sums")
-        choice.set_title("choice of four, zero-shot")
-        choice.set_ylabel("% right")
+        choice.set(title="choice of four, zero-shot", ylabel="% right")
         exact.set_title(f"answer written, {shots}-shot")
         reference(choice, GUESS)
         size_legend(choice, result.params.size_list, loc="upper left", ncols=2)
@@ -66,10 +62,10 @@ def by_frequency(result: Result) -> Drawing:
 def _curves(ax: Axes, frame: pd.DataFrame, x: str, sizes: Sequence[str]) -> None:
     """A line a size; a band for the largest only, as eight of them hide each other."""
     for size in sizes:
-        mine, colour = frame[frame["size"] == size].sort_values(x), size_colour(size)
-        ax.plot(mine[x], 100 * mine.value, color=colour, marker="o", markersize=3, linewidth=1.2)
+        curve, colour = frame[frame["size"] == size].sort_values(x), size_colour(size)
+        ax.plot(curve[x], 100 * curve.value, color=colour, marker="o", markersize=3, linewidth=1.2)
         if size == sizes[-1]:
-            ax.fill_between(mine[x], 100 * mine.low, 100 * mine.high, color=colour, alpha=0.2,
+            ax.fill_between(curve[x], 100 * curve.low, 100 * curve.high, color=colour, alpha=0.2,
                             linewidth=0)  # fmt: skip
 
 
@@ -90,11 +86,10 @@ def over_training(result: Result) -> Drawing:
         shown = (("choice", 0, "choice of four, zero-shot"),
                  ("exact", shots, f"answer written, {shots}-shot"))  # fmt: skip
         for ax, (measure, k, title) in zip(axes, shown, strict=True):
-            mine = gaps[(gaps.measure == measure) & (gaps.shots == k)]
-            mine = mine.assign(percent=100 * mine.step / gaps.step.max())
-            _curves(ax, mine, "percent", result.params.size_list)
-            ax.set_title(title)
-            ax.set_xlabel("% of training")
+            selected = gaps[(gaps.measure == measure) & (gaps.shots == k)]
+            selected = selected.assign(percent=100 * selected.step / gaps.step.max())
+            _curves(ax, selected, "percent", result.params.size_list)
+            ax.set(title=title, xlabel="% of training")
             reference(ax, 0)
         axes[0].set_ylabel("most minus least\nfrequent tenth, points")
         size_legend(axes[0], result.params.size_list, loc="upper left", ncols=3)
@@ -112,16 +107,15 @@ def experiment(result: Result) -> Drawing:
         shown = (("exact", 100, "written right, points"), ("logprob", 1, "log-probability, nats"))
         for ax, (measure, factor, label) in zip(axes, shown, strict=True):
             for j, (coin, mark) in enumerate((("boost", "o"), ("placebo", "s"))):
-                mine = table[(table.measure == measure) & (table.shots == shots)]
-                for row in mine[mine.coin == coin].rename(columns={"size": "s"}).itertuples():
+                effects = table[(table.measure == measure) & (table.shots == shots)]
+                for row in effects[effects.coin == coin].rename(columns={"size": "s"}).itertuples():
                     at, colour = sizes.index(row.s) + 0.24 * (j - 0.5), size_colour(row.s)
                     ax.plot([at, at], [factor * row.low, factor * row.high], color=colour,
                             linewidth=1.3)  # fmt: skip
                     ax.plot([at], [factor * row.value], color=colour, marker=mark, markersize=5,
                             markerfacecolor="white" if j else colour)  # fmt: skip
             ax.set_xticks(range(len(sizes)), sizes)
-            ax.set_xlabel("parameters without embeddings")
-            ax.set_ylabel(f"chosen minus other:\n{label}")
+            ax.set(xlabel="parameters without embeddings", ylabel=f"chosen minus other:\n{label}")
             ax.grid(axis="x", visible=False)
             reference(ax, 0)
         from matplotlib.lines import Line2D
@@ -151,13 +145,13 @@ def definitions(result: Result) -> Drawing:
         kinds = ((True, "definitions that were read"), (False, "definitions that were not"))
         for ax, (read, title) in zip(axes, kinds, strict=True):
             ax.set_title(title)
-            mine = table[(table.read == read) & (table.group > 0)]
-            if mine.empty:
+            known = table[(table.read == read) & (table.group > 0)]
+            if known.empty:
                 say(ax, "no dictionary\nin this corpus")
                 continue
-            _curves(ax, mine, "group", result.params.size_list)
+            _curves(ax, known, "group", result.params.size_list)
             ax.set_xscale("log", base=4)
-            groups = sorted(mine.group.unique())
+            groups = sorted(known.group.unique())
             ax.set_xticks(groups, [f"{g}+" for g in groups])
             ax.set_xlabel("times the word was read")
             reference(ax, GUESS)
@@ -174,12 +168,12 @@ def released(result: Result) -> Drawing:
         figure, axes = panels(2, 2.6, footer(result, "16-shot, mean over 100 first operands"))
         for ax, operation in zip(axes, ("addition", "multiplication"), strict=True):
             ax.set_title(f"released: {operation}")
-            mine = table[(table.operation == operation) & (table.shots == 16)]
-            if mine.empty:
+            selected = table[(table.operation == operation) & (table.shots == 16)]
+            if selected.empty:
                 say(ax, "no released numbers\n(PYTHIA_PUBLISHED_DIR is not set)")
                 continue
-            means = mine.groupby(["model", "step"]).value.mean()
-            for model in (m for m in MODELS if m in set(mine.model)):
+            means = selected.groupby(["model", "step"]).value.mean()
+            for model in (m for m in MODELS if m in set(selected.model)):
                 one = means[model]
                 ax.plot(100 * one.index / 143_000, 100 * one, color=size_colour(model), marker="o",
                         markersize=3, label=model)  # fmt: skip

@@ -1,11 +1,11 @@
 """Does a model know better what it has read more often? (Paper section 3.3.)
 
-Counts of numbers and words in what a run has read, up to each checkpoint; sums asked with every
-first operand; definitions whose word is to be found. The paper's comparison, the most frequent
-against the least frequent tenth of the operands, confounds frequency with what the numbers are:
-small ones are frequent. Hence the experiment planted in the corpus (pythia_book.corpora.equations):
-of neighbours in frequency a coin has made one more frequent. Tables only; training is
-find-or-train.
+Numbers and words are counted in what a run has read, up to each checkpoint; models are asked sums
+with every first operand, and which word a definition belongs to. The paper's comparison, the most
+frequent against the least frequent tenth of the operands, confounds frequency with the numbers
+themselves: small ones are frequent. Hence the experiment planted in the corpus
+(pythia_book.corpora.equations): of neighbours in frequency a coin has made one more frequent.
+Tables only; training is find-or-train.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pythia_book.studies.term_frequency.definitions import (
 from pythia_book.studies.term_frequency.params import INDICES, STUDY, TermFrequencyParams
 from pythia_book.studies.term_frequency.tables import (
     COINS,
-    Found,
+    Measured,
     NumberScores,
     accuracy_table,
     curves_table,
@@ -58,28 +58,26 @@ if TYPE_CHECKING:
 def run(
     params: TermFrequencyParams, progress: bool = True, published: Published | None = None
 ) -> StudyResult:
-    """Find or train one half of the suite, count, ask, compare."""
+    """Find or train one half of the suite, count terms, score the items, compare."""
     published = published or find_published()
     started = time.time()
     scale = scale_named(params.scale)
-    one = suite_configs(params.scale, params.size_list[:1], (params.arm,), params.seed)
-    config = next(iter(one.values()))
+    configs = suite_configs(params.scale, params.size_list, (params.arm,), params.seed)
+    config = configs[params.size_list[0], params.arm]
     data, length = prepare(config.data, progress), config.model.max_seq_len
-    # before training: so many examples may not fit
+    # before training, because the examples may not fit
     sums = {s: ArithmeticMeasurement.of(data, s, length) for s in params.shot_list}
-    suite = train_all(
-        params, suite_configs(params.scale, params.size_list, (params.arm,), params.seed), progress
-    )
+    suite = train_all(params, configs, progress)
     runs = {size: suite[size, params.arm] for size in params.size_list}
-    some = runs[params.size_list[0]]
+    smallest = runs[params.size_list[0]]
     steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
-    words = _definitions(some, length, progress)
-    counts = _count(some, words, steps, progress)
-    found, gaps = _measure(runs, steps, [*sums.values(), words], progress)
+    words = _definitions(smallest, length, progress)
+    counts = _count(smallest, words, steps, progress)
+    measured, gaps = _measure(runs, steps, [*sums.values(), words], progress)
 
     planted_in = taken(data.config.domains, data.config.corpus)
     natural = equations.natural_counts(text for _, text in planted_in)
-    scores = NumberScores(found, sums)
+    scores = NumberScores(measured, sums)
     sizes, last, draws = params.size_list, steps[-1], params.bootstrap
     frequency = frequency_table(counts, natural)
     tables = {
@@ -88,7 +86,7 @@ def run(
         "curves": curves_table(scores, frequency, sizes, steps, draws),
         "gaps": gaps_table(scores, frequency, sizes, steps, draws),
         "experiment": experiment_table(scores, frequency, natural, sizes, last, draws),
-        "definitions": definitions_table(found, words, counts, sizes, steps, draws),
+        "definitions": definitions_table(measured, words, counts, sizes, steps, draws),
     }
     claims = claims_table(params, scores, tables, steps)
     values = _values(params, tables, steps, words) | {"gaps": gaps}
@@ -114,7 +112,7 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
 
 
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Occurrences in what the run has read, kept beside it as Parquet."""
+    """Occurrences in what the run has read, also saved in its folder as Parquet."""
     numbers, in_sums = number_terms()
     terms = [*numbers, *in_sums, *dict.fromkeys(item.words[0] for item in words.items)]
     surface = SurfaceTerms(terms, token_bytes(run.data.tokenizer), ignore_case=True)
@@ -125,18 +123,19 @@ def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: b
 
 def _measure(
     runs: dict[str, Run], steps: list[int], measurements: list[Any], progress: bool
-) -> tuple[Found, int]:
-    found: Found = {}
+) -> tuple[Measured, int]:
+    measured: Measured = {}
     missing = set()
-    for what in measurements:
+    sizes = {run.id: size for size, run in runs.items()}
+    for measurement in measurements:
         cells = [(run, step) for run in runs.values() for step in steps]
-        arrays, gaps = measure_all(cells, what, progress)
+        arrays, gaps = measure_all(cells, measurement, progress)
         missing |= {(gap.run_id, gap.step) for gap in gaps}
-        for size, run in runs.items():
-            for step in steps:
-                if (run.id, step) in arrays:
-                    found[size, step, what.name] = arrays[run.id, step]
-    return found, len(missing)
+        measured |= {
+            (sizes[run_id], step, measurement.name): values
+            for (run_id, step), values in arrays.items()
+        }
+    return measured, len(missing)
 
 
 def _values(

@@ -1,6 +1,6 @@
-"""What the term-frequency study's scores say by frequency; its units are numbers, not questions.
+"""The term-frequency study's scores by frequency; its units are numbers, not questions.
 
-Questions about one number share what a model knows of it, so that intervals resample numbers.
+Questions about one number share what a model knows of it, so intervals resample numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FEWEST = 3
 COINS = ("boost", "placebo")
 MEASURES = ("exact", "choice", "logprob")
 
-Found = dict[tuple[str, int, str], Arrays]
+Measured = dict[tuple[str, int, str], Arrays]
 """By (size, step, name of the measurement)."""
 
 
@@ -63,14 +63,18 @@ def frequency_table(counts: TermCounts, natural: Mapping[int, int]) -> pd.DataFr
 class NumberScores:
     """Mean scores by first operand, of the held-out pairs, for every size, step and shots."""
 
-    def __init__(self, found: Found, sums: Mapping[int, ArithmeticMeasurement]) -> None:
-        self.found, self.sums = found, sums
-        self.held = {s: np.array([q.held_out for q in what.asked]) for s, what in sums.items()}
-        self.first = {s: np.array([q.first for q in what.asked]) for s, what in sums.items()}
+    def __init__(self, measured: Measured, sums: Mapping[int, ArithmeticMeasurement]) -> None:
+        self.measured, self.sums = measured, sums
+        self.held = {k: np.array([q.held_out for q in m.questions]) for k, m in sums.items()}
+        self.first = {k: np.array([q.first for q in m.questions]) for k, m in sums.items()}
+
+    def arrays(self, size: str, step: int, shots: int) -> Arrays:
+        """What was measured; empty for a gap."""
+        return self.measured.get((size, step, self.sums[shots].name), {})
 
     def of(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
         """float64[100], NaN for a number without a held-out pair; None: not measured."""
-        arrays = self.found.get((size, step, self.sums[shots].name), {})
+        arrays = self.arrays(size, step, shots)
         if measure not in arrays:
             return None
         held, first = self.held[shots], self.first[shots][self.held[shots]]
@@ -80,19 +84,19 @@ class NumberScores:
 
     def questions(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
         """float64[questions] of the held-out pairs."""
-        arrays = self.found.get((size, step, self.sums[shots].name), {})
+        arrays = self.arrays(size, step, shots)
         return None if measure not in arrays else arrays[measure][self.held[shots]].astype(float)
 
     def group(self, means: np.ndarray, numbers: Sequence[int], draws: int) -> Estimate | None:
-        """Mean over some numbers; where all are alike (all wrong), the exact bound of as many
-        questions as they have."""
+        """Mean over these numbers; if all answers are right, or all wrong, the exact bound for as
+        many questions as they have."""
         values = means[list(numbers)]
         values = values[np.isfinite(values)]
         if not len(values):
             return None
         if values.min() == values.max() in (0.0, 1.0):
-            asked = int(np.isin(self.first[0][self.held[0]], list(numbers)).sum())
-            return estimate(np.full((1, asked), values[0]), draws, exact=True)
+            n_questions = int(np.isin(self.first[0][self.held[0]], list(numbers)).sum())
+            return estimate(np.full((1, n_questions), values[0]), draws, exact=True)
         return estimate(values[None], draws)
 
 
@@ -112,8 +116,8 @@ def accuracy_table(
     import pandas as pd
 
     rows = []
-    for size, step, (shots, what) in product(sizes, steps, scores.sums.items()):
-        arrays = scores.found.get((size, step, what.name), {})
+    for size, step, shots in product(sizes, steps, scores.sums):
+        arrays = scores.arrays(size, step, shots)
         masks = (("held out", scores.held[shots]), ("planted", ~scores.held[shots]))
         for measure, (pairs, mask) in product((m for m in MEASURES if m in arrays), masks):
             if mask.any():
@@ -237,7 +241,7 @@ def experiment_table(
 
 
 def definitions_table(
-    found: Found,
+    measured: Measured,
     words: DefinitionMeasurement,
     counts: TermCounts,
     sizes: Sequence[str],
@@ -255,7 +259,7 @@ def definitions_table(
         seen = counts.up_to(step)[place] if len(place) else np.zeros(0, int)
         group = np.searchsorted(WORD_BINS, seen, side="right") - 1  # -1: not read yet
         for size in sizes:
-            arrays = found.get((size, step, words.name))
+            arrays = measured.get((size, step, words.name))
             for kind in (True, False) if arrays is not None else ():
                 for g in range(-1, len(WORD_BINS)):
                     mask = (read == kind) & (group == g)

@@ -248,7 +248,7 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
         ({"scale": "paper"}, "name them with source"),
         ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows that they were given"),
         ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
-        ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "of one size"),
+        ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "have the same size"),
         ({"scale": "paper", "source": "a/pythia-70m", "data": "x", "sizes": "70m"}, "which models"),
     ],
 )

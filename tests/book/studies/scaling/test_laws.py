@@ -123,17 +123,17 @@ def made_losses(n_sizes: int, break_last: float = 1.0) -> tuple[pd.DataFrame, di
 
 def test_tables_of_laws(monkeypatch) -> None:
     monkeypatch.setattr(scaling_laws, "DRAWS", 10)
-    tables = scaling_laws.laws_tables(None, *made_losses(8))
+    tables = scaling_laws.laws_tables(*made_losses(8))
     laws = tables["laws"].set_index(["law", "parameter"]).value
     assert laws["both", "alpha"] == pytest.approx(0.3, rel=0.05)
     optimal = tables["optimal"]
     assert (optimal[optimal.kind == "compute"].n_params.diff().dropna() > 0).all()
     assert (optimal[optimal.kind == "inference"].n_params.diff().dropna() < 0).all()
     assert tables["prediction"].value.iloc[0] == pytest.approx(0, abs=0.3)
-    broken = scaling_laws.laws_tables(None, *made_losses(8, break_last=1.1))
+    broken = scaling_laws.laws_tables(*made_losses(8, break_last=1.1))
     assert broken["prediction"].low.iloc[0] > 5
 
-    two = scaling_laws.laws_tables(None, *made_losses(2))
+    two = scaling_laws.laws_tables(*made_losses(2))
     assert two["laws"].empty
     assert two["optimal"].empty
     assert two["prediction"].empty

@@ -14,7 +14,7 @@ from pythia_book.studies.seeds import figures
 from pythia_book.studies.seeds import study as seeds
 from pythia_book.studies.seeds.claims import claims_table
 from pythia_book.studies.seeds.study import SeedsParams
-from pythia_book.studies.seeds.tables import Found, tables_of
+from pythia_book.studies.seeds.tables import Measured, tables_of
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, suite_configs
@@ -31,7 +31,7 @@ from pythia_core.training.runs import find_or_train_all
         ({"sizes": "7m"}, "unknown size"),
         ({"neighbour": "25k"}, "one size other than '25k'"),
         ({"neighbour": "7k,14k"}, "must be one size"),
-        ({"sizes": "70m"}, "not on the ladder.*name a neighbour"),
+        ({"sizes": "70m"}, "not among the sizes.*name a neighbour"),
         ({"bootstrap": 3}, "bootstrap must be"),
         ({"scale": "huge"}, "scale"),
     ],
@@ -69,7 +69,7 @@ def planted(
     order: float = 0.0,
     weights: float = 0.0,
     shift: float = 0.0,
-) -> Found:
+) -> Measured:
     """Values at the last checkpoint: spreads by seed, and a change by deduplication.
 
     `sd` is of the change over seeds, `shift` of the feminine share over seeds.
@@ -78,7 +78,7 @@ def planted(
     items = rng.normal(5, 1, N)
     last = params.steps[-1]
     draw = {kind: np.linspace(-1, 1, params.seeds) for kind in ("order", "weights", "twin")}
-    found: Found = {}
+    found: Measured = {}
     for cell in params.cells:
         i, j = (params.seed_values.index(seed) for seed in cell[:2])
         own = rng.normal(0, 0.001, N)
@@ -94,7 +94,7 @@ def planted(
     return found
 
 
-def verdicts(found: Found, params: SeedsParams, neighbour: float | None = 4.0) -> dict[str, str]:
+def verdicts(found: Measured, params: SeedsParams, neighbour: float | None = 4.0) -> dict[str, str]:
     tables = tables_of(params, found)
     last = params.steps[-1]
     diagonal = params.members("both")

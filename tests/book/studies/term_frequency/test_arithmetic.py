@@ -107,5 +107,5 @@ def test_the_digest_says_what_was_asked() -> None:
         for k in (0, 1)
     )
     assert one.digest != two.digest and one.name != two.name
-    assert one.digest == ArithmeticMeasurement(asked, one.made, 0, 256).digest
+    assert one.digest == ArithmeticMeasurement(asked, one.requests, 0, 256).digest
     assert np.unique([one.digest, two.digest]).size == 2

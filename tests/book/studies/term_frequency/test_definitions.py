@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_left_out() -> None:
              Definition("a long one " * 20, ("aa", "bb", "cc", "dd"), True)]  # fmt: skip
     what = DefinitionMeasurement.of(items, Data(), 40)  # type: ignore[arg-type]
     assert what.items == (items[0],)
-    assert len(what.made) == 4
+    assert len(what.requests) == 4
     none = DefinitionMeasurement((), (), 40)
     assert none(object(), 1)["choice"].shape == (0,)  # type: ignore[arg-type]
     assert none.digest != what.digest

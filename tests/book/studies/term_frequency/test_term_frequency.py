@@ -48,7 +48,7 @@ def scores(effect: float, seed: int = 0) -> tables.NumberScores:
     for size in SIZES:
         for step in STEPS:
             for what in SUMS.values():
-                times = np.array([weight[q.first] for q in what.asked])
+                times = np.array([weight[q.first] for q in what.questions])
                 grown = effect * (size == "25k") * step / 572
                 p = np.clip(0.3 + grown * (np.log10(times + 1) - 2), 0.02, 0.98)
                 right = rng.random(len(p)) < p
@@ -110,7 +110,7 @@ def test_the_false_positive_rate_of_the_experiment_is_nominal() -> None:
 
 def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     scored = scores(0.2)
-    del scored.found["25k", 572, SUMS[4].name]
+    del scored.measured["25k", 572, SUMS[4].name]
     made = all_tables(scored)
     shown = made["gaps"].groupby(["size", "step", "shots"]).size()
     assert ("25k", 572, 4) not in shown and ("25k", 572, 0) in shown
