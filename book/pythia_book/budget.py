@@ -1,8 +1,8 @@
 """What a scale will cost on one GPU, computed before anything runs: tokens, FLOP, seconds, bytes.
 
-A training step takes what pythia_book.bench.cost_model predicts. No run of ours is behind its
-rates, so every number that comes out is a prediction until `python -m pythia_core bench train
---device cuda` has run on the card. Not here: doing it.
+A training step takes what pythia_book.bench.cost_model predicts under torch.compile. None of its
+rates is measured, so every number that comes out is a prediction; `python -m pythia_core gpu-check`
+measures them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STATE_BYTES = 12
-"""A parameter in a saved state: fp32 weights and two moments."""
+"""Per parameter in a saved state: fp32 weights and two moments."""
 DISK = 1.0e9
 """Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
 MEASURING_SLOWER = 3.0
@@ -56,9 +56,9 @@ def run_tokens(config: RunConfig) -> int:
     return updates(config) * config.train.batch_size * config.data.seq_len
 
 
-def run_seconds(config: RunConfig, how: str = "compiled") -> float:
+def run_seconds(config: RunConfig) -> float:
     """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
-    tokens = 1e-9 * ns_per_token(config.model, how, config.data.seq_len) * run_tokens(config)
+    tokens = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len) * run_tokens(config)
     return tokens + optimizer_seconds(config.model) * updates(config)
 
 
@@ -88,8 +88,8 @@ def size_of(config: RunConfig) -> str:
     return next(n for n, s in SIZES.items() if (s.n_layers, s.d_model, s.n_heads) == shape)
 
 
-def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
-    """One row a size of the suite: size, parameters, non_embedding, tokens, flop (a run),
+def sizes_table(scale: str) -> pd.DataFrame:
+    """One row per size of the suite: size, parameters, non_embedding, tokens, flop (per run),
     tokens_per_s, seconds (both arms), written_gb, kept_gb (both arms)."""
     import pandas as pd
 
@@ -97,7 +97,7 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
     rows = []
     for size in scale_named(scale).sizes:
         runs = [run for run in suite if size_of(run) == size]
-        seconds = run_seconds(runs[0], how)
+        seconds = run_seconds(runs[0])
         rows.append(
             {
                 "size": size,
@@ -106,7 +106,7 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
                 "tokens": run_tokens(runs[0]),
                 "flop": run_flops(runs[0]),
                 "tokens_per_s": run_tokens(runs[0]) / seconds,
-                "seconds": sum(run_seconds(run, how) for run in runs),
+                "seconds": sum(run_seconds(run) for run in runs),
                 "written_gb": sum(map(written_bytes, runs)) / 1e9,
                 "kept_gb": sum(kept_bytes(scale, run) for run in runs) / 1e9,
             }
@@ -114,10 +114,8 @@ def sizes_table(scale: str, how: str = "compiled") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def studies_table(
-    scale: str, studies: Sequence[str] = STUDIES, how: str = "compiled"
-) -> pd.DataFrame:
-    """One row a study, in the order given: study, runs (that no earlier study has trained),
+def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
+    """One row per study, in the order given: study, runs (that no earlier study has trained),
     tokens, training_s, writing_s, measuring_s, kept_gb; runs one after the other."""
     import pandas as pd
 
@@ -132,7 +130,7 @@ def studies_table(
                 "study": study,
                 "runs": len(new),
                 "tokens": sum(map(run_tokens, new)),
-                "training_s": sum(run_seconds(run, how) for run in new),
+                "training_s": sum(run_seconds(run) for run in new),
                 "writing_s": sum(map(written_bytes, new)) / DISK,
                 "measuring_s": sum(measuring_seconds(study, run) for run in runs),
                 "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,
@@ -141,22 +139,19 @@ def studies_table(
     return pd.DataFrame(rows)
 
 
-def report(scale: str, how: str = "compiled") -> str:
+def report(scale: str) -> str:
     """Both tables and their sums in words.
 
-    Args:
-        how: one of cost_model.WAYS.
-
     Raises:
-        ConfigError: an unknown way, or a scale with heads of which no speed is known.
+        ConfigError: a scale with heads of which no speed is known.
     """
-    sizes, studies = sizes_table(scale, how), studies_table(scale, how=how)
+    sizes, studies = sizes_table(scale), studies_table(scale)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()
     shown = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
     shown |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted, not measured: scale {scale} on one H100, training {how!r}.\n",
+            f"Predicted, not measured: scale {scale} on one H100 under torch.compile.\n",
             sizes.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),
             "",
             studies.to_string(index=False, formatters=shown, float_format="{:,.1f}".format),

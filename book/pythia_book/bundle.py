@@ -182,7 +182,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 def _bench_text(progress: bool) -> dict[str, Part]:
     """What `bench train` reads on a GPU; nothing where the 20B tokenizer cannot be had."""
-    from pythia_book.bench.train_gpu import text_file, text_tokens
+    from pythia_book.bench.train import text_file, text_tokens
 
     try:
         text_tokens(progress)

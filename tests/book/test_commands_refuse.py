@@ -16,7 +16,7 @@ WORK = (
     "pythia_book.released.resolve.find_model",
     "pythia_book.released.continuation.start.source_of",
     "pythia_book.bundle.fetched_packages",
-    "pythia_book.bench.train_cpu.matmul_flops",
+    "pythia_book.bench.train.ceilings",
 )
 """What the commands below begin with."""
 
