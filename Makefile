@@ -11,9 +11,8 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
 STUDY ?= gender_bias
-# The suite first: the others use its models. Left out: phases, which also covers the released models,
-# and kernels and throughput, which want a GPU.
-STUDIES := suite $(filter-out suite phases kernels throughput,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
+# The suite first: the others use its models. Left out: phases, which also covers the released models.
+STUDIES := suite $(filter-out suite phases,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 TORCH_INDEX ?=
 WORKERS ?= 2
 

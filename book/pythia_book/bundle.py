@@ -137,7 +137,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 def _bench_text(progress: bool) -> dict[str, Part]:
     """The text of `bench train` on a GPU; nothing if the 20B tokenizer is not available."""
-    from pythia_book.bench.train_gpu import text_file, text_tokens
+    from pythia_book.bench.train import text_file, text_tokens
 
     try:
         text_tokens(progress)

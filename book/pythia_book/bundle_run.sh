@@ -38,20 +38,15 @@ study() { # NAME [MORE ...]: run it and keep what it leaves
   fi
 }
 
-bench() { # NAME [MORE ...]: measure; rows are written as they come
-  "$python" -m pythia_core bench "$@" > "records/$1.txt" 2>&1 || failed="$failed bench-$1"
-}
-
 for name in ${*:-@STUDIES@}; do
   study "$name"
 done
 echo "$((SECONDS - begin)) s for the studies"
 if [ $# -eq 0 ] && "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-  bench kernels --json "$here/records/kernels.jsonl"
-  study kernels -p "rows=$here/records/kernels.jsonl"
-  bench train --device cuda --json "$here/records/train_gpu.jsonl"
-  mkdir -p "$PYTHIA_RESULTS/bench" && cp records/train_gpu.jsonl "$PYTHIA_RESULTS/bench/"
-  study throughput
+  "$python" -m pythia_core gpu-check --budget 1h --only train,kernels,attention \
+    > records/gpu-check.txt 2>&1 || failed="$failed gpu-check"
+  cp -r "$PYTHIA_RESULTS/gpu-check" records/ || true
+  study speed
 fi
 echo "$((SECONDS - begin)) s in all; take records/ home"
 if [ -n "$failed" ]; then

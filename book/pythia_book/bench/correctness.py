@@ -1,12 +1,10 @@
 """Correctness on a GPU: every kernel against fp64, the training step against plain torch.
 
-Needs nothing but the installed package. A kernel passes if its outputs and its gradients are at
-most twice as far from fp64 as those of its plain reference in the same dtype, and if a second call
-gives the same bits; fresh memory is filled with NaN, so that an element left
-unwritten is caught. The training step, in each of its modes, has to reach the losses of the
-same model on plain operations in fp32 on the CPU, and to repeat its bits. No kernel may fall
-back to a slower operation: one that does not run has failed. A dry run does the same on tiny CPU
-tensors, where no kernel of a card runs.
+Needs nothing but the installed package. `problem` is the rule for a kernel, here and in the tests.
+The training step, in each of its modes, has to reach the losses of the same model on plain
+operations in fp32 on the CPU, and to repeat its bits. No kernel may fall back to a slower
+operation: one that does not run has failed. A dry run does the same on tiny CPU tensors, where no
+GPU kernel runs.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +24,13 @@ from pythia_book.bench.kernels import (
     cases,
     check_can_run,
     exact_results,
+    machine_row,
+    reason,
+    relative_error,
     results,
     shape_of,
-    worst,
 )
-from pythia_book.bench.rows import SKIPPED
+from pythia_book.bench.rows import SKIPPED, Row
 from pythia_core import kernels
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import PythiaError
@@ -40,9 +39,8 @@ from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.trainer import DTYPES, Trainer
-from pythia_core.util.machine import deterministic, device_info
+from pythia_core.util.machine import deterministic
 
-Row = dict[str, Any]
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
 """Of the training step that is checked; rows this long are several tiles of attention."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
@@ -52,12 +50,12 @@ LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 def check_card(
     sizes: Sequence[str] = (), dry_run: bool = False, budget: float = float("inf")
 ) -> Iterator[Row]:
-    """A row for every check as it ends, what training uses first; the first row is the machine.
+    """A row per check as it ends, what training uses first; the first row is the machine.
 
     Args:
         sizes: official sizes (default: one of every head dim).
         dry_run: tiny CPU tensors, to see that everything runs.
-        budget: seconds after which nothing more is begun; the rows say what was left out.
+        budget: seconds after which nothing starts; the rows say what was left out.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size.
@@ -66,8 +64,7 @@ def check_card(
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
     device = "cpu" if dry_run else "cuda"
-    triton = dispatch.use_triton(torch.empty(0, device=device))
-    yield {**device_info(), "kind": "machine", "triton": triton, "dry_run": dry_run}
+    yield {**machine_row(torch.device(device), {}), "dry_run": dry_run}
     failed, done = [], 0
     for name, check in _checks(sizes, device):
         row: Row = {"kind": "check", "name": name, "outcome": "skipped", "why": SKIPPED}
@@ -77,7 +74,7 @@ def check_card(
                 with dispatch.no_fallback():
                     why = check()
             except Exception as error:  # of a compiler, of the driver, out of memory
-                why = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+                why = reason(error)
             row |= {"outcome": "failed" if why else "passed", "why": why[:300]}
             row["seconds"] = round(time.monotonic() - begun, 2)
             failed += [name] if why else []
@@ -123,17 +120,37 @@ def _kernel_checks(
 def _kernel_problem(case: Case, ours: Implementation) -> str:
     """What is wrong with a kernel."""
     inputs, exact = exact_results(case)
-    plain = results(case.reference, inputs, case.differentiated)
-    with deterministic():
-        torch.utils.deterministic.fill_uninitialized_memory = True
-        found, again = (results(ours, inputs, case.differentiated) for _ in range(2))
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
-    for what, o, p, e in zip(("outputs", "gradients"), found, plain, exact, strict=True):
-        wrong, bound = worst(o, e), max(2 * worst(p, e), least)
-        if not wrong <= bound:  # NaN is wrong too
-            return f"{what} differ from fp64 by {wrong:.2g}; {bound:.2g} is allowed"
-    pairs = zip((*found[0], *found[1]), (*again[0], *again[1]), strict=True)
+    return problem(ours, case.reference, inputs, exact, case.differentiated, least)
+
+
+def problem(
+    ours: Implementation,
+    reference: Implementation,
+    inputs: list[Tensor],
+    exact: tuple[list[Tensor], list[Tensor]],
+    differentiated: bool = True,
+    least: float = 1e-6,
+) -> str:
+    """How a kernel breaks the rule; "" if it keeps it.
+
+    Every output and gradient is at most twice as far from fp64 as the plain reference's in the same
+    dtype, or `least`; a second call gives the same bits; no element is left unwritten.
+
+    Args:
+        exact: outputs and gradients of these inputs in fp64.
+    """
+    plain = results(reference, inputs, differentiated)
+    with deterministic():
+        torch.utils.deterministic.fill_uninitialized_memory = True  # with NaN
+        actual, again = (results(ours, inputs, differentiated) for _ in range(2))
+    for kind, *tensors in zip(("outputs", "gradients"), actual, plain, exact, strict=True):
+        for o, p, e in zip(*tensors, strict=True):
+            error, bound = relative_error(o, e), max(2 * relative_error(p, e), least)
+            if not error <= bound:  # NaN is wrong too
+                return f"{kind} differ from fp64 by {error:.2g}; {bound:.2g} is allowed"
+    pairs = zip((*actual[0], *actual[1]), (*again[0], *again[1]), strict=True)
     return "" if all(torch.equal(a, b) for a, b in pairs) else "a second call gives different bits"
 
 
@@ -145,10 +162,10 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _trained(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
-    off = max(abs(ours - theirs) for ours, theirs in zip(losses, expected, strict=True))
+    error = max(abs(ours - plain) for ours, plain in zip(losses, expected, strict=True))
     allowed = LOSS_TOLERANCE[precision]
-    if not off <= allowed:
-        return f"a loss differs from plain torch's by {off:.2g}; {allowed:.2g} is allowed"
+    if not error <= allowed:
+        return f"a loss differs from plain torch's by {error:.2g}; {allowed:.2g} is allowed"
     if mode == "compile":  # would compile everything again
         return ""
     again, twin = _trained(precision, device, EAGER, seq_len)

@@ -1,13 +1,10 @@
 """What a training step should cost on one H100, predicted before it is measured.
 
 A step is five parts: the layers' matrix products, those of the vocabulary, attention, passes over
-memory, and the loss. Work and bytes of each are counted from the architecture; the rates at which a
-way of executing them runs are *estimates*, from published kernels and data sheets, made before any
-measurement of this project. They are constants here so that a wrong one shows. The optimizer is
-apart (`optimizer_seconds`); no launch gaps, no power limit.
-
-Also here: the peaks of data sheets, the goals. Not here: memory (pythia_core.training.memory),
-measuring (train_gpu), whole runs (budget), the paper's own cost (recipe).
+memory, and the loss. Work and bytes of each are counted from the architecture; the rates are
+*estimates*, from published kernels and data sheets, made before any measurement of this project.
+They are constants here so that a wrong one shows. The optimizer is apart (`optimizer_seconds`); no
+launch gaps, no power limit.
 """
 
 from __future__ import annotations
@@ -18,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pythia_core.config import ModelConfig
-from pythia_core.errors import ConfigError, one_of
-from pythia_core.training.metrics import flops_per_token
+from pythia_core.errors import ConfigError
 
 SEQ_LEN = 2048
 MATMUL = 798.0
@@ -39,7 +35,7 @@ EFFICIENCY = {
 }  # fmt: skip
 """Share of MATMUL that separate products of a width reach [estimates]; on a line between them."""
 
-# --- the four ways ---------------------------------------------------------------------------
+# --- the two ways of executing it ------------------------------------------------------------
 
 Rates = dict[int, tuple[float, float]]
 """Causal attention by head dim at 2,048 tokens: TFLOP/s forward and backward [estimates]."""
@@ -58,14 +54,6 @@ BEST_LIBRARY: Rates = {
     128: (560, 347),
     256: (537, 300),
 }
-LONG_ROWS: Rates = {
-    32: (330, 300),
-    64: (467, 445),
-    80: (450, 400),
-    128: (609, 527),
-    256: (700, 520),
-}
-"""What the best kernels reach on long rows without a mask: an upper bound for short ones."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +62,12 @@ class Way:
 
     Attributes:
         passes: reads and writes of a bf16 (tokens, width) tensor in every layer.
-        bandwidth: TB/s of these. loss_bytes, loss_bandwidth: the loss' bytes a logit, and TB/s.
+        bandwidth: TB/s of these. loss_bytes, loss_bandwidth: the loss' bytes per logit, and TB/s.
         extra, most: added to the efficiency of the layers' products, and its limit.
         vocab_extra, vocab_most, vocab_bandwidth: the same of the vocabulary's products, and the
-            TB/s below which their 10 bytes a logit do not let them fall.
+            TB/s at which they read and write 10 bytes per logit, which limits them too.
     """
 
-    label: str
     passes: int
     bandwidth: float
     attention: Rates
@@ -94,15 +81,9 @@ class Way:
 
 
 WAYS = {
-    "eager": Way("eager", 82, 2.3, LIBRARY, 28, 2.4),
-    "compiled": Way("torch.compile", 52, 2.4, LIBRARY, 6, 2.5),
-    "ours": Way("ours", 34, 2.8, BEST_LIBRARY, 4, 2.8, 0.05, 0.93, 0.13, 0.92, 2.8),
-    "ideal": Way("every part at its best", 16, COPY, LONG_ROWS, 4, COPY, 1.0, 1.0, 1.0, 1.0, COPY),
+    "compiled": Way(52, 2.4, LIBRARY, 6, 2.5),
+    "ours": Way(34, 2.8, BEST_LIBRARY, 4, 2.8, 0.05, 0.93, 0.13, 0.92, 2.8),
 }
-NO_LOGITS_WIDTH = 256
-"""Up to it the ideal recomputes logits instead of storing them: 8 instead of 6 products' work,"""
-NO_LOGITS_SHARE = 0.75
-"""at this share of MATMUL, and no bytes of logits [estimate]."""
 
 
 def efficiency(width: int) -> float:
@@ -111,7 +92,7 @@ def efficiency(width: int) -> float:
 
 
 def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
-    """Predicted nanoseconds a token of gemm, logits, attention, elementwise and loss.
+    """Predicted nanoseconds per token of gemm, logits, attention, elementwise and loss.
 
     Args:
         model: of a head dim that LIBRARY has.
@@ -119,10 +100,8 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
         seq_len: attention on rows shorter than SEQ_LEN is slower by the square root [a guess].
 
     Raises:
-        ConfigError: an unknown way, or a head dim without an estimate.
+        ConfigError: a head dim without an estimate.
     """
-    if way not in WAYS:
-        raise ConfigError(one_of(way, WAYS, "way of training"))
     if model.head_dim not in LIBRARY:
         raise ConfigError(
             f"no speed is predicted for heads of {model.head_dim} dims; there are estimates for "
@@ -143,28 +122,23 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
         "elementwise": w.passes * 2 * d * n_layers / w.bandwidth,
         "loss": w.loss_bytes * vocab / w.loss_bandwidth,
     }
-    if way == "ideal" and d <= NO_LOGITS_WIDTH:
-        found |= {"logits": 8 * d * vocab / (NO_LOGITS_SHARE * MATMUL), "loss": 0.0}
     return {name: value / 1e3 for name, value in found.items()}  # FLOP / TFLOP/s are picoseconds
 
 
 def ns_per_token(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> float:
-    """Predicted nanoseconds a token, without the optimizer."""
+    """Predicted nanoseconds per token, without the optimizer."""
     return sum(parts(model, way, seq_len).values())
 
 
 def optimizer_seconds(model: ModelConfig) -> float:
-    """Predicted seconds of a fused AdamW step: 30 bytes a parameter."""
+    """Predicted seconds of a fused AdamW step: 30 bytes per parameter."""
     return 30 * model.n_params / (COPY * 1e12)
 
 
 def predicted_tokens_per_s(model: ModelConfig, way: str, tokens_per_update: int) -> float:
-    """Predicted tokens a second of updates of so many tokens, the optimizer included."""
+    """Predicted tokens per second of updates of this many tokens, the optimizer included."""
     seconds = ns_per_token(model, way) / 1e9
     return 1 / (seconds + optimizer_seconds(model) / tokens_per_update)
-
-
-# --- shares ----------------------------------------------------------------------------------
 
 
 def peak_tflops(device: str) -> float | None:
@@ -172,29 +146,5 @@ def peak_tflops(device: str) -> float | None:
     return next((peak for name, peak in PEAKS if name in device), None)
 
 
-def mfu(
-    model: ModelConfig, tokens_per_s: float, peak: float, causal: bool, seq_len: int = SEQ_LEN
-) -> float:
-    """Model FLOP utilisation: FLOP a token by a convention (metrics.flops_per_token) over a peak.
-
-    Args:
-        peak: TFLOP/s. causal: count the half of attention that is computed, else all of it.
-    """
-    return tokens_per_s * flops_per_token(model, seq_len, causal) / (peak * 1e12)
-
-
-# --- goals -----------------------------------------------------------------------------------
-
 GOAL = 1.15
-"""Times the speed of the same model in plain torch under torch.compile."""
-TARGETS = {
-    "14m": 3.5e6,
-    "31m": 2.2e6,
-    "70m": 1.30e6,
-    "160m": 520e3,
-    "410m": 198e3,
-    "1b": 104e3,
-    "1.4b": 73e3,
-    "2.8b": 35.8e3,
-}
-"""Tokens a second on one H100 that this project set out to reach, updates of two million tokens."""
+"""Times the speed of the same model in plain torch under torch.compile: the aim of our kernels."""

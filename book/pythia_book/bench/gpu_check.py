@@ -1,4 +1,4 @@
-"""A rented card in one command: are the kernels right, what is fast, and how fast is training.
+"""A GPU in one command: are the kernels right, what is fast, and how fast is training.
 
 Steps run one after another, each in its own process, which is stopped at its time limit, so that a
 step that fails or hangs costs no other its result. A step starts only if the rest of the budget
@@ -25,16 +25,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pythia_book.bench.rows import DRY_RUN, line, read_rows, write_rows
+from pythia_book.bench.rows import DRY_RUN, Row, line, read_rows, require_cuda, write_rows
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.stopping import Stopped
 from pythia_core.util.workers import end_with
 
-Row = dict[str, Any]
 PARTS = ("correctness", "attention", "train", "kernels", "study")
 DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
@@ -84,7 +82,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
         ConfigError: an unknown part or size.
     """
     from pythia_book.bench.kernels import SIZES
-    from pythia_book.bench.train_gpu import ORDER, text_file
+    from pythia_book.bench.train import ORDER, text_file
 
     for names, accepted, what in ((only, PARTS, "part"), (sizes, ORDER, "size")):
         for name in names:
@@ -142,15 +140,10 @@ def gpu_check(
         KeyboardInterrupt: it was stopped; the table is printed first.
     """
     deadline = time.monotonic() + budget - ENOUGH
-    import torch
-
-    if not dry_run and not torch.cuda.is_available():
-        raise ConfigError(
-            "gpu-check needs a GPU, but torch finds no CUDA device; --dry-run runs every step at a "
-            "tiny size on the CPU"
-        )
+    if not dry_run:
+        require_cuda("gpu-check")
     steps = plan(out, only, sizes, dry_run)
-    if any(row.get("dry_run") is not dry_run for rows in found(out).values() for row in rows):
+    if any(row.get("dry_run") is not dry_run for rows in results(out).values() for row in rows):
         kind = "measurements" if dry_run else "a dry run"
         raise ConfigError(f"{out} holds the results of {kind}; name another folder with --out")
     out.mkdir(parents=True, exist_ok=True)
@@ -221,9 +214,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     finally:
         _end(process)
     new = read_rows(file)[known:]
-    failures = [
-        row.get("failed") or row.get("error") for row in new if not {"ms", "outcome"} & set(row)
-    ]
+    failures = [row.get("failed") for row in new if not {"ms", "outcome"} & set(row)]
     if (
         outcome == "ok"
         and step.command[:2] == ("pythia_core", "bench")
@@ -286,18 +277,18 @@ def _last_line(log: Path, offset: int) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-# --- what was found ------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
-def found(out: Path) -> dict[str, list[Row]]:
+def results(out: Path) -> dict[str, list[Row]]:
     """The rows of every file in a folder of results: of measurements, or all of dry runs."""
     return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
 
 
 def table(out: Path) -> list[str]:
     """Everything in a folder of results as lines of text, the newest row of each kind."""
-    rows = found(out)
-    mark = DRY_RUN if any(row.get("dry_run") for some in rows.values() for row in some) else ""
+    rows = results(out)
+    mark = DRY_RUN if any(row.get("dry_run") for kind in rows.values() for row in kind) else ""
     checks = {row["name"]: row for row in rows["correctness"] if "name" in row}
     outcomes = [row["outcome"] for row in checks.values()]
     counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in sorted(set(outcomes))]
@@ -319,14 +310,15 @@ def table(out: Path) -> list[str]:
         for (seq_len, dim, library), rates in sorted(tflops.items())
     ]
 
-    shape = ("size", "contender", "purpose", "rows", "seq_len", "micro_batches")
     train = [row for row in rows["train"] if "tokens_per_s" in row]
-    newest = {tuple(row[name] for name in shape): row for row in train}
+    newest = {(row["size"], row["implementation"]): row for row in train}
 
     ms: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows["kernels"]:
         if "ms" in row and row["direction"] == "both":
-            ms.setdefault((row["size"], row["kernel"]), {})[row["contender"]] = f"{row['ms']:.3g}"
+            ms.setdefault((row["size"], row["kernel"]), {})[row["implementation"]] = (
+                f"{row['ms']:.3g}"
+            )
     kernels = [
         f"{size:>5} {kernel:<20} {', '.join(map(' '.join, times.items()))}"
         for (size, kernel), times in ms.items()

@@ -1,16 +1,17 @@
 """How fast every kernel is against its plain reference, torch.compile of it, and libraries.
 
 One row per measurement. Three calls to warm up, compilation included, are dropped; then three times
-at least twenty calls are timed one by one, each after emptying the caches and between two events of
-the device, and the median is taken; a row has the median of the three and their range. Rates count
-the least work of an operation: each operand read once, each result written once, and of a causal
-attention only the products of pairs that are not in the future; contenders that do more are slower
-by the same number, and the formula is in every row. Shares are of a copy and of a matrix product
-measured in the same run. Errors are against fp64 on fewer tokens; what torch.compile makes for them
-is not what is timed, which is compiled for its own shape, as our kernels are. A contender that
-cannot run gives a row that says so, whatever it raises, and the next one is measured: nothing is
-timed under another's name. Needs a CUDA device; a dry run does everything on tiny CPU tensors,
-where the times mean nothing.
+at least twenty calls are timed one by one, on a GPU each after emptying the caches and between two
+events of the device. A row has the median of the three medians, and their range. Rates count the
+least work of an operation: each operand read once, each result written once, and of causal
+attention only the products of pairs that are not in the future; the formula is in every row.
+Shares are of a copy and of a matrix product measured in the same run. Errors are against fp64, on
+fewer tokens. An implementation that cannot run gives a row that says so, whatever it raises:
+nothing is timed under another's name.
+
+`bench_kernels` measures the kernels of a GPU, and in a dry run does the same on tiny CPU tensors,
+where the times mean nothing; `bench_attention` compares the attention libraries;
+`bench_cpu_kernels` measures what training on a CPU uses.
 """
 
 from __future__ import annotations
@@ -20,27 +21,29 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
-from pythia_book.bench.rows import SKIPPED, read_rows
+from pythia_book.bench.rows import SKIPPED, Row, require_cuda
 from pythia_core import kernels
-from pythia_core.errors import ConfigError, DataError, one_of
-from pythia_core.kernels import dispatch
+from pythia_core.errors import ConfigError, one_of
+from pythia_core.kernels import PLAIN, dispatch
 from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 from pythia_core.kernels.attention import attention_by, attention_reference
-from pythia_core.kernels.attention_backends import BACKENDS
+from pythia_core.kernels.attention_backends import BACKENDS, backend_attention, missing
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
-from pythia_core.kernels.gelu import bias_gelu_reference
-from pythia_core.kernels.layer_norm import layer_norm_pair_reference
+from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
+from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
 from pythia_core.kernels.rotary import split_rotated_reference
-from pythia_core.suite import OFFICIAL_SIZES, Size
-from pythia_core.util.machine import device_info
+from pythia_core.suite import OFFICIAL_SIZES, Size, scale_named, size_named
+from pythia_core.training.trainer import DTYPES
+from pythia_core.util.machine import cpu_name, deterministic, device_info
 
-# --- operations and contenders ---------------------------------------------------------------
+# --- operations and implementations ----------------------------------------------------------
 
 Implementation = Callable[..., Tensor | Sequence[Tensor]]
 
@@ -55,7 +58,7 @@ class Case:
         differentiated: else there is no backward, and the one direction is "both".
         unit: "GB/s" or "TFLOP/s".
         work: by direction, the least bytes moved or operations done, and its formula.
-        others: further contenders by name.
+        others: further implementations by name.
     """
 
     kernel: str
@@ -102,12 +105,69 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
         {"parameters": n},
         lambda: [torch.randn(n, device=device) for _ in range(3)] + [torch.rand(n, device=device)],
         by(adamw_, copy, skip),
-        by(adamw_reference_, copy, False),  # as a tensor its `if` would cost the rival a wait
+        by(adamw_reference_, copy, False),  # as a tensor its `if` would cost it a wait
         by(adamw_reference_, None, False),
         "GB/s",
         {"both": (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)")},
         {"torch (fused)": by(passes_, copy, skip)},
         differentiated=False,
+    )
+
+
+def _loss(
+    n: int,
+    d: int,
+    vocab: int,
+    dtype: torch.dtype,
+    device: str,
+    others: Callable[[Tensor, torch.dtype], dict[str, Implementation]],
+) -> Case:
+    targets = torch.randint(vocab, (n,), device=device)
+
+    def inputs() -> list[Tensor]:
+        hidden = torch.randn(n, d, dtype=dtype, device=device)
+        return [hidden, torch.randn(vocab, d, device=device) / d**0.5]
+
+    return Case(
+        "linear_cross_entropy",
+        {"tokens": n, "width": d, "vocab": vocab},
+        inputs,
+        lambda h, w: kernels.linear_cross_entropy(h, w, targets, w.detach().to(dtype)),
+        lambda h, w: linear_cross_entropy_reference(h, w, targets),
+        lambda h, w: torch.nn.functional.cross_entropy(h @ w.to(dtype).to(h).T, targets),
+        "TFLOP/s",
+        # implementations differ in what they compute in the forward: only the sum compares
+        {"both": (6 * n * d * vocab, "6 tokens width vocab")},
+        others(targets, dtype),
+    )
+
+
+def _attention(
+    rows: int,
+    seq: int,
+    heads: int,
+    dim: int,
+    cos: Tensor,
+    sin: Tensor,
+    options: dict[str, Any],
+    others: dict[str, Implementation],
+) -> Case:
+    product = rows * heads * seq * (seq + 1) * dim
+    one = "batch heads seq (seq + 1) head_dim"
+    return Case(
+        "attention",
+        {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim},
+        lambda: [torch.randn(rows, seq, heads, 3, dim, **options)],
+        lambda qkv: kernels.attention(qkv, cos, sin),
+        lambda qkv: attention_reference(qkv, cos, sin),
+        lambda qkv: attention_reference(qkv, cos.to(qkv), sin.to(qkv)),
+        "TFLOP/s",
+        {
+            "forward": (2 * product, f"2 {one}"),
+            "backward": (5 * product, f"5 {one}: scores are computed again"),
+            "both": (7 * product, f"7 {one}"),
+        },
+        others,
     )
 
 
@@ -124,19 +184,7 @@ def cases(
     low = {"dtype": dtype, "device": device}
     cos, sin = kernels.rotary_tables(seq, dim // 8 * 2, 10_000.0, torch.device(device))
 
-    targets = torch.randint(vocab, (n,), device=device)
-    yield Case(
-        "linear_cross_entropy",
-        {"tokens": n, "width": d, "vocab": vocab},
-        lambda: [torch.randn(n, d, **low), torch.randn(vocab, d, **fp32) / d**0.5],
-        lambda h, w: kernels.linear_cross_entropy(h, w, targets, w.detach().to(dtype)),
-        lambda h, w: linear_cross_entropy_reference(h, w, targets),
-        lambda h, w: torch.nn.functional.cross_entropy(h @ w.to(dtype).to(h).T, targets),
-        "TFLOP/s",
-        # who computes gradients in the forward differs: only the sum can be compared
-        {"both": (6 * n * d * vocab, "6 tokens width vocab")},
-        _liger(targets, dtype),
-    )
+    yield _loss(n, d, vocab, dtype, device, _liger)
     head_shape = {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim}
     turned = 2 * n * heads * (4 * cos.shape[-1]) * size
     packed = 2 * 3 * n * d * size
@@ -195,24 +243,49 @@ def cases(
                 "both": (5 * n * 4 * d * size, "forward + backward"),
             },
         )
-    product = rows * heads * seq * (seq + 1) * dim
-    one = "batch heads seq (seq + 1) head_dim"
-    yield Case(
-        "attention",
-        head_shape,
-        lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
-        lambda qkv: kernels.attention(qkv, cos, sin),
-        lambda qkv: attention_reference(qkv, cos, sin),
-        lambda qkv: attention_reference(qkv, cos.to(qkv), sin.to(qkv)),
-        "TFLOP/s",
-        {
-            "forward": (2 * product, f"2 {one}"),
-            "backward": (5 * product, f"5 {one}: scores are computed again"),
-            "both": (7 * product, f"7 {one}"),
-        },
-        {library: _by(library, cos, sin) for library in BACKENDS},
-    )
+    libraries = {library: _by(library, cos, sin) for library in BACKENDS}
+    yield _attention(rows, seq, heads, dim, cos, sin, low, libraries)
     yield _adamw(n * d, dtype, device)
+
+
+def cpu_cases(size: Size, rows: int, seq: int, vocab: int, dtype: torch.dtype) -> Iterator[Case]:
+    """The operations of a training step on a CPU, with torch's own as a further implementation."""
+    d, n, dim, item = size.d_model, rows * seq, size.d_model // size.n_heads, dtype.itemsize
+    low = {"dtype": dtype}
+    cos, sin = kernels.rotary_tables(seq, dim // 4 * 2, 10_000.0, torch.device("cpu"))
+    yield _loss(
+        n, d, vocab, dtype, "cpu",
+        lambda t, _: {"torch": lambda h, w: PLAIN.linear_cross_entropy(h, w, t, w)},
+    )  # fmt: skip
+    plain = {"torch": lambda qkv: PLAIN.attention(qkv, cos, sin)}
+    yield _attention(rows, seq, size.n_heads, dim, cos, sin, low, plain)
+    yield Case(
+        "layer_norm",
+        {"tokens": n, "width": d},
+        lambda: [torch.randn(n, d), *(torch.randn(d) for _ in range(2))],
+        lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5, dtype),
+        lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, dtype),
+        lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, torch.float64),
+        "GB/s",
+        {
+            "both": (
+                n * d * (3 * 4 + 2 * item),
+                "tokens width (x twice, dx in fp32 + y, dy in bytes)",
+            )
+        },
+        {"torch": lambda x, w, b: PLAIN.layer_norm(x, w, b, 1e-5, dtype)},
+    )
+    yield Case(
+        "gelu",
+        {"tokens": n, "width": 4 * d},
+        lambda: [torch.randn(n, 4 * d, **low)],
+        lambda x: kernels.gelu(x, "tanh"),
+        lambda x: gelu_reference(x, "tanh"),
+        lambda x: gelu_reference(x, "tanh"),
+        "GB/s",
+        {"both": (5 * n * 4 * d * item, "(x twice, y, dy, dx) tokens width bytes")},
+        {"torch": lambda x: PLAIN.gelu(x, "tanh")},
+    )
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -270,16 +343,37 @@ def timing(
 
 
 def ceilings(
-    device: str, dtype: torch.dtype, side: int, seconds: float, calls: int = CALLS
+    device: torch.device, dtypes: Sequence[torch.dtype], seconds: float
 ) -> dict[str, float]:
-    """Measured GB/s of a copy (read and written) and TFLOP/s of a square matrix product."""
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    out = torch.empty_like(a)
-    copy = timing(lambda: out.copy_(a), device, seconds, calls)["ms"]
-    product = timing(lambda: torch.mm(a, b, out=out), device, seconds, calls)["ms"]
+    """Measured GB/s of a copy, read and written, and TFLOP/s of square matrix products by dtype."""
+    cuda = device.type == "cuda"
+    side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
+    a, b, out = (torch.randn(side, side, device=device) for _ in range(3))
+    copy = timing(lambda: out.copy_(a), device.type, seconds, calls)["ms"]
+    found = {"copy": 2 * out.numel() * out.element_size() / copy / 1e6}
+    for dtype in dtypes:
+        product = partial(torch.mm, a.to(dtype), b.to(dtype), out=out.to(dtype))
+        ms = timing(product, device.type, seconds, calls)["ms"]
+        found[precision_name(dtype)] = 2 * side**3 / ms / 1e9
+    return found
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """ "fp32", "bf16" or "fp16"."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def machine_row(device: torch.device, roof: dict[str, float]) -> Row:
+    """The row that describes a run: device, versions, and what `ceilings` measured."""
+    rates = {name: value for name, value in roof.items() if name != "copy"}
     return {
-        "GB/s": 2 * a.numel() * a.element_size() / copy / 1e6,
-        "TFLOP/s": 2 * side**3 / product / 1e9,
+        **device_info(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
+        "kind": "machine",
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        "triton": dispatch.use_triton(torch.empty(0, device=device)),
+        "copy_gb_per_s": roof.get("copy"),
+        "matmul_tflop_per_s": rates,
     }
 
 
@@ -289,22 +383,25 @@ def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tenso
 
 
 def results(
-    implementation: Implementation, inputs: list[Tensor], differentiated: bool
+    implementation: Implementation, inputs: list[Tensor], differentiated: bool = True
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    outputs = _outputs(implementation, [x * 1 for x in leaves])  # some contenders overwrite theirs
+    outputs = _outputs(
+        implementation, [x * 1 for x in leaves]
+    )  # some implementations overwrite theirs
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
     grads = torch.autograd.grad(outputs, leaves, upstream)
+    assert all(g.dtype == leaf.dtype for g, leaf in zip(grads, leaves, strict=True))
     return [o.detach().double() for o in outputs], [g.double() for g in grads]
 
 
-def worst(actual: list[Tensor], exact: list[Tensor]) -> float:
-    pairs = zip(actual, exact, strict=True)
-    return max((((a - e).norm() / e.norm().clamp_min(1e-30)).item() for a, e in pairs), default=0.0)
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of what is exact; both in fp64."""
+    return ((actual.to(exact.device) - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
 def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
@@ -317,8 +414,11 @@ def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Te
 def errors(case: Case, implementation: Implementation) -> dict[str, float]:
     """By direction the largest norm-wise relative error of a result against fp64."""
     inputs, exact = exact_results(case)
-    ours = results(implementation, inputs, case.differentiated)
-    forward, backward = map(worst, ours, exact)
+    actual = results(implementation, inputs, case.differentiated)
+    forward, backward = (
+        max(map(relative_error, ours, truth), default=0.0)
+        for ours, truth in zip(actual, exact, strict=True)
+    )
     return {"forward": forward, "backward": backward, "both": max(forward, backward)}
 
 
@@ -358,36 +458,40 @@ def measure(
     roof: dict[str, float],
     calls: int = CALLS,
     deadline: float = float("inf"),
-) -> Iterator[dict[str, Any]]:
-    """A row for every contender and direction.
+    directions: Sequence[str] = DIRECTIONS,
+    compiled: bool = True,
+) -> Iterator[Row]:
+    """A row for every implementation and direction.
 
     Args:
         small: the same operation on few tokens, for the errors.
         roof: as `ceilings` gives it.
-        deadline: time.monotonic() after which nothing is begun.
+        deadline: time.monotonic() after which nothing starts.
     """
-    backend = "inductor" if device == "cuda" else "eager"
-    torch.compiler.reset()  # its cache of one function's variants is short
-    contenders = {
+    implementations = {
         "ours": (case.ours, small.ours),
         "reference": (case.reference, small.reference),
-        f"torch.compile ({backend})": tuple(
+    }
+    if compiled:
+        backend = "inductor" if device == "cuda" else "eager"
+        torch.compiler.reset()  # its cache of one function's variants is short
+        implementations[f"torch.compile ({backend})"] = tuple(
             # not for any shape, which a second one would ask of the compiler by default
             torch.compile(c.reference, backend=backend, dynamic=False)
             for c in (case, small)
-        ),
-        **{name: (other, small.others[name]) for name, other in case.others.items()},
-    }
-    for name, (implementation, on_few) in contenders.items():
-        common: dict[str, Any] = {
-            "kernel": case.kernel,
-            "shape": case.shape,
-            "dtype": str(dtype).removeprefix("torch."),
-            "contender": name,
-        }
+        )
+    implementations |= {name: (other, small.others[name]) for name, other in case.others.items()}
+    for name, (implementation, on_few) in implementations.items():
         wrong: dict[str, float] = {}
-        for direction in DIRECTIONS if case.differentiated else DIRECTIONS[-1:]:
-            row = {**common, "direction": direction}
+        for direction in directions if case.differentiated else DIRECTIONS[-1:]:
+            row: Row = {
+                "kind": "operation",
+                "kernel": case.kernel,
+                "shape": case.shape,
+                "dtype": precision_name(dtype),
+                "implementation": name,
+                "direction": direction,
+            }
             failed = SKIPPED if time.monotonic() > deadline else ""
             try:
                 if not failed:
@@ -398,26 +502,33 @@ def measure(
                         measured |= {"peak_bytes": _peak(call, device)}
                     row |= {**measured, "relative_error": wrong[direction]}
             except Exception as error:  # not installed, out of memory, a head dim, of its compiler
-                failed = ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+                failed = reason(error)
             if failed:
                 yield {**row, "failed": failed[:200]}
                 continue
             if direction in case.work:
                 amount, formula = case.work[direction]
-                rate = amount / row["ms"] / (1e6 if case.unit == "GB/s" else 1e9)
-                row |= {"rate": rate, "unit": case.unit, "share": rate / roof[case.unit]}
+                copied = case.unit == "GB/s"
+                rate = amount / row["ms"] / (1e6 if copied else 1e9)
+                least = roof["copy" if copied else precision_name(dtype)]
+                row |= {"rate": rate, "unit": case.unit, "share": rate / least}
                 row["formula"] = f"{formula}, over time"
             yield row
 
 
+def reason(error: Exception) -> str:
+    """Why something failed, in one line."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+
+
 def check_can_run(what: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
-    """The sizes, of none those of SIZES.
+    """The sizes, by default those of SIZES.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size.
     """
-    if not dry_run and not torch.cuda.is_available():
-        raise ConfigError(f"bench {what} needs a CUDA device; --dry-run runs it on tiny tensors")
+    if not dry_run:
+        require_cuda(f"bench {what}")
     unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
     if unknown:
         raise ConfigError(
@@ -433,15 +544,15 @@ def bench_kernels(
     seconds: float = 0.5,
     only: Sequence[str] = (),
     budget: float = float("inf"),
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Rows as they are measured, each complete in itself; the first holds machine and ceilings.
 
     Args:
         sizes: official sizes (default: one of every head dim).
         dry_run: tiny CPU tensors, to see that everything runs.
-        seconds: of timed calls a measurement, at least.
+        seconds: of timed calls per measurement, at least.
         only: some of KERNELS (default: all).
-        budget: seconds after which nothing more is begun; the rows say what was left out.
+        budget: seconds after which nothing starts; the rows say what was left out.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size or kernel.
@@ -453,11 +564,8 @@ def bench_kernels(
             raise ConfigError(one_of(name, KERNELS, "kernel"))
     device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
     seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
-    roof = ceilings(device, dtype, 64 if dry_run else 8192, seconds, calls)
-    triton = dispatch.use_triton(torch.empty(0, device=device))
-    common = {"device": device_info()["device"], "torch": torch.__version__, "dry_run": dry_run}
-    measured = {"copy_gb_per_s": roof["GB/s"], "matmul_tflop_per_s": roof["TFLOP/s"]}
-    yield {**common, "triton": triton, "method": METHOD, **measured}
+    roof = ceilings(torch.device(device), (dtype,), seconds)
+    yield {**machine_row(torch.device(device), roof), "dry_run": dry_run}
     for name in sizes:
         torch.manual_seed(0)
         shape, few = (shape_of(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
@@ -466,7 +574,28 @@ def bench_kernels(
             if only and case.kernel not in only:
                 continue
             for row in measure(case, small, dtype, device, seconds, roof, calls, deadline):
-                yield {"size": name, **row, **common}
+                yield {"size": name, **row, "dry_run": dry_run}
+
+
+def bench_cpu_kernels(
+    sizes: Sequence[str], precisions: Sequence[str], seconds: float = 0.3, calls: int = CALLS
+) -> Iterator[Row]:
+    """The same of a CPU, for a batch of scale laptop: forward and backward together."""
+    scale, device = scale_named("laptop"), torch.device("cpu")
+    dtypes = [DTYPES[precision] for precision in precisions]
+    roof = ceilings(device, dtypes, seconds)
+    yield {**machine_row(device, roof), "dry_run": False}
+    for size in map(size_named, sizes):
+        vocab, seq = scale.run(size.name).model.vocab_size, scale.data.seq_len
+        for dtype in dtypes:
+            torch.manual_seed(0)
+            shapes = (cpu_cases(size, rows, seq, vocab, dtype) for rows in (scale.batch_size, 2))
+            for case, small in zip(*shapes, strict=True):
+                for row in measure(
+                    case, small, dtype, "cpu", seconds, roof, calls, directions=("both",),
+                    compiled=False,
+                ):  # fmt: skip
+                    yield {"size": size.name, **row, "dry_run": False}
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
@@ -478,27 +607,76 @@ def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, 
     return 16, 2048, size.d_model, size.n_heads, size.vocab_size
 
 
-def rows_for(path: str, sizes: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of earlier `bench kernels --json FILE` on one machine, the newest of each and the
-    first ceilings; of no file, those measured now: on a CUDA device if there is one, else of a dry
-    run, which says so in every row.
+# --- attention by every library --------------------------------------------------------------
+
+HEAD_DIMS = (64, 128, 256, 80, 32)
+SEQ_LENS = (2048, 512)
+TOKENS, WIDTH = 32_768, 1024
+MEASURED = tuple(library for library in BACKENDS if library != "math")
+"""The plain formula holds all scores in memory; nobody would train with it."""
+REPETITIONS = 4
+"""How many times the gradients are recomputed."""
+
+
+def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:
+    """How fast each library is, and whether its backward repeats every bit.
+
+    A run can be resumed exactly only if the same step gives the same bits, and a backward pass that
+    accumulates over tiles with atomics does not. So every library is timed at its fastest, and
+    again with deterministic kernels only, and each time the gradients are recomputed and compared.
+    Forward and backward, bf16, with queries, keys and values as views of one packed tensor, at
+    every head dim of the official sizes and two sequence lengths.
+
+    Args:
+        dry_run: tiny CPU tensors, to check that everything runs.
+        budget: seconds after which nothing starts; rows say what was left out.
 
     Raises:
-        DataError: a file that is not there or does not hold such rows.
+        ConfigError: no CUDA device and no dry run.
     """
-    if not path:
-        return list(bench_kernels(sizes, dry_run=not torch.cuda.is_available()))
-    if not Path(path).is_file():
-        raise DataError(f"{path} is not a file written by `bench kernels --json`")
-    rows = read_rows(Path(path))
-    heads = [row for row in rows if "copy_gb_per_s" in row]
-    if not heads or "copy_gb_per_s" not in rows[0]:
-        raise DataError(
-            f"{path} must hold rows of `bench kernels`, the first with its ceilings; it has "
-            f"{len(rows)} rows, {len(heads)} of them such"
-        )
-    if len({(h["device"], h["torch"], h["dry_run"]) for h in heads}) > 1:
-        raise DataError(f"{path} holds runs of several machines or versions; give one file each")
-    key = ("size", "kernel", "contender", "direction")
-    newest = {tuple(row[k] for k in key): row for row in rows if "copy_gb_per_s" not in row}
-    return [rows[0], *newest.values()]
+    check_can_run("attention", (), dry_run)
+    deadline = time.monotonic() + budget
+    yield {**machine_row(torch.device("cpu" if dry_run else "cuda"), {}), "dry_run": dry_run}
+    for library in MEASURED:
+        columns: Row = {"kind": "attention", "library": library, "dry_run": dry_run}
+        if why := missing(library):
+            yield {**columns, "failed": why}
+            continue
+        for seq_len in SEQ_LENS[-1:] if dry_run else SEQ_LENS:
+            for head_dim in HEAD_DIMS[:2] if dry_run else HEAD_DIMS:
+                for strict in (False, True):
+                    row = {**columns, "seq_len": seq_len, "head_dim": head_dim}
+                    row |= {"deterministic": strict}
+                    if time.monotonic() > deadline:
+                        yield {**row, "failed": SKIPPED}
+                        continue
+                    try:
+                        with deterministic(strict):
+                            row |= _time_attention(library, seq_len, head_dim, dry_run)
+                    except Exception as error:  # a head dim, no such kernel, a compiler
+                        row["failed"] = reason(error)[:200]
+                    yield row
+
+
+def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
+    device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
+    heads = 1 if dry_run else WIDTH // head_dim
+    shape = (tokens // seq_len, seq_len, heads)
+    generator = torch.Generator(device).manual_seed(0)
+    options = {"generator": generator, "device": device, "dtype": torch.bfloat16}
+    packed = torch.randn(*shape, 3, head_dim, **options)
+    leaves = [part.requires_grad_() for part in packed.unbind(3)]
+    upstream = torch.randn(*shape, head_dim, **options)
+
+    def both() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(backend_attention(*leaves, library), leaves, upstream)
+
+    first = both()
+    repeated = [all(map(torch.equal, first, both())) for _ in range(REPETITIONS)]
+    row = timing(both, device, 0.0, 1 if dry_run else 5)
+    flop = 7 * tokens * heads * (seq_len + 1) * head_dim  # scores are recomputed
+    row |= {"bits_repeat": all(repeated), "tflops": flop / row["ms"] / 1e9}
+    if library == "torch":
+        q, k, v = (part.transpose(1, 2) for part in leaves)
+        row["chosen"] = SDPBackend(torch._fused_sdp_choice(q, k, v, None, 0.0, True)).name
+    return row

@@ -1,13 +1,15 @@
 """Rows of measurements in a file, one JSON object per line, each written as soon as it is known.
 
-A kill or a full disk can cut the last line. Whoever adds to the file ends that line first, and
-readers pass over it. Measured training throughput is kept in such a file. Every row of it says
-which run it belongs to and whether that was a dry run, whose numbers mean nothing and are not read
-by a page. Kinds of rows:
+A kill or a full disk can cut the last line. Whoever appends to the file ends that line first, and
+readers skip it. Every row says whether it comes from a dry run, whose numbers mean nothing and
+which no page reads; `failed` says why there is no measurement. Kinds of rows:
 
-    machine   device, versions, where the tokens come from
-    ceiling   a measured rate: matrix products (short, sustained), copy
-    train     one contender at one shape: a speed, or why there is none (`error`)
+    machine    device, versions, measured rates of a copy and of matrix products
+    train      one implementation of a training step at one size
+    operation  one implementation of one operation, in one direction
+    attention  one attention library at one shape
+    check      whether a kernel or a training step is correct
+    step       how a step of gpu-check ended
 """
 
 from __future__ import annotations
@@ -20,21 +22,35 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pythia_core.errors import ConfigError
 from pythia_core.util.files import results_dir
 
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
-COMMAND = "python -m pythia_core bench train --device cuda"
-"""What makes the rows."""
 SKIPPED = "skipped: the time budget was used up"
-"""What a row says of something that was not begun."""
+"""Why there is no measurement of something that was never started."""
 DRY_RUN = "[dry run: not a result] "
-"""What a line of text says whose numbers mean nothing."""
+"""Marks printed lines whose numbers mean nothing."""
 
 
-def rows_file() -> Path:
-    """Where measurements on a GPU are kept unless another file is named."""
-    return results_dir() / "bench" / "train_gpu.jsonl"
+def require_cuda(command: str) -> None:
+    """Refuse to measure a GPU that is not there.
+
+    Raises:
+        ConfigError: torch finds no CUDA device.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"{command} needs a GPU, but torch finds no CUDA device; --dry-run runs everything at "
+            "a tiny size on the CPU"
+        )
+
+
+def gpu_folder() -> Path:
+    """Where gpu-check keeps what it measures unless another folder is named."""
+    return results_dir() / "gpu-check"
 
 
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
@@ -82,39 +98,40 @@ def _warn(message: str) -> None:
     log.warning(message)
 
 
+def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
+    """The rows of one kind that count: on the device measured last, the newest for each
+    combination of `keys`, preceded by that device's newest machine row. None of a dry run; none at
+    all where nothing has a speed."""
+    rows = [row for row in read_rows(path) if row.get("dry_run") is False]
+    machines = [row for row in rows if row["kind"] == "machine"]
+    device, newest = None, {}
+    for row in rows:
+        if row["kind"] == "machine":
+            device = row["device"]
+        elif row["kind"] == kind and machines and device == machines[-1]["device"]:
+            key = tuple(row.get(name) for name in keys)
+            if "ms" in row or "ms" not in newest.get(key, ()):
+                newest[key] = row
+    if not any("ms" in row for row in newest.values()):
+        return []
+    return [machines[-1], *newest.values()]
+
+
 def line(row: Row) -> str:
-    """A row in words, for a terminal."""
+    """A row of the training benchmark in words, for a terminal."""
     mark = DRY_RUN if row["dry_run"] else ""
     if row["kind"] == "machine":
-        return f"{mark}{row['device']}, torch {row['torch']}; text: {row['text']}"
-    if row["kind"] == "ceiling":
-        return f"{mark}{row['what']}: {row['value']:.4g}"
-    shape = f"{row['rows']} x {row['seq_len']} tokens"
-    if row["micro_batches"] > 1:
-        shape = f"{row['micro_batches']} x {shape}"
-    where = f"{mark}{row['size']:>5} {row['contender']:<26} {shape}: "
-    if "error" in row:
-        return where + row["error"]
-    share = row["mfu_causal"]
-    mfu = f", MFU {share:.1%} causal, {row['mfu_full']:.1%} full" if share is not None else ""
-    memory = row["peak_bytes"]
-    held = f", {memory / 2**30:.1f} GiB" if memory is not None else ""
-    low, high = row["tokens_per_s_low"], row["tokens_per_s_high"]
-    return f"{where}{row['tokens_per_s']:,.0f} tokens/s ({low:,.0f} to {high:,.0f}){mfu}{held}"
-
-
-def measured_rows(path: Path | None = None) -> list[Row]:
-    """The rows that count: of every size those of the newest run that has it, and that run's
-    machine and ceilings; none of a dry run. Empty without a file.
-    """
-    rows = [row for row in read_rows(path or rows_file()) if row["dry_run"] is False]
-    newest: dict[str, str] = {}
-    for row in rows:
-        if row["kind"] == "train" and "tokens_per_s" in row:
-            newest[row["size"]] = max(row["run"], newest.get(row["size"], ""))
-    runs = set(newest.values())
-    return [
-        row
-        for row in rows
-        if (newest.get(row["size"]) == row["run"] if row["kind"] == "train" else row["run"] in runs)
-    ]
+        rates = ", ".join(f"{v:.3g} {name}" for name, v in row["matmul_tflop_per_s"].items())
+        return (
+            f"{mark}{row['device']}, torch {row['torch']}; matrix products, TFLOP/s: {rates}; "
+            f"copy: {row['copy_gb_per_s']:.3g} GB/s"
+        )
+    start = f"{mark}{row['size']:>5} {row['implementation']:<34} "
+    if "failed" in row:
+        return start + row["failed"]
+    mfu = f", MFU {row['mfu']:.1%}" if row["mfu"] is not None else ""
+    peak = f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] is not None else ""
+    low, high = (1e3 * row["tokens_per_update"] / row[ms] for ms in ("ms_high", "ms_low"))
+    shape = f"{row['rows']} x {row['seq_len']} tokens: "
+    speed = f"{row['tokens_per_s']:,.0f} tokens/s ({low:,.0f} to {high:,.0f})"
+    return start + shape + speed + mfu + peak

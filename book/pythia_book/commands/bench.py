@@ -1,11 +1,10 @@
-"""`bench`: speed against a named peer; `gpu-check`: test and measure a card in limited time."""
+"""`bench`: speed against a baseline; `gpu-check`: test and measure a GPU in limited time."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,14 @@ from pythia_book.commands import file_to_write
 from pythia_core.commands import AddCommand
 from pythia_core.errors import ConfigError
 
-Row = dict[str, Any]
+ON_CPU, ON_GPU = "train on a CPU", "train on a GPU"
 ONLY_FOR = {
-    "rounds": ("train on a CPU", "terms", "generate"),
-    "precision": ("train on a CPU",),
-    "readme": ("train on a CPU",),
-    "dry_run": ("train on a GPU", "kernels", "attention", "correctness"),
-    "budget": ("train on a GPU", "kernels", "attention", "correctness"),
-    "seconds": ("train on a GPU", "kernels"),
+    "rounds": (ON_CPU, "terms", "generate"),
+    "precision": (ON_CPU,),
+    "readme": (ON_CPU,),
+    "dry_run": (ON_GPU, "kernels", "attention", "correctness"),
+    "budget": (ON_GPU, "kernels", "attention", "correctness"),
+    "seconds": (ON_GPU, "kernels"),
     "kernels": ("kernels",),
 }
 """Which benchmarks an option applies to; for others it is refused."""
@@ -39,9 +38,11 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "--sizes", default="", help="comma-separated list (default: those meant for the device)"
     )
-    p.add_argument("--json", metavar="FILE", help="also write the full result to this file")
+    p.add_argument("--json", metavar="FILE", help="also write the results to this file")
     p.add_argument("--rounds", type=int, help="train on a CPU, terms, generate: repeats")
-    p.add_argument("--precision", choices=("fp32", "bf16"), help="train on a CPU")
+    p.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="train on a CPU (default: what it is fast in)"
+    )
     p.add_argument(
         "--readme", action="store_true", help="train on a CPU: put the table into README.md"
     )
@@ -65,50 +66,60 @@ def add(command: AddCommand) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    sizes = _names(args.sizes)
     _refuse_idle_options(args)
-    given = {n: v for n, v in _given(args).items() if n not in ("readme", "dry_run")}
-    if "budget" in given:
-        given["budget"] = duration(args.budget)
-    if args.readme:
+    sizes, options = _names(args.sizes), _typed(args)
+    if options.pop("readme", False):
         from pythia_core.util.files import require_checkout
 
         readme = require_checkout("--readme") / "README.md"
+    if "budget" in options:
+        options["budget"] = duration(args.budget)
     file = file_to_write("--json", args.json) if args.json else None
-    if args.what == "kernels":
-        from pythia_book.bench.kernels import bench_kernels
+    if args.what in ("terms", "generate"):
+        return print(_table(args.what, sizes, options, file))
+    from pythia_book.bench import rows
 
-        if only := given.pop("kernels", ""):
-            given["only"] = _names(only)
-        return _stream(bench_kernels(sizes, args.dry_run, **given), file, _print_json)
-    if args.what == "attention":
-        from pythia_book.bench.attention import bench_attention
+    if args.what != "train":
+        if args.what == "kernels":
+            from pythia_book.bench.kernels import bench_kernels
 
-        return _stream(bench_attention(args.dry_run, **given), file, _print_json)
-    if args.what == "correctness":
-        from pythia_book.bench.correctness import check_card
+            if only := options.pop("kernels", ""):
+                options["only"] = _names(only)
+            measured = bench_kernels(sizes, **options)
+        elif args.what == "attention":
+            from pythia_book.bench.kernels import bench_attention
 
-        return _stream(check_card(sizes, args.dry_run, **given), file, _print_json)
-    if args.what == "train" and args.device == "cuda":
-        from pythia_book.bench.rows import line, rows_file
-        from pythia_book.bench.train_gpu import bench_train_gpu
+            measured = bench_attention(**options)
+        else:
+            from pythia_book.bench.correctness import check_card
 
-        rows = bench_train_gpu(sizes, args.dry_run, isolate=not args.dry_run, **given)
-        default = None if args.dry_run else rows_file()
-        return _stream(rows, file or default, lambda row: print(line(row), flush=True))
-    text = _table(args.what, sizes, given, file)
-    print(text)
-    if args.readme:
-        from pythia_book.site_runs import fill_block
+            measured = check_card(sizes, **options)
+        return rows.write_rows(measured, file, lambda row: print(json.dumps(row), flush=True))
+    from pythia_book.bench import train
 
-        fill_block(readme, "bench", text)
+    if precision := options.pop("precision", ""):
+        options["precisions"] = (precision,)
+    shown = []
+
+    def show(row: rows.Row) -> None:
+        shown.append(row)
+        print(rows.line(row), flush=True)
+
+    rows.write_rows(train.bench_train(sizes, args.device or "cpu", **options), file, show)
+    if args.device != "cuda":
+        text = train.markdown(shown)
+        print(f"\n{text}")
+        if args.readme:
+            from pythia_book.site_runs import fill_block
+
+            fill_block(readme, "bench", text)
 
 
 def _gpu_check(args: argparse.Namespace) -> None:
     from pythia_book.bench.gpu_check import gpu_check
-    from pythia_core.util.files import results_dir
+    from pythia_book.bench.rows import gpu_folder
 
-    out = Path(args.out) if args.out else results_dir() / "gpu-check"
+    out = Path(args.out) if args.out else gpu_folder()
     only, sizes = _names(args.only), _names(args.sizes)
     gpu_check(duration(args.budget), out.absolute(), only, sizes, args.dry_run)
 
@@ -119,8 +130,8 @@ def duration(text: str) -> float:
     Raises:
         ConfigError: anything else, or zero.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not seconds:
         raise ConfigError(
             f"a time is a number, in seconds or with s, m or h (540, 9m), got {text!r}"
@@ -128,7 +139,7 @@ def duration(text: str) -> float:
     return seconds
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
+def _typed(args: argparse.Namespace) -> dict[str, Any]:
     """Those of ONLY_FOR that were typed, zeros among them."""
     values = {name: getattr(args, name) for name in ONLY_FOR}
     return {
@@ -143,43 +154,28 @@ def _names(text: str) -> tuple[str, ...]:
 def _refuse_idle_options(args: argparse.Namespace) -> None:
     kind = args.what
     if kind == "train":
-        kind = "train on a GPU" if args.device == "cuda" else "train on a CPU"
+        kind = ON_GPU if args.device == "cuda" else ON_CPU
     elif args.device == "cuda" and kind not in ONLY_FOR["dry_run"]:
         raise ConfigError(f"bench {kind} measures on the CPU; --device cuda is only for train")
     if args.sizes and kind in ("terms", "attention"):
         raise ConfigError(f"bench {kind} does not depend on model sizes; it takes no --sizes")
-    for option in _given(args):
+    for option in _typed(args):
         if kind not in (kinds := ONLY_FOR[option]):
             flag = "--" + option.replace("_", "-")
             accepted = ", ".join(kinds)
             raise ConfigError(f"{flag} does not apply to bench {kind}, only to {accepted}")
 
 
-def _table(what: str, sizes: tuple[str, ...], given: dict[str, Any], file: Path | None) -> str:
+def _table(what: str, sizes: tuple[str, ...], options: dict[str, Any], file: Path | None) -> str:
     """Measure, write the whole result to `file` if it is named, return it as a table."""
     if what == "terms":
         from pythia_book.bench import terms as bench
 
-        result = bench.bench_terms(**given)
-    elif what == "generate":
+        result = bench.bench_terms(**options)
+    else:
         from pythia_book.bench import generate as bench
 
-        result = bench.bench_generate(sizes, **given)
-    else:
-        from pythia_book.bench import train_cpu as bench
-
-        result = bench.bench_train(sizes, **given)
+        result = bench.bench_generate(sizes, **options)
     if file:
         file.write_text(json.dumps(result, indent=1) + "\n")
     return bench.markdown(result)
-
-
-def _print_json(row: Row) -> None:
-    print(json.dumps(row), flush=True)
-
-
-def _stream(rows: Iterable[Row], file: Path | None, show: Callable[[Row], None]) -> None:
-    """Show rows as they come and append them to `file`, so that a crash loses nothing."""
-    from pythia_book.bench.rows import write_rows
-
-    write_rows(rows, file, show)

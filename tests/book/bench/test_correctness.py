@@ -114,5 +114,7 @@ def test_what_cannot_be_checked_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"bench correctness takes official sizes \(14m, .*7k"):
         next(check_card(("7k",), dry_run=True))
     if not torch.cuda.is_available():
-        with pytest.raises(PythiaError, match="bench correctness needs a CUDA device; --dry-run"):
+        with pytest.raises(
+            PythiaError, match="bench correctness needs a GPU, but torch finds no CUDA device; --d"
+        ):
             next(check_card())

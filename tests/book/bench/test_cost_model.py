@@ -21,18 +21,10 @@ COMPILED = {  # ns a token: gemm, logits, attention, elementwise, loss, their su
     "6.9b": (52_652, 1_765, 5_693, 5_680, 121, 65_910),
     "12b": (92_552, 2_217, 8_006, 7_987, 122, 110_883),
 }
-TOTALS = {  # eager, ours, ideal
-    "14m": (941, 366, 153),
-    "31m": (1_121, 501, 306),
-    "70m": (1_468, 769, 533),
-    "160m": (2_977, 1_924, 1_388),
-    "410m": (7_003, 5_048, 3_769),
-    "1b": (12_982, 9_589, 8_084),
-    "1.4b": (17_428, 13_684, 11_735),
-    "2.8b": (33_879, 27_944, 23_675),
-    "6.9b": (70_044, 61_858, 54_888),
-    "12b": (116_509, 105_017, 93_956),
-}
+OURS = {
+    "14m": 366, "31m": 501, "70m": 769, "160m": 1_924, "410m": 5_048, "1b": 9_589,
+    "1.4b": 13_684, "2.8b": 27_944, "6.9b": 61_858, "12b": 105_017,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("size", COMPILED)
@@ -41,30 +33,23 @@ def test_every_part_of_the_compiled_step_is_the_tables(size: str) -> None:
     assert [*parts, sum(parts)] == pytest.approx(COMPILED[size], abs=1.0, rel=1e-4)
 
 
-@pytest.mark.parametrize("size", TOTALS)
-@pytest.mark.parametrize("way", ["eager", "ours", "ideal"])
-def test_the_totals_are_the_tables(size: str, way: str) -> None:
-    total = dict(zip(("eager", "ours", "ideal"), TOTALS[size], strict=True))[way]
-    # the table says less than is needed about its kernel without logits: near, not equal
-    near = 0.1 if way == "ideal" and MODELS[size].d_model <= cost_model.NO_LOGITS_WIDTH else 2e-4
-    assert cost_model.ns_per_token(MODELS[size], way) == pytest.approx(total, abs=1.0, rel=near)
+@pytest.mark.parametrize("size", OURS)
+def test_the_totals_are_the_tables(size: str) -> None:
+    total = cost_model.ns_per_token(MODELS[size], "ours")
+    assert total == pytest.approx(OURS[size], abs=1.0, rel=2e-4)
 
 
 @pytest.mark.parametrize("size", MODELS)
 def test_no_way_is_faster_than_its_arithmetic_and_the_order_is_plain(size: str) -> None:
     ns = {way: cost_model.ns_per_token(MODELS[size], way) for way in cost_model.WAYS}
-    assert ns["eager"] > ns["compiled"] > ns["ours"] > ns["ideal"]
-    assert ns["ideal"] > flops_per_token(MODELS[size], cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
-    assert 1e9 / ns["ours"] <= cost_model.TARGETS.get(size, 1e9) * 1.01
+    assert ns["compiled"] > ns["ours"]
+    assert ns["ours"] > flops_per_token(MODELS[size], cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
 
 
-def test_shares_of_a_peak() -> None:
-    model = MODELS["160m"]
+def test_peaks_of_data_sheets() -> None:
     peak = cost_model.peak_tflops("NVIDIA H100 80GB HBM3")
     assert peak == 989.4 and cost_model.peak_tflops("a CPU") is None
     assert cost_model.peak_tflops("NVIDIA H100 PCIe") < peak
-    assert cost_model.mfu(model, 520e3, peak, causal=True) == pytest.approx(0.45, abs=0.005)
-    assert cost_model.mfu(model, 520e3, peak, causal=False) == pytest.approx(0.51, abs=0.005)
 
 
 def test_the_optimizer_matters_for_small_updates_only() -> None:

@@ -280,10 +280,10 @@ def test_the_table_has_the_newest_of_everything(tmp_path: Path, mark: str) -> No
     write(
         "kernels.jsonl",
         {"copy_gb_per_s": 2500.0},
-        {**kernel, "contender": "ours", "ms": 9.0},
-        {**kernel, "contender": "reference", "ms": 4.0},
-        {**kernel, "contender": "ours", "ms": 2.0},
-        {**kernel, "contender": "liger", "failed": "not here"},
+        {**kernel, "implementation": "ours", "ms": 9.0},
+        {**kernel, "implementation": "reference", "ms": 4.0},
+        {**kernel, "implementation": "ours", "ms": 2.0},
+        {**kernel, "implementation": "liger", "failed": "not here"},
     )
     write(
         "correctness.jsonl",

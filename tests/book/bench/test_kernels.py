@@ -1,4 +1,4 @@
-"""The benchmark of the kernels measures every contender in every direction; speed is not tested."""
+"""Kernels and attention libraries: everything is measured; how fast it is is not tested."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pythia_book.bench.rows import SKIPPED
 from torch import Tensor
 
 from pythia_core.__main__ import main
-from pythia_core.errors import ConfigError, DataError
+from pythia_core.errors import ConfigError
 from pythia_core.kernels import dispatch
 from pythia_core.kernels.attention_backends import BACKENDS
 
@@ -29,31 +29,31 @@ def rows() -> list[dict]:
     return list(bench_kernels.bench_kernels(("31m",), dry_run=True))
 
 
-def test_every_contender_is_measured_in_every_direction(rows: list[dict]) -> None:
+def test_every_implementation_is_measured_in_every_direction(rows: list[dict]) -> None:
     assert {"copy_gb_per_s", "matmul_tflop_per_s", "triton", "device", "dry_run"} <= rows[0].keys()
-    seen = {(r["kernel"], r["contender"], r["direction"]) for r in rows[1:]}
+    seen = {(r["kernel"], r["implementation"], r["direction"]) for r in rows[1:]}
     assert len(seen) == len(rows) - 1
     for kernel in KERNELS:
-        for contender in ("ours", "reference", "torch.compile (eager)"):
+        for name in ("ours", "reference", "torch.compile (eager)"):
             for direction in ("forward", "backward", "both"):
-                assert (kernel, contender, direction) in seen
+                assert (kernel, name, direction) in seen
     update = {key for key in seen if key[0] == "adamw"}
-    rivals = {"reference", "torch.compile (eager)", "torch (fused)"}
-    assert {name for _, name, _ in update} == {"ours"} | rivals
+    others = {"reference", "torch.compile (eager)", "torch (fused)"}
+    assert {name for _, name, _ in update} == {"ours"} | others
     assert {direction for *_, direction in update} == {"both"}
     assert {r["kernel"] for r in rows[1:]} == KERNELS | {"adamw"}
     assert all(r["dry_run"] is True for r in rows)
 
 
 def test_only_absent_libraries_fail(rows: list[dict]) -> None:
-    failed = {r["contender"] for r in rows[1:] if "failed" in r}
+    failed = {r["implementation"] for r in rows[1:] if "failed" in r}
     assert failed <= {"cudnn", "flash", "efficient", "flash_attn", "triton"}
-    said = {r["failed"] for r in rows[1:] if r["contender"] == "flash_attn"}
-    assert importlib.util.find_spec("flash_attn") or all("not installed" in s for s in said)
+    reasons = {r["failed"] for r in rows[1:] if r["implementation"] == "flash_attn"}
+    assert importlib.util.find_spec("flash_attn") or all("not installed" in s for s in reasons)
 
 
-def test_every_library_is_a_contender(rows: list[dict]) -> None:
-    assert set(BACKENDS) <= {r["contender"] for r in rows[1:] if r["kernel"] == "attention"}
+def test_every_backend_is_measured(rows: list[dict]) -> None:
+    assert set(BACKENDS) <= {r["implementation"] for r in rows[1:] if r["kernel"] == "attention"}
 
 
 def test_rates_are_work_over_time(rows: list[dict]) -> None:
@@ -94,28 +94,8 @@ def test_a_kernel_that_fails_is_not_timed_under_its_name(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(dispatch, "works", refuses)
     rows = bench_kernels.bench_kernels(("31m",), dry_run=True)
-    ours = [r for r in list(rows)[1:] if r["contender"] == "ours"]
+    ours = [r for r in list(rows)[1:] if r["implementation"] == "ours"]
     assert all("does not compile" in r["failed"] and "ms" not in r for r in ours) and ours
-
-
-def test_rows_are_read_back(tmp_path: Path, rows: list[dict]) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    assert bench_kernels.rows_for(str(path)) == json.loads(json.dumps(rows))
-    path.write_text(json.dumps(rows[1]))
-    with pytest.raises(DataError, match="the first with its ceilings; it has 1 rows, 0 of them"):
-        bench_kernels.rows_for(str(path))
-    with pytest.raises(DataError, match="is not a file written by `bench kernels --json`"):
-        bench_kernels.rows_for(str(tmp_path / "none.jsonl"))
-
-
-def test_a_second_run_adds_to_the_first(tmp_path: Path, rows: list[dict]) -> None:
-    path, again = tmp_path / "rows.jsonl", {**rows[1], "ms": 5.0}
-    path.write_text("\n".join(map(json.dumps, [*rows[:3], rows[0], again, rows[3]])) + "\n")
-    assert bench_kernels.rows_for(str(path)) == [rows[0], again, rows[2], rows[3]]
-    path.write_text("\n".join(map(json.dumps, [*rows[:3], {**rows[0], "device": "another"}])))
-    with pytest.raises(DataError, match="several machines"):
-        bench_kernels.rows_for(str(path))
 
 
 def toy(tokens: int, other: Callable[[Tensor], Tensor]) -> bench_kernels.Case:
@@ -129,7 +109,7 @@ def toy(tokens: int, other: Callable[[Tensor], Tensor]) -> bench_kernels.Case:
 
 
 def measured(other: Callable[[Tensor], Tensor], **more) -> list[dict]:
-    roof = {"GB/s": 1.0, "TFLOP/s": 1.0}
+    roof = {"copy": 1.0, "fp32": 1.0}
     case, small = toy(64, other), toy(24, other)
     return list(bench_kernels.measure(case, small, torch.float32, "cpu", 0.0, roof, 1, **more))
 
@@ -158,15 +138,15 @@ class CompilationError(Exception):
     "error",
     [CompilationError("at 3:7\nno such layout"), TypeError("unexpected keyword 'dq'"), OSError()],
 )
-def test_a_contender_that_fails_is_a_row(error: Exception) -> None:
+def test_an_implementation_that_fails_is_a_row(error: Exception) -> None:
     def broken(x: Tensor) -> Tensor:
         raise error
 
     rows = measured(broken)
     first = str(error).partition("\n")[0]
     expected = f"{type(error).__name__}: {first}".removesuffix(": ")
-    assert [r["failed"] for r in rows if r["contender"] == "other"] == [expected] * 3
-    assert all("ms" in r for r in rows if r["contender"] != "other") and len(rows) == 12
+    assert [r["failed"] for r in rows if r["implementation"] == "other"] == [expected] * 3
+    assert all("ms" in r for r in rows if r["implementation"] != "other") and len(rows) == 12
 
 
 def test_past_its_deadline_nothing_is_measured() -> None:
@@ -207,10 +187,106 @@ def test_the_command_passes_its_limits_on(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_card_it_says_so() -> None:
-    with pytest.raises(ConfigError, match="needs a CUDA device; --dry-run"):
+    with pytest.raises(
+        ConfigError, match="bench kernels needs a GPU, but torch finds no CUDA device; --d"
+    ):
         next(bench_kernels.bench_kernels())
 
 
 def test_unknown_sizes_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"takes official sizes \(14m, .*got 7k"):
         next(bench_kernels.bench_kernels(("160m", "7k"), dry_run=True))
+
+
+def test_the_kernels_of_a_cpu_are_timed_against_torch() -> None:
+    machine, *rows = bench_kernels.bench_cpu_kernels(("7k",), ("fp32", "bf16"), 0.0, 1)
+    assert set(machine["matmul_tflop_per_s"]) == {"fp32", "bf16"} and not machine["dry_run"]
+    kernels = ("linear_cross_entropy", "attention", "layer_norm", "gelu")
+    assert [(r["dtype"], r["kernel"], r["implementation"]) for r in rows] == [
+        (dtype, kernel, name)
+        for dtype in ("fp32", "bf16")
+        for kernel in kernels
+        for name in ("ours", "reference", "torch")
+    ]
+    for row in rows:
+        assert row["direction"] == "both" and row["shape"].get("tokens", 32 * 128) == 32 * 128
+        assert row["relative_error"] < (1e-6 if row["dtype"] == "fp32" else 1e-2)
+        assert row["share"] > 0
+
+
+# --- attention -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def attention_rows() -> list[dict]:
+    return list(bench_kernels.bench_attention(dry_run=True))
+
+
+def test_every_library_is_measured_in_both_ways_or_says_why_not(
+    attention_rows: list[dict],
+) -> None:
+    rows = attention_rows
+    assert rows[0]["kind"] == "machine" and all(row["dry_run"] for row in rows)
+    assert {row["library"] for row in rows[1:]} == set(bench_kernels.MEASURED)
+    done = [row for row in rows[1:] if "failed" not in row]
+    assert {(r["library"], r["deterministic"]) for r in done} >= {
+        ("torch", False), ("torch", True), ("flash", False), ("flash", True),
+    }  # fmt: skip
+    for row in done:
+        assert row["bits_repeat"] is True, "on a CPU nothing is summed in another order"
+        product = 7 * row["seq_len"] * (row["seq_len"] + 1) * row["head_dim"]
+        assert row["tflops"] == pytest.approx(product / row["ms"] / 1e9)
+    assert {row["chosen"] for row in done if row["library"] == "torch"} == {"FLASH_ATTENTION"}
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_bits_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a backward whose sums depend on the order of threads."""
+    calls = []
+
+    def drifting(q: Tensor, k: Tensor, v: Tensor, library: str) -> Tensor:
+        calls.append(torch.are_deterministic_algorithms_enabled())
+        drift = 0.0 if calls[-1] else len(calls) * 0.1
+        return (1 + drift) * (q + k + v)
+
+    monkeypatch.setattr(bench_kernels, "backend_attention", drifting)
+    monkeypatch.setattr(bench_kernels, "MEASURED", ("flash",))
+    rows = list(bench_kernels.bench_attention(dry_run=True))[1:]
+    assert {(row["deterministic"], row["bits_repeat"]) for row in rows} == {
+        (False, False), (True, True),
+    }  # fmt: skip
+
+
+def test_a_library_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> Tensor:
+        raise TypeError("unexpected keyword\nmore")
+
+    monkeypatch.setattr(bench_kernels, "backend_attention", broken)
+    rows = list(bench_kernels.bench_attention(dry_run=True))[1:]
+    assert {r["failed"] for r in rows if "head_dim" in r} == {"TypeError: unexpected keyword"}
+
+
+def test_past_the_budget_no_attention_is_measured() -> None:
+    rows = list(bench_kernels.bench_attention(dry_run=True, budget=-1.0))[1:]
+    assert {row["failed"] for row in rows if "head_dim" in row} == {SKIPPED}
+
+
+def test_the_command_for_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        bench_kernels, "bench_attention", lambda *a, **k: seen.append((a, k)) or [{"a": 1}]
+    )
+    path = tmp_path / "rows.jsonl"
+    words = ["bench", "attention", "--dry-run", "--budget", "2m", "--json", str(path)]
+    assert main(words) == 0 and seen == [((), {"dry_run": True, "budget": 120.0})]
+    assert json.loads(path.read_text()) == {"a": 1}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_card_attention_says_so(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(
+        ConfigError, match="bench attention needs a GPU, but torch finds no CUDA device; --d"
+    ):
+        next(bench_kernels.bench_attention())
+    assert main(["bench", "attention", "--sizes", "160m"]) == 1
+    assert "it takes no --sizes" in capsys.readouterr().err

@@ -53,8 +53,8 @@ def test_the_studies_are_found_in_an_order_that_suits_them() -> None:
     for study, room in registry._rooms().items():
         assert room.STUDY == study
         assert {*getattr(room, "AFTER", ())} <= {*STUDIES[: STUDIES.index(study)]}
-    with pytest.raises(ConfigError, match="unknown study 'kernels'"):
-        declared("kernels")
+    with pytest.raises(ConfigError, match="unknown study 'speed'"):
+        declared("speed")
 
 
 def test_what_stays_of_each_kind_of_run() -> None:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_checks import error, normal
+from kernel_checks import normal
+from pythia_book.bench.kernels import relative_error
 
 from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
 
@@ -48,8 +49,8 @@ def test_three_updates(n: int, update: int, copy: torch.dtype | None, device: st
         adamw_(again, *settings)
     for name in ("params", "exp_avg", "exp_avg_sq"):
         truth = getattr(exact, name)
-        bound = max(1.5 * error(getattr(plain, name).double().cpu(), truth), 3e-7)
-        assert error(getattr(ours, name).double().cpu(), truth) <= bound, name
+        bound = max(1.5 * relative_error(getattr(plain, name).double().cpu(), truth), 3e-7)
+        assert relative_error(getattr(ours, name).double().cpu(), truth) <= bound, name
     if copy is not None:
         assert torch.equal(ours.copy, ours.params.to(copy))
     assert all(torch.equal(t, tensors(again)[name]) for name, t in tensors(ours).items())

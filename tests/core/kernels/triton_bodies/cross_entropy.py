@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DTYPES, check, normal, poison
+from kernel_checks import DTYPES, check, normal
 from torch import Tensor
 
 from pythia_core import kernels
@@ -25,7 +25,6 @@ def test_loss_and_gradients(
 ) -> None:
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS_CUDA", 128 * vocab)  # 130 rows: 2 chunks
     targets = torch.randint(vocab, (rows,), generator=torch.Generator().manual_seed(2)).to(device)
-    poison(monkeypatch)
 
     def kernel(hidden: Tensor, weight: Tensor) -> Tensor:
         return kernels.linear_cross_entropy(hidden, weight, targets, weight.detach().to(dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import DTYPES, check, normal, poison
+from kernel_checks import DTYPES, check, normal
 from torch import Tensor
 
 from pythia_core import kernels
@@ -33,9 +33,8 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @BRANCHES
 @pytest.mark.parametrize(("n", "d"), [(1, 8), (37, 24), (140, 128), (5, 1023), (3, 2560)])
 def test_values_and_gradients(
-    dtype: torch.dtype, branches: int, n: int, d: int, device: str, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, branches: int, n: int, d: int, device: str
 ) -> None:
-    poison(monkeypatch)
 
     def call(function, out: torch.dtype):
         def called(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kernel_checks import DTYPES, error
+from kernel_checks import DTYPES
+from pythia_book.bench.kernels import relative_error
 from torch import Tensor
 
 from pythia_core.config import ModelConfig
@@ -87,11 +88,11 @@ def test_fused_and_plain_agree(
         with pytest.raises(AssertionError, match="passed by"):
             gradient(device, dtype)
     if dtype == torch.float32:
-        assert error(loss, plain_loss) < 1e-6 and error(ours, plain) < 1e-5
+        assert relative_error(loss, plain_loss) < 1e-6 and relative_error(ours, plain) < 1e-5
         return
     exact_loss, exact = gradient(device, torch.float32, prepare=listen)
-    assert error(loss, exact_loss) <= max(2 * error(plain_loss, exact_loss), 1e-3)
-    assert error(ours, exact) <= 1.5 * error(plain, exact)
+    assert relative_error(loss, exact_loss) <= max(2 * relative_error(plain_loss, exact_loss), 1e-3)
+    assert relative_error(ours, exact) <= 1.5 * relative_error(plain, exact)
 
 
 @DTYPES
@@ -108,12 +109,12 @@ def test_hooks_fire_and_see_what_they_always_saw(device: str) -> None:
     places = ["layers.*", "layers.*.attention", "layers.*.mlp", "layers.*.input_layernorm"]
     with hooks.record(made, places) as seen:
         listened = made.hidden(ids)
-    assert len(seen) == 8 and error(listened, fused) < 1e-6
+    assert len(seen) == 8 and relative_error(listened, fused) < 1e-6
     added = seen["layers.0"] + seen["layers.1.attention"] + seen["layers.1.mlp"]
     torch.testing.assert_close(seen["layers.1"], added)
     direction = torch.arange(32.0, device=device)
     with hooks.patch(made, "layers.*", lambda out: out + direction.to(out)):
-        assert error(made.hidden(ids), fused) > 1e-2
+        assert relative_error(made.hidden(ids), fused) > 1e-2
     assert torch.equal(made.hidden(ids), fused)
 
 
@@ -148,4 +149,4 @@ def test_torch_compile_takes_it_whole(device: str) -> None:
     eager = flat.grad.clone()
     flat.grad.zero_()
     torch.compile(made.loss, backend="aot_eager", fullgraph=True)(rows(device)).backward()
-    assert error(flat.grad, eager) < 1e-6
+    assert relative_error(flat.grad, eager) < 1e-6

@@ -1,0 +1,730 @@
+"""How fast a training step is: several implementations of one update, alternating in one run.
+
+The implementations, each with fp32 masters, AdamW and clipping at the same settings:
+
+- ours: the `Trainer` as it trains, by `Execution`;
+- plain: our model definition on torch's own operations, eager or under `torch.compile`: what the
+  compiler alone makes of the architecture;
+- transformers: GPT-NeoX as its users train it, in fp32 or under bf16 autocast.
+
+They read the same batches of real text. Those that fit into memory together take turns, so that a
+device whose clock drifts slows all of them: several rounds of some updates each, timed as a whole;
+the first updates, which compile and allocate, are dropped. On a CPU these are the sizes and batches
+of scale laptop. On a GPU they are official sizes with rows of 2,048 tokens, as many as the
+implementation that needs the most memory can hold, and each job has a process of its own, so that
+a crash costs one job. The most useful comparisons come first, because a budget of seconds may cut
+the rest. A dry run does the same with tiny models on the CPU; its numbers mean nothing. Weights are
+random, drawn on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.metadata
+import logging
+import multiprocessing
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pythia_book.bench import cost_model
+from pythia_book.bench.kernels import ceilings, machine_row
+from pythia_book.bench.rows import SKIPPED, Row, require_cuda
+from pythia_core import hf
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
+from pythia_core.kernels import PLAIN
+from pythia_core.model import GPTNeoX
+from pythia_core.suite import OFFICIAL_SIZES, scale_named
+from pythia_core.training import memory
+from pythia_core.training.execution import Execution
+from pythia_core.training.metrics import flops_per_token
+from pythia_core.training.optimizer import is_decayed
+from pythia_core.training.train import LAG
+from pythia_core.training.trainer import Pending, Trainer
+from pythia_core.util.files import atomic_file, results_dir
+from pythia_core.util.machine import cpu_has_bf16, deterministic, keep_freed_memory
+from pythia_core.util.stopping import uninterrupted_children
+
+# --- implementations -------------------------------------------------------------------------
+
+Step = Callable[[np.ndarray], Any]
+"""One update on rows of S+1 tokens."""
+LEARNING_RATE = 1e-4
+KEPT = {"compile": (34, 8), "eager": (60, 14)}
+"""Bytes per token that a baseline's micro-step keeps: multiples of the width per layer, and of the
+vocabulary. Counted by hand; only where to start trying."""
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way of making an update.
+
+    Attributes:
+        family: "ours", "plain" or "transformers".
+        mode: of Execution, or a baseline's "eager" or "compile".
+        attention: of `transformers`, "sdpa" or "eager".
+    """
+
+    family: str
+    mode: str = "eager"
+    precision: str = "bf16"
+    attention: str = "sdpa"
+    recompute: bool = False
+    deterministic: bool = False
+
+    @property
+    def label(self) -> str:
+        words = ["sdpa"] * (self.family == "transformers" and self.attention == "sdpa")
+        words += ["recompute"] * self.recompute + ["deterministic"] * self.deterministic
+        return ", ".join([f"{self.family} {self.mode}", *words])
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, {self.precision}"
+
+    @property
+    def columns(self) -> Row:
+        """What a row says about it."""
+        return {
+            "implementation": self.name,
+            "label": self.label,
+            "family": self.family,
+            "mode": self.mode,
+            "precision": self.precision,
+        }
+
+    @property
+    def execution(self) -> Execution:
+        return Execution(self.mode, self.recompute, self.deterministic)
+
+    def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
+        """Estimated memory of a micro-batch of `tokens`, on top of the state."""
+        if self.family == "ours":
+            per_token = memory.token_bytes(model, self.execution, self.precision)
+        else:
+            widths, vocabularies = KEPT[self.mode]
+            per_token = widths * model.d_model * model.n_layers + vocabularies * model.vocab_size
+        return memory.RESERVE + tokens * per_token
+
+    def held_bytes(self, model: ModelConfig, tokens: int) -> int:
+        """What stays allocated while others compute: the state, and of a CUDA graph its
+        intermediate tensors too."""
+        graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
+        return memory.state_bytes(model, self.precision) + graph
+
+    def make(self, config: RunConfig, device: torch.device) -> Step:
+        """The step of a newly drawn model."""
+        train = replace(config.train, precision=self.precision)
+        config = replace(config, train=train)
+        with deterministic(self.deterministic):
+            if self.family == "ours":
+                return _our_step(config, device, self.execution)
+            model, forward = (_plain if self.family == "plain" else self._transformers)(
+                config, device, self.mode == "compile"
+            )
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=LEARNING_RATE,
+            betas=(train.beta1, train.beta2),
+            weight_decay=train.weight_decay,
+            fused=True,
+        )
+        return partial(_update, config, device, model, optimizer, forward)
+
+    def _transformers(self, config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
+        """As a user of `transformers` would write it.
+
+        Its fused form of the tanh GELU stands in for "gelu_new", the same in several passes.
+        """
+        from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+        settings = {**hf.hf_config(config.model), "use_cache": False}
+        if config.model.gelu == "tanh":
+            settings["hidden_act"] = "gelu_pytorch_tanh"
+        with torch.device(device):
+            settings = GPTNeoXConfig(**settings, attn_implementation=self.attention)
+            model = GPTNeoXForCausalLM(settings).train()
+        run = torch.compile(model) if compiled else model
+
+        def forward(rows: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return run(input_ids=rows[:, :-1], labels=rows[:, :-1]).loss
+
+        return model, forward
+
+
+Baseline = tuple[nn.Module, Callable[[Tensor], Tensor]]
+"""A model, and its loss on some rows."""
+BASELINE = Implementation("plain", "compile")
+"""The one that our kernels have to beat on a GPU."""
+FITTING = Implementation("transformers")
+"""The one that needs the most memory: what it fits, all fit."""
+GRAPH = Implementation("ours", "graph")
+ROUNDS_ON_GPU = (
+    (GRAPH, BASELINE, FITTING, Implementation("ours")),
+    (GRAPH, Implementation("transformers", "compile"), Implementation("ours", "compile")),
+    (
+        Implementation("ours", "graph", deterministic=True),
+        Implementation("ours", "graph", recompute=True),
+        Implementation("ours", deterministic=True),
+        Implementation("plain"),
+    ),
+)
+"""Measured at every size in this order: the comparison, with one implementation that has to be
+compiled; the others that have to be; what determinism, recomputation and no compiler cost."""
+
+
+def implementations_on_cpu(
+    precisions: Sequence[str], compiled: Sequence[str]
+) -> tuple[Implementation, ...]:
+    """Our step and those of `transformers` in each precision; to compile takes half a minute."""
+    return tuple(
+        implementation
+        for precision in precisions
+        for implementation in (
+            Implementation("ours", precision=precision),
+            Implementation("transformers", "eager", precision, "eager"),
+            Implementation("transformers", "eager", precision),
+            *[Implementation("transformers", "compile", precision)] * (precision in compiled),
+        )
+    )
+
+
+def _draw(name: str, p: Tensor, _: torch.Generator) -> None:
+    """Random weights, drawn on their device: on a CPU 2.8 billion take longer than measuring."""
+    if is_decayed(name):
+        p.normal_(0.0, 0.02)
+    else:
+        p.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
+    """The update of our trainer, past the warm-up of the learning rate; launched and, some updates
+    later, read, as `train` does."""
+    with torch.device(device):
+        trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_draw))
+    trainer.step = config.train.steps // 10
+    return partial(_launch, trainer, deque(), LAG[device.type])
+
+
+def _launch(trainer: Trainer, in_flight: deque[Pending], lag: int, batch: np.ndarray) -> None:
+    in_flight.append(trainer.launch(batch))
+    while len(in_flight) > lag:
+        in_flight.popleft().result()
+
+
+def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
+    """Our model on plain operations."""
+    with torch.device(device):
+        model = GPTNeoX(config.model, PLAIN, _draw)
+        model.init_weights(0)
+    if config.train.precision == "bf16":
+        model.compute_dtype = torch.bfloat16
+    return model, torch.compile(model.loss) if compiled else model.loss
+
+
+def _update(
+    config: RunConfig,
+    device: torch.device,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    forward: Callable[[Tensor], Tensor],
+    batch: np.ndarray,
+) -> None:
+    """A baseline's update; nothing is waited for."""
+    rows = torch.from_numpy(batch.astype(np.int64)).to(device)
+    optimizer.zero_grad(set_to_none=True)
+    forward(rows).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)
+    optimizer.step()
+
+
+# --- jobs ------------------------------------------------------------------------------------
+
+SEQ_LEN = cost_model.SEQ_LEN
+TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
+"""Tokens per update at most, up to a width of 256 and beyond: what fills an H100."""
+MEMORY = "out of memory"
+WARM_UP = 3
+ROUNDS, LEAST_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
+"""Rounds of every implementation, and its updates per round: at least 20 in all."""
+COSTS = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
+"""Seconds that an implementation may take by its mode on a GPU; none starts with less left."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some implementations to be compared at one size, on a GPU in one process.
+
+    Attributes:
+        rows: of an update; 0: the most that FITTING holds.
+        deadline: time.time() after which nothing starts.
+    """
+
+    size: str
+    implementations: tuple[Implementation, ...]
+    kind: str = "cuda"
+    rows: int = 0
+    seq_len: int = SEQ_LEN
+    dry_run: bool = False
+    rounds: int = 3
+    seconds: float = 1.0
+    """Of a round, at least."""
+    deadline: float = float("inf")
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16), repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu" if self.dry_run else self.kind)
+
+    @property
+    def model(self) -> ModelConfig:
+        if self.dry_run:
+            return ModelConfig(1, 16, 2, 128, max_seq_len=self.seq_len)
+        if self.kind == "cpu":
+            return scale_named("laptop").run(self.size).model
+        return OFFICIAL_SIZES[self.size].model(max_seq_len=self.seq_len)
+
+    @property
+    def columns(self) -> Row:
+        """What every row of this job says."""
+        rows = self.rows or None
+        return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
+
+    def config(self, rows: int) -> RunConfig:
+        """A run whose updates read `rows` rows."""
+        train = TrainConfig(steps=100_000, batch_size=rows, lr_max=LEARNING_RATE)
+        return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
+
+    def batches(self, rows: int, n: int = 4) -> list[np.ndarray]:
+        """Batches of rows of S+1 tokens, cut from the text one after the other."""
+        shape = (n, rows, self.seq_len + 1)
+        return list(np.resize(self.tokens, int(np.prod(shape))).reshape(shape))
+
+
+def rows_to_try(job: Job, total_bytes: float) -> list[int]:
+    """Rows of an update, most first: powers of two, from twice what the estimate says."""
+    if job.rows:
+        return [job.rows]
+    model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
+    free = total_bytes - FITTING.held_bytes(model, 0)
+    largest = rows = max(1, most // job.seq_len)
+    while rows > 1 and FITTING.activation_bytes(model, rows * job.seq_len) > free:
+        rows //= 2
+    first = min(2 * rows, largest)
+    return [2**power for power in range(first.bit_length() - 1, -1, -1)]
+
+
+def fitting_rows(job: Job) -> int:
+    """The most rows of which FITTING can make an update; two in a dry run."""
+    if job.rows or job.device.type != "cuda":
+        return job.rows or 2
+    tries = rows_to_try(job, _total_bytes(job.device))
+    for rows in tries[:-1]:
+        error = _try_update(job, rows)
+        _release(job.device)
+        if not isinstance(error, torch.OutOfMemoryError):
+            return rows if error is None else tries[1]
+    return tries[-1]
+
+
+def _try_update(job: Job, rows: int) -> Exception | None:
+    try:
+        FITTING.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
+        _wait(job.device)
+    except Exception as error:
+        return error.with_traceback(None)  # it would hold on to the memory
+    return None
+
+
+def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]]:
+    """Implementations that should fit into memory together, in order; at least one per group."""
+    model, tokens = job.model, rows * job.seq_len
+    made: list[list[Implementation]] = []
+    held = peak = 0
+    for implementation in job.implementations:
+        holds = implementation.held_bytes(model, tokens)
+        needs = implementation.activation_bytes(model, tokens)
+        if not made or held + holds + max(peak, needs) > total_bytes:
+            made.append([])
+            held = peak = 0
+        made[-1].append(implementation)
+        held, peak = held + holds, max(peak, needs)
+    return made
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+@dataclass
+class _Ready:
+    """An implementation that is ready to be timed, and what was measured."""
+
+    implementation: Implementation
+    step: Step
+    n: int
+    """Updates per round."""
+    peak_bytes: int
+    seconds: list[float] = field(default_factory=list)
+    """Per update, one number per round."""
+
+
+def measure(job: Job) -> Iterator[Row]:
+    """A row for every implementation of a job, as soon as it is known."""
+    device = job.device
+    if time.time() > job.deadline:
+        yield from failures(job, job.implementations, SKIPPED)
+        return
+    stance = "force_eager" if job.dry_run else "default"
+    with torch.compiler.set_stance(stance), _warnings() as warnings:
+        rows = fitting_rows(job)
+        waiting = groups(job, rows, _total_bytes(device))
+        while waiting:
+            group = waiting.pop(0)
+            columns = job.columns | {"rows": rows, "warnings": warnings}
+            columns["alternates_with"] = [i.name for i in group]
+            crowded = []
+            for row in _measure_group(job, rows, group):
+                if row.get("failed", "").startswith(MEMORY) and len(group) > 1:
+                    crowded.append(row["implementation"])
+                else:
+                    yield columns | row
+            waiting += [[i] for i in group if i.name in crowded]
+            torch.compiler.reset()
+            _release(device)
+
+
+def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
+    batches = job.batches(rows)
+    ready: list[_Ready] = []
+    for implementation in group:
+        if time.time() + COSTS[implementation.mode] > job.deadline:
+            yield implementation.columns | {"failed": SKIPPED}
+            continue
+        why = ""
+        try:
+            ready.append(_prepare(implementation, job, rows, batches))
+        except Exception as error:  # out of memory, no such mode on this device: a result too
+            why = _reason(error)
+        if why:
+            _release(job.device)
+            yield implementation.columns | {"failed": why}
+    for _ in range(job.rounds):
+        for one in list(ready):
+            why = ""
+            try:
+                with deterministic(one.implementation.deterministic):
+                    one.seconds.append(_seconds(one.step, batches, one.n, job.device))
+            except Exception as error:
+                why = _reason(error)
+            if why:  # not inside except, where the error still holds the memory
+                ready.remove(one)
+                yield one.implementation.columns | {"failed": why}
+    for one in ready:
+        yield one.implementation.columns | _result(one, job, rows)
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What this library warns of inside, a list that grows: e.g. that a kernel does not work here
+    and a slower operation is used."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    log = logging.getLogger("pythia_core")
+    log.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        log.removeHandler(handler)
+
+
+def _prepare(
+    implementation: Implementation, job: Job, rows: int, batches: list[np.ndarray]
+) -> _Ready:
+    """An implementation after its first updates, which build what they need once."""
+    device = job.device
+    before = _allocated(device)
+    step = implementation.make(job.config(rows), device)
+    _allocated(device)  # what was needed for a moment to make it does not count
+    with deterministic(implementation.deterministic):
+        _seconds(step, batches, WARM_UP - 1, device)
+        once = _seconds(step, batches, 1, device)
+    peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
+    n = LEAST_STEPS["cuda" if job.dry_run else device.type]
+    return _Ready(implementation, step, max(n, round(job.seconds / max(once, 1e-6))), peak)
+
+
+def _seconds(step: Step, batches: list[np.ndarray], n: int, device: torch.device) -> float:
+    """Per update, of n in a row, waited for at the end."""
+    _wait(device)
+    started = time.perf_counter()
+    for number in range(n):
+        step(batches[number % len(batches)])
+    _wait(device)
+    return (time.perf_counter() - started) / n
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _allocated(device: torch.device) -> int:
+    """Bytes allocated now; the peak is counted from here on."""
+    if device.type != "cuda":
+        return 0
+    _wait(device)
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def _total_bytes(device: torch.device) -> float:
+    return torch.cuda.mem_get_info()[1] if device.type == "cuda" else 80e9
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split())[:300]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{MEMORY}: {words}"
+    return words if isinstance(error, PythiaError) else f"{type(error).__name__}: {words}"
+
+
+def _result(one: _Ready, job: Job, rows: int) -> Row:
+    tokens = rows * job.seq_len
+    median = statistics.median(one.seconds)
+    flops = tokens / median * flops_per_token(job.model, job.seq_len)
+    cuda = job.device.type == "cuda"
+    peak = cost_model.peak_tflops(torch.cuda.get_device_name()) if cuda else None
+    return {
+        "tokens_per_update": tokens,
+        "tokens_per_s": tokens / median,
+        "ms": 1e3 * median,
+        "ms_low": 1e3 * min(one.seconds),
+        "ms_high": 1e3 * max(one.seconds),
+        "steps_timed": one.n * len(one.seconds),
+        "tflops": flops / 1e12,
+        "mfu": flops / (peak * 1e12) if peak else None,
+        "peak_bytes": one.peak_bytes if cuda else None,
+    }
+
+
+def failures(job: Job, implementations: Sequence[Implementation], why: str) -> Iterator[Row]:
+    """A row per implementation that says why it has no speed."""
+    for implementation in implementations:
+        yield job.columns | implementation.columns | {"failed": why}
+
+
+# --- the text --------------------------------------------------------------------------------
+
+TEXT_ROWS = 512
+DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
+"""The text that is read on a GPU: the miniature corpus in the tokens of Pythia."""
+
+
+def text_file() -> Path:
+    """Where its tokens are kept: small enough to be carried to a machine without a network."""
+    return results_dir() / "bench" / "tokens.npy"
+
+
+def text_tokens(progress: bool = True) -> np.ndarray:
+    """uint16[n]: real text to be cut into rows; made once, then read from `text_file`.
+
+    Raises:
+        FetchError, DataError: the corpus or tokenizer cannot be had here, or the file is damaged.
+    """
+    from pythia_core.data.prepare import prepare
+
+    path = text_file()
+    if not path.is_file():
+        try:
+            rows = prepare(DATA, progress).rows
+        except FetchError as error:
+            raise FetchError(
+                f"{error}\nWithout a network, copy {path.name} from a machine that has one; there, "
+                "`python -m pythia_core bench train --device cuda --dry-run` leaves it in "
+                "results/bench/"
+            ) from error
+        tokens = np.asarray(rows.rows(0, min(rows.n_rows, TEXT_ROWS))).astype(np.uint16).ravel()
+        with atomic_file(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, tokens)
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}); delete it and run again") from error
+    if tokens.dtype != np.uint16 or tokens.ndim != 1 or len(tokens) <= SEQ_LEN:
+        raise DataError(f"{path} holds {tokens.dtype}{tokens.shape}, not uint16 tokens; delete it")
+    return tokens
+
+
+# --- running ---------------------------------------------------------------------------------
+
+ORDER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "14m", "31m")
+"""What is measured on a GPU, the most useful size first."""
+GRACE = 60.0
+"""Seconds past the budget after which a silent process is ended."""
+
+
+def bench_train(
+    sizes: Sequence[str] = (),
+    device: str = "cpu",
+    dry_run: bool = False,
+    precisions: Sequence[str] = (),
+    compiled: Sequence[str] | None = None,
+    rounds: int | None = None,
+    seconds: float | None = None,
+    budget: float = 0.0,
+    progress: bool = True,
+) -> Iterator[Row]:
+    """Rows as they are measured (pythia_book.bench.rows): the machine, then implementations.
+
+    Args:
+        sizes: of scale laptop on a CPU, official ones up to 2.8b on a GPU (default: all).
+        dry_run: of a GPU: tiny models on the CPU, to see that everything runs.
+        precisions: on a CPU; default: fp32, and bf16 where the processor multiplies it.
+        compiled: those of them in which a CPU also compiles (default: all).
+        rounds: of each implementation.
+        seconds: of a round, at least. budget: seconds after which nothing starts; 0: no limit.
+
+    Raises:
+        ConfigError: no CUDA device and no dry run, an unknown size, a number out of range.
+        FetchError, DataError: no text to train on.
+    """
+    cuda = device == "cuda"
+    accepted = ORDER if cuda else scale_named("laptop").sizes
+    for size in sizes:
+        if size not in accepted:
+            raise ConfigError(one_of(size, accepted, "size"))
+    rounds = ROUNDS[device] if rounds is None else rounds
+    seconds = (1.0 if cuda else 0.0) if seconds is None else seconds
+    if rounds < 1:
+        raise ConfigError(f"rounds must be at least 1, got {rounds}")
+    if seconds < 0:
+        raise ConfigError(f"seconds must not be negative, got {seconds}")
+    if cuda and not dry_run:
+        require_cuda("bench train --device cuda")
+    deadline = time.time() + budget if budget else float("inf")
+    shared = Job(
+        "", (), device, dry_run=dry_run, rounds=rounds, seconds=0 if dry_run else seconds,
+        deadline=deadline,
+    )  # fmt: skip
+    if cuda:
+        tokens = text_tokens(progress) % (128 if dry_run else 50_304)
+        shared = replace(shared, tokens=tokens, seq_len=16 if dry_run else SEQ_LEN)
+        dtypes, rounds_of = (torch.bfloat16,), ROUNDS_ON_GPU
+    else:
+        from pythia_core.data.prepare import prepare
+
+        keep_freed_memory()
+        scale = scale_named("laptop")
+        data = prepare(scale.data, progress)
+        rows = [data.batch(step, scale.batch_size) for step in range(8)]
+        shared = replace(shared, tokens=np.concatenate(rows).ravel(), rows=scale.batch_size)
+        shared = replace(shared, seq_len=scale.data.seq_len)
+        dtypes = (torch.float32, torch.bfloat16)
+        precisions = precisions or ("fp32", "bf16")[: 1 + cpu_has_bf16()]
+        rounds_of = (
+            implementations_on_cpu(precisions, precisions if compiled is None else compiled),
+        )
+    roof = ceilings(shared.device, dtypes, 0.0 if dry_run else 0.5)
+    yield machine_row(shared.device, roof) | _versions() | {"dry_run": dry_run}
+    fitting: dict[str, int] = {}  # rows, as the first job of a size found them
+    run = _in_process if cuda and not dry_run else measure
+    for implementations in rounds_of:
+        for size in sorted(sizes or accepted, key=accepted.index):
+            job = replace(shared, size=size, implementations=implementations)
+            for row in run(replace(job, rows=fitting.get(size, shared.rows))):
+                fitting[size] = row["rows"] or 0
+                yield row | {"dry_run": dry_run}
+
+
+def _versions() -> Row:
+    found: Row = {}
+    for name in ("transformers", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _in_process(job: Job) -> Iterator[Row]:
+    """`measure` in a process of its own; what it does not report on is a row that says why."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    worker = context.Process(target=_work, args=(job, sender))
+    with uninterrupted_children():
+        worker.start()
+    sender.close()
+    reported: set[str] = set()
+    limited = job.deadline < float("inf")
+    try:
+        while receiver.poll(job.deadline + GRACE - time.time() if limited else None):
+            row = receiver.recv()
+            reported.add(row["implementation"])
+            yield row
+        why = "no answer in time; its process was killed"
+    except EOFError:  # it is done, or dead
+        worker.join()
+        why = f"its process ended with code {worker.exitcode}"
+    finally:
+        worker.kill()
+        worker.join()
+    yield from failures(job, [i for i in job.implementations if i.name not in reported], why)
+
+
+def _work(job: Job, connection: Connection) -> None:
+    for row in measure(job):
+        connection.send(row)
+
+
+# --- the README's table ----------------------------------------------------------------------
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Measurements on a CPU as the README's table."""
+    machine = rows[0]
+    rates = ", ".join(f"{1e3 * v:.0f} {name}" for name, v in machine["matmul_tflop_per_s"].items())
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; measured "
+        f"matrix products, GFLOP/s: {rates}. FLOP: 6 x (matrix parameters + unembedding) + causal "
+        f"attention, no recompute. {rows[1]['rows'] * rows[1]['seq_len']:,} tokens per step.",
+        "",
+        "| size | precision | ours, tokens/s | GFLOP/s | of matmul rate "
+        "| `transformers`' fastest, tokens/s | ratio |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
+    timed = [row for row in rows[1:] if "ms" in row]
+    for ours in (row for row in timed if row["family"] == "ours"):
+        same = [
+            row for row in timed if (row["size"], row["family"]) == (ours["size"], "transformers")
+        ]
+        if not same:
+            continue
+        other = max(same, key=lambda row: row["tokens_per_s"])
+        share = ours["tflops"] / machine["matmul_tflop_per_s"][ours["precision"]]
+        lines.append(
+            f"| {ours['size']} | {ours['precision']} | {ours['tokens_per_s']:,.0f} "
+            f"| {1e3 * ours['tflops']:,.1f} | {share:.0%} | {other['tokens_per_s']:,.0f} "
+            f"({other['implementation'].removeprefix('transformers ')}) "
+            f"| **{ours['tokens_per_s'] / other['tokens_per_s']:.2f}x** |"
+        )
+    return "\n".join(lines)

@@ -1,1 +1,0 @@
-"""The kernels against the operations they replace."""

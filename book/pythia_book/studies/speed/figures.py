@@ -1,0 +1,279 @@
+"""Tables and figures of the page on speed; in figures, lines are predicted, marks measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.records import number_text
+from pythia_book.studies.speed.study import NOT_MEASURED, PREDICTIONS
+from pythia_book.style import INK, MUTED, Drawing, Table, footer, panels, reference, style
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+    from pythia_book.study import StudyResult as Result
+
+DASH = "\N{EN DASH}"
+OURS, BASELINE, TRANSFORMERS = "#0072b2", "#d55e00", "#009e73"
+TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
+PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
+
+
+def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 1) -> str:
+    """A number, or a dash where there is none."""
+    if value is None or value != value:
+        return DASH
+    return number_text(factor * (100 if percent else 1) * float(value), decimals) + " %" * percent
+
+
+def _ratio(row: Any) -> str:
+    """A ratio with the range of the repeats, or why there is none."""
+    if row.ratio is None or row.ratio != row.ratio:
+        return f"({row.failed})" if row.failed else DASH
+    return f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows).astype(object).fillna(DASH)
+
+
+# --- measured on the CPU ---------------------------------------------------------------------
+
+
+def steps(result: Result) -> Table:
+    """Our step by size and precision, and how much longer each other implementation takes."""
+    rows = []
+    for (size, precision), mine in result.tables["steps"].groupby(
+        ["size", "precision"], sort=False
+    ):
+        ours = mine[mine.family == "ours"].iloc[0]
+        cells = {
+            "size": size,
+            "precision": precision,
+            "ours, tokens/s": _text(ours.tokens_per_s),
+            "of matrix products": _text(ours.matmul_share, percent=True),
+        }
+        others = mine[mine.family != "ours"].itertuples()
+        rows.append(
+            cells | {row.label.removeprefix("transformers "): _ratio(row) for row in others}
+        )
+    values = result.values
+    rates = ", ".join(f"{v:,.0f} {name}" for name, v in values["matmul"].items())
+    caption = (
+        f"Measured on {values['device']}, one thread, torch {values['torch']}; "
+        f"{values['tokens']:,} tokens per update. Last columns: the time of `transformers` over "
+        f"ours, median and range of the repeats. Matrix products, GFLOP/s: {rates}."
+    )
+    return Table(_frame(rows), caption)
+
+
+def operations(result: Result) -> Table:
+    """Every operation of a step on the CPU, and how much longer plain torch takes."""
+    rows = []
+    keys = ["size", "kernel", "dtype"]
+    for (size, kernel, dtype), mine in result.tables["operations"].groupby(keys, sort=False):
+        mine = mine.set_index("implementation")
+        ours = mine.loc["ours"]
+        rows.append(
+            {
+                "size": size,
+                "operation": kernel,
+                "precision": dtype,
+                "ours, ms": _text(ours.ms, 2),
+                "of the ceiling": _text(ours.share, percent=True),
+                "error": f"{ours.relative_error:.0e}",
+                "formula": _ratio(mine.loc["reference"]),
+                "torch's own": _ratio(mine.loc["torch"]),
+            }
+        )
+    caption = (
+        "Measured on the same CPU, forward and backward together. Ceiling: the rate of a large "
+        "copy or, of loss and attention, of a matrix product in the same run. Error: against fp64. "
+        "Last columns: the time of the formula written out in torch, and of torch's own operation, "
+        "over ours; median and range of the repeats."
+    )
+    return Table(_frame(rows), caption)
+
+
+def ratios(result: Result) -> Drawing:
+    """How much longer other implementations of steps and operations take on the CPU."""
+    tables = result.tables
+    made = tables["steps"][tables["steps"].family == "transformers"].assign(
+        group=lambda f: f["size"] + "\n" + f.precision,
+        series=lambda f: f.label.str.removeprefix("transformers "),
+    )
+    timed = tables["operations"][tables["operations"].implementation != "ours"].assign(
+        group=lambda f: f.kernel.str.replace("linear_cross_entropy", "loss").str.replace("_", "\n"),
+        series=lambda f: f.implementation.map({"reference": "formula", "torch": "torch's own"}),
+    )
+    with style():
+        note = f"measured on {result.values['device']}, one thread; bars: range of the repeats"
+        figure, axes = panels(2, 2.9, footer(result, note), ratios=(1, 1.2))
+        words = []
+        for ax, frame, title in (
+            (axes[0], made, "Training step: transformers"),
+            (axes[1], timed, "Operations: plain torch"),
+        ):
+            words += _points(ax, frame.dropna(subset="ratio"))
+            ax.set_title(title)
+            reference(ax, 1)
+            ax.legend(loc="best")
+        axes[0].set_ylabel("time, times ours")
+        return Drawing(figure, "Time over ours on the CPU: " + ", ".join(words))
+
+
+def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
+    """A mark per measurement, side by side within a group; what was drawn, in words."""
+    groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
+    words = []
+    for j, name in enumerate(series):
+        mine = frame[frame.series == name]
+        shift = 0.6 * ((j + 0.5) / len(series) - 0.5)
+        x = [groups.index(group) + shift for group in mine.group]
+        ax.vlines(x, mine.low, mine.high, color=PALETTE[j], linewidth=1)
+        ax.plot(x, mine.ratio, linestyle="", marker="o", color=PALETTE[j], label=name)
+        words += [
+            f"{' '.join(group.split())}, {name} {ratio:.2f}"
+            for group, ratio in zip(mine.group, mine.ratio, strict=True)
+        ]
+    ax.set_xticks(range(len(groups)), groups)
+    ax.grid(axis="x", visible=False)
+    ax.set(yscale="log", ylim=(0.8 * frame.low.min(), 1.25 * frame.high.max()))
+    ticks = [tick for tick in TICKS if frame.low.min() <= tick <= frame.high.max()]
+    ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ax.minorticks_off()
+    return words
+
+
+# --- predicted for a GPU ---------------------------------------------------------------------
+
+
+def _measured(result: Result) -> str:
+    gpu = result.values["gpu"]
+    return f"Measured: {'not yet' if gpu == NOT_MEASURED else gpu}."
+
+
+def gpu_sizes(result: Result) -> Table:
+    """Predicted and measured speed by size."""
+    rows = [
+        {
+            "size": row["size"],
+            "torch.compile": _text(row["compiled"], factor=1e-3),
+            "ours": _text(row["ours"], factor=1e-3),
+            "ratio": f"{row['predicted_ratio']:.2f}",
+            "MFU": _text(row["mfu"], percent=True),
+            "A100, the paper's": _text(row["paper_tokens_per_s"], factor=1e-3),
+            "MFU of it": _text(row["paper_mfu"], percent=True),
+            "ours, measured": _text(row["measured"], factor=1e-3),
+            "by": row["implementation"] or DASH,
+            "torch.compile, measured": _text(row["baseline"], factor=1e-3),
+            "transformers, measured": _text(row["transformers"], factor=1e-3),
+            "ratio, measured": DASH
+            if row["ratio"] is None or row["ratio"] != row["ratio"]
+            else f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+        }
+        for row in result.tables["gpu_sizes"].to_dict("records")
+    ]
+    caption = (
+        "Thousands of tokens per second on one GPU. Columns 2 to 5: predicted, not measured, for "
+        "one H100; the paper's: from its GPU-hours, on clusters of A100s. MFU: causal attention. "
+        f"{_measured(result)}"
+    )
+    return Table(_frame(rows), caption)
+
+
+def gpu_rates(result: Result) -> Drawing:
+    """Predicted speed, utilisation and memory by size, and what was measured."""
+    frame = result.tables["gpu_sizes"]
+    sizes, x = list(frame["size"]), range(len(frame))
+    dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}
+    with style():
+        note = f"lines: predicted for one H100, not measured. {_measured(result)}"
+        figure, (speed, share, held) = panels(3, 3.0, footer(result, note))
+        speed.plot(x, frame.compiled, color=BASELINE, label="torch.compile, predicted", **dashed)
+        speed.plot(x, frame.ours, color=OURS, label="ours, predicted", **dashed)
+        share.plot(x, 100 * frame.mfu, color=OURS, **dashed)
+        look = {"color": INK, "linestyle": "", "marker": "x"}
+        speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **look)
+        share.plot(x, 100 * frame.paper_mfu.astype(float), **look)
+        held.bar(x, frame.state_gib, width=0.55, color="#c9d8e4", label="state, computed")
+        for column, colour, label in (
+            ("measured", OURS, "ours, measured"),
+            ("baseline", BASELINE, "torch.compile, measured"),
+            ("transformers", TRANSFORMERS, "transformers, measured"),
+        ):
+            if frame[column].notna().any():
+                speed.plot(x, frame[column].astype(float), color=colour, label=label, **mark)
+        share.plot(x, 100 * frame.measured_mfu.astype(float), color=OURS, **mark)
+        held.plot(x, frame.peak_gib.astype(float), color=OURS, **mark)
+        for ax in (speed, share, held):
+            ax.set_xticks(x, sizes, rotation=60)
+        speed.set(yscale="log", ylabel="tokens per second")
+        share.set(ylabel="MFU, %, causal", ylim=(0, 100))
+        held.set(ylabel="GiB")
+        figure.legend(loc="outside upper left", ncols=4)
+        words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))
+        return Drawing(
+            figure, f"Predicted tokens per second of ours on an H100: {words}. {_measured(result)}"
+        )
+
+
+def gpu_kernels(result: Result) -> Table:
+    """What each kernel fuses and should save, and what it was measured to save."""
+    frame = result.tables["gpu_kernels"]
+    timed = result.tables["gpu_operations"]
+    timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
+    about = {p.kernel: p for p in PREDICTIONS}
+    rows = []
+    for row in frame.rename(columns={"size": "model"}).itertuples():
+        measured = {}
+        if (row.model, row.kernel) in timed.index:
+            ours = timed.loc[(row.model, row.kernel)]
+            measured = {"of the ceiling": _text(ours.share, percent=True)}
+        rows.append(
+            {
+                "size": row.model,
+                "kernel": row.kernel,
+                "in one": about[row.kernel].fuses,
+                "what a compiler does not": about[row.kernel].cannot,
+                "bytes per token, compiled": _text(row.compiled_bytes),
+                "ours": _text(row.ours_bytes),
+                "ns saved, predicted": _text(row.saved_ns),
+                "% of the least step": _text(100 * row.share_of_step, 1),
+                "ns saved, measured": _text(row.measured_ns),
+                **measured,
+            }
+        )
+    caption = (
+        "Per token, all layers, forward and backward, against torch.compile of the same formula. "
+        "Predicted, not measured: bytes at the attainable rate of an H100's copy. "
+        f"{_measured(result)}"
+    )
+    return Table(_frame(rows), caption)
+
+
+def attention(result: Result) -> Table:
+    """Which attention library each head dim takes, and which it should."""
+    rows = [
+        {
+            "head dim": str(row.head_dim),
+            "taken now": row.taken,
+            "estimated, forward / backward": f"{row.forward} / {row.backward}",
+            "measured, taken": _text(row.taken_tflops),
+            "measured, fastest": f"{row.fastest} {_text(row.fastest_tflops)}"
+            if row.fastest
+            else DASH,
+            "fastest with repeatable bits": f"{row.repeatable} {_text(row.repeatable_tflops)}"
+            if row.repeatable
+            else DASH,
+        }
+        for row in result.tables["attention"].itertuples()
+    ]
+    caption = (
+        "TFLOP/s of causal attention on rows of 2,048 tokens. Estimated: what the predictions "
+        f"assume of the best library on an H100. {_measured(result)}"
+    )
+    return Table(_frame(rows), caption)

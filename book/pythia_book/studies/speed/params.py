@@ -1,0 +1,33 @@
+"""Parameters of the study of speed, which trains nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pythia_book.study import StudyParams
+from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.suite import scale_named
+
+STUDY = "speed"
+DEFAULT_SIZES = {"smoke": "7k"}
+
+
+@dataclass(frozen=True)
+class SpeedParams(StudyParams):
+    """Parameters of the study; `sizes` are those measured on the CPU."""
+
+    @property
+    def size_list(self) -> tuple[str, ...]:
+        default = DEFAULT_SIZES.get(self.scale, "7k,600k")
+        return scale_named("laptop").size_list(self.sizes, default)
+
+    def check(self) -> None:
+        accepted = scale_named("laptop").sizes
+        unknown = [
+            one_of(name, accepted, "size") for name in self.size_list if name not in accepted
+        ]
+        raise_all(ConfigError, unknown, "sizes")
+
+
+Params = SpeedParams
+"""The name under which parameters are checked before the notebook runs."""

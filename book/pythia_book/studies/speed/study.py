@@ -1,0 +1,404 @@
+"""The speed of training: on this machine's CPU, measured; on a GPU, predicted, and measured later.
+
+On the CPU, one thread as in every run of the book, the study measures a training step and the
+operations in it (pythia_book.bench). A GPU is never measured here: its rows are those that
+`gpu-check` left in results/gpu-check, without dry runs. Its predictions are of two kinds. Steps
+follow from pythia_book.bench.cost_model. For a kernel, the bytes of one token through all layers,
+forward and backward, are counted by hand from the formulas, and those of what torch.compile makes
+of the same formula: it fuses neighbouring passes too, so the difference is what it cannot do. Not a
+claim of the Pythia paper.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pythia_book.bench import cost_model
+from pythia_book.bench.rows import Row, gpu_folder, measured_rows
+from pythia_book.released import recipe
+from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row
+from pythia_book.studies.speed.params import STUDY, SpeedParams
+from pythia_book.study import StudyResult
+from pythia_core.config import ModelConfig
+from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training import memory
+from pythia_core.training.metrics import flops_per_token
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PRECISIONS = ("fp32", "bf16")
+GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
+"""What one H100 holds without help."""
+COMPILED = "torch.compile (inductor)"
+NOT_MEASURED = "not yet measured"
+WITHIN = 15.0
+"""Percent by which a prediction may miss and still count as right."""
+
+
+def run(params: SpeedParams, progress: bool = True) -> StudyResult:
+    """Measure the CPU, read what was measured on a GPU, predict and compare."""
+    from pythia_book.bench.kernels import bench_cpu_kernels
+    from pythia_book.bench.train import bench_train
+
+    started = time.time()
+    smoke = params.scale == "smoke"
+    with _one_thread():
+        step_rows = list(
+            bench_train(
+                params.size_list,
+                precisions=PRECISIONS,
+                compiled=() if smoke else ("fp32",),
+                rounds=1 if smoke else 5,
+                progress=progress,
+            )
+        )
+        operation_rows = list(
+            bench_cpu_kernels(
+                params.size_list, PRECISIONS, 0.0 if smoke else 0.3, calls=1 if smoke else 5
+            )
+        )
+    gpu_steps = measured_rows(gpu_folder() / "train.jsonl", "train", ("size", "implementation"))
+    keys = ("size", "kernel", "implementation", "direction")
+    gpu_operations = measured_rows(gpu_folder() / "kernels.jsonl", "operation", keys)
+    keys = ("library", "seq_len", "head_dim", "deterministic")
+    libraries = measured_rows(gpu_folder() / "attention.jsonl", "attention", keys)
+    steps, operations = steps_table(step_rows), operations_table(operation_rows)
+    measured, timed = steps_table(gpu_steps), operations_table(gpu_operations)
+    tables = {
+        "steps": steps,
+        "operations": operations,
+        "gpu_sizes": gpu_sizes_table(measured),
+        "gpu_steps": measured,
+        "gpu_kernels": gpu_kernels_table(timed),
+        "gpu_operations": timed,
+        "attention": attention_table(libraries),
+    }
+    values = values_of(step_rows[0], gpu_steps or gpu_operations, tables)
+    return StudyResult(STUDY, params, tables, values, claims_of(tables), [], started)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- measurements ----------------------------------------------------------------------------
+
+STEPS = (
+    *(
+        "size",
+        "precision",
+        "implementation",
+        "label",
+        "family",
+        "mode",
+        "rows",
+        "tokens_per_update",
+    ),
+    *("tokens_per_s", "tflops", "mfu", "matmul_share", "peak_bytes"),
+)
+OPERATIONS = (
+    *("size", "kernel", "dtype", "implementation", "direction"),
+    *("rate", "unit", "share", "relative_error", "peak_bytes"),
+)
+TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
+
+
+def steps_table(rows: list[Row]) -> pd.DataFrame:
+    """A row per measured implementation of a training step; matmul_share is of the rate of matrix
+    products that was measured in the same run."""
+    for row in rows[1:]:
+        if "ms" in row:
+            rate = rows[0]["matmul_tflop_per_s"][row["precision"]]
+            row["matmul_share"] = row["tflops"] / rate
+    return _compared(rows[1:], ("size", "precision"), STEPS)
+
+
+def operations_table(rows: list[Row]) -> pd.DataFrame:
+    """A row per measured implementation of an operation, forward and backward together."""
+    both = [row for row in rows[1:] if row["direction"] == "both"]
+    return _compared(both, ("size", "kernel", "dtype"), OPERATIONS)
+
+
+def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+    """Rows with `ratio`, their time over that of the fastest of ours with the same keys; low and
+    high by the ranges of the repeats."""
+    import pandas as pd
+
+    ours: dict[tuple, Row] = {}
+    for row in rows:
+        key = tuple(row[name] for name in keys)
+        mine = row.get("family", row["implementation"]) == "ours" and "ms" in row
+        if mine and row["ms"] < ours.get(key, {"ms": float("inf")})["ms"]:
+            ours[key] = row
+    kept = []
+    for row in rows:
+        base = ours.get(tuple(row[name] for name in keys))
+        cells = {name: row.get(name) for name in (*columns, *TIMES)}
+        if base and "ms" in row and row is not base:
+            cells["ratio"] = row["ms"] / base["ms"]
+            cells["low"] = row["ms_low"] / base["ms_high"]
+            cells["high"] = row["ms_high"] / base["ms_low"]
+        kept.append(cells)
+    return pd.DataFrame(kept, columns=[*columns, *TIMES])
+
+
+# --- a training step on a GPU ----------------------------------------------------------------
+
+GPU_COLUMNS = (
+    *("size", "parameters", "compiled", "ours", "mfu", "predicted_ratio", "state_gib"),
+    *("paper_tokens_per_s", "paper_mfu"),
+    *("implementation", "measured", "measured_mfu", "peak_gib", "baseline", "transformers"),
+    *("ratio", "low", "high", "error_percent"),
+)
+
+
+def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """A row per official size. Predicted for one H100, updates of any number of tokens: tokens/s
+    `compiled` and `ours`, mfu, their ratio; state_gib is computed; paper_* follow from the paper's
+    GPU-hours. Measured: our fastest `implementation`, the `baseline` (the same model under
+    torch.compile), the fastest of `transformers`, and error_percent, by which the prediction for
+    our update missed."""
+    import pandas as pd
+
+    peak = 1e12 * (cost_model.peak_tflops("H100") or 0)
+    rows = []
+    for size in GPU_SIZES:
+        model, hours = OFFICIAL_SIZES[size].model(), recipe.HARDWARE[size].gpu_hours
+        flop = flops_per_token(model, cost_model.SEQ_LEN)
+        compiled, ours = (1e9 / cost_model.ns_per_token(model, w) for w in ("compiled", "ours"))
+        paper = recipe.TOKENS / (3600 * hours) if hours else None
+        cells: Row = {
+            "size": size,
+            "parameters": model.n_params,
+            "compiled": compiled,
+            "ours": ours,
+            "mfu": ours * flop / peak,
+            "predicted_ratio": ours / compiled,
+            "state_gib": memory.state_bytes(model, "bf16") / memory.GIB,
+            "paper_tokens_per_s": paper,
+            "paper_mfu": paper and paper * flop / recipe.A100_PEAK,
+        }
+        timed = measured[(measured["size"] == size) & measured.tokens_per_s.notna()]
+        timed = timed.sort_values("tokens_per_s", ascending=False)
+        fastest = {family: mine.iloc[0] for family, mine in timed.groupby("family", sort=False)}
+        compiled_rows = timed[(timed.family == "plain") & (timed["mode"] == "compile")]
+        if "transformers" in fastest:
+            cells["transformers"] = fastest["transformers"].tokens_per_s
+        if len(compiled_rows):
+            cells["baseline"] = compiled_rows.tokens_per_s.iloc[0]
+            cells |= compiled_rows.iloc[0][["ratio", "low", "high"]].to_dict()
+        if "ours" in fastest:
+            best = fastest["ours"]
+            tokens = int(best.tokens_per_update)
+            predicted = cost_model.predicted_tokens_per_s(model, "ours", tokens)
+            cells |= {
+                "implementation": best.label,
+                "measured": best.tokens_per_s,
+                "measured_mfu": best.mfu,
+                "peak_gib": best.peak_bytes / memory.GIB,
+                "error_percent": 100 * (best.tokens_per_s / predicted - 1),
+            }
+        rows.append(cells)
+    return pd.DataFrame(rows, columns=list(GPU_COLUMNS))
+
+
+# --- single kernels on a GPU -----------------------------------------------------------------
+
+LOW, FP32 = 2, 4
+"""Bytes of an element."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One kernel; `compiled` and `ours` are bytes per token of a model, all layers."""
+
+    kernel: str
+    fuses: str
+    cannot: str
+    """What of it a compiler does not do."""
+    compiled: Callable[[ModelConfig], float]
+    ours: Callable[[ModelConfig], float]
+
+
+PREDICTIONS = (
+    Prediction(
+        "linear_cross_entropy",
+        "unembedding, softmax, loss and their gradients, in chunks of rows",
+        "keep the logits out of memory: they are read once more",
+        lambda c: 3 * LOW * c.vocab_size,
+        lambda c: 2 * LOW * c.vocab_size,
+    ),
+    Prediction(
+        "split_rotated",
+        "rotation of queries and keys where they lie, and one packed gradient",
+        "work in place: it writes new queries and keys, and joins three gradients",
+        lambda c: c.n_layers * LOW * (4 * c.d_model + 6 * c.d_model),
+        lambda c: c.n_layers * LOW * (4 * c.n_heads * c.rotary_dims + 6 * c.d_model),
+    ),
+    Prediction(
+        "layer_norm_pair",
+        "the sum of the block before, two LayerNorms of it, and their four parameter gradients",
+        "sum the parameter gradients in the pass that makes dx: it reads three tensors again",
+        lambda c: c.n_layers * c.d_model * (5 * FP32 + 7 * LOW + FP32 + 2 * LOW),
+        lambda c: c.n_layers * c.d_model * (5 * FP32 + 7 * LOW),
+    ),
+    Prediction(
+        "bias_gelu_tanh",
+        "bias and GELU, their backward, and the gradient of the bias",
+        "sum the bias gradient in the pass that makes dx: it reads dx again",
+        lambda c: c.n_layers * 4 * c.d_model * LOW * 6,
+        lambda c: c.n_layers * 4 * c.d_model * LOW * 5,
+    ),
+)
+KERNEL_SIZES = ("160m", "2.8b")
+"""Where kernels are predicted whether or not they were measured."""
+
+
+def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
+    """size, kernel, compiled_bytes and ours_bytes per token, saved_ns per token at the attainable
+    rate of a copy, its share_of_step (of the causal FLOP at the attainable rate of products), and
+    measured_ns, by which torch.compile was slower over all layers."""
+    import pandas as pd
+
+    timed = measured.dropna(subset="ms").set_index(["size", "kernel", "implementation"]).ms
+    rows = []
+    for size in dict.fromkeys([*KERNEL_SIZES, *measured["size"]]):
+        model = OFFICIAL_SIZES[size].model()
+        least = flops_per_token(model, cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
+        for p in PREDICTIONS:
+            saved = (p.compiled(model) - p.ours(model)) / cost_model.COPY / 1e3
+            both = [timed.get((size, p.kernel, name)) for name in (COMPILED, "ours")]
+            layers = 1 if p.kernel == "linear_cross_entropy" else model.n_layers
+            apart = None if None in both else layers * 1e6 * (both[0] - both[1]) / TOKENS
+            rows.append(
+                {
+                    "size": size,
+                    "kernel": p.kernel,
+                    "compiled_bytes": p.compiled(model),
+                    "ours_bytes": p.ours(model),
+                    "saved_ns": saved,
+                    "share_of_step": saved / least,
+                    "measured_ns": apart,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+TOKENS = 32_768
+"""Of an operation that is timed on a GPU."""
+
+
+def attention_table(rows: list[Row]) -> pd.DataFrame:
+    """A row per head dim of the official sizes: what the model takes, the estimated TFLOP/s of the
+    step's prediction, and the fastest library measured, of all and of those whose bits repeat."""
+    import pandas as pd
+
+    timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
+    kept = []
+    for dim, (forward, backward) in cost_model.BEST_LIBRARY.items():
+        mine = [r for r in timed if r["head_dim"] == dim]
+        taken = FASTEST.get(dim, DEFAULT)
+        cells: Row = {"head_dim": dim, "taken": taken, "forward": forward, "backward": backward}
+        exact = [r for r in mine if r["bits_repeat"]]
+        for name, choice in (("fastest", mine), ("repeatable", exact)):
+            best: Row = max(choice, key=lambda r: r["tflops"], default={})
+            cells |= {name: best.get("library"), f"{name}_tflops": best.get("tflops")}
+        now = [r["tflops"] for r in mine if r["library"] == taken]
+        cells["taken_tflops"] = max(now, default=None)
+        kept.append(cells)
+    return pd.DataFrame(kept)
+
+
+# --- claims and values -----------------------------------------------------------------------
+
+
+def least_ratio(frame: pd.DataFrame) -> Estimate | None:
+    """The smallest ratio of a table, with its range."""
+    timed = frame.dropna(subset="ratio")
+    if timed.empty:
+        return None
+    row = timed.loc[timed.ratio.astype(float).idxmin()]
+    return Estimate(float(row.ratio), float(row.low), float(row.high), len(timed), 1)
+
+
+def _at_least(claim: str, e: Estimate | None, bound: float = 1.0) -> dict[str, Any]:
+    verdict = NOT_TESTABLE
+    if e and not e.low < bound <= e.high:
+        verdict = "holds" if e.low >= bound else "does not hold"
+    return claim_row(claim, "not measured", e, verdict)
+
+
+def claims_of(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """What the kernels are for; each row's estimate is the worst case of what was measured."""
+    steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
+    libraries = steps[steps.family == "transformers"]
+    compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]
+    misses = tables["gpu_sizes"].error_percent.dropna().astype(float).abs()
+    miss = Estimate(misses.max(), misses.max(), misses.max(), len(misses), 1)
+    return [
+        _at_least(
+            "On the CPU, an update is faster than every one of `transformers` in the same "
+            "precision (smallest ratio)",
+            least_ratio(libraries),
+        ),
+        _at_least(
+            "On the CPU, every operation is faster than its formula written out in torch (smallest "
+            "ratio)",
+            least_ratio(operations[operations.implementation == "reference"]),
+        ),
+        _at_least(
+            f"On a GPU, an update is at least {cost_model.GOAL:g} times as fast as that of the "
+            "same model under torch.compile (smallest ratio)",
+            least_ratio(tables["gpu_sizes"]),
+            cost_model.GOAL,
+        ),
+        _at_least(
+            "On a GPU, every kernel but attention is faster than its formula under torch.compile "
+            "(smallest ratio)",
+            least_ratio(compiled),
+        ),
+        claim_row(
+            f"On a GPU, the speed of an update was predicted to within {WITHIN:g} % (largest miss, "
+            "%)",
+            "not measured",
+            miss if len(misses) else None,
+            "holds" if len(misses) and miss.value <= WITHIN else "does not hold",
+        ),
+    ]
+
+
+def values_of(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """For prose."""
+    libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
+    ratios, sizes = libraries.ratio.astype(float), tables["gpu_sizes"]
+    return {
+        "device": machine["device"],
+        "torch": machine["torch"],
+        "matmul": {p: 1e3 * v for p, v in machine["matmul_tflop_per_s"].items()},
+        "copy": machine["copy_gb_per_s"],
+        "tokens": int(tables["steps"].tokens_per_update.dropna().iloc[0]),
+        "ratio_least": ratios.min(),
+        "ratio_most": ratios.max(),
+        "gpu": gpu[0]["device"] if gpu else NOT_MEASURED,
+        "gain_least": sizes.predicted_ratio.min(),
+        "gain_most": sizes.predicted_ratio.max(),
+        "mfu_least": 100 * sizes.mfu.min(),
+        "mfu_most": 100 * sizes.mfu.max(),
+        "goal": cost_model.GOAL,
+        "products": cost_model.MATMUL,
+        "h100_copy": cost_model.COPY,
+    }

@@ -1,1 +1,0 @@
-"""How fast Pythia can be trained on one GPU."""

@@ -1,0 +1,241 @@
+"""The page on speed: the CPU is measured, a GPU predicted, and shown as measured only if it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pythia_book import records, style
+from pythia_book.bench import cost_model, kernels, train
+from pythia_book.bench.rows import Row, gpu_folder, write_rows
+from pythia_book.studies.speed import figures as draw
+from pythia_book.studies.speed import study
+from pythia_book.studies.speed.params import SpeedParams
+
+from pythia_core.errors import ConfigError
+from pythia_core.kernels import attention_backends
+from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.metrics import flops_per_token
+
+MATMUL = {"fp32": 0.2, "bf16": 0.1}
+MACHINE = {
+    "kind": "machine", "device": "a CPU", "torch": "9.9", "copy_gb_per_s": 100.0,
+    "matmul_tflop_per_s": MATMUL, "dry_run": False,
+}  # fmt: skip
+CARD = {**MACHINE, "device": "a GPU <b>", "matmul_tflop_per_s": {"bf16": 700.0}}
+
+
+def timed(ms: float, **more: Any) -> Row:
+    return {"ms": ms, "ms_low": 0.99 * ms, "ms_high": 1.01 * ms, "dry_run": False, **more}
+
+
+def step(implementation: train.Implementation, ms: float, size: str = "7k", **more: Any) -> Row:
+    tokens = 2**15 if size in OFFICIAL_SIZES else 4096
+    rate = 1e3 * tokens / ms
+    row = {"kind": "train", "size": size, "rows": 32, "seq_len": 128, "tokens_per_update": tokens}
+    row |= {"tokens_per_s": rate, "tflops": 1e-6 * rate, "mfu": 0.4, "peak_bytes": 30 * 2**30}
+    return timed(ms, **row, **implementation.columns, **more)
+
+
+def operation(kernel: str, implementation: str, ms: float, **more: Any) -> Row:
+    row = {"kind": "operation", "size": "7k", "kernel": kernel, "dtype": "fp32"}
+    row |= {"implementation": implementation, "direction": "both", "rate": 1.0, "unit": "GB/s"}
+    return timed(ms, **{**row, "share": 0.5, "relative_error": 1e-3, "peak_bytes": None, **more})
+
+
+CPU_STEPS = [
+    MACHINE,
+    step(train.Implementation("ours", precision="fp32"), 10.0),
+    step(train.Implementation("transformers", "eager", "fp32", "eager"), 30.0),
+    step(train.Implementation("transformers", "eager", "fp32"), 20.0),
+]
+CPU_OPERATIONS = [
+    MACHINE,
+    operation("gelu", "ours", 1.0),
+    operation("gelu", "reference", 5.0),
+    operation("gelu", "torch", 0.5),
+]
+
+
+def gpu_steps(ratio: float = 1.3, dry_run: bool = False) -> list[Row]:
+    baseline = 1e3 * 2**15 / 400e3  # ms
+    rows = [
+        CARD,
+        step(train.BASELINE, baseline, "160m"),
+        step(train.Implementation("plain"), baseline / 2, "160m"),  # compiled counts all the same
+        step(train.FITTING, 2 * baseline, "160m"),
+        step(train.Implementation("ours"), 1.1 * baseline, "160m"),
+        step(train.GRAPH, baseline / ratio, "160m"),
+        {
+            **{"kind": "train", "size": "160m", "failed": "out of memory: 80 GB"},
+            **train.Implementation("transformers", "compile").columns,
+        },
+    ]
+    return [row | {"dry_run": dry_run} for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the CPU measures is made up: it is tested where it is measured."""
+    monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
+    monkeypatch.setattr(train, "bench_train", lambda *_, **__: iter(CPU_STEPS))
+    monkeypatch.setattr(kernels, "bench_cpu_kernels", lambda *_, **__: iter(CPU_OPERATIONS))
+
+
+def run_with(steps: list[Row] = (), operations: list[Row] = (), libraries: list[Row] = ()) -> Any:
+    for name, rows in (("train", steps), ("kernels", operations), ("attention", libraries)):
+        write_rows(rows, gpu_folder() / f"{name}.jsonl", lambda _: None)
+    return study.run(SpeedParams())
+
+
+TABLES = (draw.steps, draw.operations, draw.gpu_sizes, draw.gpu_kernels, draw.attention)
+
+
+def everything(result: Any) -> str:
+    drawn = [figure(result).svg for figure in (draw.ratios, draw.gpu_rates)]
+    return "\n".join(drawn + [f(result)._repr_html_() for f in (*TABLES, style.claims_table)])
+
+
+def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    seen = {}
+
+    def measure(sizes: tuple[str, ...], **options: Any) -> list[Row]:
+        threads.append(torch.get_num_threads())
+        seen.update(options, sizes=sizes)
+        return CPU_STEPS
+
+    monkeypatch.setattr(train, "bench_train", measure)
+    before = torch.get_num_threads()
+    result = study.run(SpeedParams("smoke"), progress=False)
+    assert threads == [1] and torch.get_num_threads() == before
+    assert seen["sizes"] == ("7k",) and seen["compiled"] == () and seen["rounds"] == 1
+    steps = result.tables["steps"].set_index("label")
+    assert steps.ratio["transformers eager, sdpa"] == pytest.approx(2)
+    assert steps.low["transformers eager"] == pytest.approx(3 * 0.99 / 1.01)
+    assert steps.matmul_share["ours eager"] == pytest.approx(1e-6 * 409_600 / 0.2)
+    assert result.values["ratio_least"] == pytest.approx(2)
+    holds, also = result.claims[:2]
+    assert (holds["verdict"], holds["ours"]) == ("holds", pytest.approx(2))
+    assert also["ours"] == pytest.approx(5), "the formula; torch's own may be faster"
+    text = everything(result)
+    assert "2.00 [1.96, 2.04]" in text and "0.50 [0.49, 0.51]" in text and "a CPU" in text
+
+
+def test_without_a_card_everything_is_predicted_and_says_so() -> None:
+    result = study.run(SpeedParams())
+    assert result.values["gpu"] == study.NOT_MEASURED
+    assert result.tables["gpu_sizes"].measured.isna().all()
+    assert result.tables["gpu_kernels"].measured_ns.isna().all()
+    assert {c["verdict"] for c in result.claims[2:]} == {"not testable here"}
+    for table in (draw.gpu_sizes, draw.gpu_kernels):
+        assert "predicted, not measured" in table(result).caption.lower()
+        assert "Measured: not yet." in table(result).caption
+    assert "not measured. Measured: not yet." in draw.gpu_rates(result).svg
+    assert draw.gpu_sizes(result).frame.set_index("size").loc["160m", "ours"] == "520"
+
+
+def test_the_numbers_of_a_dry_run_are_never_shown() -> None:
+    nothing = everything(study.run(SpeedParams()))
+    assert everything(run_with(gpu_steps(dry_run=True))) == nothing
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(1.3, "holds"), (1.0, "does not hold"), (1.15, "not testable here")]
+)
+def test_our_fastest_is_compared_with_the_compiled_plain_model(ratio: float, verdict: str) -> None:
+    result = run_with(gpu_steps(ratio))
+    row = result.tables["gpu_sizes"].set_index("size").loc["160m"]
+    assert row.ratio == pytest.approx(ratio) and row.implementation == "ours graph"
+    assert row.low == pytest.approx(ratio * 0.99 / 1.01)
+    assert (row.baseline, row.transformers) == (pytest.approx(400e3), pytest.approx(200e3))
+    assert result.claims[2]["verdict"] == verdict
+    predicted = cost_model.predicted_tokens_per_s(OFFICIAL_SIZES["160m"].model(), "ours", 2**15)
+    assert row.error_percent == pytest.approx(100 * (ratio * 400e3 / predicted - 1))
+    miss = result.claims[4]
+    assert miss["verdict"] == ("holds" if abs(row.error_percent) <= 15 else "does not hold")
+    text = everything(result)
+    assert "a GPU &lt;b&gt;" in text and "<b>" not in text and "ours, measured" in text
+    assert result.tables["gpu_steps"].failed.dropna().tolist() == ["out of memory: 80 GB"]
+
+
+def test_only_the_newest_rows_of_the_last_card_count() -> None:
+    other = [{**CARD, "device": "another"}, step(train.GRAPH, 1.0, "70m")]
+    again = [CARD, {"kind": "train", "size": "160m", "failed": "skipped", "dry_run": False}
+             | train.GRAPH.columns]  # fmt: skip
+    frame = run_with([*other, *gpu_steps(), *again]).tables["gpu_sizes"].set_index("size")
+    assert frame.measured.notna().sum() == 1 and frame.loc["160m"].implementation == "ours graph"
+
+
+def test_predictions_are_the_configs() -> None:
+    size = OFFICIAL_SIZES["160m"]
+    frame = study.run(SpeedParams()).tables["gpu_kernels"]
+    assert set(frame["size"]) == set(study.KERNEL_SIZES)
+    frame = frame[frame["size"] == "160m"].set_index("kernel")
+    d, layers, vocab = size.d_model, size.n_layers, size.vocab_size
+    saved = frame.compiled_bytes - frame.ours_bytes
+    assert saved["linear_cross_entropy"] == 2 * vocab
+    assert saved["split_rotated"] == 2 * d * layers * 3  # three passes of a bf16 tensor
+    assert saved["layer_norm_pair"] == 8 * d * layers
+    assert saved["bias_gelu_tanh"] == 2 * d * layers * 4
+    assert frame.saved_ns.tolist() == pytest.approx((saved / 3000).tolist())
+    least = flops_per_token(size.model(), 2048) / cost_model.MATMUL / 1e3
+    assert frame.share_of_step.tolist() == pytest.approx((frame.saved_ns / least).tolist())
+
+
+def test_measured_kernels_and_libraries_are_held_against_predictions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    norms = {"size": "160m", "dtype": "bf16"}
+    operations = [
+        CARD,
+        operation("layer_norm_pair", "ours", 1.0, **norms),
+        operation("layer_norm_pair", study.COMPILED, 1.25, **norms),
+    ]
+    base = {"kind": "attention", "seq_len": 2048, "head_dim": 64}
+    libraries = [
+        CARD,
+        timed(1.0, **base, library="torch", deterministic=False, tflops=400.0, bits_repeat=False),
+        timed(0.8, **base, library="cudnn", deterministic=False, tflops=500.0, bits_repeat=False),
+        timed(1.6, **base, library="triton", deterministic=True, tflops=250.0, bits_repeat=True),
+        {**base, "library": "flash_attn", "failed": "not installed", "dry_run": False},
+    ]
+    result = run_with(operations=operations, libraries=libraries)
+    frame = result.tables["gpu_kernels"].set_index(["size", "kernel"])
+    expected = 0.25 * 1e6 / 32_768 * OFFICIAL_SIZES["160m"].n_layers
+    assert frame.measured_ns["160m", "layer_norm_pair"] == pytest.approx(expected)
+    claim = result.claims[3]
+    assert claim["verdict"] == "holds" and claim["ours"] == pytest.approx(1.25)
+    row = result.tables["attention"].set_index("head_dim").loc[64]
+    assert (row.taken, row.taken_tflops, row.fastest, row.repeatable) == (
+        "torch", 400.0, "cudnn", "triton",
+    )  # fmt: skip
+    assert "cudnn 500" in repr(draw.attention(result))
+    assert "50 %" in repr(draw.gpu_kernels(result))
+    monkeypatch.setitem(attention_backends.FASTEST, 64, "cudnn")
+    assert study.run(SpeedParams()).tables["attention"].taken_tflops[1] == 500.0
+
+
+def test_it_can_be_recorded() -> None:
+    result = run_with(gpu_steps())
+    path = records.write_record(
+        study.STUDY, "smoke", result.parameters, result.tables, result.values, result.claims,
+        result.runs, result.started,
+    )  # fmt: skip
+    assert records.read_record(path)["values"]["gpu"] == "a GPU <b>"
+
+
+def test_the_paper_s_rates_follow_from_its_costs() -> None:
+    sizes = study.run(SpeedParams()).tables["gpu_sizes"].set_index("size")
+    assert sizes.loc["70m"].paper_tokens_per_s == pytest.approx(163_340, abs=5)
+    assert sizes.loc["1.4b"].paper_mfu == pytest.approx(0.318, abs=0.001)
+    assert sizes.loc["14m"].paper_mfu != sizes.loc["14m"].paper_mfu
+
+
+def test_parameters() -> None:
+    assert SpeedParams("smoke").size_list == ("7k",)
+    assert SpeedParams(sizes="600k, 25k").size_list == ("25k", "600k")
+    with pytest.raises(ConfigError, match="unknown size '70m'"):
+        SpeedParams(sizes="70m")
