@@ -3,14 +3,15 @@
 A folder is checked as a whole before anything is read, and everything wrong with it is reported at
 once. Pickled weights are refused. A round trip in fp32 is exact.
 
-Two things of the released models are not what their config.json makes of them. It declares the
-exact GELU, while training used the tanh form: `gelu="as_trained"`, the default here, is the model
-that was trained; "as_declared" the one `transformers` evaluates. And GPT-NeoX of that time computed
-rotary phases in the training precision (EleutherAI/gpt-neox#1003), in fp16 off by 0.1 to 0.8 radian
-at late positions, more for larger heads: `rotary="as_trained"` does the same. That the released
-runs did follows from the code and was not measured, so the default is "fp32", as in `transformers`.
+Two properties of the released models differ from what their config.json declares. It declares the
+exact GELU, but training used the tanh form: `gelu="as_trained"`, the default here, gives the model
+that was trained, "as_declared" the one that `transformers` evaluates. And GPT-NeoX of that time
+computed rotary phases in the training precision (EleutherAI/gpt-neox#1003), which in fp16 are off
+by 0.1 to 0.8 radian at late positions, more for larger heads: `rotary="as_trained"` does the same.
+That the released runs did so follows from the code and was not measured, so the default is "fp32",
+as in `transformers`.
 
-Tensors have the same layout on both sides, QKV per head included, so that nothing is permuted.
+Tensors have the same layout in both formats, QKV per head included, so nothing is permuted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from pythia_core.config import INITS, ModelConfig
 from pythia_core.data.tokenizer import EOD, id_limit, load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of, raise_all
 from pythia_core.model import GPTNeoX, Rotary
-from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import sha256_tensors
 from pythia_core.util.files import atomic_dir
 
@@ -44,7 +45,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Names of files that may be fetched: no folders, nothing executable."""
+"""Files that may be fetched: no folders, nothing executable."""
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
@@ -54,24 +55,23 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files under our names, each read when asked for.
+    """The tensors of a folder's safetensors files under our names, each read on access.
 
-    What is wrong with the files is in `problems`, a sentence each; `shards` maps each of our names
-    to its file, `ignored` names what was found and is not read.
+    `problems` lists what is wrong with the files, one sentence each; `shards` maps each of our
+    names to its file. Stored tensors that the model computes are not read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.problems: list[str] = []
         self.shards: dict[str, str] = {}
-        self.ignored: list[str] = []
-        self._theirs: dict[str, str] = {}
+        self._stored_names: dict[str, str] = {}
         self._open: dict[str, Any] = {}
         listed = self._listed(folder)
         for file in sorted(set(listed.values())) if listed else [WEIGHTS]:
             if self._opened(folder / file):
                 keys = list(self._open[file].keys())
-                for theirs in keys:
-                    self._take(theirs, file)
+                for key in keys:
+                    self._add(key, file)
                 lost = [k for k, where in listed.items() if where == file and k not in keys]
                 self.problems += [f"{file} lacks {key}, which {INDEX} places there" for key in lost]
 
@@ -105,26 +105,24 @@ class Weights(Mapping[str, Tensor]):
                 )
         return False
 
-    def _take(self, theirs: str, file: str) -> None:
+    def _add(self, stored_name: str, file: str) -> None:
         try:
-            name = our_name(theirs)
+            name = our_name(stored_name)
         except KeyError:
-            self.problems.append(f"{file}: unknown key {theirs}")
+            self.problems.append(f"{file}: unknown key {stored_name}")
             return
-        if name is None:
-            self.ignored.append(theirs)
-        elif name in self.shards:
-            self.problems.append(f"{theirs} is in {self.shards[name]} and again in {file}")
-        else:
-            self.shards[name], self._theirs[name] = file, theirs
+        if name in self.shards:
+            self.problems.append(f"{stored_name} is in {self.shards[name]} and again in {file}")
+        elif name is not None:
+            self.shards[name], self._stored_names[name] = file, stored_name
 
     def header(self, name: str) -> tuple[tuple[int, ...], str]:
         """Shape and stored dtype ("F16", "BF16", "F32", …), without reading the tensor."""
-        part = self._open[self.shards[name]].get_slice(self._theirs[name])
+        part = self._open[self.shards[name]].get_slice(self._stored_names[name])
         return tuple(part.get_shape()), part.get_dtype()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._open[self.shards[name]].get_tensor(self._theirs[name])
+        return self._open[self.shards[name]].get_tensor(self._stored_names[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.shards)
@@ -132,22 +130,31 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def misfits(self, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-        """How the tensors differ from what a model needs."""
-        found = [f"{name} is missing" for name in shapes if name not in self.shards]
-        for name in self.shards:
-            shape, dtype = self.header(name)
-            if name not in shapes:
-                found.append(f"{name} belongs to no layer of the model that {CONFIG} declares")
-            elif shape != shapes[name]:
-                found.append(f"{name} has shape {shape}, the config needs {shapes[name]}")
-            elif dtype not in ("F16", "BF16", "F32", "F64"):
-                found.append(f"{name} is stored as {dtype}, accepted: F16, BF16, F32, F64")
-        return found
+    def misfits(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """How the tensors differ from those that a model needs, one sentence each."""
+        headers = {name: self.header(name) for name in self.shards}
+        return misfits({name: shape for name, (shape, _) in headers.items()}, shapes) + [
+            f"{name} is stored as {dtype}, accepted: F16, BF16, F32, F64"
+            for name, (_, dtype) in headers.items()
+            if dtype not in ("F16", "BF16", "F32", "F64")
+        ]
+
+
+def misfits(
+    stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """How stored tensors differ from the needed ones in name or shape, one sentence each."""
+    problems = [f"{name} is missing" for name in needed if name not in stored]
+    for name, shape in stored.items():
+        if name not in needed:
+            problems.append(f"{name} belongs to no layer of the model that the config declares")
+        elif shape != needed[name]:
+            problems.append(f"{name} has shape {shape}, the config needs {needed[name]}")
+    return problems
 
 
 class AsTrainedRotary(GPTNeoX):
-    """A model whose rotary tables are computed in fp16 throughout, as GPT-NeoX v1.0 did in fp16."""
+    """A model whose rotary tables are computed in fp16 throughout, as in GPT-NeoX v1.0's fp16."""
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
         dims = self.config.rotary_dims
@@ -169,9 +176,9 @@ class Loaded:
     step: int | None
     """The step in the name of the revision or folder."""
     stored: tuple[str, ...]
-    """Dtypes in the files."""
+    """Dtypes of the tensors in the files."""
     declared: dict[str, Any]
-    """config.json."""
+    """Contents of config.json."""
 
     def sha256(self) -> str:
         """Hash of the tensors as stored, under our names: `checkpoint.sha256_tensors`."""
@@ -200,42 +207,42 @@ def load(
     dtype: torch.dtype | None = torch.float32,
     gelu: str = "as_trained",
     rotary: str = "fp32",
-    find: Callable[[str | Path, str], ModelFolder] | None = None,
+    locate: Callable[[str | Path, str], ModelFolder] | None = None,
 ) -> tuple[GPTNeoX, Loaded]:
     """A model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
         source: a folder with config.json and safetensors, or one with a subfolder per revision.
         revision: e.g. "step3000".
-        find: (source, revision) -> folder, for sources of another kind; default: locate_folder.
-        dtype: of the parameters; None keeps the stored one. A model in half precision can be
-            saved again and hashed; the forward pass needs fp32.
+        locate: (source, revision) -> folder, for other kinds of sources; default: locate_folder.
+        dtype: of the parameters; None keeps the stored one. A model in half precision can be saved
+            again and hashed, but the forward pass needs fp32.
         gelu, rotary: see the module's docstring.
 
     Raises:
         CheckpointError: not such a model, or damaged; every problem is listed.
-        FetchError: `find` cannot fetch it.
+        FetchError: `locate` cannot fetch it.
     """
     if rotary not in ROTARY_CHOICES:
         raise ConfigError(one_of(rotary, ROTARY_CHOICES, "rotary"))
-    found = (find or locate_folder)(source, revision)
-    declared = read_config(found.folder)
+    place = (locate or locate_folder)(source, revision)
+    declared = read_config(place.folder)
     config = model_config(declared, gelu)
     with torch.device("meta"):
         model = (GPTNeoX if rotary == "fp32" else AsTrainedRotary)(config)
-    weights = Weights(found.folder)
+    weights = Weights(place.folder)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     problems = weights.problems or weights.misfits(shapes)
-    if (found.folder / TOKENIZER).is_file():
-        ids = id_limit(load_tokenizer(found.folder / TOKENIZER))
+    if (place.folder / TOKENIZER).is_file():
+        ids = id_limit(load_tokenizer(place.folder / TOKENIZER))
         if ids > config.vocab_size:
             problems.append(f"{TOKENIZER} has ids to {ids - 1}, vocab_size is {config.vocab_size}")
     raise_all(CheckpointError, problems, f"{source} ({revision})")
     state = {name: weights[name].to(dtype, copy=True) for name in shapes}
     model.load_state_dict(state, assign=True)
     stored = tuple(sorted({weights.header(name)[1] for name in weights}))
-    step = step_of(revision) if step_of(revision) is not None else step_of(found.folder.name)
-    info = Loaded(str(source), revision, found.commit, found.folder, step, stored, declared)
+    step = step_of(revision) if step_of(revision) is not None else step_of(place.folder.name)
+    info = Loaded(str(source), revision, place.commit, place.folder, step, stored, declared)
     return model.eval().requires_grad_(False), info
 
 
@@ -254,7 +261,7 @@ def save(
 
     Args:
         dtype: of the stored tensors; None: as they are.
-        shard_bytes: more than this goes into several files and an index.
+        shard_bytes: a larger model is split into several files with an index.
 
     Raises:
         CheckpointError: the folder exists, or a weight does not fit the dtype.
@@ -278,9 +285,9 @@ def save(
                 "weight_map": {k: n for n, ks in zip(names, shards, strict=True) for k in ks},
             }
             _write(place / INDEX, index)
-        ends = {"bos_token_id": 0, "eos_token_id": 0}
+        end = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
+        ends = {"bos_token_id": end, "eos_token_id": end}
         if tokenizer is not None:
-            ends = dict.fromkeys(ends, tokenizer.token_to_id(EOD))
             tokenizer.save(str(place / TOKENIZER))
             words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD,
                      "bos_token": EOD, "model_max_length": model.config.max_seq_len}  # fmt: skip
@@ -291,10 +298,10 @@ def save(
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor ready to be stored; None keeps its dtype.
+    """A tensor as it is stored; None keeps its dtype.
 
     Raises:
-        CheckpointError: it has values that the dtype cannot hold.
+        CheckpointError: some values are out of the dtype's range.
     """
     stored = tensor.detach().to("cpu", dtype).contiguous()
     if not stored.isfinite().equal(tensor.isfinite().cpu()):
@@ -310,12 +317,12 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
     return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 
-def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, most: int) -> list[list[str]]:
-    """Names in order, in groups of at most so many bytes; a larger tensor is alone."""
+def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
+    """Names in order, in groups of at most `limit` bytes; a larger tensor gets its own."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
-        if shards[-1] and size + _bytes(tensor, dtype) > most:
+        if shards[-1] and size + _bytes(tensor, dtype) > limit:
             shards.append([])
             size = 0
         shards[-1].append(name)
@@ -337,7 +344,7 @@ PARTS = (
     "mlp.dense_h_to_4h",
     "mlp.dense_4h_to_h",
 )
-"""Modules of a layer with a weight and a bias: named alike here, in transformers and GPT-NeoX."""
+"""Modules of a layer with a weight and a bias; transformers and GPT-NeoX use the same names."""
 LAYER_NAMES = tuple(f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias"))
 WEIGHT_MAP: dict[str, str | None] = {
     "gpt_neox.embed_in.weight": "embed_in.weight",
@@ -351,56 +358,31 @@ WEIGHT_MAP: dict[str, str | None] = {
     "embed_out.weight": "embed_out.weight",  # its name in files
 }
 """transformers' name -> ours, `{}` for the layer; None: computed from the config, not read."""
-_INVERSE = {ours: theirs for theirs, ours in WEIGHT_MAP.items() if ours}
+_INVERSE = {ours: name for name, ours in WEIGHT_MAP.items() if ours}
 _LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
-def our_name(theirs: str) -> str | None:
+def our_name(hf_name: str) -> str | None:
     """Our name of a tensor of GPTNeoXForCausalLM; None for one that is computed.
 
     Raises:
         KeyError: not a tensor of that model.
     """
-    layer = _LAYER.search(theirs)
-    name = WEIGHT_MAP[_LAYER.sub("{}", theirs)]
-    return name.format(layer[0]) if name and layer else name
-
-
-def from_hf_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A GPTNeoXForCausalLM state dict under our names.
-
-    Raises:
-        CheckpointError: keys that are not GPT-NeoX's.
-    """
-    ours, unknown = {}, []
-    for theirs, tensor in state.items():
-        try:
-            name = our_name(theirs)
-        except KeyError:
-            unknown.append(theirs)
-            continue
-        if name:
-            ours[name] = tensor
-    if unknown or "embed_out.weight" not in ours:
-        raise CheckpointError(
-            f"not a GPT-NeoX language model: unknown keys {unknown[:5]}, unembedding "
-            f"{'found' if 'embed_out.weight' in ours else 'missing'}"
-        )
-    return ours
+    return _renamed(hf_name, WEIGHT_MAP)
 
 
 def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") -> dict[str, Any]:
-    """Our state dict under `transformers` names."""
-
-    def theirs(name: str) -> str:
-        layer = _LAYER.search(name)
-        pattern = _INVERSE[_LAYER.sub("{}", name)]
-        return pattern.format(layer[0]) if layer else pattern
-
+    """Our state dict under the names of `transformers`."""
     return {
-        head_name if name == "embed_out.weight" else theirs(name): tensor
+        head_name if name == "embed_out.weight" else str(_renamed(name, _INVERSE)): tensor
         for name, tensor in state.items()
     }
+
+
+def _renamed(name: str, names: Mapping[str, str | None]) -> str | None:
+    layer = _LAYER.search(name)
+    pattern = names[_LAYER.sub("{}", name)]
+    return pattern.format(layer[0]) if pattern and layer else pattern
 
 
 # --- configs ---------------------------------------------------------------------------------
@@ -440,11 +422,11 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     """The architecture that a config.json declares.
 
     Args:
-        gelu: "as_trained": the tanh form where the config says "gelu", unless we wrote it and say
-            otherwise; or "as_declared".
+        gelu: "as_trained": the tanh form where the config says "gelu", unless we wrote the config
+            and it says otherwise; or "as_declared".
 
     Raises:
-        CheckpointError: another architecture, or a setting that our model does not have.
+        CheckpointError: another architecture, or a setting that our model lacks.
         ConfigError: an unknown value of `gelu`.
     """
     if gelu not in GELU_CHOICES:
@@ -457,23 +439,23 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
         )
     rope = declared.get("rope_parameters") or {}
     problems = [
-        f"{key}={declared[key]!r}, accepted: {only!r}"
-        for key, only in {
+        f"{key}={declared[key]!r}, accepted: {accepted!r}"
+        for key, accepted in {
             "attention_bias": True,
             "tie_word_embeddings": False,
             "rope_scaling": None,
             "intermediate_size": 4 * (declared.get("hidden_size") or 0),
         }.items()
-        if declared.get(key, only) != only
+        if declared.get(key, accepted) != accepted
     ]
     if rope.get("rope_type", "default") != "default":
         problems.append(f"rope_type={rope['rope_type']!r}, accepted: 'default'")
     act = declared.get("hidden_act", "gelu")
     if act not in GELU_FORMS:
         problems.append(one_of(act, GELU_FORMS, "hidden_act"))
-    shape = {
-        ours: declared.get(theirs)
-        for ours, theirs in {
+    shape: dict[str, Any] = {
+        ours: declared.get(key)
+        for ours, key in {
             "n_layers": "num_hidden_layers",
             "d_model": "hidden_size",
             "n_heads": "num_attention_heads",
@@ -486,25 +468,24 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     form = GELU_FORMS[act]
     if form == "erf" and gelu == "as_trained":
         form = declared.get("trained_gelu", "tanh")
-    twin = [s for s in OFFICIAL_SIZES.values() if (s.n_layers, s.d_model, s.n_heads) ==
-            (shape["n_layers"], shape["d_model"], shape["n_heads"])]  # fmt: skip
-    init = declared.get("trained_init", twin[0].init if twin else INITS[0])
     try:
-        return ModelConfig(
+        config = ModelConfig(
             **shape,
             rotary_fraction=rope.get("partial_rotary_factor", declared.get("rotary_pct", 0.25)),
             rotary_base=rope.get("rope_theta", declared.get("rotary_emb_base", 10_000.0)),
             parallel_residual=declared.get("use_parallel_residual", True),
             layer_norm_eps=declared.get("layer_norm_eps", 1e-5),
             gelu=form,
-            init=init,
         )
+        official = size_of(config, OFFICIAL_SIZES)
+        init = declared.get("trained_init", official.init if official else INITS[0])
+        return replace(config, init=init)
     except ConfigError as error:
         raise CheckpointError(f"{CONFIG}: {error}") from error
 
 
 def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """What config.json says of a model: hf_config, and what only training knew."""
+    """The config.json of a model: hf_config, and what only training knows."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -529,24 +510,24 @@ def step_of(name: str) -> int | None:
 
 
 def lfs_pointer(path: Path) -> str | None:
-    """The sha256 that a git-lfs pointer stands for; None if the file is not one."""
+    """The sha256 in a git-lfs pointer; None if the file is not one."""
     with open(path, "rb") as file:
         match = _POINTER.match(file.read(200))
     return match[1].decode() if match else None
 
 
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
-    """Explain that a model has no safetensors.
+    """Raise the error that a model has no safetensors.
 
     Raises:
-        CheckpointError: always.
+        CheckpointError: always; says how to convert pickles.
     """
     pickled = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not pickled:
         raise CheckpointError(f"{where} has no {WEIGHTS} and no {INDEX}: no weights to read")
     raise CheckpointError(
         f"{where} has its weights as pickles only ({', '.join(pickled[:3])}), which can run code "
-        "when they are opened and are not read here. Convert a copy once, in a folder you can "
+        "when opened and are not read here. Convert a copy once, in a folder you can "
         'lose:\n  python -c "from transformers import AutoModelForCausalLM as M; '
         "M.from_pretrained('SOURCE', revision='REVISION', dtype='auto')"
         ".save_pretrained('FOLDER')\"\nand give FOLDER; transformers opens pickles with "
@@ -556,11 +537,17 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder that holds a published model."""
+    """The folder of a published model."""
 
     folder: Path
     commit: str = ""
     """Of the hub's repository; empty for a folder of yours."""
+
+
+def local_folder(source: str | Path) -> Path | None:
+    """The folder that a name stands for; None if there is no such folder."""
+    folder = Path(source).expanduser()
+    return folder if folder.is_dir() else None
 
 
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
@@ -569,8 +556,8 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     Raises:
         CheckpointError: no folder, or none with that revision.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
+    folder = local_folder(source)
+    if folder is None:
         raise CheckpointError(f"{source} is not a folder")
     if (folder / revision / CONFIG).is_file():
         return ModelFolder(folder / revision)
@@ -579,5 +566,5 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     there = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
     raise CheckpointError(
         f"{folder} has no {CONFIG} for revision {revision!r}; "
-        + (f"revisions there: {', '.join(there[:8])}" if there else "it is no model's folder")
+        + (f"revisions there: {', '.join(there[:8])}" if there else "it is not a model's folder")
     )

@@ -9,7 +9,7 @@ them (pythia_core.training.runs).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,11 +109,17 @@ def size_named(name: str) -> Size:
     return SIZES[name]
 
 
+def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
+    """The first of `sizes` with the model's layers, width and heads; None for any other shape."""
+    shape = (model.n_layers, model.d_model, model.n_heads)
+    matches = (s for s in sizes.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
+    return next(matches, None)
+
+
 def size_name(model: ModelConfig) -> str:
     """The name of a model's size; for any other shape, layers x width x heads."""
-    shape = (model.n_layers, model.d_model, model.n_heads)
-    names = (s.name for s in SIZES.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
-    return next(names, "x".join(map(str, shape)))
+    size = size_of(model)
+    return size.name if size else f"{model.n_layers}x{model.d_model}x{model.n_heads}"
 
 
 # --- scales ----------------------------------------------------------------------------------

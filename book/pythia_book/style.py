@@ -171,21 +171,26 @@ class Table:
 
 
 def panels(
-    columns: int, height: float, footer: str, sharey: bool = False, ratios: Any = None
+    columns: int,
+    height: float,
+    footer: str,
+    sharey: bool = False,
+    ratios: Any = None,
+    rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """A row of panels the width of the page, with a small footer (n, interval, the command)."""
+    """Panels the width of the page, row by row, with a small footer (n, interval, the command)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     room = 0.02 + 0.13 * (1 + footer.count("\n")) / height
     figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))
     figure.text(0.008, 0.012, footer, fontsize=6.5, color=MUTED, linespacing=1.3)
-    grid = figure.subplots(1, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
-    for ax in grid[0]:
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
+    for ax in grid.flat:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(length=0)
         ax.set_axisbelow(True)
-    return figure, list(grid[0])
+    return figure, list(grid.flat)
 
 
 def say(ax: Axes, text: str) -> None:

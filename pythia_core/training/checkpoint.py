@@ -19,6 +19,7 @@ import re
 import shutil
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def saved_steps(parent: Path) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def sha256_tensors(tensors: dict[str, Tensor]) -> str:
+def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Hash of names, dtypes, shapes and bytes: equal exactly when every tensor is."""
     digest = hashlib.sha256()
     for name in sorted(tensors):

@@ -97,7 +97,7 @@ def test_sharded_folders(shard_bytes: int, tmp_path: Path) -> None:
 
 def _from_peer(peer: GPTNeoXForCausalLM, config: ModelConfig) -> GPTNeoX:
     model = GPTNeoX(config)
-    model.load_state_dict(hf.from_hf_state(peer.state_dict()))
+    model.load_state_dict({hf.our_name(n): tensor for n, tensor in peer.state_dict().items()})
     return model
 
 
@@ -128,7 +128,6 @@ def test_both_names_of_the_unembedding_and_old_buffers(saved: Path) -> None:
 
     rewrite(saved, older)
     assert_equal(expected, hf.load(saved)[0])
-    assert len(hf.Weights(saved).ignored) == 3
 
 
 def test_a_revision_is_a_subfolder(tmp_path: Path) -> None:

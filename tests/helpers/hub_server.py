@@ -29,7 +29,7 @@ class FakeHub:
     """Files of which the second half never comes."""
     broken: set[str] = field(default_factory=set)
     """Parts of paths that are answered with status 500."""
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     """Method and path of every request."""
     url: str = ""
 
@@ -73,8 +73,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, with_body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append(f"{self.command} {path}")
-        if any(part in self.hub.asked[-1] for part in self.hub.slow):
+        self.hub.requests.append(f"{self.command} {path}")
+        if any(part in self.hub.requests[-1] for part in self.hub.slow):
             self.hub.stall.wait(20)
         if any(part in path for part in self.hub.broken):
             return self.reply(500, b"{}", with_body)

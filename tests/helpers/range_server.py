@@ -16,6 +16,7 @@ class Server:
         self.faults: list[str] = []
         """What goes wrong with the next requests, first come first served; "" is nothing."""
         self.ranges: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -40,6 +41,7 @@ class Server:
         fault = self.faults.pop(0) if self.faults else ""
         name, asked = to.path.lstrip("/"), to.headers.get("Range", "")
         self.ranges.append((name, asked))
+        self.headers.append(dict(to.headers))
         if name.startswith("moved/"):
             to.send_response(302)
             to.send_header("Location", f"{self.url}/{name.removeprefix('moved/')}")

@@ -1,7 +1,7 @@
 """`continue`: plan, checks, training of both arms, and the outcome.
 
 The plan is printed first. Long training and large downloads start only with --yes; missing shards
-are named with their sizes before anything is fetched.
+are listed with their sizes before anything is fetched.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import io
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pythia_core.commands import AddCommand
@@ -32,16 +31,16 @@ def add(command: AddCommand) -> None:
         "source",
         metavar="SRC",
         help="a run (folder or id), the folder of a published model, one with a subfolder stepN "
-        "per revision, or a repository of the hub such as EleutherAI/pythia-70m-deduped",
+        "per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
     )
     p.add_argument("--revision", default="", help="of a published model, e.g. step133000")
-    p.add_argument("--step", type=int, help="where to begin (default: the revision's)")
-    p.add_argument("--steps", type=int, required=True, help="how many updates to make")
+    p.add_argument("--step", type=int, help="step to start from (default: the revision's)")
+    p.add_argument("--steps", type=int, required=True, help="number of updates")
     p.add_argument("--swap", choices=SWAPS, help="also train a second arm with pronouns swapped")
     p.add_argument(
         "--data",
         help="rows in training order: pile-deduped, pile-standard, a folder with the shards that "
-        "are needed, or another form of `inspect --data` (default: the run's own)",
+        "are needed, or anything else that `inspect --data` takes (default: the run's own)",
     )
     p.add_argument("--tokenizer", help="neox-20b or a tokenizer.json (default: the model's)")
     p.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
@@ -49,22 +48,24 @@ def add(command: AddCommand) -> None:
         "--state",
         default="auto",
         choices=("auto", "kept", "weights"),
-        help="for a run: its optimizer state (kept) or weights only (default: kept if there)",
+        help="for a run: its optimizer state (kept) or weights only (default: kept if available)",
     )
     p.add_argument(
         "--rewarm",
         choices=("linear", "none", "constant"),
-        help="how the learning rate begins without an optimizer state (default: linear)",
+        help="how the learning rate starts without an optimizer state (default: linear)",
     )
-    p.add_argument("--rewarm-updates", type=int, default=0, help="for linear (default: 1 %%)")
-    how = p.add_argument_group("how the model was trained (default: as Pythia, or as the run)")
-    how.add_argument("--schedule-steps", type=int, help="updates of the whole schedule")
-    how.add_argument("--batch-size", type=int, help="rows per update")
-    how.add_argument("--lr", type=float, help="peak learning rate")
-    how.add_argument("--micro-batch", type=int, help="rows per forward/backward")
-    how.add_argument("--precision", choices=PRECISIONS)
-    p.add_argument("--plan", action="store_true", help="print what it needs and costs; exit")
-    p.add_argument("--yes", action="store_true", help="start even if it is long or large")
+    p.add_argument("--rewarm-updates", type=int, default=0, help="length of linear (default: 1 %%)")
+    trained = p.add_argument_group("how the model was trained (default: as Pythia, or as the run)")
+    trained.add_argument("--schedule-steps", type=int, help="updates of the whole schedule")
+    trained.add_argument("--batch-size", type=int, help="rows per update")
+    trained.add_argument("--lr", type=float, help="peak learning rate")
+    trained.add_argument("--micro-batch", type=int, help="rows per forward/backward")
+    trained.add_argument("--precision", choices=PRECISIONS)
+    p.add_argument("--plan", action="store_true", help="print needs and costs, then exit")
+    p.add_argument(
+        "--yes", action="store_true", help="start even if it takes long or downloads much"
+    )
     p.add_argument("--measure", action="store_true", help="measure gender bias in both arms")
 
 
@@ -86,7 +87,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     """Plan, train, report.
 
     Raises:
-        ConfigError: settings that cannot be, or --yes is needed. DataError: shards are missing.
+        ConfigError: impossible settings, or --yes is needed. DataError: shards are missing.
     """
     from pythia_book.released.continuation.data import RowsData, swap_summary
     from pythia_book.released.continuation.plan import make_plan
@@ -99,23 +100,23 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         raise ConfigError("--measure compares the two arms of a swap: add --swap")
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
-        raise ConfigError("say where to begin: --revision stepN, or --step N")
+        raise ConfigError("name the step to start from: --revision stepN, or --step N")
     revision = args.revision or f"step{step}"
     source = source_of(args.source)
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "steps": args.schedule_steps,
         "batch_size": args.batch_size,
         "lr_max": args.lr,
         "micro_batch": args.micro_batch,
         "precision": args.precision,
     }
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
     if isinstance(source, Run):
-        model, train = source.config.model, replace(source.config.train, **given)
+        model, train = source.config.model, replace(source.config.train, **options)
         seq_len = source.config.data.seq_len
     else:
         model, seq_len = _local_model(source, revision), args.seq_len
-        train = published_train(model, seq_len, **given) if model else None
+        train = published_train(model, seq_len, **options) if model else None
         if args.data is None:
             raise ConfigError(
                 "published weights come without their data; name it with --data: pile-deduped or "
@@ -123,11 +124,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
             )
     rows = None
     if args.data is not None:
-        rows = RowsData(
-            args.data,
-            args.tokenizer or tokenizer_of(source, revision),
-            args.seq_len,
-        )
+        tokenizer = args.tokenizer or tokenizer_of(source, revision)
+        rows = RowsData(args.data, tokenizer, args.seq_len)
     plan = make_plan(args.source, model, train, step, args.steps, rows, bool(args.swap), seq_len)
     print("\n".join(plan.lines))
     if plan.absent and not args.plan:
@@ -135,9 +133,11 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     if args.plan:
         return
     if plan.is_large and not args.yes:
-        raise ConfigError("this is long or fetches much (see above); nothing was begun. Add --yes")
+        raise ConfigError(
+            "this takes long or downloads much (see above); nothing was started. Add --yes"
+        )
     if train is None and plan.model is not None:
-        train = published_train(plan.model, args.seq_len, **given)
+        train = published_train(plan.model, args.seq_len, **options)
     rule = None
     if args.rewarm or args.rewarm_updates:
         rule = Rewarm(args.rewarm or "linear", args.rewarm_updates)
@@ -156,19 +156,18 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     )
     if not world.leads:
         return
-    print(run.how.described())
-    for arm in dict.fromkeys((run.control.folder, run.folder)):
-        each = run if arm == run.folder else run.control
-        last = each.metrics()[-1]
+    print(run.continuation.described())
+    for arm, trained in {"control": run.control, run.continuation.arm: run}.items():
+        loss = trained.metrics()[-1]["loss"]
         print(
-            f"{each.how.swap or 'control'}: run {each.id}, {len(each.steps)} checkpoints, last "
-            f"loss {last['loss']:.4f}, weights sha256 {each.final_sha256}\n{each.folder}"
+            f"{arm}: run {trained.id}, {len(trained.steps)} checkpoints, last loss {loss:.4f}, "
+            f"weights sha256 {trained.final_sha256}\n{trained.folder}"
         )
     if run.swaps:
         total = swap_summary(run.swaps)
         print(
             f"{total['tokens_changed']:,} of {total['tokens']:,} tokens changed "
-            f"({total['share_changed']:.3%}), {total['at_row_ends']:,} of them at ends of rows"
+            f"({total['share_changed']:.3%}), {total['at_row_ends']:,} of them at row ends"
         )
     _report(run, args.measure)
 
@@ -188,6 +187,6 @@ def _local_model(source: str, revision: str) -> ModelConfig | None:
     from pythia_book.released import download
     from pythia_core import hf
 
-    if not Path(source).expanduser().is_dir():
+    if hf.local_folder(source) is None:
         return None
     return hf.model_config(hf.read_config(download.locate(source, revision).folder))

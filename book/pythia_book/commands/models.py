@@ -14,24 +14,28 @@ MODEL = f"{RUN}; or a published model's folder or hub name"
 def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("convert", _convert, "convert a model to our format or to that of transformers")
-    p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository of the hub")
+    p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository on the hub")
     p.add_argument("target", metavar="DST", help="a new folder")
     p.add_argument("--to", default="", choices=("hf", "pythia"), help="default: the other one")
     p.add_argument("--revision", default="main", help="for a repository, e.g. step3000")
     p.add_argument("--step", type=int, help="for a run (default: the last)")
-    p.add_argument("--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: as is")
-    p.add_argument("--size", default="", help="for GPT-NeoX files, e.g. 70m")
+    p.add_argument(
+        "--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: unchanged"
+    )
+    p.add_argument("--size", default="", help="for native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(kept="what was measured is kept")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
-        "--tasks", default="", help="comma-separated list (default: all; wsc, logiqa need --items)"
+        "--tasks", default="", help="comma-separated (default: all; wsc and logiqa need --items)"
     )
     p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
     p.add_argument("--shots", type=int, help="in-context examples (default: per task)")
-    p.add_argument("--limit", type=int, help="items per task, same each time (default: all)")
-    p.add_argument("--items", metavar="FOLDER", help="items from FOLDER/TASK.jsonl")
+    p.add_argument(
+        "--limit", type=int, help="items per task, the same ones each time (default: all)"
+    )
+    p.add_argument("--items", metavar="FOLDER", help="read items from FOLDER/TASK.jsonl")
     p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
 
     p = command(
@@ -47,9 +51,16 @@ def add(command: AddCommand) -> None:
     p.add_argument("--tokens", type=int, default=32, help="at most this many (default 32)")
     p.add_argument("--until", action="append", default=[], help="stop before this text")
     p.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
-    p.add_argument("--top-k", type=int, default=0, help="of the k likeliest (0: all)")
-    p.add_argument("--top-p", type=float, default=1.0, help="of the likeliest with mass p")
-    p.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    p.add_argument(
+        "--top-k", type=int, default=0, help="sample from the k likeliest tokens (0: all)"
+    )
+    p.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the likeliest tokens of total probability p",
+    )
+    p.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
 
     p = command("verify", _verify, "check a run against its hashes, or audit a published model")
     p.add_argument(
@@ -63,16 +74,8 @@ def add(command: AddCommand) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from pythia_book.released.convert import convert
 
-    place = convert(
-        args.source,
-        args.target,
-        args.to,
-        revision=args.revision,
-        step=args.step,
-        dtype=args.dtype,
-        size=args.size,
-    )
-    print(f"{place}")
+    settings = {name: getattr(args, name) for name in ("revision", "step", "dtype", "size")}
+    print(convert(args.source, args.target, args.to, **settings))
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -84,8 +87,8 @@ def _evaluate(args: argparse.Namespace) -> None:
         sweep.check_suffix(args.out)
         file_to_write("--out", args.out, parquet=args.out.endswith(".parquet"))
     run = find_model(args.model)
-    asked = [name for name, task in ALL_TASKS.items() if args.items or task.source]
-    tasks = list(filter(None, args.tasks.split(","))) or asked
+    available = [name for name, task in ALL_TASKS.items() if args.items or task.source]
+    tasks = list(filter(None, args.tasks.split(","))) or available
     steps = sweep.steps_of(run, args.steps)
     limit = sweep.EVERYTHING if args.limit is None else args.limit
     table = sweep.sweep(run, tasks, steps, args.shots, limit, args.items)
@@ -123,7 +126,7 @@ def _verify(args: argparse.Namespace) -> None:
         return print("\n".join(verify(find_run(args.run))))
     from pythia_book.released.audit import audit
 
-    found = audit(args.run)
-    print(found.report())
-    if defects := found.defects():
+    result = audit(args.run)
+    print(result.report())
+    if defects := result.defects():
         raise CheckpointError(f"{args.run}: {len(defects)} defects, listed above")

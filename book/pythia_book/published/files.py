@@ -1,13 +1,14 @@
 """Files of a folder or archive of released results, read safely: bounded, in memory, no links.
 
-Archives (.tar.xz, .tar.gz, .tar, .zip) are never unpacked; their members' names, number and sizes
-are checked before anything is read. What the files mean is pythia_book.published.results's
-business.
+Archives (.tar.xz, .tar.gz, .tar, .zip) are never unpacked; names, number and sizes of their members
+are checked before anything is read.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,11 @@ from typing import Any
 
 from pythia_core.errors import DataError
 
+VARIABLE = "PYTHIA_PUBLISHED_DIR"
+HOW_TO_GET = (
+    "clone the public repository EleutherAI/pythia (its folder `evals` is what is read) or get an "
+    f"archive of it, and set {VARIABLE} to that folder or file"
+)
 MAX_MEMBERS = 200_000
 MAX_FILE = 8 << 20
 MAX_TOTAL = 4 << 30
@@ -23,37 +29,33 @@ MAX_TOTAL = 4 << 30
 BRANCHES = ("pythia-v1", "bias-evals", "opt", "bloom")
 """Folders of the public `evals` tree that hold what is used."""
 
-Wanted = Callable[[str], bool]
+
+def has_tables(path: Path) -> bool:
+    """Whether a source is a folder of CSV tables rather than the evals tree."""
+    return (path / "bias_evals.csv").is_file()
 
 
-def files_of(path: Path, wanted: Wanted, how_to_get: str) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the wanted files of a folder that is, or holds, the evals tree, or of an
-    archive of either.
+def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the wanted files of the evals tree: of a folder that is or holds it, or of
+    an archive of either. Links are not followed.
 
     Raises:
-        DataError: no archive, one that breaks a limit or names a path outside itself.
+        DataError: not an archive, one that breaks a limit or names a path outside itself.
     """
-    yield from (
-        _archive_files(path, wanted, how_to_get) if path.is_file() else _folder_files(path, wanted)
-    )
-
-
-def _folder_files(root: Path, wanted: Wanted) -> Iterator[tuple[str, bytes]]:
-    """Files of interest below a folder that is, or holds, the evals tree; no link is followed."""
-    for top in (root, root / "evals"):
+    if path.is_file():
+        yield from _archive_files(path, wanted)
+        return
+    for top in (path, path / "evals"):
         for branch in BRANCHES:
             for folder, _, names in os.walk(top / branch, followlinks=False):
-                for name in sorted(names):
-                    file = Path(folder, name)
+                for file in (Path(folder, name) for name in sorted(names)):
                     inner = file.relative_to(top).as_posix()
                     if wanted(inner) and file.is_file() and not file.is_symlink():
-                        if file.stat().st_size > MAX_FILE:
-                            raise DataError(f"{inner!r} is larger than {MAX_FILE:,} bytes")
-                        yield inner, file.read_bytes()
+                        with open(file, "rb") as stream:
+                            yield inner, _read(inner, stream)
 
 
-def _archive_files(path: Path, wanted: Wanted, how_to_get: str) -> Iterator[tuple[str, bytes]]:
-    """Files of interest in an archive, one by one, in memory."""
+def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -63,16 +65,16 @@ def _archive_files(path: Path, wanted: Wanted, how_to_get: str) -> Iterator[tupl
                     _check(path, member.filename, count, total)
                     if wanted(member.filename):
                         with archive.open(member) as stream:
-                            yield member.filename, _read(path, member.filename, stream)
+                            yield member.filename, _read(member.filename, stream)
         elif tarfile.is_tarfile(path):
             with tarfile.open(path) as archive:
                 for count, member in enumerate(archive):
                     _check(path, member.name, count, member.offset_data + member.size)
                     if member.isreg() and wanted(member.name):
                         stream = archive.extractfile(member)
-                        yield member.name, _read(path, member.name, stream)
+                        yield member.name, _read(member.name, stream)
         else:
-            raise DataError(f"{path.name!r} is no .tar.xz, .tar.gz, .tar or .zip; {how_to_get}")
+            raise DataError(f"{path.name!r} is not a .tar.xz, .tar.gz, .tar or .zip; {HOW_TO_GET}")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
         raise DataError(f"{path.name!r} cannot be read: {error}; fetch it again") from error
 
@@ -87,8 +89,45 @@ def _check(path: Path, name: str, count: int, total: int) -> None:
         )
 
 
-def _read(path: Path, name: str, stream: Any) -> bytes:
+def _read(name: str, stream: Any) -> bytes:
     content = stream.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
-        raise DataError(f"{name!r} in {path.name!r} is larger than {MAX_FILE:,} bytes")
+        raise DataError(f"{name!r} is larger than {MAX_FILE:,} bytes")
     return content
+
+
+# --- results in JSON -------------------------------------------------------------------------
+
+Reader = Callable[[re.Match, dict], list]
+"""From the match of a file's name and its content to rows."""
+
+
+def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
+    """The rows of all files of the evals tree whose name matches a pattern, by pattern.
+
+    Raises:
+        DataError: see `files_of`, or a file that is not what the reader of its name expects.
+    """
+    rows: dict[re.Pattern, list] = {pattern: [] for pattern in readers}
+
+    def match_of(name: str) -> re.Match | None:
+        return next(filter(None, (pattern.search(name) for pattern in readers)), None)
+
+    for name, content in files_of(path, lambda name: match_of(name) is not None):
+        match = match_of(name)
+        assert match is not None
+        try:
+            rows[match.re] += readers[match.re](match, json.loads(content))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{name!r} is not a result of the evaluation harness: {error!r}"
+            ) from error
+    return rows
+
+
+def harness_scores(parsed: dict) -> Iterator[tuple[str, str, float, float]]:
+    """task, metric, value, standard error (NaN where there is none) of a result of the harness."""
+    for task, metrics in parsed["results"].items():
+        for metric, value in metrics.items():
+            if not metric.endswith("_stderr"):
+                yield task, metric, float(value), float(metrics.get(f"{metric}_stderr", "nan"))

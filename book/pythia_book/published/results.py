@@ -1,41 +1,44 @@
 """The released evaluation results of EleutherAI/pythia, read from a copy the user provides.
 
-They are shown beside our own numbers and never committed. A source is a folder of CSV tables with
+They are shown next to our own numbers and never committed. A source is a folder of CSV tables with
 a `bias_evals.csv`, or the public repository's `evals` tree itself: a clone, that folder alone, or
-an archive of either (pythia_book.published.files). In the main table only v1 results of the deduped
-models with an intervention twin are kept: the v0 files mix two versions of the CrowS-Pairs metric.
-Benchmarks of all sixteen models are read when asked for (pythia_book.published.tables).
+an archive of either (pythia_book.published.files). The main table keeps only v1 results of the
+deduplicated models with an intervention twin, because the v0 files mix two versions of the
+CrowS-Pairs metric. Other results are read on access (pythia_book.published.tables).
 
-What the files are: CrowS-Pairs by total log-likelihood after one EOD (gender subset, 320 pairs);
-LAMBADA (OpenAI) by greedy match; WinoBias by exact match of the generated referent, two prompt
-templates, 396 items each. The paper's two-pronoun WinoBias metric has no released raw file.
+The metrics: CrowS-Pairs by total log-likelihood after one EOD (gender subset, 320 pairs); LAMBADA
+(OpenAI) by greedy match; WinoBias by exact match of the generated referent, two prompt templates,
+396 items each. The paper's two-pronoun WinoBias metric has no released raw file.
 """
 
 from __future__ import annotations
 
 import csv
-import io
-import json
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pythia_book.published.files import files_of
-from pythia_book.published.tables import MoreTables, read_more
+from pythia_book.published.files import (
+    HOW_TO_GET,
+    VARIABLE,
+    harness_scores,
+    has_tables,
+    read_results,
+)
+from pythia_book.published.tables import (
+    Tables,
+    benchmark_tables,
+    memorization_table,
+    without_misplaced,
+)
 from pythia_core.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-VARIABLE = "PYTHIA_PUBLISHED_DIR"
-HOW_TO_GET = (
-    "clone the public repository EleutherAI/pythia (its folder `evals` is what is read) or take an "
-    f"archive of it, and set {VARIABLE} to that folder or file"
-)
 MODELS = ("70m", "410m", "1.4b", "6.9b")
 """The sizes that have an intervention twin."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
@@ -57,42 +60,44 @@ _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 class Published:
     """Released v1 numbers as a tidy table, and the studies' views of it."""
 
-    source: str
-    """Name of the folder or file they were read from (no path)."""
     table: pd.DataFrame
     """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
     path: Path | None = None
-    """Where further tables are read from when they are asked for; never shown."""
+    """Where the other tables are read from on access; never shown."""
 
     @cached_property
-    def _more(self) -> MoreTables:
-        return read_more(self.path)
+    def _tables(self) -> Tables:
+        return benchmark_tables(self.path)
 
     @property
+    def released_benchmarks(self) -> pd.DataFrame:
+        """`benchmarks` and what is left out there, as released."""
+        return self._tables[0]
+
+    @cached_property
     def benchmarks(self) -> pd.DataFrame:
         """All sixteen models: model, deduped, shots, task, step, metric, value, stderr."""
-        return self._more.benchmarks
+        return without_misplaced(self._tables[0])[0]
 
-    @property
+    @cached_property
     def left_out(self) -> pd.DataFrame:
         """Checkpoints missing from `benchmarks` on purpose: model, deduped, shots, step, reason."""
-        return self._more.left_out
+        return without_misplaced(self._tables[0])[1]
 
     @property
     def baselines(self) -> pd.DataFrame:
         """OPT and BLOOM, zero-shot: family, model, n_params, task, metric, value, stderr."""
-        return self._more.baselines
+        return self._tables[1]
 
     @property
     def batch_size(self) -> pd.DataFrame:
         """Five-shot: model, batch_tokens, shots, task, step, tokens, metric, value, stderr."""
-        return self._more.batch_size
+        return self._tables[2]
 
-    @property
+    @cached_property
     def memorization(self) -> pd.DataFrame:
-        """experiment, model, step, tp, fp, fn, tn (in percent), precision, recall; the public tree
-        has these in pictures only, so that it gives none."""
-        return self._more.memorization
+        """experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
+        return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
         """CrowS-Pairs, English, gender: model, intervention, step, value (a share), stderr."""
@@ -105,8 +110,8 @@ class Published:
     def winobias_em(self) -> pd.DataFrame:
         """WinoBias exact match: model, intervention, step, pro, anti, net = pro - anti, stderr.
 
-        pro and anti are means over type 1 and 2 and both templates; the standard error of net
-        combines those of its parts as independent ones.
+        pro and anti are means over types 1 and 2 and both templates; the standard error of net
+        treats its parts as independent.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
@@ -139,8 +144,7 @@ def find(source: str | Path | None = None) -> Published | None:
     Raises:
         DataError: a source is named but cannot be read (see `load`).
     """
-    named = source or os.environ.get(VARIABLE)
-    return load(named) if named else None
+    return load(source) if source or os.environ.get(VARIABLE) else None
 
 
 def load(source: str | Path | None = None) -> Published:
@@ -150,16 +154,17 @@ def load(source: str | Path | None = None) -> Published:
         DataError: no source, a path that does not exist, an archive that breaks a limit or names
             a path outside itself, malformed JSON or CSV, or a source without these results.
     """
-    named = source or os.environ.get(VARIABLE)
-    if not named:
+    location = source or os.environ.get(VARIABLE)
+    if not location:
         raise DataError(f"no published numbers: {VARIABLE} is not set; {HOW_TO_GET}")
-    path = Path(named).expanduser()
+    path = Path(location).expanduser()
     if not path.exists():
         raise DataError(f"no published numbers at {str(path)!r}: it does not exist; {HOW_TO_GET}")
-    if (path / "bias_evals.csv").is_file():
+    if has_tables(path):
         rows = _from_csv(path / "bias_evals.csv")
     else:
-        rows = _from_tree(files_of(path, _interesting, HOW_TO_GET))
+        readers = {_HARNESS: _harness_rows, _WINOBIAS: _winobias_rows}
+        rows = [row for rows in read_results(path, readers).values() for row in rows]
     if not rows:
         raise DataError(
             f"{str(path)!r} holds neither bias_evals.csv nor files like "
@@ -168,11 +173,11 @@ def load(source: str | Path | None = None) -> Published:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    # A control checkpoint may have been scored twice (full suite, and beside its twin): keep one.
+    # A control checkpoint may have been scored twice (full suite, and with its twin): keep one.
     table["rank"] = table.source.map(_PREFERENCE)
     keys = ["model", "intervention", "step", "task", "prompt", "metric"]
     table = table.sort_values([*keys, "rank"], ignore_index=True).drop_duplicates(keys)
-    return Published(path.name, table.drop(columns="rank").reset_index(drop=True), path)
+    return Published(table.drop(columns="rank").reset_index(drop=True), path)
 
 
 # --- the CSV tables --------------------------------------------------------------------------
@@ -195,8 +200,8 @@ def _from_csv(path: Path) -> list[tuple]:
             except (TypeError, ValueError) as error:
                 raise DataError(f"{path.name}, line {number}: {error}") from error
             source = row["source_folder"].rsplit("/", 1)[-1]
-            what = (row["task"], row["prompt"], row["metric"])
-            rows.append((row["model"], row["intervention"], step, source, *what, value, stderr))
+            measure = (row["task"], row["prompt"], row["metric"])
+            rows.append((row["model"], row["intervention"], step, source, *measure, value, stderr))
     return rows
 
 
@@ -207,26 +212,6 @@ def _wanted(task: str) -> bool:
 # --- the evals tree --------------------------------------------------------------------------
 
 
-def _interesting(name: str) -> bool:
-    return bool(_HARNESS.search(name) or _WINOBIAS.search(name))
-
-
-def _from_tree(files: Iterator[tuple[str, bytes]]) -> list[tuple]:
-    rows = []
-    for name, content in files:
-        try:
-            parsed = json.load(io.BytesIO(content))
-            if match := _HARNESS.search(name):
-                rows += _harness_rows(match, parsed)
-            elif match := _WINOBIAS.search(name):
-                rows += _winobias_rows(match, parsed, name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{name!r} is not a result of the evaluation harness: {error!r}"
-            ) from error
-    return rows
-
-
 def _model(match: re.Match) -> str:
     return match["model"].lower().replace("400m", "410m")
 
@@ -235,25 +220,23 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
     arm = "none"
     if match["kind"] == "intervention":
         arm = "swap_last_21pct" if match["long"] else "swap_last_7pct"
-    place = (_model(match), arm, int(match["step"]), match["kind"])
+    keys = (_model(match), arm, int(match["step"]), match["kind"])
     return [
-        (*place, task, "", metric, float(value), float(results.get(f"{metric}_stderr", "nan")))
-        for task, results in parsed["results"].items()
+        (*keys, task, "", metric, value, stderr)
+        for task, metric, value, stderr in harness_scores(parsed)
         if _wanted(task)
-        for metric, value in results.items()
-        if not metric.endswith("_stderr")
     ]
 
 
-def _winobias_rows(match: re.Match, parsed: dict, name: str) -> list[tuple]:
-    """`table_results` is what all files have; the step is in the name or in the model's config."""
+def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
+    """`table_results` is in all files; the step is in the name or in the model's config."""
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
-    if step := re.search(r"_(\d+)\.json$", name) if match["window"] else None:
+    if step := re.search(r"_(\d+)\.json$", match.string) if match["window"] else None:
         step = int(step[1])
     else:
         step = int(parsed["config"]["model_args"]["iteration"])
-    place = (_model(match), arm, step, "winobias")
+    keys = (_model(match), arm, step, "winobias")
     return [
-        (*place, e["task_name"], e["prompt_name"], "em", float(e["em"]), float(e["em_stderr"]))
+        (*keys, e["task_name"], e["prompt_name"], "em", float(e["em"]), float(e["em_stderr"]))
         for e in parsed["table_results"].values()
     ]

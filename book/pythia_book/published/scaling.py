@@ -1,10 +1,10 @@
 """The released benchmark results, and the paper's claims about them checked (sections 2.4 and 2.6).
 
-Nothing is trained here. Every value has the standard error that the harness gave it; two models are
-scored on the same items, but item by item results were not released, so that a difference gets the
-error of independent scores: its interval is too wide rather than too narrow. Means over tasks
-leave WSC out (it sits at the share of its more frequent label in a third of all rows).
-"Costs nothing" is read as: the interval of the cost lies below two points.
+Nothing is trained here. Every value has the standard error reported by the harness. Two models are
+scored on the same items, but per-item results were not released, so a difference gets the error of
+independent scores: its interval is too wide rather than too narrow. Means over tasks leave WSC out
+(in a third of all rows it equals the share of the more frequent label). "Costs nothing" means that
+the interval of the cost lies below two points.
 """
 
 from __future__ import annotations
@@ -32,37 +32,35 @@ COLUMNS = {
     "batch": ["model", "batch_tokens", "tokens", "value", "low", "high"],
 }
 Z = 1.959964
-"""Standard errors on either side of a 95 % interval."""
+"""Half the width of a 95 % interval, in standard errors."""
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 OPT_TWINS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b"}
 """The models below 6B of equal depth and width."""
 BLOOM_TWINS = {"410m": "bloom-560m", "1.4b": "bloom-1b7", "2.8b": "bloom-3b", "6.9b": "bloom-7b1"}
-"""Equal width, and equal depth up to two layers; BLOOM's larger vocabulary makes the difference."""
+"""Equal width and, within two layers, equal depth; BLOOM's vocabulary makes the difference."""
 MARGINAL = 2.0
-"""Points that still count as no cost."""
+"""Largest cost, in points, that still counts as none."""
 NOT_RELEASED = "not among the released files"
 
 
 @dataclass(frozen=True)
 class PublishedScaling:
-    """Tables to draw, claims with verdicts, numbers for prose."""
+    """Tables to draw and claims with verdicts."""
 
     tables: dict[str, pd.DataFrame]
     """curves (accuracy over training), means (the same, over seven tasks), final (zero-shot, with
     OPT and BLOOM), batch (means over eight tasks, five-shot); columns as in COLUMNS."""
     claims: list[dict[str, Any]]
-    values: dict[str, Any]
 
 
 def published_scaling(published: Published | None) -> PublishedScaling:
-    """The released picture; without a source empty tables, and claims that say so."""
+    """The released results; without a source, empty tables and claims that say so."""
     import pandas as pd
 
     if published is None or published.benchmarks.empty:
         return PublishedScaling(
             {name: pd.DataFrame(columns=columns) for name, columns in COLUMNS.items()},
             _claims(None),
-            {"available": "no"},
         )
     rows = published.benchmarks
     acc = rows[rows.metric == "acc"]
@@ -73,13 +71,7 @@ def published_scaling(published: Published | None) -> PublishedScaling:
         "final": _final(published, acc),
         "batch": _batch(published),
     }
-    values = {
-        "available": "yes",
-        "n_models": int(acc[["model", "deduped"]].drop_duplicates().shape[0]),
-        "n_steps": int(acc[acc.shots == 0].step.nunique()),
-        "n_left_out": len(published.left_out),
-    }
-    return PublishedScaling(tables, _claims(published), values)
+    return PublishedScaling(tables, _claims(published))
 
 
 def published_deduplication(published: Published | None) -> pd.DataFrame:
@@ -95,11 +87,11 @@ def published_deduplication(published: Published | None) -> pd.DataFrame:
     rows = rows[
         (rows.metric == "acc") & rows.task.isin(INFORMATIVE) & rows.step.isin([MIDDLE, LAST])
     ]
-    found = []
+    differences = []
     for (shots, step, model), group in rows.groupby(["shots", "step", "model"]):
         value, error = _mean_difference(group[group.deduped], group[~group.deduped])
-        found.append((model, shots, step, *_interval(value, error)))
-    frame = pd.DataFrame(found, columns=columns)
+        differences.append((model, shots, step, *_interval(value, error)))
+    frame = pd.DataFrame(differences, columns=columns)
     return _sorted(frame, ["shots", "step", "model"])
 
 
@@ -113,7 +105,7 @@ def _with_interval(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Models in their order, not the alphabet's."""
+    """Models by size, not alphabetically."""
     rank = {name: i for i, name in enumerate(MODELS)}
     return frame.sort_values(
         by, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
@@ -121,7 +113,7 @@ def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _mean_over_tasks(frame: pd.DataFrame, keys: list[str], n_tasks: int) -> pd.DataFrame:
-    """value, low, high of each group that has all its tasks, these being independent."""
+    """value, low, high of each group that has all its tasks, taken as independent."""
     grouped = frame.assign(variance=frame.stderr**2).groupby(keys)
     means = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
     means = means[means.n == n_tasks].reset_index()
@@ -178,15 +170,10 @@ def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
 
 
 def _claims(published: Published | None) -> list[dict[str, Any]]:
-    """What the paper says, the released numbers as text, a verdict on them; ours is None."""
+    """The paper's statement, the released numbers as text and a verdict on them; ours is None."""
+    findings = _Findings(published) if published and not published.benchmarks.empty else None
     rows: list[dict[str, Any]] = []
-
-    def row(claim: str, paper: str, text: str | None, verdict: str | None) -> None:
-        rows.append({"claim": claim, "paper": paper, "published": text or UNAVAILABLE, "ours": None,
-                     "low": None, "high": None, "verdict": verdict or NOT_TESTABLE})  # fmt: skip
-
-    found = _Findings(published) if published and not published.benchmarks.empty else None
-    for claim, paper, find in (
+    for claim, paper, test in (
         ("Released models: accuracy rises with size (slope per tenfold size of the mean over seven "
          "tasks, points)", "rises", _Findings.size),
         ("Released models: the smallest lose LAMBADA accuracy late in training, the largest do not "
@@ -197,11 +184,13 @@ def _claims(published: Published | None) -> list[dict[str, Any]]:
          "batches, five-shot mean over eight tasks, points)", "no harm", _Findings.batch),
         ("Released models: the parallel residual costs nothing against OPT below 6B (Pythia minus "
          "OPT of equal shape, mean over seven tasks, points)", "no loss", _Findings.opt),
-        ("Released models: many languages in its text do not cost BLOOM on all tasks alike (BLOOM "
+        ("Released models: training on many languages costs BLOOM on some tasks only (BLOOM "
          "minus Pythia of equal shape, mean over four sizes, points)",
          "worse on LAMBADA, PIQA and WSC, not on the others", _Findings.bloom),
     ):  # fmt: skip
-        row(claim, paper, *(find(found) if found else (None, None)))
+        text, verdict = test(findings) if findings else (UNAVAILABLE, NOT_TESTABLE)
+        rows.append({"claim": claim, "paper": paper, "published": text, "ours": None,
+                     "low": None, "high": None, "verdict": verdict})  # fmt: skip
     return rows
 
 
@@ -231,12 +220,12 @@ class _Findings:
         return ", ".join(texts), directional_verdict(mean[1], mean[2], 1)
 
     def decline(self) -> tuple[str, str]:
-        """The best of many checkpoints is a little too good, so that small falls mean nothing."""
+        """The best of many checkpoints is biased upwards, so small falls mean nothing."""
         parts, falls = [], {}
         lambada = self.acc[(self.acc.task == "lambada_openai") & (self.acc.shots == 0)]
         for model in MODELS:
-            mine = lambada[(lambada.model == model) & lambada.deduped].sort_values("step")
-            best, last = mine.loc[mine.value.idxmax()], mine.iloc[-1]
+            scores = lambada[(lambada.model == model) & lambada.deduped].sort_values("step")
+            best, last = scores.loc[scores.value.idxmax()], scores.iloc[-1]
             error = 100 * (best.stderr**2 + last.stderr**2) ** 0.5
             change = _interval(100 * (last.value - best.value), error)
             falls[model] = change[2] < 0
@@ -280,7 +269,7 @@ class _Findings:
         return ", ".join(parts), "not reproduced" if any(harmed) else "reproduced"
 
     def opt(self) -> tuple[str, str]:
-        parts, pairs = [], self._beside(OPT_TWINS, INFORMATIVE)
+        parts, pairs = [], self._paired(OPT_TWINS, INFORMATIVE)
         for (model, twin), pair in pairs.groupby(["model", "twin"], sort=False):
             parts.append(f"{model} minus {twin} {_text(_average(pair))}")
         if not parts:
@@ -291,7 +280,7 @@ class _Findings:
 
     def bloom(self) -> tuple[str, str]:
         parts, worse = [], []
-        for task, pair in self._beside(BLOOM_TWINS, TASKS, -1).groupby("task", sort=False):
+        for task, pair in self._paired(BLOOM_TWINS, TASKS, -1).groupby("task", sort=False):
             value, low, high = _average(pair)
             parts.append(f"{task} {_text((value, low, high))}")
             worse.append(high < 0)
@@ -300,12 +289,12 @@ class _Findings:
         mixed = any(worse) and not all(worse)
         return ", ".join(parts), "reproduced" if mixed else "not reproduced"
 
-    def _beside(self, twins: dict[str, str], tasks: tuple[str, ...], sign: int = 1) -> pd.DataFrame:
+    def _paired(self, twins: dict[str, str], tasks: tuple[str, ...], sign: int = 1) -> pd.DataFrame:
         """model, twin, task, value, variance: sign x (model - twin) at the end, in points."""
         others = self.published.baselines
         others = others[others.metric == "acc"].rename(columns={"model": "twin"})
-        mine = self.final[~self.final.deduped & self.final.task.isin(tasks)]
-        both = mine.assign(twin=mine.model.map(twins)).merge(
+        scores = self.final[~self.final.deduped & self.final.task.isin(tasks)]
+        both = scores.assign(twin=scores.model.map(twins)).merge(
             others[["twin", "task", "value", "stderr"]], on=["twin", "task"], suffixes=("", "_twin")
         )
         return both.assign(value=100 * sign * (both.value - both.value_twin),
@@ -313,7 +302,7 @@ class _Findings:
 
 
 def _average(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean of values that are independent of each other, and its interval."""
+    """Mean of independent values, and its interval."""
     return _interval(float(rows.value.mean()), float(rows.variance.sum() ** 0.5 / len(rows)))
 
 

@@ -1,20 +1,23 @@
-"""Released benchmark results of all sixteen models, of OPT and BLOOM, as tidy tables.
+"""Released results beyond gender bias as tidy tables; a part that a source lacks is an empty table.
 
-Only the v1 suite, only the tasks of the paper. Left out, because they are not what they say: rows
-of the standard 2.8B model that are the deduplicated one's (zero-shot steps 2 to 1,000, five-shot
-13,000 to 43,000). The standard 1B model is stored as pythia-1b-bf16, and some of its zero-shot
-files are named five-shot: the folder counts. A missing part is an empty table.
+Benchmarks: all sixteen models of the v1 suite, OPT and BLOOM, on the paper's tasks only. The
+standard 1B model is stored as pythia-1b-bf16, and some of its zero-shot files are named five-shot:
+the folder decides.
+
+Arithmetic (paper section 3.3): accuracies of seven deduplicated models (no 70M) over fifty second
+operands. How often a number occurs in the Pile was never released, so these can be drawn over size
+and training only. The files use the models' names from before their renaming; here they have
+today's.
 """
 
 from __future__ import annotations
 
-import json
+import io
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pythia_book.published.files import files_of
+from pythia_book.published.files import files_of, harness_scores, has_tables, read_results
 from pythia_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,19 +38,11 @@ MODELS = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
 BASELINES = ["family", "model", "n_params", "task", "metric", "value", "stderr"]
-BATCH_SIZE = [
-    "model",
-    "batch_tokens",
-    "shots",
-    "task",
-    "step",
-    "tokens",
-    "metric",
-    "value",
-    "stderr",
-]
+BATCH_SIZE = ["model", "batch_tokens", "shots", "task", "step", "tokens"]
+BATCH_SIZE += ["metric", "value", "stderr"]
 LEFT_OUT = ["model", "deduped", "shots", "step", "reason"]
 MEMORIZATION = ["experiment", "model", "step", "tp", "fp", "fn", "tn", "precision", "recall"]
+ARITHMETIC = ["model", "operation", "shots", "step", "number", "value"]
 
 _SUITE = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?(?P<deduped>-deduped)?/"
@@ -58,69 +53,46 @@ _BATCH = re.compile(
     r"(?:(?P<shots>zero|five)-shot/)?[^/]*step(?P<step>\d+)\.json$"
 )
 _BASELINE = re.compile(r"(?:^|/)(?P<family>opt|bloom)/(?P<model>(?:opt|bloom)-[\w.]+?)\.json$")
+_KINDS = ((_SUITE, BENCHMARKS), (_BASELINE, BASELINES), (_BATCH, BATCH_SIZE))
 _SHOTS = {"zero": 0, "five": 5}
 _UNITS = {"m": 1e6, "b": 1e9}
 
-
-@dataclass(frozen=True)
-class MoreTables:
-    """Columns as in BENCHMARKS, BASELINES, BATCH_SIZE, MEMORIZATION."""
-
-    benchmarks: pd.DataFrame
-    baselines: pd.DataFrame
-    batch_size: pd.DataFrame
-    memorization: pd.DataFrame
-    left_out: pd.DataFrame
-    """Checkpoints dropped from `benchmarks`, columns as in LEFT_OUT."""
+Tables = tuple["pd.DataFrame", "pd.DataFrame", "pd.DataFrame"]
+"""Benchmarks, baselines and batch sizes, with the columns BENCHMARKS, BASELINES, BATCH_SIZE."""
 
 
-def read_more(path: Path | None) -> MoreTables:
-    """Every table that a source has: a folder of CSV tables, the public tree or an archive of it.
+# --- benchmarks ------------------------------------------------------------------------------
+
+
+def benchmark_tables(path: Path | None) -> Tables:
+    """Benchmarks, baselines and batch sizes as released: from CSV tables, the public tree or an
+    archive of it.
 
     Raises:
         DataError: malformed JSON or CSV, or an archive that breaks a limit.
     """
     import pandas as pd
 
-    csv = path is not None and (path / "bias_evals.csv").is_file()
     if path is None:
-        tables = [pd.DataFrame(columns=names) for names in (BENCHMARKS, BASELINES, BATCH_SIZE)]
+        tables = [pd.DataFrame() for _ in _KINDS]
     else:
-        tables = [*(_from_csv(path) if csv else _from_tree(path))]
-    memorization = pd.DataFrame()
-    if csv:
-        needed = {f"{name}_pct" if len(name) == 2 else name for name in MEMORIZATION}
-        memorization = _csv(path / "memorization_confusion.csv", needed)
-        memorization = memorization.rename(columns=lambda name: name.removesuffix("_pct"))
-    benchmarks, baselines, batch_size = tables
-    benchmarks, left_out = _clean(benchmarks)
-    return MoreTables(
-        benchmarks,
-        baselines.reindex(columns=BASELINES),
-        batch_size.reindex(columns=BATCH_SIZE).sort_values(
-            ["model", "step", "task", "metric"], ignore_index=True
-        ),
-        memorization.reindex(columns=MEMORIZATION),
-        left_out,
+        tables = _from_csv(path) if has_tables(path) else _from_tree(path)
+    benchmarks, baselines, batch_size = (
+        table.reindex(columns=columns) for table, (_, columns) in zip(tables, _KINDS, strict=True)
     )
+    order = ["model", "step", "task", "metric"]
+    return benchmarks, baselines, batch_size.sort_values(order, ignore_index=True)
 
 
-def released_benchmarks(path: Path | None) -> pd.DataFrame:
-    """Benchmark scores as released, columns BENCHMARKS, nothing left out; empty without path."""
-    import pandas as pd
+def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Benchmarks in a fixed order without the rows of another model, and which these were.
 
-    if path is None:
-        return pd.DataFrame(columns=BENCHMARKS)
-    read = _from_csv if (path / "bias_evals.csv").is_file() else _from_tree
-    return read(path)[0].reindex(columns=BENCHMARKS)
-
-
-def _clean(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Without the rows of 2.8B that are another model's, in a fixed order; and which these were."""
-    frame = frame.reindex(columns=BENCHMARKS)
+    Rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000) hold
+    the scores of the deduplicated one.
+    """
     if frame.empty:
         return frame, frame.reindex(columns=LEFT_OUT)
-    frame["deduped"] = frame.deduped.astype(bool)
+    frame = frame.assign(deduped=frame.deduped.astype(bool))
     zero = (frame.shots == 0) & frame.step.between(2, 1000)
     five = (frame.shots == 5) & frame.step.between(13_000, 43_000)
     wrong = (frame.model == "2.8b") & ~frame.deduped & (zero | five)
@@ -134,92 +106,138 @@ def _clean(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return kept, left_out.reset_index(drop=True)
 
 
-# --- CSV tables ------------------------------------------------------------------------------
+def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
+    """The table at `path`, with no rows where there is no file.
 
-
-def _csv(path: Path, needed: set[str]) -> pd.DataFrame:
-    """The table at `path`, empty where there is none."""
+    Raises:
+        DataError: not a CSV table, or without a column that is needed.
+    """
     import pandas as pd
 
     if not path.is_file():
-        return pd.DataFrame()
+        return pd.DataFrame(columns=needed)
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as error:
         raise DataError(f"{path.name} is not a CSV table: {error}; fetch it again") from error
-    if missing := sorted(needed - set(table.columns)):
+    if missing := sorted(set(needed) - set(table.columns)):
         raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; fetch it again")
     return table
 
 
-def _from_csv(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def _from_csv(folder: Path) -> list[pd.DataFrame]:
     import pandas as pd
 
     names = ("evals_zero_shot.csv", "evals_five_shot.csv")
-    tables = [_csv(folder / name, set(BENCHMARKS)) for name in names]
-    parts = [table for table in tables if not table.empty]
-    benchmarks = pd.concat(parts) if parts else pd.DataFrame(columns=BENCHMARKS)
-    benchmarks = benchmarks[benchmarks.task.isin(TASKS)]
-    needed = set(BASELINES) - {"n_params"}
-    baselines = _csv(folder / "evals_baselines_opt_bloom.csv", needed)
-    if not baselines.empty:
-        baselines = baselines[baselines.task.isin(TASKS)]
-        baselines = baselines.assign(n_params=baselines.model.map(_n_params))
-    return benchmarks, baselines, _csv(folder / "evals_batch_size_ablation.csv", set(BATCH_SIZE))
+    tables = [read_csv(folder / name, BENCHMARKS) for name in names]
+    benchmarks = pd.concat([table for table in tables if len(table)] or tables[:1])
+    columns = [column for column in BASELINES if column != "n_params"]
+    baselines = read_csv(folder / "evals_baselines_opt_bloom.csv", columns)
+    benchmarks, baselines = (table[table.task.isin(TASKS)] for table in (benchmarks, baselines))
+    baselines = baselines.assign(n_params=baselines.model.map(_n_params))
+    return [benchmarks, baselines, read_csv(folder / "evals_batch_size_ablation.csv", BATCH_SIZE)]
 
 
 def _n_params(name: str) -> float:
     """560e6 of "bloom-560m", 7.1e9 of "bloom-7b1", as the models are named."""
-    found = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
-    if not found:
+    match = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
+    if not match:
         raise DataError(f"no size in the model's name {name!r}; accepted is e.g. opt-1.3b")
-    number, unit, rest = found.groups()
+    number, unit, rest = match.groups()
     return float(number + ("." + rest if rest else "")) * _UNITS[unit]
 
 
-# --- the public tree -------------------------------------------------------------------------
-
-
-def _from_tree(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+def _from_tree(path: Path) -> list[pd.DataFrame]:
     import pandas as pd
 
-    patterns = (_SUITE, _BASELINE, _BATCH)
-    rows: dict[re.Pattern, list[dict]] = {pattern: [] for pattern in patterns}
-
-    def wanted(name: str) -> bool:
-        return any(pattern.search(name) for pattern in patterns)
-
-    for name, content in files_of(path, wanted, "take it from the public repository"):
-        pattern = next(p for p in patterns if p.search(name))
-        try:
-            results = json.loads(content)["results"]
-            place = _place(pattern, pattern.search(name))
-            rows[pattern] += [
-                {**place, "task": task, "metric": metric, "value": float(value),
-                 "stderr": float(found.get(f"{metric}_stderr", "nan"))}
-                for task, found in results.items()
-                if task in TASKS
-                for metric, value in found.items()
-                if not metric.endswith("_stderr")
-            ]  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{name!r} is not a result of the evaluation harness: {error!r}"
-            ) from error
-    names = (BENCHMARKS, BASELINES, BATCH_SIZE)
-    return tuple(pd.DataFrame(rows[p], columns=n) for p, n in zip(patterns, names, strict=True))
+    rows = read_results(path, dict.fromkeys((pattern for pattern, _ in _KINDS), _rows))
+    return [pd.DataFrame(rows[pattern], columns=columns) for pattern, columns in _KINDS]
 
 
-def _place(pattern: re.Pattern, match: re.Match) -> dict:
-    if pattern is _BASELINE:
+def _rows(match: re.Match, parsed: dict) -> list[dict]:
+    keys = _keys(match)
+    return [
+        {**keys, "task": task, "metric": metric, "value": value, "stderr": stderr}
+        for task, metric, value, stderr in harness_scores(parsed)
+        if task in TASKS
+    ]
+
+
+def _keys(match: re.Match) -> dict:
+    if match.re is _BASELINE:
         model = match["model"]
         return {"family": match["family"], "model": model, "n_params": _n_params(model)}
-    place = {
+    keys = {
         "model": match["model"],
         "shots": _SHOTS[match["shots"] or "five"],
         "step": int(match["step"]),
     }
-    if pattern is _SUITE:
-        return place | {"deduped": match["deduped"] is not None}
+    if match.re is _SUITE:
+        return keys | {"deduped": match["deduped"] is not None}
     batch = round(float(match["millions"]) * 2**20)
-    return place | {"batch_tokens": batch, "tokens": place["step"] * batch}
+    return keys | {"batch_tokens": batch, "tokens": keys["step"] * batch}
+
+
+# --- arithmetic and memorization -------------------------------------------------------------
+
+_ARITHMETIC = re.compile(
+    r"(?:^|/)csv/pythia-(?P<model>[\d.]+[mb])-deduped/term_frq?e?quency_all_shots\.csv$"
+)
+_TASK = re.compile(r"num_reasoning_arithmetic_(?P<operation>addition|multiplication)_(?P<x1>\d+)$")
+_OLD_NAMES = {"125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7b": "2.8b",
+          "6.7b": "6.9b", "13b": "12b"}  # fmt: skip
+
+
+def arithmetic_table(path: Path | None) -> pd.DataFrame:
+    """Arithmetic accuracies, columns ARITHMETIC; empty where the source has none.
+
+    Raises:
+        DataError: a file that is not the table it should be.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=ARITHMETIC)
+    if has_tables(path):
+        names = {"x1": "number", "acc": "value"}
+        needed = [*(column for column in ARITHMETIC if column not in names.values()), *names]
+        table = read_csv(path / "term_frequency_arithmetic.csv", needed)
+        return table.rename(columns=names)[ARITHMETIC]
+    parts = [
+        _model_table(match["model"], name, content)
+        for name, content in files_of(path, lambda name: bool(_ARITHMETIC.search(name)))
+        if (match := _ARITHMETIC.search(name))
+    ]
+    parts = [part for part in parts if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=ARITHMETIC)
+
+
+def _model_table(model: str, name: str, content: bytes) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        raw = pd.read_csv(io.BytesIO(content))
+        task = raw.task.str.extract(_TASK)
+        frame = pd.DataFrame(
+            {"model": _OLD_NAMES.get(model, model), "operation": task.operation,
+             "shots": raw.fewshot, "step": raw.checkpoint, "number": task.x1, "value": raw.acc}
+        )  # fmt: skip
+        frame = frame[frame.operation.notna()]
+        return frame.astype({"number": int, "step": int, "shots": int, "value": float})
+    except (ValueError, KeyError, AttributeError) as error:
+        raise DataError(f"{name!r} is not the released table: {error}; fetch it again") from error
+
+
+def memorization_table(path: Path | None) -> pd.DataFrame:
+    """Predicted memorization, columns MEMORIZATION; the public tree has it in pictures only.
+
+    Raises:
+        DataError: not the table it should be.
+    """
+    import pandas as pd
+
+    if path is None or not has_tables(path):
+        return pd.DataFrame(columns=MEMORIZATION)
+    needed = [f"{name}_pct" if len(name) == 2 else name for name in MEMORIZATION]
+    table = read_csv(path / "memorization_confusion.csv", needed)
+    return table.rename(columns=lambda name: name.removesuffix("_pct"))[MEMORIZATION]

@@ -1,13 +1,13 @@
-"""Audit the checkpoints of a published model: one hash per step, repeated ones found, gaps named.
+"""Audit the checkpoints of a published model: hash every step, find repeated and missing ones.
 
 Steps of released models have been served under the wrong name: 86 of pythia-2.8b's 154 branches
 held the weights of two others (EleutherAI/pythia#205), a shard of pythia-12b's step 50,000 was that
-of the last step (#206). Nothing about such a file is damaged; only its hash, beside the others', is
-telling. On the hub the hashes are the repository's own and nothing is downloaded, nor for git-lfs
-pointers in a clone. Of files that are there the tensors are hashed, under our names, one at a time
-(checkpoint.sha256_tensors), so that equal weights are found whatever file they are in.
+of the last step (#206). Such a file is not damaged; only comparing its hash with the others' shows
+it. On the hub the repository's own hashes are used and nothing is downloaded, likewise for git-lfs
+pointers in a clone. In local files the tensors are hashed one at a time under our names
+(checkpoint.sha256_tensors), so that equal weights are found whatever file holds them.
 
-Not here: runs of our own (pythia_core.training.runs.verify).
+Runs of our own are verified by pythia_core.training.runs.verify.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pythia_book.released import download
 from pythia_core.errors import CheckpointError, PythiaError
-from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, step_of
+from pythia_core.hf import WEIGHTS, Weights, lfs_pointer, local_folder, step_of
 from pythia_core.training.checkpoint import MANIFEST, load_checkpoint, sha256_tensors
 from pythia_core.training.schedule import OFFICIAL_STEPS, checkpoint_steps
 from pythia_core.util.files import file_sha256
@@ -33,28 +33,29 @@ EXPECTED = {
     frozenset({"step0", "step1"}): "expected: the first update runs at learning rate 0",
     frozenset({"main", LAST}): "expected: main is the last step",
 }
+ABSENT = "no weights there"
 SHOWN = 12
-"""So many names are listed before the rest is counted."""
+"""Names listed before the rest is only counted."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The weights of one revision, in one kind of files."""
+    """The weights of one revision in one kind of file."""
 
     revision: str
     kind: str
-    """What was hashed: "tensors", "safetensors" or "pickles" (files). Only alike is compared."""
+    """What was hashed: "tensors", "safetensors" or "pickles" (files); only equal kinds compare."""
     parts: dict[str, str] = field(default_factory=dict)
     """File -> sha256."""
     whole: str = ""
-    """sha256 of all tensors; of files: that of the file, or of the table of several."""
+    """sha256 of all tensors; for files, of the file or of the list of several."""
     problem: str = ""
     """Why there is no hash."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found of a model."""
+    """The hashes of a model and what follows from them."""
 
     source: str
     entries: tuple[Entry, ...]
@@ -65,12 +66,12 @@ class Audit:
 
     @property
     def missing(self) -> list[int]:
-        """Steps of the official 154 of which there are no weights."""
-        there = {step_of(entry.revision) for entry in self.sound}
-        return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in there]
+        """Steps of the official 154 without weights."""
+        present = {step_of(entry.revision) for entry in self.sound}
+        return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
     def repeated(self) -> list[tuple[list[str], str]]:
-        """Groups of revisions with equal weights, each with why that is right, or ""."""
+        """Groups of revisions with equal weights, each with the reason why that is right, or ""."""
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in self.sound:
             groups[entry.kind, entry.whole].append(entry.revision)
@@ -81,7 +82,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """Files that are the same in revisions whose other files differ."""
+        """Files shared by revisions whose other files differ."""
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -93,25 +94,25 @@ class Audit:
         ]
 
     def defects(self) -> list[str]:
-        """What is wrong, a sentence each."""
-        found = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
-        found += [
+        """What is wrong, one sentence each."""
+        defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
+        defects += [
             f"{len(names)} revisions hold the same weights, so that all but one are of another "
             f"step: {_list(names)}"
             for names, reason in self.repeated()
             if not reason
         ]
-        found += [
+        defects += [
             f"{name} is the same file in {len(names)} revisions whose other files differ: "
             f"{_list(names)}"
             for name, names in self.shared_parts()
         ]
         if steps := self.missing:
-            found.append(f"{len(steps)} of the 154 steps are missing: {_list(map(str, steps))}")
-        return found
+            defects.append(f"{len(steps)} of the 154 steps are missing: {_list(map(str, steps))}")
+        return defects
 
     def report(self) -> str:
-        """Hashes, step by step, and what was found."""
+        """The hashes, step by step, and the defects."""
         lines = [f"{self.source}: sha256 of {len(self.sound)} sets of weights"]
         width = max((len(entry.revision) for entry in self.entries), default=0)
         lines += [
@@ -124,8 +125,8 @@ class Audit:
             for names, reason in self.repeated()
             if reason
         ]
-        there = {entry.revision: entry.whole for entry in self.sound}
-        if {"step0", "step1"} <= there.keys() and there["step0"] != there["step1"]:
+        wholes = {entry.revision: entry.whole for entry in self.sound}
+        if {"step0", "step1"} <= wholes.keys() and wholes["step0"] != wholes["step1"]:
             lines.append("step0 and step1 differ: the first update had a learning rate above 0")
         return "\n".join([*lines, *(f"DEFECT {text}" for text in self.defects())])
 
@@ -134,23 +135,22 @@ def audit(source: str, progress: bool = True) -> Audit:
     """Audit a folder of `stepN` folders, or a repository on the hub.
 
     Raises:
-        CheckpointError: no steps there. FetchError: no such repository, or no network.
+        CheckpointError: it has no steps. FetchError: no such repository, or no network.
     """
-    folder = Path(source).expanduser()
-    local = folder.is_dir()
-    names = (
-        [p.name for p in folder.iterdir() if p.is_dir()] if local else download.revisions(source)
-    )
+    folder = local_folder(source)
+    names = download.revisions(source) if folder is None else [
+        path.name for path in folder.iterdir() if path.is_dir()
+    ]  # fmt: skip
     names = sorted((n for n in names if n == "main" or step_of(n) is not None), key=_order)
     if not names:
         raise CheckpointError(
             f"{source} has no revision named like step3000"
-            + (": give the folder that holds the folders of the steps" if local else "")
+            + (": give the folder that holds the folders of the steps" if folder else "")
         )
     entries: list[Entry] = []
     with progress_bar(progress, total=len(names), desc="hashing", unit="step") as bar:
         for name in names:
-            entries += _local(folder / name) if local else _remote(source, name)
+            entries += _local(folder / name) if folder else _remote(source, name)
             bar.update()
     return Audit(source, tuple(entries))
 
@@ -184,50 +184,43 @@ def _of_files(revision: str, kind: str, parts: dict[str, str]) -> Entry:
 
 def _remote(repo: str, revision: str) -> list[Entry]:
     _, files = download.listing(repo, revision)
-    kinds = _by_kind(files)
     return [
         _of_files(revision, kind, {name: files[name].blob for name in names})
-        for kind, names in kinds.items()
-    ] or [Entry(revision, "", problem="no weights there")]
+        for kind, names in _by_kind(files).items()
+    ] or [Entry(revision, "", problem=ABSENT)]
 
 
 def _local(folder: Path) -> list[Entry]:
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
     if (folder / MANIFEST).is_file():
-        try:
-            tensors = load_checkpoint(folder)[0]["model"]
-        except (PythiaError, KeyError) as error:
-            return [Entry(revision, "tensors", problem=str(error))]
-        whole = sha256_tensors(tensors)
-        return [Entry(revision, "tensors", {WEIGHTS: whole}, whole)]
-    kinds = _by_kind(p.name for p in folder.iterdir() if p.is_file())
-    if not kinds:
-        return [Entry(revision, "", problem="no weights there")]
+        return [_of_tensors(folder, revision)]
     entries = []
-    for kind, names in kinds.items():
-        pointers = {name: lfs_pointer(folder / name) for name in names}
-        if all(pointers.values()):
-            entries.append(_of_files(revision, kind, {n: p for n, p in pointers.items() if p}))
-        elif kind == "pickles":  # hashed, never opened
-            digests = {name: file_sha256(folder / name) for name in names}
-            entries.append(_of_files(revision, kind, digests))
-        else:
-            entries.append(_of_tensors(folder, revision))
-    return entries
+    for kind, names in _by_kind(p.name for p in folder.iterdir() if p.is_file()).items():
+        parts = {name: lfs_pointer(folder / name) or "" for name in names}
+        if kind == "pickles":  # hashed, never opened
+            parts = {name: digest or file_sha256(folder / name) for name, digest in parts.items()}
+        complete = all(parts.values())
+        entries.append(
+            _of_files(revision, kind, parts) if complete else _of_tensors(folder, revision)
+        )
+    return entries or [Entry(revision, "", problem=ABSENT)]
 
 
 def _of_tensors(folder: Path, revision: str) -> Entry:
+    """Of a checkpoint of ours or of safetensors files."""
     try:
+        if (folder / MANIFEST).is_file():
+            whole = sha256_tensors(load_checkpoint(folder)[0]["model"])
+            return Entry(revision, "tensors", {WEIGHTS: whole}, whole)
         weights = Weights(folder)
-    except CheckpointError as error:
+    except (PythiaError, KeyError) as error:
         return Entry(revision, "tensors", problem=str(error))
     if weights.problems:
         return Entry(revision, "tensors", problem="; ".join(weights.problems))
     whole = sha256_tensors(weights)
-    parts = {
-        file: sha256_tensors(
-            {n: weights[n] for n, where in weights.shards.items() if where == file}
-        )
-        for file in sorted(set(weights.shards.values()))
-    }
-    return Entry(revision, "tensors", parts if len(parts) > 1 else {WEIGHTS: whole}, whole)
+    shards = sorted(set(weights.shards.values()))
+    parts = {WEIGHTS: whole}
+    if len(shards) > 1:
+        names = {shard: [n for n in weights if weights.shards[n] == shard] for shard in shards}
+        parts = {shard: sha256_tensors({n: weights[n] for n in names[shard]}) for shard in shards}
+    return Entry(revision, "tensors", parts, whole)

@@ -1,10 +1,10 @@
 """Convert models between our checkpoints, transformers' folders and GPT-NeoX's native files.
 
-Our checkpoint of a converted model holds weights only: its manifest says so, names the source, and
-has the model's config, so that it can be loaded without a run. Training cannot go on from it: the
-optimizer's state is published for no step but the last, in another format.
+Our checkpoint of a converted model holds weights only. Its manifest says so, names the source and
+has the model's config, so it can be loaded without a run. It has no optimizer state, which is
+published for the last step only, in another format.
 
-Not here: the formats (pythia_core.hf, neox_format, pythia_core.training.checkpoint).
+The formats are in pythia_core.hf, neox_format and pythia_core.training.checkpoint.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ if TYPE_CHECKING:
 FORMATS = ("hf", "pythia")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WEIGHTS_ONLY = "weights only"
-"""What a converted checkpoint's manifest says under "kind"."""
+"""The "kind" in a converted checkpoint's manifest."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model as read, in any format."""
+    """A model as read from any format."""
 
     kind: str
     """ "pythia", "hf" or "native"."""
     model: GPTNeoX
     step: int | None
     about: dict[str, Any]
-    """Where it came from, for the manifest."""
+    """Its origin, for the manifest."""
     tokenizer: Tokenizer | None = None
 
 
 def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
-    """The model of a converted checkpoint, as stored, and what its manifest says of it.
+    """The model of a converted checkpoint, in the stored dtype, and its manifest's metadata.
 
     Raises:
-        CheckpointError: corrupt, or a run's checkpoint, whose config is with the run.
+        CheckpointError: corrupt, or the checkpoint of a run, which has its config.
     """
     files, meta = load_checkpoint(folder)
     if meta.get("kind") != WEIGHTS_ONLY:
@@ -79,10 +79,10 @@ def _of_run(name: str, step: int | None) -> Source:
     run = find_run(name)
     step = run.config.train.steps if step is None else step
     if step not in run.steps:
-        run.model(step)  # says which steps there are
+        run.model(step)  # its error lists the steps
     state = load_checkpoint(step_folder(run.checkpoints, step))[0]["model"]
-    about = {"run": run.id}
-    return Source("pythia", _model(run.config.model, state), step, about, run.data.tokenizer)
+    model = _model(run.config.model, state)
+    return Source("pythia", model, step, {"run": run.id}, run.data.tokenizer)
 
 
 def read(source: str, revision: str = "main", step: int | None = None, size: str = "") -> Source:
@@ -90,20 +90,19 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
 
     Args:
         source: a run (folder or id), a converted checkpoint, a folder of transformers or of native
-            GPT-NeoX files, or the name of a repository on the hub.
+            GPT-NeoX files, or a repository on the hub.
         revision: of a folder of transformers or a repository.
-        step: of a run (default: the last), or of a source whose name does not tell it.
-        size: of native files, where their shapes do not tell it.
+        step: of a run (default: the last), or of a source whose name does not give it.
+        size: of native files, where their shapes do not give it.
 
     Raises:
-        CheckpointError, FetchError: what is wrong with it.
+        CheckpointError, FetchError: not such a model, damaged, or not available.
     """
     folder = Path(source).expanduser()
     if (folder / "manifest.json").is_file():
         model, meta = from_checkpoint(folder)
-        found = read_manifest(folder)["step"]
-        tokenizer = folder.parent / TOKENIZER
-        return Source("pythia", model, found, meta["source"], _tokenizer(tokenizer))
+        tokenizer = _tokenizer(folder.parent / TOKENIZER)
+        return Source("pythia", model, read_manifest(folder)["step"], meta["source"], tokenizer)
     if neox_format.is_native(folder):
         config = size_named(size).model() if size else None
         model = neox_format.load(folder, config)
@@ -112,8 +111,7 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
     if not is_published(source):
         return _of_run(source, step)
     model, info = download.load(source, revision, dtype=None)
-    if step is None:
-        step = info.step
+    step = info.step if step is None else step
     if step is None and source.startswith("EleutherAI/pythia"):
         step = OFFICIAL_STEPS  # main
     about = {"source": info.source, "revision": revision, "commit": info.commit}
@@ -135,38 +133,38 @@ def convert(
     dtype: str = "",
     size: str = "",
 ) -> Path:
-    """Read a model in any format and write it in one of `FORMATS`; see `read` for the arguments.
+    """Read a model in any format and write it in one of `FORMATS`; other arguments as in `read`.
 
     Args:
         target: a new folder for "hf"; for "pythia" one that gets a `step-NNNNNN` folder.
-        to: empty: "pythia" from transformers, "hf" from all else.
+        to: empty: "pythia" from transformers, "hf" from any other format.
         dtype: "fp32", "fp16" or "bf16"; empty: as stored.
 
     Returns:
         The folder written.
 
     Raises:
-        CheckpointError, FetchError, ConfigError: what is wrong.
+        CheckpointError, FetchError: as `read`, or the target exists. ConfigError: bad arguments.
     """
     if to and to not in FORMATS:
         raise ConfigError(one_of(to, FORMATS, "format"))
     if dtype and dtype not in DTYPES:
         raise ConfigError(one_of(dtype, DTYPES, "dtype"))
-    kind = DTYPES.get(dtype)
-    found = read(source, revision, step, size)
-    if (to or ("pythia" if found.kind == "hf" else "hf")) == "hf":
-        return hf.save(found.model, target, dtype=kind, tokenizer=found.tokenizer)
-    if found.kind == "pythia":
+    cast_to = DTYPES.get(dtype)
+    origin = read(source, revision, step, size)
+    if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
+        return hf.save(origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer)
+    if origin.kind == "pythia":
         raise ConfigError(f"{source} is a checkpoint of ours already; --to hf exports it")
-    if found.step is None:
+    if origin.step is None:
         raise ConfigError(f"{source} ({revision}) does not tell which step it is; give --step")
     parent = Path(target)
-    place = step_folder(parent, found.step)
-    if place.exists():
-        raise CheckpointError(f"{place} exists; name another folder, or delete that one")
-    state = {name: hf.cast(name, t, kind) for name, t in found.model.state_dict().items()}
-    meta = {"kind": WEIGHTS_ONLY, "source": found.about, "model": config_dict(found.model.config)}
-    written = save_checkpoint(parent, found.step, {"model": state}, meta)
-    if found.tokenizer is not None:
-        found.tokenizer.save(str(parent / TOKENIZER))
-    return written
+    folder = step_folder(parent, origin.step)
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists; name another folder, or delete that one")
+    state = {name: hf.cast(name, t, cast_to) for name, t in origin.model.state_dict().items()}
+    meta = {"kind": WEIGHTS_ONLY, "source": origin.about, "model": config_dict(origin.model.config)}
+    save_checkpoint(parent, origin.step, {"model": state}, meta)
+    if origin.tokenizer is not None:
+        origin.tokenizer.save(str(parent / TOKENIZER))
+    return folder

@@ -1,11 +1,9 @@
 """Find a released model: a folder, or a repository and revision on the Hugging Face hub.
 
-Uses `huggingface_hub` with its own cache, and the endpoint in HF_ENDPOINT. Only *.json and
+Downloads go through `huggingface_hub`, its cache and the endpoint in HF_ENDPOINT. Only *.json and
 *.safetensors are ever fetched, never a repository's code; every file that the hub stores by sha256
 is checked against it before use, even in the cache. Pythia's repositories are public, so no token
 is sent. A revision is a branch: "step3000", or "main" for the last step.
-
-Not here: what is in the files (pythia_core.hf).
 """
 
 from __future__ import annotations
@@ -19,7 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pythia_core.errors import CheckpointError, FetchError, MissingDependencyError, one_of
+from huggingface_hub import (
+    HfApi,
+    constants,
+    errors,
+    hf_hub_download,
+    scan_cache_dir,
+    snapshot_download,
+)
+
+from pythia_core import hf
+from pythia_core.errors import CheckpointError, FetchError, one_of
 from pythia_core.hf import (
     CONFIG,
     INDEX,
@@ -28,43 +36,32 @@ from pythia_core.hf import (
     WEIGHTS,
     Loaded,
     ModelFolder,
+    local_folder,
     locate_folder,
     refuse_pickle,
 )
 from pythia_core.util.files import file_sha256
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
-
     from pythia_core.model import GPTNeoX
 
-
-SMALL = (
-    CONFIG,
-    "generation_config.json",
-    TOKENIZER,
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-
-
+SMALL = (CONFIG, "generation_config.json", TOKENIZER, "tokenizer_config.json",
+         "special_tokens_map.json")  # fmt: skip
 TIMEOUT = 10.0
-"""Seconds the hub has to answer a request; HF_HUB_DOWNLOAD_TIMEOUT limits the wait for a file's
+"""Seconds for the hub to answer a request; HF_HUB_DOWNLOAD_TIMEOUT limits the wait for a file's
 next bytes."""
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name has the form of a hub repository: owner/name."""
+    """Whether a name has the form of a repository on the hub: owner/name."""
     return _REPOSITORY.fullmatch(name) is not None
 
 
 def is_published(source: str) -> bool:
-    """Whether a name is a published model, a folder or a repository, and not a run of ours."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return not (folder / "identity.json").exists()
-    return is_repository(source)
+    """Whether a name is a published model (a folder or a repository) and not a run of ours."""
+    folder = local_folder(source)
+    return not (folder / "identity.json").exists() if folder else is_repository(source)
 
 
 @dataclass(frozen=True)
@@ -73,42 +70,43 @@ class RemoteFile:
 
     size: int | None
     sha256: str
-    """Of the content, if the hub stores it by that (large files); otherwise empty."""
+    """Of the content, where the hub stores it (large files); otherwise empty."""
     blob: str
-    """What identifies the content in any case: the sha256, or git's id."""
+    """Identifies the content of any file: the sha256, or git's id."""
 
 
-def locate(source: str | Path, revision: str = "main") -> ModelFolder:
-    """The folder of a model: yours, its subfolder named after the revision, or a fetched one.
+def locate(
+    source: str | Path, revision: str = "main", files: Iterable[str] | None = None
+) -> ModelFolder:
+    """A model's folder: the one named, its subfolder for the revision, or a downloaded one.
+
+    Args:
+        files: of a repository, those to download; default: see `fetch`.
 
     Raises:
         CheckpointError: neither a folder with a model nor the name of a repository.
         FetchError: see `fetch`.
     """
-    if Path(source).expanduser().is_dir():
+    if local_folder(source):
         return locate_folder(source, revision)
     if is_repository(str(source)):
-        return fetch(str(source), revision)
+        return fetch(str(source), revision, files)
     raise CheckpointError(
-        f"{source} is neither a folder nor a repository of the hub such as EleutherAI/pythia-70m"
+        f"{source} is neither a folder nor a repository on the hub such as EleutherAI/pythia-70m"
     )
 
 
-def load(source: str | Path, revision: str = "main", **how: Any) -> tuple[GPTNeoX, Loaded]:
-    """`pythia_core.hf.load`, also of a repository on the hub, e.g. "EleutherAI/pythia-70m".
+def load(source: str | Path, revision: str = "main", **settings: Any) -> tuple[GPTNeoX, Loaded]:
+    """`pythia_core.hf.load` that also takes a repository on the hub, e.g. "EleutherAI/pythia-70m".
 
     Raises:
         CheckpointError: not such a model, or damaged. FetchError: see `fetch`.
     """
-    from pythia_core import hf
-
-    return hf.load(source, revision, find=locate, **how)
+    return hf.load(source, revision, locate=locate, **settings)
 
 
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT, else the library's default."""
-    from huggingface_hub import constants
-
     return os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
 
 
@@ -116,13 +114,13 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
     """Branches and tags of a repository.
 
     Args:
-        or_cached: without a network, those that the cache has files of.
+        or_cached: without a network, those with files in the cache.
 
     Raises:
         FetchError: no such repository, or no network.
     """
     try:
-        with _translated_errors(repo, ""):
+        with translate_errors(repo, ""):
             refs = _api().list_repo_refs(repo, token=False)
             return [ref.name for ref in (*refs.branches, *refs.tags)]
     except FetchError as error:
@@ -138,12 +136,12 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
 def listing(
     repo: str, revision: str = "main", timeout: float = TIMEOUT
 ) -> tuple[str, dict[str, RemoteFile]]:
-    """Commit and files of a revision, with sizes and hashes: nothing is downloaded.
+    """Commit and files of a revision, with sizes and hashes, without downloading anything.
 
     Raises:
         FetchError: no such repository or revision, or no network.
     """
-    with _translated_errors(repo, revision):
+    with translate_errors(repo, revision):
         info = _api().model_info(
             repo, revision=revision, files_metadata=True, timeout=timeout, token=False
         )
@@ -164,85 +162,76 @@ def fetch(
 
     Args:
         files: names; None: config, tokenizer and the safetensors weights.
-        timeout: seconds that the hub has to answer.
+        timeout: seconds for the hub to answer.
 
     Raises:
-        FetchError: no such repository, revision or file; no network, too slow, cut short, or other
-            bytes than the hub's hash says.
+        FetchError: no such repository, revision or file; no network, too slow, cut short, or bytes
+            that do not match the hub's hash.
         CheckpointError: the revision has pickled weights only.
     """
     wanted = None if files is None else list(files)
     if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
         raise FetchError(f"{odd} may not be fetched: only *.json and *.safetensors are")
     try:
-        commit, there = listing(repo, revision, timeout)
+        commit, available = listing(repo, revision, timeout)
     except FetchError as error:
         cached = _cached(repo, revision, wanted) if _unanswered(error) else None
         if cached is None:
             raise
         return cached
     if wanted is None:
-        wanted = _model_files(f"{repo} ({revision})", there)
-    if missing := [name for name in wanted if name not in there]:
-        raise FetchError(f"{repo} ({revision}): {one_of(missing[0], sorted(there), 'file')}")
-    from huggingface_hub import hf_hub_download
-
+        wanted = _model_files(f"{repo} ({revision})", available)
+    if missing := [name for name in wanted if name not in available]:
+        raise FetchError(f"{repo} ({revision}): {one_of(missing[0], sorted(available), 'file')}")
+    settings: dict[str, Any] = {
+        "endpoint": endpoint(),
+        "cache_dir": constants.HF_HUB_CACHE,
+        "token": False,
+    }
     path = Path()
     for name in wanted:
-        with _translated_errors(repo, revision, name):
-            path = Path(
-                hf_hub_download(
-                    repo,
-                    name,
-                    revision=revision,  # by name, so that the cache finds it offline
-                    endpoint=endpoint(),
-                    etag_timeout=timeout,
-                    cache_dir=_cache(),
-                    token=False,
-                )
-            )
-        _check(path, there[name].sha256)
+        with translate_errors(repo, revision, name):  # by name, so that the cache finds it offline
+            file = hf_hub_download(repo, name, revision=revision, etag_timeout=timeout, **settings)
+        path = Path(file)
+        _check(path, available[name].sha256)
     return ModelFolder(path.parent, commit)
 
 
-def _model_files(where: str, there: dict[str, RemoteFile]) -> list[str]:
-    weights = [name for name in there if PLAIN_NAME.fullmatch(name) and name.endswith("tensors")]
+def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
+    plain = [name for name in available if PLAIN_NAME.fullmatch(name)]
+    weights = [name for name in plain if name.endswith(".safetensors")]
     if WEIGHTS in weights:
         weights = [WEIGHTS]
-    elif INDEX in there:
-        weights = [INDEX, *sorted(n for n in weights if n.startswith("model-"))]
+    elif INDEX in available:
+        weights = [INDEX, *sorted(name for name in weights if name.startswith("model-"))]
     else:
-        refuse_pickle(where, there)
-    return [*(name for name in SMALL if name in there), *weights]
+        refuse_pickle(where, available)
+    return [*(name for name in SMALL if name in available), *weights]
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """The wanted files of a revision from the cache, for use without a network; None: not there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
+    """The wanted files of a revision in the cache, for use without a network; None if absent."""
     try:
         folder = Path(
-            snapshot_download(repo, revision=revision, cache_dir=_cache(), local_files_only=True)
+            snapshot_download(
+                repo, revision=revision, cache_dir=constants.HF_HUB_CACHE, local_files_only=True
+            )
         )
-    except LocalEntryNotFoundError:
+    except errors.LocalEntryNotFoundError:
         return None
-    there = {path.name for path in folder.iterdir()}
-    if not (there >= set(wanted) if wanted else CONFIG in there and there & {WEIGHTS, INDEX}):
+    present = {path.name for path in folder.iterdir()}
+    if not (present >= set(wanted) if wanted else CONFIG in present and present & {WEIGHTS, INDEX}):
         return None
     for path in folder.glob("*.safetensors"):
-        named = path.resolve().name  # large blobs are named by their sha256
-        _check(path, named if re.fullmatch("[0-9a-f]{64}", named) else "")
+        blob = path.resolve().name  # large blobs are named by their sha256
+        _check(path, blob if re.fullmatch("[0-9a-f]{64}", blob) else "")
     return ModelFolder(folder, folder.name)
 
 
 def _cached_refs(repo: str) -> list[str]:
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
     try:
-        repos = scan_cache_dir(_cache()).repos
-    except CacheNotFound:
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except errors.CacheNotFound:
         return []
     return [ref for one in repos if one.repo_id == repo for ref in one.refs]
 
@@ -253,40 +242,24 @@ def _check(path: Path, sha256: str) -> None:
         path.unlink(missing_ok=True)
         raise FetchError(
             f"{path.name} has sha256 {actual}, the hub says {sha256}: damaged on the way or in the "
-            "cache. It was deleted; ask again"
+            "cache. It was deleted; run this again"
         )
 
 
 def _api() -> HfApi:
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise MissingDependencyError(
-            "huggingface_hub is needed to reach the hub (pip install huggingface_hub); a folder "
-            "with the files works without"
-        ) from error
     return HfApi(endpoint=endpoint(), token=False)
 
 
-def _cache() -> str:
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_CACHE
-
-
 def _unanswered(error: FetchError) -> bool:
-    """Whether the hub gave no answer, rather than answering that there is no such thing."""
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    return not isinstance(error.__cause__, RepositoryNotFoundError | RevisionNotFoundError)
+    """Whether the hub did not answer, rather than answering that there is no such thing."""
+    answers = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
+    return not isinstance(error.__cause__, answers)
 
 
 @contextlib.contextmanager
-def _translated_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
+def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
     """Turn the library's errors into ours, which say what to do."""
-    from huggingface_hub import errors
-
-    what = f"{repo}{f' ({revision})' if revision else ''}{f': {name}' if name else ''}"
+    target = f"{repo}{f' ({revision})' if revision else ''}{f': {name}' if name else ''}"
     try:
         yield
     except errors.RepositoryNotFoundError as error:
@@ -297,14 +270,14 @@ def _translated_errors(repo: str, revision: str, name: str = "") -> Iterator[Non
     except errors.RevisionNotFoundError as error:
         raise FetchError(f"{repo}: {one_of(revision, _known(repo), 'revision')}") from error
     except errors.HfHubHTTPError as error:
-        raise FetchError(f"{what}: {endpoint()} answered {error}") from error
+        raise FetchError(f"{target}: {endpoint()} answered {error}") from error
     except (OSError, errors.HTTPError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise FetchError(
-            f"{what} could not be fetched from {endpoint()} ({reason}). "
-            "Ask again to go on. Without a network, bring the files "
+            f"{target} could not be fetched from {endpoint()} ({reason}). "
+            "Run it again to continue. Without a network, put the files "
             f"{CONFIG}, {TOKENIZER} and {WEIGHTS} (or {INDEX} and its shards) in a folder and "
-            "give the folder in place of the name"
+            "give the folder instead of the name"
         ) from error
 
 

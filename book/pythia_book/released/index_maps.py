@@ -1,17 +1,18 @@
-"""GPT-NeoX's index maps: the order of training as three `.npy` files beside the documents.
+"""GPT-NeoX's index maps: the order of training as three `.npy` files next to the documents.
 
-GPT-NeoX keeps what `order.RowOrder` computes: `doc_idx` (the shuffled documents of all epochs),
-`sample_idx` (where each row of the stream begins: place in doc_idx, token within it) and
+GPT-NeoX stores what `order.RowOrder` computes: `doc_idx` (the shuffled documents of all epochs),
+`sample_idx` (where each row of the stream begins: entry of doc_idx, token within the document) and
 `shuffle_idx` (which row of the stream is the r-th of training). The orders of PolyPythias' seeds
-are released in this form. A row needs a few bytes of each, so that maps and documents may lie
-behind URLs as well as on disk. Nothing is trusted: shapes, lengths and every place are checked, and
-a row that does not come out as S+1 tokens is an error.
+are released in this form. A row needs a few bytes of each, so maps and documents may be behind URLs
+as well as on disk. Nothing is trusted: shapes, lengths and every offset are checked, and a row that
+does not come out as S+1 tokens is an error.
 """
 
 from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from tokenize import TokenError
 
@@ -32,7 +33,7 @@ class NpyArray:
     """An array of integers in a `.npy` file, of which any entries can be read.
 
     Raises:
-        DataError: no `.npy` file, another kind of array, or truncated.
+        DataError: not a `.npy` file, another kind of array, or truncated.
     """
 
     def __init__(self, file: ByteFile, ndim: int) -> None:
@@ -46,7 +47,7 @@ class NpyArray:
             }[version]
             self.shape, fortran, self.dtype = read(head)
         except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
-            raise DataError(f"{file.name} is no .npy file of a known kind ({error})") from error
+            raise DataError(f"{file.name} is not a .npy file that can be read ({error})") from error
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(
                 f"{file.name} holds an array of {self.dtype} with shape {self.shape}; needed are "
@@ -75,6 +76,42 @@ class NpyArray:
         return np.frombuffer(raw, self.dtype).astype(np.int64).reshape(-1, *self.shape[1:])
 
 
+class Documents:
+    """The documents of a `.bin` by its `.idx`, of which any tokens can be read.
+
+    Raises:
+        DataError: not an index of tokens, or one of another length than its header says.
+    """
+
+    def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
+        self.tokens, self._index = tokens, index
+        if index.size < HEADER.size:
+            raise DataError(f"{index.name} has {index.size} bytes, too few for an index")
+        magic, version, code, self._count, d = HEADER.unpack(index.read(0, HEADER.size))
+        if magic != MAGIC or version != VERSION or code not in DTYPES or DTYPES[code].kind == "f":
+            raise DataError(f"{index.name} is not the index of a token file")
+        self.dtype = DTYPES[code]
+        if index.size != (length := HEADER.size + 12 * self._count + 8 * d):
+            raise DataError(
+                f"{index.name} has {index.size} bytes, but {self._count} documents need {length}; "
+                "copy it again"
+            )
+
+    def extent(self, number: int) -> tuple[int, int]:
+        """Tokens [low, high) of the token file that are the document's."""
+        if not 0 <= number < self._count:
+            raise DataError(f"{self._index.name} has no document {number}")
+        at = HEADER.size + 4 * self._count + 8 * number
+        raw = self._index.read(at, at + (16 if number < self._count - 1 else 8))
+        low, high, *_ = [*np.frombuffer(raw, "<i8").tolist(), self.tokens.size]
+        return low // self.dtype.itemsize, high // self.dtype.itemsize
+
+    def read(self, low: int, high: int) -> NDArray:
+        """Tokens [low, high) of the token file."""
+        width = self.dtype.itemsize
+        return np.frombuffer(self.tokens.read(low * width, high * width), self.dtype)
+
+
 class MappedRows(Rows):
     """Rows of documents in the order of GPT-NeoX's index maps.
 
@@ -88,86 +125,58 @@ class MappedRows(Rows):
 
     def __init__(
         self,
-        maps: tuple[ByteFile, ByteFile, ByteFile],
+        maps: Sequence[ByteFile],
         index: ByteFile,
         tokens: ByteFile,
         seq_len: int,
         remote: bool = False,
     ) -> None:
-        documents, samples, shuffle = maps
-        self.documents = NpyArray(documents, 1)
-        self.samples = NpyArray(samples, 2)
-        self.shuffle = NpyArray(shuffle, 1)
-        self.seq_len, self.n_rows, self.contiguous = seq_len, len(self.shuffle), not remote
-        if self.samples.shape != (self.n_rows + 1, 2):
+        self._order, self._samples, self._shuffle = map(NpyArray, maps, (1, 2, 1))
+        self.seq_len, self.n_rows, self.contiguous = seq_len, len(self._shuffle), not remote
+        if self._samples.shape != (self.n_rows + 1, 2):
             raise DataError(
-                f"{samples.name} has shape {self.samples.shape}, but {shuffle.name} has "
+                f"{maps[1].name} has shape {self._samples.shape}, but {maps[2].name} has "
                 f"{self.n_rows} entries: {(self.n_rows + 1, 2)} is needed. They are not of one set"
             )
-        self._index, self._tokens = index, tokens
-        if index.size < HEADER.size:
-            raise DataError(f"{index.name} has {index.size} bytes; that is no index")
-        magic, version, code, n, d = HEADER.unpack(index.read(0, HEADER.size))
-        if magic != MAGIC or version != VERSION or code not in DTYPES or DTYPES[code].kind == "f":
-            raise DataError(f"{index.name} is not the index of a token file")
-        if index.size != HEADER.size + 12 * n + 8 * d:
-            raise DataError(
-                f"{index.name} has {index.size} bytes, but {n} documents need "
-                f"{HEADER.size + 12 * n + 8 * d}; copy it again"
-            )
-        self.n_documents, self.dtype = n, DTYPES[code]
+        self._documents = Documents(index, tokens)
 
     def _rows(self, start: int, stop: int) -> NDArray:
-        numbers = self.shuffle.read(start, stop).tolist()
-        rows = [self._row(number) for number in numbers]
-        return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self.dtype)
+        rows = [self._row(number) for number in self._shuffle.read(start, stop).tolist()]
+        return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
         """Row `number` of the stream: from its first token to the first of the next row."""
-        (first, offset), (last, end) = self.samples.read(number, number + 2).tolist()
+        (first, offset), (last, end) = self._samples.read(number, number + 2).tolist()
         parts = []
-        for place, document in enumerate(self.documents.read(first, last + 1).tolist(), first):
-            low, high = self._extent(document)
-            begin = low + (offset if place == first else 0)
-            until = low + end + 1 if place == last else high
-            if not low <= begin <= until <= high:
-                raise self._wrong(number, f"places outside document {document}")
-            width = self.dtype.itemsize
-            parts.append(np.frombuffer(self._tokens.read(begin * width, until * width), self.dtype))
-        row = np.concatenate(parts) if parts else np.zeros(0, self.dtype)
-        if len(row) != self.seq_len + 1:
-            raise self._wrong(number, f"{len(row)} tokens instead of {self.seq_len + 1}")
-        return row
+        for entry, document in enumerate(self._order.read(first, last + 1).tolist(), first):
+            low, high = self._documents.extent(document)
+            start = low + (offset if entry == first else 0)
+            stop = low + end + 1 if entry == last else high
+            if not low <= start <= stop <= high:
+                raise self._contradiction(number, f"tokens outside document {document}")
+            parts.append(self._documents.read(start, stop))
+        if (length := sum(map(len, parts))) != self.seq_len + 1:
+            raise self._contradiction(number, f"{length} tokens instead of {self.seq_len + 1}")
+        return np.concatenate(parts)
 
-    def _extent(self, document: int) -> tuple[int, int]:
-        """Tokens [low, high) of the token file that are the document's."""
-        if not 0 <= document < self.n_documents:
-            raise DataError(f"{self._index.name} has no document {document}")
-        at, last = HEADER.size + 4 * self.n_documents + 8 * document, self.n_documents - 1
-        raw = self._index.read(at, at + (16 if document < last else 8))
-        pointers = [*np.frombuffer(raw, "<i8").tolist(), self._tokens.size]
-        return pointers[0] // self.dtype.itemsize, pointers[1] // self.dtype.itemsize
-
-    def _wrong(self, number: int, what: str) -> DataError:
+    def _contradiction(self, number: int, problem: str) -> DataError:
         return DataError(
-            f"the index maps give row {number} of the stream {what}; are they of "
-            f"{self._tokens.name}, and for seq_len={self.seq_len}?"
+            f"the index maps give row {number} of the stream {problem}; are they of "
+            f"{self._documents.tokens.name}, and for seq_len={self.seq_len}?"
         )
 
 
 def find_maps(folder: Path) -> Path | None:
-    """The common beginning of the three maps' names in a folder, None if there are none.
+    """The common prefix of the three maps in a folder, None if there are none.
 
     Raises:
-        DataError: several sets, or one that lacks a part.
+        DataError: several sets, or an incomplete one.
     """
-    stems = sorted(
-        {path.name.removesuffix("_doc_idx.npy") for path in folder.glob("*_doc_idx.npy")}
-    )
+    stems = sorted(p.name.removesuffix("_doc_idx.npy") for p in folder.glob("*_doc_idx.npy"))
     if not stems:
         return None
     if len(stems) > 1:
-        raise DataError(f"{folder} has the index maps {', '.join(stems)}; keep one set a folder")
+        raise DataError(f"{folder} has the index maps {', '.join(stems)}; keep one set per folder")
     for part in PARTS:
         if not (folder / f"{stems[0]}_{part}.npy").is_file():
             raise DataError(f"{folder} lacks {stems[0]}_{part}.npy")
@@ -175,10 +184,10 @@ def find_maps(folder: Path) -> Path | None:
 
 
 def open_maps(stem: Path, seq_len: int) -> MappedRows:
-    """Rows of the maps `STEM_doc_idx.npy` ... and of the documents that their name says.
+    """Rows of the maps `STEM_doc_idx.npy` ... and of the documents that they are named after.
 
-    The documents, `PREFIX.idx` with `PREFIX.bin` or its shards, may lie beside the maps or one
-    folder up.
+    The documents, `PREFIX.idx` with `PREFIX.bin` or its shards, are next to the maps or one folder
+    up.
 
     Raises:
         DataError: the documents are not there, or not those of the maps.
@@ -193,9 +202,11 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
             whole = prefix.with_name(base + ".bin")
             paths = [whole] if whole.is_file() else find_shards(prefix)
             return MappedRows(
-                tuple(LocalFile(stem.with_name(f"{stem.name}_{part}.npy")) for part in PARTS),
+                list(LocalFile(stem.with_name(f"{stem.name}_{part}.npy")) for part in PARTS),
                 LocalFile(prefix.with_name(base + ".idx")),
                 JoinedFile([LocalFile(path) for path in paths]),
                 seq_len,
             )
-    raise DataError(f"the maps {stem.name} belong to {base}.idx and .bin; put them beside them")
+    raise DataError(
+        f"the maps {stem.name} belong to {base}.idx and .bin; put them next to the maps"
+    )

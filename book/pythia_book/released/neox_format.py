@@ -2,9 +2,9 @@
 
 `layer_XX-model_YY-model_states.pt` is layer XX of the pipeline on rank YY: 00 the embedding, 02
 onwards the transformer layers, then with one number left out the final norm and the unembedding.
-Maps whose output is split hold rows of the weight (QKV: whole heads); those whose input is split
-hold columns, and a bias of their own on every rank, which are *summed*; LayerNorms were computed on
-every rank and are averaged. The rule is that of the training code's own converter.
+Linear layers whose output is split hold rows of the weight (QKV: whole heads). Those whose input is
+split hold columns and, on every rank, a bias of its own; the biases are *summed*. LayerNorms were
+computed on every rank and are averaged. The rules are those of the training code's own converter.
 
 These files are pickles. They are opened with `torch.load(weights_only=True)`, which builds tensors
 and plain containers and refuses anything that would run. Optimizer states are not read.
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import CheckpointError, raise_all
+from pythia_core.hf import misfits
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES
 
@@ -29,17 +30,17 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Of a map whose output is split over ranks, and of the vocabulary."""
+    """For a layer whose output is split over ranks, and for the vocabulary."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Of a map whose input is split over ranks."""
+    """For a layer whose input is split over ranks."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Bias of such a map: each rank adds its own before the ranks' outputs are added."""
+    """For the bias of such a layer: each rank adds its own before the outputs are summed."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
@@ -47,38 +48,40 @@ def mean(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 
+MERGES: dict[str, tuple[Merge, Merge]] = {
+    "input_layernorm": (mean, mean),
+    "post_attention_layernorm": (mean, mean),
+    "attention.query_key_value": (rows, rows),
+    "attention.dense": (columns, summed),
+    "mlp.dense_h_to_4h": (rows, rows),
+    "mlp.dense_4h_to_h": (columns, summed),
+}
+"""Part of a layer -> how the ranks' weights and biases are merged."""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
-    "input_layernorm.weight": ("layers.{}.input_layernorm.weight", mean),
-    "input_layernorm.bias": ("layers.{}.input_layernorm.bias", mean),
-    "post_attention_layernorm.weight": ("layers.{}.post_attention_layernorm.weight", mean),
-    "post_attention_layernorm.bias": ("layers.{}.post_attention_layernorm.bias", mean),
-    "attention.query_key_value.weight": ("layers.{}.attention.query_key_value.weight", rows),
-    "attention.query_key_value.bias": ("layers.{}.attention.query_key_value.bias", rows),
-    "attention.dense.weight": ("layers.{}.attention.dense.weight", columns),
-    "attention.dense.bias": ("layers.{}.attention.dense.bias", summed),
-    "mlp.dense_h_to_4h.weight": ("layers.{}.mlp.dense_h_to_4h.weight", rows),
-    "mlp.dense_h_to_4h.bias": ("layers.{}.mlp.dense_h_to_4h.bias", rows),
-    "mlp.dense_4h_to_h.weight": ("layers.{}.mlp.dense_4h_to_h.weight", columns),
-    "mlp.dense_4h_to_h.bias": ("layers.{}.mlp.dense_4h_to_h.bias", summed),
+    **{
+        f"{part}.{kind}": (f"layers.{{}}.{part}.{kind}", merge)
+        for part, merges in MERGES.items()
+        for kind, merge in zip(("weight", "bias"), merges, strict=True)
+    },
     "norm.weight": ("final_layer_norm.weight", mean),
     "norm.bias": ("final_layer_norm.bias", mean),
     "final_linear.weight": ("embed_out.weight", rows),
 }
-"""Name in a layer's file -> our name, `{}` for the layer, and how the ranks' parts are merged."""
+"""Name in a layer's file -> our name, `{}` for the layer, and the merge of the ranks' parts."""
 ROTARY = "attention.rotary_emb.inv_freq"
-"""Stored per layer, not read but for its length, which must be the config's."""
+"""Stored per layer; only its length is read, which must be the config's."""
 _FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _QKV = "attention.query_key_value.weight"
 
 
 def is_native(folder: Path) -> bool:
-    """Whether a folder holds layer files of GPT-NeoX."""
+    """Whether a folder holds GPT-NeoX's layer files."""
     return folder.is_dir() and any(folder.glob("layer_*-model_*-model_states.pt"))
 
 
 def step_of(folder: Path) -> int | None:
-    """The step in the name that DeepSpeed gives: global_step143000."""
+    """The step in a folder name given by DeepSpeed: global_step143000."""
     match = re.fullmatch(r"global_step(\d+)", folder.resolve().name)
     return int(match[1]) if match else None
 
@@ -90,7 +93,7 @@ def _opened(path: Path) -> dict[str, Any]:
         if "weights_only" in str(error):
             raise CheckpointError(
                 f"{path} is a pickle that asks to run code, or holds more than tensors: it was not "
-                f"opened. Layer files of GPT-NeoX hold nothing else; do not open it by other means "
+                f"opened. GPT-NeoX's layer files hold tensors only; do not open it by other means "
                 f"unless you trust who made it. ({str(error).splitlines()[-1]})"
             ) from error
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
@@ -99,49 +102,45 @@ def _opened(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_layers(folder: Path) -> tuple[list[list[dict[str, Tensor]]], int]:
-    """The layer files in order, each as its ranks' states, and the number of ranks.
+def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
+    """The layer files in order, each as its ranks' states.
 
     Raises:
-        CheckpointError: none there, a rank's file missing, or one that cannot be opened.
+        CheckpointError: no files, a rank's file missing, or one that cannot be opened.
     """
-    found: dict[int, dict[int, Path]] = {}
+    layers: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.glob("layer_*.pt")):
         if match := _FILE.fullmatch(path.name):
-            found.setdefault(int(match[1]), {})[int(match[2])] = path
-    if not found:
+            layers.setdefault(int(match[1]), {})[int(match[2])] = path
+    if not layers:
         raise CheckpointError(f"{folder} holds no layer_XX-model_YY-model_states.pt")
-    ranks = 1 + max(rank for paths in found.values() for rank in paths)
+    ranks = 1 + max(rank for paths in layers.values() for rank in paths)
     missing = [
         f"layer_{layer:02}-model_{rank:02}-model_states.pt is missing"
-        for layer, paths in found.items()
+        for layer, paths in layers.items()
         for rank in range(ranks)
         if rank not in paths
     ]
     raise_all(CheckpointError, missing, str(folder))
-    return [[_opened(found[n][rank]) for rank in range(ranks)] for n in sorted(found)], ranks
+    return [[_opened(layers[n][rank]) for rank in range(ranks)] for n in sorted(layers)]
 
 
-def load(
-    folder: str | Path, config: ModelConfig | None = None, dtype: torch.dtype | None = None
-) -> GPTNeoX:
-    """The model in a folder of layer files, the ranks merged.
+def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
+    """The model in a folder of layer files, the ranks merged, in the stored dtype.
 
     Args:
         config: None: that of the official size with these shapes.
-        dtype: of the parameters; None keeps the stored one.
 
     Raises:
-        CheckpointError: files missing, damaged or unsafe; not the config's shapes; no config given
-            and none known.
+        CheckpointError: files missing, damaged or unsafe; shapes other than the config's; no config
+            given and no official size.
     """
     folder = Path(folder)
-    layers, _ = read_layers(folder)
     merged: dict[str, Tensor] = {}
     problems: list[str] = []
     rotary: set[int] = set()
     number = 0
-    for states in layers:
+    for states in _read_layers(folder):
         for key in sorted({key for state in states for key in state}):
             parts = [state[key] for state in states if key in state]
             if key == ROTARY:
@@ -158,20 +157,17 @@ def load(
                     shapes = [tuple(p.shape) for p in parts]
                     problems.append(f"{key}: the ranks' shapes do not fit together: {shapes}")
                     continue
-                merged[name.format(number)] = tensor.to(dtype or tensor.dtype)
+                merged[name.format(number)] = tensor
         number += _QKV in states[0]
     raise_all(CheckpointError, problems, str(folder))
     config = config or _official(folder, merged, number)
     with torch.device("meta"):
         model = GPTNeoX(config)
-    shapes = {name: t.shape for name, t in model.state_dict().items()}
-    problems = [f"{name} is missing" for name in shapes.keys() - merged.keys()]
-    problems += [f"{name} belongs to no layer of it" for name in merged.keys() - shapes.keys()]
-    problems += [
-        f"{name} has shape {tuple(merged[name].shape)}, not {tuple(shapes[name])}"
-        for name in shapes.keys() & merged.keys()
-        if merged[name].shape != shapes[name]
-    ]
+    stored, needed = (
+        {name: tuple(tensor.shape) for name, tensor in state.items()}
+        for state in (merged, model.state_dict())
+    )
+    problems = misfits(stored, needed)
     if rotary - {config.rotary_dims}:
         problems.append(f"{sorted(rotary)} rotary dims are stored, not {config.rotary_dims}")
     raise_all(CheckpointError, sorted(problems), f"{folder} against the config")
@@ -180,12 +176,12 @@ def load(
 
 
 def _official(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
-    """The config of the official size with these shapes: heads are not told by them."""
+    """The config of the official size with these shapes, which do not determine the heads."""
     vocab, width = merged["embed_in.weight"].shape if "embed_in.weight" in merged else (0, 0)
     for size in OFFICIAL_SIZES.values():
         if (size.n_layers, size.d_model, size.vocab_size) == (n_layers, width, vocab):
             return size.model()
     raise CheckpointError(
-        f"{folder}: {n_layers} layers of width {width} and {vocab} entries are no official size; "
-        "the number of heads is not in the files, so give the model's config or size"
+        f"{folder}: {n_layers} layers of width {width} and {vocab} entries are not an official "
+        "size; the number of heads is not in the files, so give the model's config or size"
     )

@@ -4,22 +4,19 @@
 in training order, 21 shards that are a byte split of one file, so that batch k of 1,024 rows is the
 bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are PolyPythias' orders of the
 same documents: GPT-NeoX's index maps (pythia_book.released.index_maps), with `pile-seed0` that of
-Pythia. Sizes are those of the released files and are checked at every read, so that a shorter or
-another file is an error. There is no digest of the pre-shuffled shards to check against.
+Pythia. Sizes are those of the released files and are checked at every read, so that a truncated or
+different file is an error. There is no digest of the pre-shuffled shards to check against.
 
-Folders and PREFIX.bin/.idx pairs are accepted in place; `open_rows` says how each is understood.
+Folders and PREFIX.bin/.idx pairs are read where they are; see `open_rows`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from pythia_book.released.index_maps import PARTS, MappedRows, find_maps, open_maps
 from pythia_book.released.remote_rows import ByteFile, HttpFile, JoinedFile, LocalFile, RemoteRows
@@ -39,16 +36,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STEPS, BATCH, SEQ_LEN, SEED = 143_000, 1024, 2048, 1234
-"""Pythia's updates, rows a batch, tokens a row, and seed of the order."""
+"""Pythia's updates, rows per batch, tokens per row, and seed of the order."""
 N_ROWS = STEPS * BATCH
 HUB = "https://huggingface.co"
-"""Where the data lie, unless the environment names another server in HF_ENDPOINT."""
+"""The server of the data, unless the environment names another in HF_ENDPOINT."""
 _DOCUMENTS = "pile_20B_tokenizer_text_document"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Files that are a byte split of one: how they are called, and their bytes."""
+    """Files that are a byte split of one: their names and sizes."""
 
     repository: str
     name: str
@@ -75,22 +72,26 @@ class Released:
     """A released order of training: pre-shuffled rows, or documents with the maps of a seed."""
 
     name: str
-    what: str
+    description: str
     shards: Shards
     seed: int = SEED
     maps: str = ""
     """Repository of the index maps; none if the rows are pre-shuffled."""
 
+    @property
+    def sentence(self) -> str:
+        return f"{self.name}: {self.description}, read over the network"
+
     def open(self) -> Rows:
-        """Its rows, read over HTTP as they are asked for."""
+        """Its rows, read over HTTP on access."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
-        asked = rows_asked_for(STEPS, BATCH)
-        stem = f"{_DOCUMENTS}_train_0_indexmap_{asked}ns_{SEQ_LEN}sl_{self.seed}s"
+        n_rows = rows_asked_for(STEPS, BATCH)
+        stem = f"{_DOCUMENTS}_train_0_indexmap_{n_rows}ns_{SEQ_LEN}sl_{self.seed}s"
         folder = f"seed{0 if self.seed == SEED else self.seed}"
         maps = [HttpFile(url_of(self.maps, f"{folder}/{stem}_{part}.npy")) for part in PARTS]
         index = HttpFile(url_of(self.shards.repository, f"{_DOCUMENTS}.idx"))
-        return MappedRows(tuple(maps), index, JoinedFile(self.shards.files()), SEQ_LEN, True)
+        return MappedRows(maps, index, JoinedFile(self.shards.files()), SEQ_LEN, True)
 
 
 def url_of(repository: str, name: str) -> str:
@@ -136,32 +137,31 @@ def open_rows(
     batch_size: int = BATCH,
     dtype: str = "<u2",
 ) -> tuple[Rows, str]:
-    """Rows of a name of RELEASED, a folder, a `.bin` of rows or a PREFIX of documents.
+    """Rows of a name in RELEASED, a folder, a `.bin` of rows or a PREFIX of documents.
 
-    A folder holds pre-shuffled rows (one `.bin`, all shards of one, or of the released ones those
-    that are needed: rows of another are an error that names it), index maps, or one `.bin`/`.idx`
-    pair of documents. Documents are put in GPT-NeoX's order of `seed` with so many
-    `epochs`, or with as many as `steps` updates of `batch_size` rows need, else with one. An `.idx`
-    whose items all have seq_len + 1 tokens is one of pre-shuffled rows: not shuffled again.
+    A folder holds pre-shuffled rows (one `.bin`, all shards of one, or only the needed ones of a
+    released set: reading from another is an error that names it), index maps, or one `.bin`/`.idx`
+    pair of documents. Documents are put in GPT-NeoX's order of `seed`, repeated for `epochs`, or
+    for as many as `steps` updates of `batch_size` rows need, by default one. If all items of an
+    `.idx` have seq_len + 1 tokens, they are pre-shuffled rows and are not shuffled again.
 
     Returns:
-        The rows, and a sentence that says what they are.
+        The rows, and a sentence that describes them.
 
     Raises:
         DataError: no such name or path, or files that are missing, truncated or contradictory.
     """
     if where in RELEASED:
-        released = RELEASED[where]
-        return released.open(), f"{where}: {released.what}, read over the network"
+        return RELEASED[where].open(), RELEASED[where].sentence
     path = Path(where).expanduser()
     if path.is_dir():
-        if seq_len == SEQ_LEN and (some := some_shards(path)):
-            here = sum(not isinstance(file, Absent) for file in some.files)
-            return some, f"{path}: {here} of the {len(some.files)} released shards"
+        if seq_len == SEQ_LEN and (partial := partial_shards(path)):
+            present = sum(not isinstance(file, Absent) for file in partial.files)
+            return partial, f"{path}: {present} of the {len(partial.files)} released shards"
         stem = find_maps(path)
         if stem is not None:
             return open_maps(stem, seq_len), f"{path}: documents in the order of {stem.name}_*"
-        path = _one_set(path)
+        path = _only_prefix(path)
     if path.suffix in (".bin", ".idx") and path.is_file():
         path = path.with_suffix("")
     shards = find_shards(path)
@@ -171,27 +171,25 @@ def open_rows(
             f"{one_of(where, RELEASED, 'data')} Or give a folder with the pre-shuffled shards, or "
             "the PREFIX of a .bin/.idx pair"
         )
-    if not index.is_file():
-        rows = PreshuffledRows(shards or [whole], seq_len, dtype)
-        return rows, f"{path}: rows in training order, {len(rows.paths)} file(s)"
-    data = MegatronIndexed(path)
-    if data.n_documents and (data.sizes == seq_len + 1).all():
-        rows = PreshuffledRows(shards or [whole], seq_len, data.dtype)
-        return rows, f"{path}: rows in training order by its index, {len(rows.paths)} file(s)"
+    data = MegatronIndexed(path) if index.is_file() else None
+    if data is None or (data.n_documents and (data.sizes == seq_len + 1).all()):
+        rows = PreshuffledRows(shards or [whole], seq_len, data.dtype if data else dtype)
+        by_index = " by its index" if data else ""
+        return rows, f"{path}: rows in training order{by_index}, {len(rows.paths)} file(s)"
     if epochs is None:
-        asked = rows_asked_for(steps or 0, batch_size)
-        epochs = epochs_needed(data.n_tokens, seq_len, asked)
-    order = RowOrder(data.sizes, seq_len, seed, epochs)
-    said = f"{path}: {data.n_documents} documents in the order of seed {seed}, {epochs} epoch(s)"
-    return OrderedRows(data, order), said
+        epochs = epochs_needed(data.n_tokens, seq_len, rows_asked_for(steps or 0, batch_size))
+    return (
+        OrderedRows(data, RowOrder(data.sizes, seq_len, seed, epochs)),
+        f"{path}: {data.n_documents} documents in the order of seed {seed}, {epochs} epoch(s)",
+    )
 
 
-def _one_set(folder: Path) -> Path:
+def _only_prefix(folder: Path) -> Path:
     """The prefix of the only token file in a folder, whole or in shards."""
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
-        found = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
-        raise DataError(f"{folder} must hold one token file, whole or in shards; it has {found}")
+        several = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
+        raise DataError(f"{folder} must hold one token file, whole or in shards; it has {several}")
     return folder / prefixes.pop()
 
 
@@ -204,26 +202,24 @@ class Absent:
     def read(self, start: int, stop: int) -> bytes:
         raise DataError(
             f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows and is not in the "
-            "folder; bring it there"
+            "folder; put it there"
         )
 
 
-def some_shards(folder: Path) -> RemoteRows | None:
-    """Rows of a folder with some of the shards of a released set; None if it is another folder.
+def partial_shards(folder: Path) -> RemoteRows | None:
+    """Rows of a folder with only some shards of a released set; None for any other folder.
 
     Raises:
-        DataError: a shard has another size than the released one.
+        DataError: a shard of another size than the released one.
     """
     names = {path.name for path in folder.glob("*.bin")}
-    shards: Shards | None = next(
-        (r.shards for r in RELEASED.values() if not r.maps and names < set(r.shards.names)), None
-    )
+    preshuffled = [released.shards for released in RELEASED.values() if not released.maps]
+    shards = next((shards for shards in preshuffled if names < set(shards.names)), None)
     if not names or shards is None:
         return None
     files: list[ByteFile] = []
     for name, size in zip(shards.names, shards.sizes, strict=True):
-        here = name in names
-        files.append(LocalFile(folder / name) if here else Absent(name, size))
+        files.append(LocalFile(folder / name) if name in names else Absent(name, size))
         if files[-1].size != size:
             raise DataError(
                 f"{folder / name} has {files[-1].size:,} bytes, the released shard {size:,}: it "
@@ -232,7 +228,7 @@ def some_shards(folder: Path) -> RemoteRows | None:
     return RemoteRows(files, SEQ_LEN)
 
 
-# --- looking ---------------------------------------------------------------------------------
+# --- inspection ------------------------------------------------------------------------------
 
 
 def tokenizer_at(name: str) -> Tokenizer:
@@ -249,50 +245,38 @@ def tokenizer_at(name: str) -> Tokenizer:
 def describe_batch(
     rows: Rows, step: int, batch_size: int, shown: int = 4, tokenizer: Any = None, eod_id: int = 0
 ) -> str:
-    """A batch as text: which rows, their hash, what ids they hold, the first of them decoded.
+    """A batch as text: its rows, their hash, which ids they hold, the first of them decoded.
 
-    Where rows are no contiguous piece of a file, only those shown are read. Without a tokenizer
-    the ids are shown.
+    Of rows that are not contiguous in a file, only those shown are read. Without a tokenizer the
+    ids are shown.
 
     Raises:
         DataError: no such batch, or no such rows.
     """
+    from pythia_core.data.tokenizer import id_limit
+
     first = step * batch_size
     if rows.contiguous:
         batch = rows.batch(step, batch_size)
-        what = f"hash {batch_hash(batch)}"
+        read = f"hash {batch_hash(batch)}"
     else:
         batch = rows.rows(first, first + max(1, min(shown, batch_size)))
-        what = f"of which the first {len(batch)} were read"
+        read = f"of which the first {len(batch)} were read"
     ends = (batch[:, :-1] == eod_id).sum(1)
     lines = [
         f"batch of the update from step {step} to {step + 1}",
         f"rows {first}..{first + batch_size - 1}, {batch.shape[1] - 1} tokens each (+1 as the last "
-        f"label), {what}",
-        f"ids {batch.min()}..{batch.max()}; {ends.sum()} ends of documents (id {eod_id}), "
-        f"at most {ends.max()} in a row",
+        f"label), {read}",
+        f"ids {batch.min()}..{batch.max()}; {ends.sum()} document ends (id {eod_id}), "
+        f"at most {ends.max()} per row",
     ]
     if not ends.any():
-        lines.append("no end of a document in it: they may have been lost when it was made")
-    if tokenizer is not None:
-        lines += _not_its(batch, tokenizer)
-    for number, row in enumerate(batch[:shown]):
-        text = _ids(row) if tokenizer is None else _decoded(row, tokenizer)
+        lines.append("no document end in it: they may have been lost when the file was made")
+    if tokenizer is not None and batch.max() >= id_limit(tokenizer):
+        lines.append(f"NOT OF THIS TOKENIZER: it has ids below {id_limit(tokenizer)} only")
+    for number, row in enumerate(batch[:shown].tolist()):
+        text = " ".join(map(str, row))
+        if tokenizer is not None:
+            text = tokenizer.decode(row, skip_special_tokens=False)
         lines.append(f"\n--- row {number} ---\n{text}")
     return "\n".join(lines)
-
-
-def _not_its(batch: np.ndarray, tokenizer: Any) -> list[str]:
-    from pythia_core.data.tokenizer import id_limit
-
-    if batch.max() < id_limit(tokenizer):
-        return []
-    return [f"NOT OF THIS TOKENIZER: it has ids below {id_limit(tokenizer)} only"]
-
-
-def _decoded(row: Sequence[int] | np.ndarray, tokenizer: Any) -> str:
-    return tokenizer.decode([int(i) for i in row], skip_special_tokens=False)
-
-
-def _ids(row: np.ndarray) -> str:
-    return " ".join(map(str, row.tolist()))

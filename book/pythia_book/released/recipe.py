@@ -1,12 +1,9 @@
 """The recipe of the released models as tables: a layer's parts, and what training cost.
 
-`HARDWARE` and `GPT3` hold what no computation can give, with their sources; everything else is
-computed from the sizes' configs, and the parts of a layer are read from the module itself while it
-runs (on the meta device: shapes, no numbers). Energy and hours on later hardware are estimates of
-ours, by the formulas of `estimates`; the paper has no table of energy.
-
-Not here: shapes and learning rates of the sizes (pythia_core.suite), the schedule's formula
-(pythia_core.training.schedule).
+`HARDWARE` and `GPT3` hold what cannot be computed, with sources. Everything else is computed from
+the sizes' configs, and the parts of a layer are read from the module itself while it runs (on the
+meta device: shapes without numbers). Energy and hours on later hardware are our estimates, by the
+formulas in `estimates`; the paper has no table of energy.
 """
 
 from __future__ import annotations
@@ -32,14 +29,10 @@ A100_PEAK = 312e12
 """Dense fp16 and bf16 FLOP/s by the data sheet; H100_PEAK likewise (SXM)."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
-"""A share that common training code reaches; an assumption, not a measurement."""
+"""A share of the peak that common training code reaches; assumed, not measured."""
 A100_WATT = 400
-"""Board power of an A100 SXM at its limit, and below the energy a data centre adds to it."""
+"""Board power limit of an A100 SXM; PUE is the data centre's overhead."""
 PUE = 1.1
-
-STATED_GPU_HOURS = 544_280
-"""What the paper's text gives for everything: two halves of the suite, each trained twice."""
-SUITES_TRAINED = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class Hardware:
     tensor_parallel: int
     zero: int
     gpu_hours: int | None
-    """Of one model; the paper gives none for the two sizes that came later."""
+    """Per model; the paper gives none for the two sizes added later."""
 
 
 HARDWARE = {
@@ -69,7 +62,8 @@ HARDWARE = {
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
 """Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, remembered; four
-times their sum is `STATED_GPU_HOURS` to the digit (tests/book/pages/test_recipe.py)."""
+times their sum is exactly the 544,280 of the paper's text, for two halves of the suite that were
+trained twice (tests/book/pages/test_recipe.py)."""
 
 
 @dataclass(frozen=True)
@@ -96,33 +90,33 @@ GPT3 = {
 
 
 def block_parts(config: ModelConfig) -> pd.DataFrame:
-    """The parts of one layer, in the order in which they run, read from the module itself.
+    """The parts of one layer in execution order, read from the module itself.
 
     Returns:
         part (its name in the module), weight (shape, as text), parameters, d_in, d_out (widths of
-        what goes in and comes out, as seen while it ran), reads: "x" if the part's input is the
-        layer's own input, the name of the part it comes from, or "" if something lies between.
+        its input and output, as observed), reads: "x" if the part's input is the layer's own input,
+        the name of the part that made it, or "" if something lies in between.
     """
     import pandas as pd
     import torch
 
-    from pythia_core.kernels import PLAIN, rotary_tables
+    from pythia_core.kernels import FAST, rotary_tables
     from pythia_core.model import Block
 
     rows: list[dict[str, Any]] = []
-    made: list[tuple[str, torch.Tensor]] = []  # keeps the tensors, so that `is` means the same one
+    made: list[tuple[str, torch.Tensor]] = []  # keeps the tensors alive, so that `is` is reliable
 
-    def note(name: str) -> Any:
-        def hook(module: torch.nn.Module, given: tuple[Any, ...], out: torch.Tensor) -> None:
+    def recorder(name: str) -> Any:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
             shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
             rows.append(
                 {
                     "part": name,
                     "weight": " \N{MULTIPLICATION SIGN} ".join(f"{n:,}" for n in shapes["weight"]),
                     "parameters": sum(p.numel() for p in module.parameters()),
-                    "d_in": given[0].shape[-1],
+                    "d_in": args[0].shape[-1],
                     "d_out": out.shape[-1],
-                    "reads": next((who for who, seen in made if seen is given[0]), ""),
+                    "reads": next((part for part, tensor in made if tensor is args[0]), ""),
                 }
             )
             made.append((name, out))
@@ -130,50 +124,48 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
         return hook
 
     with torch.device("meta"):
-        block = Block(config, PLAIN)
+        block = Block(config, FAST)
         for name, module in block.named_modules():
             if not list(module.children()):
-                module.register_forward_hook(note(name))
+                module.register_forward_hook(recorder(name))
         x = torch.empty(8, config.d_model)
         made.append(("x", x))
         rotary = rotary_tables(8, config.rotary_dims, config.rotary_base, torch.device("meta"))
-        block(x, rotary, 1, torch.float32, PLAIN.attention)
+        block(x, rotary, 1, torch.float32, FAST.attention)
     return pd.DataFrame(rows)
 
 
 def cost_table() -> pd.DataFrame:
     """Parameters, FLOP by two counts, GPU-hours and the share of the hardware's peak, by size.
 
-    "6nt" is 6 * parameters * tokens; "exact" counts the matrix products that are made: no
-    embedding look-up, biases or norms, but the scores of causal attention.
+    "6nt" is 6 * parameters * tokens; "exact" counts the matrix products: causal attention scores
+    included, embedding look-up, biases and norms not.
     """
     import pandas as pd
 
     rows = []
     for name, hardware in HARDWARE.items():
         model = OFFICIAL_SIZES[name].model()
-        flop = {
-            "6nt": 6.0 * model.n_params * TOKENS,
-            "exact": flops_per_token(model, SEQ_LEN) * TOKENS,
-        }
+        by_rule = 6.0 * model.n_params * TOKENS
+        exact = flops_per_token(model, SEQ_LEN) * TOKENS
         hours = hardware.gpu_hours
         rows.append(
             {
                 "size": name,
                 "parameters": model.n_params,
                 "tokens_per_parameter": TOKENS / model.n_params,
-                "flop_6nt": flop["6nt"],
-                "flop_exact": flop["exact"],
+                "flop_6nt": by_rule,
+                "flop_exact": exact,
                 "gpu_hours": hours,
-                "utilisation_6nt": hours and flop["6nt"] / (3600 * hours * A100_PEAK),
-                "utilisation_exact": hours and flop["exact"] / (3600 * hours * A100_PEAK),
+                "utilisation_6nt": hours and by_rule / (3600 * hours * A100_PEAK),
+                "utilisation_exact": hours and exact / (3600 * hours * A100_PEAK),
             }
         )
     return pd.DataFrame(rows)
 
 
 def layout_table() -> pd.DataFrame:
-    """GPUs and how a batch was spread over them, with the days that follow from the GPU-hours."""
+    """GPUs, how a batch was split over them, and the days that follow from the GPU-hours."""
     import pandas as pd
 
     rows = [
@@ -194,11 +186,11 @@ def layout_table() -> pd.DataFrame:
 
 
 def estimates() -> pd.DataFrame:
-    """Estimates of ours: energy of the run as it was, hours on one H100 today.
+    """Our estimates: the original run's energy, and hours on one H100 today.
 
-    energy = GPU-hours * 400 W * 1.1; hours = exact FLOP / (40 % of 989 TFLOP/s). The first takes
-    every GPU at its limit all the time and leaves hosts and network out; the second is arithmetic,
-    not a measurement, and ignores whether the model fits one GPU.
+    energy = GPU-hours * 400 W * 1.1; hours = exact FLOP / (40 % of 989 TFLOP/s). The first assumes
+    every GPU at its power limit throughout and leaves out hosts and network; the second is
+    arithmetic, not a measurement, and ignores whether the model fits on one GPU.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
@@ -208,10 +200,10 @@ def estimates() -> pd.DataFrame:
 
 
 def gpt3_table() -> pd.DataFrame:
-    """Pythia's batch and peak learning rate beside those of the GPT-3 model of about that size.
+    """Pythia's batch and peak learning rate next to those of the GPT-3 model of similar size.
 
-    `gpus_allowed`: how many GPUs the smaller batch would have kept busy with the same rows on
-    each; the larger batch is faster by the ratio.
+    `gpus_allowed`: GPUs that the smaller batch would have kept busy with the same rows on each; the
+    larger batch is faster by the ratio.
     """
     import pandas as pd
 
@@ -232,11 +224,11 @@ def gpt3_table() -> pd.DataFrame:
 
 
 def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
-    """Learning rate over the run as a share of its peak, and the step at which the floor begins.
+    """Learning rate over the run as a share of its peak, and the first step at its floor.
 
     Returns:
-        step, neox (what was run), paper (cosine from the peak to a tenth of it at the end); and
-        the first step at the floor of the former.
+        step, neox (the schedule that was used), paper (cosine from the peak to a tenth of it at the
+        end); and the first step at the floor of the former.
     """
     import pandas as pd
 

@@ -1,26 +1,23 @@
 """Byte ranges of files behind URLs, and rows of the released data read through them.
 
 One batch of the pre-shuffled Pile is one contiguous piece of 4.2 MB; looking at it must not need
-the other 600 GB. A range is asked for with HTTP's `Range` and taken only if the server says that it
-sends exactly that range of a file of the expected size: a server that ignores `Range` would begin
-to send the whole shard, so its answer is refused unread. Short, slow and failing answers are asked
-for again a few times, then an error says which URL and which bytes.
+the other 600 GB. An answer to a range request is accepted only if the server says that it sends
+exactly that range of a file of the expected size: a server that ignores `Range` would start to send
+the whole shard, so its answer is refused unread. Requests whose answers are short, late or server
+errors are retried a few times; then an error names the URL and the bytes.
 
-Local files and files behind URLs have one interface, ByteFile. Not here: names and sizes of the
-released files (pythia_book.released.pile).
+Local files and files behind URLs have one interface, ByteFile. Names and sizes of the released
+files are in pythia_book.released.pile.
 """
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +26,19 @@ from pythia_core.data.indexed_dataset import check_shard_names
 from pythia_core.data.order import FixedRows
 from pythia_core.errors import DataError, FetchError
 
+if TYPE_CHECKING:
+    from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+
 LARGEST_READ = 1 << 28
 """Bytes of one read from a URL; more is a mistake or should be downloaded."""
-_BLOCK = 1 << 16
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-"""Status codes that may be another one in a moment."""
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+"""Status codes that may change in a moment."""
+HINTS = {
+    401: "; it wants a login, which the released data do not need",
+    403: "; it does not let this machine read it",
+    404: "; there is no such file: is the name, or the mirror, right?",
+    416: "; the file is shorter than it should be",
+}
 
 
 class ByteFile(Protocol):
@@ -56,7 +61,7 @@ class LocalFile:
         self.path = Path(path)
         self.name = self.path.name
         if not self.path.is_file():
-            raise DataError(f"{self.path} does not exist or is no file")
+            raise DataError(f"{self.path} does not exist or is not a file")
 
     @property
     def size(self) -> int:
@@ -72,14 +77,18 @@ class LocalFile:
 class HttpFile:
     """A file behind an http or https URL whose server answers byte ranges.
 
+    fsspec makes the requests. It accepts any answer and never retries, so two things are done here:
+    an answer is refused, unread, unless it is the range (`_check`), and failures that may be
+    transient are retried (`_fetch`).
+
     Args:
         url: of the file; redirects are followed.
         size: bytes it must have; None asks the server once.
         timeout: seconds a server may be silent. deadline: seconds that one range may take in all.
-        tries: how often a range is asked for when the answer is short, late or a server's error.
+        tries: requests for a range whose answer is short, late or a server's error.
 
     Raises (of `read` and `size`):
-        FetchError: not found, not allowed, no ranges, another size, or no luck after `tries`.
+        FetchError: not found, not allowed, no ranges, another size, or all `tries` failed.
     """
 
     def __init__(
@@ -100,7 +109,7 @@ class HttpFile:
     @property
     def size(self) -> int:
         if self._size is None:
-            self._retried(0, 1)
+            self._fetch(0, 1)
             assert self._size is not None
         return self._size
 
@@ -116,78 +125,77 @@ class HttpFile:
                 f"{stop - start:,} bytes of {self.name} at once; at most {LARGEST_READ:,} are read "
                 "from a URL. Read fewer rows, or download the file"
             )
-        return self._retried(start, stop) if stop > start else b""
+        return self._fetch(start, stop) if stop > start else b""
 
-    def _retried(self, start: int, stop: int) -> bytes:
-        wrong = ""
+    def _fetch(self, start: int, stop: int) -> bytes:
+        from aiohttp import ClientError, ClientTimeout
+        from fsspec import filesystem
+
+        silence = {"sock_connect": self._timeout, "sock_read": self._timeout}
+        limits = ClientTimeout(total=self._deadline, **silence)
+        # One session for all files; asked for at each read, so that a forked process gets its own.
+        server = filesystem(
+            "http",
+            headers={"Accept-Encoding": "identity"},
+            # The environment names proxies; credentials of a netrc, which come with it, stay here.
+            client_kwargs={"timeout": limits, "trust_env": True, "middlewares": (_anonymous,)},
+        )
+        reason = ""
         for attempt in range(self._tries):
             if attempt:
                 time.sleep(self._pause * 2 ** (attempt - 1))
             try:
-                return self._once(start, stop)
-            except urllib.error.HTTPError as error:
-                wrong = f"the server answered {error.code} {error.reason}"
-                error.close()
-                if error.code not in _AGAIN:
-                    raise self._failed(start, stop, wrong + _hint(error.code)) from error
-            except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-                wrong = str(error) or type(error).__name__
+                content = server.cat_file(self.url, start, stop, raise_for_status=self._check)
+            except (OSError, ClientError) as error:
+                reason = str(error) or f"{type(error).__name__} after at most {self._deadline:g} s"
+                continue
+            if len(content) == stop - start:
+                return content
+            reason = f"the answer has {len(content):,} of {stop - start:,} bytes"
         raise self._failed(
-            start,
-            stop,
-            f"{wrong} (tried {self._tries} times). Ask again to go on. Without a network, bring "
-            f"{self.name} in a folder and give the folder in place of the name",
+            f"bytes {start}-{stop - 1}",
+            f"{reason} (tried {self._tries} times). Run it again to continue. Without a network, "
+            f"put {self.name} in a folder and give the folder instead of the name",
         )
 
-    def _once(self, start: int, stop: int) -> bytes:
-        request = urllib.request.Request(
-            self.url,
-            headers={"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"},
-        )
-        began = time.monotonic()
-        with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-            self._check(answer, start, stop)
-            parts: list[bytes] = []
-            left = stop - start
-            while left and (part := answer.read1(min(left, _BLOCK))):
-                parts.append(part)
-                left -= len(part)
-                if time.monotonic() - began > self._deadline:
-                    raise TimeoutError(
-                        f"after {self._deadline:g} s {left:,} of {stop - start:,} bytes are missing"
-                    )
-        if left:
-            raise ConnectionError(f"the answer ended {left:,} of {stop - start:,} bytes early")
-        return b"".join(parts)
+    async def _check(self, response: ClientResponse) -> None:
+        """Refuse, before its body is read, a response that is not just the range requested.
 
-    def _check(self, answer: Any, start: int, stop: int) -> None:
-        """Refuse, before its body is read, an answer that is not just the range asked for."""
-        if answer.status != 206:
-            length = answer.headers.get("Content-Length", "unknown")
-            raise self._failed(
-                start,
-                stop,
-                f"the server ignores Range: it answered {answer.status} and would send the whole "
-                f"file ({length} bytes). Nothing was downloaded; take another mirror",
+        Raises:
+            ConnectionError: a status that another try may change. FetchError: anything else.
+        """
+        status, headers = response.status, response.headers
+        requested = response.request_info.headers["Range"].replace("=", " ")
+        sent, _, size = headers.get("Content-Range", "").strip().partition("/")
+        problem = ""
+        if status in RETRIED:
+            raise ConnectionError(f"the server answered {status} {response.reason}")
+        if status >= 400:
+            problem = f"the server answered {status} {response.reason}{HINTS.get(status, '')}"
+        elif status != 206:
+            length = headers.get("Content-Length", "unknown")
+            problem = f"the server ignores Range: it answered {status} and would send the whole "
+            problem += f"file ({length} bytes). Nothing was downloaded; use another mirror"
+        elif sent != requested or not size.isdigit():
+            problem = f"the server sends another range: {sent!r}"
+        elif headers.get("Content-Encoding", "identity") != "identity":
+            problem = "the server compresses what it sends"
+        elif self._size not in (None, int(size)):
+            problem = (
+                f"the file there has {int(size):,} bytes, not {self._size:,}: it is truncated "
             )
-        said = answer.headers.get("Content-Range", "")
-        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", said.strip())
-        if not found or (int(found[1]), int(found[2])) != (start, stop - 1):
-            raise self._failed(start, stop, f"the server sends another range: {said!r}")
-        if answer.headers.get("Content-Encoding", "identity") != "identity":
-            raise self._failed(start, stop, "the server compresses what it sends")
-        if self._size is None:
-            self._size = int(found[3])
-        elif int(found[3]) != self._size:
-            raise self._failed(
-                start,
-                stop,
-                f"the file there has {int(found[3]):,} bytes, not {self._size:,}: it is truncated "
-                "or another one",
-            )
+            problem += "or a different one"
+        if problem:
+            raise self._failed(requested, problem)
+        self._size = int(size)
 
-    def _failed(self, start: int, stop: int, what: str) -> FetchError:
-        return FetchError(f"cannot read bytes {start}-{stop - 1} of {self.url}: {what}")
+    def _failed(self, requested: str, problem: str) -> FetchError:
+        return FetchError(f"cannot read {requested} of {self.url}: {problem}")
+
+
+async def _anonymous(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
+    request.headers.pop("Authorization", None)
+    return await send(request)
 
 
 class JoinedFile:
@@ -216,7 +224,7 @@ class JoinedFile:
 
 
 class RemoteRows(FixedRows):
-    """PreshuffledRows whose shards lie anywhere: each read asks for just the rows' bytes.
+    """PreshuffledRows whose shards may be anywhere: each read requests only the rows' bytes.
 
     Args:
         files: the shards in order. seq_len: S; a row is S + 1 ids. dtype: of the ids.
@@ -239,13 +247,3 @@ class RemoteRows(FixedRows):
 def _check_range(name: str, start: int, stop: int, size: int) -> None:
     if not 0 <= start <= stop <= size:
         raise DataError(f"bytes [{start}, {stop}) are outside {name}, which has {size}")
-
-
-def _hint(code: int) -> str:
-    hints = {
-        401: "; it wants a login, which the released data do not need",
-        403: "; it does not let this machine read it",
-        404: "; there is no such file: is the name, or the mirror, right?",
-        416: "; the file is shorter than it should be",
-    }
-    return hints.get(code, "")

@@ -1,9 +1,8 @@
-"""What a name of a model on the command line means: a run of ours, or a published model.
+"""Resolve the name of a model on the command line: a run of ours, or a published model.
 
 A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
 repository on the hub, whose revisions are its steps. It offers what evaluation needs of a run:
-steps, the model at each, a tokenizer, a place for what was measured. Not here: reading its files
-(pythia_core.hf, pythia_book.released.download), what a run is (pythia_core.training.runs).
+steps, the model at each, a tokenizer, a folder for measurements.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
 LAST = OFFICIAL_STEPS
-"""Step of a published model whose folder does not tell: `main` is the last checkpoint."""
+"""Step of a published model whose folder does not name one: `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model, in the shape of a run as far as measuring needs it."""
+    """A published model with the part of a run's interface that measurements need."""
 
     source: str
-    """A folder or a repository's name."""
+    """A folder or the name of a repository."""
 
     @property
     def label(self) -> str:
@@ -52,20 +51,20 @@ class PublishedModel:
 
     @property
     def _name(self) -> str:
-        """Of the model, also where the folder is that of a step of it."""
+        """Of the model, even if the folder is that of one step."""
         *_, above, last = "/", *self.source.rstrip("/").split("/")
         return last if step_of(last) is None else above
 
     @cached_property
     def _revisions(self) -> dict[int, str]:
-        folder = Path(self.source).expanduser()
-        if (folder / CONFIG).is_file():
+        folder = hf.local_folder(self.source)
+        if folder is None:
+            names = download.revisions(self.source, or_cached=True)
+        elif (folder / CONFIG).is_file():
             step = step_of(folder.resolve().name)
             return {LAST if step is None else step: "main"}
-        if folder.is_dir():
-            names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
         else:
-            names = download.revisions(self.source, or_cached=True)
+            names = [path.parent.name for path in folder.glob(f"*/{CONFIG}")]
         steps = {step_of(name): name for name in names}
         steps.pop(None, None)
         return steps or {LAST: "main"}
@@ -80,15 +79,15 @@ class PublishedModel:
 
     @cached_property
     def id(self) -> str:
-        """Name and, of a folder, state of its files: what is kept is kept for that."""
-        folder = Path(self.source).expanduser()
-        files = sorted(folder.rglob("*.safetensors")) if folder.is_dir() else []
+        """Name and, for a folder, the state of its files, to which measurements belong."""
+        folder = hf.local_folder(self.source)
+        files = sorted(folder.rglob("*.safetensors")) if folder else []
         state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
         return f"{self.label}-{stable_hash([self.source, state])[:12]}"
 
     @property
     def folder(self) -> Path:
-        """Where what was measured is kept."""
+        """Where measurements are kept."""
         return results_dir() / "published_models" / self.id
 
     def model(self, step: int | None = None) -> GPTNeoX:
@@ -103,9 +102,9 @@ class PublishedModel:
             raise CheckpointError(str(error)) from error
 
     def sha256(self, step: int) -> str:
-        """Of the tensors of a step as stored (checkpoint.sha256_tensors)."""
-        place = download.locate(self.source, self._revision(step)).folder
-        return sha256_tensors(hf.Weights(place))
+        """Hash of a step's tensors as stored (checkpoint.sha256_tensors)."""
+        folder = download.locate(self.source, self._revision(step)).folder
+        return sha256_tensors(hf.Weights(folder))
 
     def _revision(self, step: int | None = None) -> str:
         step = self.steps[-1] if step is None else step
@@ -118,12 +117,10 @@ class PublishedModel:
 
     @cached_property
     def _shared(self) -> tuple[ModelConfig, Any]:
-        """Config and tokenizer, the same at all steps; no weights are fetched for them."""
-        if Path(self.source).expanduser().is_dir():
-            place = download.locate(self.source, self._revision()).folder
-        else:
-            place = download.fetch(self.source, self._revision(), (CONFIG, TOKENIZER)).folder
-        return model_config(hf.read_config(place)), load_tokenizer(place / TOKENIZER)
+        """Config and tokenizer, the same at all steps; fetched without weights."""
+        files = (CONFIG, TOKENIZER)
+        folder = download.locate(self.source, self._revision(), files).folder
+        return model_config(hf.read_config(folder)), load_tokenizer(folder / TOKENIZER)
 
     @property
     def data(self) -> Any:
@@ -132,19 +129,19 @@ class PublishedModel:
 
     @property
     def config(self) -> RunConfig:
-        """The model's; of its training only the length counts here."""
+        """The model's config; of its training only the number of steps is meaningful."""
         shape = self._shared[0]
         train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
         return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)
 
     def __reduce__(self) -> tuple:
-        """Pickled without what was read."""
+        """Pickled without cached properties."""
         return PublishedModel, (self.source,)
 
 
 def find_model(name: str) -> Checkpoints:
-    """A run by its folder, folder's name or (the beginning of) its id; or a published model by its
-    folder or its repository's name ("EleutherAI/pythia-70m").
+    """A run by its folder, its folder's name or (a prefix of) its id, or a published model by its
+    folder or repository ("EleutherAI/pythia-70m").
 
     Raises:
         CheckpointError: neither.

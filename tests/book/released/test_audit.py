@@ -49,7 +49,7 @@ def test_a_sound_model(server: FakeHub, capsys: pytest.CaptureFixture) -> None:
     assert "equal weights in step0, step1 (expected: the first update runs at" in shown
     assert f"equal weights in {LAST}, main (expected: main is the last step)" in shown
     assert hashlib.sha256(blob(3000)).hexdigest() in shown
-    assert not [line for line in server.asked if "/resolve/" in line], "nothing is downloaded"
+    assert not [line for line in server.requests if "/resolve/" in line], "nothing is downloaded"
 
 
 def test_the_defect_of_2_8b(server: FakeHub, capsys: pytest.CaptureFixture) -> None:

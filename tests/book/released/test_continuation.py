@@ -24,6 +24,7 @@ from pythia_book.released.continuation.start import published_train
 from pythia_book.released.pile import RELEASED
 
 from pythia_core import hf
+from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.data.order import batch_hash
 from pythia_core.data.tokenizer import load_tokenizer, token_bytes, train_bpe
@@ -59,7 +60,10 @@ def losses(run) -> np.ndarray:
 def test_with_its_state_a_run_goes_on_as_if_it_had_never_stopped(published: Published) -> None:
     run = published.run
     ours = find_or_continue(run, 47, STEPS - 47, progress=False)
-    assert ours.how == Continuation(47, STEPS, 0, "none", 0) and "exact" in ours.how.described()
+    assert (
+        ours.continuation == Continuation(47, STEPS, 0, "none", 0)
+        and "exact" in ours.continuation.described()
+    )
     assert ours.final_sha256 == run.final_sha256
     assert ours.steps == list(range(47, STEPS + 1)) == ours.due
     kept = ("step", "loss", "lr", "grad_norm", "batch_hash")
@@ -76,6 +80,15 @@ def test_a_swap_from_a_kept_state_is_the_fork(published: Published) -> None:
     assert ours.final_sha256 == fork.final_sha256 != published.run.final_sha256
     assert ours.control.final_sha256 == published.run.final_sha256
     assert np.array_equal(ours.ledger.row, fork.ledger.row)
+
+
+def test_a_fork_is_reported_with_the_run_that_is_its_control(
+    published: Published, capsys: pytest.CaptureFixture
+) -> None:
+    run = published.run
+    assert main(["continue", run.id, "--step", "47", "--steps", "13", "--swap", SWAP]) == 0
+    printed = capsys.readouterr().out
+    assert f"control: run {run.id}, " in printed and f"{SWAP}: run " in printed
 
 
 def test_beyond_its_end_the_rate_stays_at_the_floor(published: Published) -> None:
@@ -97,7 +110,7 @@ def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint of step 99"):
         find_or_continue(run, 99, 5)
     fork = find_or_train(run.config.fork(SWAP, 47), progress=False)
-    with pytest.raises(ConfigError, match="up to step 60: go on from there"):
+    with pytest.raises(ConfigError, match="up to step 60: continue from there"):
         find_or_continue(fork, 56, 4)
 
 
@@ -149,7 +162,7 @@ def test_the_arms_differ_in_the_swapped_tokens_only(published: Published) -> Non
     swapped = go_on(published, 40, 20, SWAP)
     control = swapped.control
     assert control.finished and control.control == control and control.swaps == []
-    assert swapped.how == replace(control.how, swap=SWAP)
+    assert swapped.continuation == replace(control.continuation, swap=SWAP)
     for k in range(40, 60):
         plain, changed = control.batch(k), swapped.batch(k)
         assert np.array_equal(plain, published.run.data.batch(k, BATCH))
@@ -321,7 +334,7 @@ def test_a_folder_may_hold_the_needed_shards_only(
     fakes.write_shards(tmp_path / "some", raw, SHARD)
     (tmp_path / "some" / "document-00000-of-00002.bin").unlink()
     rows = replace(published.rows, where=str(tmp_path / "some"))
-    assert "2 of the 3 released shards" in rows.what
+    assert "2 of the 3 released shards" in rows.description
     ours = go_on_with(published, rows, SWAP)
     assert find_run(ours.id).data == rows
     assert ours.folder == go_on(published, 40, 4, SWAP).folder, "the same rows, another place"
@@ -343,16 +356,21 @@ def test_a_folder_may_hold_the_needed_shards_only(
 # --- the plan --------------------------------------------------------------------------------
 
 
-def test_the_paper_is_planned_before_anything_is_fetched(tmp_path: Path) -> None:
+def test_the_paper_is_planned_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No network is touched: the released shards' sizes and the sizes' names suffice."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     hub = "EleutherAI/pythia-70m-deduped"
     plan = make_plan(hub, None, None, 133_000, 10_000, RowsData("pile-deduped"), True)
     assert plan.tokens == 10_000 * 2_097_152 and plan.arms == 2
     assert plan.flops == pytest.approx(6 * 70_426_624 * plan.tokens * 2)
     assert plan.row_bytes == 2 * 10_000 * 4_196_352 and plan.is_large
     text = "\n".join(plan.lines)
-    assert "41,943" not in text and "20,971,520,000 tokens an arm" in text
+    assert "41,943" not in text and "20,971,520,000 tokens per arm" in text
     assert "83.9 GB" in text and "H100" in text and "torchrun" in text
+    seed = make_plan(hub, None, None, 0, 10, RowsData("pile-seed1"), False)
+    assert "PolyPythias' seed 1, read over the network" in seed.rows
     # a folder that has but one of the three shards that the last 7 % lie in
     last = RELEASED["pile-deduped"].shards
     with open(tmp_path / last.names[19], "wb") as file:

@@ -56,15 +56,15 @@ def test_a_model_by_name_and_revision(server: FakeHub) -> None:
     assert_equal(model(1), loaded)
     assert (info.step, info.commit) == (3000, commit_of(REPO, "step3000"))
     assert_equal(model(3), download.load(REPO)[0])
-    fetched = {line.rsplit("/", 1)[1] for line in server.asked if "/resolve/" in line}
+    fetched = {line.rsplit("/", 1)[1] for line in server.requests if "/resolve/" in line}
     assert all(name.endswith((".json", ".safetensors")) for name in fetched), fetched
 
 
 def test_a_second_time_nothing_is_downloaded(server: FakeHub) -> None:
     download.load(REPO)
-    server.asked.clear()
+    server.requests.clear()
     download.load(REPO)
-    assert not [line for line in server.asked if line.startswith("GET") and "/resolve/" in line]
+    assert not [line for line in server.requests if line.startswith("GET") and "/resolve/" in line]
 
 
 def test_without_a_network_the_cache_serves(
@@ -73,7 +73,7 @@ def test_without_a_network_the_cache_serves(
     download.load(REPO, "step3000")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert_equal(model(1), download.load(REPO, "step3000")[0])
-    with pytest.raises(FetchError, match=r"(?s)could not be fetched.*give the folder in place"):
+    with pytest.raises(FetchError, match=r"(?s)could not be fetched.*give the folder instead"):
         download.load(REPO, "step0")
 
 
@@ -107,12 +107,12 @@ def test_unknown_repository_revision_and_file(server: FakeHub) -> None:
 def test_nothing_else_is_fetched(server: FakeHub, name: str) -> None:
     with pytest.raises(FetchError, match="may not be fetched"):
         download.fetch(REPO, "main", [name])
-    assert not server.asked
+    assert not server.requests
 
 
 def test_a_truncated_body_is_told(server: FakeHub) -> None:
     server.short.add("model.safetensors")
-    with pytest.raises(FetchError, match=r"could not be fetched .*Ask again to go on"):
+    with pytest.raises(FetchError, match=r"could not be fetched .*Run it again to continue"):
         download.fetch(REPO)
     server.short.clear()
     assert_equal(model(3), download.load(REPO)[0])

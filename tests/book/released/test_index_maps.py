@@ -53,7 +53,7 @@ def test_maps_that_are_not_there_or_not_alone(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seq_len=8, not 16"):
         open_maps(stem, 16)
     np.save(tmp_path / "other_doc_idx.npy", [1])
-    with pytest.raises(DataError, match="one set a folder"):
+    with pytest.raises(DataError, match="one set per folder"):
         find_maps(tmp_path)
     (tmp_path / "other_doc_idx.npy").unlink()
     Path(f"{stem}_shuffle_idx.npy").unlink()
@@ -98,7 +98,7 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
             open_maps(stem, 8).rows(0, 1)
     for raw in (b"", b"\x93NUMPY", good[:-1], good + b"\0", b"x" * 200):
         shuffle.write_bytes(raw)
-        with pytest.raises(DataError, match=r"no \.npy file|copy it again"):
+        with pytest.raises(DataError, match=r"not a \.npy file|copy it again"):
             open_maps(stem, 8)
     objects = np.array([{"a": 1}], dtype=object)
     np.save(shuffle, objects)
@@ -108,7 +108,7 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     index = tmp_path / "toy_document.idx"
     for raw, message in (
         (index.read_bytes()[:-1], "copy it again"),
-        (index.read_bytes()[:20], "no index"),
+        (index.read_bytes()[:20], "too few for an index"),
         (b"X" + index.read_bytes()[1:], "not the index"),
     ):
         kept = index.read_bytes()

@@ -40,18 +40,18 @@ def test_wrong_merges_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (merged(ids) - model(ids)).abs().max() > 1e-3
 
 
-def test_half_precision_is_kept_or_cast(tmp_path: Path) -> None:
+def test_half_precision_is_kept(tmp_path: Path) -> None:
     write_native(random_model(CONFIG).half(), tmp_path / "native", 2)
     assert neox_format.load(tmp_path / "native", CONFIG).embed_in.weight.dtype == torch.float16
-    cast = neox_format.load(tmp_path / "native", CONFIG, torch.float32)
-    assert {p.dtype for p in cast.parameters()} == {torch.float32}
 
 
 def test_official_sizes_are_known_by_their_shapes(tmp_path: Path) -> None:
     shapes = {"embed_in.weight": torch.empty(50_304, 512, device="meta")}
     assert neox_format._official(tmp_path, shapes, 6).n_heads == 8
     write_native(random_model(CONFIG), tmp_path / "native", 1)
-    with pytest.raises(CheckpointError, match="2 layers of width 64 and 128 entries are no"):
+    with pytest.raises(
+        CheckpointError, match="2 layers of width 64 and 128 entries are not an official size"
+    ):
         neox_format.load(tmp_path / "native")
 
 
@@ -103,7 +103,10 @@ def test_missing_damaged_and_foreign_files(tmp_path: Path) -> None:
     ("config", "message"),
     [
         (tiny(n_heads=2, vocab_size=128), r"\[4\] rotary dims are stored, not 8"),
-        (tiny(n_heads=4, vocab_size=129), r"embed_in\.weight has shape \(128, 64\), not \(129, 64"),
+        (
+            tiny(n_heads=4, vocab_size=129),
+            r"embed_in\.weight has shape \(128, 64\), .* needs \(129, 64",
+        ),
         (tiny(n_heads=4, vocab_size=128, n_layers=3), r"layers\.2\.input_layernorm\.bias is miss"),
         (tiny(n_heads=4, vocab_size=128, n_layers=1), r"layers\.1\.\S+ belongs to no layer"),
     ],

@@ -208,14 +208,14 @@ def test_a_batch_in_words(tmp_path: Path) -> None:
     assert f"hash {batch_hash(rows.batch(1, 4))}" in said and "--- row 1 ---" in said
     assert "<|endoftext|>" in said and "--- row 2 ---" not in said
     ends = int((rows.batch(1, 4)[:, :-1] == 0).sum())
-    assert f"; {ends} ends of documents (id 0)" in said and ends > 0
+    assert f"; {ends} document ends (id 0)" in said and ends > 0
     assert "NOT OF THIS" not in said
     ids = describe_batch(rows, 1, 4, shown=1)
     assert " ".join(map(str, rows.rows(4, 5)[0].tolist())) in ids
     raw = np.full((4, 11), 900, "<u2")
     raw.tofile(tmp_path / "r.bin")
     said = describe_batch(open_rows(str(tmp_path / "r.bin"), 10)[0], 0, 4, 0, tokenizer)
-    assert "no end of a document in it" in said and "NOT OF THIS TOKENIZER" in said
+    assert "no document end in it" in said and "NOT OF THIS TOKENIZER" in said
     with pytest.raises(DataError, match="last full batch"):
         describe_batch(rows, 10**6, 4)
 

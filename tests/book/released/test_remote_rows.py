@@ -87,6 +87,18 @@ def test_sizes_are_asked_for_once_and_redirects_followed(server: Server) -> None
             one.read(start, stop)
 
 
+def test_no_credentials_are_sent(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login someone password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.files = {"f": bytes(100)}
+    assert file(server, "moved/f").read(0, 9) == bytes(9)
+    assert len(server.headers) == 4
+    for headers in server.headers:
+        assert "Authorization" not in headers and headers["Accept-Encoding"] == "identity"
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -86,7 +86,7 @@ def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
     found = sweep(find_model(name), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
     local = sweep(find_model(str(published)), ["piqa"], [0], 0, 5, str(tmp_path), progress=False)
     assert found.equals(local)
-    weights = {line for line in hub.asked if line.startswith("GET") and "safetensors" in line}
+    weights = {line for line in hub.requests if line.startswith("GET") and "safetensors" in line}
     assert len(weights) == 1 and "step0" in weights.pop()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     offline = find_model(name)
@@ -94,7 +94,7 @@ def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
         assert offline.steps == [0, 3000]
     assert offline.data.eod_id == 0
     assert offline.model(0).config == offline.config.model
-    with pytest.raises(CheckpointError, match="give the folder in place of the name"):
+    with pytest.raises(CheckpointError, match="give the folder instead of the name"):
         offline.model(3000)
     server.close()
 
@@ -105,5 +105,5 @@ def test_other_names(published: Path, tmp_path: Path) -> None:
     assert find_model("EleutherAI/pythia-70m").label == "70m"
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(CheckpointError, match="no model's folder"):
+    with pytest.raises(CheckpointError, match="not a model's folder"):
         find_model(str(empty)).model()

@@ -1,11 +1,8 @@
 """What a continued run reads: rows of token files with their tokenizer, and their pronoun swap.
 
-Rows in training order do not know their neighbours in the text, so that a swap decides on each row
-alone, its ends counting as ends of the text; tokens changed there are counted. The swapped row is
-a pure function of the row: nothing has to be prepared, and the record of it can be made again.
-
-Not here: where the rows of a run of ours come from (pythia_core.data.prepare), and its swap
-(pythia_core.data.interventions).
+Rows in training order do not contain their neighbours in the text, so a swap decides on each row
+alone and treats its ends as ends of the text; tokens changed there are counted. The swapped row is
+a pure function of the row: nothing is prepared, and the log can be reproduced at any time.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_book.released.pile import SEQ_LEN, Absent, open_rows, tokenizer_at
+from pythia_book.released.pile import RELEASED, SEQ_LEN, Absent, open_rows, tokenizer_at
 from pythia_book.released.remote_rows import RemoteRows
 from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.interventions import Ledger
@@ -39,13 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowsData:
-    """Rows of token files with their tokenizer: to a continued run what PreparedData is to others.
+    """Rows of token files with their tokenizer: a continued run's counterpart of PreparedData.
 
     Attributes:
-        where: what `pile.open_rows` takes: a released name, a folder, which may hold just the
-            shards that are needed, or a PREFIX.
-        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none; a swap and the
-            measures need one.
+        where: as in `pile.open_rows`: a released name, a folder, which may hold only the shards
+            that are needed, or a PREFIX.
+        tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none; swaps and
+            measurements need one.
     """
 
     where: str
@@ -54,7 +51,7 @@ class RowsData:
     dtype: str = "<u2"
 
     def __reduce__(self) -> tuple:
-        """Pickled without what was opened."""
+        """Pickled without the open files."""
         return RowsData, (self.where, self.tokenizer_name, self.seq_len, self.dtype)
 
     @cached_property
@@ -66,9 +63,9 @@ class RowsData:
         return self._opened[0]
 
     @property
-    def what(self) -> str:
-        """A sentence that says what the rows are."""
-        return self._opened[1]
+    def description(self) -> str:
+        """A sentence that describes the rows; a released name is not opened for it."""
+        return RELEASED[self.where].sentence if self.where in RELEASED else self._opened[1]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -111,23 +108,23 @@ class RowsData:
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
     def absent(self, start: int, stop: int, batch_size: int) -> list[Absent]:
-        """The shards that the updates [start, stop) need and the folder does not have."""
+        """The shards that the updates [start, stop) need and the folder lacks."""
         if not isinstance(self.rows, RemoteRows):
             return []
         width = (self.seq_len + 1) * np.dtype(self.rows.dtype).itemsize * batch_size
-        found, low = [], 0
+        missing, low = [], 0
         for file in self.rows.files:
             high = low + file.size
             if low < stop * width and high > start * width and isinstance(file, Absent):
-                found.append(file)
+                missing.append(file)
             low = high
-        return found
+        return missing
 
     def identity(self, start: int, stop: int, batch_size: int) -> dict[str, Any]:
-        """What tells these rows from others, wherever they lie: three batches and the tokenizer.
+        """What identifies these rows, wherever they are: three batches and the tokenizer.
 
         Raises:
-            DataError: the rows end before, shards are absent, or ids that the tokenizer lacks.
+            DataError: too few rows, missing shards, or ids that the tokenizer lacks.
         """
         if absent := self.absent(start, stop, batch_size):
             lacking = ", ".join(f"{file.name} ({file.size / 1e9:.1f} GB)" for file in absent)
@@ -136,31 +133,28 @@ class RowsData:
             )
         last = self.batch(stop - 1, batch_size)  # first: its error says where the rows end
         probes = [self.batch(k, batch_size) for k in (start, (start + stop) // 2)] + [last]
-        named: dict[str, Any] = {
-            "seq_len": self.seq_len,
-            "batches": [batch_hash(rows) for rows in probes],
-            "tokenizer": "",
-        }
+        vocabulary = ""
         if self.tokenizer_name:
-            named["tokenizer"] = stable_hash(self.tokenizer.get_vocab(with_added_tokens=True))
-            seen = max(int(rows.max()) for rows in probes)
-            if seen >= self.vocab_size:
+            vocabulary = stable_hash(self.tokenizer.get_vocab(with_added_tokens=True))
+            largest = max(int(rows.max()) for rows in probes)
+            if largest >= self.vocab_size:
                 raise DataError(
-                    f"the rows of {self.where} hold id {seen}, the tokenizer "
+                    f"the rows of {self.where} hold id {largest}, but the tokenizer "
                     f"{self.tokenizer_name} has ids below {self.vocab_size}: they do not belong "
                     "together"
                 )
-        return named
+        hashes = [batch_hash(rows) for rows in probes]
+        return {"seq_len": self.seq_len, "batches": hashes, "tokenizer": vocabulary}
 
 
 # --- the swap --------------------------------------------------------------------------------
 
 
 def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
-    """The swap, if this tokenizer writes the plain pronouns as one token each.
+    """The swap, if the tokenizer encodes each of the plain pronouns as one token.
 
     Raises:
-        ConfigError: unknown direction. DataError: it does not; names them.
+        ConfigError: unknown direction. DataError: it does not; lists the pronouns.
     """
     if direction not in WORDS:
         raise ConfigError(one_of(direction, SWAPS, "swap"))
@@ -170,13 +164,13 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
         raise DataError(
             f"the swap {direction} needs a tokenizer in which pronouns are single tokens; in this "
-            f"one these are not: {', '.join(split)}. Give the tokenizer of the rows"
+            f"one these are not: {', '.join(split)}. Name the tokenizer that made the rows"
         )
     return swap
 
 
 class RowSwap:
-    """The swap of rows alone, in the updates [start, stop); used in place of a Ledger."""
+    """The swap of each row by itself, in the updates [start, stop); replaces a Ledger."""
 
     def __init__(
         self, tokenizer: Tokenizer, swap: str, start: int, stop: int, batch_size: int
@@ -185,11 +179,11 @@ class RowSwap:
         self._swap = check_swap(tokenizer, swap)
 
     def ledger(self, rows: NDArray, first_row: int) -> Ledger:
-        """Every change to rows that are first_row, first_row + 1, … of the training order."""
+        """Every change to rows first_row, first_row + 1, … of the training order."""
         valid = np.ones(rows.shape, bool)
         inside = np.arange(first_row, first_row + len(rows)) // self.batch_size
         valid[(inside < self.start) | (inside >= self.stop)] = False
-        row, *others, found = self._swap.find(rows, valid, 0, 0)
+        row, *others, counts = self._swap.find(rows, valid, 0, 0)
         return Ledger(
             row + first_row,
             *others,
@@ -198,8 +192,8 @@ class RowSwap:
             self.stop,
             self.batch_size,
             n_tokens=int(valid.sum()),
-            counts={form: found[form] for form in sorted(found) if found[form]},
-            unmapped={form: found[form] for form in sorted(self._swap.unmapped) if found[form]},
+            counts={form: counts[form] for form in sorted(counts) if counts[form]},
+            unmapped={form: counts[form] for form in sorted(self._swap.unmapped) if counts[form]},
         )
 
     def apply(self, rows: NDArray, first_row: int) -> NDArray:
@@ -208,7 +202,7 @@ class RowSwap:
 
 
 def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
-    """What an update's swap did, as a line of the log."""
+    """What the swap changed in one update, as a line of the log."""
     ends = (ledger.column == 0) | (ledger.column == width - 1)
     return {
         "step": step,
@@ -221,7 +215,7 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 
 
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The log's lines added up."""
+    """The sums over the lines of the log."""
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")
     }

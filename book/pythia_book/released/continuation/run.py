@@ -1,20 +1,19 @@
-"""Train on from a checkpoint: one of ours, or a released one, with or without a swap of pronouns.
+"""Continue training from a checkpoint, ours or a released one, with or without a pronoun swap.
 
 The paper's interventions (section 3.1) take the models of step 133,000 with their optimizer state
-and replay the batches that were to come. The released revisions hold weights only; a state of the
-optimizer was kept for the last step alone. So a continuation of released weights must say how it
-begins: Adam's moments are zero, its bias correction starts again, and the learning rate is
+and replay the batches that would have come next. The released revisions hold weights only; the
+optimizer state was kept for the last step alone. So a continuation of released weights has to say
+how it begins: Adam's moments are zero, its bias correction starts again, and the learning rate is
 
-    linear    the schedule's times i / W in the i-th update (from 0), W = 1 % of them unless given
+    linear    the schedule's times i / W in the i-th update (from 0), W = 1 % of them by default
     none      the schedule's at once
     constant  the schedule's at the first update, throughout
 
-That is part of the run's identity. For every swap a control with the same beginning and the
-unchanged batches is trained, so that the two differ in their data only. A run of ours whose state
-at the step was kept goes on exactly, as if it had never stopped.
+That is part of the run's identity. For every swap a control with the same beginning and unchanged
+batches is trained, so that the two differ in their data only. A run of ours whose state at the step
+was kept continues exactly, as if it had never stopped.
 
-Checkpoints to begin with are in continued_start, rows and their swap in continued_data, what it
-costs in continued_plan.
+Starting checkpoints are in `start`, rows and their swap in `data`, estimates of cost in `plan`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -73,21 +71,21 @@ class Rewarm:
 
     rule: str = "linear"
     updates: int = 0
-    """W of the rule "linear"; 0: 1 % of the updates to come, rounded up."""
+    """W of the rule "linear"; 0: 1 % of the updates, rounded up."""
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
-            raise ConfigError(one_of(self.rule, RULES, "rule of re-warming"))
+            raise ConfigError(one_of(self.rule, RULES, "re-warming rule"))
         if self.updates < 0 or (self.updates and self.rule != "linear"):
             raise ConfigError(
-                f"{self.updates} updates of re-warming with rule {self.rule!r}: accepted is a "
-                "number from 0 on, and only with 'linear'"
+                f"{self.updates} re-warming updates with rule {self.rule!r}: accepted is a number "
+                "from 0, and only with 'linear'"
             )
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """All that determines a continued run besides its weights, data, model and schedule."""
+    """What determines a continued run besides its weights, data, model and schedule."""
 
     start: int
     stop: int
@@ -96,6 +94,11 @@ class Continuation:
     rule: str
     rewarm_updates: int
     swap: str = ""
+
+    @property
+    def arm(self) -> str:
+        """The swap, or "control"."""
+        return self.swap or "control"
 
     def lr(self, config: RunConfig, step: int) -> float:
         """Learning rate of the update that leads from `step` to `step + 1`."""
@@ -106,7 +109,7 @@ class Continuation:
         return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
 
     def described(self) -> str:
-        """The beginning, in words."""
+        """How the run begins, in words."""
         if self.adam_from != self.start:
             return f"optimizer state of step {self.start} kept: an exact continuation"
         rate = {
@@ -118,7 +121,7 @@ class Continuation:
 
 
 class ContinuedTrainer(Trainer):
-    """A trainer whose Adam, and whose learning rate, began at a step of their own."""
+    """A trainer whose Adam and learning rate begin at a step other than 0."""
 
     def __init__(
         self,
@@ -126,17 +129,17 @@ class ContinuedTrainer(Trainer):
         device: torch.device,
         execution: Execution = EAGER,
         *,
-        how: Continuation,
+        continuation: Continuation,
     ) -> None:
         super().__init__(config, device, execution)
-        self.how = how
+        self.continuation = continuation
 
     def lr(self) -> float:
-        return self.how.lr(self.config, self.updates_made)
+        return self.continuation.lr(self.config, self.updates_made)
 
     @property
     def moments_age(self) -> int:
-        return self.updates_made - self.how.adam_from
+        return self.updates_made - self.continuation.adam_from
 
 
 # --- the run ---------------------------------------------------------------------------------
@@ -144,29 +147,31 @@ class ContinuedTrainer(Trainer):
 
 @dataclass(frozen=True)
 class Continued(Run):
-    """A continued run on disk: a Run that begins at `how.start`."""
+    """A continued run on disk: a Run that begins at `continuation.start`."""
 
-    how: Continuation
+    continuation: Continuation
 
     def __reduce__(self) -> tuple:
-        return Continued, (self.folder, self.config, self.data, self.how)
+        return Continued, (self.folder, self.config, self.data, self.continuation)
 
     @property
     def updates(self) -> range:
-        return range(self.how.start, self.how.stop)
+        return range(self.continuation.start, self.continuation.stop)
 
     @property
     def due(self) -> list[int]:
         scheduled = checkpoint_steps(self.config.train.steps)
-        inside = {s for s in scheduled if self.how.start <= s <= self.how.stop}
-        return sorted(inside | {self.how.start, self.how.stop})
+        inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
+        return sorted(inside | {self.continuation.start, self.continuation.stop})
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """What the swap changes; of token files computed from the rows when they are read."""
-        if not self.how.swap:
+        """What the swap changes; for token files, computed from the rows when they are read."""
+        if not self.continuation.swap:
             return None
-        window = InterventionConfig(self.how.swap, self.how.start, self.how.stop)
+        window = InterventionConfig(
+            self.continuation.swap, self.continuation.start, self.continuation.stop
+        )
         return self.data.swapped(window, self.config.train.batch_size, self.folder)
 
     @property
@@ -176,41 +181,41 @@ class Continued(Run):
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where its source and its rows lay; not part of its identity."""
+        """Where its source and its rows were; not part of its identity."""
         return json.loads((self.folder / "place.json").read_text())
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
-        """What the swap changed, update by update; kept for rows of token files."""
+        """What the swap changed, update by update; logged for token files only."""
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
     def control(self) -> Run:
         """The run with the same beginning and unchanged batches; itself if nothing is swapped.
 
-        If this one forks from a run of ours that goes as far, that run is its control.
+        If this run forks from one of ours that reaches the same step, that run is its control.
         """
-        if not self.how.swap:
+        if not self.continuation.swap:
             return self
         if self.place["control"]:
             return find_run(self.place["control"])
-        who = json.loads((self.folder / "identity.json").read_text())
-        who["continued"]["swap"] = ""
-        how = replace(self.how, swap="")
-        folder = _folder(self.config.model, how, who)
-        return Continued(folder, replace(self.config, intervention=None), self.data, how)
+        identity = json.loads((self.folder / "identity.json").read_text())
+        identity["continued"]["swap"] = ""
+        unchanged = replace(self.continuation, swap="")
+        folder = _folder(self.config.model, unchanged, identity)
+        return Continued(folder, replace(self.config, intervention=None), self.data, unchanged)
 
     def batch(self, step: int) -> np.ndarray:
         if step not in self.updates:
             raise DataError(
-                f"step {step} is outside this run's updates {self.how.start}..{self.how.stop - 1}"
+                f"step {step} is outside this run's updates {self.updates[0]}..{self.updates[-1]}"
             )
         size = self.config.train.batch_size
         batch = self.data.batch(step, size)
         return batch if self.ledger is None else self.ledger.apply(batch, step * size)
 
     def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
-        """`batch`, and the swap of token files logged as it happens."""
+        """`batch`, which also logs the swap of token files."""
         if not (logged and isinstance(self.ledger, RowSwap)):
             return self.batch
         swap, size = self.ledger, self.config.train.batch_size
@@ -244,22 +249,23 @@ def find_or_continue(
     progress: bool = True,
     world: World = ALONE,
 ) -> Continued:
-    """The run that makes `steps` more updates from a checkpoint; found, continued or trained.
+    """The run that makes `steps` more updates from a checkpoint; found, resumed or trained.
 
-    With an intervention its control is found or trained first (`Continued.control`).
+    With an intervention, its control is found or trained first (`Continued.control`).
 
     Args:
-        source: a run of ours, the folder of a published model or one with a subfolder a revision,
-            or a repository of the hub.
-        batches: rows in the order of training; update k reads rows [k B, (k + 1) B). None: those of
-            the run that goes on.
-        intervention: a swap of pronouns (config.SWAPS) in every update.
+        source: a run of ours, the folder of a published model or one with a subfolder per revision,
+            or a repository on the hub.
+        batches: rows in training order; update k reads rows [k B, (k + 1) B). None: those of the
+            source, which must be a run.
+        intervention: a pronoun swap (config.SWAPS) in every update.
         train_config: batch size, schedule and optimizer; default: as the source was trained.
-        rewarm: see the module; only where there is no optimizer state.
+        rewarm: see the module; only without an optimizer state.
         world: the processes that train together; all of them call this.
 
     Raises:
-        ConfigError, DataError, CheckpointError, FetchError: what cannot be, before any training.
+        ConfigError, DataError, CheckpointError, FetchError: settings, rows or a source that cannot
+            work, before any training.
         TrainingError: see pythia_core.training.train.
     """
     if steps < 1:
@@ -283,76 +289,78 @@ def locate_continued(
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
 ) -> Continued:
-    """The continued run of these settings, trained or not; everything is checked here."""
+    """The continued run of these settings, trained or not; checks everything."""
     data: Batches | None = batches if batches is not None else start.run and start.run.data
     if data is None:
         raise ConfigError("name the rows to train on: published weights come without their data")
-    how = _continuation(start, steps, swap, rewarm)
-    if start.run is not None:
-        given = train_config or start.run.config.train
-    else:
-        given = train_config or published_train(start.model, data.rows.seq_len)
-    config = RunConfig(start.model, data.config, given)
+    continuation = _continuation(start, steps, swap, rewarm)
+    if train_config is None and start.run is not None:
+        train_config = start.run.config.train
+    train_config = train_config or published_train(start.model, data.rows.seq_len)
+    config = RunConfig(start.model, data.config, train_config)
     if "dedup" in start.label:
         config = replace(config, data=replace(data.config, dedup="eleutherai-0.87"))
-    if swap and how.stop <= given.steps:  # for those who ask a run's config what it is
-        window = InterventionConfig(swap, how.start, how.stop)
+    if swap and continuation.stop <= train_config.steps:  # so that the config says what it is
+        window = InterventionConfig(swap, continuation.start, continuation.stop)
         config = replace(config, intervention=window)
-    who = {
-        "continued": asdict(how),
+    identity = {
+        "continued": asdict(continuation),
         "weights": sha256_tensors(start.weights),
         "moments": sha256_tensors(start.moments) if start.moments else "",
         "model": config_dict(start.model),
-        "train": config_dict(given),
-        "data": checked_data(start, data, how.stop, how.swap, given.batch_size),
+        "train": config_dict(train_config),
+        "data": checked_data(start, data, continuation.stop, swap, train_config.batch_size),
         "code": code_identity(),
     }
-    folder = _folder(start.model, how, who)
+    folder = _folder(start.model, continuation, identity)
     run = str(start.run.folder) if start.run is not None else None
+    forks = _is_its_control(start, data, continuation, train_config)
     place = {
         "source": start.label,
         "published": start.published,
         "revision": start.revision,
         "run": run,
-        "control": run if _is_its_control(start, data, how, given) else None,
+        "control": run if forks else None,
         "rows": asdict(data) if isinstance(data, RowsData) else None,
         "config": config_dict(config),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "place.json", place)  # the same rows may have moved
     if not (folder / "identity.json").exists():
-        write_json(folder / "identity.json", who)
-    return Continued(folder, config, data, how)
+        write_json(folder / "identity.json", identity)
+    return Continued(folder, config, data, continuation)
 
 
-def _is_its_control(start: Start, data: Batches, how: Continuation, given: TrainConfig) -> bool:
+def _is_its_control(
+    start: Start, data: Batches, continuation: Continuation, config: TrainConfig
+) -> bool:
     """Whether the run that is forked is what the fork's control would be, bit for bit."""
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
         return False
-    same = data is run.data and given == run.config.train
-    return same and run.finished and how.stop == run.updates.stop
+    same = data is run.data and config == run.config.train
+    return same and run.finished and continuation.stop == run.updates.stop
 
 
 def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) -> Continuation:
     stop = start.step + steps
     if start.moments is None:
-        chosen = rewarm or Rewarm()
-        updates = chosen.updates or (-(-steps // 100) if chosen.rule == "linear" else 0)
-        return Continuation(start.step, stop, start.step, chosen.rule, updates, swap)
+        rewarm = rewarm or Rewarm()
+        updates = rewarm.updates or (-(-steps // 100) if rewarm.rule == "linear" else 0)
+        return Continuation(start.step, stop, start.step, rewarm.rule, updates, swap)
     if rewarm is not None:
         raise ConfigError(
             f"{start.label} has its optimizer state of step {start.step}: nothing is to be "
-            "re-warmed. To go on from the weights alone, set state to 'weights'"
+            "re-warmed. To continue from the weights alone, set state to 'weights'"
         )
-    if isinstance(start.run, Continued):  # it goes on as it began
-        return replace(start.run.how, start=start.step, stop=stop, swap=swap)
+    if isinstance(start.run, Continued):  # its rule stays in force
+        return replace(start.run.continuation, start=start.step, stop=stop, swap=swap)
     return Continuation(start.step, stop, 0, "none", 0, swap)
 
 
-def _folder(model: ModelConfig, how: Continuation, who: dict[str, Any]) -> Path:
-    role = f"{how.swap or 'control'}-{how.start}-{how.stop}"
-    name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(who)[:12]}"
+def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
+    role = f"{continuation.arm}-{continuation.start}-{continuation.stop}"
+    name = f"L{model.n_layers}-d{model.d_model}-continued-{role}-{stable_hash(identity)[:12]}"
     return results_dir() / "runs" / name
 
 
@@ -360,20 +368,20 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
-    with ReadAhead(run._training_batches(logged=world.leads), run.how.stop) as batches:
+    with Prefetch(run._training_batches(logged=world.leads), run.continuation.stop) as batches:
         sha256 = train(
             run.config,
             batches,
             run.folder,
             start=(start.step, {"model": start.weights, "optimizer": moments}),
-            stop_at=run.how.stop,
+            stop_at=run.continuation.stop,
             saving=Saving(
                 weights=frozenset(run.due),
                 states=linear_steps(PAPER_FORKS, run.config.train.steps),
             ),
-            make_trainer=functools.partial(ContinuedTrainer, how=run.how),
+            make_trainer=functools.partial(ContinuedTrainer, continuation=run.continuation),
             progress=progress,
-            label=f"continuing {start.label} from {run.how.start}, {run.how.swap or 'control'}",
+            label=f"continuing {start.label} from {run.updates.start}, {run.continuation.arm}",
             world=world,
         )
     if world.leads:
@@ -389,49 +397,44 @@ def open_continued(folder: Path) -> Continued:
         CheckpointError: not one, or its data are gone.
     """
     try:
-        who = json.loads((folder / "identity.json").read_text())
+        identity = json.loads((folder / "identity.json").read_text())
         place = json.loads((folder / "place.json").read_text())
-        how = Continuation(**who["continued"])
+        continuation = Continuation(**identity["continued"])
         config = run_config_from_dict(place["config"])
         files = place["rows"]
         data: Batches = RowsData(**files) if files else find_run(place["run"]).data
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} is not a continued run: {error!r}") from error
-    return Continued(folder, config, data, how)
+    return Continued(folder, config, data, continuation)
 
 
-# --- batches read ahead ----------------------------------------------------------------------
+# --- prefetch --------------------------------------------------------------------------------
 
-AHEAD = 4
-"""Batches that may be there before their time; 4.2 MB each of the pre-shuffled Pile."""
+DEPTH = 4
+"""Batches prefetched; 4.2 MB each of the pre-shuffled Pile."""
 
 
-class ReadAhead:
-    """`batch_at` up to, not with, step `stop`, asked for in ascending order of steps.
+class Prefetch:
+    """`batch_at` for ascending steps, with the next `depth` batches before `stop` read meanwhile.
 
-    Errors of a step come when that step is asked for. To be closed (a context manager).
+    Errors of a step are raised when that step is requested. Use it as a context manager.
     """
 
     def __init__(
-        self, batch_at: Callable[[int], np.ndarray], stop: int, ahead: int = AHEAD
+        self, batch_at: Callable[[int], np.ndarray], stop: int, depth: int = DEPTH
     ) -> None:
-        self._batch_at, self._stop, self._ahead = batch_at, stop, ahead
-        self._found: dict[int, Future[np.ndarray]] = {}
-        self._reader = ThreadPoolExecutor(1, "read-ahead")  # one: the order of reads is kept
+        self._batch_at, self._stop, self._depth = batch_at, stop, depth
+        self._batches: dict[int, Future[np.ndarray]] = {}
+        self._reader = ThreadPoolExecutor(1, "prefetch")  # one: the order of reads is kept
 
     def __call__(self, step: int) -> np.ndarray:
-        for later in range(step, min(step + 1 + self._ahead, max(self._stop, step + 1))):
-            if later not in self._found:
-                self._found[later] = self._reader.submit(self._batch_at, later)
-        return self._found.pop(step).result()
+        for later in range(step, min(step + 1 + self._depth, max(self._stop, step + 1))):
+            if later not in self._batches:
+                self._batches[later] = self._reader.submit(self._batch_at, later)
+        return self._batches.pop(step).result()
 
-    def __enter__(self) -> ReadAhead:
+    def __enter__(self) -> Prefetch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._reader.shutdown(wait=True, cancel_futures=True)

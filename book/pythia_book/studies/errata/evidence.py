@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
-from pythia_book.published.tables import TASKS, released_benchmarks
+from pythia_book.published.tables import TASKS
 from pythia_book.studies.suite.reading import OFFICIAL, pile_reads
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.dedup import RECIPES, s_curve
@@ -288,7 +288,7 @@ def released_tasks(released: Published) -> Values | None:
 
 def released_2_8b(released: Published) -> Values | None:
     """Steps at which all released scores of a model and its deduplicated twin are equal."""
-    raw = released_benchmarks(released.path)
+    raw = released.released_benchmarks
     if raw is None or raw.empty:
         return None
     raw = raw.assign(deduped=raw.deduped.astype(bool))

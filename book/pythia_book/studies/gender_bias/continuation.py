@@ -44,7 +44,7 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
     try:
         return at(step, f"step{step}")
     except (CheckpointError, FetchError):
-        return at(run.how.start, place["revision"])
+        return at(run.continuation.start, place["revision"])
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
@@ -63,8 +63,8 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     control = run.control
     if not isinstance(control, Continued):  # the source itself
         return pd.DataFrame(columns=CONTINUITY)
-    saved = [s for s in control.steps if control.how.start < s < control.how.stop]
-    warm = control.how.adam_from + control.how.rewarm_updates
+    saved = [s for s in control.steps if control.continuation.start < s < control.continuation.stop]
+    warm = control.continuation.adam_from + control.continuation.rewarm_updates
     chosen = {s for s in (saved[:1] + [s for s in saved if s >= warm][:1] + saved[-1:])}
     table = []
     for step in sorted(chosen):
@@ -106,12 +106,12 @@ def effects(
     """
     import pandas as pd
 
-    if not swapped.how.swap:
+    if not swapped.continuation.swap:
         raise ConfigError(f"run {swapped.id} swaps nothing: give the run with the swap")
     control = swapped.control
     length = swapped.config.model.max_seq_len
     battery = Battery(items or Items.load(), text or swapped.data.with_heldout(), length)
-    steps = list(steps or [swapped.how.stop])
+    steps = list(steps or [swapped.continuation.stop])
     cells = [(run, step) for run in (control, swapped) for step in steps]
     found, gaps = measure_all(cells, battery.measurement(full=True), progress)
     reasons = {gap.step: gap.reason for gap in gaps}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.published.figures import TITLES, grid
+from pythia_book.published.figures import TITLES
 from pythia_book.style import (
     INK,
     MUTED,
@@ -45,7 +45,7 @@ def tasks_by_size(result: Result) -> Drawing:
         small_print = footer(result, notes + "dotted: guessing")
         columns = 4 if len(tasks) > 3 else len(tasks)
         rows = -(-len(tasks) // columns)
-        figure, axes = grid(rows, columns, 1.9 * rows + 0.5, small_print)
+        figure, axes = panels(columns, 1.9 * rows + 0.5, small_print, rows=rows)
         for ax in axes[len(tasks) :]:
             ax.set_axis_off()
         for ax, task in zip(axes, tasks, strict=False):
@@ -100,7 +100,7 @@ def over_training(result: Result) -> Drawing:
         note = (
             f"{first}-shot, standard half; bands: 95 % intervals of the largest; dotted: guessing"
         )
-        figure, axes = grid(rows, columns, 1.9 * rows + 0.5, footer(result, note))
+        figure, axes = panels(columns, 1.9 * rows + 0.5, footer(result, note), rows=rows)
         for ax in axes[len(tables) :]:
             ax.set_axis_off()
         for ax, (title, table) in zip(axes, tables.items(), strict=False):

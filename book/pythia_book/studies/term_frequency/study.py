@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from pythia_book.corpora import equations
 from pythia_book.corpora.miniature import taken
 from pythia_book.measurements import measure_all
-from pythia_book.published.arithmetic import arithmetic_table
 from pythia_book.published.results import find as find_published
+from pythia_book.published.tables import arithmetic_table
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
 from pythia_book.studies.term_frequency.claims import claims_table
@@ -90,7 +90,7 @@ def run(
     }
     claims = claims_table(params, scores, tables, steps)
     values = _values(params, tables, steps, words) | {"gaps": gaps}
-    released = arithmetic_table(published)
+    released = arithmetic_table(published and published.path)
     return StudyResult(
         STUDY, params, tables, values, claims, list(runs.values()), started, released
     )

@@ -90,7 +90,7 @@ def arguments(published: Published, *more: str) -> list[str]:
 def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments(published, "--plan")) == 0
     plan = capsys.readouterr().out
-    assert f"{6 * BATCH * SEQ:,} tokens an arm, 2 arm(s)" in plan and "sha256" not in plan
+    assert f"{6 * BATCH * SEQ:,} tokens per arm, 2 arm(s)" in plan and "sha256" not in plan
     assert main(arguments(published)) == 0
     said = capsys.readouterr().out
     assert said.startswith(plan) and "re-warmed from 0 in 1 updates" in said
@@ -149,9 +149,13 @@ def test_the_study_at_scale_paper(
     params = Params("paper", "7k", bootstrap=200)
     result = gender_bias.run(params, progress=False, items=fake_items())
     control, short, long = result.runs
-    assert (control.how.start, short.how.start, long.how.start) == (47, 56, 47)
+    assert (control.continuation.start, short.continuation.start, long.continuation.start) == (
+        47,
+        56,
+        47,
+    )
     assert short.control == control == long.control and result.values["gaps"] == 0
-    assert short.how.adam_from == 47, "the short swap has its control's optimizer state"
+    assert short.continuation.adam_from == 47, "the short swap has its control's optimizer state"
     levels = result.tables["levels"]
     assert set(levels.arm) == set(gender_bias.ARMS)
     ledger = result.tables["ledger"].set_index("arm")

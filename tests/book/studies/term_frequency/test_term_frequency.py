@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.corpora import equations
-from pythia_book.published.arithmetic import arithmetic_table
 from pythia_book.published.results import load
+from pythia_book.published.tables import arithmetic_table
 from pythia_book.studies.term_frequency import figures as draw
 from pythia_book.studies.term_frequency import study, tables
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement, questions
@@ -190,7 +190,7 @@ def test_released_accuracies_are_those_of_the_source() -> None:
     if not os.environ.get("PYTHIA_PUBLISHED_DIR"):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
     published_dir = Path(os.environ["PYTHIA_PUBLISHED_DIR"])
-    table = arithmetic_table(load(published_dir))
+    table = arithmetic_table(load(published_dir).path)
     assert len(table) == 42_000 and set(table.shots) == {0, 2, 4, 8, 16}
     mean = table[(table.operation == "addition") & (table.shots == 16)]
     mean = mean.groupby(["model", "step"]).value.mean()
@@ -198,7 +198,7 @@ def test_released_accuracies_are_those_of_the_source() -> None:
     assert mean["6.9b", 143_000] < mean["2.8b", 143_000]  # as released
     archive = published_dir / "evals_raw.tar.xz"
     if archive.is_file():
-        again = arithmetic_table(load(archive))
+        again = arithmetic_table(load(archive).path)
         keys = ["model", "operation", "shots", "step", "number"]
         one, two = (t.sort_values(keys, ignore_index=True) for t in (table, again))
         pd.testing.assert_frame_equal(one, two, check_dtype=False)

@@ -1,4 +1,4 @@
-"""Batches read ahead are those that were asked for, in order, and their errors come in time."""
+"""Prefetched batches are those that were requested, in order, and errors come with their step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from pythia_book.released.continuation.run import ReadAhead
+from pythia_book.released.continuation.run import Prefetch
 
 from pythia_core.errors import FetchError
 
@@ -21,12 +21,12 @@ def test_the_next_batches_are_read_while_one_is_used() -> None:
             third.set()
         return np.full(3, step)
 
-    with ReadAhead(batch_at, stop=9, ahead=2) as batches:
+    with Prefetch(batch_at, stop=9, depth=2) as batches:
         assert batches(5).tolist() == [5, 5, 5]
         assert third.wait(5), "two more are read, unasked"
         assert [int(batches(step)[0]) for step in (6, 7, 8)] == [6, 7, 8]
         assert read == [5, 6, 7, 8], "each once, in order, none past the end"
-        assert batches(20)[0] == 20, "who asks for more gets it"
+        assert batches(20)[0] == 20, "a step past the end is read on request"
 
 
 def test_an_error_comes_with_its_step() -> None:
@@ -35,7 +35,7 @@ def test_an_error_comes_with_its_step() -> None:
             raise FetchError("the server is gone")
         return np.zeros(1)
 
-    with ReadAhead(batch_at, stop=9) as batches:
+    with Prefetch(batch_at, stop=9) as batches:
         for step in range(3):
             batches(step)
         with pytest.raises(FetchError, match="is gone"):
