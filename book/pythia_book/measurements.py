@@ -86,7 +86,7 @@ def measure_all(
         names=[
             f"{size_name(run.config.model)} {role(run.config)}, step {step}" for run, step in todo
         ],
-        here=sum(run_flops(run.config) for run in {run.id: run for run, _ in todo}.values())
+        in_process=sum(run_flops(run.config) for run in {run.id: run for run, _ in todo}.values())
         < SHORT,
         gate=gate([measuring_bytes(run.config.model) for run, _ in todo]),
     )
