@@ -272,14 +272,14 @@ class RunConfig:
         raise_all(ConfigError, problems, "RunConfig")
 
     @property
-    def updates(self) -> range:
-        """The updates that training makes: update k leads from step k to step k + 1."""
-        return range(self.intervention.start if self.intervention else 0, self.train.steps)
-
-    @property
     def parent(self) -> RunConfig | None:
         """The control run that this one forks from, or None for a run from scratch."""
         return replace(self, intervention=None) if self.intervention else None
+
+    @property
+    def updates(self) -> range:
+        """The updates it makes, a fork from its branching step on: update k leads to step k + 1."""
+        return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
         """The same run with its data changed in the updates [start, stop); default: to the end."""

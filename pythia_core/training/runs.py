@@ -181,7 +181,7 @@ class Run:
 
     @property
     def updates(self) -> range:
-        """The updates that it makes: update k leads from step k to step k + 1."""
+        """The updates it makes: update k turns step k into step k + 1."""
         return self.config.updates
 
     @property
@@ -499,7 +499,7 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
 
 
 def run_flops(config: RunConfig) -> float:
-    """FLOP of training a run; for a fork, from its branching step on."""
+    """FLOP of training a run; of a fork, from its branching step on."""
     per_token = flops_per_token(config.model, config.data.seq_len)
     return per_token * len(config.updates) * config.train.batch_size * config.data.seq_len
 
