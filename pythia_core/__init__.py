@@ -22,6 +22,6 @@ import os
 
 __version__ = "0.1.0"
 
-# cuBLAS reads this once, at a process's first matrix product; without it, it does not promise the
-# same bits twice. It is the size that a Hopper card uses anyway.
+# cuBLAS reads this once, at a process's first matrix product; without it, it does not promise to
+# repeat its bits. It is the workspace size that a Hopper card uses anyway.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

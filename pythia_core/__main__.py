@@ -1,6 +1,7 @@
 """Train, inspect and study Pythia models (`python -m pythia_core`, or `pythia-book` if installed).
 
-Those that train are in pythia_core.commands; the book registers its own (pythia_book.commands).
+The commands that train are in pythia_core.commands; the book registers its own
+(pythia_book.commands).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pythia_core.util.extensions import registered
 
 
 def parser() -> argparse.ArgumentParser:
-    """The argument parser of every command."""
+    """The argument parser of all commands."""
     script = Path(sys.argv[0]).name == "pythia-book"
     top = argparse.ArgumentParser(
         prog="pythia-book" if script else "python -m pythia_core",
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code. Deliberate errors become one message, no traceback."""
+    """Run a command; returns its exit code. Deliberate errors become one message, no traceback."""
     kept = None
     with stopping.interruptible():
         try:

@@ -1,8 +1,8 @@
 """What a run is: small frozen dataclasses that refuse what cannot work, and a stable hash.
 
-A field that changes what is computed is in here and therefore in a run's identity; anything else
-(progress bars, folders, number of checkpoints kept) is an argument of the function that needs it.
-Not here: which sizes and scales there are (pythia_core.suite).
+A setting that changes what is computed is a field here and therefore in a run's identity; anything
+else (progress bars, folders, which checkpoints are kept) is an argument of the function that needs
+it.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class TrainConfig:
     """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16" likewise, with
     dynamic loss scaling (pythia_core.training.loss_scale), as all released models but 1B."""
     micro_batch: int = 0
-    """Rows per forward/backward; 0 = the whole batch. Changes sums by rounding, hence in here."""
+    """Rows per forward/backward; 0 = the whole batch. It changes how sums are rounded."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -230,7 +230,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class InterventionConfig:
-    """A change of the training data from step `start` on, up to but not including step `stop`."""
+    """A change of the training data in the updates [start, stop)."""
 
     swap: str
     start: int
@@ -307,14 +307,14 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
         ConfigError: naming every unknown or missing key.
     """
 
-    def build(kind: type, given: Any, where: str) -> Any:
-        if not isinstance(given, dict):
-            raise ConfigError(f"{where} must be an object, got {type(given).__name__}")
+    def build(kind: type, part: Any, where: str) -> Any:
+        if not isinstance(part, dict):
+            raise ConfigError(f"{where} must be an object, got {type(part).__name__}")
         known = {f.name for f in fields(kind)}
-        problems = [one_of(key, sorted(known), f"key in {where}") for key in given.keys() - known]
+        problems = [one_of(key, sorted(known), f"key in {where}") for key in part.keys() - known]
         try:
             raise_all(ConfigError, problems, where)
-            return kind(**given)
+            return kind(**part)
         except TypeError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -327,11 +327,13 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
     )
 
 
-def config_differences(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    """Every key at which two (nested) config dicts differ, as "key: ours != theirs"."""
+def config_differences(
+    first: dict[str, Any], second: dict[str, Any], prefix: str = ""
+) -> list[str]:
+    """Every key at which two (nested) config dicts differ, as "key: first != second"."""
     lines = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        a, b = ours.get(key, "<absent>"), theirs.get(key, "<absent>")
+    for key in sorted(first.keys() | second.keys()):
+        a, b = first.get(key, "<absent>"), second.get(key, "<absent>")
         if isinstance(a, dict) and isinstance(b, dict):
             lines += config_differences(a, b, f"{prefix}{key}.")
         elif a != b:

@@ -3,8 +3,7 @@
 Shapes and learning rates of the official sizes are those of the released configs
 (EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
 3.0e-4). Pythia's sixteen models are eight sizes on two texts: models of one size start from the
-same weights, models on one text read the same batches in the same order. Not here: training one of
-them (pythia_core.training.runs).
+same weights, models on one text read the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Size:
     init: str = "small_wang"
 
     def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-        """This size as a ModelConfig; `vocab_size` is needed where the size does not fix it."""
+        """This size as a ModelConfig; `vocab_size` is needed if the size does not fix it."""
         rows = self.vocab_size or vocab_size
         if rows is None:
             raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
@@ -99,7 +98,7 @@ SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
 
 
 def size_named(name: str) -> Size:
-    """Look a size up.
+    """The size with this name.
 
     Raises:
         ConfigError: unknown name; lists the accepted ones.
@@ -126,23 +125,23 @@ def size_name(model: ModelConfig) -> str:
 
 
 DEDUP = "jaccard-0.87"
-"""The recipe of the deduplicated half of the suite: what the paper's threshold says."""
+"""How the deduplicated half of the suite is made: with the paper's threshold."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One setting of the book-wide switch: how much of everything a study uses."""
+    """One setting of the book-wide switch `scale`: how much of everything a study uses."""
 
     name: str
     machine: str
-    """What it is meant for, in words."""
+    """The machine it is meant for, in words."""
     steps: int
     batch_size: int
     data: DataConfig = field(default_factory=DataConfig)
     sizes: tuple[str, ...] = ()
     """The sizes of the suite at this scale."""
     published: bool = False
-    """Whether it continues from the released models and trains none from scratch."""
+    """Whether it continues the released models instead of training from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
         """Sizes in a comma-separated list, smallest first; empty: `default`, or all of the scale.
@@ -156,8 +155,8 @@ class Scale:
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
-        found = [size_named(name) for name in names]
-        return tuple(s.name for s in sorted(found, key=lambda s: s.n_layers * s.d_model**2))
+        sizes = [size_named(name) for name in names]
+        return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
 
     def run(
         self,
@@ -169,9 +168,9 @@ class Scale:
     ) -> RunConfig:
         """The control run of one size at this scale, on the standard or the deduplicated text.
 
-        As in Pythia, what deduplication leaves is read one and a half times, for which the order
-        holds two copies of it. The vocabulary is that of the scale's tokenizer, padded to a
-        multiple of 128 as in GPT-NeoX.
+        As in Pythia, the deduplicated text is read one and a half times, for which the order holds
+        two copies of it. The vocabulary is that of the scale's tokenizer, padded to a multiple of
+        128 as in GPT-NeoX.
 
         Raises:
             ConfigError: a scale of published models.
@@ -202,7 +201,7 @@ class Scale:
         )
 
     def fork_step(self, index: int) -> int:
-        """Step of this scale that corresponds to official step 1000 * `index`."""
+        """The step of this scale that corresponds to the official step 1000 * `index`."""
         return linear_step(index, self.steps)
 
 
@@ -211,7 +210,7 @@ SCALES = {
     for scale in (
         Scale(
             "smoke",
-            "2 cores: tests, seconds a notebook",
+            "2 cores: tests, seconds per notebook",
             steps=16,
             batch_size=8,
             data=DataConfig("miniature", ("biographies",), tokenizer="bpe-1024", seq_len=64),
@@ -219,7 +218,7 @@ SCALES = {
         ),
         Scale(
             "laptop",
-            "2 cores, no GPU: minutes a study",
+            "2 cores, no GPU: minutes per study",
             steps=572,
             batch_size=32,
             data=DataConfig("miniature"),
@@ -227,7 +226,7 @@ SCALES = {
         ),
         Scale(
             "gpu",
-            "one large GPU: minutes a study",
+            "one large GPU: minutes per study",
             steps=1001,
             batch_size=128,
             data=DataConfig("large", LARGE_DOMAINS, tokenizer="bpe-8192", seq_len=512),
@@ -235,7 +234,7 @@ SCALES = {
         ),
         Scale(
             "paper",
-            "a large GPU: days a size; needs the released models and data",
+            "a large GPU: days per size; needs the released models and data",
             steps=143_000,
             batch_size=1024,
             data=DataConfig(tokenizer="neox-20b", seq_len=2048),
@@ -248,7 +247,7 @@ SCALES = {
 
 
 def scale_named(name: str) -> Scale:
-    """Look a scale up.
+    """The scale with this name.
 
     Raises:
         ConfigError: unknown name; lists the accepted ones.

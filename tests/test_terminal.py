@@ -331,7 +331,7 @@ def test_a_notebook_that_a_person_opened_redraws_one_line() -> None:
         return number
 
     names = ["600k standard", "85k standard"]
-    print(parallel_map(job, [1, 2], desc="training", unit="run", names=names, here=True))
+    print(parallel_map(job, [1, 2], desc="training", unit="run", names=names, in_process=True))
     """
     try:
         client.execute_interactive(textwrap.dedent(code), output_hook=hear, timeout=60)

@@ -106,7 +106,9 @@ def measure_each(
             f"{size_name(run.config.model)} {role(run.config)}, step {step}"
             for run, step, _ in jobs
         ],
-        here=sum(run_flops(run.config) for run in {run.id: run for run, _, _ in jobs}.values())
+        in_process=sum(
+            run_flops(run.config) for run in {run.id: run for run, _, _ in jobs}.values()
+        )
         < SHORT,
         gate=gate([measuring_bytes(run.config.model) for run, _, _ in jobs]),
     )

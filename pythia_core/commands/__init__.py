@@ -1,8 +1,7 @@
 """The commands of `python -m pythia_core` by topic; `pythia_core.__main__` runs them.
 
-Each module's `add` declares its commands, and the functions below it do what they say by calling
-the library; nothing here computes. Heavy modules are imported inside those functions, so that
-`--help` answers at once.
+Each module's `add` declares its commands; the functions below it only call the library. Heavy
+modules are imported inside those functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ RUN = "a run's folder or (the beginning of) its id"
 
 
 class AddCommand(Protocol):
-    """Declares a command; returns its parser, to which its arguments are added.
+    """Declares a command and returns its parser, to which arguments are added.
 
-    One that goes on where it was stopped sets the default `kept`: what is kept, in words.
+    A command that resumes where it was stopped sets the default `kept`: what is kept, in words.
     """
 
     def __call__(

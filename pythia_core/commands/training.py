@@ -36,12 +36,18 @@ def add(command: AddCommand) -> None:
     p.add_argument("--precision", choices=PRECISIONS, help="(default: bf16 if supported)")
     p.add_argument(
         "--execution",
-        help=f"{', '.join(MODES)}, each also with +recompute, which saves memory; graph is for "
-        f"CUDA devices (default: the variable {VARIABLE}, or eager)",
+        help=f"{', '.join(MODES)}, each also with +recompute, which saves memory; graph needs "
+        f"a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
-    p.add_argument("--order-seed", type=int, default=1234, help="of the data order (1234)")
-    p.add_argument("--weight-seed", type=int, default=1234, help="of the initial weights (1234)")
-    p.add_argument("--swap", choices=SWAPS, help="train a fork whose data is swapped from --start")
+    p.add_argument(
+        "--order-seed", type=int, default=1234, help="seed of the data order (default: 1234)"
+    )
+    p.add_argument(
+        "--weight-seed", type=int, default=1234, help="seed of the initial weights (default: 1234)"
+    )
+    p.add_argument(
+        "--swap", choices=SWAPS, help="train a fork whose pronouns are swapped from --start on"
+    )
     p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
     p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
 
@@ -69,12 +75,12 @@ def _add_text(p: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """The scale, with the text that was asked for."""
+    """The scale, with the text that the options name."""
     scale = scale_named(args.scale)
-    asked = {name: getattr(args, name) for name in TEXT if getattr(args, name) is not None}
-    if "corpus" in asked:  # the scale's domains are of its own corpus
-        asked["domains"] = DOMAINS
-    return replace(scale, data=replace(scale.data, **asked))
+    changes = {name: getattr(args, name) for name in TEXT if getattr(args, name) is not None}
+    if "corpus" in changes:  # the scale's domains belong to its own corpus
+        changes["domains"] = DOMAINS
+    return replace(scale, data=replace(scale.data, **changes))
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -100,7 +106,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
         overrides["micro_batch"] = args.micro_batch
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
     if not args.swap and (args.start is not None or args.stop is not None):
-        raise ConfigError("--start and --stop say when a swap happens; name it with --swap")
+        raise ConfigError("--start and --stop are the window of a swap; name the swap with --swap")
     if args.swap:
         start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)

@@ -6,8 +6,8 @@ each file and of itself, written last. It is made under a temporary name, synced
 none. Nothing is pickled, and nothing loads without its hashes being checked: no format in use
 notices a flipped bit by itself.
 
-Two kinds: *weights* (the model that the forward pass used; bf16 in bf16 runs; never pruned) and
-*state* (fp32 masters, Adam moments and everything else that exact resumption needs).
+There are two kinds: *weights* (the model that the forward pass used; bf16 in bf16 runs; never
+pruned) and *state* (fp32 masters, Adam moments and everything else that exact resumption needs).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 
 def step_folder(parent: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies under `parent`."""
+    """The folder of the checkpoint of `step` under `parent`."""
     return parent / f"step-{step:06d}"
 
 
@@ -44,8 +44,8 @@ def saved_steps(parent: Path) -> list[int]:
     """Steps with a complete checkpoint under `parent`, ascending."""
     if not parent.is_dir():
         return []
-    found = (_NAME.fullmatch(p.name) for p in parent.iterdir() if (p / MANIFEST).is_file())
-    return sorted(int(match[1]) for match in found if match)
+    matches = (_NAME.fullmatch(p.name) for p in parent.iterdir() if (p / MANIFEST).is_file())
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -54,12 +54,12 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        digest.update(t.flatten().view(torch.uint8).numpy())
+        digest.update(t.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def weighted_steps(parent: Path) -> list[int]:
-    """Steps under `parent` whose weights are there, not only a manifest (see `drop_weights`)."""
+    """Steps under `parent` that have their weights and not just a manifest (see `drop_weights`)."""
     return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
 
 
@@ -67,14 +67,14 @@ def _is_dropped(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
     except (OSError, ValueError, AttributeError):
-        return False  # absent or damaged: loading it says how
+        return False  # absent or damaged; loading it raises the error
 
 
 def drop_weights(folder: Path) -> None:
-    """Give up a checkpoint's files but not its manifest, which keeps their hashes.
+    """Delete a checkpoint's files but not its manifest, which keeps their hashes.
 
     Raises:
-        CheckpointError: the manifest is not what it was.
+        CheckpointError: the manifest is damaged.
     """
     manifest = read_manifest(folder) | {"dropped": True}
     manifest["manifest_sha256"] = _self_hash(manifest)
@@ -92,7 +92,7 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 def save_checkpoint(
     parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
 ) -> Path:
-    """Write `step-NNNNNN` under `parent`; if it is there already and sound, keep that one.
+    """Write `step-NNNNNN` under `parent`, unless it is there already and sound.
 
     Args:
         files: file stem -> tensors, e.g. {"model": {...}}.
@@ -137,10 +137,10 @@ def save_checkpoint(
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, its own hash checked, file sizes and names compared.
+    """The manifest of a checkpoint, after its own hash and the files' names and sizes are checked.
 
     Raises:
-        CheckpointError: absent, malformed, or not the files it lists.
+        CheckpointError: absent, malformed, or the files are not those it lists.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -174,15 +174,15 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
     if manifest.get("dropped"):
         raise CheckpointError(
             f"the weights of {folder} were dropped when its run ended, to save space "
-            "(pythia_core.training.retention); to have them, delete the run's folder and ask for "
-            "the run again with PYTHIA_KEEP_ALL=1"
+            "(pythia_core.training.retention); to get them, delete the run's folder and train "
+            "it again with PYTHIA_KEEP_ALL=1"
         )
     for name, entry in manifest["files"].items():
         actual = file_sha256(folder / name)
         if actual != entry["sha256"]:
             raise CheckpointError(
                 f"{folder / name} is corrupt: sha256 {actual[:16]}…, the manifest says "
-                f"{entry['sha256'][:16]}…. Delete the run's folder and ask for the run again."
+                f"{entry['sha256'][:16]}…. Delete the run's folder and train it again."
             )
     files = {
         name.removesuffix(".safetensors"): load_file(folder / name) for name in manifest["files"]
@@ -217,7 +217,7 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Remove checkpoints under `parent` but for the steps in `keep` and the `newest` last ones."""
+    """Remove checkpoints under `parent`, except the steps in `keep` and the `newest` last ones."""
     steps = saved_steps(parent)
     for step in steps[:-newest] if newest else steps:
         if step not in keep:
@@ -231,21 +231,21 @@ def sweep_temporaries(parent: Path) -> None:
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:
-    """Step -> one hash of all its files, from the manifests (files are not read).
+    """Step -> one hash over all its files, from the manifests (files are not read).
 
     Raises:
         CheckpointError: a damaged manifest.
     """
-    found = {}
+    hashes = {}
     for step in saved_steps(parent):
         files = read_manifest(step_folder(parent, step))["files"]
         names = sorted((name, entry["sha256"]) for name, entry in files.items())
-        found[step] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
-    return found
+        hashes[step] = hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return hashes
 
 
 def repeated(hashes: dict[int, str]) -> list[list[int]]:
-    """Groups of steps with equal hashes: what would have caught the repeated ones on the hub."""
+    """Groups of steps with equal hashes; would have caught the repeated checkpoints on the hub."""
     groups = defaultdict(list)
     for step, sha256 in hashes.items():
         groups[sha256].append(step)

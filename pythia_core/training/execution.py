@@ -1,14 +1,11 @@
-"""How a training step is executed, which is no part of what is trained.
+"""How a training step is executed, as opposed to what is trained.
 
-The same run can go operation by operation (eager), as one recorded CUDA graph a micro-step, or
-through torch.compile; it can keep all activations or compute them again in the backward. None of
-that is in a run's config. Whatever of it moves a bit is in the run's identity (`Execution.route`):
-a graph replays the very kernels it recorded and recomputation repeats them, so neither does;
-torch.compile fuses, so it does. `PYTHIA_EXECUTION` chooses for every run, e.g. "graph" or
-"compile+recompute".
-
-Not here: the modes themselves (pythia_core.training.trainer), what fits into memory
-(pythia_core.training.memory).
+The same run can go operation by operation (eager), as one recorded CUDA graph per micro-step, or
+through torch.compile; it can keep all activations or recompute them in the backward. None of that
+is in a run's config. Settings that move bits are in the run's identity (`Execution.backend`): a
+graph replays the very kernels it recorded and recomputation repeats them, so neither moves bits;
+torch.compile fuses operations, so it does. `PYTHIA_EXECUTION` sets it for every run, e.g. "graph"
+or "compile+recompute". The modes are implemented in pythia_core.training.trainer.
 """
 
 from __future__ import annotations
@@ -24,22 +21,22 @@ VARIABLE = "PYTHIA_EXECUTION"
 
 @dataclass(frozen=True)
 class Execution:
-    """The way of a `Trainer`. The default is right on every device and in every identity."""
+    """How a `Trainer` executes a step; the default works on every device."""
 
     mode: str = "eager"
     """"graph": a CUDA graph of forward and backward, replayed; "compile": torch.compile."""
     recompute: bool = False
-    """Keep only each block's input and compute the block again in the backward."""
+    """Keep only each block's input and recompute the block in the backward."""
     deterministic: bool = True
-    """In an update, refuse CUDA kernels whose sums depend on the order of threads, strictly and not
-    with a warning. CPUs have none in use here."""
+    """In an update, refuse CUDA kernels whose sums depend on the order of threads, with an error
+    rather than a warning. None of the operations used here has such a kernel on CPUs."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"Execution: {one_of(self.mode, MODES, 'mode')}")
 
     def check(self, device_kind: str) -> None:
-        """Refuse what a device ("cpu", "cuda") cannot do.
+        """Refuse what a kind of device ("cpu", "cuda") cannot do.
 
         Raises:
             ConfigError: a graph without a CUDA device.
@@ -50,8 +47,8 @@ class Execution:
                 "'compile' there"
             )
 
-    def route(self, kernels: str, device_kind: str) -> str:
-        """`kernels` (e.g. "native", "triton") and what this execution adds that moves bits."""
+    def backend(self, kernels: str, device_kind: str) -> str:
+        """`kernels` (e.g. "native", "triton") and the settings of this execution that move bits."""
         added = ["compiled"] if self.mode == "compile" else []
         if device_kind == "cuda" and not self.deterministic:
             added.append("nondeterministic")
@@ -59,10 +56,10 @@ class Execution:
 
     @classmethod
     def named(cls, text: str) -> Execution:
-        """A mode, or one and "+recompute".
+        """The execution that a text names: a mode, or a mode and "+recompute".
 
         Raises:
-            ConfigError: neither.
+            ConfigError: it is neither.
         """
         mode, plus, more = text.partition("+")
         if plus and more != "recompute":

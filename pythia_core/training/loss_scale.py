@@ -7,7 +7,7 @@ one halves the scale; after `WINDOW` updates without an overflow it doubles and 
 filled up again. The numbers are those of Pythia's configs (initial power 12, window 1,000,
 hysteresis 2, minimum 1).
 
-Not here: finding the overflow and skipping (pythia_core.training.trainer, on the device).
+The trainer finds overflows and skips updates, on the device (pythia_core.training.trainer).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ MINIMUM = 1.0
 
 @dataclass
 class LossScale:
-    """The scale and all that its future depends on."""
+    """The scale and everything that its future depends on."""
 
     scale: float = INITIAL
     good: int = 0
     """Updates since the last overflow, or since the beginning."""
     hysteresis: int = HYSTERESIS
-    """Overflows until the scale is halved, the halving one included."""
+    """Overflows until the scale is halved, including the one that halves it."""
     skipped: int = 0
-    """Overflows so far: by so many the learning rate is behind the step."""
+    """Overflows so far, which is how many updates the learning rate is behind the step."""
 
     def update(self, overflow: bool) -> None:
-        """Take note of an update.
+        """Adapt the scale after an update.
 
         Raises:
             TrainingError: an overflow at the smallest scale.

@@ -1,7 +1,7 @@
-"""What a run reports: one JSON object per update, FLOP counts by stated conventions, the machine.
+"""What a run logs: one JSON object per update; and the FLOP of an update.
 
 `metrics.jsonl` is the source of truth for curves: append-only, flushed row by row, readable by
-anything. A torn last line (a kill in the middle of a write) is dropped by the reader.
+anything. A torn last line (the process was killed during a write) is dropped by the reader.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MetricsLog:
         self._file.flush()
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """Make all written rows durable."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -62,8 +62,8 @@ class MetricsLog:
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> float:
     """Training FLOP per token, forward and backward, without recomputation.
 
-    6 * (matrix parameters incl. the unembedding, without the embedding look-up) for the products,
-    plus attention: 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
+    6 per matrix parameter (including the unembedding, but not the embedding look-up) for the
+    products, plus attention: 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
     """
     d, n_layers = model.d_model, model.n_layers
     products = 6 * (12 * d * d * n_layers + model.vocab_size * d)

@@ -29,7 +29,7 @@ class FlatParameters:
     Attributes:
         flat, grad: masters and gradients of everything, fp32. names: of the parameters in order.
         copy: the masters in the compute dtype, None if that is fp32. copies: its parts by name.
-        n_decayed: so many elements at the beginning are decayed, the others not.
+        n_decayed: number of elements that are decayed; they come first.
     """
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:
@@ -73,7 +73,7 @@ class FlatParameters:
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """What a gradient of this norm (0-dim) is multiplied by so that it has at most `max_norm`."""
+    """The factor that clips a gradient of this norm (0-dim) to `max_norm`."""
     norm = norm.double()
     return torch.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
 
@@ -98,11 +98,11 @@ class FlatAdamW:
     def step(
         self, lr: float, update: int, factor: Tensor | None = None, skip: Tensor | None = None
     ) -> None:
-        """One update in place; see kernels.adamw. Waits for nothing.
+        """One update in place; see kernels.adamw. Does not synchronise with the device.
 
         Args:
             update: 1 for the first one that these moments see.
-            factor: of the gradient, 0-dim (default 1). skip: 0-dim, 1 to change nothing.
+            factor: multiplies the gradient, 0-dim (default 1). skip: 0-dim, 1 to change nothing.
         """
         factor = self._one if factor is None else factor.float()
         skip = self._no if skip is None else skip.float()

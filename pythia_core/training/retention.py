@@ -2,12 +2,11 @@
 
 154 checkpoints of an 85-million-parameter model take 30 GB in bf16, and a suite has sixteen models.
 So a run may be given a `Keep`; if its checkpoints take more than WHOLE_BYTES, it drops all other
-weights as it trains. Such a checkpoint keeps its manifest with the hash of its weights: one can
-still prove that all 154 existed and that no two are equal, and training again restores them bit for
+weights as it trains. A dropped checkpoint keeps its manifest with the hash of its weights, which
+still proves that all 154 existed and that no two are equal; training again restores them bit for
 bit.
 
 Smaller runs keep everything, as does every run without a Keep or with PYTHIA_KEEP_ALL=1.
-Not here: the format (pythia_core.training.checkpoint).
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 BatchAt = Callable[[int], np.ndarray]
 
 WHOLE_BYTES = 1e9
-"""Runs up to this size keep everything."""
+"""Runs whose checkpoints take no more than this keep everything."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """What a large run keeps; `a | b` keeps what either does."""
+    """What a large run keeps; `a | b` keeps what either of them does."""
 
     weights: frozenset[int] = frozenset()
-    """Steps whose weights are kept; the last step's always are."""
+    """Steps whose weights are kept, besides the last step's."""
     states: frozenset[int] = frozenset()
     """Steps whose full state, from which a fork can start exactly, is kept."""
 
@@ -44,7 +43,7 @@ class Keep:
 
 
 def checkpoint_bytes(config: RunConfig) -> int:
-    """Bytes of the weights of one checkpoint (LayerNorms, kept in fp32, counted like the rest)."""
+    """Bytes of the weights in one checkpoint (LayerNorms are fp32, but counted like the rest)."""
     return config.model.n_params * (4 if config.train.precision == "fp32" else 2)
 
 
@@ -66,21 +65,21 @@ def _kept(config: RunConfig, keep: Keep | None) -> Keep | None:
 
 
 def _thin_weights(folder: Path, kept: frozenset[int]) -> None:
-    """Drop the weights saved so far of all other steps."""
+    """Drop the weights saved so far, except those of the steps in `kept`."""
     for step in weighted_steps(folder / "checkpoints"):
         if step not in kept:
             drop_weights(step_folder(folder / "checkpoints", step))
 
 
 def thinning(batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None) -> BatchAt:
-    """`batch_at`, wrapped to thin a large run as it trains: every batch is asked for once."""
+    """`batch_at`, wrapped to thin a large run as it trains, whenever it fetches a batch."""
     kept = _kept(config, keep)
     if kept is None:
         return batch_at
     dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
 
     def batch(step: int) -> np.ndarray:
-        if step in dropped:  # it was saved before its batch is asked for
+        if step in dropped:  # its weights were saved before this batch is fetched
             _thin_weights(folder, kept.weights)
         return batch_at(step)
 

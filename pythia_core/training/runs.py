@@ -1,10 +1,10 @@
-"""Find a run by what it is, or train it. Runs live in results/runs, named by their identity.
+"""Find a run by its identity, or train it. Runs live in results/runs, named by their identity.
 
 The identity is the hash of everything a run's bits depend on: its config, the data's fingerprint,
-and the code, versions, kernels and kind of device that ran. Asking for a run that exists loads it;
-a half-trained one is continued; a folder whose identity is not the one asked for is an error that
-names the differing keys. A fork (a run with an intervention) finds or trains its control
-first, takes its exact state at the branching step and replays the control's batches with the swap.
+and the code, versions, kernels and kind of device that ran. A run that exists is loaded, and a
+half-trained one is continued; a folder with another identity is an error that names the differing
+keys. A fork (a run with an intervention) finds or trains its control first, takes its exact state
+at the branching step and replays the control's batches with the swap.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ TRAJECTORY_VERSION = 2
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
-    """All that determines a run's trajectory, as JSON; `data` is a fingerprint."""
+    """Everything that determines a run's trajectory, as JSON; `data` is a fingerprint."""
     return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
-    """The versions that matter for a run's bits, and the path that its kernels take.
+    """The versions and the kernels that determine a run's bits.
 
     Raises:
         ConfigError: an execution mode that this machine's device does not support.
@@ -82,7 +82,7 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
         "trajectory": TRAJECTORY_VERSION,
         "torch": f"{major}.{minor}",
         "device": kind,
-        "kernels": execution.route(kernels, kind),
+        "kernels": execution.backend(kernels, kind),
     }
 
 
@@ -92,9 +92,9 @@ Key = TypeVar("Key")
 CORE_FLOPS = 5e10
 """Rough FLOP/s of one core in training; for a warning only."""
 LONG_HOURS = 12
-"""Training that takes longer than this without a GPU is warned about."""
+"""Without a GPU, training that takes longer than this gets a warning."""
 SHORT = 1e12
-"""FLOP of runs that train faster than a worker process starts."""
+"""FLOP up to which runs train faster than a worker process starts."""
 
 
 class Checkpoints(Protocol):
@@ -146,12 +146,12 @@ class Run:
     data: PreparedData
 
     def __reduce__(self) -> tuple:
-        """Pickled without the ledger it may have read."""
+        """Pickled without its ledger, which is read again."""
         return Run, (self.folder, self.config, self.data)
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the identity's hash, wherever the folder is."""
+        """First 12 hex digits of the identity's hash; does not depend on the folder."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
@@ -176,7 +176,7 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with saved weights; a fork's begin at its branching point."""
+        """Steps with saved weights; a fork's start at its branching point."""
         return weighted_steps(self.checkpoints)
 
     @property
@@ -186,7 +186,7 @@ class Run:
 
     @property
     def due(self) -> list[int]:
-        """Steps that have been saved once it is finished."""
+        """Steps whose weights a finished run has saved."""
         return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
 
     @cached_property
@@ -252,18 +252,18 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"run {self.id} is not finished, or {self._done} is damaged ({error!r}); delete "
-                "that file and ask for the run again"
+                "that file and train the run again"
             ) from error
 
     @property
     def seconds(self) -> float:
-        """Time spent in updates over all sessions; work lost to a kill is not counted."""
+        """Time spent in updates over all sessions, without work that was lost to a kill."""
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
 def role(config: RunConfig) -> str:
-    """What a run is among those that share its model: "control", or the swap and its steps."""
+    """The role of a run among those of the same model: "control", or the swap and its steps."""
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
@@ -276,7 +276,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     """The run that `config` describes, trained or not; prepares its data.
 
     Args:
-        execution: settings that change no bit find the same run; default: Execution.chosen().
+        execution: default: Execution.chosen(). Settings that move no bits find the same run.
 
     Raises:
         CheckpointError: the folder exists under another identity (differing keys are named).
@@ -300,13 +300,13 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     record = folder / "identity.json"
     if record.exists():
         try:
-            found = json.loads(record.read_text())
+            recorded = json.loads(record.read_text())
         except ValueError as error:
             raise CheckpointError(f"{record} is corrupt ({error}); delete the folder") from error
-        if found != identity:
-            differing = "; ".join(config_differences(identity, found))
+        if recorded != identity:
+            differing = "; ".join(config_differences(identity, recorded))
             raise CheckpointError(
-                f"{folder} belongs to another run: {differing}. Move it away or ask for that run."
+                f"{folder} belongs to another run: {differing}. Move it away or open that run."
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -315,7 +315,7 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
 
 
 def open_run(folder: Path) -> Run:
-    """A run by its folder, for inspecting it from a shell.
+    """The run in a folder.
 
     Raises:
         CheckpointError: not a run's folder.
@@ -341,25 +341,25 @@ def open_run(folder: Path) -> Run:
 
 
 def find_run(name: str) -> Run:
-    """A run by folder, folder name, or (the beginning of) its id.
+    """The run with this folder, folder name, or (beginning of an) id.
 
     Raises:
-        CheckpointError: none or several match; lists what there is.
+        CheckpointError: none or several match; lists the existing runs.
     """
     if Path(name).is_dir():
         return open_run(Path(name))
     runs = sorted((results_dir() / "runs").glob("*"))
-    found = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
-    if len(found) != 1:
+    matches = [r for r in runs if r.name == name or r.name.rsplit("-", 1)[-1].startswith(name)]
+    if len(matches) != 1:
         listing = "\n  ".join(r.name for r in runs) or "none yet"
-        raise CheckpointError(f"{len(found)} runs match {name!r}; existing runs:\n  {listing}")
-    return open_run(found[0])
+        raise CheckpointError(f"{len(matches)} runs match {name!r}; existing runs:\n  {listing}")
+    return open_run(matches[0])
 
 
 def _parent_state(
     config: RunConfig, progress: bool, execution: Execution
 ) -> tuple[int, dict[str, Any]]:
-    """The control's exact state at the branching step, replayed from an older one if need be."""
+    """The control's exact state at the branching step, replayed from an older one if necessary."""
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
@@ -393,11 +393,11 @@ def find_or_train(
 ) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
 
-    A run keeps its full state where the paper's interventions branch off and where `keep` says.
+    Its full states are kept where the paper's interventions branch off and at the steps in `keep`.
 
     Args:
         keep: what a large run keeps (pythia_core.training.retention); default: everything. A
-            control trained for the sake of its fork keeps everything.
+            control that is trained for its fork keeps everything.
         execution: default: Execution.chosen().
 
     Raises:
@@ -429,14 +429,14 @@ def find_or_train_all(
     progress: bool = True,
     keep: Callable[[RunConfig], Keep | None] | None = None,
 ) -> dict[Key, Run]:
-    """`find_or_train` for several runs, as many at a time as there are cores, longest first.
+    """`find_or_train` for several runs: one per core at a time, the longest first.
 
-    On a GPU, as many as fit into its memory (pythia_core.training.gpu_sharing). The controls of
-    forks are trained first, whether or not they are in the list. Finished runs are not trained
-    again; a stopped run resumes.
+    On a GPU, as many at a time as fit into its memory (pythia_core.training.gpu_sharing). The
+    controls of forks are trained first, whether or not they are in the list. Finished runs are not
+    trained again; a stopped run resumes.
 
     Args:
-        keep: what a run keeps, given its config; default: everything.
+        keep: config -> what the run keeps; default: everything.
 
     Raises:
         As find_or_train, for the first run that fails.
@@ -459,21 +459,21 @@ def find_or_train_all(
             unit="run",
             names=[names.get(c) or _described(c) for c in todo],
             work=[run_flops(c) for c in todo],
-            here=sum(map(run_flops, todo)) < SHORT,
+            in_process=sum(map(run_flops, todo)) < SHORT,
             gate=gate([run_bytes(c, Execution.chosen()) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Runs for people, by their keys: texts, and numbers if they differ between runs."""
+    """Names of runs for people: the texts in their keys, and the numbers that differ."""
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
-    def telling(place: int, part: Any) -> bool:
+    def distinctive(place: int, part: Any) -> bool:
         return isinstance(part, str) or len({k[place] for k in keys if len(k) > place}) > 1
 
     return {
-        config: " ".join(str(part) for place, part in enumerate(key) if telling(place, part))
+        config: " ".join(str(part) for place, part in enumerate(key) if distinctive(place, part))
         for key, config in zip(keys, configs.values(), strict=True)
     }
 
@@ -493,7 +493,7 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
         warnings.warn(
             f"training {len(configs)} runs will take about {hours:,.0f} hours here, without a GPU; "
             "a smaller scale (laptop) or fewer sizes take less. It can be stopped at any point and "
-            "goes on from there",
+            "resumes from there",
             stacklevel=3,
         )
 
@@ -508,7 +508,7 @@ def verify(run: Run) -> list[str]:
     """Check every checkpoint against its hashes and every logged batch against the data.
 
     Returns:
-        What was found, a line each; steps with equal weights are named.
+        The findings, one per line; steps with equal weights are named.
 
     Raises:
         CheckpointError: files of a finished run are missing or corrupt.
@@ -521,8 +521,8 @@ def verify(run: Run) -> list[str]:
         missing = sorted(set(due) - set(saved))
         raise CheckpointError(
             f"run {run.id} is finished but {len(missing)} of its {len(due)} checkpoints "
-            f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and ask "
-            "for it again"
+            f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and train "
+            "it again"
         )
     for step in run.steps:
         load_checkpoint(step_folder(run.checkpoints, step))

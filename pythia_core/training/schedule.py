@@ -1,4 +1,4 @@
-"""When to save and how fast to learn, as pure functions of the step.
+"""The steps to save and the learning rate, as pure functions of the step.
 
 Sources: GPT-NeoX v1.0 `learning_rates.py` and Pythia's configs. The released models did *not* use
 the textbook cosine: the cosine aims at zero, its period is not shortened by the warm-up, and it is

@@ -1,16 +1,16 @@
 """One update of a run, and the state between two of them.
 
-`MicroStep` runs forward and backward of one micro-batch in each of the modes of
+`MicroStep` runs the forward and backward of one micro-batch in one of the modes of
 pythia_core.training.execution. Every mode does the same to the same tensors: it adds the gradient
 to the parameters' `.grad` and the loss to a 0-dim fp64 sum. A CUDA graph is recorded for every
 shape of rows; `prepare` must see each shape while gradient and sum may still be overwritten.
 
-`Trainer.launch` enqueues an update and returns at once a report to be read later. On a CUDA device
-nothing waits for the other side: loss, norm, finiteness and the clipping factor stay on the device,
-and an update that is not finite is skipped there, as is every later one until its report is read,
-so that the weights are always those of the last good step. `Trainer.update` launches and reads. In
-fp16 the report is read at once, because the learning rate and loss scale of the next update depend
-on it (DeepSpeed waits for its overflow flag in the same place).
+`Trainer.launch` enqueues an update and immediately returns a report to be read later. Host and CUDA
+device do not wait for each other: loss, norm, finiteness and the clipping factor stay on the
+device, and an update that is not finite is skipped there, as is every later one until its report
+is read, so that the weights are always those of the last good step. `Trainer.update` launches and
+reads. In fp16 the report is read at once, because the learning rate and loss scale of the next
+update depend on it (DeepSpeed waits for its overflow flag at the same point).
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ WARM_UP = 3
 
 
 class MicroStep:
-    """Each call adds some rows' share of the mean loss, and its gradient.
+    """Each call adds the rows' share of the mean loss, and its gradient.
 
     Args:
-        total: 0-dim fp64, takes the losses. scale: 0-dim, of the loss in the backward, or None.
-        capture: records a function as one that repeats it on the same memory.
+        total: 0-dim fp64, to which the losses are added. scale: 0-dim, multiplies the loss in the
+            backward, or None.
+        capture: records a function; what it returns replays it on the same memory.
     """
 
     def __init__(
@@ -73,12 +74,12 @@ class MicroStep:
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
         """Record a graph for every new shape among these; overwrites gradient and sum."""
         for rows in parts:
-            # made outside of what is compiled or recorded, and kept as long as a graph reads them
+            # made outside the compiled or recorded part, and kept as long as a graph reads them
             tables = self._model.rotary(rows.shape[1] - 1, rows.device)
             key = (tuple(rows.shape), n_rows)
             if self._graphs is not None and key not in self._graphs:
                 fixed = rows.clone()
-                repeat = self._capture(lambda fixed=fixed: self._run(fixed, n_rows))
+                repeat = self._capture(partial(self._run, fixed, n_rows))
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
@@ -97,7 +98,7 @@ class MicroStep:
 
 
 def capture_cuda(function: Replay) -> Replay:
-    """A CUDA graph of `function`, which is run a few times first and must not synchronize."""
+    """Record `function`, which must not synchronise, as a CUDA graph; returns its replay."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -196,8 +197,9 @@ class Trainer:
         self.scaler = LossScale() if config.train.precision == "fp16" else None
         self._total = torch.zeros((), dtype=torch.float64, device=device)
         self._failed = torch.zeros((), dtype=torch.bool, device=device)
-        self._scale = torch.ones((), device=device) if self.scaler else None
-        self._micro = MicroStep(self.model, execution, self._total, self._scale)
+        self._scale = torch.ones((), device=device)
+        scale = self._scale if self.scaler else None
+        self._micro = MicroStep(self.model, execution, self._total, scale)
         self._copies: list[torch.cuda.Event] = []
 
     def update(self, batch: np.ndarray) -> tuple[float, float, float]:
@@ -210,10 +212,10 @@ class Trainer:
         return self.launch(batch).result()
 
     def launch(self, batch: np.ndarray) -> Pending:
-        """As `update`, but without waiting for its report; errors come from `result`.
+        """As `update`, but without waiting for the report; `Pending.result` raises its errors.
 
         Raises:
-            TrainingError: out of memory; says how many rows a micro-batch may have.
+            TrainingError: out of memory; says how many rows fit in a micro-batch.
             DataError: see `update`.
         """
         with self._kernels():
@@ -298,7 +300,7 @@ class Trainer:
         )
 
     def _react(self, pending: Pending, loss: float, norm: float) -> None:
-        """Apply to later updates what a skipped update, or any in fp16, means for them."""
+        """Adapt the loss scale to an fp16 update; else undo the updates after a failed one."""
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)
@@ -316,7 +318,7 @@ class Trainer:
 
     @property
     def updates_made(self) -> int:
-        """Steps that were not skipped: the learning rate follows these."""
+        """Steps that were not skipped, which the learning rate follows."""
         return self.step - (self.scaler.skipped if self.scaler else 0)
 
     @property
@@ -329,7 +331,7 @@ class Trainer:
         return update_lr(self.config, self.updates_made)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors that the next forward reads: LayerNorms in fp32, others in the precision.
+        """The tensors that the next forward reads: LayerNorms in fp32, others in the compute dtype.
 
         No copies: they change with the next update.
         """
@@ -359,10 +361,10 @@ class Trainer:
         """
         parameters = dict(self.model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-        theirs = {name: tuple(t.shape) for name, t in state.get("model", {}).items()}
-        if shapes != theirs:
-            names = sorted(shapes.keys() | theirs.keys())
-            differing = [n for n in names if shapes.get(n) != theirs.get(n)]
+        saved_shapes = {name: tuple(t.shape) for name, t in state.get("model", {}).items()}
+        if shapes != saved_shapes:
+            names = sorted(shapes.keys() | saved_shapes.keys())
+            differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
             raise CheckpointError(
                 f"the state of step {step} is of another architecture: {', '.join(differing[:4])} …"
             )
@@ -371,7 +373,7 @@ class Trainer:
                 p.copy_(state["model"][name])
             self.optimizer.exp_avg.copy_(state["optimizer"]["exp_avg"])
             self.optimizer.exp_avg_sq.copy_(state["optimizer"]["exp_avg_sq"])
-        if self.scaler and "scaler" in state:  # none in weights that training goes on from
+        if self.scaler and "scaler" in state:  # absent where training starts from mere weights
             saved = {key: value.item() for key, value in state["scaler"].items()}
             counts = {k: int(v) for k, v in saved.items() if k != "scale"}
             self.scaler = LossScale(saved["scale"], **counts)

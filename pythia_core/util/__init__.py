@@ -1,1 +1,1 @@
-"""Files, worker processes, progress bars, the machine, and what other packages add."""
+"""Files, worker processes, progress bars, stopping, the machine, and extensions."""

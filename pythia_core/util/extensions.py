@@ -35,8 +35,8 @@ def _book_table() -> dict[str, dict[str, str]]:
     root = checkout()
     if root and (root / "book" / "pythia_book").is_dir():
         book = root / "book"
-        found = find_spec("pythia_book")
-        if found is None or found.origin is None or Path(found.origin).resolve().parents[1] != book:
+        spec = find_spec("pythia_book")
+        if spec is None or spec.origin is None or Path(spec.origin).resolve().parents[1] != book:
             sys.path.insert(0, str(book))
             path = os.environ.get("PYTHONPATH")
             os.environ["PYTHONPATH"] = f"{book}{os.pathsep}{path}" if path else str(book)

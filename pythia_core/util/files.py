@@ -25,16 +25,19 @@ def checkout() -> Path | None:
     return root if (root / "notebooks").is_dir() else None
 
 
-def require_checkout(what: str) -> Path:
-    """The checkout, for anything that needs its files.
+def require_checkout(feature: str) -> Path:
+    """The checkout, for features that need its files.
+
+    Args:
+        feature: named in the error.
 
     Raises:
-        ConfigError: the package was installed without one; `what` names what was asked for.
+        ConfigError: the package was installed without a checkout.
     """
     root = checkout()
     if root is None:
         raise ConfigError(
-            f"{what} needs the project's checkout, and this is an installed package; clone the "
+            f"{feature} needs the project's checkout, and this is an installed package; clone the "
             "repository and run the command there"
         )
     return root
@@ -88,8 +91,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_dir(target: Path) -> Iterator[Path]:
     """Make the folder `target` atomically: yields a temporary folder next to it.
 
-    Every file in it is synced before the rename. If `target` has appeared meanwhile (another
-    process made the same thing), that one is kept and ours is dropped.
+    Every file in it is synced before the rename. If `target` has appeared in the meantime (another
+    process made the same thing), that one is kept and this one is dropped.
     """
     import shutil
 
@@ -120,7 +123,7 @@ def file_sha256(path: Path | str) -> str:
 
 
 def fraction(text: str, salt: bytes = b"") -> float:
-    """The first 8 bytes of the text's sha256 as a number in [0, 1), for reproducible choices."""
+    """The first 8 bytes of the text's sha256 as a number in [0, 1): a reproducible draw."""
     digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

@@ -1,7 +1,7 @@
-"""The machine: its processor and accelerator, what they do fast, how memory is reused.
+"""The machine: its processor and accelerator, their fast precisions, how memory is reused.
 
-Nothing here names the host. torch is imported by the functions that need it, so that reading a
-record does not load it.
+Nothing here reveals the host's name. torch is imported by the functions that need it, so that
+reading a record does not load it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def best_precision() -> str:
 
 
 def device_info() -> dict[str, Any]:
-    """The machine as a record states it: device, threads, versions; no host name, no paths."""
+    """The machine as it is recorded: device, threads, versions; no host name, no paths."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -75,9 +75,9 @@ def device_info() -> dict[str, Any]:
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The model on the GPU if there is one, otherwise where it is; in fp32 either way.
 
-    On a GPU, inside the context only, the process's fp32 matrix products round their factors to
-    TF32: three more bits than the bf16 that the model was trained in, and several times as fast
-    as fp32. Training in fp32 afterwards is not affected.
+    On a GPU, and only inside the context, the process's fp32 matrix products round their factors to
+    TF32: three bits more than the bf16 in which the model was trained, and several times as fast as
+    fp32. Training in fp32 afterwards is not affected.
     """
     import torch
 
@@ -96,8 +96,8 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def deterministic(wanted: bool = True) -> Iterator[None]:
     """Inside, refuse (or allow) CUDA kernels whose sums depend on the order of threads.
 
-    Applies to the whole process; the previous setting is restored on exit. The refusal is strict:
-    asked only to warn, torch's attention warns and still takes a kernel whose bits do not repeat.
+    Applies to the whole process; the previous setting is restored on exit. The refusal is an error,
+    because with a mere warning torch's attention still uses a kernel whose bits do not repeat.
 
     Raises:
         RuntimeError: by torch, at an operation that has no deterministic kernel.
@@ -106,21 +106,22 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 
     before = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a pass over every new tensor
+    settings.fill_uninitialized_memory = False  # a pass over every new tensor
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warned)
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        settings.fill_uninitialized_memory = filled
 
 
 def keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks instead of returning them to the system.
 
-    Every training step allocates the same tensors; giving them back and page-faulting them in
-    again costs a third of a small model's step. Silently does nothing without glibc.
+    Every training step allocates the same tensors; returning them and page-faulting them in again
+    costs a third of a small model's step. Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,12 +1,12 @@
-"""Progress of what takes long: one live line where a person waits, plain lines in a log.
+"""Progress of long work: one live line where a person waits, plain lines in a log.
 
     a terminal                        tqdm's bar, on the error stream
     a pipe, a log file                a line when a stage begins, every LOG_SECONDS, and at its end
     a notebook opened by a person     tqdm's bar as text in the cell's output, redrawn in place
-    a notebook that papermill runs    where the command shows that runs it (`PYTHIA_TERMINAL`)
-    a job of many                     in the line of all jobs (pythia_core.util.workers)
+    a notebook run by papermill       on the terminal of the papermill command (`PYTHIA_TERMINAL`)
+    one of many parallel jobs         in the line of all jobs (pythia_core.util.workers)
 
-A stage is a bar; its `desc` says what is done.
+Each stage of the work has its own bar, named by `desc`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 TERMINAL = "PYTHIA_TERMINAL"
-"""Set by whatever runs a notebook, for its kernel: the terminal of the command that runs the
-notebook; empty, it has none, and what the kernel writes to its error stream is relayed."""
+"""Set for a notebook's kernel by the command that runs it: that command's terminal, or empty if it
+has none and relays the kernel's error stream."""
 LOG_SECONDS = 20.0
-"""Between two lines of a stage in a log."""
+"""Time between two lines of a stage in a log."""
 DONE = "{desc}: done in {elapsed}"
-Tell = Callable[[float, str], None]
-"""(the share that is done, 0 to 1; where it is, e.g. "step 412/572, 61.0k tokens/s")."""
+Report = Callable[[float, str], None]
+"""(share that is done, 0 to 1; position, e.g. "step 412/572, 61.0k tokens/s")."""
 
-_tell: Tell | None = None
+_report: Report | None = None
 
 # bars are text here; tqdm.auto, which other libraries import in a kernel, asks for ipywidgets
 warnings.filterwarnings("ignore", "IProgress not found")
@@ -37,6 +37,8 @@ warnings.filterwarnings("ignore", "IProgress not found")
 
 class _Lines(tqdm):
     """Plain lines for a log. `gui`: tqdm leaves the drawing to the subclass, as for tqdm.gui."""
+
+    desc: str
 
     def __init__(self, **settings: Any) -> None:
         if settings.get("unit_scale"):
@@ -51,7 +53,7 @@ class _Lines(tqdm):
         self._print(self._title)
 
     def _print(self, line: str) -> None:
-        self.fp.write(f"{line}\n")  # at once: print writes the end apart, and may be interrupted
+        self.fp.write(f"{line}\n")  # in one piece: print could be interrupted before the newline
         self.fp.flush()
 
     def display(self, *_: Any, **__: Any) -> None:
@@ -72,39 +74,39 @@ class _Lines(tqdm):
         super().close()
 
     def __del__(self) -> None:
-        """A bar that was never closed, as its maker was interrupted, has nothing left to say."""
+        """A bar that was never closed, because its stage was interrupted, prints nothing."""
 
 
-class _Told(tqdm):
-    """A bar of one job: draws nothing, tells how far it is and the first part of its postfix."""
+class _Reporting(tqdm):
+    """The bar of one job: draws nothing, reports its share and the first part of its postfix."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(gui=True, **(settings | {"mininterval": 0.5, "miniters": 1}))
         self.display()
 
     def display(self, *_: Any, **__: Any) -> None:
-        if _tell is not None and self.total:
+        if _report is not None and self.total:
             share = (self.n - self.initial) / max(1, self.total - self.initial)
             first = str(self.postfix or "").partition(", ")[0]
-            _tell(share, ", ".join(filter(None, (f"{self.unit} {self.n}/{self.total}", first))))
+            _report(share, ", ".join(filter(None, (f"{self.unit} {self.n}/{self.total}", first))))
 
     def clear(self, *_: Any, **__: Any) -> None:
         """Nothing is drawn."""
 
 
 @contextlib.contextmanager
-def telling(tell: Tell) -> Iterator[None]:
-    """Bars made in the body draw nothing and call `tell`, about twice a second."""
-    global _tell
-    before, _tell = _tell, tell
+def reporting(report: Report) -> Iterator[None]:
+    """Bars made in the body draw nothing and call `report`, about twice per second."""
+    global _report
+    before, _report = _report, report
     try:
         yield
     finally:
-        _tell = before
+        _report = before
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether a line can be redrawn there: a terminal that knows its width."""
+    """Whether it is a terminal that knows its width, so that a line can be redrawn."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
@@ -112,7 +114,7 @@ def is_live(stream: TextIO) -> bool:
 
 
 def _terminal() -> TextIO | None:
-    """Where a live line can be drawn: the error stream, or the terminal of papermill's command."""
+    """Where a live line can be drawn: the error stream, or the papermill command's terminal."""
     if is_live(sys.stderr):
         return sys.stderr
     if name := os.environ.get(TERMINAL):
@@ -124,14 +126,14 @@ def _terminal() -> TextIO | None:
 
 
 def bar(show: bool = True, **settings: Any) -> tqdm:
-    """A tqdm bar with this project's settings; `show=False` makes it silent.
+    """A tqdm bar with this project's settings.
 
-    In a log one without `desc`, a name, is silent too.
+    It is silent if `show` is false, and in a log if it has no `desc`.
     """
     if not show:
         return tqdm(disable=True, **settings)
-    if _tell is not None:
-        return _Told(**settings)
+    if _report is not None:
+        return _Reporting(**settings)
     settings = {"mininterval": 1.0} | settings
     terminal = _terminal()
     if terminal is not None:

@@ -1,8 +1,8 @@
-"""Stopping: what Ctrl-C (SIGINT) and SIGTERM do, at a terminal and under a scheduler alike.
+"""Stopping: what Ctrl-C (SIGINT) and SIGTERM do, at a terminal and under a scheduler.
 
-Work that can save its state asks `stop_requests` whether it should, and raises `Stopped` once it
-has. Everything else is interrupted where it is: files are written wholly or not at all. A command
-then says in one line what is kept (`report_stop`) and exits with 128 plus the number of the signal.
+Work that can save its state polls `stop_requests`, saves, and raises `Stopped`. Everything else is
+interrupted where it is, which is safe because files are written completely or not at all. A command
+then prints in one line what is kept (`report_stop`) and exits with 128 plus the signal's number.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 COMMAND = "PYTHIA_COMMAND"
-"""What the user typed where that is not this process's command line (the Makefile sets it)."""
+"""What the user typed, if it is not this process's command line; set by the Makefile."""
 PATIENCE = 1.0
-"""Seconds within which a second signal repeats the first: make passes SIGTERM on to a command that
-has had it already, and fingers press Ctrl-C twice."""
+"""Seconds within which a second signal counts as the first: make forwards SIGTERM to a command that
+has already received it, and people press Ctrl-C twice."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or a scheduler asked to stop; `number` is the signal's."""
+    """The user or a scheduler requested a stop; `number` is the signal's."""
 
     def __init__(self, message: str = "stopped", number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -38,8 +38,8 @@ _arrived: list[int] | None = None
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int], None]) -> Iterator[None]:
-    """Both signals go to `handler`, but for repeated ones."""
-    previous: dict[int, Any] = {}
+    """Both signals go to `handler`, except repeated ones."""
+    previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _frame: Any) -> None:
         global _last
@@ -61,21 +61,21 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
-    """Take note of SIGINT and SIGTERM in the body; a second one, after PATIENCE, raises `Stopped`.
+    """Record SIGINT and SIGTERM in the body; a second signal, after PATIENCE, raises `Stopped`.
 
-    Inside another one it knows what that one took note of.
+    Nested contexts share what was recorded.
 
     Args:
-        notify: called when the first one arrives.
+        notify: called when the first signal arrives.
 
     Yields:
-        A function: the number of the signal that arrived, 0 if none did.
+        A function that returns the number of the signal that arrived, 0 if none did.
     """
     global _arrived
     outer = _arrived
     arrived = _arrived = [] if outer is None else outer
 
-    def note(number: int) -> None:
+    def record(number: int) -> None:
         if arrived:
             raise Stopped(number=number)
         arrived.append(number)
@@ -83,7 +83,7 @@ def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable
             notify()
 
     try:
-        with _handled(note):
+        with _handled(record):
             yield lambda: arrived[0] if arrived else 0
     finally:
         _arrived = outer
@@ -102,8 +102,9 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Processes started in the body never see SIGINT, which a terminal sends to all of a group: the
-    process that started them ends them, and they leave no tracebacks, not even while they start.
+    """Processes started in the body never see SIGINT, which a terminal sends to the whole group.
+
+    The process that started them stops them, so they print no tracebacks, not even at their start.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -113,22 +114,23 @@ def uninterrupted_children() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """From now on neither signal does anything: what is left to do is short."""
+    """Ignore both signals from now on, because only little is left to do."""
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def report_stop(stop: KeyboardInterrupt, kept: str | None = "") -> int:
-    """Say in one line on the error stream that the command was stopped, and how to go on.
+    """Print in one line on the error stream that the command was stopped, and how to go on.
+
+    Afterwards the process can only exit: it ignores signals and logs nothing more.
 
     Args:
-        kept: what outlives it, e.g. "what was trained is kept"; empty: it would start over; None:
-            it had done nothing yet.
+        kept: what is kept, e.g. "what was trained is kept"; empty: nothing, it would start over;
+            None: nothing had been done yet.
 
     Returns:
-        The exit code: 130 after SIGINT, 143 after SIGTERM. The process can only end now: it is past
-        interrupting, and logs nothing more.
+        The exit code: 130 after SIGINT, 143 after SIGTERM.
     """
     logging.disable()
     ignore_signals()

@@ -1,9 +1,9 @@
-"""Many independent jobs on the cores there are: one process a core, one thread a process.
+"""Many independent jobs on all cores: one process per core, one thread per process.
 
 Small models gain little from a second thread (their operations are shorter than the threads' wait
-for each other), several models at once gain nearly everything. As a worker has one thread, sums
-are never split, so results do not depend on how many cores a machine has. Workers are started once
-and kept for the life of the process; they end with it, however it ends.
+for each other); several models at once gain nearly everything. Because a worker has one thread,
+sums are never split, so results do not depend on how many cores a machine has. Workers are started
+once and kept for the life of the process; they end with it, however it ends.
 
 `PYTHIA_WORKERS` sets their number (default: the cores of this process; 1: no other process).
 """
@@ -15,12 +15,12 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -30,16 +30,16 @@ from pythia_core.util.stopping import uninterrupted_children
 
 VARIABLE = "PYTHIA_WORKERS"
 Job = TypeVar("Job")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
-"""(waiting jobs, running jobs) -> which of the waiting may start now (training.gpu_sharing)."""
+"""(waiting jobs, running jobs) -> the waiting job that may start now (training.gpu_sharing)."""
 
 SHOWN = 4
-"""Jobs that the progress line names; it counts all."""
+"""Jobs that the progress line names at most; it counts all."""
 
 
 class _Slot(ctypes.Structure):
-    """What a worker tells of its job. Nobody locks it: what is read is only shown."""
+    """Shared memory for the progress of a worker's job; not locked, since it is only shown."""
 
     _fields_: ClassVar = [
         ("job", ctypes.c_int),
@@ -48,26 +48,27 @@ class _Slot(ctypes.Structure):
     ]
 
 
-_pool: tuple[ProcessPoolExecutor, Sequence[_Slot]] | None = None
+_pool: tuple[ProcessPoolExecutor, ctypes.Array[_Slot]] | None = None
 
 
 def n_workers() -> int:
-    """How many processes work at a time: `PYTHIA_WORKERS`, else the cores of this process.
+    """How many worker processes there are: `PYTHIA_WORKERS`, else the cores of this process.
 
     Raises:
         ConfigError: the variable is not a positive whole number.
     """
-    given = os.environ.get(VARIABLE)
-    if given is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if not given.isdecimal() or int(given) < 1:
-        raise ConfigError(f"{VARIABLE} must be a whole number from 1 on, got {given!r}")
-    return int(given)
+    value = os.environ.get(VARIABLE)
+    if value is None:
+        affinity = hasattr(os, "sched_getaffinity")
+        return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    if not value.isdecimal() or int(value) < 1:
+        raise ConfigError(f"{VARIABLE} must be a positive whole number, got {value!r}")
+    return int(value)
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run the body on one thread: sums are then split nowhere, on any machine."""
+    """Run the body on one thread, so that sums are not split on any machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -79,7 +80,7 @@ def one_thread() -> Iterator[None]:
 
 
 def parallel_map(
-    function: Callable[[Job], Found],
+    function: Callable[[Job], Result],
     jobs: Sequence[Job],
     *,
     progress: bool = True,
@@ -87,64 +88,64 @@ def parallel_map(
     unit: str = "job",
     names: Sequence[str] = (),
     work: Sequence[float] = (),
-    here: bool = False,
+    in_process: bool = False,
     gate: Gate | None = None,
-) -> list[Found]:
+) -> list[Result]:
     """`[function(job) for job in jobs]`, each job on one thread of one of the workers.
 
-    One line says which jobs run and how far they are, by what their own bars tell.
+    One line shows which jobs run and how far they are, as their own progress bars report.
 
     Args:
         function: importable by name; jobs and results are pickled. Jobs start in the order given.
         desc: what is done to them, e.g. "training"; empty: nothing is shown in a log.
         names: of the jobs, for the line; default: none.
-        work: of each job, in any unit, for the time left; default: all the same.
-        here: run the jobs in this process, e.g. because they are shorter than starting another.
-        gate: says which job may start beside those that run; None: as many as there are workers.
+        work: per job, in any unit, to estimate the time left; default: all the same.
+        in_process: start no worker, e.g. because that takes longer than the jobs.
+        gate: picks the job that may start next to those that run; None: the first one.
 
     Raises:
-        Whatever a job raises, the first one; the others are stopped (a training saves its state).
-        PythiaError: a worker died, e.g. for want of memory.
+        The first error that a job raises; the others are stopped (a training saves its state).
+        PythiaError: a worker died, e.g. because memory ran out.
     """
     if not jobs:
         return []
     line = _Line(progress, desc, unit, names, work or [1.0] * len(jobs))
-    if here or len(jobs) < 2 or n_workers() < 2:
+    if in_process or len(jobs) < 2 or n_workers() < 2:
         with one_thread(), line:
-            found = []
+            results = []
             for number, job in enumerate(jobs):
                 line.show({number: (0.0, "")})
-                with bars.telling(lambda *told, number=number: line.show({number: told})):
-                    found.append(function(job))
+                with bars.reporting(partial(line.show_one, number)):
+                    results.append(function(job))
                 line.done(number)
-            return found
+            return results
     pool, slots = _workers()
     with line:
         futures: dict[int, Future] = {}
         waiting, running = list(range(len(jobs))), dict[Future, int]()
         try:
             while waiting or running:
-                # none is queued: a worker that is told to stop would begin it
+                # none is queued: a worker that is being stopped would begin it
                 while waiting and len(running) < len(slots):
-                    number = gate(waiting, list(running.values())) if gate else waiting[0]
-                    if number is None:
+                    chosen = gate(waiting, list(running.values())) if gate else waiting[0]
+                    if chosen is None:
                         break
-                    waiting.remove(number)
+                    waiting.remove(chosen)
                     with uninterrupted_children():  # the first one starts the workers
-                        futures[number] = pool.submit(_at_work, function, number, jobs[number])
-                    running[futures[number]] = number
+                        futures[chosen] = pool.submit(_work, function, chosen, jobs[chosen])
+                    running[futures[chosen]] = chosen
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
                     line.done(running.pop(future))
-                told = {s.job: (s.share, s.note.decode(errors="replace")) for s in slots}
-                line.show({number: told[number] for number in running.values() if number in told})
+                reports = {s.job: (s.share, s.note.decode(errors="replace")) for s in slots}
+                line.show({n: reports[n] for n in running.values() if n in reports})
             return [futures[number].result() for number in range(len(jobs))]
         except BrokenProcessPool as error:
             _stop()
             raise PythiaError(
-                "a worker process died; was there enough memory? What was finished is kept: run "
-                f"it again to go on, with fewer workers ({VARIABLE}=1) if it happens again"
+                "a worker process died; did memory run out? What was finished is kept: run it "
+                f"again to go on, with fewer workers ({VARIABLE}=1) if it happens again"
             ) from error
         except BaseException:
             _stop()
@@ -152,7 +153,7 @@ def parallel_map(
 
 
 class _Line:
-    """The progress line of many jobs: which of how many run, how far each is, the time left."""
+    """The progress line of many jobs: which ones run, how far each is, the time left."""
 
     def __init__(
         self, progress: bool, desc: str, unit: str, names: Sequence[str], work: Sequence[float]
@@ -183,29 +184,33 @@ class _Line:
         total = len(self._parts)
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
+    def show_one(self, job: int, share: float, note: str) -> None:
+        """Draw the line while a single job runs."""
+        self.show({job: (share, note)})
+
     def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Draw the line; `running`: job -> (share that is done, where it is)."""
+        """Draw the line; `running`: job -> (share that is done, its position, e.g. "step 4/9")."""
         first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
         which = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
-        told = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
-        if len(told) > SHOWN:
-            told[SHOWN:] = [f"and {len(told) - SHOWN} more"]
+        notes = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
+        if len(notes) > SHOWN:
+            notes[SHOWN:] = [f"and {len(notes) - SHOWN} more"]
         done = sum(self._parts[number] for number in self._done)
         done += sum(self._parts[number] * share for number, (share, _) in running.items())
         self._bar.set_description_str(
             f"{self._desc} {self._unit}{which} of {len(self._parts)}", refresh=False
         )
-        self._bar.set_postfix_str("; ".join(filter(None, told)), refresh=False)
+        self._bar.set_postfix_str("; ".join(filter(None, notes)), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def done(self, number: int) -> None:
-        """A job is done."""
+        """Count a job as done."""
         self._done.add(number)
 
 
 def workers_peak_mb() -> float:
-    """Largest resident sets of the workers that are alive, added up, in MB; 0 where unknown."""
+    """Sum of the largest resident sets of all living workers, in MB; 0 where unknown."""
     total = 0
     for pid in list((_pool[0]._processes or {}) if _pool else {}):
         with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -217,7 +222,7 @@ def workers_peak_mb() -> float:
 # --- workers ---------------------------------------------------------------------------------
 
 
-def _workers() -> tuple[ProcessPoolExecutor, Sequence[_Slot]]:
+def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_Slot]]:
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
@@ -225,7 +230,8 @@ def _workers() -> tuple[ProcessPoolExecutor, Sequence[_Slot]]:
         for slot in slots:
             slot.job = -1
         arguments = (slots, context.Value("i", 0), os.getpid())
-        _pool = ProcessPoolExecutor(n_workers(), context, _start_worker, arguments), slots
+        executor = ProcessPoolExecutor(n_workers(), context, _start_worker, arguments)
+        _pool = executor, slots
         atexit.register(_stop)
     return _pool
 
@@ -233,7 +239,7 @@ def _workers() -> tuple[ProcessPoolExecutor, Sequence[_Slot]]:
 _slot: _Slot | None = None
 
 
-def _start_worker(slots: Sequence[_Slot], next_slot: Any, parent: int) -> None:
+def _start_worker(slots: ctypes.Array[_Slot], next_slot: Any, parent: int) -> None:
     import torch
 
     global _slot
@@ -241,28 +247,29 @@ def _start_worker(slots: Sequence[_Slot], next_slot: Any, parent: int) -> None:
     with next_slot.get_lock():
         _slot = slots[next_slot.value]
         next_slot.value += 1
-    # it would go on if the parent was killed, and keep the lock of the run it trains
+    # otherwise it would outlive a killed parent, and keep the lock of the run that it trains
     end_with(parent, lambda: os._exit(1))
 
 
-def _at_work(function: Callable[[Job], Found], number: int, job: Job) -> Found:
-    """Do a job in a worker, and let its bars tell how far it is."""
-    assert _slot is not None
+def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
+    """Do a job in a worker; its progress bars report to the worker's slot."""
+    slot = _slot
+    assert slot is not None
 
-    def tell(share: float, note: str) -> None:
-        _slot.share, _slot.note = share, note.encode()[:79]
+    def report(share: float, note: str) -> None:
+        slot.share, slot.note = share, note.encode()[:79]
 
-    tell(0.0, "")
-    _slot.job = number
+    report(0.0, "")
+    slot.job = number
     try:
-        with bars.telling(tell):
+        with bars.reporting(report):
             return function(job)
     finally:
-        _slot.job = -1
+        slot.job = -1
 
 
 def end_with(parent: int, end: Callable[[], object]) -> None:
-    """Watch from a thread that `parent` is still there, and call `end` once it is gone."""
+    """Call `end` from a thread once the process `parent` is gone."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -273,7 +280,7 @@ def end_with(parent: int, end: Callable[[], object]) -> None:
 
 
 def _stop() -> None:
-    """End the workers; one that trains saves its state first."""
+    """Stop the workers; one that trains saves its state first."""
     global _pool
     if _pool is None:
         return
@@ -281,7 +288,7 @@ def _stop() -> None:
     processes = list((pool._processes or {}).values())
     pool.shutdown(wait=False, cancel_futures=True)
     for process in processes:
-        with contextlib.suppress(OSError, TypeError):
-            os.kill(process.pid, signal.SIGTERM)
+        with contextlib.suppress(OSError):
+            process.terminate()
     for process in processes:
         process.join(timeout=10)

@@ -50,11 +50,11 @@ def test_a_variable_chooses_for_every_run(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_moves_bits_is_in_the_identity() -> None:
     ways = [Execution(m, r) for m in ("eager", "graph") for r in (False, True)]
-    assert {e.route("triton", "cuda") for e in ways} == {"triton"}
-    assert Execution("compile").route("triton", "cuda") == "triton+compiled"
+    assert {e.backend("triton", "cuda") for e in ways} == {"triton"}
+    assert Execution("compile").backend("triton", "cuda") == "triton+compiled"
     free = Execution(deterministic=False)
-    assert free.route("triton", "cuda") == "triton+nondeterministic"
-    assert free.route("native", "cpu") == "native"
+    assert free.backend("triton", "cuda") == "triton+nondeterministic"
+    assert free.backend("native", "cpu") == "native"
     if not torch.cuda.is_available():
         assert code_identity() == code_identity(Execution(recompute=True))
         assert code_identity(Execution("compile"))["kernels"].endswith("+compiled")

@@ -113,8 +113,8 @@ def test_many_jobs_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         return steps
 
     names = ["600k standard", "7k standard"]
-    given = {"desc": "training", "unit": "run", "names": names, "work": [3.0, 1.0], "here": True}
-    assert workers.parallel_map(job, [4, 2], **given) == [4, 2]
+    settings = {"desc": "training", "unit": "run", "names": names, "work": [3.0, 1.0]}
+    assert workers.parallel_map(job, [4, 2], in_process=True, **settings) == [4, 2]
     seen = log.getvalue().splitlines()
     assert seen[0] == "training 2 runs" and seen[-1].startswith("training 2 runs: done in")
     text = "training run 1 of 2: 56 %, 00:00 left, 600k standard step 3/4, 2k tokens/s"
@@ -125,7 +125,7 @@ def test_many_jobs_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_silent_bar_of_a_job_tells_nothing() -> None:
     told: list[tuple[float, str]] = []
-    with progress.telling(lambda *what: told.append(what)):
+    with progress.reporting(lambda *what: told.append(what)):
         list(progress.bar(False, iterable=range(3)))
         assert not told
         list(progress.bar(iterable=range(4), unit="row"))

@@ -33,7 +33,7 @@ def test_the_same_here_and_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHIA_WORKERS", "2")
     jobs = list(range(9))
     assert parallel_map(square, jobs, progress=False) == [x * x for x in jobs]
-    assert parallel_map(square, jobs, progress=False, here=True) == [x * x for x in jobs]
+    assert parallel_map(square, jobs, progress=False, in_process=True) == [x * x for x in jobs]
     assert parallel_map(square, [], progress=False) == []
     found = parallel_map(threads, jobs, progress=False)
     assert {n for n, _ in found} == {1}
