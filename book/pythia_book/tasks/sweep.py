@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
 """As released, then: items, the share of them that fits the model whole, and any problem."""
-EVERYTHING = 1_000_000_000
 
 
 def name_of(run: AnyModel) -> str:
@@ -77,7 +76,7 @@ def sweep(
     tasks: Sequence[str],
     steps: Sequence[int],
     shots: int | None = None,
-    limit: int = EVERYTHING,
+    limit: int | None = None,
     folder: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -85,7 +84,7 @@ def sweep(
 
     Args:
         shots: solved examples; None: each task's usual number.
-        limit: items per task, a fixed sample.
+        limit: items per task, a fixed sample; None: all.
         folder: read items from `<folder>/<task>.jsonl`.
 
     Raises:
@@ -94,7 +93,7 @@ def sweep(
     """
     import pandas as pd
 
-    if limit < 1:
+    if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: accepted is a number of items of at least 1")
     for name in tasks:
         task_named(name)
