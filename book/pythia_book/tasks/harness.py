@@ -53,6 +53,11 @@ def lm_eval_package() -> Any:
     return lm_eval
 
 
+def _own_definitions() -> Path:
+    """The harness' folder of task definitions."""
+    return Path(lm_eval_package().__file__).parent / "tasks"
+
+
 def adapter(model: Any, tokenizer: Any, eod_id: int, max_seq_len: int) -> Any:
     """A harness model (lm_eval.api.model.TemplateLM) around one of ours."""
     return _harness_model(CheckpointLM)(model, tokenizer, eod_id, max_seq_len)
@@ -103,14 +108,11 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    from importlib.util import find_spec
-
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval.tasks import _yaml_loader
 
-    own = Path(find_spec("lm_eval").origin).parent / "tasks"
-    folders = [own, *(Path(folder).expanduser().resolve() for folder in trusted)]
+    folders = [_own_definitions(), *(Path(folder).expanduser().resolve() for folder in trusted)]
     load = getattr(_yaml_loader, "_load_unguarded", _yaml_loader._import_func_in_yml)
     _yaml_loader._load_unguarded = load
 
@@ -173,7 +175,7 @@ class CheckpointLM:
 
     @property
     def max_gen_toks(self) -> int:
-        """Where a task does not say how long an answer may be."""
+        """The default length of an answer."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
@@ -331,8 +333,7 @@ def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
         items, definition = _generation_definition(task)
     elif yaml := task_named(task.name).yaml:
         items, examples = task.items, task.examples
-        own = Path(lm_eval_package().__file__).parent / "tasks" / yaml
-        definition = {"num_fewshot": task.shots, "include": str(own)}
+        definition = {"num_fewshot": task.shots, "include": str(_own_definitions() / yaml)}
     else:
         items, definition = _choice_definition(task)
     files = {}

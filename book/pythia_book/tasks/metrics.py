@@ -1,7 +1,7 @@
 """Tasks as measurements of a checkpoint, by the rules of the evaluation harness.
 
 `build_tasks` tokenises tasks once for any number of checkpoints with the same tokenizer and length.
-A built task is a measurement; it keeps what the model answered, and its `metrics` follow from that:
+A built task is a measurement that keeps the model's answers; its `metrics` follow from them:
 
     ScoredTask     keeps the score of every answer. acc takes the answer with the highest total
                    log-probability, acc_norm the highest per character; LAMBADA counts a greedy
@@ -163,7 +163,7 @@ class GeneratedTask:
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
         task: GenerationTask = task_named(self.name)
         texts = generate_texts(model, self.tokenizer, self.prompts, task.max_new, self.eod_id,
-                             task.until, truncate=True)  # fmt: skip
+                               task.until, truncate=True)  # fmt: skip
         pairs = zip(texts, self.targets, strict=True)
         right = np.array([task.answer(text) in targets for text, targets in pairs], bool)
         return {"right": right.reshape(len(self.fits), -1)}
@@ -218,9 +218,7 @@ def build(
     if isinstance(task, GenerationTask):
         contexts = tuple(before + context for q in questions for context in q.contexts)
         prompts = tuple(map(encode, contexts))
-        targets = [
-            frozenset(map(task.answer, right)) for each in questions for right in each.targets
-        ]
+        targets = [frozenset(map(task.answer, right)) for q in questions for right in q.targets]
         lengths = np.array([len(p) for p in prompts]).reshape(len(items), -1)
         fits = (lengths + task.max_new <= max_seq_len).all(1)
         return GeneratedTask(name, shots, contexts, prompts, tuple(targets), fits, max_seq_len,

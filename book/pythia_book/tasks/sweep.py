@@ -122,7 +122,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
         note = "most prompts are longer than the model's context and lost their beginning"
     empty = {"metric": "", "value": np.nan, "stderr": np.nan, "n": 0}
     summaries = [
-        {**_summary(metric, values), "n": len(values)} for metric, values in metrics.items()
+        {**_summary(metric, values), "n": len(values)} for metric, values in sorted(metrics.items())
     ]
     return [{**row, "fits": share, "note": note} for row in summaries or [empty]]
 
