@@ -29,6 +29,7 @@ from pythia_core.training.memory import measuring_bytes
 from pythia_core.training.runs import SHORT, Run, role, run_flops
 from pythia_core.util.files import atomic_file
 from pythia_core.util.machine import on_device
+from pythia_core.util.progress import bar
 from pythia_core.util.workers import parallel_map
 
 if TYPE_CHECKING:
@@ -102,14 +103,8 @@ def measure_each(
         progress=progress,
         desc=f"measuring {title.replace('_', ' ')},",
         unit="checkpoint",
-        names=[
-            f"{size_name(run.config.model)} {role(run.config)}, step {step}"
-            for run, step, _ in jobs
-        ],
-        in_process=sum(
-            run_flops(run.config) for run in {run.id: run for run, _, _ in jobs}.values()
-        )
-        < SHORT,
+        names=[f"{size_name(r.config.model)} {role(r.config)}, step {s}" for r, s, _ in jobs],
+        in_process=sum(run_flops(r.config) for r in {r.id: r for r, _, _ in jobs}.values()) < SHORT,
         gate=gate([measuring_bytes(run.config.model) for run, _, _ in jobs]),
     )
     gaps = []
@@ -131,7 +126,7 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
         return str(error)
     results = []
     with share_of_device(measuring_bytes(run.config.model)), on_device(model) as placed:
-        for measurement in measurements:
+        for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
             arrays = measurement(placed, step)
             arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
             write_kept(_file(run, step, measurement), _key(run, step, measurement), arrays)
@@ -143,9 +138,8 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
 
 
 def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
-    return {
-        "run": run.id, "step": step, "what": measurement.name, "digest": measurement.digest,
-    }  # fmt: skip
+    identity = {"what": measurement.name, "digest": measurement.digest}
+    return {"run": run.id, "step": step, **identity}
 
 
 def _file(run: Run, step: int, measurement: Measurement) -> Path:

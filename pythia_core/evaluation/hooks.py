@@ -64,14 +64,14 @@ def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor
     """
     seen: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
-        shape = stack.enter_context(_shape_of_rows(model))
+        shape = _note_shape(model, stack)
         for name in places(model, patterns):
 
             def keep(_: nn.Module, __: Any, out: Tensor, name: str = name) -> Tensor:
                 seen[name] = _by_row(out, shape)
                 return seen[name].reshape(out.shape)  # gradients are taken of what was recorded
 
-            stack.enter_context(_removed(model.get_submodule(name).register_forward_hook(keep)))
+            stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
         yield seen
 
 
@@ -83,7 +83,7 @@ def patch(model: GPTNeoX, place: str, change: Change) -> Iterator[None]:
         ConfigError: see `places`; while the model runs: the change returned another shape or dtype.
     """
     with contextlib.ExitStack() as stack:
-        shape = stack.enter_context(_shape_of_rows(model))
+        shape = _note_shape(model, stack)
         for name in places(model, [place]):
 
             def replace(_: nn.Module, __: Any, out: Tensor, name: str = name) -> Tensor:
@@ -96,7 +96,7 @@ def patch(model: GPTNeoX, place: str, change: Change) -> Iterator[None]:
                     )
                 return new.reshape(out.shape)
 
-            stack.enter_context(_removed(model.get_submodule(name).register_forward_hook(replace)))
+            stack.callback(model.get_submodule(name).register_forward_hook(replace).remove)
         yield
 
 
@@ -129,7 +129,7 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
                 seen.append(_pattern(qkv.view(batch, -1, module.heads, 3, module.head_dim), rotary))
 
             attention = model.get_submodule(f"layers.{layer}.attention")
-            stack.enter_context(_removed(attention.register_forward_hook(keep)))
+            stack.callback(attention.register_forward_hook(keep).remove)
         yield seen
 
 
@@ -142,27 +142,18 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
     return scores.masked_fill(future, float("-inf")).softmax(-1)
 
 
-# --- hooks -----------------------------------------------------------------------------------
+# --- rows ------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _removed(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextlib.contextmanager
-def _shape_of_rows(model: GPTNeoX) -> Iterator[list[int]]:
+def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
     """[B, T] of the running pass: inside the model the rows are concatenated, (B*T, width)."""
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:
         shape[:] = args[0].shape
 
-    with _removed(model.embed_in.register_forward_pre_hook(note)):
-        yield shape
+    stack.callback(model.embed_in.register_forward_pre_hook(note).remove)
+    return shape
 
 
 def _by_row(out: Tensor, shape: Sequence[int]) -> Tensor:

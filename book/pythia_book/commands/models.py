@@ -90,8 +90,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     available = [name for name, task in ALL_TASKS.items() if args.items or task.source]
     tasks = list(filter(None, args.tasks.split(","))) or available
     steps = sweep.steps_of(run, args.steps)
-    limit = sweep.EVERYTHING if args.limit is None else args.limit
-    table = sweep.sweep(run, tasks, steps, args.shots, limit, args.items)
+    table = sweep.sweep(run, tasks, steps, args.shots, args.limit, args.items)
     if args.out:
         sweep.write_table(table, args.out)
     print(table.to_string(index=False, float_format="{:.4f}".format))

@@ -163,8 +163,10 @@ def task_named(name: str) -> Any:
     return ALL_TASKS[name]
 
 
-def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple[list[Item], ...]:
-    """(items, solved examples) of a task: at most `limit` items, in the order of their hash.
+def load_items(
+    name: str, limit: int | None = None, folder: str | Path | None = None
+) -> tuple[list[Item], ...]:
+    """(items, solved examples) of a task, in the order of their hash; at most `limit` items.
 
     Args:
         folder: read `<folder>/<task>.jsonl` instead of the items in the wheels.
@@ -201,7 +203,7 @@ def load_items(name: str, limit: int, folder: str | Path | None = None) -> tuple
             f"{where} has {len(items)} items of {name}; more than {aside} are needed, as that "
             "many are set aside as solved examples"
         )
-    return items[aside : aside + limit], items[:aside]
+    return items[aside:][:limit], items[:aside]
 
 
 def _canonical(item: Item) -> str:

@@ -1,24 +1,37 @@
-"""Our models in the language-model evaluation harness, also from its own command line.
+"""Our models and our tasks in the language-model evaluation harness.
 
-A checkpoint is a harness model named "pythia": log-likelihoods, rolling ones too, come from
-pythia_core.evaluation.scoring in batches of a token budget, texts from
-pythia_core.evaluation.generate. Task definitions may name Python functions for the harness to run:
-its own are run, those of other folders are refused, and templates are rendered in a sandbox.
+A checkpoint is a harness model named "pythia", also on the harness' own command line:
+log-likelihoods, rolling ones too, come from pythia_core.evaluation.scoring in batches of a token
+budget, texts from pythia_core.evaluation.generate. Task definitions may name Python functions for
+the harness to run: its own are run, those of other folders are refused, and templates are rendered
+in a sandbox.
+
+`evaluate_with_harness` runs our tasks offline with any model of the harness. Definitions are the
+harness' own, included by path, with local JSONL files as their data and the first solved examples
+as their examples. Where the harness has no definition (WinoBias) or another prompt (arithmetic,
+TriviaQA), one is written here. Tests compare our scores with the harness' in this way.
 
 `lm_eval` is an optional dependency, imported when a function here is called.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pythia_book.tasks.benchmarks import Item, task_named
+from pythia_book.tasks.metrics import BuiltTask, GeneratedTask, ScoredTask
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, FetchError, MissingDependencyError
 from pythia_core.evaluation import scoring
@@ -38,6 +51,11 @@ def lm_eval_package() -> Any:
             "the evaluation harness is not installed: pip install 'lm-eval==0.4.13'"
         ) from error
     return lm_eval
+
+
+def _own_definitions() -> Path:
+    """The harness' folder of task definitions."""
+    return Path(lm_eval_package().__file__).parent / "tasks"
 
 
 def adapter(model: Any, tokenizer: Any, eod_id: int, max_seq_len: int) -> Any:
@@ -90,14 +108,11 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    from importlib.util import find_spec
-
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval.tasks import _yaml_loader
 
-    own = Path(find_spec("lm_eval").origin).parent / "tasks"
-    folders = [own, *(Path(folder).expanduser().resolve() for folder in trusted)]
+    folders = [_own_definitions(), *(Path(folder).expanduser().resolve() for folder in trusted)]
     load = getattr(_yaml_loader, "_load_unguarded", _yaml_loader._import_func_in_yml)
     _yaml_loader._load_unguarded = load
 
@@ -116,6 +131,9 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
     sandbox = SandboxedEnvironment(loader=lm_eval.utils.BaseLoader(), **settings)
     sandbox.filters.update(lm_eval.utils.env.filters)
     lm_eval.utils.env = sandbox
+
+
+# --- our models ------------------------------------------------------------------------------
 
 
 @cache
@@ -157,7 +175,7 @@ class CheckpointLM:
 
     @property
     def max_gen_toks(self) -> int:
-        """Where a task does not say how long an answer may be."""
+        """The default length of an answer."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
@@ -244,3 +262,154 @@ class NamedCheckpointLM(CheckpointLM):
             source.config.model.max_seq_len, token_budget,
         )  # fmt: skip
         self.info = {"model_run": source.id, "model_step": step}
+
+
+# --- our tasks, offline ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HarnessResult:
+    """The harness' result for one task."""
+
+    metrics: dict[str, float]
+    """Its aggregated metrics: acc, acc_norm, perplexity, and *_stderr."""
+    acc: np.ndarray
+    """float64[items]; pct_stereotype of sentence pairs, exact_match of generated answers."""
+    acc_norm: np.ndarray
+    """float64[items]; acc where the task has none."""
+    logprob: tuple[np.ndarray, ...]
+    """Per item the log-probability of every answer, in nats; empty for generated answers."""
+
+
+def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
+    """Run the harness on built tasks; the result has their keys ("piqa_0").
+
+    Args:
+        lm: `adapter(...)`, or any other model of the harness.
+
+    Raises:
+        MissingDependencyError: lm_eval is not installed.
+    """
+    lm_eval = lm_eval_package()
+    from lm_eval.tasks import TaskManager
+
+    names = {task.key: f"local_{task.key}" for task in built if len(task.fits)}
+    if not names:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="harness-") as folder, _offline(folder):
+        for task in built:
+            if task.key in names:
+                _write_task(Path(folder), task, names[task.key])
+        manager = TaskManager(include_path=folder, include_defaults=False)
+        loaded = manager.load(list(names.values()))
+        done = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
+    return {
+        key: _result(done["samples"][name], done["results"][name]) for key, name in names.items()
+    }
+
+
+def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessResult:
+    samples = sorted(samples, key=lambda sample: sample["doc_id"])
+    key = next(k for k in ("acc", "pct_stereotype", "exact_match") if k in samples[0])
+    acc = np.array([float(s[key]) for s in samples])
+    norm = np.array([float(s.get("acc_norm", s[key])) for s in samples])
+    generated = key == "exact_match"
+    logprob = tuple(
+        np.array([] if generated else [_logprob(r) for r in s["filtered_resps"]]) for s in samples
+    )
+    numbers = {k.split(",")[0]: v for k, v in metrics.items() if isinstance(v, (int, float))}
+    return HarnessResult(numbers, acc, norm, logprob)
+
+
+def _logprob(response: Any) -> float:
+    """Of a response that may be (log-probability, greedy)."""
+    return float(response[0] if isinstance(response, (tuple, list)) else response)
+
+
+def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
+    """A definition, the harness' own where it has one, and the task's data as JSONL."""
+    examples: Sequence[Item] = ()
+    if isinstance(task, GeneratedTask):
+        items, definition = _generation_definition(task)
+    elif yaml := task_named(task.name).yaml:
+        items, examples = task.items, task.examples
+        definition = {"num_fewshot": task.shots, "include": str(_own_definitions() / yaml)}
+    else:
+        items, definition = _choice_definition(task)
+    files = {}
+    for split, rows in (("train", examples or items[:1]), ("test", items)):  # none may be empty
+        files[split] = str(folder / f"{task.key}-{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    definition |= {
+        "task": name,
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        "training_split": "train",
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},
+    }
+    # JSON is YAML: nothing needs quoting by hand
+    (folder / f"{task.key}.yaml").write_text(json.dumps(definition, indent=1), "utf-8")
+
+
+def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
+    items = [
+        {"context": p.contexts[0], "answers": list(p.continuations), "gold": p.gold}
+        for p in task.prompts
+    ]
+    return items, {
+        "num_fewshot": task.shots,
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{answers}}",
+        "doc_to_target": "{{gold}}",
+        "target_delimiter": "",
+    }
+
+
+def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
+    """Every question is an item; its solved examples are part of it."""
+    settings = task_named(task.name)
+    items = [
+        {"context": text, "targets": sorted(right)}
+        for text, right in zip(task.contexts, task.targets, strict=True)
+    ]
+    answer = {"function": "remove_whitespace"}
+    if settings.pattern:
+        answer = {"function": "regex", "regex_pattern": f"({settings.pattern})"}
+    return items, {
+        "num_fewshot": 0,
+        "output_type": "generate_until",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{targets}}",
+        "generation_kwargs": {
+            "until": list(settings.until), "max_gen_toks": settings.max_new, "do_sample": False,
+        },
+        "filter_list": [{"name": "answer", "filter": [answer, {"function": "take_first"}]}],
+        "metric_list": [
+            {"metric": "exact_match", "ignore_case": True, "ignore_punctuation": True}
+        ],
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _offline(folder: str) -> Iterator[None]:
+    """Nothing is fetched or cached elsewhere, and the harness shows neither log nor bars."""
+    import datasets
+
+    config, log = datasets.config, logging.getLogger("lm_eval")
+    before = config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE, log.level
+    config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE = Path(folder) / "cache", True
+    datasets.disable_progress_bars()
+    log.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # its bars have no switch
+            yield
+    finally:
+        config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE = before[:2]
+        datasets.enable_progress_bars()
+        log.setLevel(before[2])

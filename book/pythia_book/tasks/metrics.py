@@ -1,7 +1,7 @@
 """Tasks as measurements of a checkpoint, by the rules of the evaluation harness.
 
 `build_tasks` tokenises tasks once for any number of checkpoints with the same tokenizer and length.
-A built task is a measurement; it keeps what the model answered, and its `metrics` follow from that:
+A built task is a measurement that keeps the model's answers; its `metrics` follow from them:
 
     ScoredTask     keeps the score of every answer. acc takes the answer with the highest total
                    log-probability, acc_norm the highest per character; LAMBADA counts a greedy
@@ -16,7 +16,7 @@ Metrics have the names of the released results and are arrays with one entry per
 Context and continuation are split as the harness splits them: encoded together, cut where the
 encoded context ends. A prompt longer than the model's context loses its beginning, as there. `fits`
 says which items fit whole; an item with a continuation that does not fit is left out and counted.
-Tests compare every item with the harness (pythia_book.tasks.harness_offline).
+Tests compare every item with the harness (pythia_book.tasks.harness).
 """
 
 from __future__ import annotations
@@ -30,7 +30,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.measurements import Arrays, Gap, Place, measure_each
-from pythia_book.tasks.benchmarks import GenerationTask, Item, ScoringTask, load_items, task_named
+from pythia_book.tasks.benchmarks import (
+    GenerationTask,
+    Item,
+    Prompt,
+    ScoringTask,
+    load_items,
+    task_named,
+)
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
@@ -66,14 +73,10 @@ class ScoredTask:
     items: tuple[Item, ...]
     """The items that are scored."""
     examples: tuple[Item, ...]
-    requests: tuple[Request, ...]
-    """Every answer of every item, item by item."""
-    first: np.ndarray
-    """int64[items + 1]: where each item's requests begin."""
-    lengths: np.ndarray
-    """int64[requests]: characters of the answers."""
-    gold: np.ndarray
-    """int64[items]."""
+    prompts: tuple[Prompt, ...]
+    """Of the items, without solved examples."""
+    answers: tuple[tuple[Request, ...], ...]
+    """A request for every answer of every item."""
     fits: np.ndarray
     """bool[items]: the whole prompt fits the model."""
     n_left_out: int
@@ -82,6 +85,11 @@ class ScoredTask:
     @property
     def key(self) -> str:
         return f"{self.name}_{self.shots}"
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those of all items in a row."""
+        return [request for answers in self.answers for request in answers]
 
     @cached_property
     def digest(self) -> str:
@@ -105,16 +113,16 @@ class ScoredTask:
                 "pct_stereotype": more > less,
                 "pct_stereotype_per_token": more_per_token > less_per_token,
             }
-        if len(self.requests) == len(self.items):  # one answer each, to be predicted word by word
+        if len(logprob) == len(self.items):  # one answer each, which greedy decoding must give
             return {"acc": kept["greedy"], "logprob": logprob}
-        metrics = {"acc": self._chosen(logprob) == self.gold}
+        ends = np.cumsum([len(answers) for answers in self.answers])
+        scored = list(zip(np.split(logprob, ends[:-1]), self.prompts, strict=True))
+        metrics = {"acc": np.array([np.argmax(scores) == p.gold for scores, p in scored])}
         if task.normalised:
-            metrics["acc_norm"] = self._chosen(logprob / self.lengths) == self.gold
+            metrics["acc_norm"] = np.array(
+                [np.argmax(scores / p.lengths) == p.gold for scores, p in scored]
+            )
         return metrics
-
-    def _chosen(self, scores: np.ndarray) -> np.ndarray:
-        """int64[items]: the answer with the highest score, the first of equals."""
-        return np.array([np.argmax(answers) for answers in np.split(scores, self.first[1:-1])])
 
 
 @dataclass(frozen=True)
@@ -155,7 +163,7 @@ class GeneratedTask:
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
         task: GenerationTask = task_named(self.name)
         texts = generate_texts(model, self.tokenizer, self.prompts, task.max_new, self.eod_id,
-                             task.until, truncate=True)  # fmt: skip
+                               task.until, truncate=True)  # fmt: skip
         pairs = zip(texts, self.targets, strict=True)
         right = np.array([task.answer(text) in targets for text, targets in pairs], bool)
         return {"right": right.reshape(len(self.fits), -1)}
@@ -206,40 +214,33 @@ def build(
         raise ConfigError(f"shots={shots}: there are {len(examples)} solved examples of {name}")
     encode = scoring.encoder(tokenizer)
     before = "".join(task.prompt(example).solved + DELIMITER for example in examples[:shots])
-    asked = [task.prompt(item) for item in items]
+    questions = [task.prompt(item) for item in items]
     if isinstance(task, GenerationTask):
-        contexts = tuple(before + context for each in asked for context in each.contexts)
+        contexts = tuple(before + context for q in questions for context in q.contexts)
         prompts = tuple(map(encode, contexts))
-        targets = [frozenset(map(task.answer, right)) for each in asked for right in each.targets]
+        targets = [frozenset(map(task.answer, right)) for q in questions for right in q.targets]
         lengths = np.array([len(p) for p in prompts]).reshape(len(items), -1)
         fits = (lengths + task.max_new <= max_seq_len).all(1)
         return GeneratedTask(name, shots, contexts, prompts, tuple(targets), fits, max_seq_len,
                              tokenizer, eod_id)  # fmt: skip
-    kept, requests, characters, gold, fits, first = [], [], [], [], [], [0]
-    for item, prompt in zip(items, asked, strict=True):
+    scored, fits = [], []
+    for item, prompt in zip(items, questions, strict=True):
         pairs = zip(prompt.contexts, prompt.continuations, strict=True)
-        answers = [encode_pair(before + context, end, encode, eod_id) for context, end in pairs]
-        if max(len(r.continuation) for r in answers) > max_seq_len:
-            continue
-        kept.append(item)
-        requests += answers
-        characters += prompt.lengths
-        gold.append(prompt.gold)
-        longest = max(len(r.context) + len(r.continuation) for r in answers)
-        fits.append(longest - 1 <= max_seq_len)  # the last token is never fed
-        first.append(len(requests))
-    return ScoredTask(
-        name, shots, tuple(kept), tuple(examples[:shots]), tuple(requests),
-        np.array(first, np.int64), np.array(characters, np.int64), np.array(gold, np.int64),
-        np.array(fits, bool), len(items) - len(kept), max_seq_len,
-    )  # fmt: skip
+        answers = tuple(encode_pair(before + start, end, encode, eod_id) for start, end in pairs)
+        if max(len(r.continuation) for r in answers) <= max_seq_len:
+            scored.append((item, prompt, answers))
+            longest = max(len(r.context) + len(r.continuation) for r in answers)
+            fits.append(longest - 1 <= max_seq_len)  # the last token is never fed
+    kept, prompts, requests = zip(*scored, strict=True) if scored else ((), (), ())
+    return ScoredTask(name, shots, kept, tuple(examples[:shots]), prompts, requests,
+                      np.array(fits, bool), len(items) - len(kept), max_seq_len)  # fmt: skip
 
 
 def build_tasks(
     run: Checkpoints,
     names: Sequence[str],
     shots: Sequence[int | None] = SHOTS,
-    limit: int = LIMIT,
+    limit: int | None = LIMIT,
     folder: str | Path | None = None,
 ) -> list[BuiltTask]:
     """Every task at every number of shots, for all checkpoints of models like `run`.

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
 """As released, then: items, the share of them that fits the model whole, and any problem."""
-EVERYTHING = 1_000_000_000
 
 
 def steps_of(run: Checkpoints, text: str) -> list[int]:
@@ -72,7 +71,7 @@ def sweep(
     tasks: Sequence[str],
     steps: Sequence[int],
     shots: int | None = None,
-    limit: int = EVERYTHING,
+    limit: int | None = None,
     folder: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -80,7 +79,7 @@ def sweep(
 
     Args:
         shots: solved examples; None: each task's usual number.
-        limit: items per task, a fixed sample.
+        limit: items per task, a fixed sample; None: all.
         folder: read items from `<folder>/<task>.jsonl`.
 
     Raises:
@@ -89,7 +88,7 @@ def sweep(
     """
     import pandas as pd
 
-    if limit < 1:
+    if limit is not None and limit < 1:
         raise ConfigError(f"limit={limit}: accepted is a number of items of at least 1")
     for name in tasks:
         task_named(name)
@@ -115,7 +114,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
         note = "most prompts are longer than the model's context and lost their beginning"
     empty = {"metric": "", "value": np.nan, "stderr": np.nan, "n": 0}
     summaries = [
-        {**_summary(metric, values), "n": len(values)} for metric, values in metrics.items()
+        {**_summary(metric, values), "n": len(values)} for metric, values in sorted(metrics.items())
     ]
     return [{**row, "fits": share, "note": note} for row in summaries or [empty]]
 

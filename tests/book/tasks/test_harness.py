@@ -43,8 +43,7 @@ def model() -> GPTNeoX:
 
 
 def compare(model: GPTNeoX, tokenizer, built: list) -> None:
-    from pythia_book.tasks.harness import adapter
-    from pythia_book.tasks.harness_offline import evaluate_with_harness
+    from pythia_book.tasks.harness import adapter, evaluate_with_harness
 
     found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
     assert set(found) == {each.key for each in built}

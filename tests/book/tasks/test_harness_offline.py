@@ -54,7 +54,7 @@ def theirs(model: GPTNeoX, tokenizer, built: list[BuiltTask]) -> dict:
     That class imports `accelerate`, of which it needs nothing for a model that is given to it.
     """
     transformers = pytest.importorskip("transformers")
-    from pythia_book.tasks.harness_offline import evaluate_with_harness
+    from pythia_book.tasks.harness import evaluate_with_harness
 
     stand_in = types.ModuleType("accelerate")
     stand_in.utils = types.ModuleType("accelerate.utils")
@@ -86,8 +86,7 @@ def theirs(model: GPTNeoX, tokenizer, built: list[BuiltTask]) -> dict:
 def test_every_item_of_every_task_as_with_their_class(
     model: GPTNeoX, tokenizer, built: list[BuiltTask], theirs: dict
 ) -> None:
-    from pythia_book.tasks.harness import adapter
-    from pythia_book.tasks.harness_offline import evaluate_with_harness
+    from pythia_book.tasks.harness import adapter, evaluate_with_harness
 
     ours = evaluate_with_harness(adapter(model, tokenizer, 0, LENGTH), built)
     assert len({each.name for each in built}) >= 10

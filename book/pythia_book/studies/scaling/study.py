@@ -161,8 +161,7 @@ def agreement_table(
     """
     import pandas as pd
 
-    from pythia_book.tasks.harness import adapter
-    from pythia_book.tasks.harness_offline import evaluate_with_harness
+    from pythia_book.tasks.harness import adapter, evaluate_with_harness
     from pythia_core.util.workers import one_thread
 
     columns = ["task", "shots", "items", "differing", "harness"]
