@@ -102,10 +102,12 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     cells = [(run, step) for run in arms.values() for step in steps]
     last = [(run, run.config.train.steps) for run in once.values()]
     language, gaps = measure_all([*cells, *last], heldout, progress)
-    read, more = measure_all(cells, ReadRowsMeasurement(common[spread]), progress)
+    read, read_gaps = measure_all(cells, ReadRowsMeasurement(common[spread]), progress)
     batch, first = fresh.config.train.batch_size, params.n_steps // params.epoch_list[-1]
-    what = ExtractionOfRows(fresh.data, batch, first, CONTEXT, CONTEXT, unread=True)
-    recited, lost = measure_all([(run, params.n_steps) for run in arms.values()], what, progress)
+    extraction = ExtractionOfRows(fresh.data, batch, first, CONTEXT, CONTEXT, unread=True)
+    ends = [(run, params.n_steps) for run in arms.values()]
+    recited, recited_gaps = measure_all(ends, extraction, progress)
+    gaps += read_gaps + recited_gaps
 
     kept = {
         (*cell, step): language[run.id, step] | read.get((run.id, step), {})
@@ -124,6 +126,6 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     }
     tables = tables_of(params, kept, finals, singles)
     claims = claims_table(params, finals, singles)
-    values = values_of(params, finals, singles) | {"gaps": len(gaps) + len(more) + len(lost)}
+    values = values_of(params, finals, singles) | {"gaps": len(gaps)}
     runs = list({run.id: run for run in (*arms.values(), *once.values())}.values())
     return StudyResult(STUDY, params, tables, values, claims, runs, started)
