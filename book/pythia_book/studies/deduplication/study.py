@@ -1,8 +1,8 @@
 """What deduplication takes away and what it gives (paper sections 2.1 and 2.6): twins compared.
 
-Every size stands twice in the suite, on the standard and on the deduplicated text, with the same
+The suite has every size twice, on the standard and on the deduplicated text, with the same
 initial weights, number of updates and tokens. Both are measured on the same held-out rows, items
-and training rows, so that every difference is paired. Tables only; training is find-or-train.
+and training rows, so that every difference is paired.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ training. The forks leave at the 133rd and 113th of the 143 evenly spaced checkp
 paper. Seed i gives both the order and the weights the seed 1234 + i.
 
 Measured over the branch and at the end (gender_bias.measures); every effect is a paired difference
-with its bootstrap interval (stats). Only tables come out of here; training is find-or-train.
+with its bootstrap interval (stats).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check(params: Params) -> None:
     """Refuse scale paper while models or data that it needs are missing.
 
     Raises:
-        ConfigError: says what, with sizes and hours.
+        ConfigError: lists what is missing, with sizes and hours.
     """
     if scale_named(params.scale).published:
         from pythia_book.studies.gender_bias import released
@@ -65,7 +65,7 @@ def run(
 
     Args:
         items: the evaluation items; default: those of the pinned wheels.
-        find_or_train: how runs are had, from configs; default: `train_all`.
+        find_or_train: makes runs from configs; default: `train_all`.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
 
     Raises:
@@ -98,14 +98,14 @@ def run(
     places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
     arrays_at, gaps = {}, []
     for full in (False, True):
-        for fingerprint, each in batteries.items():
+        for fingerprint, of_text in batteries.items():
             checkpoints = [
                 (run, step)
                 for _, run, step in places
                 if (step >= scale.fork_step(BRANCH[0])) == full
                 and texts[run.id].fingerprint == fingerprint
             ]
-            arrays, missing = measure_all(checkpoints, each.measurement(full), progress)
+            arrays, missing = measure_all(checkpoints, of_text.measurement(full), progress)
             arrays_at |= arrays
             gaps += missing
     if lost := [gap for gap in gaps if gap.step == scale.steps]:

@@ -192,10 +192,10 @@ class Null:
         draws = len(self.table)
         result = np.empty(observed.shape)
         for t, (name, _) in enumerate(self.design.tests):
-            null, seen = np.sort(self.table[:, t]), observed[:, t]
+            null, column = np.sort(self.table[:, t]), observed[:, t]
             slack = 1e-9 * max(1.0, float(np.abs(null).max()))  # equal up to rounding is equal
-            upper = draws - np.searchsorted(null, seen - slack, "left")
-            lower = np.searchsorted(null, seen + slack, "right")
+            upper = draws - np.searchsorted(null, column - slack, "left")
+            lower = np.searchsorted(null, column + slack, "right")
             upper, lower = (1 + upper) / (draws + 1), (1 + lower) / (draws + 1)
             both = np.minimum(1, 2 * np.minimum(upper, lower))
             result[:, t] = both if name in ("trend", "dispersion") else upper

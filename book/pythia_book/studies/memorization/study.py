@@ -4,7 +4,7 @@ Extraction of every row that a checkpoint has read (pythia_core.evaluation.memor
 over training, on both texts, and by how often a row was read. The paper's question, does a row's
 place in training matter, is asked with tests that keep their level (order_tests), with and without
 rows read more than once, and with what each test could have seen. Then the memorized set of the
-last checkpoint is predicted from earlier checkpoints and from smaller models. Tables only.
+last checkpoint is predicted from earlier checkpoints and from smaller models.
 """
 
 from __future__ import annotations

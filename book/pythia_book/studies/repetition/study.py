@@ -4,10 +4,8 @@ Arms share initial weights, learning rates and number of updates; an arm of r ep
 1/r of the fresh arm's rows r times, so that it *is* the fresh arm until its first pass ends. The
 text is the deduplicated one, where fresh means fresh. Muennighoff et al. (2023, arXiv:2305.16264)
 find up to four epochs nearly free and fit what repeated data are worth. That worth is measured
-here with runs that read the same rows once and stop: they say what loss so much fresh data gives.
-
-Comparisons and claims are in repetition.claims. Not here: a little data repeated among
-fresh ones (Hernandez et al. 2022, arXiv:2205.10487).
+here with runs that read the same rows once and stop: they give the loss for so much fresh data.
+Repeating a little data among fresh ones (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
 """
 
 from __future__ import annotations
@@ -67,7 +65,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """read_loss: nats a token, float64[rows], on training rows."""
+    """read_loss: nats per token, float64[rows], on training rows."""
 
     rows: np.ndarray
     name: str = "read_rows"
