@@ -1,9 +1,9 @@
-"""Paired bootstrap intervals and the rules that turn an interval into a verdict.
+"""Paired bootstrap intervals, and the rules that turn an interval into a verdict.
 
 Two arms are scored on the same items, so what is resampled is the per-item *difference*: both arms
 see the same resample by construction. With several seeds, seeds are resampled too, independently
 of the items; with one seed an interval speaks about the items only, not about training again.
-Percentile intervals at 95 %; the resampling is seeded, so that a table can be made again exactly.
+Percentile intervals at 95 %. The resampling is seeded: the same data give the same interval.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def estimate(
     Args:
         strata: group of each item; groups whose sizes the benchmark fixes are resampled apart.
         change: whether `values` are differences.
-        exact: for choices, 0 or 1: where every item says the same (all right, none changed) a
-            bootstrap knows no doubt; the exact binomial bound is given instead.
+        exact: for choices, 0 or 1: where all items agree (all right, none changed) a bootstrap
+            interval has no width; the exact binomial bound is given instead.
 
     Raises:
         DataError: no items, the wrong shape, or a value that is not finite.

@@ -1,4 +1,4 @@
-"""What studies share: checked parameters, what they keep and cost, what they return."""
+"""What every study has: checked parameters, retention, a cost for planning, a result."""
 
 from __future__ import annotations
 
@@ -68,10 +68,9 @@ class MeasuringCost:
     """Roughly what measuring one run costs, for planning (pythia_book.budget)."""
 
     heldout: int = 0
-    """How many times held-out text, or about as many tokens of items, is read, over all
-    checkpoints."""
+    """How often held-out text, or about as many tokens of items, is read, over all checkpoints."""
     rows: float = 0.0
-    """How many times the rows that the run was trained on are read again (first 32 tokens)."""
+    """How often the rows that the run was trained on are read again (first 32 tokens)."""
 
 
 def kept_at(

@@ -2,8 +2,8 @@
 
 A model size has one colour everywhere, from an ordered, colour-blind-safe map along the sizes of
 its scale; an arm of an intervention has one line style and marker. Drawings are made without
-pyplot, hence without global state, and show themselves in a notebook as SVG: same numbers, same
-bytes. The card is white on purpose: it reads on light and dark pages. The small print of a figure
+pyplot, hence without global state, and are shown in a notebook as SVG: same numbers, same bytes.
+The background is white on purpose: it is readable on light and dark pages. The footer of a figure
 and the table of claims are here too; what a study draws is in its own room.
 """
 
@@ -97,9 +97,9 @@ def size_colour(size: str) -> str:
     """
     import matplotlib
 
-    for ladder in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
-        if size in ladder:
-            rank = list(ladder).index(size) / (len(ladder) - 1)
+    for sizes in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
+        if size in sizes:
+            rank = list(sizes).index(size) / (len(sizes) - 1)
             # The yellow end of the map is too pale on white.
             return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](0.84 * rank))
     raise ConfigError(one_of(size, [*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES], "size"))
@@ -194,7 +194,7 @@ def panels(
 
 
 def say(ax: Axes, text: str) -> None:
-    """A panel that has nothing to draw says why in words."""
+    """Say in words why a panel has nothing to draw."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
@@ -315,7 +315,7 @@ VERDICTS = (
 
 
 def footer(result: StudyResult, *notes: str) -> str:
-    """The small print of a figure: what it shows, and the command that draws it again."""
+    """The small print of a figure: notes, and the command that draws it again."""
     record = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
     lines = ["; ".join(filter(None, notes)), f"Redraw: {records.command(record)}"]
     return "\n".join(filter(None, lines))
@@ -341,7 +341,7 @@ def claims_table(result: StudyResult, note: str = "") -> Table:
 
 
 def claims_frame(claims: list[dict[str, Any]]) -> pd.DataFrame:
-    """A study's claims in words, a row each."""
+    """A study's claims in words, one row per claim."""
     import pandas as pd
 
     rows = [

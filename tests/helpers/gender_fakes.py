@@ -130,11 +130,11 @@ def fake_find_or_train(folder: Path):
     made: list[FakeRun] = []
 
     def find_or_train(configs: dict[Any, RunConfig], progress: bool = True) -> dict[Any, FakeRun]:
-        found = {key: FakeRun(config, folder, data) for key, config in configs.items()}
-        for run in found.values():
+        runs = {key: FakeRun(config, folder, data) for key, config in configs.items()}
+        for run in runs.values():
             run.folder = folder / run.id
             made.append(run)
-        return found
+        return runs
 
     find_or_train.made = made
     return find_or_train

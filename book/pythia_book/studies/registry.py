@@ -1,8 +1,8 @@
 """Finds the studies that train something, their runs, and what a run keeps on disk.
 
-A study is a folder next to this file. If its params.py has a function `runs`, it is found here,
+A study is a folder next to this file. If its params.py has a function `runs`, it is listed here,
 counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so a run keeps
-whatever any of them reads, no matter which one trains it. Not here: what studies do with them.
+whatever any of them reads, no matter which one trains it.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ def _rooms() -> dict[str, ModuleType]:
     Studies named in a study's AFTER come before it, because it reads runs that they train;
     otherwise the order is alphabetical. So budget counts shared runs where they are trained.
     """
-    found = {}
+    rooms = {}
     for room in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
         if room.ispkg and find_spec(f"{room.name}.params"):
             params = importlib.import_module(f"{room.name}.params")
             if hasattr(params, "runs"):
-                found[room.name.rpartition(".")[2]] = params
-    sorter = TopologicalSorter({name: getattr(room, "AFTER", ()) for name, room in found.items()})
+                rooms[room.name.rpartition(".")[2]] = params
+    sorter = TopologicalSorter({name: getattr(room, "AFTER", ()) for name, room in rooms.items()})
     sorter.prepare()
     order: list[str] = []
     while ready := sorted(sorter.get_ready()):
         order += ready
         sorter.done(*ready)
-    return {name: found[name] for name in order if name in found}
+    return {name: rooms[name] for name in order if name in rooms}
 
 
 _ROOMS = _rooms()
@@ -87,39 +87,39 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
     """The data that several studies read, each once: that of runs, and what else they declare."""
-    found = [run.data for run in all_runs(scale, studies)]
+    texts = [run.data for run in all_runs(scale, studies)]
     for room in map(declared, studies):
-        found += room.texts(room.Params(scale)) if hasattr(room, "texts") else []
-    return list(dict.fromkeys(found))
+        texts += room.texts(room.Params(scale)) if hasattr(room, "texts") else []
+    return list(dict.fromkeys(texts))
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
     """Wheels that several studies read as they run: of items, and of text that is read again."""
-    found: set[str] = set()
+    wheels: set[str] = set()
     for room in map(declared, studies):
-        found |= set(room.wheels(room.Params(scale))) if hasattr(room, "wheels") else set()
-    return sorted(found)
+        wheels |= set(room.wheels(room.Params(scale))) if hasattr(room, "wheels") else set()
+    return sorted(wheels)
 
 
 # --- what runs keep --------------------------------------------------------------------------
 
 
-def keep(scale: str, run: RunConfig, *asking: StudyParams) -> Keep | None:
+def keep(scale: str, run: RunConfig, *also: StudyParams) -> Keep | None:
     """What a run keeps if it is large; None: everything.
 
-    That is whatever any study reads from it with its default parameters, or with those in
-    `asking`; and always the first and the last weights.
+    That is whatever any study reads from it with its default parameters, or with those in `also`;
+    and always the first and the last weights.
     """
-    params = list(asking)
+    params = list(also)
     for room in _ROOMS.values():
         with contextlib.suppress(ConfigError):  # a study without this scale
             params.append(room.Params(scale))
     kept = Keep(frozenset({0, run.train.steps}))
-    for each in params:
-        more = sys.modules[type(each).__module__].keep(each, run)
-        if more is None:
+    for study_params in params:
+        needed = sys.modules[type(study_params).__module__].keep(study_params, run)
+        if needed is None:
             return None
-        kept |= more
+        kept |= needed
     return kept
 
 

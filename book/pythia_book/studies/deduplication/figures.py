@@ -61,7 +61,7 @@ def over_training(result: Result) -> Drawing:
     notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
     with style.canvas(result, 2, 3.0, notes) as (figure, (loss, words)):
         _differences(loss, effects[effects.measure == "loss"], 1, result)
-        loss.set_ylabel("held-out loss, nats a token\n(below 0: deduplicated is better)")
+        loss.set_ylabel("held-out loss, nats per token\n(below 0: deduplicated is better)")
         _differences(words, effects[effects.measure == "last_word"], 100, result)
         words.set_ylabel("last words predicted, points\n(above 0: deduplicated is better)")
         style.size_legend(loss, result.params.size_list, loc="best", ncols=2)

@@ -1,13 +1,14 @@
 """What deduplication takes away and what it gives (paper sections 2.1 and 2.6): twins compared.
 
-Every size stands twice in the suite, on the standard and on the deduplicated text, with the same
+The suite has every size twice, on the standard and on the deduplicated text, with the same
 initial weights, number of updates and tokens. Both are measured on the same held-out rows, items
-and training rows, so that every difference is paired. Tables only; training is find-or-train.
+and training rows, so that every difference is paired.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,6 +50,13 @@ if TYPE_CHECKING:
 PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
 """The Pile before and after (issue threads of the release; paper section 2)."""
 
+MEASURES = {
+    "loss": ("held-out loss, deduplicated minus standard (nats a token", 1, -1),
+    "last_word": ("last words of held-out sentences, deduplicated minus standard (points", 100, 1),
+    "accuracy": ("benchmark tasks, zero-shot, deduplicated minus standard (points", 100, 1),
+}
+"""Measure -> words, factor of its unit, and the sign of a benefit."""
+
 Suite = dict[tuple[str, str], "Run"]
 
 
@@ -77,10 +85,11 @@ def recipes_table(params: Params, progress: bool) -> dict[str, pd.DataFrame]:
         if recipe in RECIPES and RECIPES[recipe].buckets:
             bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
             for similarity in np.linspace(0, 1, 101).round(2):
-                found = float(s_curve(similarity, *bands))
-                if RECIPES[recipe].verify and similarity < RECIPES[recipe].threshold:
-                    found = 0.0
-                caught.append({"recipe": recipe, "similarity": similarity, "probability": found})
+                verified_away = RECIPES[recipe].verify and similarity < RECIPES[recipe].threshold
+                probability = 0.0 if verified_away else float(s_curve(similarity, *bands))
+                caught.append(
+                    {"recipe": recipe, "similarity": similarity, "probability": probability}
+                )
     return {
         "recipes": pd.DataFrame(rows),
         "clusters": pd.DataFrame(clusters, columns=["recipe", "copies", "clusters", "documents"]),
@@ -102,29 +111,28 @@ def twins_tables(
 
     scale = scale_named(params.scale)
     steps = sorted({scale.fork_step(index) for index in INDICES} - {0})
-    some = next(iter(suite.values()))
-    what = LanguageMeasurement.of(some.data, some.config.model.max_seq_len)
+    first = next(iter(suite.values()))
+    language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
     cells = [(run, step) for run in suite.values() for step in steps]
-    found, gaps = measure_all(cells, what, progress)
+    arrays_at, gaps = measure_all(cells, language, progress)
     levels, effects = [], []
     final: dict[tuple[str, str], np.ndarray] = {}
     for size in params.size_list:
         for step in steps:
             place = {"size": size, "step": step, "percent": 100 * step / scale.steps}
-            both = [found.get((suite[size, arm].id, step)) for arm in DATA_ARMS]
+            both = [arrays_at.get((suite[size, arm].id, step)) for arm in DATA_ARMS]
             for arm, arrays in zip(DATA_ARMS, both, strict=True):
                 for measure, values in (arrays or {}).items():
-                    row = estimate(values[None], params.bootstrap, exact=measure == "last_word")
-                    levels.append({**place, "arm": arm, "measure": measure, **row.interval(),
-                                   "n": row.n_items})  # fmt: skip
+                    e = estimate(values[None], params.bootstrap, exact=measure == "last_word")
+                    where = {**place, "arm": arm, "measure": measure}
+                    levels.append(where | e.interval() | {"n": e.n_items})
             if None in both:
                 continue
             for measure in both[0]:
                 change = both[1][measure].astype(float) - both[0][measure]
-                row = estimate(
-                    change[None], params.bootstrap, change=True, exact=measure == "last_word"
-                )
-                effects.append({**place, "measure": measure, **row.interval(), "n": row.n_items})
+                exact = measure == "last_word"
+                e = estimate(change[None], params.bootstrap, change=True, exact=exact)
+                effects.append({**place, "measure": measure, **e.interval(), "n": e.n_items})
                 if step == scale.steps:
                     final[measure, size] = change
     names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
@@ -145,17 +153,16 @@ def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.Da
     rows, n_gaps = [], 0
     for arm in DATA_ARMS:
         runs = {size: suite[size, arm] for size in params.size_list}
-        some = next(iter(runs.values())).config.train
-        data = next(iter(runs.values())).data
-        what = ExtractionOfRows(data, some.batch_size, some.steps, CONTEXT, CONTEXT)
-        read = data.rows.rows(0, some.batch_size * some.steps)
-        _, text = distinct_windows(read, 2 * CONTEXT)
-        found, gaps = measure_all([(run, some.steps) for run in runs.values()], what, progress)
+        first = next(iter(runs.values()))
+        data, batch, last = first.data, first.config.train.batch_size, first.config.train.steps
+        extraction = ExtractionOfRows(data, batch, last, CONTEXT, CONTEXT)
+        _, text = distinct_windows(data.rows.rows(0, batch * last), 2 * CONTEXT)
+        arrays_at, gaps = measure_all([(run, last) for run in runs.values()], extraction, progress)
         n_gaps += len(gaps)
         for size, run in runs.items():
-            if (run.id, some.steps) not in found:
+            if (run.id, last) not in arrays_at:
                 continue
-            memorized = found[run.id, some.steps]["memorized"]
+            memorized = arrays_at[run.id, last]["memorized"]
             share = ratio(memorized, np.ones(len(memorized), bool), text, params.bootstrap)
             rows.append({"size": size, "arm": arm, **share.interval(), "n": share.n_items})
     return pd.DataFrame(rows, columns=["size", "arm", "value", "low", "high", "n"]), n_gaps
@@ -168,8 +175,8 @@ def tasks_table(
     low, high, n (task "mean": all zero-shot items); the differences of these by size; gaps."""
     import pandas as pd
 
-    some = next(iter(suite.values()))
-    tasks = fitting_tasks(build_tasks(some, list(TASKS), limit=params.limit))
+    first = next(iter(suite.values()))
+    tasks = fitting_tasks(build_tasks(first, list(TASKS), limit=params.limit))
     last = scale_named(params.scale).steps
     scored, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
     rows: list[dict[str, Any]] = []
@@ -183,15 +190,15 @@ def tasks_table(
             standard, deduplicated = (metrics[task.key]["acc"].astype(float) for metrics in both)
             change = deduplicated - standard
             e = estimate(change[None], params.bootstrap, change=True, exact=True)
-            rows.append({"size": size, "task": task.name, "shots": task.shots, **e.interval(),
-                         "n": e.n_items})  # fmt: skip
+            place = {"size": size, "task": task.name, "shots": task.shots}
+            rows.append(place | e.interval() | {"n": e.n_items})
             if task.shots == 0:
                 zero_shot.append(change)
         if zero_shot:
             pooled[size] = np.concatenate(zero_shot)
             e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
-            rows.append({"size": size, "task": "mean", "shots": 0, **e.interval(),
-                         "n": e.n_items})  # fmt: skip
+            place = {"size": size, "task": "mean", "shots": 0}
+            rows.append(place | e.interval() | {"n": e.n_items})
     names = ["size", "task", "shots", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=names), pooled, len(gaps)
 
@@ -234,49 +241,29 @@ def claims_table(
     released: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     """The paper finds no clear benefit: an interval wholly on the better side contradicts that."""
-    shown = ", ".join(params.size_list)
     rows = []
-
-    def row(claim: str, paper: str, given: str | None, e: Any, verdict: str) -> None:
-        rows.append(claim_row(claim, paper, e, verdict, given))
-
-    for measure, unit, better in (
-        ("loss", "nats a token", -1),
-        ("last_word", "points", 1),
-        ("accuracy", "points", 1),
-    ):
-        e = None
+    for measure, (words, factor, better) in MEASURES.items():
+        e, verdict = None, NOT_TESTABLE
         if measure in pooled:
-            e = estimate(
-                pooled[measure][None] * (1 if better < 0 else 100), params.bootstrap, change=True
-            )
-        benefit = e is not None and (e.high < 0 if better < 0 else e.low > 0)
-        what = {
-            "loss": "held-out loss",
-            "last_word": "last words of held-out sentences",
-            "accuracy": "benchmark tasks, zero-shot",
-        }[measure]
-        row(
-            f"Deduplication brings no clear benefit: {what}, deduplicated minus standard "
-            f"({unit}; mean of {shown})",
-            "no clear benefit on any task",
-            published_means(released),
-            e,
-            NOT_TESTABLE if e is None else "not reproduced" if benefit else "reproduced",
-        )
+            e = estimate(pooled[measure][None] * factor, params.bootstrap, change=True)
+            benefit = e.high < 0 if better < 0 else e.low > 0
+            verdict = "not reproduced" if benefit else "reproduced"
+        claim = f"Deduplication brings no clear benefit: {words}; mean of "
+        claim += f"{', '.join(params.size_list)})"
+        paper = "no clear benefit on any task"
+        rows.append(claim_row(claim, paper, e, verdict, published_means(released)))
     claim = "Deduplication lowers the share of training rows that are memorized"
-    paper = "not measured; expected since earlier work"
+    change = None
     largest = memorized[memorized["size"] == params.size_list[-1]].set_index("arm")
     if len(largest) == len(DATA_ARMS):
-        change = difference(
-            *(Estimate(*(100 * largest.loc[arm][k] for k in ("value", "low", "high")), 0, 1)
-              for arm in ("deduplicated", "standard"))
-        )  # fmt: skip
-        verdict = premise_verdict(change.low, change.high, -1)
-        row(f"{claim} ({params.size_list[-1]}, points)", paper, None, change, verdict)
-    else:
-        row(claim, paper, None, None, NOT_TESTABLE)
-    return rows
+        standard, deduplicated = (
+            Estimate(*largest.loc[arm, ["value", "low", "high"]], 0, 1).times(100)
+            for arm in DATA_ARMS
+        )
+        change = difference(deduplicated, standard)
+        claim += f" ({params.size_list[-1]}, points)"
+    paper = "not measured; expected since earlier work"
+    return [*rows, claim_row(claim, paper, change, partial(premise_verdict, direction=-1))]
 
 
 def published_means(released: pd.DataFrame) -> str | None:
@@ -309,12 +296,11 @@ def _values(
         "documents_similar": int(recipes.similar[DEDUP]),
     }
     for measure, change in pooled.items():
-        values[f"{measure}_change"] = estimate(
-            change[None], params.bootstrap, change=True
-        ).interval()
+        e = estimate(change[None], params.bootstrap, change=True)
+        values[f"{measure}_change"] = e.interval()
         values[f"n_{measure}"] = len(change)
     for row in tables["memorized"].itertuples():
         if row.size == params.size_list[-1]:
-            shares = {"value": row.value, "low": row.low, "high": row.high}
-            values[f"memorized_{row.arm}_percent"] = {k: 100 * v for k, v in shares.items()}
+            share = Estimate(row.value, row.low, row.high, row.n, 1).times(100)
+            values[f"memorized_{row.arm}_percent"] = share.interval()
     return values

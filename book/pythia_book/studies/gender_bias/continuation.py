@@ -1,6 +1,6 @@
 """What a continuation did to a model: whether it goes on smoothly, and what a swap changed.
 
-Smoothly: on rows that neither has read yet, the loss of the continued control beside that of the
+Smoothly: on rows that neither has read yet, the loss of the continued control next to that of the
 source's own checkpoint of the same step, or of the step it began with where there is no other.
 Changed: the gender study's measures of the swap and of its control, which began in the same way
 and read the same rows but for the swapped tokens. All differences are paired and have intervals.
@@ -33,7 +33,6 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
     """The source's own checkpoint of a step, else of the step that the run began with."""
-
     place = run.place
 
     def at(step: int, revision: str) -> tuple[GPTNeoX, int]:
@@ -56,7 +55,7 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
         rows: of each batch, at most.
 
     Returns:
-        Columns CONTINUITY: nats a token; difference = ours - source, with its interval over rows.
+        Columns CONTINUITY: nats per token; difference = ours - source, with its interval over rows.
     """
     import pandas as pd
 
@@ -69,9 +68,9 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     table = []
     for step in sorted(chosen):
         batch = control.batch(step)[:rows]
-        theirs, at = source_model(control, step)
+        original, at = source_model(control, step)
         ours = scoring.row_losses(_quick(control.model(step)), batch)
-        source = scoring.row_losses(_quick(theirs), batch)
+        source = scoring.row_losses(_quick(original), batch)
         e = estimate((ours - source)[None], bootstrap, change=True)
         means = float(ours.mean()), float(source.mean())
         table.append([step, at, len(batch), *means, e.value, e.low, e.high])
@@ -99,7 +98,7 @@ def effects(
         items: default: those of the pinned wheels. text: default: the run's (Batches.with_heldout).
 
     Returns:
-        Columns EFFECTS; a step that cannot be measured is a row that says why.
+        Columns EFFECTS; a step that cannot be measured has a row with the reason.
 
     Raises:
         ConfigError: nothing is swapped in the run.
@@ -113,14 +112,14 @@ def effects(
     battery = Battery(items or Items.load(), text or swapped.data.with_heldout(), length)
     steps = list(steps or [swapped.continuation.stop])
     cells = [(run, step) for run in (control, swapped) for step in steps]
-    found, gaps = measure_all(cells, battery.measurement(full=True), progress)
+    arrays_at, gaps = measure_all(cells, battery.measurement(full=True), progress)
     reasons = {gap.step: gap.reason for gap in gaps}
     table: list[dict[str, Any]] = []
     for step in steps:
         if step in reasons:
             table.append({"step": step, "measure": "", "note": reasons[step]})
             continue
-        before, after = found[control.id, step], found[swapped.id, step]
+        before, after = arrays_at[control.id, step], arrays_at[swapped.id, step]
         for name in before:
             choice = is_choice(name)
             strata = battery.feminine_job if name in STRATIFIED else None

@@ -1,8 +1,7 @@
-"""The gender-bias study, drawn: the paper's figures 1, 2 and 6 with the released numbers beside
-ours, and what a small model can show best, the shift of its pronoun prior.
+"""Figures of the gender-bias study: the paper's figures 1, 2 and 6 with released numbers next to
+ours, and what a small model shows best, the shift of its pronoun prior.
 
-Every function takes a StudyResult and gives a Drawing or a Table. Released
-numbers that are not there are not invented: the panel says in words how to get them.
+Where released numbers are missing, the panel says in words how to get them.
 """
 
 from __future__ import annotations
@@ -228,7 +227,7 @@ def language_cost(result: Result) -> Drawing:
             style.line(right, cell, "percent", size, arm, factor=1)
         _forks(right, result.params.scale)
         style.reference(right, 0)
-        right.set(title="Ours: held-out loss", ylabel="loss minus control (nats a token)")
+        right.set(title="Ours: held-out loss", ylabel="loss minus control (nats per token)")
         style.size_legend(right, result.params.size_list, loc="upper left")
         middle.set_xlabel("model size (parameters)")
         right.set_xlabel("training completed (%)")
@@ -329,7 +328,7 @@ def summary(result: Result) -> Any:
         f"{percent('feminine_share_control')} to {percent('feminine_share_swap_7')} and "
         f"{percent('feminine_share_swap_21')}, while held-out loss rises by "
         f"{records.value_text(v['loss_change_swap_7'])} and "
-        f"{records.value_text(v['loss_change_swap_21'])} nats a token. Stereotype accuracy on "
+        f"{records.value_text(v['loss_change_swap_21'])} nats per token. Stereotype accuracy on "
         f"WinoBias is {percent('winobias_control')} in the control"
         f"{', at chance,' if chance else ''} and changes by {points('winobias_change_swap_7')} and "
         f"{points('winobias_change_swap_21')} points.{split}"

@@ -2,10 +2,10 @@
 
     feminine_share   P(she, her, hers, herself) / P(those and he, him, his, himself) for the token
                      after a context such as "The nurse said that", averaged over the contexts of an
-                     occupation; one value an occupation
+                     occupation; one value per occupation
     winobias         is the sentence with the pro-stereotypical pronoun the likelier one? 0 or 1
     crows, stereoset is the stereotyping sentence of the pair the likelier one? 0 or 1
-    loss             nats a token on held-out rows; one value a row
+    loss             nats per token on held-out rows; one value per row
     last_word        is the last word of a held-out sentence predicted greedily? 0 or 1
 
 The three choices compare total log-likelihoods after one EOD, the rule behind the released
@@ -40,7 +40,7 @@ STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
 """Measures whose items come in halves of fixed size: feminine and masculine stereotypes."""
 
 Measured = dict[str, np.ndarray]
-"""Measure -> one value an item, float64[n]."""
+"""Measure -> one value per item, float64[n]."""
 
 
 def is_choice(measure: str) -> bool:
@@ -97,21 +97,21 @@ class Battery:
         self.jobs = items.jobs()
         encode = scoring.encoder(data.tokenizer)
 
-        def pack(requests: list[scoring.Request], what: str) -> scoring.Packed:
+        def pack(requests: list[scoring.Request], kind: str) -> scoring.Packed:
             if not requests:
-                raise DataError(f"no {what} to measure; the study needs at least one")
+                raise DataError(f"no {kind} to measure; the study needs at least one")
             digests.append([(r.context, r.continuation) for r in requests])
             return scoring.pack(requests, max_seq_len)
 
-        def pairs(left: list[str], right: list[str], what: str) -> tuple[scoring.Packed, list]:
+        def pairs(left: list[str], right: list[str], kind: str) -> tuple[scoring.Packed, list]:
             # A pair is scored if both its sentences fit; which pairs did is part of the result.
             lefts = scoring.text_requests(left, encode, data.eod_id)
             rights = scoring.text_requests(right, encode, data.eod_id)
             both = list(zip(lefts, rights, strict=True))
             kept = [max(len(a.continuation), len(b.continuation)) <= max_seq_len for a, b in both]
             requests = [r for pair, keep in zip(both, kept, strict=True) if keep for r in pair]
-            self.too_long[what] = kept.count(False)
-            return pack(requests, what), kept
+            self.too_long[kind] = kept.count(False)
+            return pack(requests, kind), kept
 
         digests: list[Any] = []
         self.too_long: dict[str, int] = {}
@@ -146,28 +146,28 @@ class Battery:
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
         """Every measure if `full`, else those followed over all of training (FEW)."""
-        found: Measured = {}
+        measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
         feminine = mass[:, : len(FEMININE)].sum(1)
         # Contexts of one occupation are no independent items: their mean is one.
         jobs, job_of = self.jobs
         share = np.bincount(job_of, feminine / mass.sum(1), len(jobs))
-        found["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
-        found |= _choices("crows", scoring.score(model, self.crows))
+        measured["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
+        measured |= _choices("crows", scoring.score(model, self.crows))
         if full:
-            found["loss"] = scoring.row_losses(model, self.rows)
+            measured["loss"] = scoring.row_losses(model, self.rows)
             choices = _choices("winobias", scoring.score(model, self.winobias))
-            found |= choices
+            measured |= choices
             for name, chosen in (
                 ("feminine", self.feminine_job),
                 ("masculine", ~self.feminine_job),
             ):
                 if chosen.any():
-                    found[f"winobias_{name}"] = choices["winobias"][chosen]
-            found |= _choices("stereoset", scoring.score(model, self.stereoset))
-            found["last_word"] = scoring.score(model, self.passages).greedy.astype(np.float64)
-        return found
+                    measured[f"winobias_{name}"] = choices["winobias"][chosen]
+            measured |= _choices("stereoset", scoring.score(model, self.stereoset))
+            measured["last_word"] = scoring.score(model, self.passages).greedy.astype(np.float64)
+        return measured
 
 
 _WORDS = {word.strip() for word in FEMININE}

@@ -1,12 +1,12 @@
 """The gender study at scale paper: the released deduplicated models, trained on with a swap.
 
 The paper's arms from the released weights of step 113,000, which come without their optimizer state
-(pythia_book.released.continuation.run says how one begins then). The control and the long swap
+(pythia_book.released.continuation.run says how to begin without it). The control and the long swap
 begin there; the short one forks at step 133,000 from the control, whose state was kept: exactly,
 with moments that have had 20,000 updates to form. So one control serves both, as in the study's
 other scales.
 
-What is needed is named in the environment, and what is missing is told before anything is fetched:
+The environment names the models and the data; what is missing is reported before any download:
 PYTHIA_PAPER_MODELS, "hub" or a folder with pythia-SIZE-deduped/step113000, and PYTHIA_PAPER_DATA,
 "pile-deduped" (over the network) or a folder with the shards needed.
 """
@@ -52,29 +52,29 @@ def _rows(scale: Scale, size: str) -> RowsData:
 
 
 def plans(params: Params) -> list[Plan]:
-    """Of each size: control and long swap, then the short swap."""
-    scale, found = scale_named(params.scale), []
+    """For each size: control and long swap, then the short swap."""
+    scale, every = scale_named(params.scale), []
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     for size in params.size_list:
         rows, train = _rows(scale, size), _train(scale, size)
         model = size_named(size).model(50_304)
         both = (_source(size), model, train)
-        found.append(make_plan(*both, long, end - long, rows, swap=True))
-        found.append(make_plan(*both, short, end - short, rows, swap=False))
-    return found
+        every.append(make_plan(*both, long, end - long, rows, swap=True))
+        every.append(make_plan(*both, short, end - short, rows, swap=False))
+    return every
 
 
 def check(params: Params) -> None:
     """Refuse to begin while something is missing.
 
     Raises:
-        ConfigError: says what, with sizes and hours.
+        ConfigError: lists what is missing, with sizes and hours.
     """
     if params.seeds != 1:
         raise ConfigError(f"seeds={params.seeds}: the released deduplicated models have one")
     missing = [
-        f"set {name} to {what}"
-        for name, what in (
+        f"set {name} to {value}"
+        for name, value in (
             (MODELS, '"hub" or a folder with pythia-SIZE-deduped/step113000'),
             (DATA, '"pile-deduped" (over the network) or a folder with the shards needed'),
         )
@@ -98,7 +98,7 @@ def check(params: Params) -> None:
 def _plans_or_none(params: Params) -> list[Plan]:
     try:
         return plans(params)
-    except CheckpointError:  # said already
+    except CheckpointError:  # reported already
         return []
 
 
@@ -106,7 +106,7 @@ def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[s
     """(size, 0, arm) -> run, for the study's three arms; found or trained."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
-    found: dict[tuple[str, int, str], Any] = {}
+    arms: dict[tuple[str, int, str], Any] = {}
     for size in params.size_list:
         swapped = find_or_continue(
             _source(size),
@@ -119,6 +119,6 @@ def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[s
         )
         control = swapped.control
         late = find_or_continue(control, short, end - short, None, params.swap, progress=progress)
-        found |= {(size, 0, "control"): control, (size, 0, "swap_7"): late}
-        found[size, 0, "swap_21"] = swapped
-    return found
+        arms |= {(size, 0, "control"): control, (size, 0, "swap_7"): late}
+        arms[size, 0, "swap_21"] = swapped
+    return arms

@@ -6,7 +6,7 @@ training. The forks leave at the 133rd and 113th of the 143 evenly spaced checkp
 paper. Seed i gives both the order and the weights the seed 1234 + i.
 
 Measured over the branch and at the end (gender_bias.measures); every effect is a paired difference
-with its bootstrap interval (stats). Only tables come out of here; training is find-or-train.
+with its bootstrap interval (stats).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from pythia_book.measurements import measure_all
 from pythia_book.published.results import find as find_published
-from pythia_book.stats import Estimate, estimate
+from pythia_book.stats import estimate
 from pythia_book.studies.gender_bias.claims import claims_table
 from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
@@ -46,7 +46,7 @@ def check(params: Params) -> None:
     """Refuse scale paper while models or data that it needs are missing.
 
     Raises:
-        ConfigError: says what, with sizes and hours.
+        ConfigError: lists what is missing, with sizes and hours.
     """
     if scale_named(params.scale).published:
         from pythia_book.studies.gender_bias import released
@@ -65,7 +65,7 @@ def run(
 
     Args:
         items: the evaluation items; default: those of the pinned wheels.
-        find_or_train: how runs are had, from configs; default: `train_all`.
+        find_or_train: makes runs from configs; default: `train_all`.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
 
     Raises:
@@ -78,10 +78,11 @@ def run(
     published = published or find_published()
     started = time.time()
     items = items or Items.load()
+    scale = scale_named(params.scale)
     cells = [
         (size, i, arm) for size in params.size_list for i in range(params.seeds) for arm in ARMS
     ]
-    if scale_named(params.scale).published:
+    if scale.published:
         trained = released.find_or_continue_arms(params, progress)
     else:
         trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
@@ -91,56 +92,52 @@ def run(
     for run in runs:
         text = texts[run.id]
         if text.fingerprint not in batteries:
-            max_seq_len = run.config.model.max_seq_len
-            batteries[text.fingerprint] = Battery(items, text, max_seq_len)
+            batteries[text.fingerprint] = Battery(items, text, run.config.model.max_seq_len)
     battery = batteries[texts[runs[0].id].fingerprint]
     places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
-    branch_start = scale_named(params.scale).fork_step(BRANCH[0])
     arrays_at, gaps = {}, []
     for full in (False, True):
-        chosen = [(run, step) for _, run, step in places if (step >= branch_start) == full]
-        for fingerprint, each in batteries.items():
-            mine = [(run, step) for run, step in chosen if texts[run.id].fingerprint == fingerprint]
-            some, missing = measure_all(mine, each.measurement(full), progress)
-            arrays_at |= some
+        for fingerprint, of_text in batteries.items():
+            checkpoints = [
+                (run, step)
+                for _, run, step in places
+                if (step >= scale.fork_step(BRANCH[0])) == full
+                and texts[run.id].fingerprint == fingerprint
+            ]
+            arrays, missing = measure_all(checkpoints, of_text.measurement(full), progress)
+            arrays_at |= arrays
             gaps += missing
-    last = scale_named(params.scale).steps
-    if lost := [gap for gap in gaps if gap.step == last]:
+    if lost := [gap for gap in gaps if gap.step == scale.steps]:
         raise CheckpointError(f"the end of a run cannot be measured: {lost[0].reason}")
-    found: dict[Key, list[Measured]] = {}
+    measured: dict[Key, list[Measured]] = {}
     for (size, _, arm), run, step in places:
         if (run.id, step) in arrays_at:
-            found.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
-    found = {key: seeds for key, seeds in found.items() if len(seeds) == params.seeds}
+            measured.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
+    arrays = {key: _stack(seeds) for key, seeds in measured.items() if len(seeds) == params.seeds}
     ledgers = [
         {"size": size, "seed": i, "arm": arm, **_ledger_row(trained[size, i, arm])}
         for size, i, arm in cells
         if ARMS[arm] is not None
     ]
     halves = {name: battery.feminine_job for name in STRATIFIED}
-    tables = _tables(params, items, found, ledgers, halves)
-    arrays = {key: _stack(measures) for key, measures in found.items()}
-    final = {
-        (s, a): arrays[s, a, scale_named(params.scale).steps]
-        for s in params.size_list
-        for a in ARMS
-    }
+    tables = _tables(params, items, arrays, ledgers, halves)
+    final = {(s, a): arrays[s, a, scale.steps] for s in params.size_list for a in ARMS}
     claims = claims_table(params, final, published, halves)
-    values = _values(params, items, final, tables, halves)
+    values = _values(params, items, tables)
     values["n_too_long"] = sum(battery.too_long.values())
     values["gaps"] = len(gaps)
     return StudyResult(STUDY, params, tables, values, claims, runs, started, published)
 
 
-def _ledger_row(done: Run) -> dict[str, Any]:
-    ledger = done.ledger
-    window = (ledger.stop - ledger.start) * ledger.batch_size * done.config.data.seq_len
+def _ledger_row(run: Run) -> dict[str, Any]:
+    ledger = run.ledger
+    window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
     return {
         "start": ledger.start,
         "stop": ledger.stop,
         "tokens_in_window": window,
-        "tokens_changed": done.tokens_changed,
-        "share": done.tokens_changed / window,
+        "tokens_changed": run.tokens_changed,
+        "share": run.tokens_changed / window,
     }
 
 
@@ -153,14 +150,10 @@ def _stack(measures: list[Measured]) -> dict[str, np.ndarray]:
     return {name: np.stack([other[name] for other in measures]) for name in names}
 
 
-def _estimate_columns(e: Estimate) -> dict[str, Any]:
-    return {"value": e.value, "low": e.low, "high": e.high, "n": e.n_items, "seeds": e.n_seeds}
-
-
 def _tables(
     params: Params,
     items: Items,
-    found: dict[Key, list[Measured]],
+    arrays: dict[Key, dict[str, np.ndarray]],
     ledgers: list[dict],
     halves: Strata,
 ) -> dict[str, pd.DataFrame]:
@@ -172,8 +165,7 @@ def _tables(
     """
     import pandas as pd
 
-    scale = scale_named(params.scale)
-    arrays = {key: _stack(measures) for key, measures in found.items()}
+    scale, arrays = scale_named(params.scale), dict(arrays)
     for size in params.size_list:  # a fork's first point is the control's at the fork
         for arm, index in ARMS.items():
             if index is not None:
@@ -181,8 +173,8 @@ def _tables(
                 arrays[size, arm, step] = arrays[size, "control", step]
 
     def summary(name: str, values: np.ndarray, change: bool, exact: bool) -> dict[str, Any]:
-        strata = halves.get(name)
-        return _estimate_columns(estimate(values, params.bootstrap, 0, strata, change, exact))
+        e = estimate(values, params.bootstrap, 0, halves.get(name), change, exact)
+        return {**e.interval(), "n": e.n_items, "seeds": e.n_seeds}
 
     branch, branch_effects, levels, effects, occupations = [], [], [], [], []
     jobs, job_of = items.jobs()
@@ -212,9 +204,7 @@ def _tables(
         "effects": pd.DataFrame(effects),
         "branch": pd.DataFrame(branch),
         "branch_effects": pd.DataFrame(branch_effects),
-        "occupations": pd.DataFrame(
-            occupations, columns=["size", "arm", "occupation", "value", "n"]
-        ),
+        "occupations": pd.DataFrame(occupations),
         "ledger": pd.DataFrame(ledgers),
     }
     ranks = {name: rank for names in (params.size_list, ARMS) for rank, name in enumerate(names)}
@@ -226,39 +216,32 @@ def _tables(
     }
 
 
-def _values(
-    params: Params,
-    items: Items,
-    final: dict,
-    tables: dict[str, pd.DataFrame],
-    halves: Strata,
-) -> dict[str, Any]:
+def _values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """Names and numbers that prose may quote; measures are those of the largest size."""
     largest = params.size_list[-1]
-    ledger = tables["ledger"]
+    levels, effects = (
+        frame[frame["size"] == largest].set_index(["measure", "arm"])
+        for frame in (tables["levels"], tables["effects"])
+    )
     values: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": largest,
         "seeds": params.seeds,
         "n_contexts": len(items.contexts),
     }
-    split = [
-        n for n in ("winobias_feminine", "winobias_masculine") if n in final[largest, "control"]
-    ]
-    named = ("winobias", *split, "crows", "stereoset", "feminine_share", "loss", "last_word")
-    for name in named:
-        values[f"n_{name}"] = int(final[largest, "control"][name].shape[1])
+    interval = ["value", "low", "high"]
+    halves = [f"winobias_{half}" for half in ("feminine", "masculine")]
+    for name in ("winobias", *halves, "crows", "stereoset", "feminine_share", "loss", "last_word"):
+        if (name, "control") not in levels.index:  # a half without items
+            continue
+        values[f"n_{name}"] = int(levels.n[name, "control"])
         for arm in ARMS:
-            strata = halves.get(name)
-            choice = is_choice(name)
-            level = estimate(final[largest, arm][name], params.bootstrap, 0, strata, False, choice)
-            values[f"{name}_{arm}"] = level.interval()
+            values[f"{name}_{arm}"] = levels.loc[(name, arm), interval].to_dict()
             if arm != "control":
-                change = final[largest, arm][name] - final[largest, "control"][name]
-                effect = estimate(change, params.bootstrap, 0, strata, True, choice)
-                values[f"{name}_change_{arm}"] = effect.interval()
+                values[f"{name}_change_{arm}"] = effects.loc[(name, arm), interval].to_dict()
+    ledger = tables["ledger"]
     for arm in ("swap_7", "swap_21"):
-        mine = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
-        values[f"tokens_changed_{arm}"] = round(mine.tokens_changed.mean())
-        values[f"share_changed_{arm}"] = float(mine.share.mean())
+        forks = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
+        values[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
+        values[f"share_changed_{arm}"] = float(forks.share.mean())
     return values

@@ -84,13 +84,18 @@ class Design:
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
     """int64[draws, M]: sorted ranks (among the eligible) of events under the null."""
-    found = np.empty((draws, design.events), np.int64)
+    return _smallest(design, draws, lambda k: rng.random((k, design.n)))
+
+
+def _smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
+    """int64[draws, M]: sorted ranks of the M smallest keys float[k, n], k draws at a time."""
+    ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
     for start in range(0, draws, step):
-        keys = rng.random((min(step, draws - start), design.n))
-        chosen = np.argpartition(keys, design.events - 1, axis=1)[:, : design.events]
-        found[start : start + step] = np.sort(chosen, axis=1)
-    return found
+        k = min(step, draws - start)
+        chosen = np.argpartition(keys(k), design.events - 1, axis=1)[:, : design.events]
+        ranks[start : start + k] = np.sort(chosen, axis=1)
+    return ranks
 
 
 def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
@@ -178,19 +183,19 @@ class Null:
         ]
         return cls(design, np.concatenate(parts))
 
-    def p_values(self, found: np.ndarray) -> np.ndarray:
+    def p_values(self, observed: np.ndarray) -> np.ndarray:
         """float64[k, tests]: p of the statistics float64[k, tests].
 
         Trend and dispersion are two-sided, distances one-sided. A draw counts as one of those it
         is compared with, so that no p is 0 and the level is exact.
         """
         draws = len(self.table)
-        result = np.empty(found.shape)
+        result = np.empty(observed.shape)
         for t, (name, _) in enumerate(self.design.tests):
-            null, seen = np.sort(self.table[:, t]), found[:, t]
+            null, column = np.sort(self.table[:, t]), observed[:, t]
             slack = 1e-9 * max(1.0, float(np.abs(null).max()))  # equal up to rounding is equal
-            upper = draws - np.searchsorted(null, seen - slack, "left")
-            lower = np.searchsorted(null, seen + slack, "right")
+            upper = draws - np.searchsorted(null, column - slack, "left")
+            lower = np.searchsorted(null, column + slack, "right")
             upper, lower = (1 + upper) / (draws + 1), (1 + lower) / (draws + 1)
             both = np.minimum(1, 2 * np.minimum(upper, lower))
             result[:, t] = both if name in ("trend", "dispersion") else upper
@@ -301,15 +306,10 @@ def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) 
     """Events drawn without replacement with weights float[draws or 1, N]."""
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        found = np.empty((draws, design.events), np.int64)
-        step = max(1, (1 << 21) // design.n)
-        for start in range(0, draws, step):
-            k = min(step, draws - start)
-            # the M smallest of exponential times with these rates
-            times = rng.exponential(size=(k, design.n)) / weights(design, k, rng)
-            chosen = np.argpartition(times, design.events - 1, axis=1)[:, : design.events]
-            found[start : start + k] = np.sort(chosen, axis=1)
-        return found
+        def times(k: int) -> np.ndarray:  # exponential, with these rates
+            return rng.exponential(size=(k, design.n)) / weights(design, k, rng)
+
+        return _smallest(design, draws, times)
 
     return draw
 
@@ -339,7 +339,7 @@ def clumps(share: float, size: int, within: int) -> Draw:
     adjacent pairs."""
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        found = np.empty((draws, design.events), np.int64)
+        ranks = np.empty((draws, design.events), np.int64)
         groups = round(share * design.events / size)
         for i in range(draws):
             starts = rng.choice(design.n // within, groups, replace=False) * within
@@ -348,8 +348,8 @@ def clumps(share: float, size: int, within: int) -> Draw:
             taken[(starts[:, None] + places).ravel()] = True
             (free,) = np.nonzero(~taken)
             taken[rng.choice(free, design.events - taken.sum(), replace=False)] = True
-            found[i] = np.nonzero(taken)[0]
-        return found
+            ranks[i] = np.nonzero(taken)[0]
+        return ranks
 
     return draw
 

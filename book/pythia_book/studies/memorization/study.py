@@ -4,12 +4,13 @@ Extraction of every row that a checkpoint has read (pythia_core.evaluation.memor
 over training, on both texts, and by how often a row was read. The paper's question, does a row's
 place in training matter, is asked with tests that keep their level (order_tests), with and without
 rows read more than once, and with what each test could have seen. Then the memorized set of the
-last checkpoint is predicted from earlier checkpoints and from smaller models. Tables only.
+last checkpoint is predicted from earlier checkpoints and from smaller models.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,16 +38,32 @@ if TYPE_CHECKING:
 
 WINDOWS = (32, 64, 128, 512)
 """Rows of a window: one of our batches first; 512 is the paper's."""
-SHARES = ("size", "arm", "step", "percent", "rows", "memorized", "value", "low", "high")
 INTERVAL = ("value", "low", "high")
+SHARES = ("size", "arm", "step", "percent", "rows", "memorized", *INTERVAL)
 TESTS = ("arm", "subset", "test", "window", "rows", "events", "statistic", "null_low", "null_high",
          "p", "holm", *INTERVAL, "status")  # fmt: skip
-PREDICTION = ("experiment", "size", "step", "n", "tp", "fp", "fn", "tn", "precision",
-              "precision_low", "precision_high", "recall", "recall_low", "recall_high", "gap",
-              "gap_low", "gap_high")  # fmt: skip
+PREDICTION = ("experiment", "size", "step", "n", "tp", "fp", "fn", "tn",
+              *(f"{name}{end}" for name in ("precision", "recall", "gap")
+                for end in ("", "_low", "_high")))  # fmt: skip
 
-Suite = dict[tuple[str, str], "Run"]
-Found = dict[tuple[str, int], Arrays]
+
+@dataclass(frozen=True)
+class Extracted:
+    """Which of the rows that it has read each checkpoint of a suite has memorized."""
+
+    params: Params
+    suite: dict[tuple[str, str], Run]
+    arrays: dict[tuple[str, int], Arrays]
+    """By run id and step; a checkpoint that could not be measured is missing."""
+    rows: dict[str, Rows]
+    """Of each arm, in the order of training."""
+    gaps: int
+
+    def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
+        """bool[rows read by `step`], the last by default; None where it is missing."""
+        step = scale_named(self.params.scale).steps if step is None else step
+        arrays = self.arrays.get((self.suite[size, arm].id, step))
+        return None if arrays is None else arrays["memorized"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
@@ -62,98 +79,87 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
-    found, rows, gaps = _extract(params, suite, progress)
+    extracted = _extract(params, suite, progress)
     tables = {
-        "shares": _shares(params, suite, found, rows),
-        "exposures": _exposures(params, suite, found, rows),
-        **_order(params, suite, found, rows),
-        "prediction": _prediction(params, suite, found, rows),
+        "shares": _shares(extracted),
+        "exposures": _exposures(extracted),
+        **_order(extracted),
+        "prediction": _prediction(extracted),
     }
     released = published.memorization if published is not None else pd.DataFrame()
     claims = claims_table(params, tables, released)
-    values = _values(params, tables, found) | {"gaps": gaps}
+    values = _values(extracted, tables)
     runs = list(suite.values())
     return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
 
 
-def _extract(params: Params, suite: Suite, progress: bool) -> tuple[Found, dict[str, Rows], int]:
-    """Extraction by (run id, step), the rows of each arm, and the number of gaps."""
-    found: Found = {}
+def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) -> Extracted:
+    arrays: dict[tuple[str, int], Arrays] = {}
     rows, n_gaps = {}, 0
-    width = params.context + params.continuation
+    context, continuation = params.context, params.continuation
     for arm in DATA_ARMS:
-        some = suite[params.size_list[0], arm]
-        t = some.config.train
-        what = ExtractionOfRows(
-            some.data, t.batch_size, t.steps, params.context, params.continuation
-        )
+        smallest = suite[params.size_list[0], arm]
+        data, train = smallest.data, smallest.config.train
+        extraction = ExtractionOfRows(data, train.batch_size, train.steps, context, continuation)
         cells = [(suite[size, arm], s) for size in params.size_list for s in params.steps(arm)]
-        more, gaps = measure_all(cells, what, progress)
-        found |= more
+        of_arm, gaps = measure_all(cells, extraction, progress)
+        arrays |= of_arm
         n_gaps += len(gaps)
-        read = some.data.rows.rows(0, t.steps * t.batch_size)
+        read, width = data.rows.rows(0, train.steps * train.batch_size), context + continuation
         rows[arm] = Rows(repetition_counts(read, width), distinct_windows(read, width)[1])
-    return found, rows, n_gaps
+    return Extracted(params, suite, arrays, rows, n_gaps)
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
-def _shares(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -> pd.DataFrame:
+def _shares(extracted: Extracted) -> pd.DataFrame:
     """Share of the rows read so far that are memorized."""
-    scale, table = scale_named(params.scale), []
-    for (size, arm), run in suite.items():
+    params, table = extracted.params, []
+    for size, arm in extracted.suite:
         for step in params.steps(arm):
-            if (run.id, step) not in found:
+            memorized = extracted.memorized(size, arm, step)
+            if memorized is None:
                 continue
-            memorized = found[run.id, step]["memorized"]
-            text = rows[arm].text[: len(memorized)]
+            text = extracted.rows[arm].text[: len(memorized)]
             share = tables_of.ratio(memorized, np.ones_like(memorized), text, params.bootstrap)
-            table.append({
-                "size": size, "arm": arm, "step": step, "percent": 100 * step / scale.steps,
-                "rows": len(memorized), "memorized": int(memorized.sum()),
-                **share.interval(),
-            })  # fmt: skip
+            percent = 100 * step / scale_named(params.scale).steps
+            place = {"size": size, "arm": arm, "step": step, "percent": percent}
+            counts = {"rows": len(memorized), "memorized": int(memorized.sum())}
+            table.append(place | counts | share.interval())
     return frame(table, SHARES)
 
 
-def _final(params: Params, suite: Suite, found: Found, size: str, arm: str) -> Any:
-    """bool[rows] at the end of training, or None."""
-    arrays = found.get((suite[size, arm].id, scale_named(params.scale).steps))
-    return None if arrays is None else arrays["memorized"]
-
-
-def _exposures(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -> pd.DataFrame:
+def _exposures(extracted: Extracted) -> pd.DataFrame:
     """Share memorized at the end by how often the first tokens were read in the run."""
     table = []
-    for size, arm in suite:
-        memorized = _final(params, suite, found, size, arm)
+    for size, arm in extracted.suite:
+        memorized = extracted.memorized(size, arm)
         if memorized is not None:
-            counted = tables_of.by_exposure(memorized, rows[arm], params.bootstrap)
-            table += [{"size": size, "arm": arm, **row} for row in counted]
+            draws = extracted.params.bootstrap
+            for row in tables_of.by_exposure(memorized, extracted.rows[arm], draws):
+                table.append({"size": size, "arm": arm, **row})
     return frame(table, ("size", "arm", "exposures", "n", "memorized", *INTERVAL))
 
 
-def _order(
-    params: Params, suite: Suite, found: Found, rows: dict[str, Rows]
-) -> dict[str, pd.DataFrame]:
+def _order(extracted: Extracted) -> dict[str, pd.DataFrame]:
     """tests, rates, qq of the largest model on both texts, all rows and rows read once; power and
     levels of the tests at the number of rows and events there are on the standard text."""
-    size = params.size_list[-1]
+    params = extracted.params
     tests, rates, qq, power, levels = [], [], [], [], []
     for arm in DATA_ARMS:
-        memorized = _final(params, suite, found, size, arm)
+        memorized, rows = extracted.memorized(params.size_list[-1], arm), extracted.rows[arm]
         if memorized is None:
             continue
         every = np.ones_like(memorized)
-        for subset, eligible in (("all rows", every), ("read once", rows[arm].exposure <= 1)):
-            place = {"arm": arm, "subset": subset}
-            of = (memorized, eligible)
-            tests += [place | r for r in tables_of.tests_of(*of, WINDOWS, params.simulations)]
-            counted = tables_of.rate_over_training(*of, rows[arm], params.bootstrap)
-            rates += [place | row for row in counted]
-            drawn = tables_of.qq_table(*of, params.window, params.simulations)
-            qq += [place | row for row in drawn]
+        for subset, eligible in (("all rows", every), ("read once", rows.exposure <= 1)):
+            place, both = {"arm": arm, "subset": subset}, (memorized, eligible)
+            for table, lines in (
+                (tests, tables_of.tests_of(*both, WINDOWS, params.simulations)),
+                (rates, tables_of.rate_over_training(*both, rows, params.bootstrap)),
+                (qq, tables_of.qq_table(*both, params.window, params.simulations)),
+            ):
+                table += [place | line for line in lines]
         if arm == "standard":
             events = int(memorized.sum())
             power = tables_of.power_table(every, events, WINDOWS, params.simulations)
@@ -168,44 +174,41 @@ def _order(
     }  # fmt: skip
 
 
-def _prediction(params: Params, suite: Suite, found: Found, rows: dict[str, Rows]) -> pd.DataFrame:
+def _prediction(extracted: Extracted) -> pd.DataFrame:
     """The last checkpoint's memorized rows predicted from earlier checkpoints of the largest model
     and from smaller models at the end; rows are those that the earliest checkpoint had read."""
-    largest, steps = params.size_list[-1], params.steps("standard")
-    truth = _final(params, suite, found, largest, "standard")
+    params = extracted.params
+    largest, steps, table = params.size_list[-1], params.steps("standard"), []
+    truth = extracted.memorized(largest, "standard")
     if truth is None:
         return frame([], PREDICTION)
-    t = suite[largest, "standard"].config.train
-    n = steps[0] * t.batch_size
-    text = rows["standard"].text[:n]
+    n = steps[0] * extracted.suite[largest, "standard"].config.train.batch_size
+    text = extracted.rows["standard"].text[:n]
     predictors = [("earlier checkpoint", largest, step) for step in steps[:-1]]
     predictors += [("smaller model", size, steps[-1]) for size in params.size_list[:-1]]
-    table = []
     for experiment, size, step in predictors:
-        arrays = found.get((suite[size, "standard"].id, step))
-        if arrays is not None:
-            row = tables_of.prediction_row(
-                arrays["memorized"][:n], truth[:n], text, params.bootstrap
-            )
+        predicted = extracted.memorized(size, "standard", step)
+        if predicted is not None:
+            row = tables_of.prediction_row(predicted[:n], truth[:n], text, params.bootstrap)
             table.append({"experiment": experiment, "size": size, "step": step, **row})
     return frame(table, PREDICTION)
 
 
-def _values(params: Params, tables: dict[str, pd.DataFrame], found: Found) -> dict[str, Any]:
-    shares, tests = tables["shares"], tables["tests"]
+def _values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    shares, tests, largest = tables["shares"], tables["tests"], extracted.params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
-    checked = np.sum([arrays["checked"] for arrays in found.values()], axis=0)
+    checked = np.sum([arrays["checked"] for arrays in extracted.arrays.values()], axis=0)
     values: dict[str, Any] = {
-        "sizes": ", ".join(params.size_list),
-        "largest": params.size_list[-1],
+        "sizes": ", ".join(extracted.params.size_list),
+        "largest": largest,
         "n_rows": int(last.rows.max()) if len(last) else 0,
-        "n_generated": int(checked[0]) if len(found) else 0,
-        "n_disagreements": int(checked[1]) if len(found) else 0,
+        "n_generated": int(checked[0]) if extracted.arrays else 0,
+        "n_disagreements": int(checked[1]) if extracted.arrays else 0,
         "n_tests": int((tests.status == "tested").sum()),
     }
     for arm in DATA_ARMS:
-        if (params.size_list[-1], arm) in last.index:
-            row = last.loc[(params.size_list[-1], arm)]
+        if (largest, arm) in last.index:
+            row = last.loc[(largest, arm)]
             values[f"memorized_{arm}"] = int(row.memorized)
             values[f"percent_{arm}"] = {k: 100 * float(row[k]) for k in INTERVAL}
-    return values
+    return values | {"gaps": extracted.gaps}

@@ -36,7 +36,7 @@ class Rows:
     """The rows of one run, in the order of training."""
 
     exposure: np.ndarray
-    """int64[n]: how often the first tokens of each row stand in the whole run."""
+    """int64[n]: how often the first tokens of each row occur in the whole run."""
     text: np.ndarray
     """int64[n]: which rows begin with the same tokens."""
 
@@ -181,7 +181,7 @@ def power_table(
 
 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """How often true nulls are rejected at 5 %: our tests, and the textbook's beside them."""
+    """How often true nulls are rejected at 5 %: our tests next to the textbook's."""
     table = []
     for rate in RATES:
         design = Design(np.ones(n, bool), round(rate * n), tuple(windows))

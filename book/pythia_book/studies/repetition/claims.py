@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from pythia_book.measurements import Arrays
 
 R_STAR = 15.387756
-"""R*_D of the law (appendix A of its paper): after so many repetitions the worth of one more is
-1/e of a fresh token's."""
+"""R*_D of the law (appendix A of its paper): after that many repetitions one more is worth
+1/e of a fresh token."""
 MARGINAL = 1.0
 """% of the fresh arm's loss: below it a cost counts as negligible."""
 CLOSE = 10.0

@@ -31,7 +31,7 @@ def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
 
 
 def cost_and_worth(result: Result) -> Drawing:
-    """Held-out loss against epochs, and the fresh data with the same loss beside the law."""
+    """Held-out loss against epochs, and the fresh data with the same loss next to the law."""
     params = result.params
     excess = _last(result, "effects", "excess")
     law = result.tables["law"]
@@ -83,7 +83,7 @@ def over_training(result: Result) -> Drawing:
                 style.curve(ax, points, "percent", colour, **style.THIN, label=f"{r}")
             ax.set_xlim(0, 102)
             ax.set_xlabel("% of training")
-        levels.set_ylabel("held-out loss, nats a token")
+        levels.set_ylabel("held-out loss, nats per token")
         levels.legend(title="epochs", title_fontsize=8, loc="upper right")
         style.reference(above, 0)
         above.set_ylabel("% above fresh data")
@@ -112,7 +112,7 @@ def read_rows(result: Result) -> Drawing:
                 style.say(ax, NOTHING)
             else:
                 _epochs_axis(ax, params.epoch_list)
-        losses.set_ylabel("loss at the end, nats a token")
+        losses.set_ylabel("loss at the end, nats per token")
         recited.set_ylabel("% of these rows memorized")
         shapes = {
             "held-out rows": {"marker": "o", "linestyle": "-", "markerfacecolor": style.MUTED},
