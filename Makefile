@@ -11,7 +11,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
 STUDY ?= gender_bias
-# The suite comes first, because the others use its models. Left out: phases, which also covers the released models,
+# The suite first: the others use its models. Left out: phases, which also covers the released models,
 # and kernels and throughput, which want a GPU.
 STUDIES := suite $(filter-out suite phases kernels throughput,$(basename $(notdir $(wildcard notebooks/*.ipynb))))
 TORCH_INDEX ?=

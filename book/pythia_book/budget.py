@@ -1,8 +1,7 @@
 """What a scale will cost on one GPU, predicted before anything runs: tokens, FLOP, seconds, bytes.
 
-The time per training step comes from pythia_book.bench.cost_model, whose rates are estimates: no
-result is more than a prediction until `python -m pythia_core bench train --device cuda` has run on
-the card.
+The time per training step under torch.compile comes from pythia_book.bench.cost_model, whose rates
+are estimates: every result is a prediction. `python -m pythia_core gpu-check` measures them.
 """
 
 from __future__ import annotations
@@ -51,9 +50,9 @@ def run_tokens(config: RunConfig) -> int:
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
-def run_seconds(config: RunConfig, way: str = "compiled") -> float:
+def run_seconds(config: RunConfig) -> float:
     """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
-    tokens = 1e-9 * ns_per_token(config.model, way, config.data.seq_len) * run_tokens(config)
+    tokens = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len) * run_tokens(config)
     return tokens + optimizer_seconds(config.model) * len(config.updates)
 
 
@@ -75,7 +74,7 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
     return weights * checkpoint_bytes(config) + states * STATE_BYTES * config.model.n_params
 
 
-def sizes_table(scale: str, way: str = "compiled") -> pd.DataFrame:
+def sizes_table(scale: str) -> pd.DataFrame:
     """One row per size of the suite: size, parameters, non_embedding; of one run tokens, flop and
     tokens_per_s; of its two runs seconds, written_gb and kept_gb."""
     import pandas as pd
@@ -84,7 +83,7 @@ def sizes_table(scale: str, way: str = "compiled") -> pd.DataFrame:
     rows = []
     for size in scale_named(scale).sizes:
         runs = [run for run in suite if size_name(run.model) == size]
-        seconds = run_seconds(runs[0], way)
+        seconds = run_seconds(runs[0])
         rows.append(
             {
                 "size": size,
@@ -93,7 +92,7 @@ def sizes_table(scale: str, way: str = "compiled") -> pd.DataFrame:
                 "tokens": run_tokens(runs[0]),
                 "flop": run_flops(runs[0]),
                 "tokens_per_s": run_tokens(runs[0]) / seconds,
-                "seconds": sum(run_seconds(run, way) for run in runs),
+                "seconds": sum(map(run_seconds, runs)),
                 "written_gb": sum(map(written_bytes, runs)) / 1e9,
                 "kept_gb": sum(kept_bytes(scale, run) for run in runs) / 1e9,
             }
@@ -101,9 +100,7 @@ def sizes_table(scale: str, way: str = "compiled") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def studies_table(
-    scale: str, studies: Sequence[str] = STUDIES, way: str = "compiled"
-) -> pd.DataFrame:
+def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
     """One row per study, in order: study, runs (that no earlier study has trained), tokens,
     training_s, writing_s, measuring_s, kept_gb; with one run at a time."""
     import pandas as pd
@@ -119,7 +116,7 @@ def studies_table(
                 "study": study,
                 "runs": len(new),
                 "tokens": sum(map(run_tokens, new)),
-                "training_s": sum(run_seconds(run, way) for run in new),
+                "training_s": sum(map(run_seconds, new)),
                 "writing_s": sum(map(written_bytes, new)) / DISK,
                 "measuring_s": sum(measuring_seconds(study, run) for run in runs),
                 "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,
@@ -128,22 +125,19 @@ def studies_table(
     return pd.DataFrame(rows)
 
 
-def report(scale: str, way: str = "compiled") -> str:
+def report(scale: str) -> str:
     """Both tables and their sums, as text.
 
-    Args:
-        way: of training, one of cost_model.WAYS.
-
     Raises:
-        ConfigError: unknown way, or no estimate for the head dimension of the scale's models.
+        ConfigError: no estimate for the head dimension of the scale's models.
     """
-    sizes, studies = sizes_table(scale, way), studies_table(scale, way=way)
+    sizes, studies = sizes_table(scale), studies_table(scale)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()
     formats = {"parameters": "{:,}".format, "non_embedding": "{:,}".format, "flop": "{:.1e}".format}
     formats |= {"tokens": "{:,}".format}
     return "\n".join(
         [
-            f"Predicted, not measured: scale {scale} on one H100, training {way!r}.\n",
+            f"Predicted, not measured: scale {scale} on one H100 under torch.compile.\n",
             sizes.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),
             "",
             studies.to_string(index=False, formatters=formats, float_format="{:,.1f}".format),

@@ -13,9 +13,6 @@ def add(command: AddCommand) -> None:
     """Add these commands to the parser."""
     p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
     p.add_argument("--scale", default="gpu", choices=["gpu"], help="the scale for one GPU")
-    p.add_argument(
-        "--way", default="compiled", help="of training: eager, compiled (default), ours or ideal"
-    )
 
     p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
     p.add_argument(
@@ -31,7 +28,7 @@ def add(command: AddCommand) -> None:
 def _budget(args: argparse.Namespace) -> None:
     from pythia_book.budget import report
 
-    print(report(args.scale, args.way))
+    print(report(args.scale))
 
 
 def _bundle(args: argparse.Namespace) -> None:

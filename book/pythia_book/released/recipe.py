@@ -106,7 +106,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     import pandas as pd
     import torch
 
-    from pythia_core.kernels import PLAIN, rotary_tables
+    from pythia_core.kernels import FAST, rotary_tables
     from pythia_core.model import Block
 
     rows: list[dict[str, Any]] = []
@@ -130,14 +130,14 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
         return hook
 
     with torch.device("meta"):
-        block = Block(config, PLAIN)
+        block = Block(config, FAST)
         for name, module in block.named_modules():
             if not list(module.children()):
                 module.register_forward_hook(note(name))
         x = torch.empty(8, config.d_model)
         made.append(("x", x))
         rotary = rotary_tables(8, config.rotary_dims, config.rotary_base, torch.device("meta"))
-        block(x, rotary, 1, torch.float32, PLAIN.attention)
+        block(x, rotary, 1, torch.float32, FAST.attention)
     return pd.DataFrame(rows)
 
 
