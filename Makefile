@@ -41,7 +41,7 @@ endef
 
 steps:
 	@echo "== To do: set up $(VENV), fetch the text, train and measure ($(STUDY), scale $(SCALE)), build the site;"
-	@echo "   what is there already is not done again; Ctrl-C stops it, and the next call goes on from there"
+	@echo "   finished work is not repeated; Ctrl-C stops it, and the next call resumes"
 
 book: steps $(READY) ## set up, run the study from raw text at SCALE, build the site
 	@exec $(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null
