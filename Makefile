@@ -1,12 +1,12 @@
-# The two commands are `make book` and `make test`; each does all the set-up it needs.
-# Everything lands in this folder: .venv (packages), results (your runs), _build (the site).
+# The two commands are `make book` and `make test`; each does its own set-up.
+# Everything is written to this folder: .venv (packages), results (your runs), _build (the site).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help steps book test studies lab lint lock clean
 .NOTPARALLEL:
-# `make -C elsewhere book` and `make book` from here are the same: paths are relative to this file.
+# Paths are relative to this file, so `make -C path/to/here book` works from anywhere.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3)
 SCALE ?= laptop
@@ -21,16 +21,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 
-help: ## list what can be made
+help: ## list the targets
 	@echo "make TARGET [SCALE=smoke|laptop] [PYTHON=python3.11] [TORCH_INDEX=URL of a wheel index for torch]"
 	@echo
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | \
 	  while IFS=$$'\t' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
 
-# what a command says when it is stopped (pythia_core.util.stopping)
+# named in the message of a stopped command (pythia_core.util.stopping)
 export PYTHIA_COMMAND = $(strip make $(MAKECMDGOALS) $(MAKEOVERRIDES))
-# $(call stoppable,COMMAND): a command that would answer Ctrl-C with a traceback or go on after SIGTERM
-# runs in a process group of its own, which Ctrl-C does not reach, and is ended from here
+# $(call stoppable,COMMAND) runs a command that would print a traceback on Ctrl-C or ignore SIGTERM
+# in its own process group, which Ctrl-C does not reach, and ends it from here
 define stoppable
 set -m; $(1) < /dev/null & job=$$!; set +m; \
 stop() { kill -- -$$job 2> /dev/null || true; wait $$job 2> /dev/null || true; \
@@ -40,7 +40,7 @@ endef
 
 steps:
 	@echo "== To do: set up $(VENV), fetch the text, train and measure ($(STUDY), scale $(SCALE)), build the site;"
-	@echo "   what is there already is not done again; Ctrl-C stops it, and the next call goes on from there"
+	@echo "   finished work is not repeated; Ctrl-C stops it, and the next call resumes"
 
 book: steps $(READY) ## set up, run the study from raw text at SCALE, build the site
 	@exec $(BIN)/python -m pythia_core study $(STUDY) --scale $(SCALE) < /dev/null

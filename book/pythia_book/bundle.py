@@ -19,8 +19,7 @@ import lzma
 import os
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -93,7 +92,10 @@ def make_bundle(
     if scale == "gpu":
         parts |= _bench_text(progress)
     parts |= _published()
-    parts["run.sh"] = _script(scale, studies).encode()
+    script = (Path(__file__).parent / "bundle_run.sh").read_text("utf-8")
+    for mark, text in (("COMMIT", _commit()), ("SCALE", scale), ("STUDIES", " ".join(studies))):
+        script = script.replace(f"@{mark}@", text)
+    parts["run.sh"] = script.encode()
     manifest = {
         "scale": scale,
         "studies": list(studies),
@@ -109,11 +111,11 @@ def make_bundle(
     return Bundle(out, file_sha256(out), manifest)
 
 
-# --- what goes in ----------------------------------------------------------------------------
+# --- contents --------------------------------------------------------------------------------
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """The project's files, without what the site's build and Python leave among them."""
+    """The project's files by their name in the archive, without caches and copied notebooks."""
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
@@ -148,7 +150,7 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """The data whose tokens the studies read; orders of the same tokens count once."""
+    """The data whose tokens the studies read; different orders of the same tokens count once."""
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())
@@ -170,47 +172,42 @@ def _published() -> dict[str, Part]:
 
 
 def _commit() -> str:
-    """The commit of this checkout as bundle_run.sh passes it on to records; empty without one."""
+    """The commit of this checkout as bundle_run.sh passes it to records; empty without git."""
     state = commit()
     return f"{state['id']}{'-modified' if state['dirty'] else ''}" if state["id"] else ""
-
-
-def _script(scale: str, studies: Sequence[str]) -> str:
-    text = (Path(__file__).parent / "bundle_run.sh").read_text("utf-8")
-    text = text.replace("@COMMIT@", _commit())
-    return text.replace("@SCALE@", scale).replace("@STUDIES@", " ".join(studies))
 
 
 # --- the archive -----------------------------------------------------------------------------
 
 
+def _open(part: Part) -> BinaryIO:
+    return io.BytesIO(part) if isinstance(part, bytes) else open(part, "rb")
+
+
+def _size(part: Part) -> int:
+    return len(part) if isinstance(part, bytes) else part.stat().st_size
+
+
 def _entry(part: Part) -> dict[str, Any]:
-    if isinstance(part, bytes):
-        return {"bytes": len(part), "sha256": hashlib.sha256(part).hexdigest()}
-    return {"bytes": part.stat().st_size, "sha256": file_sha256(part)}
+    with _open(part) as file:
+        return {"bytes": _size(part), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _write(target: Path, parts: Mapping[str, Part], compress: bool, progress: bool) -> None:
-    total = sum(len(p) if isinstance(p, bytes) else p.stat().st_size for p in parts.values())
+    total = sum(map(_size, parts.values()))
     bar = progress_bar(progress, total=total, desc="packing", unit="B", unit_scale=True)
-    with bar, _stream(target, compress) as stream:
+    xz = {"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": DICTIONARY}
+    archive_file = (
+        lzma.open(target, "wb", check=lzma.CHECK_CRC32, filters=[xz])
+        if compress
+        else open(target, "wb")
+    )
+    with bar, archive_file as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name in sorted(parts):
-                part = parts[name]
                 info = tarfile.TarInfo(f"{TOP}/{name}")
                 info.mode = 0o755 if name.endswith(".sh") else 0o644
-                info.size = len(part) if isinstance(part, bytes) else part.stat().st_size
-                with io.BytesIO(part) if isinstance(part, bytes) else open(part, "rb") as file:
+                info.size = _size(parts[name])
+                with _open(parts[name]) as file:
                     archive.addfile(info, file)
                 bar.update(info.size)
-
-
-@contextmanager
-def _stream(target: Path, compress: bool) -> Iterator[BinaryIO]:
-    if not compress:
-        with open(target, "wb") as file:
-            yield file
-        return
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": DICTIONARY}]
-    with lzma.open(target, "wb", check=lzma.CHECK_CRC32, filters=filters) as file:
-        yield file  # type: ignore[misc]

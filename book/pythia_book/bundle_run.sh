@@ -8,7 +8,7 @@ if ! sha256sum --quiet -c SHA256SUMS; then
   echo "error: the files listed above have changed since they were packed; unpack the archive again" >&2
   exit 1
 fi
-echo "all files are as they were packed"
+echo "all files are intact"
 
 python="${PYTHON:-python3}"
 export PYTHIA_CACHE="$here/cache" PYTHIA_RESULTS="${PYTHIA_RESULTS:-$here/results}"
@@ -23,7 +23,7 @@ scale="@SCALE@"
 failed=""
 begin=$SECONDS
 
-study() { # NAME [MORE ...]: run it and keep what it leaves
+study() { # NAME [MORE ...]: run it and copy its results
   local name="$1" start=$SECONDS
   shift
   if (cd project && "$python" -m pythia_core study "$name" --scale "$scale" "$@"); then
@@ -32,7 +32,7 @@ study() { # NAME [MORE ...]: run it and keep what it leaves
     cp -r "$PYTHIA_RESULTS/$name/$scale" "records/$name/$scale"
     echo "$name: done in $((SECONDS - start)) s"
   else
-    [ $? -lt 130 ] || exit 130 # stopped; what is missing is made when this runs again
+    [ $? -lt 130 ] || exit 130 # stopped; the next call resumes
     failed="$failed $name"
     echo "$name: failed after $((SECONDS - start)) s" >&2
   fi

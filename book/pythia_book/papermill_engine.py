@@ -115,7 +115,7 @@ def complete(arguments: list[str]) -> list[str]:
 
 
 def _escaped(path: object) -> str:
-    """A path as papermill takes it, which formats paths with the parameters."""
+    """A path for papermill, which formats its paths with the parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -134,7 +134,7 @@ def _close_piped_stdin() -> None:
 
 def _is_papermill_command() -> bool:
     """Whether this process is the script `papermill` or `python -m papermill`."""
-    if sys.argv[0] == "-m":  # the module is still being found
+    if sys.argv[0] == "-m":  # the module is not loaded yet
         return "papermill" in sys.orig_argv[1 : -len(sys.argv[1:]) or None]
     return Path(sys.argv[0]).stem == "papermill"
 
@@ -167,14 +167,14 @@ def _on_import() -> None:
 
 
 @contextlib.contextmanager
-def _progress_shown(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
+def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
     """Let the kernel show its progress in the terminal of this command, if that shows any."""
     progress = kwargs.get("progress_bar", True)
     live = progress and is_live(sys.stderr)
     if progress and not kwargs.get("stderr_file"):
         kwargs["stderr_file"] = sys.stderr
-    # one line, redrawn when a cell ends; while a cell runs, the line is the kernel's
-    # (not at once: papermill first names the kernel there)
+    # one line, redrawn when a cell ends; while a cell runs, the kernel uses the line
+    # (delayed, because papermill first prints the kernel's name there)
     cells = {"desc": study, "leave": False, "miniters": 1, "dynamic_ncols": True, "delay": 0.1}
     cells["bar_format"] = "{desc}: cell {n_fmt} of {total_fmt}, {elapsed}"
     kwargs["progress_bar"] = cells if live else False
@@ -274,7 +274,7 @@ class PythiaEngine:
         kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
         if kwargs.get("progress_bar", True) and "scale" in values:
             print(outlook(study, values["scale"]), file=sys.stderr, flush=True)
-        with _progress_shown(study, kwargs), _stoppable(kwargs):
+        with _kernel_progress(study, kwargs), _stoppable(kwargs):
             nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
         if not notebooks.has_errors(nb):  # a failed notebook keeps everything that may explain it
             nb.metadata[notebooks.STAMP] = stamp

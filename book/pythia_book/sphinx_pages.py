@@ -50,9 +50,10 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 # --- before reading --------------------------------------------------------------------------
 
 
-def use_top_toc(app: Sphinx, config: Config) -> None:
-    """Use the table of contents at the top; the stub in book/ only lets jupyter-book start."""
+def configure(app: Sphinx, config: Config) -> None:
+    """Use the contents at the top (the stub in book/ only lets jupyter-book start), our MathJax."""
     config.external_toc_path = str(ROOT / "_toc.yml")
+    config.mathjax_path = "mathjax/tex-chtml.js"
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
@@ -130,10 +131,6 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
             if unrun and name.startswith(unrun):
                 numbers[name] = f"*{NOT_RUN}*"
     config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers}
-
-
-def local_mathjax(app: Sphinx, config: Config) -> None:
-    config.mathjax_path = "mathjax/tex-chtml.js"
 
 
 def copy_mathjax(app: Sphinx) -> None:
@@ -348,19 +345,15 @@ class Scales(SphinxDirective):
     """The scales that can be run, from the library's table."""
 
     def run(self) -> list[nodes.Node]:
-        rows: list[list[nodes.Node | str]] = [
-            [
-                s.name,
-                s.machine,
-                f"{s.steps:,}",
-                f"{s.batch_size:,} \N{MULTIPLICATION SIGN} {s.data.seq_len:,}",
-                s.data.tokenizer,
-                ", ".join(s.sizes),
-            ]
-            for s in SCALES.values()
-        ]
-        header = ["Scale", "Meant for", "Updates", "Rows \N{MULTIPLICATION SIGN} tokens"]
-        return [table([*header, "Tokenizer", "Sizes"], rows, "scales")]
+        times = "\N{MULTIPLICATION SIGN}"
+        header = ["Scale", "Meant for", "Updates", f"Rows {times} tokens", "Tokenizer", "Sizes"]
+        rows: list[list[nodes.Node | str]] = []
+        for scale in SCALES.values():
+            batch = f"{scale.batch_size:,} {times} {scale.data.seq_len:,}"
+            sizes = ", ".join(scale.sizes)
+            tokenizer = scale.data.tokenizer
+            rows.append([scale.name, scale.machine, f"{scale.steps:,}", batch, tokenizer, sizes])
+        return [table(header, rows, "scales")]
 
 
 # --- drawings, numbers and sources on the explanatory pages ----------------------------------
@@ -490,12 +483,10 @@ def load_on_page(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("pythia_shown", "", "env")
-    # the toc extension reads its file at priority 900; everything here comes before
-    for order, hook in enumerate(
-        (use_top_toc, choose_runs, stage_notebooks, fill_numbers, local_mathjax)
-    ):
+    # before priority 900, at which the extension for the contents reads its file
+    hooks = (configure, choose_runs, stage_notebooks, fill_numbers, keep_for_pages)
+    for order, hook in enumerate(hooks):
         app.connect("config-inited", hook, priority=100 + order)
-    app.connect("config-inited", keep_for_pages, priority=110)
     app.connect("builder-inited", copy_mathjax)
     app.connect("html-page-context", load_on_page)
     app.connect("html-page-context", point_at_sources, priority=900)

@@ -95,7 +95,7 @@ def write(project: Path, scale: str = "laptop", seeds: int = 2, **changes) -> Pa
 
 
 def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
-    """An executed notebook beside the record, as papermill with our engine leaves it."""
+    """An executed notebook next to the record, as papermill with our engine writes it."""
     notebook = make_notebook()
     notebook.cells[2].outputs = [nbformat.v4.new_output("stream", name="stdout", text=output)]
     stamp = notebooks.make_stamp("tiny", {"scale": scale}, notebook)

@@ -17,12 +17,12 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chr
 needed = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 
 
-def in_node(script: Path, expression: str, **given: Any) -> Any:
-    """What a JavaScript expression gives, in which `page` is what the script exports."""
+def in_node(script: Path, expression: str, **values: Any) -> Any:
+    """The value of a JavaScript expression in which `page` is what the script exports."""
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     names = {"page": f"require({json.dumps(str(script))})"}
-    names |= {name: json.dumps(value) for name, value in given.items()}
+    names |= {name: json.dumps(value) for name, value in values.items()}
     code = "".join(f"const {name} = {value};" for name, value in names.items())
     done = subprocess.run(
         ["node", "-e", f"{code} console.log(JSON.stringify({expression}))"],
@@ -46,11 +46,11 @@ def assert_self_contained(*paths: Path) -> None:
 
 
 def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> dict[str, Any]:
-    """What the statements `then` leave in `result` once the script has run on a narrow page.
+    """The object `result` after the statements `then`, once the script has run on a narrow page.
 
     Args:
-        body: what a phone's width shows when the script starts.
-        then: JavaScript; `result.errors` has what went wrong on the page so far.
+        body: the page's content when the script starts, at a phone's width.
+        then: JavaScript; `result.errors` has the page's errors so far.
     """
     driver = f"""
       document.body.innerHTML = "<div style='width: 343px'>" + {_literal(body)} + "</div>";
@@ -87,16 +87,16 @@ def run_page(script: Path, style: Path, body: str, then: str, folder: Path) -> d
         text=True,
         timeout=120,
     )
-    found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
-    assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    seen = json.loads(html.unescape(found[1]))
-    assert seen["errors"] == [] and seen["wrong"] is None
-    assert seen["labelled"], "an input has no label"
-    assert max(seen["widths"]) <= 0, "a phone would scroll sideways"
-    assert set(seen["images"]) == {"none"}, "the static figures make room"
-    return seen
+    pre = re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
+    assert pre, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads(html.unescape(pre[1]))
+    assert result["errors"] == [] and result["wrong"] is None
+    assert result["labelled"], "an input has no label"
+    assert max(result["widths"]) <= 0, "a phone would scroll sideways"
+    assert set(result["images"]) == {"none"}, "the static figures make room"
+    return result
 
 
 def _literal(text: str) -> str:
-    """JSON that may stand inside a script element."""
+    """JSON that is safe inside a script element."""
     return json.dumps(text).replace("</", "<\\/")

@@ -1,4 +1,4 @@
-"""Where the repository lies, and what child processes need on their path to import helpers."""
+"""The repository's root, and the folder that child processes need on their path for helpers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A project in a folder of its own: a copy of the library, and one notebook, `tiny`."""
+"""A separate small project: a copy of the library and one notebook, `tiny`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pythia_core
 
 
 def make_project(root: Path, parameters: str, work: str) -> Path:
-    """Write the copy and the notebook, whose two cells of code are given; returns `root`."""
+    """Write the copy and the notebook with these two code cells; returns `root`."""
     shutil.copytree(
         Path(pythia_core.__file__).parent,
         root / "pythia_core",

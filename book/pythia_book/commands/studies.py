@@ -27,7 +27,7 @@ def add(command: AddCommand) -> None:
 
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
     p.add_argument("study", help="name of a notebook that has run")
-    p.add_argument("--scale", default="laptop", help="of the run (default: laptop)")
+    p.add_argument("--scale", default="laptop", help="its scale (default: laptop)")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
     p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")

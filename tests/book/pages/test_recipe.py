@@ -145,7 +145,8 @@ def test_a_changed_module_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -
     class Wider(model.MLP):
         def __init__(self, config: ModelConfig, ops: Ops) -> None:
             nn.Module.__init__(self)
-            self.ops, self.gelu_form = ops, config.gelu
+            self.ops = ops
+            self.gelu_form = config.gelu
             self.dense_h_to_4h = model.Linear(config.d_model, 6 * config.d_model, ops)
             self.dense_4h_to_h = model.Linear(6 * config.d_model, config.d_model, ops)
 
