@@ -181,14 +181,6 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_a_crash_of_a_process_is_a_row() -> None:
-    job = replace(DRY, size="no such size", dry_run=False, rows=1)
-    found = list(train._in_process(job))
-    assert [r["failed"] for r in found] == ["its process ended with code 1"] * len(
-        job.implementations
-    )
-
-
 # --- memory and text -------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ def step(implementation: train.Implementation, ms: float, size: str = "7k", **mo
 
 def operation(kernel: str, implementation: str, ms: float, **more: Any) -> Row:
     row = {"kind": "operation", "size": "7k", "kernel": kernel, "dtype": "fp32"}
-    row |= {"implementation": implementation, "direction": "both", "rate": 1.0, "unit": "GB/s"}
+    row |= {"implementation": implementation, "rate": 1.0, "unit": "GB/s"}
     return timed(ms, **{**row, "share": 0.5, "relative_error": 1e-3, "peak_bytes": None, **more})
 
 
