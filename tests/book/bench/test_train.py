@@ -137,6 +137,8 @@ def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -
         assert row["tokens_per_update"] == 32 * 128 and row["steps_timed"] == 4
         flops = row["tokens_per_s"] * flops_per_token(model, 128)
         assert row["tflops"] == pytest.approx(flops / 1e12)
+        rate = machine["matmul_tflop_per_s"][row["precision"]]
+        assert row["matmul_share"] == pytest.approx(row["tflops"] / rate)
     text = train.markdown([machine, *measured])
     ours = measured[0]["tokens_per_s"]
     fastest = max(r["tokens_per_s"] for r in measured if r["family"] == "transformers")

@@ -120,10 +120,6 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 def steps_table(rows: list[Row]) -> pd.DataFrame:
     """A row per measured implementation of a training step; matmul_share is of the rate of matrix
     products that was measured in the same run."""
-    for row in rows[1:]:
-        if "ms" in row:
-            rate = rows[0]["matmul_tflop_per_s"][row["precision"]]
-            row["matmul_share"] = row["tflops"] / rate
     return _compared(rows[1:], ("size", "precision"), STEPS)
 
 
