@@ -675,11 +675,11 @@ def markdown(rows: Sequence[Row]) -> str:
         ]
         if not same:
             continue
-        other = max(same, key=lambda row: row["tokens_per_s"])
+        other, library = max(same, key=lambda row: row["tokens_per_s"]), "transformers "
         lines.append(
             f"| {ours['size']} | {ours['precision']} | {ours['tokens_per_s']:,.0f} "
             f"| {1e3 * ours['tflops']:,.1f} | {ours['matmul_share']:.0%} "
-            f"| {other['tokens_per_s']:,.0f} ({other['implementation'].removeprefix('transformers ')}) "
+            f"| {other['tokens_per_s']:,.0f} ({other['implementation'].removeprefix(library)}) "
             f"| **{ours['tokens_per_s'] / other['tokens_per_s']:.2f}x** |"
         )
     return "\n".join(lines)
