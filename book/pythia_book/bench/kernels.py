@@ -17,6 +17,7 @@ where the times mean nothing; `bench_attention` compares the attention libraries
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -101,133 +102,117 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
     )
 
 
-def _loss(n: int, d: int, vocab: int, dtype: torch.dtype, device: str) -> Case:
+def cases(
+    rows: int,
+    seq: int,
+    d: int,
+    heads: int,
+    vocab: int,
+    dtype: torch.dtype,
+    device: str,
+    fused: bool = True,
+) -> Iterator[Case]:
+    """The operations of one model size on `rows` rows of `seq` tokens.
+
+    Args:
+        fused: those that a GPU fuses; else those of a CPU, with torch's own to compare with.
+    """
+    n, dim, size = rows * seq, d // heads, dtype.itemsize
+    fp32 = {"dtype": torch.float32, "device": device}
+    low = {"dtype": dtype, "device": device}
+    cos, sin = kernels.rotary_tables(seq, dim // 8 * 2, 10_000.0, torch.device(device))
+    head_shape = {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim}
+
     targets = torch.randint(vocab, (n,), device=device)
-
-    def inputs() -> list[Tensor]:
-        hidden = torch.randn(n, d, dtype=dtype, device=device)
-        return [hidden, torch.randn(vocab, d, device=device) / d**0.5]
-
-    return Case(
+    yield Case(
         "linear_cross_entropy",
         {"tokens": n, "width": d, "vocab": vocab},
-        inputs,
+        lambda: [torch.randn(n, d, **low), torch.randn(vocab, d, **fp32) / d**0.5],
         lambda h, w: kernels.linear_cross_entropy(h, w, targets, w.detach().to(dtype)),
         lambda h, w: linear_cross_entropy_reference(h, w, targets),
         lambda h, w: torch.nn.functional.cross_entropy(h @ w.to(dtype).to(h).T, targets),
         "TFLOP/s",
         (6 * n * d * vocab, "6 tokens width vocab"),
     )
-
-
-def _attention(
-    rows: int,
-    seq: int,
-    heads: int,
-    dim: int,
-    cos: Tensor,
-    sin: Tensor,
-    options: dict[str, Any],
-    others: dict[str, Implementation],
-) -> Case:
-    product = rows * heads * seq * (seq + 1) * dim
-    return Case(
+    if fused:
+        turned = 2 * n * heads * (4 * cos.shape[-1]) * size
+        packed = 2 * 3 * n * d * size
+        yield Case(
+            "split_rotated",
+            head_shape,
+            lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
+            lambda qkv: kernels.split_rotated(qkv, cos, sin),
+            lambda qkv: split_rotated_reference(qkv, cos, sin),
+            lambda qkv: split_rotated_reference(qkv, cos.to(qkv), sin.to(qkv)),
+            "GB/s",
+            (turned + packed, "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)"),
+        )
+        yield Case(
+            "layer_norm_pair",
+            {"tokens": n, "width": d},
+            lambda: [
+                torch.randn(n, d, **fp32),
+                *(torch.randn(n, d, **low) for _ in range(2)),
+                *(torch.randn(d, **fp32) for _ in range(4)),
+            ],
+            lambda x, a, b, *w: kernels.layer_norm_pair(x, (a, b), w, 1e-5, dtype),
+            lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, dtype),
+            lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, torch.float64),
+            "GB/s",
+            (n * d * (5 * 4 + 7 * size), "tokens width (5 tensors in fp32, 7 in bytes)"),
+        )
+        for form in ("tanh", "erf"):
+            yield Case(
+                f"bias_gelu_{form}",
+                {"tokens": n, "width": 4 * d},
+                lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
+                lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
+                lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
+                # the bias is added as it is rounded for the product
+                lambda x, bias, form=form: bias_gelu_reference(x, bias.to(dtype).to(x), form),
+                "GB/s",
+                (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
+            )
+    else:
+        yield Case(
+            "layer_norm",
+            {"tokens": n, "width": d},
+            lambda: [torch.randn(n, d), *(torch.randn(d) for _ in range(2))],
+            lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5, dtype),
+            lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, dtype),
+            lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, torch.float64),
+            "GB/s",
+            (n * d * (3 * 4 + 2 * size), "tokens width (x twice, dx in fp32 + y, dy in bytes)"),
+            {"torch": lambda x, w, b: PLAIN.layer_norm(x, w, b, 1e-5, dtype)},
+        )
+        yield Case(
+            "gelu",
+            {"tokens": n, "width": 4 * d},
+            lambda: [torch.randn(n, 4 * d, **low)],
+            lambda x: kernels.gelu(x, "tanh"),
+            lambda x: gelu_reference(x, "tanh"),
+            lambda x: gelu_reference(x, "tanh"),
+            "GB/s",
+            (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
+            {"torch": lambda x: PLAIN.gelu(x, "tanh")},
+        )
+    triton = {"triton": lambda qkv: attention_by(qkv, cos, sin, "triton")}
+    yield Case(
         "attention",
-        {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim},
-        lambda: [torch.randn(rows, seq, heads, 3, dim, **options)],
+        head_shape,
+        lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
         lambda qkv: kernels.attention(qkv, cos, sin),
         lambda qkv: attention_reference(qkv, cos, sin),
         lambda qkv: attention_reference(qkv, cos.to(qkv), sin.to(qkv)),
         "TFLOP/s",
-        (7 * product, "7 batch heads seq (seq + 1) head_dim: scores are computed again"),
-        others,
+        (
+            7 * rows * heads * seq * (seq + 1) * dim,
+            "7 batch heads seq (seq + 1) head_dim: scores are computed again",
+        ),
+        triton if fused else {"torch": lambda qkv: PLAIN.attention(qkv, cos, sin)},
     )
-
-
-def cases(
-    rows: int, seq: int, d: int, heads: int, vocab: int, dtype: torch.dtype, device: str
-) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens."""
-    n, dim, size = rows * seq, d // heads, dtype.itemsize
-    fp32 = {"dtype": torch.float32, "device": device}
-    low = {"dtype": dtype, "device": device}
-    cos, sin = kernels.rotary_tables(seq, dim // 8 * 2, 10_000.0, torch.device(device))
-
-    yield _loss(n, d, vocab, dtype, device)
-    head_shape = {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim}
-    turned = 2 * n * heads * (4 * cos.shape[-1]) * size
-    packed = 2 * 3 * n * d * size
-    yield Case(
-        "split_rotated",
-        head_shape,
-        lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
-        lambda qkv: kernels.split_rotated(qkv, cos, sin),
-        lambda qkv: split_rotated_reference(qkv, cos, sin),
-        lambda qkv: split_rotated_reference(qkv, cos.to(qkv), sin.to(qkv)),
-        "GB/s",
-        (turned + packed, "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)"),
-    )
-    yield Case(
-        "layer_norm_pair",
-        {"tokens": n, "width": d},
-        lambda: [
-            torch.randn(n, d, **fp32),
-            *(torch.randn(n, d, **low) for _ in range(2)),
-            *(torch.randn(d, **fp32) for _ in range(4)),
-        ],
-        lambda x, a, b, *w: kernels.layer_norm_pair(x, (a, b), w, 1e-5, dtype),
-        lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, dtype),
-        lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, torch.float64),
-        "GB/s",
-        (n * d * (5 * 4 + 7 * size), "tokens width (5 tensors in fp32, 7 in bytes)"),
-    )
-    for form in ("tanh", "erf"):
-        yield Case(
-            f"bias_gelu_{form}",
-            {"tokens": n, "width": 4 * d},
-            lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
-            lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
-            lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
-            # the bias is added as it is rounded for the product
-            lambda x, bias, form=form: bias_gelu_reference(x, bias.to(dtype).to(x), form),
-            "GB/s",
-            (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
-        )
-    triton = {"triton": lambda qkv: attention_by(qkv, cos, sin, "triton")}
-    yield _attention(rows, seq, heads, dim, cos, sin, low, triton)
-    yield _adamw(n * d, dtype, device)
-
-
-def cpu_cases(size: Size, rows: int, seq: int, vocab: int, dtype: torch.dtype) -> Iterator[Case]:
-    """The operations of a training step on a CPU, with torch's own as a further implementation."""
-    d, n, dim, item = size.d_model, rows * seq, size.d_model // size.n_heads, dtype.itemsize
-    low = {"dtype": dtype}
-    cos, sin = kernels.rotary_tables(seq, dim // 8 * 2, 10_000.0, torch.device("cpu"))
-    yield _loss(n, d, vocab, dtype, "cpu")
-    plain = {"torch": lambda qkv: PLAIN.attention(qkv, cos, sin)}
-    yield _attention(rows, seq, size.n_heads, dim, cos, sin, low, plain)
-    yield Case(
-        "layer_norm",
-        {"tokens": n, "width": d},
-        lambda: [torch.randn(n, d), *(torch.randn(d) for _ in range(2))],
-        lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5, dtype),
-        lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, dtype),
-        lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, torch.float64),
-        "GB/s",
-        (n * d * (3 * 4 + 2 * item), "tokens width (x twice, dx in fp32 + y, dy in bytes)"),
-        {"torch": lambda x, w, b: PLAIN.layer_norm(x, w, b, 1e-5, dtype)},
-    )
-    yield Case(
-        "gelu",
-        {"tokens": n, "width": 4 * d},
-        lambda: [torch.randn(n, 4 * d, **low)],
-        lambda x: kernels.gelu(x, "tanh"),
-        lambda x: gelu_reference(x, "tanh"),
-        lambda x: gelu_reference(x, "tanh"),
-        "GB/s",
-        (5 * n * 4 * d * item, "(x twice, y, dy, dx) tokens width bytes"),
-        {"torch": lambda x: PLAIN.gelu(x, "tanh")},
-    )
+    if fused:
+        yield _adamw(n * d, dtype, device)
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -507,16 +492,14 @@ def bench_cpu_kernels(
     """The same on a CPU, for a batch of scale laptop."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
-    roof = ceilings(device, dtypes, seconds)
+    vocab, roof = scale.run(sizes[0]).model.vocab_size, ceilings(device, dtypes, seconds)
     yield {**machine_row(device, roof), "dry_run": False}
-    for size in map(size_named, sizes):
-        vocab, seq = scale.run(size.name).model.vocab_size, scale.data.seq_len
-        for dtype in dtypes:
-            torch.manual_seed(0)
-            shapes = (cpu_cases(size, rows, seq, vocab, dtype) for rows in (scale.batch_size, 2))
-            for case, small in zip(*shapes, strict=True):
-                for row in measure(case, small, dtype, "cpu", seconds, roof, calls, compiled=False):
-                    yield {"size": size.name, **row, "dry_run": False}
+    for size, dtype in itertools.product(map(size_named, sizes), dtypes):
+        torch.manual_seed(0)
+        shape = (scale.data.seq_len, size.d_model, size.n_heads, vocab, dtype, "cpu", False)
+        for case, small in zip(cases(scale.batch_size, *shape), cases(2, *shape), strict=True):
+            for row in measure(case, small, dtype, "cpu", seconds, roof, calls, compiled=False):
+                yield {"size": size.name, **row, "dry_run": False}
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
