@@ -1,9 +1,10 @@
-"""How fast texts are written, against `transformers`' generate on equal weights, in one run.
+"""How fast texts are generated, against `transformers`' generate on equal weights, in one run.
 
-Both continue the same prompts of unlike lengths greedily, in fp32 and in one batch; theirs are
-padded on the left, as it wants them, and it runs with eager and with sdpa attention, of which the
-faster counts. Contenders take turns, and the median of all rounds counts. Weights are random but
-sharp: every prompt is continued to the full length, and how many texts agree is reported.
+Both continue the same prompts of different lengths greedily, in fp32 and in one batch. For
+`transformers` they are padded on the left, as it expects, and the faster of its eager and sdpa
+attention counts. The implementations alternate, and the median of all rounds counts. Weights are
+random but sharp: every prompt is continued to the full length, and the number of equal texts is
+reported.
 """
 
 from __future__ import annotations
@@ -40,25 +41,25 @@ def _model(config: ModelConfig) -> GPTNeoX:
     return model.eval().requires_grad_(False)
 
 
-def _peer(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """Continuations as a user of `transformers` would ask for them."""
+def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
+    """Continuations as a user of `transformers` would generate them."""
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
-    peer = GPTNeoXForCausalLM(settings)
-    peer.load_state_dict(hf.to_hf_state(model.state_dict()))
-    peer.eval()
-    how = GenerationConfig(
+    baseline = GPTNeoXForCausalLM(settings)
+    baseline.load_state_dict(hf.to_hf_state(model.state_dict()))
+    baseline.eval()
+    options = GenerationConfig(
         max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
     )
 
     def write(prompts: list[list[int]]) -> list[list[int]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
-        read = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         with torch.inference_mode():
-            found = peer.generate(input_ids=ids, attention_mask=read, generation_config=how)
-        return found[:, width:].tolist()
+            out = baseline.generate(input_ids=ids, attention_mask=mask, generation_config=options)
+        return out[:, width:].tolist()
 
     return write
 
@@ -71,17 +72,17 @@ def bench_size(
     draw = np.random.default_rng(batch)
     lengths = draw.integers(PROMPT[0], PROMPT[1] + 1, batch)
     prompts = [draw.integers(2, config.vocab_size, n).tolist() for n in lengths]
-    contenders = {name: _peer(model, name) for name in ATTENTION}
-    contenders["ours"] = lambda given: generate(model, given, NEW)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    texts = {name: write(prompts) for name, write in contenders.items()}  # and warms up
+    implementations = {name: _baseline(model, name) for name in ATTENTION}
+    implementations["ours"] = lambda prompts: generate(model, prompts, NEW)
+    times: dict[str, list[float]] = {name: [] for name in implementations}
+    texts = {name: write(prompts) for name, write in implementations.items()}  # and warms up
     label = f"{config.n_params_non_embedding:,} params, {batch} texts"
     for _ in progress_bar(progress, iterable=range(rounds), desc=label):
-        for name, write in contenders.items():
+        for name, write in implementations.items():
             started = time.perf_counter()
             write(prompts)
             times[name].append(time.perf_counter() - started)
-    speed = {name: batch * NEW / statistics.median(found) for name, found in times.items()}
+    speed = {name: batch * NEW / statistics.median(seconds) for name, seconds in times.items()}
     peer = max(ATTENTION, key=speed.__getitem__)
     same = sum(a == b for a, b in zip(texts["ours"], texts[peer], strict=True))
     return {
@@ -98,7 +99,7 @@ def bench_size(
 def bench_generate(
     sizes: tuple[str, ...] = (), rounds: int = 5, progress: bool = True
 ) -> dict[str, Any]:
-    """The table over `sizes` (default: the laptop ladder's ends and middle) with the machine."""
+    """The table over `sizes` (default: smallest, middle, largest of laptop) with the machine."""
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     scale = scale_named("laptop")

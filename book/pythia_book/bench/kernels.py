@@ -1,8 +1,9 @@
 """How fast every kernel is against its plain reference, torch.compile of it, and libraries.
 
-One row per measurement. Three calls to warm up, compilation included, are dropped; then three times
-at least twenty calls are timed one by one, on a GPU each after emptying the caches and between two
-events of the device. A row has the median of the three medians, and their range. Rates count the
+One row per implementation, forward and backward together. Three calls to warm up, compilation
+included, are dropped; then three times at least twenty calls are timed one by one, on a GPU each
+after emptying the caches and between two events of the device. A row has the median of the three
+medians, and their range. Rates count the
 least work of an operation: each operand read once, each result written once, and of causal
 attention only the products of pairs that are not in the future; the formula is in every row.
 Shares are of a copy and of a matrix product measured in the same run. Errors are against fp64, on
@@ -16,7 +17,7 @@ where the times mean nothing; `bench_attention` compares the attention libraries
 
 from __future__ import annotations
 
-import importlib.util
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -55,9 +56,9 @@ class Case:
     Attributes:
         inputs: makes the tensors that are differentiated, or that an update changes.
         exact: the reference for inputs in fp64.
-        differentiated: else there is no backward, and the one direction is "both".
+        differentiated: whether it has a backward.
         unit: "GB/s" or "TFLOP/s".
-        work: by direction, the least bytes moved or operations done, and its formula.
+        work: the least bytes moved or operations done, and its formula.
         others: further implementations by name.
     """
 
@@ -68,22 +69,9 @@ class Case:
     reference: Implementation
     exact: Implementation
     unit: str
-    work: dict[str, tuple[float, str]]
+    work: tuple[float, str]
     others: dict[str, Implementation] = field(default_factory=dict)
     differentiated: bool = True
-
-
-def _liger(targets: Tensor, dtype: torch.dtype) -> dict[str, Implementation]:
-    """Liger-Kernel's fused loss where it is installed."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        return {}
-
-    def loss(hidden: Tensor, weight: Tensor) -> Tensor:
-        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-
-        return liger_fused_linear_cross_entropy(hidden, weight.to(dtype), targets)
-
-    return {"liger": loss}
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
@@ -108,184 +96,123 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
         by(adamw_reference_, copy, False),  # as a tensor its `if` would cost it a wait
         by(adamw_reference_, None, False),
         "GB/s",
-        {"both": (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)")},
+        (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)"),
         {"torch (fused)": by(passes_, copy, skip)},
         differentiated=False,
     )
 
 
-def _loss(
-    n: int,
+def cases(
+    rows: int,
+    seq: int,
     d: int,
+    heads: int,
     vocab: int,
     dtype: torch.dtype,
     device: str,
-    others: Callable[[Tensor, torch.dtype], dict[str, Implementation]],
-) -> Case:
-    targets = torch.randint(vocab, (n,), device=device)
-
-    def inputs() -> list[Tensor]:
-        hidden = torch.randn(n, d, dtype=dtype, device=device)
-        return [hidden, torch.randn(vocab, d, device=device) / d**0.5]
-
-    return Case(
-        "linear_cross_entropy",
-        {"tokens": n, "width": d, "vocab": vocab},
-        inputs,
-        lambda h, w: kernels.linear_cross_entropy(h, w, targets, w.detach().to(dtype)),
-        lambda h, w: linear_cross_entropy_reference(h, w, targets),
-        lambda h, w: torch.nn.functional.cross_entropy(h @ w.to(dtype).to(h).T, targets),
-        "TFLOP/s",
-        # implementations differ in what they compute in the forward: only the sum compares
-        {"both": (6 * n * d * vocab, "6 tokens width vocab")},
-        others(targets, dtype),
-    )
-
-
-def _attention(
-    rows: int,
-    seq: int,
-    heads: int,
-    dim: int,
-    cos: Tensor,
-    sin: Tensor,
-    options: dict[str, Any],
-    others: dict[str, Implementation],
-) -> Case:
-    product = rows * heads * seq * (seq + 1) * dim
-    one = "batch heads seq (seq + 1) head_dim"
-    return Case(
-        "attention",
-        {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim},
-        lambda: [torch.randn(rows, seq, heads, 3, dim, **options)],
-        lambda qkv: kernels.attention(qkv, cos, sin),
-        lambda qkv: attention_reference(qkv, cos, sin),
-        lambda qkv: attention_reference(qkv, cos.to(qkv), sin.to(qkv)),
-        "TFLOP/s",
-        {
-            "forward": (2 * product, f"2 {one}"),
-            "backward": (5 * product, f"5 {one}: scores are computed again"),
-            "both": (7 * product, f"7 {one}"),
-        },
-        others,
-    )
-
-
-def _by(library: str, cos: Tensor, sin: Tensor) -> Implementation:
-    return lambda qkv: attention_by(qkv, cos, sin, library)
-
-
-def cases(
-    rows: int, seq: int, d: int, heads: int, vocab: int, dtype: torch.dtype, device: str
+    fused: bool = True,
 ) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens."""
+    """The operations of one model size on `rows` rows of `seq` tokens.
+
+    Args:
+        fused: those that a GPU fuses; else those of a CPU, with torch's own to compare with.
+    """
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}
     low = {"dtype": dtype, "device": device}
     cos, sin = kernels.rotary_tables(seq, dim // 8 * 2, 10_000.0, torch.device(device))
-
-    yield _loss(n, d, vocab, dtype, device, _liger)
     head_shape = {"batch": rows, "seq": seq, "heads": heads, "head_dim": dim}
-    turned = 2 * n * heads * (4 * cos.shape[-1]) * size
-    packed = 2 * 3 * n * d * size
-    turned_formula = "q and k: 2 (read, write) 2 heads tokens rotated_lanes bytes"
+
+    targets = torch.randint(vocab, (n,), device=device)
     yield Case(
-        "split_rotated",
+        "linear_cross_entropy",
+        {"tokens": n, "width": d, "vocab": vocab},
+        lambda: [torch.randn(n, d, **low), torch.randn(vocab, d, **fp32) / d**0.5],
+        lambda h, w: kernels.linear_cross_entropy(h, w, targets, w.detach().to(dtype)),
+        lambda h, w: linear_cross_entropy_reference(h, w, targets),
+        lambda h, w: torch.nn.functional.cross_entropy(h @ w.to(dtype).to(h).T, targets),
+        "TFLOP/s",
+        (6 * n * d * vocab, "6 tokens width vocab"),
+    )
+    if fused:
+        turned = 2 * n * heads * (4 * cos.shape[-1]) * size
+        packed = 2 * 3 * n * d * size
+        yield Case(
+            "split_rotated",
+            head_shape,
+            lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
+            lambda qkv: kernels.split_rotated(qkv, cos, sin),
+            lambda qkv: split_rotated_reference(qkv, cos, sin),
+            lambda qkv: split_rotated_reference(qkv, cos.to(qkv), sin.to(qkv)),
+            "GB/s",
+            (turned + packed, "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)"),
+        )
+        yield Case(
+            "layer_norm_pair",
+            {"tokens": n, "width": d},
+            lambda: [
+                torch.randn(n, d, **fp32),
+                *(torch.randn(n, d, **low) for _ in range(2)),
+                *(torch.randn(d, **fp32) for _ in range(4)),
+            ],
+            lambda x, a, b, *w: kernels.layer_norm_pair(x, (a, b), w, 1e-5, dtype),
+            lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, dtype),
+            lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, torch.float64),
+            "GB/s",
+            (n * d * (5 * 4 + 7 * size), "tokens width (5 tensors in fp32, 7 in bytes)"),
+        )
+        for form in ("tanh", "erf"):
+            yield Case(
+                f"bias_gelu_{form}",
+                {"tokens": n, "width": 4 * d},
+                lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
+                lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
+                lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
+                # the bias is added as it is rounded for the product
+                lambda x, bias, form=form: bias_gelu_reference(x, bias.to(dtype).to(x), form),
+                "GB/s",
+                (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
+            )
+    else:
+        yield Case(
+            "layer_norm",
+            {"tokens": n, "width": d},
+            lambda: [torch.randn(n, d), *(torch.randn(d) for _ in range(2))],
+            lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5, dtype),
+            lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, dtype),
+            lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, torch.float64),
+            "GB/s",
+            (n * d * (3 * 4 + 2 * size), "tokens width (x twice, dx in fp32 + y, dy in bytes)"),
+            {"torch": lambda x, w, b: PLAIN.layer_norm(x, w, b, 1e-5, dtype)},
+        )
+        yield Case(
+            "gelu",
+            {"tokens": n, "width": 4 * d},
+            lambda: [torch.randn(n, 4 * d, **low)],
+            lambda x: kernels.gelu(x, "tanh"),
+            lambda x: gelu_reference(x, "tanh"),
+            lambda x: gelu_reference(x, "tanh"),
+            "GB/s",
+            (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
+            {"torch": lambda x: PLAIN.gelu(x, "tanh")},
+        )
+    triton = {"triton": lambda qkv: attention_by(qkv, cos, sin, "triton")}
+    yield Case(
+        "attention",
         head_shape,
         lambda: [torch.randn(rows, seq, heads, 3, dim, **low)],
-        lambda qkv: kernels.split_rotated(qkv, cos, sin),
-        lambda qkv: split_rotated_reference(qkv, cos, sin),
-        lambda qkv: split_rotated_reference(qkv, cos.to(qkv), sin.to(qkv)),
-        "GB/s",
-        {
-            "forward": (turned, turned_formula),
-            "backward": (packed, "2 (read, write) 3 tokens width bytes"),
-            "both": (turned + packed, "forward + backward"),
-        },
+        lambda qkv: kernels.attention(qkv, cos, sin),
+        lambda qkv: attention_reference(qkv, cos, sin),
+        lambda qkv: attention_reference(qkv, cos.to(qkv), sin.to(qkv)),
+        "TFLOP/s",
+        (
+            7 * rows * heads * seq * (seq + 1) * dim,
+            "7 batch heads seq (seq + 1) head_dim: scores are computed again",
+        ),
+        triton if fused else {"torch": lambda qkv: PLAIN.attention(qkv, cos, sin)},
     )
-    yield Case(
-        "layer_norm_pair",
-        {"tokens": n, "width": d},
-        lambda: [
-            torch.randn(n, d, **fp32),
-            *(torch.randn(n, d, **low) for _ in range(2)),
-            *(torch.randn(d, **fp32) for _ in range(4)),
-        ],
-        lambda x, a, b, *w: kernels.layer_norm_pair(x, (a, b), w, 1e-5, dtype),
-        lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, dtype),
-        lambda x, a, b, *w: layer_norm_pair_reference(x, (a, b), w, 1e-5, torch.float64),
-        "GB/s",
-        {
-            "forward": (
-                n * d * (2 * 4 + 4 * size),
-                "tokens width (x, z in fp32 + a, b, y1, y2 in bytes)",
-            ),
-            "backward": (
-                n * d * (3 * 4 + 3 * size),
-                "tokens width (z, dz, dx in fp32 + dy1, dy2, dbranch in bytes)",
-            ),
-            "both": (n * d * (5 * 4 + 7 * size), "forward + backward"),
-        },
-    )
-    for form in ("tanh", "erf"):
-        yield Case(
-            f"bias_gelu_{form}",
-            {"tokens": n, "width": 4 * d},
-            lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
-            lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
-            lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
-            # the bias is added as it is rounded for the product
-            lambda x, bias, form=form: bias_gelu_reference(x, bias.to(dtype).to(x), form),
-            "GB/s",
-            {
-                "forward": (2 * n * 4 * d * size, "(x, y) tokens width bytes"),
-                "backward": (3 * n * 4 * d * size, "(x, dy, dx) tokens width bytes"),
-                "both": (5 * n * 4 * d * size, "forward + backward"),
-            },
-        )
-    libraries = {library: _by(library, cos, sin) for library in BACKENDS}
-    yield _attention(rows, seq, heads, dim, cos, sin, low, libraries)
-    yield _adamw(n * d, dtype, device)
-
-
-def cpu_cases(size: Size, rows: int, seq: int, vocab: int, dtype: torch.dtype) -> Iterator[Case]:
-    """The operations of a training step on a CPU, with torch's own as a further implementation."""
-    d, n, dim, item = size.d_model, rows * seq, size.d_model // size.n_heads, dtype.itemsize
-    low = {"dtype": dtype}
-    cos, sin = kernels.rotary_tables(seq, dim // 4 * 2, 10_000.0, torch.device("cpu"))
-    yield _loss(
-        n, d, vocab, dtype, "cpu",
-        lambda t, _: {"torch": lambda h, w: PLAIN.linear_cross_entropy(h, w, t, w)},
-    )  # fmt: skip
-    plain = {"torch": lambda qkv: PLAIN.attention(qkv, cos, sin)}
-    yield _attention(rows, seq, size.n_heads, dim, cos, sin, low, plain)
-    yield Case(
-        "layer_norm",
-        {"tokens": n, "width": d},
-        lambda: [torch.randn(n, d), *(torch.randn(d) for _ in range(2))],
-        lambda x, w, b: kernels.layer_norm(x, w, b, 1e-5, dtype),
-        lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, dtype),
-        lambda x, w, b: layer_norm_reference(x, w, b, 1e-5, torch.float64),
-        "GB/s",
-        {
-            "both": (
-                n * d * (3 * 4 + 2 * item),
-                "tokens width (x twice, dx in fp32 + y, dy in bytes)",
-            )
-        },
-        {"torch": lambda x, w, b: PLAIN.layer_norm(x, w, b, 1e-5, dtype)},
-    )
-    yield Case(
-        "gelu",
-        {"tokens": n, "width": 4 * d},
-        lambda: [torch.randn(n, 4 * d, **low)],
-        lambda x: kernels.gelu(x, "tanh"),
-        lambda x: gelu_reference(x, "tanh"),
-        lambda x: gelu_reference(x, "tanh"),
-        "GB/s",
-        {"both": (5 * n * 4 * d * item, "(x twice, y, dy, dx) tokens width bytes")},
-        {"torch": lambda x: PLAIN.gelu(x, "tanh")},
-    )
+    if fused:
+        yield _adamw(n * d, dtype, device)
 
 
 # --- measuring -------------------------------------------------------------------------------
@@ -297,9 +224,7 @@ KERNELS = (
     *("bias_gelu_tanh", "bias_gelu_erf", "attention", "adamw"),
 )
 """The operations of `cases`."""
-DIRECTIONS = ("forward", "backward", "both")
 REPEATS, CALLS = 3, 20
-METHOD = f"median of {REPEATS} medians of at least {CALLS} single calls, caches emptied before each"
 
 
 def _timed_calls(
@@ -411,29 +336,21 @@ def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Te
     return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
 
 
-def errors(case: Case, implementation: Implementation) -> dict[str, float]:
-    """By direction the largest norm-wise relative error of a result against fp64."""
+def error_of(case: Case, implementation: Implementation) -> float:
+    """The largest norm-wise relative error of an output or gradient against fp64."""
     inputs, exact = exact_results(case)
     actual = results(implementation, inputs, case.differentiated)
-    forward, backward = (
-        max(map(relative_error, ours, truth), default=0.0)
-        for ours, truth in zip(actual, exact, strict=True)
-    )
-    return {"forward": forward, "backward": backward, "both": max(forward, backward)}
+    pairs = zip((*actual[0], *actual[1]), (*exact[0], *exact[1]), strict=True)
+    return max(relative_error(ours, truth) for ours, truth in pairs)
 
 
-def _call(case: Case, implementation: Implementation, direction: str) -> Callable[[], Any]:
-    """What is timed."""
+def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
+    """What is timed: forward and backward."""
+    inputs = case.inputs()
     if not case.differentiated:
-        changed = case.inputs()
-        return lambda: implementation(*changed)
-    leaves = [x.requires_grad_() for x in case.inputs()]
-    outputs = _outputs(implementation, leaves)
-    upstream = [torch.randn_like(o) for o in outputs]
-    if direction == "forward":
-        return lambda: _outputs(implementation, leaves)
-    if direction == "backward":
-        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+        return lambda: implementation(*inputs)
+    leaves = [x.requires_grad_() for x in inputs]
+    upstream = [torch.randn_like(o) for o in _outputs(implementation, leaves)]
     return lambda: torch.autograd.grad(_outputs(implementation, leaves), leaves, upstream)
 
 
@@ -458,10 +375,9 @@ def measure(
     roof: dict[str, float],
     calls: int = CALLS,
     deadline: float = float("inf"),
-    directions: Sequence[str] = DIRECTIONS,
     compiled: bool = True,
 ) -> Iterator[Row]:
-    """A row for every implementation and direction.
+    """A row for every implementation.
 
     Args:
         small: the same operation on few tokens, for the errors.
@@ -482,38 +398,31 @@ def measure(
         )
     implementations |= {name: (other, small.others[name]) for name, other in case.others.items()}
     for name, (implementation, on_few) in implementations.items():
-        wrong: dict[str, float] = {}
-        for direction in directions if case.differentiated else DIRECTIONS[-1:]:
-            row: Row = {
-                "kind": "operation",
-                "kernel": case.kernel,
-                "shape": case.shape,
-                "dtype": precision_name(dtype),
-                "implementation": name,
-                "direction": direction,
-            }
-            failed = SKIPPED if time.monotonic() > deadline else ""
-            try:
-                if not failed:
-                    with dispatch.no_fallback():
-                        wrong = wrong or errors(small, on_few)
-                        call = _call(case, implementation, direction)
-                        measured = timing(call, device, seconds, calls)
-                        measured |= {"peak_bytes": _peak(call, device)}
-                    row |= {**measured, "relative_error": wrong[direction]}
-            except Exception as error:  # not installed, out of memory, a head dim, of its compiler
-                failed = reason(error)
-            if failed:
-                yield {**row, "failed": failed[:200]}
-                continue
-            if direction in case.work:
-                amount, formula = case.work[direction]
-                copied = case.unit == "GB/s"
-                rate = amount / row["ms"] / (1e6 if copied else 1e9)
-                least = roof["copy" if copied else precision_name(dtype)]
-                row |= {"rate": rate, "unit": case.unit, "share": rate / least}
-                row["formula"] = f"{formula}, over time"
-            yield row
+        row: Row = {
+            "kind": "operation",
+            "kernel": case.kernel,
+            "shape": case.shape,
+            "dtype": precision_name(dtype),
+            "implementation": name,
+        }
+        if time.monotonic() > deadline:
+            yield {**row, "failed": SKIPPED}
+            continue
+        try:
+            with dispatch.no_fallback():
+                row["relative_error"] = error_of(small, on_few)
+                call = _call(case, implementation)
+                row |= timing(call, device, seconds, calls)
+                row["peak_bytes"] = _peak(call, device)
+            amount, formula = case.work
+            copied = case.unit == "GB/s"
+            rate = amount / row["ms"] / (1e6 if copied else 1e9)
+            least = roof["copy" if copied else precision_name(dtype)]
+            row |= {"rate": rate, "unit": case.unit, "share": rate / least}
+            row["formula"] = f"{formula}, over time"
+        except Exception as error:  # not installed, out of memory, a head dim, of its compiler
+            row["failed"] = reason(error)[:200]
+        yield row
 
 
 def reason(error: Exception) -> str:
@@ -580,22 +489,17 @@ def bench_kernels(
 def bench_cpu_kernels(
     sizes: Sequence[str], precisions: Sequence[str], seconds: float = 0.3, calls: int = CALLS
 ) -> Iterator[Row]:
-    """The same of a CPU, for a batch of scale laptop: forward and backward together."""
+    """The same on a CPU, for a batch of scale laptop."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
-    roof = ceilings(device, dtypes, seconds)
+    vocab, roof = scale.run(sizes[0]).model.vocab_size, ceilings(device, dtypes, seconds)
     yield {**machine_row(device, roof), "dry_run": False}
-    for size in map(size_named, sizes):
-        vocab, seq = scale.run(size.name).model.vocab_size, scale.data.seq_len
-        for dtype in dtypes:
-            torch.manual_seed(0)
-            shapes = (cpu_cases(size, rows, seq, vocab, dtype) for rows in (scale.batch_size, 2))
-            for case, small in zip(*shapes, strict=True):
-                for row in measure(
-                    case, small, dtype, "cpu", seconds, roof, calls, directions=("both",),
-                    compiled=False,
-                ):  # fmt: skip
-                    yield {"size": size.name, **row, "dry_run": False}
+    for size, dtype in itertools.product(map(size_named, sizes), dtypes):
+        torch.manual_seed(0)
+        shape = (scale.data.seq_len, size.d_model, size.n_heads, vocab, dtype, "cpu", False)
+        for case, small in zip(cases(scale.batch_size, *shape), cases(2, *shape), strict=True):
+            for row in measure(case, small, dtype, "cpu", seconds, roof, calls, compiled=False):
+                yield {"size": size.name, **row, "dry_run": False}
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:

@@ -6,7 +6,7 @@ which no page reads; `failed` says why there is no measurement. Kinds of rows:
 
     machine    device, versions, measured rates of a copy and of matrix products
     train      one implementation of a training step at one size
-    operation  one implementation of one operation, in one direction
+    operation  one implementation of one operation
     attention  one attention library at one shape
     check      whether a kernel or a training step is correct
     step       how a step of gpu-check ended

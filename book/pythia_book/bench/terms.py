@@ -1,7 +1,7 @@
 """How fast terms are counted, against decoding every row and splitting it into words.
 
 One thread, real rows of the laptop scale, the most frequent words and word pairs as terms; the
-contenders alternate in one run and must agree on every count.
+implementations alternate in one run and must agree on every count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
-    """Tokens per second of surface terms and of the plain way.
+    """Tokens per second of surface terms and of the plain implementation.
 
     Raises:
         ConfigError: fewer than ten terms or no round.
@@ -43,12 +43,12 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     def words(row: np.ndarray) -> list[bytes]:
         return _WORD.findall(b"".join(pieces[i] or b"\n" for i in row.tolist()))
 
-    found: Counter[tuple[bytes, ...]] = Counter()
+    frequent: Counter[tuple[bytes, ...]] = Counter()
     for row in rows[:1024]:
         split = words(row)
-        found.update((word,) for word in split)
-        found.update(pairwise(split))
-    known = [key for key, _ in found.most_common() if all(word.isascii() for word in key)]
+        frequent.update((word,) for word in split)
+        frequent.update(pairwise(split))
+    known = [key for key, _ in frequent.most_common() if all(word.isascii() for word in key)]
     terms = [b" ".join(key).decode() for key in known[:n_terms]]
     wanted = [tuple(term.encode().split()) for term in terms]
     surface = SurfaceTerms(terms, pieces)
@@ -63,17 +63,17 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
             counts.update(pairwise(split))
         return [counts[key] for key in wanted]
 
-    ways: dict[str, Callable[[], Any]] = {
+    implementations: dict[str, Callable[[], Any]] = {
         "surface terms": lambda: sum(map(surface.count, parts)),
         "decode, split, count": plain,
     }
     if surface.count(rows).tolist() != plain():
-        raise DataError("the two ways of counting words do not agree; this is a bug")
-    times: dict[str, list[float]] = {name: [] for name in ways}
+        raise DataError("two implementations of counting words do not agree; this is a bug")
+    times: dict[str, list[float]] = {name: [] for name in implementations}
     for _ in progress_bar(progress, iterable=range(rounds), desc="counting"):
-        for name, way in ways.items():
+        for name, implementation in implementations.items():
             started = time.perf_counter()
-            way()
+            implementation()
             times[name].append(time.perf_counter() - started)
     speed = {name: rows.size / statistics.median(seconds) for name, seconds in times.items()}
     return {
@@ -92,7 +92,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['machine']['device']}, one thread; {result['terms']:,} terms in "
         f"{result['tokens']:,} tokens, median of {result['rounds']}.",
         "",
-        "| way | tokens/s |",
+        "| implementation | tokens/s |",
         "|---|--:|",
         *(f"| {name} | {value:,} |" for name, value in result["tokens_per_s"].items()),
     ]

@@ -11,10 +11,9 @@ They read the same batches of real text. Those that fit into memory together tak
 device whose clock drifts slows all of them: several rounds of some updates each, timed as a whole;
 the first updates, which compile and allocate, are dropped. On a CPU these are the sizes and batches
 of scale laptop. On a GPU they are official sizes with rows of 2,048 tokens, as many as the
-implementation that needs the most memory can hold, and each job has a process of its own, so that
-a crash costs one job. The most useful comparisons come first, because a budget of seconds may cut
-the rest. A dry run does the same with tiny models on the CPU; its numbers mean nothing. Weights are
-random, drawn on the device.
+implementation that needs the most memory can hold, and the most useful comparisons come first,
+because a budget of seconds may cut the rest. A dry run does the same with tiny models on the CPU;
+its numbers mean nothing. Weights are random, drawn on the device.
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
-import multiprocessing
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +52,6 @@ from pythia_core.training.train import LAG
 from pythia_core.training.trainer import Pending, Trainer
 from pythia_core.util.files import atomic_file, results_dir
 from pythia_core.util.machine import cpu_has_bf16, deterministic, keep_freed_memory
-from pythia_core.util.stopping import uninterrupted_children
 
 # --- implementations -------------------------------------------------------------------------
 
@@ -266,7 +262,7 @@ COSTS = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
 
 @dataclass(frozen=True)
 class Job:
-    """Some implementations to be compared at one size, on a GPU in one process.
+    """Some implementations to be compared at one size.
 
     Attributes:
         rows: of an update; 0: the most that FITTING holds.
@@ -579,8 +575,6 @@ def text_tokens(progress: bool = True) -> np.ndarray:
 
 ORDER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "14m", "31m")
 """What is measured on a GPU, the most useful size first."""
-GRACE = 60.0
-"""Seconds past the budget after which a silent process is ended."""
 
 
 def bench_train(
@@ -645,55 +639,17 @@ def bench_train(
             implementations_on_cpu(precisions, precisions if compiled is None else compiled),
         )
     roof = ceilings(shared.device, dtypes, 0.0 if dry_run else 0.5)
-    yield machine_row(shared.device, roof) | _versions() | {"dry_run": dry_run}
+    versions = {"transformers": importlib.metadata.version("transformers")}
+    yield machine_row(shared.device, roof) | versions | {"dry_run": dry_run}
     fitting: dict[str, int] = {}  # rows, as the first job of a size found them
-    run = _in_process if cuda and not dry_run else measure
     for implementations in rounds_of:
         for size in sorted(sizes or accepted, key=accepted.index):
             job = replace(shared, size=size, implementations=implementations)
-            for row in run(replace(job, rows=fitting.get(size, shared.rows))):
+            for row in measure(replace(job, rows=fitting.get(size, shared.rows))):
                 fitting[size] = row["rows"] or 0
+                if "tflops" in row:
+                    row["matmul_share"] = row["tflops"] / roof[row["precision"]]
                 yield row | {"dry_run": dry_run}
-
-
-def _versions() -> Row:
-    found: Row = {}
-    for name in ("transformers", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _in_process(job: Job) -> Iterator[Row]:
-    """`measure` in a process of its own; what it does not report on is a row that says why."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    worker = context.Process(target=_work, args=(job, sender))
-    with uninterrupted_children():
-        worker.start()
-    sender.close()
-    reported: set[str] = set()
-    limited = job.deadline < float("inf")
-    try:
-        while receiver.poll(job.deadline + GRACE - time.time() if limited else None):
-            row = receiver.recv()
-            reported.add(row["implementation"])
-            yield row
-        why = "no answer in time; its process was killed"
-    except EOFError:  # it is done, or dead
-        worker.join()
-        why = f"its process ended with code {worker.exitcode}"
-    finally:
-        worker.kill()
-        worker.join()
-    yield from failures(job, [i for i in job.implementations if i.name not in reported], why)
-
-
-def _work(job: Job, connection: Connection) -> None:
-    for row in measure(job):
-        connection.send(row)
 
 
 # --- the README's table ----------------------------------------------------------------------
@@ -719,12 +675,11 @@ def markdown(rows: Sequence[Row]) -> str:
         ]
         if not same:
             continue
-        other = max(same, key=lambda row: row["tokens_per_s"])
-        share = ours["tflops"] / machine["matmul_tflop_per_s"][ours["precision"]]
+        other, library = max(same, key=lambda row: row["tokens_per_s"]), "transformers "
         lines.append(
             f"| {ours['size']} | {ours['precision']} | {ours['tokens_per_s']:,.0f} "
-            f"| {1e3 * ours['tflops']:,.1f} | {share:.0%} | {other['tokens_per_s']:,.0f} "
-            f"({other['implementation'].removeprefix('transformers ')}) "
+            f"| {1e3 * ours['tflops']:,.1f} | {ours['matmul_share']:.0%} "
+            f"| {other['tokens_per_s']:,.0f} ({other['implementation'].removeprefix(library)}) "
             f"| **{ours['tokens_per_s'] / other['tokens_per_s']:.2f}x** |"
         )
     return "\n".join(lines)

@@ -276,7 +276,7 @@ def test_the_table_has_the_newest_of_everything(tmp_path: Path, mark: str) -> No
         {**attention, "deterministic": True, "bits_repeat": True, "tflops": 250.0},
         {"library": "cudnn", "failed": "not here"},
     )
-    kernel = {"size": "1b", "kernel": "adamw", "direction": "both"}
+    kernel = {"size": "1b", "kernel": "adamw"}
     write(
         "kernels.jsonl",
         {"copy_gb_per_s": 2500.0},

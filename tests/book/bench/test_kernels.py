@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from torch import Tensor
 from pythia_core.__main__ import main
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import dispatch
-from pythia_core.kernels.attention_backends import BACKENDS
 
 KERNELS = {
     *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
@@ -29,45 +27,30 @@ def rows() -> list[dict]:
     return list(bench_kernels.bench_kernels(("31m",), dry_run=True))
 
 
-def test_every_implementation_is_measured_in_every_direction(rows: list[dict]) -> None:
-    assert {"copy_gb_per_s", "matmul_tflop_per_s", "triton", "device", "dry_run"} <= rows[0].keys()
-    seen = {(r["kernel"], r["implementation"], r["direction"]) for r in rows[1:]}
-    assert len(seen) == len(rows) - 1
-    for kernel in KERNELS:
-        for name in ("ours", "reference", "torch.compile (eager)"):
-            for direction in ("forward", "backward", "both"):
-                assert (kernel, name, direction) in seen
-    update = {key for key in seen if key[0] == "adamw"}
-    others = {"reference", "torch.compile (eager)", "torch (fused)"}
-    assert {name for _, name, _ in update} == {"ours"} | others
-    assert {direction for *_, direction in update} == {"both"}
-    assert {r["kernel"] for r in rows[1:]} == KERNELS | {"adamw"}
+def test_every_implementation_is_measured(rows: list[dict]) -> None:
+    machine, *measured = rows
+    assert {"copy_gb_per_s", "matmul_tflop_per_s", "triton", "device"} <= machine.keys()
+    seen = [(r["kernel"], r["implementation"]) for r in measured]
+    assert len(seen) == len(set(seen))
+    everywhere = ("ours", "reference", "torch.compile (eager)")
+    expected = {(kernel, name) for kernel in (*KERNELS, "adamw") for name in everywhere}
+    assert set(seen) == expected | {("attention", "triton"), ("adamw", "torch (fused)")}
     assert all(r["dry_run"] is True for r in rows)
-
-
-def test_only_absent_libraries_fail(rows: list[dict]) -> None:
-    failed = {r["implementation"] for r in rows[1:] if "failed" in r}
-    assert failed <= {"cudnn", "flash", "efficient", "flash_attn", "triton"}
-    reasons = {r["failed"] for r in rows[1:] if r["implementation"] == "flash_attn"}
-    assert importlib.util.find_spec("flash_attn") or all("not installed" in s for s in reasons)
-
-
-def test_every_backend_is_measured(rows: list[dict]) -> None:
-    assert set(BACKENDS) <= {r["implementation"] for r in rows[1:] if r["kernel"] == "attention"}
+    assert {r["implementation"] for r in measured if "failed" in r} <= {"triton"}
 
 
 def test_rates_are_work_over_time(rows: list[dict]) -> None:
-    row = next(r for r in rows[1:] if r["kernel"] == "bias_gelu_erf" and r["direction"] == "both")
+    row = next(r for r in rows[1:] if r["kernel"] == "bias_gelu_erf")
     elements = row["shape"]["tokens"] * row["shape"]["width"]
     assert row["unit"] == "GB/s"
     assert row["rate"] == pytest.approx(5 * 2 * elements / row["ms"] / 1e6)
     assert row["share"] == pytest.approx(row["rate"] / rows[0]["copy_gb_per_s"])
     assert row["ms_low"] <= row["ms"] <= row["ms_high"] and row["calls"] >= 3
-    row = next(r for r in rows[1:] if r["kernel"] == "attention" and r["direction"] == "forward")
+    row = next(r for r in rows[1:] if r["kernel"] == "attention")
     s = row["shape"]
     pairs = s["batch"] * s["heads"] * s["seq"] * (s["seq"] + 1) / 2  # (query, key) not in future
-    assert row["rate"] == pytest.approx(2 * 2 * pairs * s["head_dim"] / row["ms"] / 1e9)
-    assert row["formula"].startswith("2 batch heads seq (seq + 1) head_dim")
+    assert row["rate"] == pytest.approx(7 * 2 * pairs * s["head_dim"] / row["ms"] / 1e9)
+    assert row["formula"].startswith("7 batch heads seq (seq + 1) head_dim")
 
 
 def test_errors_are_those_of_bf16(rows: list[dict]) -> None:
@@ -104,7 +87,7 @@ def toy(tokens: int, other: Callable[[Tensor], Tensor]) -> bench_kernels.Case:
 
     return bench_kernels.Case(
         "double", {"tokens": tokens}, lambda: [torch.ones(tokens, 8)],
-        double, double, double, "GB/s", {"both": (1.0, "1")}, {"other": other},
+        double, double, double, "GB/s", (1.0, "1"), {"other": other},
     )  # fmt: skip
 
 
@@ -145,12 +128,12 @@ def test_an_implementation_that_fails_is_a_row(error: Exception) -> None:
     rows = measured(broken)
     first = str(error).partition("\n")[0]
     expected = f"{type(error).__name__}: {first}".removesuffix(": ")
-    assert [r["failed"] for r in rows if r["implementation"] == "other"] == [expected] * 3
-    assert all("ms" in r for r in rows if r["implementation"] != "other") and len(rows) == 12
+    assert [r["failed"] for r in rows if r["implementation"] == "other"] == [expected]
+    assert all("ms" in r for r in rows if r["implementation"] != "other") and len(rows) == 4
 
 
 def test_past_its_deadline_nothing_is_measured() -> None:
-    assert [r["failed"] for r in measured(lambda x: x, deadline=0.0)] == [SKIPPED] * 12
+    assert [r["failed"] for r in measured(lambda x: x, deadline=0.0)] == [SKIPPED] * 4
     rows = list(bench_kernels.bench_kernels(("31m",), dry_run=True, only=("adamw",), budget=-1.0))
     assert "copy_gb_per_s" in rows[0]
     assert {(r["kernel"], r["failed"]) for r in rows[1:]} == {("adamw", SKIPPED)}
@@ -159,7 +142,7 @@ def test_past_its_deadline_nothing_is_measured() -> None:
 def test_kernels_are_chosen_by_name() -> None:
     assert set(bench_kernels.KERNELS) == KERNELS | {"adamw"}
     rows = bench_kernels.bench_kernels(("31m",), dry_run=True, only=("adamw", "bias_gelu_erf"))
-    assert [r["kernel"] for r in rows if "kernel" in r] == ["bias_gelu_erf"] * 9 + ["adamw"] * 4
+    assert [r["kernel"] for r in rows if "kernel" in r] == ["bias_gelu_erf"] * 3 + ["adamw"] * 4
     with pytest.raises(ConfigError, match="unknown kernel 'gelu'; accepted: linear_cross_entr"):
         next(bench_kernels.bench_kernels(dry_run=True, only=("gelu",)))
 
@@ -201,15 +184,16 @@ def test_unknown_sizes_are_refused() -> None:
 def test_the_kernels_of_a_cpu_are_timed_against_torch() -> None:
     machine, *rows = bench_kernels.bench_cpu_kernels(("7k",), ("fp32", "bf16"), 0.0, 1)
     assert set(machine["matmul_tflop_per_s"]) == {"fp32", "bf16"} and not machine["dry_run"]
-    kernels = ("linear_cross_entropy", "attention", "layer_norm", "gelu")
+    kernels = ("linear_cross_entropy", "layer_norm", "gelu", "attention")
     assert [(r["dtype"], r["kernel"], r["implementation"]) for r in rows] == [
         (dtype, kernel, name)
         for dtype in ("fp32", "bf16")
         for kernel in kernels
         for name in ("ours", "reference", "torch")
+        if (kernel, name) != ("linear_cross_entropy", "torch")  # it has none
     ]
     for row in rows:
-        assert row["direction"] == "both" and row["shape"].get("tokens", 32 * 128) == 32 * 128
+        assert row["shape"].get("tokens", 32 * 128) == 32 * 128
         assert row["relative_error"] < (1e-6 if row["dtype"] == "fp32" else 1e-2)
         assert row["share"] > 0
 

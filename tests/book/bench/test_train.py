@@ -137,6 +137,8 @@ def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -
         assert row["tokens_per_update"] == 32 * 128 and row["steps_timed"] == 4
         flops = row["tokens_per_s"] * flops_per_token(model, 128)
         assert row["tflops"] == pytest.approx(flops / 1e12)
+        rate = machine["matmul_tflop_per_s"][row["precision"]]
+        assert row["matmul_share"] == pytest.approx(row["tflops"] / rate)
     text = train.markdown([machine, *measured])
     ours = measured[0]["tokens_per_s"]
     fastest = max(r["tokens_per_s"] for r in measured if r["family"] == "transformers")
@@ -179,14 +181,6 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
         "ours eager, bf16",
         "plain eager, bf16",
     ]
-
-
-def test_a_crash_of_a_process_is_a_row() -> None:
-    job = replace(DRY, size="no such size", dry_run=False, rows=1)
-    found = list(train._in_process(job))
-    assert [r["failed"] for r in found] == ["its process ended with code 1"] * len(
-        job.implementations
-    )
 
 
 # --- memory and text -------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def run(params: SpeedParams, progress: bool = True) -> StudyResult:
             )
         )
     gpu_steps = measured_rows(gpu_folder() / "train.jsonl", "train", ("size", "implementation"))
-    keys = ("size", "kernel", "implementation", "direction")
+    keys = ("size", "kernel", "implementation")
     gpu_operations = measured_rows(gpu_folder() / "kernels.jsonl", "operation", keys)
     keys = ("library", "seq_len", "head_dim", "deterministic")
     libraries = measured_rows(gpu_folder() / "attention.jsonl", "attention", keys)
@@ -111,7 +111,7 @@ STEPS = (
     *("tokens_per_s", "tflops", "mfu", "matmul_share", "peak_bytes"),
 )
 OPERATIONS = (
-    *("size", "kernel", "dtype", "implementation", "direction"),
+    *("size", "kernel", "dtype", "implementation"),
     *("rate", "unit", "share", "relative_error", "peak_bytes"),
 )
 TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
@@ -120,17 +120,12 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 def steps_table(rows: list[Row]) -> pd.DataFrame:
     """A row per measured implementation of a training step; matmul_share is of the rate of matrix
     products that was measured in the same run."""
-    for row in rows[1:]:
-        if "ms" in row:
-            rate = rows[0]["matmul_tflop_per_s"][row["precision"]]
-            row["matmul_share"] = row["tflops"] / rate
     return _compared(rows[1:], ("size", "precision"), STEPS)
 
 
 def operations_table(rows: list[Row]) -> pd.DataFrame:
     """A row per measured implementation of an operation, forward and backward together."""
-    both = [row for row in rows[1:] if row["direction"] == "both"]
-    return _compared(both, ("size", "kernel", "dtype"), OPERATIONS)
+    return _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
@@ -389,7 +384,6 @@ def values_of(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> 
         "device": machine["device"],
         "torch": machine["torch"],
         "matmul": {p: 1e3 * v for p, v in machine["matmul_tflop_per_s"].items()},
-        "copy": machine["copy_gb_per_s"],
         "tokens": int(tables["steps"].tokens_per_update.dropna().iloc[0]),
         "ratio_least": ratios.min(),
         "ratio_most": ratios.max(),
