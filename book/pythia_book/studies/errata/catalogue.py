@@ -54,7 +54,7 @@ class Erratum:
         return {
             "Claim": self.claim,
             "Evidence, computed now" if self.name in COMPUTED else "Evidence": evidence.text,
-            **({"Released scores, compared now": evidence.released} if evidence.released else {}),
+            **({"Released scores": evidence.released} if evidence.released else {}),
             "Certainty": f"{self.certainty}: {self.source}",
             "Why it matters": f"{self.matters} {effect}".strip(),
             "Switch": self.switch,

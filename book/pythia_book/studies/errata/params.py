@@ -22,7 +22,7 @@ DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
 @dataclass(frozen=True)
 class Switch:
-    """One field of a run's config, set differently from the suite."""
+    """One field of a run's config, set differently from the suite's."""
 
     name: str
     part: str
@@ -80,10 +80,10 @@ class ErrataParams(StudyParams):
     @property
     def switch_list(self) -> tuple[Switch, ...]:
         """The switches in a fixed order."""
-        given = [word.strip() for word in self.switches.split(",") if word.strip()]
-        unknown = [one_of(name, SWITCHES, "switch") for name in given if name not in SWITCHES]
+        names = [word.strip() for word in self.switches.split(",") if word.strip()]
+        unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
         raise_all(ConfigError, unknown, "switches")
-        return tuple(s for name, s in SWITCHES.items() if name in given or not given)
+        return tuple(s for name, s in SWITCHES.items() if name in names or not names)
 
     @property
     def other_seed(self) -> int:

@@ -1,7 +1,7 @@
 """What the errata cost: models that differ from the suite's in one setting, compared with them.
 
 Each switch of errata.params gives one run, equal to the suite's run of that size in all but this
-field of its config; both are scored on the same held-out rows, so that differences are paired. A
+field of its config; both are scored on the same held-out rows, so differences are paired. A
 run with another seed, which changes initial weights and order, is the yardstick. There is one run
 of each: intervals cover the items, not a repeated training. Tables only; training is find-or-train.
 """

@@ -209,8 +209,8 @@ def _curves(
     by: str = "size",
     colour: Callable[..., str] = size_colour,
 ) -> bool:
-    """A line with a band a group, over steps from 1 on (where the weights are still the initial
-    ones); whether there was anything to draw."""
+    """A line with a band for each group, over steps from 1 on (where the weights are still the
+    initial ones); whether there was anything to draw."""
     if frame.empty:
         say(ax, NOTHING)
         return False

@@ -146,7 +146,7 @@ def fit_law(
 
 
 def bootstrap_laws(
-    n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int, seed: int = 0
+    n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
     """The law of the mean losses, and those of resampled held-out rows.
 
@@ -154,12 +154,12 @@ def bootstrap_laws(
         rows: float[m, rows], loss of every held-out row for every point.
     """
     law = fit_law(n, rows.mean(1), d)
-    return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws, seed)]
+    return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
 
-def resampled(rows: np.ndarray, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+def resampled(rows: np.ndarray, draws: int) -> Iterator[np.ndarray]:
     """Mean losses float[m] over resampled held-out rows, the same ones for every point."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for _ in range(draws):
         yield rows[:, rng.integers(rows.shape[1], size=rows.shape[1])].mean(1)
 

@@ -1,7 +1,7 @@
 """What survives training again: the claims of the seeds study, each with an interval over seeds.
 
-One size is trained here, so that these are claims about differences between runs of that size, and
-one about its distance to the next. A claim that two things are similar needs an interval inside a
+One size is trained here, so these are claims about differences between runs of that size, and one
+about its distance to the next. A claim that two things are similar needs an interval inside a
 bound, one that they differ an interval outside it; an interval across the bound is "not testable
 here": with few seeds that is the honest answer to most questions about spreads.
 """

@@ -56,7 +56,7 @@ def _seeds_note(result: Result) -> str:
 def curves(result: Result) -> Drawing:
     """Held-out loss over training with its band, then every run against the mean, by what varies.
 
-    The same loss scale for the three kinds, so that their spreads can be compared.
+    The three kinds share one scale of loss, so that their spreads can be compared.
     """
     levels = result.tables["levels"]
     loss = levels[(levels.measure == "loss") & (levels.arm == "standard")]

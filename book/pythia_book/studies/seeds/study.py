@@ -2,7 +2,7 @@
 
 PolyPythias trains five sizes with nine more seeds, each of which sets initial weights and data
 order at once. Here one size is trained with every pair of an order seed and a weight seed on the
-standard text, so that the two come apart, and with both varied together on the deduplicated text.
+standard text, so that the two can be separated, and with both varied on the deduplicated text.
 The suite's own runs are among them and are not trained again. All runs are measured on the same
 held-out rows and items. Tables only; intervals over seeds are in seeds.variance.
 """

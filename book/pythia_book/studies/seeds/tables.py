@@ -29,7 +29,7 @@ MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100
 """Measure -> factor from tables to prose: nats per token, and shares in percent."""
 KINDS = ("order", "weights", "both")
 """What is varied: one seed, while the other is the suite's, or both at once as in PolyPythias."""
-COLUMNS = ("order_seed", "weight_seed", "arm", "step", "percent", "measure", "value")
+COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
 """(cell, step, measure) -> one value per item, float64[n]."""
@@ -88,20 +88,16 @@ def tables_of(params: SeedsParams, measured: Measured) -> dict[str, pd.DataFrame
         if measure != "memorized"  # its rows are not the same in two orders
     }
     parts, ratios = _components(squares, items)
-    place = ["measure", "step", "percent"]
-    interval = ["value", "low", "high", "n"]
-    return {
-        "levels": pd.DataFrame(levels, columns=COLUMNS),
-        "bands": pd.DataFrame(
-            bands, columns=[*place, "mean", "low", "high", "sd", "min", "max", "n"]
-        ),
-        "trajectories": pd.DataFrame(
-            trajectories, columns=["kind", *place, "sd", "low", "high", "n"]
-        ),
-        "components": pd.DataFrame(parts, columns=["measure", "kind", *interval]),
-        "ratios": pd.DataFrame(ratios, columns=["measure", *interval]),
-        "effects": pd.DataFrame(effects, columns=[*place, "seed", *interval]),
+    place, interval = ["measure", "step", "percent"], ["value", "low", "high", "n"]
+    tables = {
+        "levels": (levels, COLUMNS),
+        "bands": (bands, [*place, "mean", "low", "high", "sd", "min", "max", "n"]),
+        "trajectories": (trajectories, ["kind", *place, "sd", "low", "high", "n"]),
+        "components": (parts, ["measure", "kind", *interval]),
+        "ratios": (ratios, ["measure", *interval]),
+        "effects": (effects, [*place, "seed", *interval]),
     }
+    return {name: pd.DataFrame(rows, columns=columns) for name, (rows, columns) in tables.items()}
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How often a token is read, counted from the order itself, never as steps times batch size.
 
-GPT-NeoX v1.0 shuffles all copies of the document list together, so that a run on the deduplicated
+GPT-NeoX v1.0 shuffles all copies of the document list together, so a run on the deduplicated
 text has no epoch boundary; the paper speaks of one. Both readings are counted on our text, and
 computed for the Pile from the sizes of its two versions.
 """

@@ -14,7 +14,7 @@ from pythia_book.stats import (
     premise_verdict,
 )
 from pythia_book.studies.term_frequency.definitions import BINS as WORD_BINS
-from pythia_book.studies.term_frequency.tables import NumberScores, gap_change
+from pythia_book.studies.term_frequency.tables import NumberScores, cell, gap_change, selected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +50,7 @@ def claims_table(
         *(
             row(f"Frequent operands are added better: {test}, most minus least frequent tenth "
                 f"({large}, points)", "yes, from 2.8B on; up to tens of points",
-                _cell(tables["gaps"], size=large, step=last, shots=k, measure=measure))
+                cell(tables["gaps"], size=large, step=last, shots=k, measure=measure))
             for measure, k, test in (("exact", shots, f"written right, {shots}-shot"),
                                      ("choice", 0, "choice of four, zero-shot"))
         ),
@@ -60,7 +60,7 @@ def claims_table(
             "yes: smaller ones hardly learn the task", widening((small, last), (large, last))),
         *(
             row(f"{claim} ({measure}, {large}, {shots}-shot, {unit})", paper,
-                _cell(tables["experiment"], coin=coin, size=large, shots=shots, measure=measure),
+                cell(tables["experiment"], coin=coin, size=large, shots=shots, measure=measure),
                 rule, factor)
             for coin, claim, paper, rule in (
                 ("boost", "A number that is made more frequent becomes easier",
@@ -96,20 +96,10 @@ def _examples(
     return estimate((few - zero)[None], draws, change=True)
 
 
-def _cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return None if table.empty else _estimate(table.iloc[0])
-
-
-def _estimate(row: Any) -> Estimate:
-    return Estimate(float(row.value), float(row.low), float(row.high), int(row.get("n", 0)), 1)
-
-
 def _word_gap(table: pd.DataFrame, size: str, step: int, read: bool) -> Estimate | None:
     """Most minus least frequent group of words."""
-    groups = table[(table["size"] == size) & (table.step == step) & (table.read == read)]
+    groups = selected(table, size=size, step=step, read=read)
     groups = groups[groups.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:
         return None
-    return difference(_estimate(groups.iloc[-1]), _estimate(groups.iloc[0]))
+    return difference(cell(groups[-1:]), cell(groups))

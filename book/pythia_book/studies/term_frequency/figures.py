@@ -60,7 +60,7 @@ def by_frequency(result: Result) -> Drawing:
 
 
 def _curves(ax: Axes, frame: pd.DataFrame, x: str, sizes: Sequence[str]) -> None:
-    """A line a size; a band for the largest only, as eight of them hide each other."""
+    """One line per size; a band for the largest only, as eight would hide each other."""
     for size in sizes:
         curve, colour = frame[frame["size"] == size].sort_values(x), size_colour(size)
         ax.plot(curve[x], 100 * curve.value, color=colour, marker="o", markersize=3, linewidth=1.2)
@@ -97,7 +97,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Chosen minus other numbers of like natural frequency, by size: the coin and its placebo."""
+    """Chosen minus other numbers of similar frequency, by size: the coin and its placebo."""
     table = result.tables["experiment"]
     shots = result.params.shot_list[-1]
     sizes = list(result.params.size_list)

@@ -32,6 +32,7 @@ from pythia_book.studies.term_frequency.tables import (
     Measured,
     NumberScores,
     accuracy_table,
+    cell,
     curves_table,
     definitions_table,
     experiment_table,
@@ -166,12 +167,8 @@ def _values(
         ("gap_choice", "gaps", 0, {"measure": "choice", "step": step}),
         *((coin, "experiment", shots, {"measure": "exact", "coin": coin}) for coin in COINS),
     ):
-        rows = tables[table]
-        for column, wanted in {**keys, "size": size, "shots": k}.items():
-            rows = rows[rows[column] == wanted]
-        if len(rows):
-            row = rows.iloc[0]
-            values[name] = {key: 100 * float(row[key]) for key in ("value", "low", "high")}
+        if e := cell(tables[table], size=size, shots=k, **keys):
+            values[name] = {"value": 100 * e.value, "low": 100 * e.low, "high": 100 * e.high}
     boost = tables["experiment"][tables["experiment"].coin == "boost"]
     if len(boost):
         values["boost_ratio"] = float(boost.ratio.iloc[0])

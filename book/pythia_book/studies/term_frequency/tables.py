@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,6 +33,22 @@ MEASURES = ("exact", "choice", "logprob")
 
 Measured = dict[tuple[str, int, str], Arrays]
 """By (size, step, name of the measurement)."""
+
+
+def selected(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    """The rows in which these columns have these values."""
+    for column, value in where.items():
+        table = table[table[column] == value]
+    return table
+
+
+def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
+    """The first selected row as an estimate; None if there is none."""
+    rows = selected(table, **where)
+    if rows.empty:
+        return None
+    row = rows.iloc[0]
+    return Estimate(float(row.value), float(row.low), float(row.high), int(row.get("n", 0)), 1)
 
 
 def number_terms() -> tuple[list[str], list[str]]:
