@@ -16,7 +16,7 @@ from pythia_book.published import results
 from pythia_book.published.tables import TASKS
 from pythia_book.studies.errata import catalogue, evidence, figures, study
 from pythia_book.studies.errata.evidence import Evidence
-from pythia_book.studies.errata.params import READ, SEED, SWITCHES, ErrataParams
+from pythia_book.studies.errata.params import READ, SEED, SWITCHES, Params
 from score_files import as_csv
 
 from pythia_core.__main__ import main
@@ -216,12 +216,12 @@ def test_the_list_escapes_and_says_what_was_measured(found: dict[str, Evidence])
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        ErrataParams(**given)
+        Params(**given)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_a_switch_run_differs_from_the_suite_in_one_field(scale: str) -> None:
-    params = ErrataParams(scale)
+    params = Params(scale)
     configs = study.run_configs(params)
     suite = suite_configs(scale, params.size_list)
     for arm in ("standard", "deduplicated"):
@@ -238,10 +238,10 @@ def test_a_switch_run_differs_from_the_suite_in_one_field(scale: str) -> None:
 
 
 def test_only_what_was_asked_for_is_trained() -> None:
-    assert set(study.run_configs(ErrataParams("smoke", switches="gelu"))) == {
+    assert set(study.run_configs(Params("smoke", switches="gelu"))) == {
         "standard", "gelu", SEED
     }  # fmt: skip
-    assert ErrataParams("smoke", seed=1).other_seed == 2
+    assert Params("smoke", seed=1).other_seed == 2
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_only_what_was_asked_for_is_trained() -> None:
 )
 def test_verdicts_follow_the_interval(low: float, high: float, verdict: str) -> None:
     """One percent of a loss of 5 is 0.05."""
-    params = ErrataParams("smoke", switches="init")
+    params = Params("smoke", switches="init")
     rows = [("init", "loss", (low + high) / 2, low, high), ("init", "last_word", 0, -5, 5)]
     last = pd.DataFrame(rows, columns=["variant", "measure", "value", "low", "high"])
     claims = study.claims_table(params, last, {"standard": 5.0})
@@ -271,7 +271,7 @@ def test_switches_beside_their_controls(
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     (tmp_path / "released").mkdir()
-    params = ErrataParams("smoke", switches="gelu,epoch_policy", bootstrap=200)
+    params = Params("smoke", switches="gelu,epoch_policy", bootstrap=200)
     released = scores(tmp_path / "released", 0.7)
     result = study.run(params, progress=False, published=released)
     effects = result.tables["effects"]

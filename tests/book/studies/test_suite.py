@@ -45,7 +45,7 @@ def test_twins_differ_in_their_text_only() -> None:
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        suite.SuiteParams(**given)
+        suite.Params(**given)
 
 
 def test_the_piles_readings_are_those_of_its_sizes() -> None:
@@ -76,7 +76,7 @@ def test_pythia_is_the_last_of_the_suites() -> None:
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> suite.Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(tmp_path_factory.mktemp("results")))
-        yield suite.run(suite.SuiteParams("smoke"), progress=False)
+        yield suite.run(suite.Params("smoke"), progress=False)
 
 
 @pytest.mark.wheels

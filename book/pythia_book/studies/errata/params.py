@@ -56,7 +56,7 @@ LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
 
 
 @dataclass(frozen=True)
-class ErrataParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     switches: str = ""
@@ -91,11 +91,7 @@ class ErrataParams(StudyParams):
         return 1 if self.seed != 1 else 2
 
 
-Params = ErrataParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def run_configs(params: ErrataParams) -> dict[str, RunConfig]:
+def run_configs(params: Params) -> dict[str, RunConfig]:
     """The controls by arm, another seed, and a run for each switch, by its name."""
     (size,) = params.size_list
     arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])
@@ -106,11 +102,11 @@ def run_configs(params: ErrataParams) -> dict[str, RunConfig]:
     return configs | {s.name: s.apply(configs[s.arm]) for s in params.switch_list}
 
 
-def runs(params: ErrataParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     return list(run_configs(params).values())
 
 
-def keep(params: ErrataParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)

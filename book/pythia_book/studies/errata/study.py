@@ -31,7 +31,7 @@ from pythia_book.studies.errata.params import (
     READ,
     SEED,
     STUDY,
-    ErrataParams,
+    Params,
     run_configs,
 )
 from pythia_book.studies.registry import train_all
@@ -56,9 +56,7 @@ NOT_MEASURED = "not measured"
 INTERVAL = ["value", "low", "high"]
 
 
-def run(
-    params: ErrataParams, progress: bool = True, published: Published | None = None
-) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the runs, compare them with their controls, compute the evidence.
 
     Args:
@@ -110,7 +108,7 @@ class ReadWithGelu:
 
 
 def language_table(
-    params: ErrataParams, runs: dict[str, Run], progress: bool
+    params: Params, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, dict[str, float], int]:
     """effects: variant, measure, step, percent, value, low, high, n: paired differences from the
     control, loss in nats per token and last words in points. Also the controls' final losses by
@@ -155,7 +153,7 @@ def language_table(
 
 
 def memorized_table(
-    params: ErrataParams, runs: dict[str, Run], progress: bool
+    params: Params, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, int]:
     """variant, control, share (percent of the rows read that the final models have memorized),
     value, low, high (their difference in points), n; and the number of gaps. Rows of different
@@ -190,7 +188,7 @@ def memorized_table(
     return pd.DataFrame(rows, columns=["variant", "control", "share", *INTERVAL, "n"]), n_gaps
 
 
-def _controls(params: ErrataParams) -> dict[str, str]:
+def _controls(params: Params) -> dict[str, str]:
     """Every row of the comparison, with the arm of its control."""
     rows = {s.name: s.arm for s in params.switch_list}
     return rows | ({READ: "standard"} if "gelu" in rows else {}) | {SEED: "standard"}
@@ -228,7 +226,7 @@ def passes_table() -> pd.DataFrame:
 
 
 def claims_table(
-    params: ErrataParams, last: pd.DataFrame, losses: dict[str, float]
+    params: Params, last: pd.DataFrame, losses: dict[str, float]
 ) -> list[dict[str, Any]]:
     """One claim per variant on the final held-out loss; `last`: the effects of the last step."""
     (size,) = params.size_list
@@ -252,7 +250,7 @@ def claims_table(
 
 
 def _values(
-    params: ErrataParams, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
+    params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
     (size,) = params.size_list
     values: dict[str, Any] = {

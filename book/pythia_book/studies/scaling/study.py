@@ -20,7 +20,7 @@ from pythia_book.stats import estimate
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.scaling.claims import claims_table
 from pythia_book.studies.scaling.laws import laws_tables
-from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, ScalingParams
+from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
 from pythia_book.study import StudyResult
 from pythia_book.tasks.metrics import (
     LEAST_FITTING,
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 Suite = dict[tuple[str, str], "Run"]
 
 
-def run(
-    params: ScalingParams, progress: bool = True, published: Published | None = None
-) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the suite, score it, fit, compare with what was released."""
     published = published or find_published()
     started = time.time()
@@ -81,13 +79,13 @@ def run(
 # --- scores ----------------------------------------------------------------------------------
 
 
-def _steps(params: ScalingParams, indices: tuple[int, ...]) -> list[int]:
+def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
     scale = scale_named(params.scale)
     return sorted({scale.fork_step(i) for i in indices} - {0} | {scale.steps})
 
 
 def _score(
-    params: ScalingParams, suite: Suite, tasks: list[BuiltTask], progress: bool
+    params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[Place, Metrics], list]:
     """Metrics by (run id, step): all shots at the end, zero-shot of the standard half before it."""
     last = scale_named(params.scale).steps
@@ -104,7 +102,7 @@ def _score(
 
 
 def _accuracy_table(
-    params: ScalingParams, suite: Suite, built: list[BuiltTask], scored: dict
+    params: Params, suite: Suite, built: list[BuiltTask], scored: dict
 ) -> pd.DataFrame:
     """size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
 
@@ -141,7 +139,7 @@ def _accuracy_table(
 
 
 def _finals(
-    params: ScalingParams, suite: Suite, built: list[BuiltTask], scored: dict
+    params: Params, suite: Suite, built: list[BuiltTask], scored: dict
 ) -> dict[tuple[str, str, str], np.ndarray]:
     """(size, arm, task_shots) -> bool[items] at the end, of the cells that are scored."""
     last = scale_named(params.scale).steps
@@ -154,7 +152,7 @@ def _finals(
 
 
 def agreement_table(
-    params: ScalingParams, suite: Suite, built: list[BuiltTask], scored: dict, length: int
+    params: Params, suite: Suite, built: list[BuiltTask], scored: dict, length: int
 ) -> pd.DataFrame:
     """task, shots, items, differing (choices that are not the harness'), harness (its accuracy)
     for the last checkpoint of the largest standard model. Empty without lm_eval.
@@ -186,7 +184,7 @@ def agreement_table(
 
 
 def _language(
-    params: ScalingParams, suite: Suite, progress: bool
+    params: Params, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, str, int], Arrays], int]:
     """losses: size, arm, step, n_params, tokens, flops, value, low, high (nats; parameters without
     embeddings, FLOP as 6 N D); last_words: size, arm, step, percent, value, low, high; what was
@@ -216,7 +214,7 @@ def _language(
     return pd.DataFrame(losses), pd.DataFrame(words), kept, len(gaps)
 
 
-def _values(params: ScalingParams, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     accuracy, agreement, laws = tables["accuracy"], tables["agreement"], tables["laws"]
     last = accuracy[accuracy.percent == 100]
     fits = last.groupby(["task", "shots"]).agg(fits=("fits", "first"), status=("status", "first"))

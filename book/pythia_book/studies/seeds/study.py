@@ -20,7 +20,7 @@ from pythia_book.studies.deduplication.params import CONTEXT
 from pythia_book.studies.gender_bias.measures import Battery, Items
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.seeds.claims import claims_table
-from pythia_book.studies.seeds.params import STUDY, Cell, SeedsParams
+from pythia_book.studies.seeds.params import STUDY, Cell, Params
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables_of
 from pythia_book.study import StudyResult
 from pythia_core.config import RunConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
-def run(params: SeedsParams, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> StudyResult:
     """Find or train every run, measure, split the spread into its parts."""
     started = time.time()
     configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
@@ -54,7 +54,7 @@ def run(params: SeedsParams, progress: bool = True) -> StudyResult:
 # --- measuring -------------------------------------------------------------------------------
 
 
-def measure(params: SeedsParams, runs: dict[Cell, Run], progress: bool) -> tuple[Measured, int]:
+def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Measured, int]:
     """Every measure of every run, and the number of measurements that could not be made."""
     first = runs[params.cells[0]]
     length, last = first.config.model.max_seq_len, first.config.train.steps
@@ -94,9 +94,7 @@ def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
 # --- for prose -------------------------------------------------------------------------------
 
 
-def _values(
-    params: SeedsParams, tables: dict[str, pd.DataFrame], other: float | None
-) -> dict[str, Any]:
+def _values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
     """Names and numbers that prose may quote; shares in percent and points, null for a gap."""
     values: dict[str, Any] = {
         "size": params.size,

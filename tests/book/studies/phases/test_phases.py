@@ -174,7 +174,7 @@ def test_the_best_head_is_not_flattered_by_chance() -> None:
     np.testing.assert_array_equal(tables.best_head(noise), noise[2, 5])
 
 
-PARAMS = study.PhasesParams("smoke", "7k,25k", bootstrap=300)
+PARAMS = study.Params("smoke", "7k,25k", bootstrap=300)
 STEPS = tuple(range(17))
 
 
@@ -254,7 +254,7 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        study.PhasesParams(**given)
+        study.Params(**given)
 
 
 def test_the_command_says_what_a_study_cannot_use(capsys: pytest.CaptureFixture) -> None:
@@ -263,14 +263,14 @@ def test_the_command_says_what_a_study_cannot_use(capsys: pytest.CaptureFixture)
 
 
 def test_sizes_have_a_default() -> None:
-    assert study.PhasesParams().size_list == ("25k", "150k", "600k")
-    assert study.PhasesParams("smoke").size_list == ("7k",)
+    assert study.Params().size_list == ("25k", "150k", "600k")
+    assert study.Params("smoke").size_list == ("7k",)
 
 
 @pytest.mark.wheels
 def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
-    params = study.PhasesParams("smoke", bootstrap=200)
+    params = study.Params("smoke", bootstrap=200)
     result = study.run(params, progress=False)
     (run,) = result.runs
     levels = result.tables["levels"].set_index(["measure", "step"]).value
@@ -325,7 +325,7 @@ def test_released_models_are_read_from_a_hub(
     given = {"source": name, "data": str(release.shards), "batches": 20, "bootstrap": 200}
     server = serving(hub, monkeypatch, tmp_path / "cache")
     next(server)
-    result = study.run(study.PhasesParams("paper", steps="0,30,last", **given), progress=False)
+    result = study.run(study.Params("paper", steps="0,30,last", **given), progress=False)
     assert result.params.size_list == ("70m",) and result.runs == []
     (row,) = result.tables["released"].itertuples(index=False)
     assert row.sha256 == hf.load(release.models, f"step{STEPS}")[1].sha256()
@@ -347,7 +347,7 @@ def test_released_models_are_read_from_a_hub(
 
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # what was fetched serves without it
     with pytest.warns(UserWarning, match="as far as the cache has it"):
-        again = study.run(study.PhasesParams("paper", **given), progress=False)
+        again = study.run(study.Params("paper", **given), progress=False)
     assert again.tables["levels"].equals(result.tables["levels"])
     server.close()
 

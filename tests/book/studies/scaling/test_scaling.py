@@ -11,7 +11,7 @@ import pytest
 from pythia_book.studies.scaling import claims as scaling_claims
 from pythia_book.studies.scaling import figures
 from pythia_book.studies.scaling import study as scaling
-from pythia_book.studies.scaling.study import ScalingParams
+from pythia_book.studies.scaling.study import Params
 from pythia_book.tasks.benchmarks import TASKS
 
 from pythia_core.errors import ConfigError
@@ -34,15 +34,15 @@ DRAWINGS = (figures.tasks_by_size, figures.losses, figures.optimal_sizes)
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        ScalingParams(**given)
+        Params(**given)
 
 
 def test_defaults() -> None:
-    params = ScalingParams()
+    params = Params()
     assert params.task_list == tuple(TASKS)
     assert params.shot_list == (0, 1)
     assert len(params.size_list) == 8
-    assert ScalingParams(tasks=" sciq, piqa ,sciq", shots="5,0").task_list == ("sciq", "piqa")
+    assert Params(tasks=" sciq, piqa ,sciq", shots="5,0").task_list == ("sciq", "piqa")
 
 
 # --- claims ----------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ EMPTY = {
 
 
 def claims(finals: dict, tables: dict | None = None, words: dict | None = None) -> dict[str, dict]:
-    params = ScalingParams(sizes="7k,600k", tasks="piqa", bootstrap=300)
+    params = Params(sizes="7k,600k", tasks="piqa", bootstrap=300)
     made = scaling_claims.claims_table(params, finals, EMPTY | (tables or {}), words or {})
     return {claim["claim"]: claim for claim in made}
 
@@ -145,7 +145,7 @@ def studied(tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(folder))
         patch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-        params = ScalingParams("smoke", limit=20, bootstrap=200)
+        params = Params("smoke", limit=20, bootstrap=200)
         result = scaling.run(params, progress=False)
         again = scaling.run(params, progress=False)
         first = result.runs[0]  # of the smaller size, on the standard text

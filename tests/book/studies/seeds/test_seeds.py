@@ -13,7 +13,7 @@ from pythia_book.measurements import LanguageMeasurement
 from pythia_book.studies.seeds import figures
 from pythia_book.studies.seeds import study as seeds
 from pythia_book.studies.seeds.claims import claims_table
-from pythia_book.studies.seeds.study import SeedsParams
+from pythia_book.studies.seeds.study import Params
 from pythia_book.studies.seeds.tables import Measured, tables_of
 
 from pythia_core.errors import ConfigError
@@ -38,19 +38,19 @@ from pythia_core.training.runs import find_or_train_all
 )
 def test_bad_parameters_are_refused(given: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        SeedsParams(**given)
+        Params(**given)
 
 
 def test_the_neighbour_is_the_next_larger_size() -> None:
-    assert (SeedsParams().size, SeedsParams().neighbour_size) == ("25k", "40k")
-    largest = SeedsParams(sizes="600k")
+    assert (Params().size, Params().neighbour_size) == ("25k", "40k")
+    largest = Params(sizes="600k")
     assert (largest.neighbour_size, largest.size_is_smaller) == ("310k", False)
-    assert SeedsParams(sizes="70m", neighbour="160m").size_is_smaller
+    assert Params(sizes="70m", neighbour="160m").size_is_smaller
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
 def test_the_first_runs_are_the_suite_s_own(scale: str) -> None:
-    params = SeedsParams(scale)
+    params = Params(scale)
     for (_, arm), config in suite_configs(scale, [params.size]).items():
         assert params.config(1234, 1234, arm) == config
         assert (1234, 1234, arm) in params.cells
@@ -63,7 +63,7 @@ N = 60
 
 
 def planted(
-    params: SeedsParams,
+    params: Params,
     sd: float = 0.0,
     change: float = 0.0,
     order: float = 0.0,
@@ -94,7 +94,7 @@ def planted(
     return found
 
 
-def verdicts(found: Measured, params: SeedsParams, neighbour: float | None = 4.0) -> dict[str, str]:
+def verdicts(found: Measured, params: Params, neighbour: float | None = 4.0) -> dict[str, str]:
     tables = tables_of(params, found)
     last = params.steps[-1]
     diagonal = params.members("both")
@@ -107,7 +107,7 @@ def verdicts(found: Measured, params: SeedsParams, neighbour: float | None = 4.0
 
 
 def test_claims_come_out_both_ways() -> None:
-    params = SeedsParams("smoke", seeds=5, bootstrap=200)
+    params = Params("smoke", seeds=5, bootstrap=200)
     clear = verdicts(planted(params, 0.01, -0.2, 0.02, 0.02, 0.1), params)
     assert clear == {
         "Seeds": "holds",
@@ -123,12 +123,12 @@ def test_claims_come_out_both_ways() -> None:
     assert vague["The difference"] == "no effect"
     assert vague["The order"] == "does not hold"
     assert vague["The feminine"] == "no effect"
-    many = SeedsParams("smoke", seeds=10, bootstrap=200)
+    many = Params("smoke", seeds=10, bootstrap=200)
     assert verdicts(planted(many, order=0.02, weights=0.02), many)["The order"] == "holds"
 
 
 def test_where_one_pair_shows_nothing_there_is_nothing_to_survive() -> None:
-    params = SeedsParams("smoke", bootstrap=200)
+    params = Params("smoke", bootstrap=200)
     found = planted(params, 0.01, 0.01, 0.02, 0.02)  # the first seed's change is 0
     assert verdicts(found, params)["The difference"] == "not testable here"
     assert verdicts(found, params, neighbour=None)["Seeds"] == "not testable here"
@@ -146,7 +146,7 @@ def weights_hash(run) -> str:
 def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    params = SeedsParams("smoke", seeds=2, bootstrap=200)
+    params = Params("smoke", seeds=2, bootstrap=200)
     own = find_or_train_all(suite_configs("smoke", ["7k"]), progress=False)
     trained = {arm: (own["7k", arm].folder / "done.json").stat().st_mtime_ns for arm in DATA_ARMS}
     result = seeds.run(params, progress=False)

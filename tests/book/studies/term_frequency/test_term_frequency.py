@@ -20,7 +20,7 @@ from pythia_core.errors import ConfigError
 
 NATURAL = {n: 4000 // (n + 1) for n in equations.FIRST}
 SIZES, STEPS = ("7k", "25k"), [100, 572]
-PARAMS = study.TermFrequencyParams(sizes="7k,25k", bootstrap=300)
+PARAMS = study.Params(sizes="7k,25k", bootstrap=300)
 ASKED = questions()
 SUMS = {
     0: ArithmeticMeasurement(tuple(ASKED), (), 0, 128),
@@ -136,17 +136,17 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
 )
 def test_bad_parameters_are_refused(given: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        study.TermFrequencyParams(**given)
+        study.Params(**given)
 
 
 def test_zero_shot_is_always_asked() -> None:
-    assert study.TermFrequencyParams(shots="4").shot_list == (0, 4)
-    assert study.TermFrequencyParams("smoke").shot_list == (0, 2)
+    assert study.Params(shots="4").shot_list == (0, 4)
+    assert study.Params("smoke").shot_list == (0, 2)
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> study.StudyResult:
-    params = study.TermFrequencyParams("smoke", "7k", bootstrap=100)
+    params = study.Params("smoke", "7k", bootstrap=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(tmp_path_factory.mktemp("results")))
         return study.run(params, progress=False)
@@ -171,7 +171,7 @@ def test_shots_that_do_not_fit_are_refused_before_training(
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     with pytest.raises(ConfigError, match=r"shots=16: .* the model reads 64; use at most"):
-        study.run(study.TermFrequencyParams("smoke", "7k", shots="16"), progress=False)
+        study.run(study.Params("smoke", "7k", shots="16"), progress=False)
     assert not (tmp_path / "runs").exists()
 
 
