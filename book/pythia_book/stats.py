@@ -91,6 +91,15 @@ def estimate(
     return Estimate(middle, float(low), float(high), items, seeds)
 
 
+def wilson(k: int, n: int) -> Estimate:
+    """The share k / n of independent trials and its Wilson interval."""
+    from scipy.stats import binomtest
+
+    test = binomtest(k, n)
+    low, high = test.proportion_ci(LEVEL, method="wilson")
+    return Estimate(float(test.statistic), float(low), float(high), n, 1)
+
+
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """a - b of two independent estimates, its interval from theirs (Newcombe's square-and-add)."""
     value = a.value - b.value

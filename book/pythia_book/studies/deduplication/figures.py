@@ -90,7 +90,7 @@ def tasks(result: Result) -> Drawing:
     table = table[table.shots == 0]
     names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
     sizes = list(result.params.size_list)
-    note = f"zero-shot, {result.params.limit} items a task at most; bars: 95 % intervals"
+    note = f"zero-shot, {result.params.limit} items per task at most; bars: 95 % intervals"
     with style.canvas(result, 1, 2.8, note) as (figure, (ax,)):
         if table.empty:
             style.say(ax, "no task fits these models")

@@ -51,7 +51,7 @@ PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
 """The Pile before and after (issue threads of the release; paper section 2)."""
 
 MEASURES = {
-    "loss": ("held-out loss, deduplicated minus standard (nats a token", 1, -1),
+    "loss": ("held-out loss, deduplicated minus standard (nats per token", 1, -1),
     "last_word": ("last words of held-out sentences, deduplicated minus standard (points", 100, 1),
     "accuracy": ("benchmark tasks, zero-shot, deduplicated minus standard (points", 100, 1),
 }

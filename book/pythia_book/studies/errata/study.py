@@ -22,6 +22,7 @@ from pythia_book.stats import (
     close_verdict,
     difference,
     estimate,
+    wilson,
 )
 from pythia_book.studies.errata.catalogue import ERRATA
 from pythia_book.studies.errata.evidence import Evidence
@@ -160,7 +161,6 @@ def memorized_table(
     orders are different rows, hence not paired.
     """
     import pandas as pd
-    from scipy.stats import binomtest
 
     last = scale_named(params.scale).steps
     shares: dict[str, Estimate] = {}
@@ -174,10 +174,7 @@ def memorized_table(
         for name, run in same_data.items():
             if (run.id, last) in arrays:
                 memorized = arrays[run.id, last]["memorized"]
-                test = binomtest(int(memorized.sum()), len(memorized))
-                low, high = test.proportion_ci(method="wilson")
-                percent = [100 * v for v in (test.statistic, low, high)]
-                shares[name] = Estimate(*percent, len(memorized), 1)
+                shares[name] = wilson(int(memorized.sum()), len(memorized)).times(100)
     rows = []
     for name, arm in _controls(params).items():
         if name in shares and arm in shares:

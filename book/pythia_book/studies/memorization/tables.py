@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import Z_95, Estimate
+from pythia_book.stats import Estimate, wilson
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, Null
 
@@ -81,15 +81,6 @@ def ratio(
     else:
         low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
     return Estimate(float(value), float(low), float(high), n, 1)
-
-
-def wilson(k: int, n: int) -> Estimate:
-    """A share of independent trials and its Wilson interval."""
-    z, p = Z_95, k / n
-    middle, half = p + z**2 / (2 * n), z * (p * (1 - p) / n + (z / (2 * n)) ** 2) ** 0.5
-    scale = 1 + z**2 / n
-    low, high = max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
-    return Estimate(p, low, high, n, 1)
 
 
 def by_exposure(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:

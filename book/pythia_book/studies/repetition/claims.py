@@ -27,6 +27,7 @@ from pythia_book.stats import (
     estimate,
     premise_verdict,
     small_cost_verdict,
+    wilson,
 )
 from pythia_book.studies.repetition.params import Cell, Params
 
@@ -135,7 +136,6 @@ def tables_of(
         finals: those of the last step. once: losses of the single passes.
     """
     import pandas as pd
-    from scipy.stats import binomtest
 
     levels, effects, law, fresh, memorized = [], [], [], [], []
     place = ["size", "epochs"]
@@ -168,9 +168,8 @@ def tables_of(
                 e = worth(params, finals, once, size, r)
                 add(law, (*where, 100 * law_share(r)), e)
             if (hits := finals.get((size, r), {}).get("memorized")) is not None:
-                test = binomtest(int(hits.sum()), len(hits))
-                low, high = test.proportion_ci(method="wilson")
-                memorized.append((size, r, test.statistic, low, high, len(hits)))
+                share = wilson(int(hits.sum()), len(hits))
+                memorized.append((size, r, *share.interval().values(), len(hits)))
     columns = [*place, "step", "percent", "measure", *result]
     return {
         "levels": pd.DataFrame(levels, columns=columns),
@@ -204,7 +203,7 @@ def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> li
     e = arms.change("loss", 2, percent=True)
     verdict = as_premise(marginal(e.low, e.high)) if e else NOT_TESTABLE
     add(f"Two epochs are nearly free {cost}", paper, e, verdict)
-    claim = "Sixteen epochs cost more than four (difference of held-out loss, nats a token; "
+    claim = "Sixteen epochs cost more than four (difference of held-out loss, nats per token; "
     paper = "Muennighoff et al.: what repeating gives decays with every pass"
     e = arms.change("loss", 16, base=4)
     add(f"{claim}{shown})", paper, e, partial(directional_verdict, direction=1))
@@ -216,7 +215,7 @@ def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> li
         e = worth(params, finals, once, largest, epochs)
         add(claim, paper, e, partial(close_verdict, expected=expected, margin=CLOSE))
     claim = "Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 "
-    claim += f"to {most} epochs, nats a token; {shown})"
+    claim += f"to {most} epochs, nats per token; {shown})"
     add(claim, "expected since earlier work", arms.gap(most), grows)
     claim = f"Rows read {most} times are memorized more often than rows read once (points; {shown})"
     e = arms.change("memorized", most)

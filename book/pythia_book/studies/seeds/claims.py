@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row, premise_verdict
+from pythia_book.stats import NOT_TESTABLE, Z_95, Estimate, claim_row, premise_verdict
 from pythia_book.studies.seeds.params import SUITE_SEED
 from pythia_book.studies.seeds.tables import MEASURES
 from pythia_book.studies.seeds.variance import beyond_items, distance_in_sds
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pythia_book.studies.seeds.params import Params
 
-ENOUGH = 1.96 * 2**0.5
+ENOUGH = Z_95 * 2**0.5
 """Distance of two sizes, in standard deviations over seeds, from which on one run of each is put in
 the right order 97.5 % of the time."""
 ALIKE = 3.0
