@@ -141,8 +141,9 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
         ]
     ax.set_xticks(range(len(groups)), groups)
     ax.grid(axis="x", visible=False)
-    ax.set(yscale="log", ylim=(0.8 * frame.low.min(), 1.25 * frame.high.max()))
-    ticks = [tick for tick in TICKS if frame.low.min() <= tick <= frame.high.max()]
+    low, high = 0.8 * min(1, frame.low.min()), 1.25 * frame.high.max()
+    ax.set(yscale="log", ylim=(low, high))
+    ticks = [tick for tick in TICKS if low <= tick <= high]
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     return words

@@ -53,7 +53,7 @@ def run(params: SpeedParams, progress: bool = True) -> StudyResult:
             bench_train(
                 params.size_list,
                 precisions=PRECISIONS,
-                compiled=() if smoke else ("fp32",),
+                compiled=() if smoke else PRECISIONS,
                 rounds=1 if smoke else 5,
                 progress=progress,
             )
