@@ -112,7 +112,7 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
     slower = math.sqrt(max(1.0, SEQ_LEN / seq_len))
     forward_rate, backward_rate = (rate / slower for rate in w.attention[model.head_dim])
     scores = 2 * d * (seq_len + 1) * n_layers  # the two products of the forward, half masked
-    found = {
+    times = {
         "gemm": 72 * d * d * n_layers / (share * MATMUL),
         "logits": max(
             6 * d * vocab / (min(efficiency(d) + w.vocab_extra, w.vocab_most) * MATMUL),
@@ -122,7 +122,7 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
         "elementwise": w.passes * 2 * d * n_layers / w.bandwidth,
         "loss": w.loss_bytes * vocab / w.loss_bandwidth,
     }
-    return {name: value / 1e3 for name, value in found.items()}  # FLOP / TFLOP/s are picoseconds
+    return {name: value / 1e3 for name, value in times.items()}  # FLOP / TFLOP/s are picoseconds
 
 
 def ns_per_token(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> float:

@@ -90,11 +90,11 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
                 raise ConfigError(one_of(name, accepted, f"{what} of gpu-check"))
     dry = ("--dry-run",) if dry_run else ()
 
-    def bench(what: str, size: str, seconds: float, *more: str) -> Step:
-        command = ("pythia_core", "bench", what, *more, *dry, "--budget", "{budget}", "--json")
-        command = (*command, str(out / f"{what}.jsonl"), *(("--sizes", size) if size else ()))
+    def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
+        command = ("pythia_core", "bench", benchmark, *more, *dry, "--budget", "{budget}", "--json")
+        command = (*command, str(out / f"{benchmark}.jsonl"), *(("--sizes", size) if size else ()))
         extra = bool(size) and not sizes and size != FIRST_SIZE
-        return Step(f"{what} {size}".strip(), command, f"{what}.jsonl", seconds, extra)
+        return Step(f"{benchmark} {size}".strip(), command, f"{benchmark}.jsonl", seconds, extra)
 
     steps: dict[str, list[Step]] = {part: [] for part in only or DEFAULT_PARTS}
     for size in sizes or (

@@ -275,12 +275,12 @@ def ceilings(
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
     a, b, out = (torch.randn(side, side, device=device) for _ in range(3))
     copy = timing(lambda: out.copy_(a), device.type, seconds, calls)["ms"]
-    found = {"copy": 2 * out.numel() * out.element_size() / copy / 1e6}
+    rates = {"copy": 2 * out.numel() * out.element_size() / copy / 1e6}
     for dtype in dtypes:
         product = partial(torch.mm, a.to(dtype), b.to(dtype), out=out.to(dtype))
         ms = timing(product, device.type, seconds, calls)["ms"]
-        found[precision_name(dtype)] = 2 * side**3 / ms / 1e9
-    return found
+        rates[precision_name(dtype)] = 2 * side**3 / ms / 1e9
+    return rates
 
 
 def precision_name(dtype: torch.dtype) -> str:
@@ -430,18 +430,18 @@ def reason(error: Exception) -> str:
     return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
-def check_can_run(what: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
+def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
     """The sizes, by default those of SIZES.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size.
     """
     if not dry_run:
-        require_cuda(f"bench {what}")
+        require_cuda(f"bench {benchmark}")
     unknown = [s for s in sizes if s not in OFFICIAL_SIZES]
     if unknown:
         raise ConfigError(
-            f"bench {what} takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
+            f"bench {benchmark} takes official sizes ({', '.join(OFFICIAL_SIZES)}), got "
             f"{', '.join(unknown)}"
         )
     return sizes or SIZES

@@ -166,9 +166,11 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
             raise ConfigError(f"{flag} does not apply to bench {kind}, only to {accepted}")
 
 
-def _table(what: str, sizes: tuple[str, ...], options: dict[str, Any], file: Path | None) -> str:
+def _table(
+    benchmark: str, sizes: tuple[str, ...], options: dict[str, Any], file: Path | None
+) -> str:
     """Measure, write the whole result to `file` if it is named, return it as a table."""
-    if what == "terms":
+    if benchmark == "terms":
         from pythia_book.bench import terms as bench
 
         result = bench.bench_terms(**options)

@@ -12,7 +12,7 @@ from pythia_book.bench import cost_model, kernels, train
 from pythia_book.bench.rows import Row, gpu_folder, write_rows
 from pythia_book.studies.speed import figures as draw
 from pythia_book.studies.speed import study
-from pythia_book.studies.speed.params import SpeedParams
+from pythia_book.studies.speed.params import Params
 
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import attention_backends
@@ -93,7 +93,7 @@ def measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_with(steps: list[Row] = (), operations: list[Row] = (), libraries: list[Row] = ()) -> Any:
     for name, rows in (("train", steps), ("kernels", operations), ("attention", libraries)):
         write_rows(rows, gpu_folder() / f"{name}.jsonl", lambda _: None)
-    return study.run(SpeedParams())
+    return study.run(Params())
 
 
 TABLES = (draw.steps, draw.operations, draw.gpu_sizes, draw.gpu_kernels, draw.attention)
@@ -115,7 +115,7 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(train, "bench_train", measure)
     before = torch.get_num_threads()
-    result = study.run(SpeedParams("smoke"), progress=False)
+    result = study.run(Params("smoke"), progress=False)
     assert threads == [1] and torch.get_num_threads() == before
     assert seen["sizes"] == ("7k",) and seen["compiled"] == () and seen["rounds"] == 1
     steps = result.tables["steps"].set_index("label")
@@ -131,7 +131,7 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_a_card_everything_is_predicted_and_says_so() -> None:
-    result = study.run(SpeedParams())
+    result = study.run(Params())
     assert result.values["gpu"] == study.NOT_MEASURED
     assert result.tables["gpu_sizes"].measured.isna().all()
     assert result.tables["gpu_kernels"].measured_ns.isna().all()
@@ -144,7 +144,7 @@ def test_without_a_card_everything_is_predicted_and_says_so() -> None:
 
 
 def test_the_numbers_of_a_dry_run_are_never_shown() -> None:
-    nothing = everything(study.run(SpeedParams()))
+    nothing = everything(study.run(Params()))
     assert everything(run_with(gpu_steps(dry_run=True))) == nothing
 
 
@@ -177,7 +177,7 @@ def test_only_the_newest_rows_of_the_last_card_count() -> None:
 
 def test_predictions_are_the_configs() -> None:
     size = OFFICIAL_SIZES["160m"]
-    frame = study.run(SpeedParams()).tables["gpu_kernels"]
+    frame = study.run(Params()).tables["gpu_kernels"]
     assert set(frame["size"]) == set(study.KERNEL_SIZES)
     frame = frame[frame["size"] == "160m"].set_index("kernel")
     d, layers, vocab = size.d_model, size.n_layers, size.vocab_size
@@ -221,7 +221,7 @@ def test_measured_kernels_and_libraries_are_held_against_predictions(
     assert "cudnn 500" in repr(draw.attention(result))
     assert "50 %" in repr(draw.gpu_kernels(result))
     monkeypatch.setitem(attention_backends.FASTEST, 64, "cudnn")
-    assert study.run(SpeedParams()).tables["attention"].taken_tflops[1] == 500.0
+    assert study.run(Params()).tables["attention"].taken_tflops[1] == 500.0
 
 
 def test_it_can_be_recorded() -> None:
@@ -234,14 +234,14 @@ def test_it_can_be_recorded() -> None:
 
 
 def test_the_paper_s_rates_follow_from_its_costs() -> None:
-    sizes = study.run(SpeedParams()).tables["gpu_sizes"].set_index("size")
+    sizes = study.run(Params()).tables["gpu_sizes"].set_index("size")
     assert sizes.loc["70m"].paper_tokens_per_s == pytest.approx(163_340, abs=5)
     assert sizes.loc["1.4b"].paper_mfu == pytest.approx(0.318, abs=0.001)
     assert sizes.loc["14m"].paper_mfu != sizes.loc["14m"].paper_mfu
 
 
 def test_parameters() -> None:
-    assert SpeedParams("smoke").size_list == ("7k",)
-    assert SpeedParams(sizes="600k, 25k").size_list == ("25k", "600k")
+    assert Params("smoke").size_list == ("7k",)
+    assert Params(sizes="600k, 25k").size_list == ("25k", "600k")
     with pytest.raises(ConfigError, match="unknown size '70m'"):
-        SpeedParams(sizes="70m")
+        Params(sizes="70m")

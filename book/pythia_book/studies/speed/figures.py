@@ -46,17 +46,17 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 def steps(result: Result) -> Table:
     """Our step by size and precision, and how much longer each other implementation takes."""
     rows = []
-    for (size, precision), mine in result.tables["steps"].groupby(
+    for (size, precision), steps in result.tables["steps"].groupby(
         ["size", "precision"], sort=False
     ):
-        ours = mine[mine.family == "ours"].iloc[0]
+        ours = steps[steps.family == "ours"].iloc[0]
         cells = {
             "size": size,
             "precision": precision,
             "ours, tokens/s": _text(ours.tokens_per_s),
             "of matrix products": _text(ours.matmul_share, percent=True),
         }
-        others = mine[mine.family != "ours"].itertuples()
+        others = steps[steps.family != "ours"].itertuples()
         rows.append(
             cells | {row.label.removeprefix("transformers "): _ratio(row) for row in others}
         )
@@ -74,9 +74,9 @@ def operations(result: Result) -> Table:
     """Every operation of a step on the CPU, and how much longer plain torch takes."""
     rows = []
     keys = ["size", "kernel", "dtype"]
-    for (size, kernel, dtype), mine in result.tables["operations"].groupby(keys, sort=False):
-        mine = mine.set_index("implementation")
-        ours = mine.loc["ours"]
+    for (size, kernel, dtype), group in result.tables["operations"].groupby(keys, sort=False):
+        group = group.set_index("implementation")
+        ours = group.loc["ours"]
         rows.append(
             {
                 "size": size,
@@ -85,8 +85,8 @@ def operations(result: Result) -> Table:
                 "ours, ms": _text(ours.ms, 2),
                 "of the ceiling": _text(ours.share, percent=True),
                 "error": f"{ours.relative_error:.0e}",
-                "formula": _ratio(mine.loc["reference"]),
-                "torch's own": _ratio(mine.loc["torch"]) if "torch" in mine.index else DASH,
+                "formula": _ratio(group.loc["reference"]),
+                "torch's own": _ratio(group.loc["torch"]) if "torch" in group.index else DASH,
             }
         )
     caption = (
@@ -130,14 +130,14 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words = []
     for j, name in enumerate(series):
-        mine = frame[frame.series == name]
+        points = frame[frame.series == name]
         shift = 0.6 * ((j + 0.5) / len(series) - 0.5)
-        x = [groups.index(group) + shift for group in mine.group]
-        ax.vlines(x, mine.low, mine.high, color=PALETTE[j], linewidth=1)
-        ax.plot(x, mine.ratio, linestyle="", marker="o", color=PALETTE[j], label=name)
+        x = [groups.index(group) + shift for group in points.group]
+        ax.vlines(x, points.low, points.high, color=PALETTE[j], linewidth=1)
+        ax.plot(x, points.ratio, linestyle="", marker="o", color=PALETTE[j], label=name)
         words += [
             f"{' '.join(group.split())}, {name} {ratio:.2f}"
-            for group, ratio in zip(mine.group, mine.ratio, strict=True)
+            for group, ratio in zip(points.group, points.ratio, strict=True)
         ]
     ax.set_xticks(range(len(groups)), groups)
     ax.grid(axis="x", visible=False)

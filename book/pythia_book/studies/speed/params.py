@@ -13,7 +13,7 @@ DEFAULT_SIZES = {"smoke": "7k"}
 
 
 @dataclass(frozen=True)
-class SpeedParams(StudyParams):
+class Params(StudyParams):
     """Parameters of the study; `sizes` are those measured on the CPU."""
 
     @property
@@ -27,7 +27,3 @@ class SpeedParams(StudyParams):
             one_of(name, accepted, "size") for name in self.size_list if name not in accepted
         ]
         raise_all(ConfigError, unknown, "sizes")
-
-
-Params = SpeedParams
-"""The name under which parameters are checked before the notebook runs."""

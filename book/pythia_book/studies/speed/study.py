@@ -21,7 +21,7 @@ from pythia_book.bench import cost_model
 from pythia_book.bench.rows import Row, gpu_folder, measured_rows
 from pythia_book.released import recipe
 from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row
-from pythia_book.studies.speed.params import STUDY, SpeedParams
+from pythia_book.studies.speed.params import STUDY, Params
 from pythia_book.study import StudyResult
 from pythia_core.config import ModelConfig
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
@@ -41,7 +41,7 @@ WITHIN = 15.0
 """Percent by which a prediction may miss and still count as right."""
 
 
-def run(params: SpeedParams, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> StudyResult:
     """Measure the CPU, read what was measured on a GPU, predict and compare."""
     from pythia_book.bench.kernels import bench_cpu_kernels
     from pythia_book.bench.train import bench_train
@@ -136,8 +136,8 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
     ours: dict[tuple, Row] = {}
     for row in rows:
         key = tuple(row[name] for name in keys)
-        mine = row.get("family", row["implementation"]) == "ours" and "ms" in row
-        if mine and row["ms"] < ours.get(key, {"ms": float("inf")})["ms"]:
+        is_ours = row.get("family", row["implementation"]) == "ours" and "ms" in row
+        if is_ours and row["ms"] < ours.get(key, {"ms": float("inf")})["ms"]:
             ours[key] = row
     kept = []
     for row in rows:
@@ -189,7 +189,7 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
         }
         timed = measured[(measured["size"] == size) & measured.tokens_per_s.notna()]
         timed = timed.sort_values("tokens_per_s", ascending=False)
-        fastest = {family: mine.iloc[0] for family, mine in timed.groupby("family", sort=False)}
+        fastest = {family: times.iloc[0] for family, times in timed.groupby("family", sort=False)}
         compiled_rows = timed[(timed.family == "plain") & (timed["mode"] == "compile")]
         if "transformers" in fastest:
             cells["transformers"] = fastest["transformers"].tokens_per_s
@@ -305,14 +305,14 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
     kept = []
     for dim, (forward, backward) in cost_model.BEST_LIBRARY.items():
-        mine = [r for r in timed if r["head_dim"] == dim]
+        of_dim = [r for r in timed if r["head_dim"] == dim]
         taken = FASTEST.get(dim, DEFAULT)
         cells: Row = {"head_dim": dim, "taken": taken, "forward": forward, "backward": backward}
-        exact = [r for r in mine if r["bits_repeat"]]
-        for name, choice in (("fastest", mine), ("repeatable", exact)):
+        exact = [r for r in of_dim if r["bits_repeat"]]
+        for name, choice in (("fastest", of_dim), ("repeatable", exact)):
             best: Row = max(choice, key=lambda r: r["tflops"], default={})
             cells |= {name: best.get("library"), f"{name}_tflops": best.get("tflops")}
-        now = [r["tflops"] for r in mine if r["library"] == taken]
+        now = [r["tflops"] for r in of_dim if r["library"] == taken]
         cells["taken_tflops"] = max(now, default=None)
         kept.append(cells)
     return pd.DataFrame(kept)
