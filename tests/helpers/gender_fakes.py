@@ -109,19 +109,24 @@ class FakeRun:
         return made.plant([self.data.tokenizer.encode(word).ids[0] for word in FEMININE])
 
 
-def fake_data(seq_len: int) -> SimpleNamespace:
+class FakeData(SimpleNamespace):
+    """Data that hold their own held-out text."""
+
+    def with_heldout(self) -> FakeData:
+        return self
+
+
+def fake_data(seq_len: int) -> FakeData:
     made = tokenizer()
     documents = [" ".join(SENTENCES[i : i + 8]) for i in range(0, len(SENTENCES), 8)]
     stream = [i for text in documents for i in (*made.encode(text).ids, 0)]
-    data = SimpleNamespace(
+    return FakeData(
         tokenizer=made,
         eod_id=0,
         fingerprint="f" * 64,
         heldout=SimpleNamespace(tokens=np.array(stream, np.uint16)),
         config=SimpleNamespace(seq_len=seq_len),
     )
-    data.with_heldout = lambda: data
-    return data
 
 
 def fake_find_or_train(folder: Path):
