@@ -2,12 +2,11 @@
 
 Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch, as GPT-NeoX's ranks did, and
 the gradients, already means over the whole batch, are summed. So the batch of a step, its hash and
-the log do not depend on W; the weights do in their last bits, because the sums are taken in another
-order. Only the first process writes files. torchrun starts the processes:
+the log do not depend on W; the weights do in their last bits, because the order of the sums does.
+Only the first process writes files. Every process holds the whole state: a model must fit on one
+GPU. torchrun starts the processes:
 
     torchrun --nproc-per-node 8 -m pythia_core continue EleutherAI/pythia-70m-deduped ...
-
-Every process holds the whole state: a model must fit on one GPU.
 """
 
 from __future__ import annotations

@@ -1,21 +1,19 @@
 """Several small models on one GPU: which runs train at a time, so that memory is never exceeded.
 
-A model of a million parameters keeps a large GPU busy for a fraction of each step; the host and the
-many short kernels take the rest. Several processes on one device fill these gaps. Jobs start in
-order, each as soon as its estimated memory (pythia_core.training.memory) fits next to those that
-run; one that needs the whole device runs alone. How much several processes gain is not yet
-measured; `PYTHIA_GPU_JOBS` limits how many run at a time.
+A model of a million parameters keeps a large GPU busy for a fraction of each step; several
+processes fill the gaps. Jobs start in order, each as soon as its estimated memory
+(pythia_core.training.memory) fits next to those that run; one that needs the whole device runs
+alone. `PYTHIA_GPU_JOBS` limits how many run at a time. The gain is not yet measured.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from pythia_core.errors import ConfigError
 from pythia_core.training.memory import CONTEXT_BYTES
+from pythia_core.util.workers import Gate, number_from
 
 VARIABLE = "PYTHIA_GPU_JOBS"
 MOST = 6
@@ -24,20 +22,6 @@ RESERVE = 0.1
 """Share of the device's memory that is left free."""
 SLACK = 1.3
 """A process that takes more than this multiple of its estimate is stopped, before others are."""
-
-
-def most_jobs() -> int:
-    """How many processes may train on one GPU: `PYTHIA_GPU_JOBS`, else MOST.
-
-    Raises:
-        ConfigError: the variable is not a positive whole number.
-    """
-    value = os.environ.get(VARIABLE)
-    if value is None:
-        return MOST
-    if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{VARIABLE} must be a positive whole number, got {value!r}")
-    return int(value)
 
 
 def startable(
@@ -59,12 +43,12 @@ def startable(
     return next((job for job in waiting if needs[job] <= free or not running), None)
 
 
-def gate(needs: Sequence[float]) -> Callable[[Sequence[int], Sequence[int]], int | None] | None:
+def gate(needs: Sequence[float]) -> Gate | None:
     """`startable` on this machine's GPU, for jobs that need these bytes; None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None
-    most = most_jobs()
+    most = number_from(VARIABLE) or MOST
     usable = capacity * (1 - RESERVE) - most * CONTEXT_BYTES  # idle processes keep their context
     return lambda waiting, running: startable(waiting, running, needs, usable, most)
 

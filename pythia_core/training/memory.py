@@ -1,13 +1,10 @@
 """Device memory: what training and measuring take, counted, and how many rows fit.
 
-The one estimate that the library, the sharing of a GPU and the benchmarks use. Per parameter:
-master, two moments and gradient in fp32, and a copy in the compute dtype. Per token: what autograd
-keeps of every block, and what one block needs on top while it is differentiated. The loss never
-holds all logits (kernels.cross_entropy). The counts are those of the fused path on a CUDA device;
-the allocator's rounding comes on top, hence the reserve.
-
-Checked against what autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet
-measured on a card.
+Per parameter: master, two moments and gradient in fp32, and a copy in the compute dtype. Per token:
+what autograd keeps of every block, and what one block needs on top while it is differentiated. The
+loss never holds all logits (kernels.cross_entropy). The counts are those of the fused path on a
+CUDA device, checked against what autograd saves (tests/core/kernels/triton_bodies/model.py), but
+not yet measured on a card.
 """
 
 from __future__ import annotations
@@ -69,11 +66,8 @@ def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precis
 def largest_micro_batch(
     model: ModelConfig, seq_len: int, bytes_free: int, execution: Execution, precision: str
 ) -> int:
-    """Most rows of `seq_len` tokens that a forward and backward fits; 0 if not even one does.
-
-    Args:
-        bytes_free: on the device before the model is there.
-    """
+    """Most rows of `seq_len` tokens whose forward and backward fit into the bytes that are free
+    before the model is there; 0 if not even one does."""
     left = bytes_free - training_bytes(model, 0, execution, precision)
     return max(0, left // (seq_len * token_bytes(model, execution, precision)))
 

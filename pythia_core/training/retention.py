@@ -2,11 +2,9 @@
 
 154 checkpoints of an 85-million-parameter model take 30 GB in bf16, and a suite has sixteen models.
 So a run may be given a `Keep`; if its checkpoints take more than WHOLE_BYTES, it drops all other
-weights as it trains. A dropped checkpoint keeps its manifest with the hash of its weights, which
-still proves that all 154 existed and that no two are equal; training again restores them bit for
-bit.
-
-Smaller runs keep everything, as does every run without a Keep or with PYTHIA_KEEP_ALL=1.
+weights as it trains, unless PYTHIA_KEEP_ALL=1. A dropped checkpoint keeps its manifest with the
+hash of its weights, which still proves that all 154 existed and that no two are equal; training
+again restores them bit for bit.
 """
 
 from __future__ import annotations

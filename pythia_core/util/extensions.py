@@ -1,9 +1,8 @@
 """What other packages add to this library: found by name, loaded on demand.
 
 A package registers its commands, corpora and kinds of runs as entry points in the groups
-`pythia_core.commands`, `pythia_core.corpora` and `pythia_core.runs`. The book, which is distributed
-with the library, has its own table instead (`pythia_book.EXTENSIONS`), so that a checkout works
-without being installed.
+`pythia_core.commands`, `pythia_core.corpora` and `pythia_core.runs`. The book has a table instead
+(`pythia_book.EXTENSIONS`), so that a checkout works without being installed.
 """
 
 from __future__ import annotations

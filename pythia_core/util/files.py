@@ -26,10 +26,7 @@ def checkout() -> Path | None:
 
 
 def require_checkout(feature: str) -> Path:
-    """The checkout, for features that need its files.
-
-    Args:
-        feature: named in the error.
+    """The checkout, for a feature that needs its files.
 
     Raises:
         ConfigError: the package was installed without a checkout.
@@ -91,8 +88,8 @@ def atomic_file(target: Path) -> Iterator[Path]:
 def atomic_dir(target: Path) -> Iterator[Path]:
     """Make the folder `target` atomically: yields a temporary folder next to it.
 
-    Every file in it is synced before the rename. If `target` has appeared in the meantime (another
-    process made the same thing), that one is kept and this one is dropped.
+    Every file in it is synced before the rename. If another process has made `target` in the
+    meantime, that one is kept.
     """
     import shutil
 

@@ -75,9 +75,8 @@ def device_info() -> dict[str, Any]:
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The model on the GPU if there is one, otherwise where it is; in fp32 either way.
 
-    On a GPU, and only inside the context, the process's fp32 matrix products round their factors to
-    TF32: three bits more than the bf16 in which the model was trained, and several times as fast as
-    fp32. Training in fp32 afterwards is not affected.
+    On a GPU, and only inside the context, fp32 matrix products round their factors to TF32: three
+    bits more than the bf16 in which the model was trained, and several times as fast as fp32.
     """
     import torch
 
@@ -96,11 +95,9 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def deterministic(wanted: bool = True) -> Iterator[None]:
     """Inside, refuse (or allow) CUDA kernels whose sums depend on the order of threads.
 
-    Applies to the whole process; the previous setting is restored on exit. The refusal is an error,
-    because with a mere warning torch's attention still uses a kernel whose bits do not repeat.
-
-    Raises:
-        RuntimeError: by torch, at an operation that has no deterministic kernel.
+    Applies to the whole process; the previous setting is restored on exit. torch raises a
+    RuntimeError, because with a mere warning its attention still uses a kernel whose bits do not
+    repeat.
     """
     import torch
 
@@ -120,8 +117,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Ask glibc to reuse freed blocks instead of returning them to the system.
 
-    Every training step allocates the same tensors; returning them and page-faulting them in again
-    costs a third of a small model's step. Does nothing without glibc.
+    Page-faulting them in again costs a third of a small model's step. Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return

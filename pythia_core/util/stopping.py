@@ -63,10 +63,7 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
     """Record SIGINT and SIGTERM in the body; a second signal, after PATIENCE, raises `Stopped`.
 
-    Nested contexts share what was recorded.
-
-    Args:
-        notify: called when the first signal arrives.
+    Nested contexts share what was recorded. `notify` is called when the first signal arrives.
 
     Yields:
         A function that returns the number of the signal that arrived, 0 if none did.
@@ -102,10 +99,8 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Processes started in the body never see SIGINT, which a terminal sends to the whole group.
-
-    The process that started them stops them, so they print no tracebacks, not even at their start.
-    """
+    """Processes started in the body never see SIGINT, which a terminal sends to the whole group, so
+    they print no tracebacks; the process that started them stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -123,14 +118,12 @@ def ignore_signals() -> None:
 def report_stop(stop: KeyboardInterrupt, kept: str | None = "") -> int:
     """Print in one line on the error stream that the command was stopped, and how to go on.
 
-    Afterwards the process can only exit: it ignores signals and logs nothing more.
+    Afterwards the process can only exit, with the code returned: it ignores signals and logs
+    nothing more.
 
     Args:
         kept: what is kept, e.g. "what was trained is kept"; empty: nothing, it would start over;
             None: nothing had been done yet.
-
-    Returns:
-        The exit code: 130 after SIGINT, 143 after SIGTERM.
     """
     logging.disable()
     ignore_signals()

@@ -1,11 +1,9 @@
 """Many independent jobs on all cores: one process per core, one thread per process.
 
-Small models gain little from a second thread (their operations are shorter than the threads' wait
-for each other); several models at once gain nearly everything. Because a worker has one thread,
-sums are never split, so results do not depend on how many cores a machine has. Workers are started
-once and kept for the life of the process; they end with it, however it ends.
-
-`PYTHIA_WORKERS` sets their number (default: the cores of this process; 1: no other process).
+Small models gain little from a second thread; several models at once gain nearly everything.
+Because a worker has one thread, sums are never split, so results do not depend on how many cores a
+machine has. Workers are started once and end with this process, however it ends. `PYTHIA_WORKERS`
+sets their number (default: the cores of this process; 1: no other process).
 """
 
 from __future__ import annotations
@@ -20,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -51,19 +48,25 @@ class _Slot(ctypes.Structure):
 _pool: tuple[ProcessPoolExecutor, ctypes.Array[_Slot]] | None = None
 
 
-def n_workers() -> int:
-    """How many worker processes there are: `PYTHIA_WORKERS`, else the cores of this process.
+def number_from(variable: str) -> int | None:
+    """The number of processes that an environment variable sets; None where it is not set.
 
     Raises:
         ConfigError: the variable is not a positive whole number.
     """
-    value = os.environ.get(VARIABLE)
+    value = os.environ.get(variable)
     if value is None:
-        affinity = hasattr(os, "sched_getaffinity")
-        return len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+        return None
     if not value.isdecimal() or int(value) < 1:
-        raise ConfigError(f"{VARIABLE} must be a positive whole number, got {value!r}")
+        raise ConfigError(f"{variable} must be a positive whole number, got {value!r}")
     return int(value)
+
+
+def n_workers() -> int:
+    """How many worker processes there are: `PYTHIA_WORKERS`, else the cores of this process."""
+    affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
+    return number_from(VARIABLE) or cores
 
 
 @contextlib.contextmanager
@@ -112,12 +115,16 @@ def parallel_map(
     line = _Line(progress, desc, unit, names, work or [1.0] * len(jobs))
     if in_process or len(jobs) < 2 or n_workers() < 2:
         with one_thread(), line:
-            results = []
-            for number, job in enumerate(jobs):
-                line.show({number: (0.0, "")})
-                with bars.reporting(partial(line.show_one, number)):
+            results: list[Result] = []
+
+            def report(share: float, note: str) -> None:
+                line.show({len(results): (share, note)})
+
+            with bars.reporting(report):
+                for number, job in enumerate(jobs):
+                    report(0.0, "")
                     results.append(function(job))
-                line.done(number)
+                    line.done(number)
             return results
     pool, slots = _workers()
     with line:
@@ -183,10 +190,6 @@ class _Line:
     def _title(self) -> str:
         total = len(self._parts)
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
-
-    def show_one(self, job: int, share: float, note: str) -> None:
-        """Draw the line while a single job runs."""
-        self.show({job: (share, note)})
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
         """Draw the line; `running`: job -> (share that is done, its position, e.g. "step 4/9")."""

@@ -1,10 +1,9 @@
 """Correctness on a GPU: every kernel against fp64, the training step against plain torch.
 
-Needs nothing but the installed package. `problem` is the rule for a kernel, here and in the tests.
-The training step, in each of its modes, has to reach the losses of the same model on plain
-operations in fp32 on the CPU, and to repeat its bits. No kernel may fall back to a slower
-operation: one that does not run has failed. A dry run does the same on tiny CPU tensors, where no
-GPU kernel runs.
+`problem` is the rule for a kernel, here and in the tests. The training step, in each of its modes,
+has to reach the losses of the same model on plain operations in fp32 on the CPU, and to repeat its
+bits. A kernel that would fall back to a slower operation has failed. A dry run does the same on
+tiny CPU tensors, where no GPU kernel runs.
 """
 
 from __future__ import annotations
@@ -54,7 +53,6 @@ def check_card(
 
     Args:
         sizes: official sizes (default: one of every head dim).
-        dry_run: tiny CPU tensors, to see that everything runs.
         budget: seconds after which nothing starts; the rows say what was left out.
 
     Raises:
@@ -136,10 +134,8 @@ def problem(
     """How a kernel breaks the rule; "" if it keeps it.
 
     Every output and gradient is at most twice as far from fp64 as the plain reference's in the same
-    dtype, or `least`; a second call gives the same bits; no element is left unwritten.
-
-    Args:
-        exact: outputs and gradients of these inputs in fp64.
+    dtype, or `least`; a second call gives the same bits; no element is left unwritten. `exact` has
+    outputs and gradients in fp64.
     """
     plain = results(reference, inputs, differentiated)
     with deterministic():

@@ -86,11 +86,6 @@ WAYS = {
 }
 
 
-def efficiency(width: int) -> float:
-    """Share of MATMUL of a layer's separate products."""
-    return float(np.interp(width, list(EFFICIENCY), list(EFFICIENCY.values())))
-
-
 def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
     """Predicted nanoseconds per token of gemm, logits, attention, elementwise and loss.
 
@@ -108,14 +103,15 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
             f"{', '.join(map(str, LIBRARY))}, as in scale gpu and the official sizes"
         )
     w, d, n_layers, vocab = WAYS[way], model.d_model, model.n_layers, model.vocab_size
-    share = min(efficiency(d) + w.extra, w.most)
+    efficiency = float(np.interp(d, list(EFFICIENCY), list(EFFICIENCY.values())))
+    share = min(efficiency + w.extra, w.most)
     slower = math.sqrt(max(1.0, SEQ_LEN / seq_len))
     forward_rate, backward_rate = (rate / slower for rate in w.attention[model.head_dim])
     scores = 2 * d * (seq_len + 1) * n_layers  # the two products of the forward, half masked
     times = {
         "gemm": 72 * d * d * n_layers / (share * MATMUL),
         "logits": max(
-            6 * d * vocab / (min(efficiency(d) + w.vocab_extra, w.vocab_most) * MATMUL),
+            6 * d * vocab / (min(efficiency + w.vocab_extra, w.vocab_most) * MATMUL),
             10 * vocab / w.vocab_bandwidth,
         ),
         "attention": scores / forward_rate + 2.5 * scores / backward_rate,

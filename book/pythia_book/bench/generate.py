@@ -1,17 +1,16 @@
 """How fast texts are generated, against `transformers`' generate on equal weights, in one run.
 
-Both continue the same prompts of different lengths greedily, in fp32 and in one batch. For
-`transformers` they are padded on the left, as it expects, and the faster of its eager and sdpa
-attention counts. The implementations alternate, and the median of all rounds counts. Weights are
-random but sharp: every prompt is continued to the full length, and the number of equal texts is
-reported.
+Both continue the same prompts of different lengths greedily, in fp32 and in one batch, padded on
+the left for `transformers`, whose faster attention counts. Weights are random but sharp: every
+prompt is continued to the full length, and the number of equal texts is reported.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,6 +63,17 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
     return write
 
 
+def alternating(calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]) -> dict[str, float]:
+    """Median seconds of each call, the calls taking turns in every round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in rounds:
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
 def bench_size(
     config: ModelConfig, batch: int, rounds: int, progress: bool = True
 ) -> dict[str, Any]:
@@ -74,15 +84,11 @@ def bench_size(
     prompts = [draw.integers(2, config.vocab_size, n).tolist() for n in lengths]
     implementations = {name: _baseline(model, name) for name in ATTENTION}
     implementations["ours"] = lambda prompts: generate(model, prompts, NEW)
-    times: dict[str, list[float]] = {name: [] for name in implementations}
     texts = {name: write(prompts) for name, write in implementations.items()}  # and warms up
     label = f"{config.n_params_non_embedding:,} params, {batch} texts"
-    for _ in progress_bar(progress, iterable=range(rounds), desc=label):
-        for name, write in implementations.items():
-            started = time.perf_counter()
-            write(prompts)
-            times[name].append(time.perf_counter() - started)
-    speed = {name: batch * NEW / statistics.median(seconds) for name, seconds in times.items()}
+    calls = {name: partial(write, prompts) for name, write in implementations.items()}
+    seconds = alternating(calls, progress_bar(progress, iterable=range(rounds), desc=label))
+    speed = {name: batch * NEW / median for name, median in seconds.items()}
     peer = max(ATTENTION, key=speed.__getitem__)
     same = sum(a == b for a, b in zip(texts["ours"], texts[peer], strict=True))
     return {

@@ -1,15 +1,10 @@
 """A GPU in one command: are the kernels right, what is fast, and how fast is training.
 
-Steps run one after another, each in its own process, which is stopped at its time limit, so that a
-step that fails or hangs costs no other its result. A step starts only if the rest of the budget
-should be enough for it. Results go to one folder as they come:
-
-    correctness.jsonl, attention.jsonl, train.jsonl, kernels.jsonl    what was checked and measured
-    steps.jsonl                                                       how each step ended
-    check.log                                                         what the steps printed
-
-and stay readable if the machine is lost. A later call with other sizes adds to them. Nothing is
-measured here: the steps are the commands `bench` and `study`.
+The steps are the commands `bench` and `study`, each in its own process, which is stopped at its
+time limit, so that a step that fails or hangs costs no other its result. A step starts only if the
+rest of the budget should be enough for it. Results go to one folder as they come, and stay readable
+if the machine is lost: rows of measurements in FILES, among them how each step ended, and what the
+steps printed in check.log. A later call with other sizes adds to them.
 """
 
 from __future__ import annotations
@@ -43,11 +38,11 @@ OVERTIME = 1.5
 """A step is stopped after this multiple of the time it should take; in a dry run, which may be on a
 slow or busy machine and costs nothing, at the end of the budget."""
 CLOSING = 15.0
-"""A benchmark starts nothing new in the last so many seconds before its limit."""
+"""Seconds before its limit in which a benchmark starts nothing new."""
 EVERY = 15.0
 """Seconds between two progress lines of a step."""
 ENOUGH = 5.0
-"""Seconds a process has to end when asked to."""
+"""Seconds that a process has to end after a signal."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Step:
         command: a module and its arguments; {budget} is replaced by the seconds it may measure.
         file: where its rows go, in the folder of results.
         seconds: how long it should take.
-        extra: not asked for by name, so that it is no failure if it does not run.
+        extra: not requested by name, so that it may be left out.
     """
 
     name: str
@@ -84,10 +79,10 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     from pythia_book.bench.kernels import SIZES
     from pythia_book.bench.train import ORDER, text_file
 
-    for names, accepted, what in ((only, PARTS, "part"), (sizes, ORDER, "size")):
+    for names, accepted, kind in ((only, PARTS, "part"), (sizes, ORDER, "size")):
         for name in names:
             if name not in accepted:
-                raise ConfigError(one_of(name, accepted, f"{what} of gpu-check"))
+                raise ConfigError(one_of(name, accepted, f"{kind} of gpu-check"))
     dry = ("--dry-run",) if dry_run else ()
 
     def bench(benchmark: str, size: str, seconds: float, *more: str) -> Step:
@@ -136,7 +131,7 @@ def gpu_check(
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that holds
             the other kind of results.
-        PythiaError: a step failed, was ended or, if it was asked for, found no time; names them.
+        PythiaError: a step failed, was stopped or, if requested by name, left out; names them.
         KeyboardInterrupt: it was stopped; the table is printed first.
     """
     deadline = time.monotonic() + budget - ENOUGH

@@ -1,18 +1,14 @@
 """How fast every kernel is against its plain reference, torch.compile of it, and libraries.
 
-One row per implementation, forward and backward together. Three calls to warm up, compilation
-included, are dropped; then three times at least twenty calls are timed one by one, on a GPU each
-after emptying the caches and between two events of the device. A row has the median of the three
-medians, and their range. Rates count the
+One row per implementation, forward and backward together. After three calls to warm up, three
+times at least twenty calls are timed one by one, on a GPU each with emptied caches and between two
+events of the device. A row has the median of the three medians, and their range. Rates count the
 least work of an operation: each operand read once, each result written once, and of causal
-attention only the products of pairs that are not in the future; the formula is in every row.
-Shares are of a copy and of a matrix product measured in the same run. Errors are against fp64, on
-fewer tokens. An implementation that cannot run gives a row that says so, whatever it raises:
-nothing is timed under another's name.
+attention only the products of pairs that are not in the future. Shares are of a copy and of a
+matrix product measured in the same run. Errors are against fp64, on fewer tokens. An implementation
+that cannot run gives a row that says so: nothing is timed under another's name.
 
-`bench_kernels` measures the kernels of a GPU, and in a dry run does the same on tiny CPU tensors,
-where the times mean nothing; `bench_attention` compares the attention libraries;
-`bench_cpu_kernels` measures what training on a CPU uses.
+In a dry run everything is done on tiny CPU tensors, where the times mean nothing.
 """
 
 from __future__ import annotations
@@ -112,11 +108,8 @@ def cases(
     device: str,
     fused: bool = True,
 ) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens.
-
-    Args:
-        fused: those that a GPU fuses; else those of a CPU, with torch's own to compare with.
-    """
+    """The operations of one model size on `rows` rows of `seq` tokens: if `fused`, those that a GPU
+    fuses; else those of a CPU, with torch's own to compare with."""
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}
     low = {"dtype": dtype, "device": device}
@@ -303,8 +296,8 @@ def machine_row(device: torch.device, roof: dict[str, float]) -> Row:
 
 
 def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tensor]:
-    made = implementation(*leaves)
-    return [made] if isinstance(made, Tensor) else list(made)
+    outputs = implementation(*leaves)
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def results(
@@ -314,9 +307,7 @@ def results(
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    outputs = _outputs(
-        implementation, [x * 1 for x in leaves]
-    )  # some implementations overwrite theirs
+    outputs = _outputs(implementation, [x * 1 for x in leaves])  # some overwrite their inputs
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
     grads = torch.autograd.grad(outputs, leaves, upstream)
@@ -454,11 +445,10 @@ def bench_kernels(
     only: Sequence[str] = (),
     budget: float = float("inf"),
 ) -> Iterator[Row]:
-    """Rows as they are measured, each complete in itself; the first holds machine and ceilings.
+    """Rows as they are measured; the first holds machine and ceilings.
 
     Args:
         sizes: official sizes (default: one of every head dim).
-        dry_run: tiny CPU tensors, to see that everything runs.
         seconds: of timed calls per measurement, at least.
         only: some of KERNELS (default: all).
         budget: seconds after which nothing starts; the rows say what was left out.
@@ -527,12 +517,10 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
     A run can be resumed exactly only if the same step gives the same bits, and a backward pass that
     accumulates over tiles with atomics does not. So every library is timed at its fastest, and
-    again with deterministic kernels only, and each time the gradients are recomputed and compared.
-    Forward and backward, bf16, with queries, keys and values as views of one packed tensor, at
-    every head dim of the official sizes and two sequence lengths.
+    again with deterministic kernels only, and each time the gradients are recomputed and compared:
+    in bf16, with queries, keys and values as views of one packed tensor.
 
     Args:
-        dry_run: tiny CPU tensors, to check that everything runs.
         budget: seconds after which nothing starts; rows say what was left out.
 
     Raises:
@@ -541,25 +529,23 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
     check_can_run("attention", (), dry_run)
     deadline = time.monotonic() + budget
     yield {**machine_row(torch.device("cpu" if dry_run else "cuda"), {}), "dry_run": dry_run}
+    lengths, dims = (SEQ_LENS[-1:], HEAD_DIMS[:2]) if dry_run else (SEQ_LENS, HEAD_DIMS)
     for library in MEASURED:
         columns: Row = {"kind": "attention", "library": library, "dry_run": dry_run}
         if why := missing(library):
             yield {**columns, "failed": why}
             continue
-        for seq_len in SEQ_LENS[-1:] if dry_run else SEQ_LENS:
-            for head_dim in HEAD_DIMS[:2] if dry_run else HEAD_DIMS:
-                for strict in (False, True):
-                    row = {**columns, "seq_len": seq_len, "head_dim": head_dim}
-                    row |= {"deterministic": strict}
-                    if time.monotonic() > deadline:
-                        yield {**row, "failed": SKIPPED}
-                        continue
-                    try:
-                        with deterministic(strict):
-                            row |= _time_attention(library, seq_len, head_dim, dry_run)
-                    except Exception as error:  # a head dim, no such kernel, a compiler
-                        row["failed"] = reason(error)[:200]
-                    yield row
+        for seq_len, head_dim, strict in itertools.product(lengths, dims, (False, True)):
+            row = {**columns, "seq_len": seq_len, "head_dim": head_dim, "deterministic": strict}
+            if time.monotonic() > deadline:
+                yield {**row, "failed": SKIPPED}
+                continue
+            try:
+                with deterministic(strict):
+                    row |= _time_attention(library, seq_len, head_dim, dry_run)
+            except Exception as error:  # a head dim, no such kernel, a compiler
+                row["failed"] = reason(error)[:200]
+            yield row
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:

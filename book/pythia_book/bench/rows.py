@@ -1,8 +1,8 @@
 """Rows of measurements in a file, one JSON object per line, each written as soon as it is known.
 
-A kill or a full disk can cut the last line. Whoever appends to the file ends that line first, and
-readers skip it. Every row says whether it comes from a dry run, whose numbers mean nothing and
-which no page reads; `failed` says why there is no measurement. Kinds of rows:
+A kill or a full disk can cut the last line: it is ended before the next row, and readers skip it.
+Every row says whether it comes from a dry run, whose numbers mean nothing and which no page reads;
+`failed` says why there is no measurement. Kinds of rows:
 
     machine    device, versions, measured rates of a copy and of matrix products
     train      one implementation of a training step at one size

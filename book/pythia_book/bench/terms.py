@@ -7,8 +7,6 @@ implementations alternate in one run and must agree on every count.
 from __future__ import annotations
 
 import re
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pythia_book.bench.generate import alternating
 from pythia_book.term_counts import CHUNK, SurfaceTerms
 from pythia_core.data.tokenizer import token_bytes
 from pythia_core.errors import ConfigError, DataError
@@ -69,13 +68,8 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
     }
     if surface.count(rows).tolist() != plain():
         raise DataError("two implementations of counting words do not agree; this is a bug")
-    times: dict[str, list[float]] = {name: [] for name in implementations}
-    for _ in progress_bar(progress, iterable=range(rounds), desc="counting"):
-        for name, implementation in implementations.items():
-            started = time.perf_counter()
-            implementation()
-            times[name].append(time.perf_counter() - started)
-    speed = {name: rows.size / statistics.median(seconds) for name, seconds in times.items()}
+    bar = progress_bar(progress, iterable=range(rounds), desc="counting")
+    speed = {name: rows.size / s for name, s in alternating(implementations, bar).items()}
     return {
         "machine": device_info(),
         "terms": len(terms),

@@ -9,11 +9,10 @@ The implementations, each with fp32 masters, AdamW and clipping at the same sett
 
 They read the same batches of real text. Those that fit into memory together take turns, so that a
 device whose clock drifts slows all of them: several rounds of some updates each, timed as a whole;
-the first updates, which compile and allocate, are dropped. On a CPU these are the sizes and batches
-of scale laptop. On a GPU they are official sizes with rows of 2,048 tokens, as many as the
-implementation that needs the most memory can hold, and the most useful comparisons come first,
-because a budget of seconds may cut the rest. A dry run does the same with tiny models on the CPU;
-its numbers mean nothing. Weights are random, drawn on the device.
+the first updates, which compile and allocate, are dropped. A CPU measures the sizes and batches of
+scale laptop; a GPU official sizes with as many rows of 2,048 tokens as the implementation that
+needs the most memory can hold, the most useful comparisons first, because a budget of seconds may
+cut the rest. A dry run does the same with tiny models on the CPU; its numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -207,8 +206,8 @@ def _draw(name: str, p: Tensor, _: torch.Generator) -> None:
 
 
 def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
-    """The update of our trainer, past the warm-up of the learning rate; launched and, some updates
-    later, read, as `train` does."""
+    """The update of our trainer, past the warm-up of the learning rate; its loss is read some
+    updates later, as `train` does."""
     with torch.device(device):
         trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_draw))
     trainer.step = config.train.steps // 10
@@ -262,23 +261,20 @@ COSTS = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
 
 @dataclass(frozen=True)
 class Job:
-    """Some implementations to be compared at one size.
-
-    Attributes:
-        rows: of an update; 0: the most that FITTING holds.
-        deadline: time.time() after which nothing starts.
-    """
+    """Some implementations to be compared at one size."""
 
     size: str
     implementations: tuple[Implementation, ...]
     kind: str = "cuda"
     rows: int = 0
+    """Of an update; 0: the most that FITTING holds."""
     seq_len: int = SEQ_LEN
     dry_run: bool = False
     rounds: int = 3
     seconds: float = 1.0
     """Of a round, at least."""
     deadline: float = float("inf")
+    """time.time() after which nothing starts."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16), repr=False)
 
     @property
@@ -418,18 +414,18 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
             _release(job.device)
             yield implementation.columns | {"failed": why}
     for _ in range(job.rounds):
-        for one in list(ready):
+        for entry in list(ready):
             why = ""
             try:
-                with deterministic(one.implementation.deterministic):
-                    one.seconds.append(_seconds(one.step, batches, one.n, job.device))
+                with deterministic(entry.implementation.deterministic):
+                    entry.seconds.append(_seconds(entry.step, batches, entry.n, job.device))
             except Exception as error:
                 why = _reason(error)
             if why:  # not inside except, where the error still holds the memory
-                ready.remove(one)
-                yield one.implementation.columns | {"failed": why}
-    for one in ready:
-        yield one.implementation.columns | _result(one, job, rows)
+                ready.remove(entry)
+                yield entry.implementation.columns | {"failed": why}
+    for entry in ready:
+        yield entry.implementation.columns | _result(entry, job, rows)
 
 
 @contextlib.contextmanager
@@ -504,9 +500,9 @@ def _reason(error: Exception) -> str:
     return words if isinstance(error, PythiaError) else f"{type(error).__name__}: {words}"
 
 
-def _result(one: _Ready, job: Job, rows: int) -> Row:
+def _result(entry: _Ready, job: Job, rows: int) -> Row:
     tokens = rows * job.seq_len
-    median = statistics.median(one.seconds)
+    median = statistics.median(entry.seconds)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)
     cuda = job.device.type == "cuda"
     peak = cost_model.peak_tflops(torch.cuda.get_device_name()) if cuda else None
@@ -514,12 +510,12 @@ def _result(one: _Ready, job: Job, rows: int) -> Row:
         "tokens_per_update": tokens,
         "tokens_per_s": tokens / median,
         "ms": 1e3 * median,
-        "ms_low": 1e3 * min(one.seconds),
-        "ms_high": 1e3 * max(one.seconds),
-        "steps_timed": one.n * len(one.seconds),
+        "ms_low": 1e3 * min(entry.seconds),
+        "ms_high": 1e3 * max(entry.seconds),
+        "steps_timed": entry.n * len(entry.seconds),
         "tflops": flops / 1e12,
         "mfu": flops / (peak * 1e12) if peak else None,
-        "peak_bytes": one.peak_bytes if cuda else None,
+        "peak_bytes": entry.peak_bytes if cuda else None,
     }
 
 
@@ -631,8 +627,8 @@ def bench_train(
         scale = scale_named("laptop")
         data = prepare(scale.data, progress)
         rows = [data.batch(step, scale.batch_size) for step in range(8)]
-        shared = replace(shared, tokens=np.concatenate(rows).ravel(), rows=scale.batch_size)
-        shared = replace(shared, seq_len=scale.data.seq_len)
+        shared = replace(shared, rows=scale.batch_size, seq_len=scale.data.seq_len)
+        shared = replace(shared, tokens=np.concatenate(rows).ravel())
         dtypes = (torch.float32, torch.bfloat16)
         precisions = precisions or ("fp32", "bf16")[: 1 + cpu_has_bf16()]
         rounds_of = (

@@ -2,12 +2,9 @@
 
 Steps of released models have been served under the wrong name: 86 of pythia-2.8b's 154 branches
 held the weights of two others (EleutherAI/pythia#205), a shard of pythia-12b's step 50,000 was that
-of the last step (#206). Such a file is not damaged; only comparing its hash with the others' shows
-it. On the hub the repository's own hashes are used and nothing is downloaded, likewise for git-lfs
-pointers in a clone. In local files the tensors are hashed one at a time under our names
+of the last step (#206). Such a file is not damaged; only comparing hashes shows it. The hashes are
+those of the hub or of git-lfs pointers, without a download; local safetensors are hashed by tensor
 (checkpoint.sha256_tensors), so that equal weights are found whatever file holds them.
-
-Runs of our own are verified by pythia_core.training.runs.verify.
 """
 
 from __future__ import annotations
@@ -141,7 +138,8 @@ def audit(source: str, progress: bool = True) -> Audit:
     names = download.revisions(source) if folder is None else [
         path.name for path in folder.iterdir() if path.is_dir()
     ]  # fmt: skip
-    names = sorted((n for n in names if n == "main" or step_of(n) is not None), key=_order)
+    names = [name for name in names if name == "main" or step_of(name) is not None]
+    names.sort(key=lambda name: (name == "main", step_of(name) or 0, name))
     if not names:
         raise CheckpointError(
             f"{source} has no revision named like step3000"
@@ -153,11 +151,6 @@ def audit(source: str, progress: bool = True) -> Audit:
             entries += _local(folder / name) if folder else _remote(source, name)
             bar.update()
     return Audit(source, tuple(entries))
-
-
-def _order(revision: str) -> tuple[int, str]:
-    step = step_of(revision)
-    return (OFFICIAL_STEPS + 1 if step is None else step, revision)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -1,10 +1,7 @@
 """Convert models between our checkpoints, transformers' folders and GPT-NeoX's native files.
 
 Our checkpoint of a converted model holds weights only. Its manifest says so, names the source and
-has the model's config, so it can be loaded without a run. It has no optimizer state, which is
-published for the last step only, in another format.
-
-The formats are in pythia_core.hf, neox_format and pythia_core.training.checkpoint.
+has the model's config, so it can be loaded without a run.
 """
 
 from __future__ import annotations
@@ -133,15 +130,12 @@ def convert(
     dtype: str = "",
     size: str = "",
 ) -> Path:
-    """Read a model in any format and write it in one of `FORMATS`; other arguments as in `read`.
+    """Write a model of any format in one of `FORMATS` (arguments as in `read`); return the folder.
 
     Args:
         target: a new folder for "hf"; for "pythia" one that gets a `step-NNNNNN` folder.
         to: empty: "pythia" from transformers, "hf" from any other format.
         dtype: "fp32", "fp16" or "bf16"; empty: as stored.
-
-    Returns:
-        The folder written.
 
     Raises:
         CheckpointError, FetchError: as `read`, or the target exists. ConfigError: bad arguments.

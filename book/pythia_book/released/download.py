@@ -78,10 +78,7 @@ class RemoteFile:
 def locate(
     source: str | Path, revision: str = "main", files: Iterable[str] | None = None
 ) -> ModelFolder:
-    """A model's folder: the one named, its subfolder for the revision, or a downloaded one.
-
-    Args:
-        files: of a repository, those to download; default: see `fetch`.
+    """A model's folder: the one named, its subfolder for the revision, or one with `fetch`ed files.
 
     Raises:
         CheckpointError: neither a folder with a model nor the name of a repository.
@@ -111,10 +108,7 @@ def endpoint() -> str:
 
 
 def revisions(repo: str, or_cached: bool = False) -> list[str]:
-    """Branches and tags of a repository.
-
-    Args:
-        or_cached: without a network, those with files in the cache.
+    """Branches and tags of a repository; `or_cached`: without a network, those in the cache.
 
     Raises:
         FetchError: no such repository, or no network.
@@ -133,9 +127,7 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
         return cached
 
 
-def listing(
-    repo: str, revision: str = "main", timeout: float = TIMEOUT
-) -> tuple[str, dict[str, RemoteFile]]:
+def listing(repo: str, revision: str = "main") -> tuple[str, dict[str, RemoteFile]]:
     """Commit and files of a revision, with sizes and hashes, without downloading anything.
 
     Raises:
@@ -143,7 +135,7 @@ def listing(
     """
     with translate_errors(repo, revision):
         info = _api().model_info(
-            repo, revision=revision, files_metadata=True, timeout=timeout, token=False
+            repo, revision=revision, files_metadata=True, timeout=TIMEOUT, token=False
         )
     files = {}
     for entry in info.siblings or ():
@@ -152,17 +144,9 @@ def listing(
     return info.sha, files
 
 
-def fetch(
-    repo: str,
-    revision: str = "main",
-    files: Iterable[str] | None = None,
-    timeout: float = TIMEOUT,
-) -> ModelFolder:
-    """Download a revision into the hub's cache, or find it there, and check its hashes.
-
-    Args:
-        files: names; None: config, tokenizer and the safetensors weights.
-        timeout: seconds for the hub to answer.
+def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None) -> ModelFolder:
+    """Download files of a revision (default: config, tokenizer, safetensors) into the hub's cache,
+    or find them there, and check their hashes.
 
     Raises:
         FetchError: no such repository, revision or file; no network, too slow, cut short, or bytes
@@ -173,7 +157,7 @@ def fetch(
     if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
         raise FetchError(f"{odd} may not be fetched: only *.json and *.safetensors are")
     try:
-        commit, available = listing(repo, revision, timeout)
+        commit, available = listing(repo, revision)
     except FetchError as error:
         cached = _cached(repo, revision, wanted) if _unanswered(error) else None
         if cached is None:
@@ -183,16 +167,12 @@ def fetch(
         wanted = _model_files(f"{repo} ({revision})", available)
     if missing := [name for name in wanted if name not in available]:
         raise FetchError(f"{repo} ({revision}): {one_of(missing[0], sorted(available), 'file')}")
-    settings: dict[str, Any] = {
-        "endpoint": endpoint(),
-        "cache_dir": constants.HF_HUB_CACHE,
-        "token": False,
-    }
+    settings: dict[str, Any] = {"revision": revision, "cache_dir": constants.HF_HUB_CACHE}
+    settings |= {"endpoint": endpoint(), "etag_timeout": TIMEOUT, "token": False}
     path = Path()
     for name in wanted:
         with translate_errors(repo, revision, name):  # by name, so that the cache finds it offline
-            file = hf_hub_download(repo, name, revision=revision, etag_timeout=timeout, **settings)
-        path = Path(file)
+            path = Path(hf_hub_download(repo, name, **settings))
         _check(path, available[name].sha256)
     return ModelFolder(path.parent, commit)
 

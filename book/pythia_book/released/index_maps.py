@@ -4,8 +4,7 @@ GPT-NeoX stores what `order.RowOrder` computes: `doc_idx` (the shuffled document
 `sample_idx` (where each row of the stream begins: entry of doc_idx, token within the document) and
 `shuffle_idx` (which row of the stream is the r-th of training). The orders of PolyPythias' seeds
 are released in this form. A row needs a few bytes of each, so maps and documents may be behind URLs
-as well as on disk. Nothing is trusted: shapes, lengths and every offset are checked, and a row that
-does not come out as S+1 tokens is an error.
+as well as on disk. Shapes, lengths and every offset are checked.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Linear layers whose output is split hold rows of the weight (QKV: whole heads). 
 split hold columns and, on every rank, a bias of its own; the biases are *summed*. LayerNorms were
 computed on every rank and are averaged. The rules are those of the training code's own converter.
 
-These files are pickles. They are opened with `torch.load(weights_only=True)`, which builds tensors
-and plain containers and refuses anything that would run. Optimizer states are not read.
+These files are pickles; `torch.load(weights_only=True)` refuses anything that would run code.
+Optimizer states are not read.
 """
 
 from __future__ import annotations
@@ -126,10 +126,8 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
-    """The model in a folder of layer files, the ranks merged, in the stored dtype.
-
-    Args:
-        config: None: that of the official size with these shapes.
+    """The model in a folder of layer files, the ranks merged, in the stored dtype; the default
+    config is that of the official size with these shapes.
 
     Raises:
         CheckpointError: files missing, damaged or unsafe; shapes other than the config's; no config

@@ -4,10 +4,8 @@
 in training order, 21 shards that are a byte split of one file, so that batch k of 1,024 rows is the
 bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are PolyPythias' orders of the
 same documents: GPT-NeoX's index maps (pythia_book.released.index_maps), with `pile-seed0` that of
-Pythia. Sizes are those of the released files and are checked at every read, so that a truncated or
-different file is an error. There is no digest of the pre-shuffled shards to check against.
-
-Folders and PREFIX.bin/.idx pairs are read where they are; see `open_rows`.
+Pythia. Sizes are checked at every read, so that a truncated or different file is an error; there is
+no digest of the pre-shuffled shards to check against.
 """
 
 from __future__ import annotations
@@ -137,16 +135,13 @@ def open_rows(
     batch_size: int = BATCH,
     dtype: str = "<u2",
 ) -> tuple[Rows, str]:
-    """Rows of a name in RELEASED, a folder, a `.bin` of rows or a PREFIX of documents.
+    """Rows of a name in RELEASED, a folder, a `.bin` or a PREFIX, and a sentence describing them.
 
     A folder holds pre-shuffled rows (one `.bin`, all shards of one, or only the needed ones of a
     released set: reading from another is an error that names it), index maps, or one `.bin`/`.idx`
     pair of documents. Documents are put in GPT-NeoX's order of `seed`, repeated for `epochs`, or
     for as many as `steps` updates of `batch_size` rows need, by default one. If all items of an
     `.idx` have seq_len + 1 tokens, they are pre-shuffled rows and are not shuffled again.
-
-    Returns:
-        The rows, and a sentence that describes them.
 
     Raises:
         DataError: no such name or path, or files that are missing, truncated or contradictory.

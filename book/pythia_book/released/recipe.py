@@ -1,9 +1,8 @@
 """The recipe of the released models as tables: a layer's parts, and what training cost.
 
-`HARDWARE` and `GPT3` hold what cannot be computed, with sources. Everything else is computed from
-the sizes' configs, and the parts of a layer are read from the module itself while it runs (on the
-meta device: shapes without numbers). Energy and hours on later hardware are our estimates, by the
-formulas in `estimates`; the paper has no table of energy.
+`HARDWARE` and `GPT3` hold what cannot be computed, with sources; everything else comes from the
+sizes' configs. Energy and hours on later hardware are our estimates, by the formulas in
+`estimates`; the paper has no table of energy.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ GPT3 = {
 
 
 def block_parts(config: ModelConfig) -> pd.DataFrame:
-    """The parts of one layer in execution order, read from the module itself.
+    """The parts of one layer in execution order, read from the module as it runs (on meta tensors).
 
     Returns:
         part (its name in the module), weight (shape, as text), parameters, d_in, d_out (widths of
@@ -188,9 +187,8 @@ def layout_table() -> pd.DataFrame:
 def estimates() -> pd.DataFrame:
     """Our estimates: the original run's energy, and hours on one H100 today.
 
-    energy = GPU-hours * 400 W * 1.1; hours = exact FLOP / (40 % of 989 TFLOP/s). The first assumes
-    every GPU at its power limit throughout and leaves out hosts and network; the second is
-    arithmetic, not a measurement, and ignores whether the model fits on one GPU.
+    The energy assumes every GPU at its power limit throughout and leaves out hosts and network; the
+    hours ignore whether the model fits on one GPU.
     """
     costs = cost_table()
     frame = costs[["size", "gpu_hours"]].copy()
@@ -224,12 +222,8 @@ def gpt3_table() -> pd.DataFrame:
 
 
 def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
-    """Learning rate over the run as a share of its peak, and the first step at its floor.
-
-    Returns:
-        step, neox (the schedule that was used), paper (cosine from the peak to a tenth of it at the
-        end); and the first step at the floor of the former.
-    """
+    """Learning rate over the run as a share of its peak: step, neox (the schedule that was used),
+    paper (cosine from the peak to a tenth of it at the end); and the first step at neox's floor."""
     import pandas as pd
 
     floor = lr_floor_step(OFFICIAL_STEPS)

@@ -5,9 +5,6 @@ the other 600 GB. An answer to a range request is accepted only if the server sa
 exactly that range of a file of the expected size: a server that ignores `Range` would start to send
 the whole shard, so its answer is refused unread. Requests whose answers are short, late or server
 errors are retried a few times; then an error names the URL and the bytes.
-
-Local files and files behind URLs have one interface, ByteFile. Names and sizes of the released
-files are in pythia_book.released.pile.
 """
 
 from __future__ import annotations
@@ -84,27 +81,23 @@ class HttpFile:
     Args:
         url: of the file; redirects are followed.
         size: bytes it must have; None asks the server once.
-        timeout: seconds a server may be silent. deadline: seconds that one range may take in all.
-        tries: requests for a range whose answer is short, late or a server's error.
 
     Raises (of `read` and `size`):
         FetchError: not found, not allowed, no ranges, another size, or all `tries` failed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        size: int | None = None,
-        timeout: float = 30.0,
-        deadline: float = 300.0,
-        tries: int = 4,
-        pause: float = 1.0,
-    ) -> None:
+    timeout = 30.0
+    """Seconds for which a server may be silent; `deadline`: that one range may take in all."""
+    deadline = 300.0
+    tries = 4
+    """Requests for a range whose answer is short, late or a server's error."""
+    pause = 1.0
+
+    def __init__(self, url: str, size: int | None = None) -> None:
         if not re.match(r"https?://[^/\s]+/\S+$", url):
             raise DataError(f"{url!r} is not the http(s) URL of a file")
         self.url, self.name = url, url.rsplit("/", 1)[-1].split("?")[0]
-        self._size, self._timeout, self._deadline = size, timeout, deadline
-        self._tries, self._pause = tries, pause
+        self._size = size
 
     @property
     def size(self) -> int:
@@ -131,8 +124,8 @@ class HttpFile:
         from aiohttp import ClientError, ClientTimeout
         from fsspec import filesystem
 
-        silence = {"sock_connect": self._timeout, "sock_read": self._timeout}
-        limits = ClientTimeout(total=self._deadline, **silence)
+        silence = {"sock_connect": self.timeout, "sock_read": self.timeout}
+        limits = ClientTimeout(total=self.deadline, **silence)
         # One session for all files; asked for at each read, so that a forked process gets its own.
         server = filesystem(
             "http",
@@ -141,20 +134,20 @@ class HttpFile:
             client_kwargs={"timeout": limits, "trust_env": True, "middlewares": (_anonymous,)},
         )
         reason = ""
-        for attempt in range(self._tries):
+        for attempt in range(self.tries):
             if attempt:
-                time.sleep(self._pause * 2 ** (attempt - 1))
+                time.sleep(self.pause * 2 ** (attempt - 1))
             try:
                 content = server.cat_file(self.url, start, stop, raise_for_status=self._check)
             except (OSError, ClientError) as error:
-                reason = str(error) or f"{type(error).__name__} after at most {self._deadline:g} s"
+                reason = str(error) or f"{type(error).__name__} after at most {self.deadline:g} s"
                 continue
             if len(content) == stop - start:
                 return content
             reason = f"the answer has {len(content):,} of {stop - start:,} bytes"
         raise self._failed(
             f"bytes {start}-{stop - 1}",
-            f"{reason} (tried {self._tries} times). Run it again to continue. Without a network, "
+            f"{reason} (tried {self.tries} times). Run it again to continue. Without a network, "
             f"put {self.name} in a folder and give the folder instead of the name",
         )
 
@@ -181,10 +174,8 @@ class HttpFile:
         elif headers.get("Content-Encoding", "identity") != "identity":
             problem = "the server compresses what it sends"
         elif self._size not in (None, int(size)):
-            problem = (
-                f"the file there has {int(size):,} bytes, not {self._size:,}: it is truncated "
-            )
-            problem += "or a different one"
+            problem = f"the file there has {int(size):,} bytes, not {self._size:,}: it is "
+            problem += "truncated or a different one"
         if problem:
             raise self._failed(requested, problem)
         self._size = int(size)
@@ -224,21 +215,16 @@ class JoinedFile:
 
 
 class RemoteRows(FixedRows):
-    """PreshuffledRows whose shards may be anywhere: each read requests only the rows' bytes.
-
-    Args:
-        files: the shards in order. seq_len: S; a row is S + 1 ids. dtype: of the ids.
+    """PreshuffledRows of uint16 whose shards may be anywhere; a read requests only the rows' bytes.
 
     Raises:
         DataError: as PreshuffledRows. FetchError: when rows are read, as HttpFile.
     """
 
-    def __init__(
-        self, files: Sequence[ByteFile], seq_len: int, dtype: str | np.dtype = "<u2"
-    ) -> None:
+    def __init__(self, files: Sequence[ByteFile], seq_len: int) -> None:
         self.files = list(files)
         joined = JoinedFile(self.files)
-        super().__init__(joined.name, [file.size for file in self.files], seq_len, dtype)
+        super().__init__(joined.name, [file.size for file in self.files], seq_len, "<u2")
 
     def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
         return np.frombuffer(self.files[shard].read(start, stop), np.uint8)

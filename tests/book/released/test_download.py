@@ -142,17 +142,19 @@ def test_a_cache_that_was_damaged_is_noticed(
         download.fetch(REPO)
 
 
-def test_a_slow_hub(server: FakeHub) -> None:
+def test_a_slow_hub(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.slow.add("/api/")
     with pytest.raises(FetchError, match="could not be fetched"):
-        download.fetch(REPO, timeout=0.2)
+        download.fetch(REPO)
 
 
 def test_a_file_that_stalls(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
     server.slow.add("GET /EleutherAI/pythia-tiny/resolve/main/model")
     with pytest.raises(FetchError, match=r"model\.safetensors could not be fetched"):
-        download.fetch(REPO, timeout=0.2)
+        download.fetch(REPO)
 
 
 def test_a_broken_hub(server: FakeHub) -> None:

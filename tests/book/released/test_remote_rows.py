@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,8 +31,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running.close()
 
 
-def file(server: Server, name: str = "f", **settings: float) -> HttpFile:
-    return HttpFile(f"{server.url}/{name}", **{"pause": 0.0, **settings})
+def http_file(url: str, size: int | None = None, **settings: float) -> HttpFile:
+    made = HttpFile(url, size)
+    for name, value in {"pause": 0.0, **settings}.items():
+        setattr(made, name, value)
+    return made
+
+
+def file(server: Server, name: str = "f", **settings: Any) -> HttpFile:
+    return http_file(f"{server.url}/{name}", **settings)
 
 
 def shards(folder: Path, size: int) -> tuple[RowOrder, MegatronIndexed, list[Path]]:
@@ -145,7 +153,7 @@ def test_what_may_get_better_is_asked_for_again(server: Server, fault: str) -> N
 
 def test_nobody_there() -> None:
     with pytest.raises(FetchError, match="tried 2 times"):
-        HttpFile("http://127.0.0.1:9/f", size=10, tries=2, pause=0.0, timeout=1).read(0, 1)
+        http_file("http://127.0.0.1:9/f", size=10, tries=2, timeout=1).read(0, 1)
     for url in ("ftp://x/y", "file:///etc/hosts", "http://", "x", "http://a b/c"):
         with pytest.raises(DataError, match="URL"):
             HttpFile(url)

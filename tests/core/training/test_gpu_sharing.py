@@ -61,11 +61,13 @@ def test_the_gpu_sizes_fit_and_the_large_ones_take_more() -> None:
 
 
 def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_sharing, "device_bytes", lambda: 80e9)
     monkeypatch.setenv(gpu_sharing.VARIABLE, "3")
-    assert gpu_sharing.most_jobs() == 3
+    gate = gpu_sharing.gate([1.0] * 4)
+    assert [gate([3], list(range(n))) for n in (2, 3)] == [3, None]
     monkeypatch.setenv(gpu_sharing.VARIABLE, "none")
     with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a positive whole number"):
-        gpu_sharing.most_jobs()
+        gpu_sharing.gate([1.0])
 
 
 def alone(job: tuple[str, int]) -> bool:

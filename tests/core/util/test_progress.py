@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import os
@@ -37,10 +38,10 @@ def test_a_kernel_draws_on_the_terminal_that_started_it(
     with progress.bar(show, total=2, desc="steps") as bar:
         bar.update(2)
     os.set_blocking(master, False)
-    try:
-        drawn = os.read(master, 10_000).decode()
-    except BlockingIOError:
-        drawn = ""
+    drawn, until = "", time.monotonic() + (5.0 if show else 0.1)
+    while "steps" not in drawn and time.monotonic() < until:  # a terminal delivers in pieces
+        with contextlib.suppress(BlockingIOError):
+            drawn += os.read(master, 10_000).decode()
     os.close(master)
     os.close(slave)
     assert ("steps" in drawn) is show

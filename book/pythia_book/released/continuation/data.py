@@ -1,8 +1,8 @@
 """What a continued run reads: rows of token files with their tokenizer, and their pronoun swap.
 
-Rows in training order do not contain their neighbours in the text, so a swap decides on each row
-alone and treats its ends as ends of the text; tokens changed there are counted. The swapped row is
-a pure function of the row: nothing is prepared, and the log can be reproduced at any time.
+Rows in training order do not contain their neighbours in the text, so a swap treats a row's ends as
+ends of the text; tokens changed there are counted. The swapped row is a pure function of the row:
+nothing is prepared, and the log can be reproduced at any time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """What a continuation needs and costs, estimated before anything is downloaded or trained.
 
-The estimates use sizes known beforehand: those of the released shards and Pythia's parameter
-counts. FLOP are 6 N D with N all parameters, as in papers' tables of compute; hours assume a share
-of one GPU's peak, which was not measured. Several GPUs share every batch
-(pythia_core.training.distributed).
+FLOP are 6 N D with N all parameters, as in papers' tables of compute; hours assume a share of one
+GPU's peak, which was not measured.
 """
 
 from __future__ import annotations
@@ -90,8 +88,8 @@ class Plan:
     @property
     def disk(self) -> float:
         """Bytes of all arms' checkpoints and of the optimizer states that each keeps."""
-        one = self.saved * (2 if self._half else 4) + 4 * 12
-        return float(self.arms * self.model.n_params * one) if self.model else 0.0
+        per_parameter = self.saved * (2 if self._half else 4) + 4 * 12
+        return float(self.arms * self.model.n_params * per_parameter) if self.model else 0.0
 
     @property
     def _half(self) -> bool:

@@ -12,8 +12,6 @@ how it begins: Adam's moments are zero, its bias correction starts again, and th
 That is part of the run's identity. For every swap a control with the same beginning and unchanged
 batches is trained, so that the two differ in their data only. A run of ours whose state at the step
 was kept continues exactly, as if it had never stopped.
-
-Starting checkpoints are in `start`, rows and their swap in `data`, estimates of cost in `plan`.
 """
 
 from __future__ import annotations
@@ -31,12 +29,7 @@ import numpy as np
 import torch
 
 from pythia_book.released.continuation.data import RowsData, RowSwap, swap_row
-from pythia_book.released.continuation.start import (
-    Start,
-    checked_data,
-    published_train,
-    start_at,
-)
+from pythia_book.released.continuation.start import Start, checked_data, published_train, start_at
 from pythia_core.config import (
     InterventionConfig,
     ModelConfig,
@@ -376,8 +369,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             start=(start.step, {"model": start.weights, "optimizer": moments}),
             stop_at=run.continuation.stop,
             saving=Saving(
-                weights=frozenset(run.due),
-                states=linear_steps(PAPER_FORKS, run.config.train.steps),
+                weights=frozenset(run.due), states=linear_steps(PAPER_FORKS, run.config.train.steps)
             ),
             make_trainer=functools.partial(ContinuedTrainer, continuation=run.continuation),
             progress=progress,

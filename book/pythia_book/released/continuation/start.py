@@ -1,8 +1,7 @@
 """The checkpoint from which a continued run starts, ours or published, and whether rows fit it.
 
 Published revisions hold weights only; a run of ours may have kept its optimizer state at the step.
-A published model's schedule is not in its files; for Pythia's sizes it is that of the released
-configs.
+A published model's schedule is not in its files; for Pythia's sizes it is known.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The numbers in the evidence of catalogue.toml, computed from this library and released results.
 
-Each function returns what the text of its erratum is filled with: it runs schedules, orders,
-optimizers and initialisations in a second or two, without a network. What released scores say is
-kept apart (`Evidence.released`): it is shown and never recorded. What an error costs takes training
-and is in errata.study.
+Each function returns what the text of its erratum is filled with, in a second or two and without a
+network. What released scores say is kept apart (`Evidence.released`): it is shown, never recorded.
+What an error costs takes training and is in errata.study.
 """
 
 from __future__ import annotations
@@ -154,10 +153,7 @@ def initialisation() -> Values:
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Standard deviations of an inner and of an output matrix, from the model's own initialisation.
-
-    Two tensors represent all: the whole of 12B would not fit most machines.
-    """
+    """Standard deviations of an inner and of an output matrix; a whole 12B would not fit."""
     import torch
 
     from pythia_core.model import pythia_init

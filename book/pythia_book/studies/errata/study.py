@@ -1,9 +1,8 @@
 """What the errata cost: models that differ from the suite's in one setting, compared with them.
 
 Each switch of errata.params gives one run, equal to the suite's run of that size in all but this
-field of its config; both are scored on the same held-out rows, so differences are paired. A
-run with another seed, which changes initial weights and order, is the yardstick. There is one run
-of each: intervals cover the items, not a repeated training. Tables only; training is find-or-train.
+field of its config; both are scored on the same held-out rows, so differences are paired. A run
+with another seed is the yardstick. Intervals cover the items, not a repeated training.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.released.recipe import schedules
 from pythia_book.stats import (
-    NOT_TESTABLE,
     Estimate,
     as_premise,
+    claim_row,
     close_verdict,
     difference,
     estimate,
@@ -60,8 +59,7 @@ INTERVAL = ["value", "low", "high"]
 def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the runs, compare them with their controls, compute the evidence.
 
-    Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    The default of `published` are the released numbers in `PYTHIA_PUBLISHED_DIR`, if it is set.
     """
     published = published or find_published()
     started = time.time()
@@ -113,8 +111,7 @@ def language_table(
 ) -> tuple[pd.DataFrame, dict[str, float], int]:
     """effects: variant, measure, step, percent, value, low, high, n: paired differences from the
     control, loss in nats per token and last words in points. Also the controls' final losses by
-    arm, and the number of checkpoints that could not be measured.
-    """
+    arm, and the number of checkpoints that could not be measured."""
     import pandas as pd
 
     scale = scale_named(params.scale)
@@ -157,9 +154,8 @@ def memorized_table(
     params: Params, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, int]:
     """variant, control, share (percent of the rows read that the final models have memorized),
-    value, low, high (their difference in points), n; and the number of gaps. Rows of different
-    orders are different rows, hence not paired.
-    """
+    value, low, high (their difference in points), n; and the number of gaps. Two orders read
+    different rows, hence nothing is paired."""
     import pandas as pd
 
     last = scale_named(params.scale).steps
@@ -231,18 +227,13 @@ def claims_table(
     rows = []
     for name, arm in _controls(params).items():
         text = f"{LABELS[name]} changes held-out loss by less than {MARGIN:g} % "
-        claim = {
-            "claim": f"{text[0].upper()}{text[1:]}({size}, nats per token)",
-            "paper": NOT_MEASURED,
-            "published": None,
-            **dict.fromkeys(("ours", "low", "high")),
-            "verdict": NOT_TESTABLE,
-        }
+        text = f"{text[0].upper()}{text[1:]}({size}, nats per token)"
+        change, verdict = None, ""
         if name in loss.index and arm in losses:
-            value, low, high = loss.loc[name, INTERVAL].astype(float)
-            verdict = as_premise(close_verdict(low, high, 0, losses[arm] * MARGIN / 100))
-            claim |= {"ours": value, "low": low, "high": high, "verdict": verdict}
-        rows.append(claim)
+            change = Estimate(*loss.loc[name, INTERVAL].astype(float), 0, 1)
+            margin = losses[arm] * MARGIN / 100
+            verdict = as_premise(close_verdict(change.low, change.high, 0, margin))
+        rows.append(claim_row(text, NOT_MEASURED, change, verdict))
     return rows
 
 

@@ -1,8 +1,7 @@
 """The memorization study's claims, with verdicts from intervals and calibrated tests.
 
-That order does not matter is a claim of no effect: an interval around zero supports it only as far
-as it is narrow. Here it counts as reproduced if the trend's interval lies within BOUND percent per
-tenth of training, and as not testable if it is wider.
+That order does not matter is a claim of no effect, which an interval around zero supports only as
+far as it is narrow: within BOUND percent per tenth of training, or the claim is not testable.
 """
 
 from __future__ import annotations
@@ -69,16 +68,16 @@ def claims_table(
         verdict = "not reproduced" if (spread.holm < ALPHA).any() else "reproduced"
         add(claim, paper, None if spread.empty else _estimate(spread.iloc[0]), verdict)
 
-    lower = partial(premise_verdict, direction=-1)
     claim = f"Deduplication lowers memorization ({largest}, points)"
-    add(claim, "not measured", change((largest, "deduplicated"), (largest, "standard")), lower)
+    twins = change((largest, "deduplicated"), (largest, "standard"))
+    add(claim, "not measured", twins, partial(premise_verdict, direction=-1))
 
     bins = tables["exposures"]
     bins = bins[(bins["size"] == largest) & (bins.arm == "standard") & (bins.n > 0)]
     rise = None
     if len(bins) > 1:
-        top, one = bins.iloc[-1], bins.iloc[0]
-        rise = Estimate(top.value - one.value, top.low - one.high, top.high - one.low, 0, 1)
+        most, once = bins.iloc[-1], bins.iloc[0]
+        rise = Estimate(most.value - once.value, most.low - once.high, most.high - once.low, 0, 1)
         rise = rise.times(100)
     claim = f"The share memorized rises with exposure ({largest}, most against one, points)"
     add(claim, "not measured", rise, partial(premise_verdict, direction=1))
@@ -99,9 +98,8 @@ def claims_table(
 
 
 def no_trend_verdict(low: float, high: float) -> str:
-    """Verdict on "there is no trend": the whole interval lies within BOUND, "reproduced"; otherwise
-    it excludes 0, "not reproduced", or is too wide to tell.
-    """
+    """Verdict on "there is no trend": the whole interval lies within BOUND, it excludes 0, or it is
+    too wide to tell."""
     if -BOUND <= low and high <= BOUND:
         return "reproduced"
     return NOT_TESTABLE if low <= 0 <= high else "not reproduced"

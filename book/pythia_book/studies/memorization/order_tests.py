@@ -1,19 +1,17 @@
 """Does the place of a row in training matter? Tests that hold their level at any rate of events.
 
-Given M events (memorized rows) among N eligible rows, the null says that they are a uniformly
-random subset. Every p-value comes from drawing such subsets: no rate is fitted and no distribution
-assumed, so that a test rejects a true null as often as it says. The textbook forms do not: counts
-per window are binomial, not Poisson, gaps are whole numbers, not exponential (`textbook_p`).
+The null hypothesis: M events (memorized rows) are a uniformly random subset of N eligible rows.
+Every p-value comes from drawing such subsets; no rate is fitted and no distribution assumed. The
+textbook forms reject true nulls: counts per window are binomial, not Poisson, and gaps are whole
+numbers, not exponential (`textbook_p`).
 
     trend        mean place of the events; as % change of the rate per 10 % of training
     dispersion   variance of the counts per window over the binomial one, at several windows
     positions    Kolmogorov-Smirnov distance of the places to uniform
     gaps         the same for the gaps between events, to geometric
 
-The paper's Q-Q plot of counts per window is here too, with a band for all points at once. And so
-are alternatives under which order does matter: a rate that changes over training, one that differs
-between batches, copies right after each other, events in clumps. The power of a test against them
-at the M and N of a run says what its silence means.
+ALTERNATIVES are ways in which order could matter; a test's power against them at the M and N of a
+run says what it means that the test did not reject.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from pythia_book.stats import LEVEL, Z_95, Estimate
 from pythia_core.errors import ConfigError, DataError
 
 MIN_EVENTS = 20
-"""Fewer events, or fewer rows without one: not testable."""
+"""Fewer events, or fewer rows without one, are not testable."""
 MIN_WINDOWS = 20
 _CHUNK = 1 << 21
 
@@ -162,7 +160,7 @@ class Null:
     """float64[draws, tests]."""
 
     @classmethod
-    def simulate(cls, design: Design, draws: int, seed: int = 0) -> Null:
+    def simulate(cls, design: Design, draws: int) -> Null:
         """Statistics of `draws` random subsets.
 
         Raises:
@@ -175,7 +173,7 @@ class Null:
             )
         if draws < 99:
             raise ConfigError(f"{draws} simulations are too few for a p-value; use at least 99")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         step = max(1, _CHUNK // design.events)
         parts = [
             statistics(design, random_subsets(design, min(step, draws - start), rng))
@@ -244,19 +242,13 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
 # --- the paper's plot, and tests not to use --------------------------------------------------
 
 
-def poisson_qq(
-    design: Design, ranks: np.ndarray, window: int, draws: int, seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Counts per window, sorted, against Poisson quantiles of the same mean.
-
-    Returns:
-        theoretical, observed, low, high, one entry a window. 95 % of random subsets lie wholly
-        between low and high.
-    """
+def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
+    """theoretical, observed, low, high: counts per window, sorted, against Poisson quantiles of the
+    same mean. 95 % of random subsets lie wholly between low and high."""
     from scipy.stats import poisson
 
     observed = np.sort(counts_per_window(design, ranks[None], window)[0])
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([0, 2])
     null = np.sort(counts_per_window(design, random_subsets(design, draws, rng), window), axis=1)
     in_order = np.sort(null, axis=0)
     at = (np.arange(len(observed)) + 0.5) / len(observed)
@@ -272,7 +264,7 @@ def poisson_qq(
 
 
 def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """p-values float64[draws] of the tests that reject true nulls, to show that they do.
+    """p-values float64[draws] of the textbook tests, to show that they reject true nulls.
 
     Poisson dispersion: sum of (count - mean)^2 / mean against chi-square, two-sided. Exponential
     gaps: Kolmogorov-Smirnov with the mean of the gaps as scale.
@@ -365,18 +357,13 @@ ALTERNATIVES: dict[str, Draw] = {
 }
 
 
-def rejections(
-    null: Null, draw: Draw, draws: int, seed: int = 1, level: float = 0.05
-) -> np.ndarray:
-    """int64[tests]: of `draws` samples of an alternative, how many each test rejects."""
+def rejections(null: Null, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
+    """int64[tests]: of `draws` samples of an alternative, how many each test rejects at 5 %."""
     ranks = draw(null.design, draws, np.random.default_rng(seed))
-    return (null.p_values(statistics(null.design, ranks)) <= level).sum(0)
+    return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
 
 
-def textbook_rejections(
-    design: Design, window: int, draws: int, seed: int = 1, level: float = 0.05
-) -> dict[str, int]:
-    """Of `draws` true nulls, how many the textbook tests reject."""
-    ranks = random_subsets(design, draws, np.random.default_rng(seed))
-    p = textbook_p(design, ranks, window)
-    return {name: int((values <= level).sum()) for name, values in p.items()}
+def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
+    """Of `draws` true nulls, how many the textbook tests reject at 5 %."""
+    p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
+    return {name: int((values <= 0.05).sum()) for name, values in p.items()}

@@ -1,10 +1,10 @@
 """Memorization, and whether the order of training decides what is memorized (paper section 3.2).
 
 Extraction of every row that a checkpoint has read (pythia_core.evaluation.memorization), by size,
-over training, on both texts, and by how often a row was read. The paper's question, does a row's
-place in training matter, is asked with tests that keep their level (order_tests), with and without
-rows read more than once, and with what each test could have seen. Then the memorized set of the
-last checkpoint is predicted from earlier checkpoints and from smaller models.
+over training, on both texts, and by how often a row was read. Whether a row's place in training
+matters is tested with and without rows read more than once (order_tests), and the power of each
+test is shown. Then the memorized set of the last checkpoint is predicted from earlier checkpoints
+and from smaller models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pythia_book.published.results import find as find_published
 from pythia_book.studies.memorization import tables as tables_of
 from pythia_book.studies.memorization.claims import claims_table
 from pythia_book.studies.memorization.params import STUDY, Params
-from pythia_book.studies.memorization.tables import Rows, frame
+from pythia_book.studies.memorization.tables import Rows
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_core.evaluation.memorization import (
@@ -38,13 +38,21 @@ if TYPE_CHECKING:
 
 WINDOWS = (32, 64, 128, 512)
 """Rows of a window: one of our batches first; 512 is the paper's."""
-INTERVAL = ("value", "low", "high")
-SHARES = ("size", "arm", "step", "percent", "rows", "memorized", *INTERVAL)
-TESTS = ("arm", "subset", "test", "window", "rows", "events", "statistic", "null_low", "null_high",
-         "p", "holm", *INTERVAL, "status")  # fmt: skip
-PREDICTION = ("experiment", "size", "step", "n", "tp", "fp", "fn", "tn",
-              *(f"{name}{end}" for name in ("precision", "recall", "gap")
-                for end in ("", "_low", "_high")))  # fmt: skip
+INTERVAL = ["value", "low", "high"]
+COLUMNS: dict[str, list[str]] = {
+    "shares": ["size", "arm", "step", "percent", "rows", "memorized", *INTERVAL],
+    "exposures": ["size", "arm", "exposures", "n", "memorized", *INTERVAL],
+    "tests": ["arm", "subset", "test", "window", "rows", "events", "statistic", "null_low",
+              "null_high", "p", "holm", *INTERVAL, "status"],
+    "rates": ["arm", "subset", "percent", "n", *INTERVAL],
+    "qq": ["arm", "subset", "window", "theoretical", "observed", "low", "high", "windows"],
+    "power": ["alternative", "test", "window", *INTERVAL],
+    "levels": ["rate", "kind", "test", *INTERVAL],
+    "prediction": ["experiment", "size", "step", "n", "tp", "fp", "fn", "tn",
+                   *(f"{name}{end}" for name in ("precision", "recall", "gap")
+                     for end in ("", "_low", "_high"))],
+}  # fmt: skip
+Lines = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -69,8 +77,7 @@ class Extracted:
 def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the suite, extract, count, test, predict.
 
-    Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    The default of `published` are the released numbers in `PYTHIA_PUBLISHED_DIR`, if it is set.
     """
     import pandas as pd
 
@@ -80,12 +87,13 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
     )
     extracted = _extract(params, suite, progress)
-    tables = {
+    lines = {
         "shares": _shares(extracted),
-        "exposures": _exposures(extracted),
+        "exposures": _by_repetition_count(extracted),
         **_order(extracted),
         "prediction": _prediction(extracted),
     }
+    tables = {name: pd.DataFrame(lines[name], columns=c) for name, c in COLUMNS.items()}
     released = published.memorization if published is not None else pd.DataFrame()
     claims = claims_table(params, tables, released)
     values = _values(extracted, tables)
@@ -113,9 +121,9 @@ def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) 
 # --- tables ----------------------------------------------------------------------------------
 
 
-def _shares(extracted: Extracted) -> pd.DataFrame:
+def _shares(extracted: Extracted) -> Lines:
     """Share of the rows read so far that are memorized."""
-    params, table = extracted.params, []
+    params, lines = extracted.params, []
     for size, arm in extracted.suite:
         for step in params.steps(arm):
             memorized = extracted.memorized(size, arm, step)
@@ -126,23 +134,23 @@ def _shares(extracted: Extracted) -> pd.DataFrame:
             percent = 100 * step / scale_named(params.scale).steps
             place = {"size": size, "arm": arm, "step": step, "percent": percent}
             counts = {"rows": len(memorized), "memorized": int(memorized.sum())}
-            table.append(place | counts | share.interval())
-    return frame(table, SHARES)
+            lines.append(place | counts | share.interval())
+    return lines
 
 
-def _exposures(extracted: Extracted) -> pd.DataFrame:
+def _by_repetition_count(extracted: Extracted) -> Lines:
     """Share memorized at the end by how often the first tokens were read in the run."""
-    table = []
+    lines = []
     for size, arm in extracted.suite:
         memorized = extracted.memorized(size, arm)
         if memorized is not None:
             draws = extracted.params.bootstrap
-            for row in tables_of.by_exposure(memorized, extracted.rows[arm], draws):
-                table.append({"size": size, "arm": arm, **row})
-    return frame(table, ("size", "arm", "exposures", "n", "memorized", *INTERVAL))
+            for row in tables_of.by_repetition_count(memorized, extracted.rows[arm], draws):
+                lines.append({"size": size, "arm": arm, **row})
+    return lines
 
 
-def _order(extracted: Extracted) -> dict[str, pd.DataFrame]:
+def _order(extracted: Extracted) -> dict[str, Lines]:
     """tests, rates, qq of the largest model on both texts, all rows and rows read once; power and
     levels of the tests at the number of rows and events there are on the standard text."""
     params = extracted.params
@@ -152,7 +160,7 @@ def _order(extracted: Extracted) -> dict[str, pd.DataFrame]:
         if memorized is None:
             continue
         every = np.ones_like(memorized)
-        for subset, eligible in (("all rows", every), ("read once", rows.exposure <= 1)):
+        for subset, eligible in (("all rows", every), ("read once", rows.repetition_count <= 1)):
             place, both = {"arm": arm, "subset": subset}, (memorized, eligible)
             for table, lines in (
                 (tests, tables_of.tests_of(*both, WINDOWS, params.simulations)),
@@ -164,24 +172,17 @@ def _order(extracted: Extracted) -> dict[str, pd.DataFrame]:
             events = int(memorized.sum())
             power = tables_of.power_table(every, events, WINDOWS, params.simulations)
             levels = tables_of.level_table(len(memorized), WINDOWS, params.simulations)
-    return {
-        "tests": frame(tests, TESTS),
-        "rates": frame(rates, ("arm", "subset", "percent", "n", *INTERVAL)),
-        "qq": frame(qq, ("arm", "subset", "window", "theoretical", "observed", "low", "high",
-                         "windows")),
-        "power": frame(power, ("alternative", "test", "window", *INTERVAL)),
-        "levels": frame(levels, ("rate", "kind", "test", *INTERVAL)),
-    }  # fmt: skip
+    return {"tests": tests, "rates": rates, "qq": qq, "power": power, "levels": levels}
 
 
-def _prediction(extracted: Extracted) -> pd.DataFrame:
+def _prediction(extracted: Extracted) -> Lines:
     """The last checkpoint's memorized rows predicted from earlier checkpoints of the largest model
     and from smaller models at the end; rows are those that the earliest checkpoint had read."""
     params = extracted.params
-    largest, steps, table = params.size_list[-1], params.steps("standard"), []
+    largest, steps, lines = params.size_list[-1], params.steps("standard"), []
     truth = extracted.memorized(largest, "standard")
     if truth is None:
-        return frame([], PREDICTION)
+        return []
     n = steps[0] * extracted.suite[largest, "standard"].config.train.batch_size
     text = extracted.rows["standard"].text[:n]
     predictors = [("earlier checkpoint", largest, step) for step in steps[:-1]]
@@ -190,8 +191,8 @@ def _prediction(extracted: Extracted) -> pd.DataFrame:
         predicted = extracted.memorized(size, "standard", step)
         if predicted is not None:
             row = tables_of.prediction_row(predicted[:n], truth[:n], text, params.bootstrap)
-            table.append({"experiment": experiment, "size": size, "step": step, **row})
-    return frame(table, PREDICTION)
+            lines.append({"experiment": experiment, "size": size, "step": step, **row})
+    return lines
 
 
 def _values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The memorization study's tables, from arrays of extraction and exposure.
+"""The memorization study's tables, from arrays of extraction and of repetition counts.
 
-Rows with the same first tokens are memorized or not together, so that intervals come from
-resampling different beginnings, each with all its rows (`resampled`). Copies that begin at another
-place, or differ in a token, still count as different: intervals are a little too narrow for that.
+Rows with the same first tokens are memorized or not together, so intervals come from resampling
+different beginnings, each with all its rows (`resampled`). Copies that begin at another place, or
+differ in a token, count as different, which makes intervals a little too narrow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +19,8 @@ from pythia_book.stats import Estimate, wilson
 from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, Null
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
-"""Exposures, first and last of each bin."""
+"""Repetition counts, first and last of each bin."""
 RATE_BINS = 20
 RATES = (0.01, 0.05, 0.2)
 """Rates of events at which the level of every test is shown."""
@@ -35,18 +32,16 @@ REPEATS = 400
 class Rows:
     """The rows of one run, in the order of training."""
 
-    exposure: np.ndarray
+    repetition_count: np.ndarray
     """int64[n]: how often the first tokens of each row occur in the whole run."""
     text: np.ndarray
     """int64[n]: which rows begin with the same tokens."""
 
     def __len__(self) -> int:
-        return len(self.exposure)
+        return len(self.repetition_count)
 
 
-def resampled(
-    columns: np.ndarray, text: np.ndarray, draws: int, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
+def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums of columns int[n, k], and float64[draws, k] of them, texts drawn with replacement.
 
     Texts with equal sums are drawn together, which is the same and fast.
@@ -55,14 +50,12 @@ def resampled(
     n_texts = int(text.max()) + 1 if len(text) else 0
     sums = np.stack([np.bincount(text, c, minlength=n_texts) for c in columns.T], 1)
     kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     times = rng.multinomial(n_texts, counts / n_texts, size=draws)
     return columns.sum(0), times @ kinds
 
 
-def ratio(
-    part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int, seed: int = 0
-) -> Estimate:
+def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
     """Share of `whole` (bool[n]) that is `part`, with its interval; NaN where there is nothing.
 
     Where all or none are, the exact binomial bound over texts is given.
@@ -71,9 +64,7 @@ def ratio(
     n = int(whole.sum())
     if not n:
         return Estimate(math.nan, math.nan, math.nan, 0, 1)
-    total, drawn = resampled(
-        np.stack([part, whole], 1)[whole].astype(int), text[whole], draws, seed
-    )
+    total, drawn = resampled(np.stack([part, whole], 1)[whole].astype(int), text[whole], draws)
     value = total[0] / total[1]
     if value in (0.0, 1.0):
         bound = 0.025 ** (1 / len(np.unique(text[whole])))
@@ -83,11 +74,11 @@ def ratio(
     return Estimate(float(value), float(low), float(high), n, 1)
 
 
-def by_exposure(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
+def by_repetition_count(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
     """Share memorized by how often a row's first tokens were read."""
-    table = []
+    table, times = [], rows.repetition_count
     for first, last in BINS:
-        inside = (rows.exposure >= first) & (rows.exposure <= (last or rows.exposure.max()))
+        inside = (times >= first) & (times <= (last or times.max()))
         name = str(first) if first == last else f"{first}-{last}" if last else f"{first}+"
         share = ratio(memorized, inside, rows.text, draws)
         counts = {"n": share.n_items, "memorized": int((memorized & inside).sum())}
@@ -234,10 +225,3 @@ def prediction_row(
         low, high = np.quantile(finite, [0.025, 0.975]) if len(finite) else (np.nan, np.nan)
         row |= {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
     return row
-
-
-def frame(rows: list[dict[str, Any]], names: Sequence[str]) -> pd.DataFrame:
-    """A table with these columns in this order, also where it has no rows."""
-    import pandas as pd
-
-    return pd.DataFrame(rows, columns=list(names))

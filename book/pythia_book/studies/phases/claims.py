@@ -7,18 +7,12 @@ checkpoints are spaced that way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.stats import (
-    Estimate,
-    claim_row,
-    directional_verdict,
-    estimate,
-    premise_verdict,
-)
+from pythia_book.stats import Estimate, claim_row, directional_verdict, estimate, premise_verdict
 from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.probes import Probe, prefix_chance
 from pythia_book.studies.phases.tables import (
@@ -71,25 +65,17 @@ def at_the_end(
 def approach(params: Params, kept: Kept, size: str, measure: str) -> Estimate | None:
     """By how much a measure fell from an eighth of training to its end, paired."""
     end = scale_named(params.scale).steps
-    there = [kept.get(size, {}).get(step) for step in (linear_step(EIGHTH, end), end)]
-    if None in there:
+    checkpoints = [kept.get(size, {}).get(step) for step in (linear_step(EIGHTH, end), end)]
+    if None in checkpoints:
         return None
-    early, late = map(MEASURES[measure], there)
+    early, late = map(MEASURES[measure], checkpoints)
     return estimate((early - late)[None], params.bootstrap, change=True)
 
 
 def claims_table(params: Params, kept: Kept, chance: float) -> list[dict[str, Any]]:
     """What earlier work says of early training; none of it is a claim of the Pythia paper."""
     largest = params.size_list[-1]
-
-    def row(
-        claim: str,
-        paper: str,
-        e: Estimate | None,
-        rule: Callable[[float, float, int], str] = directional_verdict,
-    ) -> dict[str, Any]:
-        return claim_row(claim, paper, e, rule(e.low, e.high, 1) if e else "")
-
+    row = partial(claim_row, verdict=partial(directional_verdict, direction=1))
     return [
         *(
             row(f"Predictions are nearest to {NAMES[early]}s before they are nearest to "
@@ -118,7 +104,8 @@ def claims_table(params: Params, kept: Kept, chance: float) -> list[dict[str, An
         row(f"Before the last block it comes nearer still (KL an eighth into training minus at its "
             f"end, nats; {largest})",
             "expected since earlier work",
-            approach(params, kept, largest, "lens_last"), premise_verdict),
+            approach(params, kept, largest, "lens_last"),
+            verdict=partial(premise_verdict, direction=1)),
     ]  # fmt: skip
 
 

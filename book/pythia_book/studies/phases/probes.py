@@ -3,8 +3,8 @@
 Early in training a model's predictions are said to follow first single tokens, then pairs (Belrose
 et al. 2024), until it learns to continue what it has read before (Olsson et al. 2022).
 
-- n-grams (pythia_book.studies.phases.ngrams): counted on rows that were read in training. How near
-  a model is to order n is KL(p_n || model) at places of held-out text.
+- n-grams (ngrams.py), counted on rows that were read in training. How near a model is to order n is
+  KL(p_n || model) at places of held-out text.
 - induction: the loss on a random sequence of tokens when it is read a second time, compared with
   the loss the first time and with the loss after the same tokens in another order; and how much
   each head attends from a token to the one that followed its first occurrence (prefix matching).
@@ -86,10 +86,8 @@ class Probe:
 def repeated(
     unigrams: np.ndarray, length: int, n: int, seed: int, without: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(copies, shuffled) of a Probe: tokens drawn by their frequency, none twice in a sequence.
-
-    Args:
-        without: a token never to draw, e.g. the one that ends documents.
+    """(copies, shuffled) of a Probe: tokens drawn by their frequency, none twice in a sequence, and
+    never the token `without`, e.g. the one that ends documents.
 
     Raises:
         DataError: fewer different tokens than `length`.
@@ -108,12 +106,8 @@ def repeated(
 
 @torch.no_grad()
 def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
-    """Means over the places of each row.
-
-    Returns:
-        loss float64[n]; kl float64[orders, n], KL(n-gram || model); lens float64[layers, n],
-        KL(model || lens before each block).
-    """
+    """Means over the places of each row: loss float64[n]; kl float64[orders, n], KL(n-gram ||
+    model); lens float64[layers, n], KL(model || lens before each block)."""
     device = scoring.device_of(model)
     ids, places = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.places))
     expected, entropy = probe.expected.to(device), probe.entropy.to(device)

@@ -1,8 +1,7 @@
 """When things happen in training, from measures of many checkpoints: steps with intervals, tables.
 
 A step is picked by the mean of a measure over rows, e.g. the smallest one; its interval comes from
-picking again on resampled rows. Steps are only as fine as checkpoints: an interval of one step says
-that no resample picked another, not that the step is known better than checkpoints are spaced.
+picking again on resampled rows. Steps are only as fine as checkpoints are spaced.
 """
 
 from __future__ import annotations
@@ -56,11 +55,6 @@ tokens in another order minus after the sequence itself; lens_first and lens_las
 before the first and before the last block; lens_gap: the one minus the other."""
 
 
-def nearest(means: np.ndarray) -> np.ndarray:
-    """int[m]: the checkpoint with the smallest of means [m, checkpoints]."""
-    return means.argmin(1)
-
-
 def first_below(means: np.ndarray) -> np.ndarray:
     """int[m]: the first checkpoint at which a mean is negative; their number if none is."""
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
@@ -72,11 +66,6 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
     n = values.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
     return np.vstack([values.mean(1), counts @ values.T / n])
-
-
-def picks(values: np.ndarray, pick: Callable[[np.ndarray], np.ndarray], draws: int) -> np.ndarray:
-    """int[1 + draws]: which checkpoint is picked by the means, and by those of resampled rows."""
-    return pick(resampled(values, draws))
 
 
 def interval_of(picked: np.ndarray) -> tuple[int, int, int]:
@@ -91,8 +80,9 @@ def curve(kept: dict[int, Arrays], measure: Callable[[Arrays], np.ndarray]) -> n
 
 
 def when_nearest(kept: dict[int, Arrays], order: int, draws: int) -> np.ndarray:
-    """`picks` of the checkpoint whose predictions are nearest to an order of n-grams."""
-    return picks(curve(kept, MEASURES[f"kl_{order}"]), nearest, draws)
+    """int[1 + draws]: the checkpoint whose predictions are nearest to an order of n-grams, by the
+    means and by those of resampled rows."""
+    return resampled(curve(kept, MEASURES[f"kl_{order}"]), draws).argmin(1)
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -148,13 +138,13 @@ def _band(values: np.ndarray, draws: int) -> list[tuple[float, float, float, int
 def milestones(
     steps: dict[int, Arrays], ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
-    """(what, which, `picks`) of all milestones of a size, as in the table."""
+    """(what, which, checkpoints picked) of all milestones of a size, as in the table."""
     loss = curve(steps, MEASURES["loss"])
     return [
         milestone
         for i, order in enumerate(ORDERS)
         for milestone in (
             ("nearest", order, when_nearest(steps, order, draws)),
-            ("beaten", order, picks(loss - ngram_loss[i], first_below, draws)),
+            ("beaten", order, first_below(resampled(loss - ngram_loss[i], draws))),
         )
     ]

@@ -9,17 +9,16 @@ training.
 
 "Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
 "inference-optimal" the one that reaches a loss most cheaply when D_inf tokens are then generated
-(2 N D_inf more). Both are read off the fitted law and are no better than it. Our N leaves out
-embeddings, which are most of a model at these sizes; the released sizes are placed on a published
-law whose N counts everything, and are shown under both conventions. For our models 2 N is the
-smaller part of a generated token's FLOP, as most of it goes into the vocabulary matrix.
+(2 N D_inf more, for our models the smaller part of a token's FLOP: the vocabulary matrix takes
+more). Our N leaves out embeddings, which are most of a model at these sizes; the released sizes are
+placed on a published law whose N counts everything, and are shown under both conventions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -148,11 +147,7 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """The law of the mean losses, and those of resampled held-out rows.
-
-    Args:
-        rows: float[m, rows], loss of every held-out row for every point.
-    """
+    """The law of the mean of losses rows float[m, rows], and the laws of resampled rows."""
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
@@ -188,9 +183,7 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
     the other sizes predicts, in percent; empty where they are too few.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
     tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; below 0: none).
-
-    Args:
-        losses: as the study tables them. rows: the losses they are means of.
+    `losses` is the study's table, `rows` are the losses that it has the means of.
     """
     import pandas as pd
 
@@ -199,7 +192,7 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
     late = standard[standard.step >= 0.1 * standard.step.max()]
     laws, optimal = [], []
     for name, points, with_tokens in (("size", last, False), ("both", late, True)):
-        stacked = np.array([rows[r.size_, "standard", r.step] for r in _named(points)])
+        stacked = _stacked(points, rows)
         d = points.tokens.to_numpy(float) if with_tokens else None
         try:
             law, draws = bootstrap_laws(points.n_params.to_numpy(float), stacked, d, DRAWS)
@@ -223,8 +216,7 @@ def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
     """Whether the law holds beyond what it was fitted to: one size further."""
     import pandas as pd
 
-    stacked = np.array([rows[r.size_, "standard", r.step] for r in _named(last)])
-    n, prediction = last.n_params.to_numpy(float), []
+    stacked, n, prediction = _stacked(last, rows), last.n_params.to_numpy(float), []
     if len(n) > len(NAMES[1]):
         law = fit_law(n[:-1], stacked[:-1].mean(1))
         laws = ((fit_law(n[:-1], m[:-1], start=law), m[-1]) for m in resampled(stacked, DRAWS))
@@ -234,9 +226,9 @@ def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
     return pd.DataFrame(prediction, columns=["size", "value", "low", "high"])
 
 
-def _named(points: pd.DataFrame) -> Any:
-    """Rows with the column "size" under a name that a tuple allows."""
-    return points.rename(columns={"size": "size_"}).itertuples()
+def _stacked(points: pd.DataFrame, rows: RowLosses) -> np.ndarray:
+    """float[points, rows]: the losses that the points are means of."""
+    return np.array([rows[p.size, "standard", p.step] for p in points.itertuples()])
 
 
 def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:

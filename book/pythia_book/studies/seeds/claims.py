@@ -8,6 +8,7 @@ here": with few seeds that is the honest answer to most questions about spreads.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,7 +41,7 @@ def claims_table(
     neighbour: float | None,
     shares: np.ndarray | None,
 ) -> list[dict[str, Any]]:
-    """One dict per claim: claim, paper, published, ours, low, high, verdict; ours may be None.
+    """One dict per claim, as `stats.claim_row` makes it.
 
     Args:
         tables: levels, ratios and effects as in seeds.tables.tables_of.
@@ -60,7 +61,7 @@ def claims_table(
             f"seeds; enough: {ENOUGH:.1f})",
             "presupposed: one run per size",
             distance,
-            _beyond(distance, ENOUGH),
+            partial(_beyond, bound=ENOUGH),
         ),
         *(row for measure in BENEFITS for row in _deduplication(tables["effects"], measure, n)),
         claim_row(
@@ -68,14 +69,14 @@ def claims_table(
             "(points)",
             "not measured; expected since earlier work",
             memorized,
-            premise_verdict(memorized.low, memorized.high, -1) if memorized else "",
+            partial(premise_verdict, direction=-1),
         ),
         claim_row(
             "The order seed matters as much as the weight seed (held-out loss, standard deviation "
             f"by order over that by weights; similar: within {ALIKE:g} times)",
             "not measured: PolyPythias varies both at once",
             ratio,
-            _within(ratio, ALIKE),
+            partial(_within, bound=ALIKE),
         ),
         claim_row(
             "The feminine share of pronouns after occupations differs between seeds by more than "
@@ -149,17 +150,15 @@ def _estimate(rows: pd.DataFrame, factor: float) -> Estimate | None:
     return Estimate(value, low, high, 1, int(row["n"]))
 
 
-def _beyond(e: Estimate | None, bound: float) -> str:
+def _beyond(low: float, high: float, bound: float) -> str:
     """Verdict on "more than `bound`"."""
-    if e is None or e.low <= bound <= e.high:
+    if low <= bound <= high:
         return NOT_TESTABLE
-    return "holds" if e.low > bound else "does not hold"
+    return "holds" if low > bound else "does not hold"
 
 
-def _within(e: Estimate | None, bound: float) -> str:
+def _within(low: float, high: float, bound: float) -> str:
     """Verdict on "neither is `bound` times the other", of a ratio."""
-    if e is None:
-        return NOT_TESTABLE
-    if 1 / bound < e.low and e.high < bound:
+    if 1 / bound < low and high < bound:
         return "holds"
-    return "does not hold" if e.low > bound or e.high < 1 / bound else NOT_TESTABLE
+    return "does not hold" if low > bound or high < 1 / bound else NOT_TESTABLE

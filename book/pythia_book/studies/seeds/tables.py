@@ -85,7 +85,7 @@ def tables_of(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     items = {
         measure: stacked(measured, grid, last, measure)
         for measure in MEASURES
-        if measure != "memorized"  # its rows are not the same in two orders
+        if measure != "memorized"  # two orders read different rows
     }
     parts, ratios = _components(squares, items)
     place, interval = ["measure", "step", "percent"], ["value", "low", "high", "n"]

@@ -3,9 +3,8 @@
 Values over seeds are taken as draws from a normal distribution. Runs of every order seed with
 every weight seed make a two-way layout without replication, x = mean + order + weights + rest; the
 parts' intervals are those of Williams and Tukey (nearly exact, slightly too wide), ratios of mean
-squares have F intervals, distances in standard deviations invert the noncentral t. None of them
-is tight with few seeds: the sd of three runs is known only to within a factor of twelve. All are
-95 % intervals.
+squares have F intervals, distances in standard deviations invert the noncentral t. All are 95 %
+intervals and wide with few seeds: the sd of three runs is known only to within a factor of twelve.
 """
 
 from __future__ import annotations

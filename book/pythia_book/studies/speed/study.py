@@ -11,9 +11,8 @@ claim of the Pythia paper.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training import memory
 from pythia_core.training.metrics import flops_per_token
+from pythia_core.util.workers import one_thread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
 
     started = time.time()
     smoke = params.scale == "smoke"
-    with _one_thread():
+    with one_thread():
         step_rows = list(
             bench_train(
                 params.size_list,
@@ -81,18 +81,6 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     }
     values = values_of(step_rows[0], gpu_steps or gpu_operations, tables)
     return StudyResult(STUDY, params, tables, values, claims_of(tables), [], started)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # --- measurements ----------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 Same data in the same order: the batch hashes that every training run logged are compared with each
 other and with the order made anew. Resuming: a run's first updates are repeated with a stop in the
-middle. Checkpoints: complete, and none a copy of another (on the hub 86 of the 154 branches of the
-2.8B model serve weights from the end of training; planted copies show that the check finds them).
+middle. Checkpoints: complete, and none a copy of another; planted copies show that such are found.
 """
 
 from __future__ import annotations
@@ -81,12 +80,8 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
 
 
 def interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
-    """Train a run's first updates again, stopped in the middle, and compare.
-
-    Returns:
-        Updates made, batches whose hash differs from the run's log, and whether the weights are
-        those of the same updates without a stop.
-    """
+    """A run's first updates trained again, stopped in the middle: how many, how many batches differ
+    from the run's log, and whether the weights equal those of the same updates without a stop."""
     steps = min(steps, run.config.train.steps)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")

@@ -1,8 +1,8 @@
 """How often a token is read, counted from the order itself, never as steps times batch size.
 
-GPT-NeoX v1.0 shuffles all copies of the document list together, so a run on the deduplicated
-text has no epoch boundary; the paper speaks of one. Both readings are counted on our text, and
-computed for the Pile from the sizes of its two versions.
+GPT-NeoX v1.0 shuffles all copies of the document list together ("joint"), so a run on the
+deduplicated text has no epoch boundary; the paper speaks of one ("separate"). Both policies are
+counted on our text, and computed for the Pile from the sizes of its two versions.
 """
 
 from __future__ import annotations
@@ -39,15 +39,13 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
         run = next(run for (_, a), run in suite.items() if a == arm)
         data, size = run.config.data, run.config.train.batch_size
         n_rows = run.config.train.steps * size
-        policies = ("joint", "separate") if data.epochs > 1 else ("joint",)
-        for policy in policies:
+        for policy in ("joint", "separate") if data.epochs > 1 else ("joint",):
             order = run.data.order
             if policy != data.epoch_policy:
                 order = RowOrder(
                     run.data.tokens.sizes, data.seq_len, data.order_seed, data.epochs, policy
                 )
-            steps = run.config.train.steps
-            block = size * max(1, steps // BLOCKS)
+            block = size * max(1, run.config.train.steps // BLOCKS)
             counts, again = order.reads(n_rows, block)
             pile = pile_reads(arm, policy)
             shares = np.bincount(np.minimum(counts, 3), minlength=4) / len(counts)
@@ -78,8 +76,8 @@ def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
     epochs = epochs_needed(tokens, OFFICIAL["seq_len"], wanted)
     share = rows / ((epochs * tokens - 1) // OFFICIAL["seq_len"])
     if policy == "joint":
-        shares = [1 - share, share] if epochs == 1 else []
-        shares = shares or [(1 - share) ** 2, 2 * share * (1 - share), share**2]
+        twice = [(1 - share) ** 2, 2 * share * (1 - share), share**2]
+        shares = [1 - share, share] if epochs == 1 else twice
     else:
         last = share * epochs - (epochs - 1)
         shares = [0.0] * (epochs - 1) + [1 - last, last]

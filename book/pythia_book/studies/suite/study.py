@@ -2,8 +2,7 @@
 
 Trains every size of the scale on the standard and the deduplicated text, describes the models,
 checks what the studies rely on (proofs), counts how often a token is read (reading) and compares
-the suite with other public ones. The axes of that table are the paper's (section 2.1); the table is
-a picture in the copy we read, so its entries are general knowledge of the releases: `certainty`
+the suite with other public ones. That table has the axes of the paper's (section 2.1); `certainty`
 says of each row whether it was checked against the paper's text or a released file ("checked") or
 not ("from memory"). Pythia's own row is counted from its released configs (pythia_core.suite).
 """
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pythia_core.config import ModelConfig
-    from pythia_core.training.runs import Run
-
 
 BINS = 143
 """Points of a loss curve."""
@@ -58,7 +55,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
 
 
 def models_table(suite: Suite) -> pd.DataFrame:
-    """One row per size: its shape, and the final training loss on both texts."""
+    """One row per size: its shape, and the training loss on both texts, a mean of the last 7 %."""
     import pandas as pd
 
     rows = []
@@ -66,7 +63,10 @@ def models_table(suite: Suite) -> pd.DataFrame:
         config = suite[size, DATA_ARMS[0]].config
         batch_tokens = config.train.batch_size * config.data.seq_len
         shape = _shape(size, config.model, config.train.lr_max, batch_tokens, config.train.steps)
-        rows.append(shape | {f"loss_{arm}": _last_loss(suite[size, arm]) for arm in DATA_ARMS})
+        for arm in DATA_ARMS:
+            losses = [row["loss"] for row in suite[size, arm].metrics()]
+            shape[f"loss_{arm}"] = float(np.mean(losses[-max(1, len(losses) * 7 // 100) :]))
+        rows.append(shape)
     return pd.DataFrame(rows)
 
 
@@ -99,12 +99,6 @@ def _shape(
         "tokens": steps * batch_tokens,
         "tokens_per_parameter": steps * batch_tokens / model.n_params_non_embedding,
     }
-
-
-def _last_loss(run: Run) -> float:
-    """Mean training loss of the last 7 % of the updates."""
-    losses = [row["loss"] for row in run.metrics()]
-    return float(np.mean(losses[-max(1, len(losses) * 7 // 100) :]))
 
 
 def losses_table(suite: Suite) -> pd.DataFrame:
@@ -190,18 +184,8 @@ def _claims(tables: dict[str, pd.DataFrame], values: dict[str, Any]) -> list[dic
 
 # --- other public suites ---------------------------------------------------------------------
 
-COLUMNS = (
-    "suite",
-    "models",
-    "smallest",
-    "largest",
-    "checkpoints",
-    "public models",
-    "public data",
-    "known order",
-    "same order for all",
-    "certainty",
-)
+COLUMNS = ("suite", "models", "smallest", "largest", "checkpoints", "public models", "public data",
+           "known order", "same order for all", "certainty")  # fmt: skip
 _OTHERS = (
     # checkpoints: of the model of the suite that has the fewest
     ("GPT-2", 4, "124M", "1.5B", 1, "yes", "no", "no", "no", "from memory"),

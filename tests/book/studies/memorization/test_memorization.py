@@ -9,7 +9,7 @@ from pythia_book.studies.memorization import figures
 from pythia_book.studies.memorization import study as memorization
 from pythia_book.studies.memorization.claims import BOUND, claims_table
 from pythia_book.studies.memorization.study import Params
-from pythia_book.studies.memorization.tables import Rows, by_exposure, prediction_row, ratio
+from pythia_book.studies.memorization.tables import Rows, by_repetition_count, prediction_row, ratio
 
 from pythia_core.errors import ConfigError
 
@@ -44,9 +44,9 @@ def test_precision_and_recall_the_right_way_round() -> None:
     assert row["precision_low"] <= 0.75 <= row["precision_high"]
 
 
-def test_shares_by_exposure_by_hand() -> None:
+def test_shares_by_repetition_count_by_hand() -> None:
     rows = Rows(np.array([1, 1, 2, 2, 70, 70]), np.arange(6))
-    table = by_exposure(np.array([0, 1, 0, 1, 1, 1], bool), rows, 300)
+    table = by_repetition_count(np.array([0, 1, 0, 1, 1, 1], bool), rows, 300)
     found = {row["exposures"]: row for row in table}
     assert (found["1"]["value"], found["2"]["value"], found["65+"]["value"]) == (0.5, 0.5, 1.0)
     assert found["3-4"]["n"] == 0

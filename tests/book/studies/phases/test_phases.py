@@ -153,16 +153,15 @@ def test_steps_are_picked_with_intervals() -> None:
     means = np.array(
         [[3.0, 1, 2, 2], [1, -1, 1, -1], [1, 1, 1, 1], [-1, -1, -1, -1], [1, 1, -1, -2]]
     )
-    assert tables.nearest(means).tolist() == [1, 1, 0, 0, 3]
     assert tables.first_below(means).tolist() == [4, 1, 4, 0, 2]
     rng = np.random.default_rng(0)
     rows = rng.normal(0, 1, (1, 40))
     clear = rows + np.array([5.0, 0, 5])[:, None]  # shared noise cancels, as rows are paired
-    assert tables.interval_of(tables.picks(clear, tables.nearest, 500)) == (1, 1, 1)
+    assert tables.interval_of(tables.resampled(clear, 500).argmin(1)) == (1, 1, 1)
     doubtful = rng.normal(0, 1, (3, 40)) + np.array([5.0, 0, 0])[:, None]
-    _, low, high = tables.interval_of(tables.picks(doubtful, tables.nearest, 500))
+    _, low, high = tables.interval_of(tables.resampled(doubtful, 500).argmin(1))
     assert (low, high) == (1, 2)
-    never = tables.interval_of(tables.picks(clear + 9, tables.first_below, 500))
+    never = tables.interval_of(tables.first_below(tables.resampled(clear + 9, 500)))
     assert never == (3, 3, 3)
 
 
