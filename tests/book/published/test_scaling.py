@@ -15,9 +15,7 @@ from pythia_book.published.tables import MODELS, TASKS
 
 FOLDER = os.environ.get(results.VARIABLE, "")
 DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "batch_size", "lambada_decline")
-RESULT = SimpleNamespace(
-    study="scaling", params=SimpleNamespace(scale="laptop"), parameters={"scale": "laptop"}
-)
+RESULT = SimpleNamespace(study="scaling", scale="laptop", parameters={"scale": "laptop"})
 
 
 def made(slope: float = 0.1, gain: float = 0.0, stderr: float = 0.005) -> SimpleNamespace:
