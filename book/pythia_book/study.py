@@ -37,6 +37,8 @@ class StudyParams:
     """Field -> smallest and largest accepted number, for those not in `LIMITS`."""
     DEFAULT_SIZES: ClassVar[dict[str, str]] = {}
     """Scale -> sizes, where the study does not take all sizes of the scale."""
+    ONE_SIZE: ClassVar[bool] = False
+    """Whether the study trains models of one size only."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -68,9 +70,19 @@ class StudyParams:
 
     @property
     def size_list(self) -> tuple[str, ...]:
-        """The sizes as a tuple, smallest first."""
+        """The sizes as a tuple, smallest first.
+
+        Raises:
+            ConfigError: an unknown size, one named twice, or too many of them.
+        """
         default = self.DEFAULT_SIZES.get(self.scale, "")
-        return scale_named(self.scale).size_list(self.sizes, default)
+        sizes = scale_named(self.scale).size_list(self.sizes, default)
+        if self.ONE_SIZE and len(sizes) != 1:
+            raise ConfigError(
+                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one; "
+                f'give exactly one, e.g. "{sizes[0]}"'
+            )
+        return sizes
 
 
 def listed(text: str) -> list[str]:

@@ -285,7 +285,7 @@ def interval_point(
     factor: float = 100,
     width: float = 1.3,
     flat: bool = False,
-    **mark: Any,
+    **shape: Any,
 ) -> None:
     """A value with its interval, lying down if `flat`; `row` has value, low, high."""
     value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
@@ -293,7 +293,7 @@ def interval_point(
     if flat:
         bar, point = bar[::-1], point[::-1]
     ax.plot(*bar, color=colour, linewidth=width, solid_capstyle="butt")
-    ax.plot(*point, color=colour, **({"marker": "o"} | mark))
+    ax.plot(*point, color=colour, **({"marker": "o"} | shape))
 
 
 def size_points(
@@ -304,7 +304,7 @@ def size_points(
     factor: float = 100,
     hollow: bool = False,
     width: float = 1.3,
-    **mark: Any,
+    **shape: Any,
 ) -> None:
     """Points with intervals, sizes along x; frame has size, value, low, high.
 
@@ -313,8 +313,8 @@ def size_points(
     sizes = list(sizes)
     for row in frame.itertuples():
         colour = size_colour(row.size)
-        shape = {"markersize": 5, "markerfacecolor": "white" if hollow else colour} | mark
-        interval_point(ax, sizes.index(row.size) + shift, row, colour, factor, width, **shape)
+        filled = {"markersize": 5, "markerfacecolor": "white" if hollow else colour} | shape
+        interval_point(ax, sizes.index(row.size) + shift, row, colour, factor, width, **filled)
     places(ax, sizes)
 
 
@@ -344,18 +344,18 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **place: Any) -> None:
-    """A legend for what several curves have in common: label -> properties of its line."""
+    """A legend for what several curves have in common: label -> properties of its line.
+
+    That of a figure is in one row above the panels.
+    """
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
     ]
+    if "loc" not in place:
+        place |= {"loc": "outside upper left", "ncols": len(lines)}
     where.legend(handles=handles, **place)
-
-
-def top_legend(figure: Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
-    """`legend` above the panels, in one row."""
-    legend(figure, lines, loc="outside upper left", **({"ncols": len(lines)} | options))
 
 
 def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
@@ -367,19 +367,13 @@ def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
 def size_legend(where: Axes | Figure, sizes: Iterable[str], **place: Any) -> None:
     """Which colour is which size, inside a panel or, of a figure, above the panels."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
-    if not place:
-        place = {"loc": "outside upper left", "ncols": len(lines)}
     legend(where, lines, handlelength=1.4, columnspacing=1.2, **place)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
     """Which line style and marker is which arm, above the panels."""
-    lines = {
-        ARM_LABELS[arm]: ARM_STYLES[arm]
-        | {"markerfacecolor": "white" if arm == "control" else MUTED}
-        for arm in arms
-    }
-    top_legend(figure, lines, handlelength=2.6)
+    lines = {ARM_LABELS[arm]: mark("o", arm == "control") | ARM_STYLES[arm] for arm in arms}
+    legend(figure, lines, handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:

@@ -48,7 +48,7 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
-    style.top_legend(figure, lines, handlelength=1.6, columnspacing=0.9, fontsize=7)
+    style.legend(figure, lines, handlelength=1.6, columnspacing=0.9, fontsize=7)
 
 
 def _task_panels(axes: list[Axes], rows: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
@@ -103,7 +103,7 @@ def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
                 label: {"color": colour, "marker": marker, "linewidth": 1}
                 for label, marker, colour in FAMILIES.values()
             }
-            style.top_legend(figure, lines)
+            style.legend(figure, lines)
         caption = f"Final accuracy of {final.name.nunique()} released models by size on eight tasks"
         return Drawing(figure, caption)
 

@@ -124,7 +124,7 @@ def released(result: Result) -> Drawing:
             marks = {
                 f"step {step:,}": style.mark("os"[j], hollow=j == 0) for j, step in enumerate(steps)
             }
-            style.top_legend(figure, marks)
+            style.legend(figure, marks)
         means = frame.groupby("shots").value.mean()
         numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in means.items())
         return Drawing(figure, "Released models, mean change by deduplication", numbers)

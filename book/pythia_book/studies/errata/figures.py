@@ -41,8 +41,8 @@ class Errata:
                 for heading, text in sections.items()
             ]
         names = ", ".join(erratum.name for erratum in ERRATA)
-        note = html.escape(f"The same in a shell: {COMMAND}. Names: {names}.")
-        return "\n".join([*parts, f'<p class="pythia-note"><small>{note}</small></p>'])
+        note = style.Note(f"The same in a shell: {COMMAND}. Names: {names}.")
+        return "\n".join([*parts, note._repr_html_()])
 
     def __repr__(self) -> str:
         return "\n".join(f"{e.name}: {e.title} ({e.certainty})" for e in ERRATA)

@@ -63,13 +63,10 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
 
+    ONE_SIZE: ClassVar = True
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
-        if len(self.size_list) != 1:
-            raise ConfigError(
-                f"sizes={self.sizes!r} names {len(self.size_list)}; give exactly one, e.g. 25k"
-            )
         _ = self.switch_list
 
     @property

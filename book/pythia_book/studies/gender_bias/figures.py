@@ -6,6 +6,7 @@ Where released numbers are missing, the panel says in words how to get them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
@@ -62,29 +63,33 @@ def _released(published: Published, view: str, column: str = "value") -> pd.Data
     return table[["size", "arm", "step", "percent", "value", "stderr"]]
 
 
-def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """All released models and arms over training; the models in their order."""
-    sizes = list(dict.fromkeys(table["size"]))
+def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
+    """Sizes and arms over training."""
     for size in sizes:
         for arm in ARMS:
             cell = style.rows_where(table, size=size, arm=arm)
             if not cell.empty:
-                style.line(ax, cell, "percent", size, arm, dense=True)
+                style.line(ax, cell, "percent", size, arm, dense=dense)
+
+
+def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
+    """All released models and arms over training; the models in their order."""
+    sizes = list(dict.fromkeys(table["size"]))
+    _lines(ax, table, sizes, dense=True)
     return sizes
 
 
 def prior_shift(result: Result) -> Drawing:
     """The share of feminine among pronouns after occupations, over the branch."""
-    shown = result.tables["branch"].query("measure == 'feminine_share'")
+    shown = style.rows_where(result.tables["branch"], measure="feminine_share")
+    shown = shown[shown.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
     v = result.values
     notes = _notes(result, f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations")
     with style.canvas(result, len(sizes), 3.0, *notes, sharey=True) as (figure, axes):
         for ax, size in zip(axes, sizes, strict=True):
             _forks(ax, result.params.scale)
-            for arm in ARMS:
-                cell = style.rows_where(shown, size=size, arm=arm)
-                style.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
+            _lines(ax, shown, [size])
             style.reference(ax, 50)
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
         axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
@@ -119,10 +124,7 @@ def crows_over_training(result: Result) -> Drawing:
             released = _released_lines(left, table[table.step >= 512])
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
         left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
-        for size in result.params.size_list:
-            for arm in ARMS:
-                cell = style.rows_where(shown, size=size, arm=arm)
-                style.line(right, cell.drop(columns=["low", "high"]), "percent", size, arm)
+        _lines(right, shown.drop(columns=["low", "high"]), result.params.size_list)
         _end_intervals(right, result, shown)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)

@@ -148,7 +148,7 @@ def prediction(result: Result) -> Drawing:
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
         shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
-        style.top_legend(figure, shapes)
+        style.legend(figure, shapes)
         return Drawing(figure, "Precision and recall of predicting the memorized rows")
 
 

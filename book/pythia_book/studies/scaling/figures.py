@@ -69,7 +69,7 @@ def tasks_by_size(result: Result) -> Drawing:
             style.places(ax, sizes, rotation=60, fontsize=6.5)
         shots = enumerate(result.params.shot_list)
         marks = {f"{n}-shot": style.mark(MARKS[k % 4], hollow=k > 0) for k, n in shots}
-        style.top_legend(figure, marks)
+        style.legend(figure, marks)
         cells = scored.groupby(["task", "shots"]).ngroups
         return Drawing(figure, f"Accuracy of {len(sizes)} sizes in {cells} cells")
 

@@ -38,6 +38,7 @@ class Params(StudyParams):
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"seeds": (0, 10)}
+    ONE_SIZE: ClassVar = True
     DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
@@ -47,16 +48,6 @@ class Params(StudyParams):
                 f"(the number of runs is their square)"
             )
         _ = self.neighbour_size
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        sizes = super().size_list
-        if len(sizes) != 1:
-            raise ConfigError(
-                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one, "
-                f'many times; give one, e.g. "{sizes[0]}"'
-            )
-        return sizes
 
     @property
     def size(self) -> str:

@@ -261,12 +261,8 @@ def attention(result: Result) -> Table:
             "taken now": row.taken,
             "estimated, forward / backward": f"{row.forward} / {row.backward}",
             "measured, taken": _text(row.taken_tflops),
-            "measured, fastest": f"{row.fastest} {_text(row.fastest_tflops)}"
-            if row.fastest
-            else DASH,
-            "fastest with repeatable bits": f"{row.repeatable} {_text(row.repeatable_tflops)}"
-            if row.repeatable
-            else DASH,
+            "measured, fastest": _rate(row.fastest, row.fastest_tflops),
+            "fastest with repeatable bits": _rate(row.repeatable, row.repeatable_tflops),
         }
         for row in result.tables["attention"].itertuples()
     ]
@@ -275,3 +271,7 @@ def attention(result: Result) -> Table:
         f"assume of the best library on an H100. {_measured(result)}"
     )
     return Table(_frame(rows), caption)
+
+
+def _rate(backend: str | None, tflops: float | None) -> str:
+    return f"{backend} {_text(tflops)}" if backend else DASH

@@ -69,7 +69,7 @@ def reading(result: Result) -> Drawing:
             times: {"color": shade, "linewidth": 6, "solid_capstyle": "butt"}
             for times, shade in TIMES.items()
         }
-        style.top_legend(figure, blocks, handlelength=1.2)
+        style.legend(figure, blocks, handlelength=1.2)
         dashes = {"joint": "-", "separate": (0, (4, 1.5))}
         colours = {"standard": MUTED, "deduplicated": ORANGE}
         for arm, policy in kinds:

@@ -94,7 +94,7 @@ def experiment(result: Result) -> Drawing:
             f"chosen is read {ratio:.0f} times as often": style.mark("o"),
             "placebo: nothing done": style.mark("s", hollow=True),
         }
-        style.top_legend(figure, marks)
+        style.legend(figure, marks)
         rows = style.rows_where(table, size=sizes[-1], measure="exact")
         numbers = (f"{row.coin} {100 * row.value:+.1f} points" for row in rows.itertuples())
         return Drawing(figure, f"Chosen minus other numbers, {sizes[-1]}", numbers)
