@@ -300,33 +300,26 @@ def size_points(
     ax: Axes,
     frame: pd.DataFrame,
     sizes: Iterable[str],
-    shift: float,
+    column: str,
+    marks: dict[Any, dict[str, Any]],
     factor: float = 100,
-    hollow: bool = False,
-    width: float = 1.3,
     **shape: Any,
 ) -> None:
-    """Points with intervals, sizes along x; frame has size, value, low, high.
+    """Points with intervals: sizes along x, the values of a column side by side.
 
-    `shift`: from the middle of a size's place, for several points side by side.
+    Args:
+        frame: size, the column, value, low, high.
+        marks: value of the column -> its `mark`, filled with the colour of the size or hollow.
     """
     sizes = list(sizes)
-    for row in frame.itertuples():
-        colour = size_colour(row.size)
-        filled = {"markersize": 5, "markerfacecolor": "white" if hollow else colour} | shape
-        interval_point(ax, sizes.index(row.size) + shift, row, colour, factor, width, **filled)
+    for j, (key, mark) in enumerate(marks.items()):
+        shift = 0.22 * (j - (len(marks) - 1) / 2)
+        for row in rows_where(frame, **{column: key}).itertuples():
+            at, colour = sizes.index(row.size) + shift, size_colour(row.size)
+            face = "white" if mark["markerfacecolor"] == "white" else colour
+            look = {"markersize": 5, "marker": mark["marker"], "markerfacecolor": face}
+            interval_point(ax, at, row, colour, factor, **(look | shape))
     places(ax, sizes)
-
-
-def interval_points(
-    ax: Axes, frame: pd.DataFrame, sizes: Iterable[str], arms: Iterable[str]
-) -> None:
-    """Sizes along x, arms side by side; frame has size, arm, value, low, high."""
-    sizes, arms = list(sizes), list(arms)
-    for j, arm in enumerate(arms):
-        shift, marker = 0.2 * (j - (len(arms) - 1) / 2), ARM_STYLES[arm]["marker"]
-        hollow = arm == "control"
-        size_points(ax, rows_where(frame, arm=arm), sizes, shift, hollow=hollow, marker=marker)
     ax.set_xlim(-0.6, len(sizes) - 0.4)
 
 
@@ -442,10 +435,8 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     Args:
         frame: size, arm, value, low, high (shares).
     """
-    for arm, shift, marker in (("standard", -0.12, "s"), ("deduplicated", 0.12, "o")):
-        rows, hollow = rows_where(frame, arm=arm), marker == "o"
-        size_points(ax, rows, sizes, shift, hollow=hollow, marker=marker)
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
+    size_points(ax, frame, sizes, "arm", marks)
     legend(ax, marks, loc="upper left")
     ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
 

@@ -51,7 +51,9 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
     style.legend(figure, lines, handlelength=1.6, columnspacing=0.9, fontsize=7)
 
 
-def _task_panels(axes: list[Axes], rows: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
+def _task_panels(
+    axes: list[Axes], rows: pd.DataFrame, xlabel: str
+) -> Iterator[tuple[Axes, pd.DataFrame]]:
     """Each task's panel with its rows, to be drawn; frames the panels and labels the axes."""
     for ax, task in zip(axes, TASKS, strict=True):
         ax.set_title(TITLES[task])
@@ -62,6 +64,8 @@ def _task_panels(axes: list[Axes], rows: pd.DataFrame) -> Iterator[tuple[Axes, p
         yield ax, part
         ax.set_xscale("log")
         style.reference(ax, CHANCE[task])
+    for ax in axes[4:]:
+        ax.set_xlabel(xlabel)
     for ax in axes[::4]:
         ax.set_ylabel("% right")
 
@@ -71,19 +75,17 @@ def benchmarks_over_training(ps: PublishedScaling, result: Any) -> Drawing:
     curves = ps.tables["curves"]
     notes = "zero-shot; dotted: guessing"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
-        for ax, rows in _task_panels(axes, curves[(curves.shots == 0) & (curves.step > 0)]):
+        shown = style.rows_where(curves[curves.step > 0], shots=0)
+        for ax, rows in _task_panels(axes, shown, "step"):
             for (model, deduped), line in rows.groupby(["model", "deduped"]):
                 steps = sorted(rows.step.unique())  # a step left out breaks the line
                 values = line.set_index("step").value.reindex(steps)
                 ax.plot(steps, 100 * values, color=size_colour(model), linewidth=0.9,
                         linestyle=DASHED if deduped else "-")  # fmt: skip
-        for ax in axes[4:]:
-            ax.set_xlabel("step")
         if not curves.empty:
             model_legend(figure)
         models = len(curves[["model", "deduped"]].drop_duplicates())
-        caption = f"Zero-shot accuracy of {models} released models on eight tasks"
-        return Drawing(figure, caption)
+        return Drawing(figure, f"Zero-shot accuracy of {models} released models on eight tasks")
 
 
 def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
@@ -91,21 +93,20 @@ def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
     final = ps.tables["final"]
     notes = "final checkpoints, zero-shot; bars: 95 % intervals"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
-        for ax, rows in _task_panels(axes, final):
+        for ax, rows in _task_panels(axes, final, "parameters"):
             for family, (_, marker, colour) in FAMILIES.items():
                 points = style.rows_where(rows, family=family).sort_values("n_params")
                 shape = {"marker": marker, "markersize": 3.2, "linewidth": 0.9}
                 style.curve(ax, points, "n_params", colour, 100, bars=True, **shape)
-        for ax in axes[4:]:
-            ax.set_xlabel("parameters")
         if not final.empty:
             lines = {
                 label: {"color": colour, "marker": marker, "linewidth": 1}
                 for label, marker, colour in FAMILIES.values()
             }
             style.legend(figure, lines)
-        caption = f"Final accuracy of {final.name.nunique()} released models by size on eight tasks"
-        return Drawing(figure, caption)
+        models = final.name.nunique()
+        text = f"Final accuracy of {models} released models by size on eight tasks"
+        return Drawing(figure, text)
 
 
 def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
@@ -138,7 +139,7 @@ def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
 def lambada_decline(ps: PublishedScaling, result: Any) -> Drawing:
     """LAMBADA over training on a linear axis: the smallest models peak early and fall."""
     curves = ps.tables["curves"]
-    curves = curves[(curves.task == "lambada_openai") & (curves.shots == 0) & (curves.step >= 1000)]
+    curves = style.rows_where(curves[curves.step >= 1000], task="lambada_openai", shots=0)
     curves = curves.assign(thousands=curves.step / 1000)
     notes = "zero-shot; bands: 95 % intervals; circles: best checkpoint"
     with style.canvas(result, 2, 3.0, notes) as (figure, axes):

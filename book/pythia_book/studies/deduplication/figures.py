@@ -106,7 +106,8 @@ def tasks(result: Result) -> Drawing:
 def released(result: Result) -> Drawing:
     """The released twins: difference of accuracy by size, zero-shot and five-shot."""
     frame = result.released.assign(size=result.released.model)
-    steps = sorted(frame.step.unique())
+    steps = enumerate(sorted(frame.step.unique()))
+    marks = {step: style.mark("os"[j], hollow=j == 0) for j, step in steps}
     with style.canvas(result, 2, 2.5, "bars: 95 % intervals", sharey=True) as (figure, axes):
         for ax, shots, title in zip(axes, (0, 5), ("Zero-shot", "Five-shot"), strict=True):
             ax.set_title(title)
@@ -114,17 +115,11 @@ def released(result: Result) -> Drawing:
             if shown.empty:
                 style.say(ax, "no released numbers:\nset PYTHIA_PUBLISHED_DIR")
                 continue
-            models = dict.fromkeys(shown.model)
-            for j, step in enumerate(sorted(shown.step.unique())):
-                points, shape = style.rows_where(shown, step=step), {"marker": "os"[j]}
-                style.size_points(ax, points, models, 0.22 * (j - 0.5), 1, j == 0, **shape)
+            style.size_points(ax, shown, dict.fromkeys(shown.model), "step", marks, 1)
             style.reference(ax, 0)
         axes[0].set_ylabel("deduplicated minus standard,\naccuracy, points")
         if not frame.empty:
-            marks = {
-                f"step {step:,}": style.mark("os"[j], hollow=j == 0) for j, step in enumerate(steps)
-            }
-            style.legend(figure, marks)
+            style.legend(figure, {f"step {step:,}": mark for step, mark in marks.items()})
         means = frame.groupby("shots").value.mean()
         numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in means.items())
         return Drawing(figure, "Released models, mean change by deduplication", numbers)

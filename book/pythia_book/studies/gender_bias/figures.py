@@ -20,11 +20,13 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from pythia_book.published.results import Published
     from pythia_book.study import StudyResult as Result
 
 RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
+MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
 ABSENT = (
     "Released numbers not found.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
     "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand draw this figure again."
@@ -94,20 +96,17 @@ def prior_shift(result: Result) -> Drawing:
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
         axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
         style.arm_legend(figure)
-    return Drawing(
-        figure,
-        "Share of feminine pronouns after occupations over the last fifth of training, by size; "
-        + _sentence(result, "feminine_share"),
-    )
+    text = "Share of feminine pronouns after occupations over the last fifth of training, by size;"
+    return _drawing(figure, text, result, "feminine_share")
 
 
-def _sentence(result: Result, measure: str) -> str:
-    """The largest model's three arms in words."""
-    texts = [
+def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
+    """A drawing described with the largest model's three arms in words."""
+    texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
-    ]
-    return f"{result.values['largest']}: " + ", ".join(texts)
+    )
+    return Drawing(figure, f"{text} {result.values['largest']}", texts)
 
 
 def crows_over_training(result: Result) -> Drawing:
@@ -138,11 +137,8 @@ def crows_over_training(result: Result) -> Drawing:
         values = [*shown.low, *shown.high]
         low, high = style.padded_limits(100 * min(values), 100 * max(values), 30)
         right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # room for the legends below
-    return Drawing(
-        figure,
-        "CrowS-Pairs gender stereotype share over training, released models and ours; "
-        + _sentence(result, "crows"),
-    )
+    text = "CrowS-Pairs gender stereotype share over training, released models and ours;"
+    return _drawing(figure, text, result, "crows")
 
 
 def _end_intervals(ax: Axes, result: Result, shown: pd.DataFrame) -> None:
@@ -172,12 +168,12 @@ def winobias_by_size(result: Result) -> Drawing:
             # the checkpoints share their items, so that averaging them does not shrink the error
             mean["low"] = mean.value - Z_95 * mean.stderr
             mean["high"] = mean.value + Z_95 * mean.stderr
-            style.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
+            style.size_points(left, mean, dict.fromkeys(mean["size"]), "arm", MARKS)
             style.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")
         left.set_title("Released: another metric")
         ours = style.rows_where(levels, measure="winobias")
-        style.interval_points(right, ours, result.params.size_list, ARMS)
+        style.size_points(right, ours, result.params.size_list, "arm", MARKS)
         style.reference(right, 50)
         right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
         low, high = style.padded_limits(100 * ours.low.min(), 100 * ours.high.max(), 20)
@@ -186,7 +182,7 @@ def winobias_by_size(result: Result) -> Drawing:
             ax.set_xlabel("model size")
         _halves(split, result)
         style.arm_legend(figure)
-    return Drawing(figure, "WinoBias by model size and arm; ours, " + _sentence(result, "winobias"))
+    return _drawing(figure, "WinoBias by model size and arm; ours,", result, "winobias")
 
 
 def _halves(ax: Axes, result: Result) -> None:
@@ -220,7 +216,7 @@ def language_cost(result: Result) -> Drawing:
             style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
         left.set_title("Released models")
         ours = style.rows_where(levels, measure="last_word")
-        style.interval_points(middle, ours, result.params.size_list, ARMS)
+        style.size_points(middle, ours, result.params.size_list, "arm", MARKS)
         middle.set(title="Ours: last words", ylabel="accuracy (%)")
         middle.set_ylim(0, max(1.0, 110 * ours.high.max()))
         style.arm_legend(figure)
@@ -233,11 +229,8 @@ def language_cost(result: Result) -> Drawing:
         style.size_legend(right, result.params.size_list, loc="upper left")
         middle.set_xlabel("model size (parameters)")
         right.set_xlabel("training completed (%)")
-    return Drawing(
-        figure,
-        "LAMBADA of the released models, last-word accuracy and held-out loss of ours; "
-        + _sentence(result, "last_word"),
-    )
+    text = "LAMBADA of the released models, last-word accuracy and held-out loss of ours;"
+    return _drawing(figure, text, result, "last_word")
 
 
 def occupations(result: Result) -> Drawing:
@@ -263,10 +256,8 @@ def occupations(result: Result) -> Drawing:
         ax.grid(axis="y", visible=False)
         style.reference(ax, x=50)
         style.arm_legend(figure)
-    return Drawing(
-        figure,
-        f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm",
-    )
+    text = f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm"
+    return Drawing(figure, text)
 
 
 # --- tables ----------------------------------------------------------------------------------

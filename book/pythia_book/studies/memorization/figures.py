@@ -13,6 +13,10 @@ from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
     from pythia_book.study import StudyResult as Result
 
 MEASURES = (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
@@ -143,8 +147,7 @@ def prediction(result: Result) -> Drawing:
                 rows = rows.reindex([model for model in MODELS if model in rows.index])
                 at = np.arange(len(rows))
                 ax.set_xticks(at, rows.index, rotation=60, fontsize=7)
-            for name, colour, mark in MEASURES:
-                ax.plot(at, 100 * rows[name], color=colour, marker=mark, markersize=3.5)
+            _curves(ax, at, rows)
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
         shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
@@ -152,15 +155,20 @@ def prediction(result: Result) -> Drawing:
         return Drawing(figure, "Precision and recall of predicting the memorized rows")
 
 
-def _precision_recall(ax: object, at: object, rows: object) -> None:
+def _precision_recall(ax: Axes, at: ArrayLike, rows: pd.DataFrame) -> None:
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
-    for name, colour, mark in MEASURES:
-        ax.vlines(at, 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"], color=colour,
-                  linewidth=1)  # fmt: skip
-        ax.plot(at, 100 * rows[name], color=colour, marker=mark, markersize=3.5)
+    _curves(ax, at, rows)
     style.reference(ax, 100)
+
+
+def _curves(ax: Axes, at: ArrayLike, rows: pd.DataFrame) -> None:
+    """Precision and recall, with bars where `rows` has intervals."""
+    for name, colour, mark in MEASURES:
+        ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+        points = rows.assign(at=at, **{key: rows[c] for key, c in ends.items() if c in rows})
+        style.curve(ax, points, "at", colour, 100, bars=True, marker=mark, markersize=3.5)
 
 
 def tests_table(result: Result) -> Table:

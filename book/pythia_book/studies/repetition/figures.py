@@ -62,17 +62,14 @@ def cost_and_worth(result: Result) -> Drawing:
 def over_training(result: Result) -> Drawing:
     """Held-out loss of every arm over training, and how far it lies above the fresh arm."""
     params, size = result.params, result.params.size_list[-1]
-    frames = {
-        name: style.rows_where(result.tables[name], size=size, measure=measure)
-        for name, measure in (("levels", "loss"), ("effects", "excess"))
-    }
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
-        for ax, name in ((levels, "levels"), (above, "effects")):
-            if frames[name].empty:
+        for ax, name, measure in ((levels, "levels", "loss"), (above, "effects", "excess")):
+            frame = style.rows_where(result.tables[name], size=size, measure=measure)
+            if frame.empty:
                 style.say(ax, NOTHING.replace("last ", ""))
                 continue
             for r in params.epoch_list:
-                points = style.rows_where(frames[name], epochs=r).sort_values("percent")
+                points = style.rows_where(frame, epochs=r).sort_values("percent")
                 points = points if ax is above else points.drop(columns=["low", "high"])
                 colour = epochs_colour(r, params.epoch_list)
                 style.curve(ax, points, "percent", colour, **style.THIN, label=f"{r}")

@@ -25,7 +25,7 @@ GAPS = {
     "too long": "not one item\nfits the model",
     "lost": "checkpoint lost",
 }
-MARKS = "os^D"
+MARKERS = "os^D"
 
 
 @contextlib.contextmanager
@@ -52,24 +52,25 @@ def tasks_by_size(result: Result) -> Drawing:
     tasks, sizes = result.params.task_list, result.params.size_list
     note = f"{result.params.limit} items at most, standard half; bars: 95 % intervals"
     titles = [TITLES[task] for task in tasks]
+    marks = {
+        shots: style.mark(MARKERS[k % 4], hollow=k > 0)
+        for k, shots in enumerate(result.params.shot_list)
+    }
     with _task_panels(result, titles, f"{note}; dotted: guessing") as (figure, axes):
         for ax, task in zip(axes, tasks, strict=True):
             cells = style.rows_where(table, task=task)
             if not (cells.status == "scored").any():
                 style.say(ax, GAPS[cells.status.iloc[0]])
                 continue
-            for k, shots in enumerate(sorted(cells.shots.unique())):
-                points = style.rows_where(scored, task=task, shots=shots)
-                shape = {"marker": MARKS[k % 4], "markersize": 3.6, "width": 1}
-                style.size_points(ax, points, sizes, 0.28 * (k - 0.5), hollow=k > 0, **shape)
-                if points.empty:
+            points = style.rows_where(scored, task=task)
+            style.size_points(ax, points, sizes, "shots", marks, markersize=3.6, width=1)
+            for shots in marks:
+                if shots not in set(points.shots):
                     ax.text(0.97, 0.93, f"{shots}-shot does not fit", transform=ax.transAxes,
                             ha="right", va="top", fontsize=6.5, color=MUTED)  # fmt: skip
             style.reference(ax, 100 * TASKS[task].chance)
             style.places(ax, sizes, rotation=60, fontsize=6.5)
-        shots = enumerate(result.params.shot_list)
-        marks = {f"{n}-shot": style.mark(MARKS[k % 4], hollow=k > 0) for k, n in shots}
-        style.legend(figure, marks)
+        style.legend(figure, {f"{shots}-shot": mark for shots, mark in marks.items()})
         cells = scored.groupby(["task", "shots"]).ngroups
         return Drawing(figure, f"Accuracy of {len(sizes)} sizes in {cells} cells")
 

@@ -88,7 +88,7 @@ def spreads(result: Result) -> Drawing:
     """Standard deviation over seeds along training, by what varies; a logarithmic axis."""
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
-    shown = ("loss", "last_word", "feminine_share")
+    shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
     seeds = f"{result.params.seeds} seeds of each kind"
     notes = _notes(result, seeds, "bars: 95 % intervals at the end")
     with style.canvas(result, len(shown), 2.8, notes) as (figure, axes):
@@ -100,9 +100,9 @@ def spreads(result: Result) -> Drawing:
                 style.say(ax, NOT_MEASURED)
                 continue
             last = positive.step.max()
-            for i, kind in enumerate(("order", "weights", "both")):
+            for i, kind in enumerate(kinds):
                 rows = style.rows_where(positive, kind=kind)
-                shape = {"linewidth": 1.2, "markersize": 3, "label": LABELS[kind]} | STYLES[kind]
+                shape = {"linewidth": 1.2, "markersize": 3} | STYLES[kind]
                 ax.plot(rows.step, factor * rows.value, color=colour, **shape)
                 shape = {"marker": STYLES[kind]["marker"], "markersize": 4}
                 for row in style.rows_where(rows, step=last).itertuples():
@@ -110,8 +110,8 @@ def spreads(result: Result) -> Drawing:
                     style.interval_point(ax, at, row, colour, factor, 1.1, **shape)
             ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {unit}")
         if axes[0].lines:
-            handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.8)
+            shapes = {LABELS[k]: STYLES[k] | {"color": colour, "markersize": 3} for k in kinds}
+            style.legend(figure, shapes, handlelength=2.8)
         end = style.rows_where(frame, percent=100, measure="loss")
         numbers = (
             f"{LABELS[row.kind]} {number_text(float(row.value))}" for row in end.itertuples()

@@ -56,12 +56,8 @@ def reading(result: Result) -> Drawing:
                         bars.text(left + value / 2, at, f"{value:.0f}", color=ink,
                                   ha="center", va="center", fontsize=7)  # fmt: skip
                     left += value
-        names = [
-            "standard",
-            "deduplicated,\ncopies shuffled\ntogether",
-            "deduplicated,\nepoch after\nepoch",
-        ]
-        bars.set_yticks(range(len(kinds)), names[: len(kinds)][::-1])
+        names = [READINGS[kind] for kind in reversed(kinds)]
+        bars.set_yticks(range(len(kinds)), names, fontsize=7)
         bars.set_xlim(0, 100)
         bars.set_xlabel("% of the tokens of the text (pale: the Pile, by its size)")
         bars.grid(axis="y", visible=False)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from pythia_book.study import StudyResult as Result
 
+COINS = {"boost": style.mark("o"), "placebo": style.mark("s", hollow=True)}
 GUESS = 25
 """% of choices of four that guessing gets right."""
 
@@ -83,18 +84,13 @@ def experiment(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.7, note) as (figure, axes):
         shown = (("exact", 100, "written right, points"), ("logprob", 1, "log-probability, nats"))
         for ax, (measure, factor, label) in zip(axes, shown, strict=True):
-            for coin, shift, marker in (("boost", -0.12, "o"), ("placebo", 0.12, "s")):
-                points = style.rows_where(table, measure=measure, coin=coin)
-                hollow = coin == "placebo"
-                style.size_points(ax, points, sizes, shift, factor, hollow, marker=marker)
+            points = style.rows_where(table, measure=measure)
+            style.size_points(ax, points, sizes, "coin", COINS, factor)
             ax.set(xlabel="parameters without embeddings", ylabel=f"chosen minus other:\n{label}")
             style.reference(ax, 0)
         ratio = result.values.get("boost_ratio", 0)
-        marks = {
-            f"chosen is read {ratio:.0f} times as often": style.mark("o"),
-            "placebo: nothing done": style.mark("s", hollow=True),
-        }
-        style.legend(figure, marks)
+        labels = (f"chosen is read {ratio:.0f} times as often", "placebo: nothing done")
+        style.legend(figure, dict(zip(labels, COINS.values(), strict=True)))
         rows = style.rows_where(table, size=sizes[-1], measure="exact")
         numbers = (f"{row.coin} {100 * row.value:+.1f} points" for row in rows.itertuples())
         return Drawing(figure, f"Chosen minus other numbers, {sizes[-1]}", numbers)
