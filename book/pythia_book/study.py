@@ -18,11 +18,15 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
+LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 100_000)}
+"""Smallest and largest accepted number of the fields that most studies have."""
+
+
 @dataclass(frozen=True)
 class StudyParams:
     """Parameters of a study. Bad values are refused all at once, with what is accepted.
 
-    A subclass adds fields: texts, and whole numbers whose limits are in `WHOLE`.
+    A subclass adds fields: texts, and whole numbers whose limits are in `LIMITS` or in `WHOLE`.
     """
 
     scale: str = "laptop"
@@ -30,15 +34,22 @@ class StudyParams:
     """Comma-separated list; empty: the default of the study, or all sizes of the scale."""
 
     WHOLE: ClassVar[dict[str, tuple[int, int]]] = {}
-    """Field -> smallest and largest accepted number."""
+    """Field -> smallest and largest accepted number, for those not in `LIMITS`."""
+    DEFAULT_SIZES: ClassVar[dict[str, str]] = {}
+    """Scale -> sizes, where the study does not take all sizes of the scale."""
+    ONE_SIZE: ClassVar[bool] = False
+    """Whether the study trains models of one size only."""
 
     def __post_init__(self) -> None:
         problems = []
-        for name in (f.name for f in fields(self) if f.name not in self.WHOLE):
-            if not isinstance(getattr(self, name), str):
-                problems.append(f"{name} must be text, got {getattr(self, name)!r}")
-        for name, (low, high) in self.WHOLE.items():
+        limits = LIMITS | self.WHOLE
+        for name in (f.name for f in fields(self)):
             value = getattr(self, name)
+            if name not in limits:
+                if not isinstance(value, str):
+                    problems.append(f"{name} must be text, got {value!r}")
+                continue
+            low, high = limits[name]
             if type(value) is not int or not low <= value <= high:
                 problems.append(f"{name} must be a whole number in {low}..{high}, got {value!r}")
         if not problems:
@@ -59,8 +70,43 @@ class StudyParams:
 
     @property
     def size_list(self) -> tuple[str, ...]:
-        """The sizes as a tuple, smallest first."""
-        return scale_named(self.scale).size_list(self.sizes)
+        """The sizes as a tuple, smallest first.
+
+        Raises:
+            ConfigError: an unknown size, one named twice, or too many of them.
+        """
+        default = self.DEFAULT_SIZES.get(self.scale, "")
+        sizes = scale_named(self.scale).size_list(self.sizes, default)
+        if self.ONE_SIZE and len(sizes) != 1:
+            raise ConfigError(
+                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one; "
+                f'give exactly one, e.g. "{sizes[0]}"'
+            )
+        return sizes
+
+
+def listed(text: str) -> list[str]:
+    """The entries of a comma-separated list."""
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """The numbers of a comma-separated list, ascending; empty if an entry is not a number."""
+    entries = listed(text)
+    whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
+    return sorted({int(entry) for entry in entries}) if whole else []
+
+
+def shot_counts(text: str, most: int) -> list[int]:
+    """Numbers of solved examples in a prompt, ascending.
+
+    Raises:
+        ConfigError: an entry that is not a number in 0..`most`, or none at all.
+    """
+    counts = whole_numbers(text)
+    if not counts or counts[-1] > most:
+        raise ConfigError(f'shots={text!r}: give numbers in 0..{most}, e.g. "0,2"')
+    return counts
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 INK = "#222222"
 MUTED = "#6b6b6b"
 GRID = "#e3e3e3"
+BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
+"""For what is not a size: colours that colour-blind readers can tell apart."""
+DASH = "\N{EN DASH}"
+"""In a table: nothing to say here."""
 WIDTH = 7.4
 """Inches: the text column of a page."""
 
@@ -95,22 +99,29 @@ def size_colour(size: str) -> str:
     Raises:
         ConfigError: unknown size.
     """
-    import matplotlib
-
     for sizes in (LAPTOP_SIZES, GPU_SIZES, OFFICIAL_SIZES):
         if size in sizes:
-            rank = list(sizes).index(size) / (len(sizes) - 1)
-            # The yellow end of the map is too pale on white.
-            return matplotlib.colors.to_hex(matplotlib.colormaps["plasma"](0.84 * rank))
+            return shade(0.84 * list(sizes).index(size) / (len(sizes) - 1), "plasma")
     raise ConfigError(one_of(size, [*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES], "size"))
 
 
-class Drawing:
-    """A finished figure; a notebook shows it as SVG."""
+def shade(place: float, colours: str = "viridis") -> str:
+    """A colour of an ordered map; its yellow end, from 0.86 on, is too pale on white."""
+    import matplotlib
 
-    def __init__(self, figure: Figure, description: str) -> None:
+    return matplotlib.colors.to_hex(matplotlib.colormaps[colours](place))
+
+
+class Drawing:
+    """A finished figure; a notebook shows it as SVG, with its description for screen readers.
+
+    Args:
+        numbers: what the figure shows first of all, e.g. "25k 3.012"; they end the description.
+    """
+
+    def __init__(self, figure: Figure, description: str, numbers: Iterable[str] = ()) -> None:
         self.figure = figure
-        self.description = description
+        self.description = ": ".join(filter(None, (description, ", ".join(numbers))))
 
     @functools.cached_property
     def svg(self) -> str:
@@ -212,13 +223,40 @@ def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def curve(
-    ax: Axes, frame: pd.DataFrame, x: str, colour: str, factor: float = 1, **line: Any
+    ax: Axes,
+    frame: pd.DataFrame,
+    x: str,
+    colour: str,
+    factor: float = 1,
+    bars: bool = False,
+    **line: Any,
 ) -> None:
-    """`value` over a column, with a band where the frame has `low` and `high`."""
-    ax.plot(frame[x], factor * frame.value, color=colour, **line)
+    """`value` over a column, with a band or bars where the frame has `low` and `high`."""
+    at = frame[x].astype(float)
+    ax.plot(at, factor * frame.value.astype(float), color=colour, **line)
     if "low" in frame:
-        low, high = factor * frame.low, factor * frame.high
-        ax.fill_between(frame[x], low, high, color=colour, alpha=0.13, linewidth=0)
+        low, high = (factor * frame[bound].astype(float) for bound in ("low", "high"))
+        if bars:
+            ax.vlines(at, low, high, color=colour, linewidth=1.1)
+        else:
+            ax.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
+
+
+def size_curves(
+    ax: Axes,
+    frame: pd.DataFrame,
+    x: str,
+    sizes: Iterable[str],
+    factor: float = 1,
+    banded: Iterable[str] | None = None,
+    **line: Any,
+) -> None:
+    """One curve per size; `banded`: the sizes with a band, as many would hide each other."""
+    for size in sizes:
+        points = rows_where(frame, size=size).sort_values(x)
+        if banded is not None and size not in banded:
+            points = points.drop(columns=["low", "high"], errors="ignore")
+        curve(ax, points, x, size_colour(size), factor, **(THIN | line))
 
 
 def line(
@@ -240,28 +278,55 @@ def line(
 
 
 def interval_point(
-    ax: Axes, at: float, row: Any, colour: str, factor: float = 100, width: float = 1.3, **mark: Any
+    ax: Axes,
+    at: float,
+    row: Any,
+    colour: str,
+    factor: float = 100,
+    width: float = 1.3,
+    flat: bool = False,
+    **shape: Any,
 ) -> None:
-    """A value with its interval; `row` has value, low, high."""
-    low, high = factor * float(row.low), factor * float(row.high)
-    ax.plot([at, at], [low, high], color=colour, linewidth=width, solid_capstyle="butt")
-    ax.plot([at], [factor * float(row.value)], color=colour, **mark)
+    """A value with its interval, lying down if `flat`; `row` has value, low, high."""
+    value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
+    bar, point = ([at, at], [low, high]), ([at], [value])
+    if flat:
+        bar, point = bar[::-1], point[::-1]
+    ax.plot(*bar, color=colour, linewidth=width, solid_capstyle="butt")
+    ax.plot(*point, color=colour, **({"marker": "o"} | shape))
 
 
-def interval_points(
-    ax: Axes, frame: pd.DataFrame, sizes: Iterable[str], arms: Iterable[str], factor: float = 100
+def size_points(
+    ax: Axes,
+    frame: pd.DataFrame,
+    sizes: Iterable[str],
+    column: str,
+    marks: dict[Any, dict[str, Any]],
+    factor: float = 100,
+    **shape: Any,
 ) -> None:
-    """Sizes along x, arms side by side; frame has size, arm, value, low, high."""
-    sizes, arms = list(sizes), list(arms)
-    for i, size in enumerate(sizes):
-        for j, arm in enumerate(arms):
-            for row in rows_where(frame, size=size, arm=arm).itertuples():
-                at, colour = i + 0.2 * (j - (len(arms) - 1) / 2), size_colour(size)
-                shape = {"marker": ARM_STYLES[arm]["marker"], "markersize": 5}
-                face = "white" if arm == "control" else colour
-                interval_point(ax, at, row, colour, factor, **shape, markerfacecolor=face)
-    ax.set_xticks(range(len(sizes)), sizes)
+    """Points with intervals: sizes along x, the values of a column side by side.
+
+    Args:
+        frame: size, the column, value, low, high.
+        marks: value of the column -> its `mark`, filled with the colour of the size or hollow.
+    """
+    sizes = list(sizes)
+    for j, (key, mark) in enumerate(marks.items()):
+        shift = 0.22 * (j - (len(marks) - 1) / 2)
+        for row in rows_where(frame, **{column: key}).itertuples():
+            at, colour = sizes.index(row.size) + shift, size_colour(row.size)
+            face = "white" if mark["markerfacecolor"] == "white" else colour
+            look = {"markersize": 5, "marker": mark["marker"], "markerfacecolor": face}
+            interval_point(ax, at, row, colour, factor, **(look | shape))
+    places(ax, sizes)
     ax.set_xlim(-0.6, len(sizes) - 0.4)
+
+
+def places(ax: Axes, names: Iterable[str], **text: Any) -> None:
+    """Names along x, at 0, 1, 2, ..., without lines between them."""
+    names = list(names)
+    ax.set_xticks(range(len(names)), names, **text)
     ax.grid(axis="x", visible=False)
 
 
@@ -272,29 +337,36 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
 
 
 def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **place: Any) -> None:
-    """A legend for what several curves have in common: label -> properties of its line."""
+    """A legend for what several curves have in common: label -> properties of its line.
+
+    That of a figure is in one row above the panels.
+    """
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
     ]
+    if "loc" not in place:
+        place |= {"loc": "outside upper left", "ncols": len(lines)}
     where.legend(handles=handles, **place)
 
 
-def size_legend(ax: Axes, sizes: Iterable[str], **place: Any) -> None:
-    """Which colour is which size, inside a panel."""
+def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
+    """A legend's point without a line, filled or hollow."""
+    face = "white" if hollow else MUTED
+    return {"marker": marker, "linestyle": "", "markerfacecolor": face}
+
+
+def size_legend(where: Axes | Figure, sizes: Iterable[str], **place: Any) -> None:
+    """Which colour is which size, inside a panel or, of a figure, above the panels."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
-    legend(ax, lines, handlelength=1.4, columnspacing=1.2, **place)
+    legend(where, lines, handlelength=1.4, columnspacing=1.2, **place)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
     """Which line style and marker is which arm, above the panels."""
-    lines = {
-        ARM_LABELS[arm]: ARM_STYLES[arm]
-        | {"markerfacecolor": "white" if arm == "control" else MUTED}
-        for arm in arms
-    }
-    legend(figure, lines, loc="outside upper left", ncols=len(lines), handlelength=2.6)
+    lines = {ARM_LABELS[arm]: mark("o", arm == "control") | ARM_STYLES[arm] for arm in arms}
+    legend(figure, lines, handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
@@ -348,7 +420,7 @@ def claims_frame(claims: list[dict[str, Any]]) -> pd.DataFrame:
         {
             "claim": claim["claim"],
             "the paper": claim["paper"],
-            "released numbers": "\N{EN DASH}" if claim["published"] is None else claim["published"],
+            "released numbers": DASH if claim["published"] is None else claim["published"],
             "ours [95 %]": interval(claim["ours"], claim["low"], claim["high"]),
             "verdict": claim["verdict"],
         }
@@ -363,20 +435,10 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
     Args:
         frame: size, arm, value, low, high (shares).
     """
-    arms = {
-        "standard": {"marker": "s", "markerfacecolor": MUTED},
-        "deduplicated": {"marker": "o", "markerfacecolor": "white"},
-    }
-    for j, (arm, shape) in enumerate(arms.items()):
-        for _, row in rows_where(frame, arm=arm).iterrows():
-            at, colour = sizes.index(row["size"]) + 0.24 * (j - 0.5), size_colour(row["size"])
-            face = {"markersize": 5, "markerfacecolor": "white" if j else colour}
-            interval_point(ax, at, row, colour, **(shape | face))
-    legend(ax, {arm: shape | {"linestyle": ""} for arm, shape in arms.items()}, loc="upper left")
-    ax.set_xticks(range(len(sizes)), sizes)
-    ax.set_xlabel("parameters without embeddings")
-    ax.set_ylabel("% of rows memorized")
-    ax.grid(axis="x", visible=False)
+    marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
+    size_points(ax, frame, sizes, "arm", marks)
+    legend(ax, marks, loc="upper left")
+    ax.set(xlabel="parameters without embeddings", ylabel="% of rows memorized")
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pythia_book import style
 from pythia_book.published.tables import MODELS, TASKS
-from pythia_book.style import MUTED, Drawing, footer, panels, reference, say, size_colour, style
+from pythia_book.style import BLUE, GREEN, MUTED, ORANGE, Drawing, size_colour
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,40 +36,36 @@ CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challeng
 DASHED = (0, (3, 1.2))
 ABSENT = "no released numbers:\nset PYTHIA_PUBLISHED_DIR"
 FAMILIES = {
-    "pythia": ("Pythia", "o", "#0072b2"),
+    "pythia": ("Pythia", "o", BLUE),
     "pythia-deduped": ("Pythia, deduplicated", "s", "#56b4e9"),
-    "opt": ("OPT", "^", "#d55e00"),
-    "bloom": ("BLOOM", "D", "#009e73"),
+    "opt": ("OPT", "^", ORANGE),
+    "bloom": ("BLOOM", "D", GREEN),
 }
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
     """The colour of each size and, with `arms`, the line style of each text, above the panels."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=size_colour(m), linewidth=3, label=m) for m in models]
-    handles += [
-        Line2D([], [], color=MUTED, linestyle=shape, label=label)
-        for shape, label in (("-", "standard"), (DASHED, "deduplicated"))
-        if arms
-    ]
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=len(handles), handlelength=1.6,
-        columnspacing=0.9, fontsize=7,
-    )  # fmt: skip
+    lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
+    if arms:
+        lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
+    style.legend(figure, lines, handlelength=1.6, columnspacing=0.9, fontsize=7)
 
 
-def _task_panels(axes: list[Axes], rows: pd.DataFrame) -> Iterator[tuple[Axes, pd.DataFrame]]:
+def _task_panels(
+    axes: list[Axes], rows: pd.DataFrame, xlabel: str
+) -> Iterator[tuple[Axes, pd.DataFrame]]:
     """Each task's panel with its rows, to be drawn; frames the panels and labels the axes."""
     for ax, task in zip(axes, TASKS, strict=True):
         ax.set_title(TITLES[task])
         part = rows[rows.task == task]
         if part.empty:
-            say(ax, ABSENT)
+            style.say(ax, ABSENT)
             continue
         yield ax, part
         ax.set_xscale("log")
-        reference(ax, CHANCE[task])
+        style.reference(ax, CHANCE[task])
+    for ax in axes[4:]:
+        ax.set_xlabel(xlabel)
     for ax in axes[::4]:
         ax.set_ylabel("% right")
 
@@ -76,76 +73,60 @@ def _task_panels(axes: list[Axes], rows: pd.DataFrame) -> Iterator[tuple[Axes, p
 def benchmarks_over_training(ps: PublishedScaling, result: Any) -> Drawing:
     """Eight tasks, sixteen models, 27 checkpoints, zero-shot."""
     curves = ps.tables["curves"]
-    with style():
-        figure, axes = panels(4, 4.2, footer(result, "zero-shot; dotted: guessing"), rows=2)
-        for ax, rows in _task_panels(axes, curves[(curves.shots == 0) & (curves.step > 0)]):
+    notes = "zero-shot; dotted: guessing"
+    with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
+        shown = style.rows_where(curves[curves.step > 0], shots=0)
+        for ax, rows in _task_panels(axes, shown, "step"):
             for (model, deduped), line in rows.groupby(["model", "deduped"]):
                 steps = sorted(rows.step.unique())  # a step left out breaks the line
                 values = line.set_index("step").value.reindex(steps)
                 ax.plot(steps, 100 * values, color=size_colour(model), linewidth=0.9,
                         linestyle=DASHED if deduped else "-")  # fmt: skip
-        for ax in axes[4:]:
-            ax.set_xlabel("step")
         if not curves.empty:
             model_legend(figure)
         models = len(curves[["model", "deduped"]].drop_duplicates())
-        caption = f"Zero-shot accuracy of {models} released models on eight tasks"
-        return Drawing(figure, caption)
+        return Drawing(figure, f"Zero-shot accuracy of {models} released models on eight tasks")
 
 
 def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
     """Final zero-shot accuracy against all parameters, with OPT and BLOOM."""
     final = ps.tables["final"]
-    with style():
-        small_print = footer(result, "final checkpoints, zero-shot; bars: 95 % intervals")
-        figure, axes = panels(4, 4.2, small_print, rows=2)
-        for ax, rows in _task_panels(axes, final):
+    notes = "final checkpoints, zero-shot; bars: 95 % intervals"
+    with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
+        for ax, rows in _task_panels(axes, final, "parameters"):
             for family, (_, marker, colour) in FAMILIES.items():
-                _points(ax, rows[rows.family == family], marker, colour)
-        for ax in axes[4:]:
-            ax.set_xlabel("parameters")
+                points = style.rows_where(rows, family=family).sort_values("n_params")
+                shape = {"marker": marker, "markersize": 3.2, "linewidth": 0.9}
+                style.curve(ax, points, "n_params", colour, 100, bars=True, **shape)
         if not final.empty:
-            from matplotlib.lines import Line2D
-
-            handles = [
-                Line2D([], [], color=colour, marker=marker, label=label, linewidth=1)
+            lines = {
+                label: {"color": colour, "marker": marker, "linewidth": 1}
                 for label, marker, colour in FAMILIES.values()
-            ]
-            figure.legend(handles=handles, loc="outside upper left", ncols=4)
-        caption = f"Final accuracy of {final.name.nunique()} released models by size on eight tasks"
-        return Drawing(figure, caption)
-
-
-def _points(ax: Axes, rows: pd.DataFrame, marker: str, colour: str) -> None:
-    rows = rows.sort_values("n_params")
-    ax.plot(rows.n_params, 100 * rows.value, color=colour, marker=marker, markersize=3.2,
-            linewidth=0.9)  # fmt: skip
-    ax.vlines(
-        rows.n_params, 100 * rows.low, 100 * rows.high, color=colour, linewidth=0.8, alpha=0.6
-    )
+            }
+            style.legend(figure, lines)
+        models = final.name.nunique()
+        text = f"Final accuracy of {models} released models by size on eight tasks"
+        return Drawing(figure, text)
 
 
 def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
     """Small against full batches at equal tokens, one panel per size."""
     batch = ps.tables["batch"]
     models = list(dict.fromkeys(batch.model)) or list(MODELS[:5])
-    with style():
-        note = "solid: 2M tokens per batch; five-shot, mean over eight tasks; bands: 95 % intervals"
-        small_print = footer(result, note, "axes differ")
-        figure, axes = panels(len(models), 2.3, small_print)
+    batch = batch.assign(billions=batch.tokens / 1e9)
+    note = "solid: 2M tokens per batch; five-shot, mean over eight tasks; bands: 95 % intervals"
+    with style.canvas(result, len(models), 2.3, note, "axes differ") as (figure, axes):
         for ax, model in zip(axes, models, strict=True):
             rows = batch[batch.model == model]
             ax.set_title(model)
             if rows.empty:
-                say(ax, "no released\nnumbers")
+                style.say(ax, "no released\nnumbers")
                 continue
             full = rows.batch_tokens.max()
             for tokens, line in rows.groupby("batch_tokens"):
                 dashes = "-" if tokens == full else DASHED
-                ax.plot(line.tokens / 1e9, 100 * line.value, color=size_colour(model),
-                        linewidth=1.2, linestyle=dashes)  # fmt: skip
-                ax.fill_between(line.tokens / 1e9, 100 * line.low, 100 * line.high,
-                                color=size_colour(model), alpha=0.12, linewidth=0)  # fmt: skip
+                shape = {"linewidth": 1.2, "linestyle": dashes}
+                style.curve(ax, line, "billions", size_colour(model), 100, **shape)
             small = rows.batch_tokens.min() / 2**20
             ax.text(0.97, 0.05, f"dashed: {small:g}M", transform=ax.transAxes, ha="right",
                     fontsize=7, color=MUTED)  # fmt: skip
@@ -158,23 +139,21 @@ def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
 def lambada_decline(ps: PublishedScaling, result: Any) -> Drawing:
     """LAMBADA over training on a linear axis: the smallest models peak early and fall."""
     curves = ps.tables["curves"]
-    curves = curves[(curves.task == "lambada_openai") & (curves.shots == 0) & (curves.step >= 1000)]
-    with style():
-        small_print = footer(result, "zero-shot; bands: 95 % intervals; circles: best checkpoint")
-        figure, axes = panels(2, 3.0, small_print)
+    curves = style.rows_where(curves[curves.step >= 1000], task="lambada_openai", shots=0)
+    curves = curves.assign(thousands=curves.step / 1000)
+    notes = "zero-shot; bands: 95 % intervals; circles: best checkpoint"
+    with style.canvas(result, 2, 3.0, notes) as (figure, axes):
         for ax, deduped in zip(axes, (False, True), strict=True):
             ax.set_title("deduplicated" if deduped else "standard")
             rows = curves[curves.deduped == deduped]
             if rows.empty:
-                say(ax, ABSENT)
+                style.say(ax, ABSENT)
                 continue
             for model, line in rows.groupby("model"):
                 colour = size_colour(model)
-                ax.plot(line.step / 1000, 100 * line.value, color=colour, linewidth=1.2)
-                ax.fill_between(line.step / 1000, 100 * line.low, 100 * line.high, color=colour,
-                                alpha=0.15, linewidth=0)  # fmt: skip
+                style.curve(ax, line, "thousands", colour, 100, linewidth=1.2)
                 best = line.loc[line.value.idxmax()]
-                ax.plot(best.step / 1000, 100 * best.value, "o", color=colour,
+                ax.plot(best.thousands, 100 * best.value, "o", color=colour,
                         markerfacecolor="white", markersize=4.5)  # fmt: skip
             ax.set(xlabel="step, thousands", ylim=(0, 75))
         axes[0].set_ylabel("LAMBADA, % right")

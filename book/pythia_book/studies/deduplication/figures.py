@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from pythia_book import style
 from pythia_book.published.figures import TITLES
 from pythia_book.records import number_text
-from pythia_book.style import Drawing, Table
+from pythia_book.style import BLUE, ORANGE, Drawing, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from pythia_book.study import StudyResult as Result
 
-BLUE, ORANGE, PALE = "#0072b2", "#d55e00", "#c9c9c9"
+PALE = "#c9c9c9"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}
 
 
@@ -48,10 +48,8 @@ def taken_away(result: Result) -> Drawing:
         curves.set_ylim(-3, 103)
         curves.set_xlabel("Jaccard similarity of two documents (word 5-grams)")
         curves.set_ylabel("% of such pairs found")
-        words = "Tokens that stay: " + ", ".join(
-            f"{name} {value:.0f} %" for name, value in zip(names, left, strict=True)
-        )
-        return Drawing(figure, words)
+        numbers = (f"{name} {value:.0f} %" for name, value in zip(names, left, strict=True))
+        return Drawing(figure, "Tokens that stay", numbers)
 
 
 def over_training(result: Result) -> Drawing:
@@ -66,19 +64,15 @@ def over_training(result: Result) -> Drawing:
         words.set_ylabel("last words predicted, points\n(above 0: deduplicated is better)")
         style.size_legend(loss, result.params.size_list, loc="best", ncols=2)
         last = style.rows_where(effects, measure="loss", percent=effects.percent.max())
-        text = "Change of held-out loss by deduplication at the end: " + ", ".join(
-            f"{size} {value:+.3f}" for size, value in zip(last["size"], last.value, strict=True)
-        )
-        return Drawing(figure, text)
+        numbers = (f"{row.size} {row.value:+.3f}" for row in last.itertuples())
+        return Drawing(figure, "Change of held-out loss by deduplication at the end", numbers)
 
 
 def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return
-    for size in result.params.size_list:
-        points = style.rows_where(effects, size=size).sort_values("percent")
-        style.curve(ax, points, "percent", style.size_colour(size), factor, **style.THIN)
+    style.size_curves(ax, effects, "percent", result.params.size_list, factor)
     style.reference(ax, 0)
     ax.set_xlim(0, 102)
     ax.set_xlabel("% of training")
@@ -95,57 +89,40 @@ def tasks(result: Result) -> Drawing:
         if table.empty:
             style.say(ax, "no task fits these models")
             return Drawing(figure, "no task fits these models")
-        for _, row in table.iterrows():
-            shift = 0.8 * (sizes.index(row["size"]) / max(len(sizes) - 1, 1) - 0.5)
-            at, colour = names.index(row.task) + shift, style.size_colour(row["size"])
-            style.interval_point(ax, at, row, colour, width=1, marker="o", markersize=3.4)
+        for row in table.itertuples():
+            shift = 0.8 * (sizes.index(row.size) / max(len(sizes) - 1, 1) - 0.5)
+            at, colour = names.index(row.task) + shift, style.size_colour(row.size)
+            style.interval_point(ax, at, row, colour, width=1, markersize=3.4)
         style.reference(ax, 0)
         ax.margins(y=0.14)  # the legend's place
-        ax.set_xticks(range(len(names)), [TITLES.get(name, "all items") for name in names])
+        style.places(ax, [TITLES.get(name, "all items") for name in names])
         ax.set_ylabel("deduplicated minus standard,\naccuracy, points")
-        ax.grid(axis="x", visible=False)
         style.size_legend(ax, sizes, loc="upper left", ncols=8)
-        mean = table[table.task == "mean"]
-        words = "Change of zero-shot accuracy, all items: " + ", ".join(
-            f"{s} {100 * v:+.1f} points" for s, v in zip(mean["size"], mean.value, strict=True)
-        )
-        return Drawing(figure, words)
+        mean = style.rows_where(table, task="mean")
+        numbers = (f"{row.size} {100 * row.value:+.1f} points" for row in mean.itertuples())
+        return Drawing(figure, "Change of zero-shot accuracy, all items", numbers)
 
 
 def released(result: Result) -> Drawing:
     """The released twins: difference of accuracy by size, zero-shot and five-shot."""
-    frame = result.released
-    steps = sorted(frame.step.unique())
+    frame = result.released.assign(size=result.released.model)
+    steps = enumerate(sorted(frame.step.unique()))
+    marks = {step: style.mark("os"[j], hollow=j == 0) for j, step in steps}
     with style.canvas(result, 2, 2.5, "bars: 95 % intervals", sharey=True) as (figure, axes):
         for ax, shots, title in zip(axes, (0, 5), ("Zero-shot", "Five-shot"), strict=True):
             ax.set_title(title)
-            shown = frame[frame.shots == shots]
+            shown = style.rows_where(frame, shots=shots)
             if shown.empty:
                 style.say(ax, "no released numbers:\nset PYTHIA_PUBLISHED_DIR")
                 continue
-            models = list(dict.fromkeys(shown.model))
-            for j, step in enumerate(sorted(shown.step.unique())):
-                for row in shown[shown.step == step].itertuples():
-                    at = models.index(row.model) + 0.22 * (j - 0.5)
-                    colour = style.size_colour(row.model)
-                    face = colour if j else "white"
-                    shape = {"marker": "os"[j], "markersize": 4.5, "markerfacecolor": face}
-                    style.interval_point(ax, at, row, colour, 1, 1.2, **shape)
+            style.size_points(ax, shown, dict.fromkeys(shown.model), "step", marks, 1)
             style.reference(ax, 0)
-            ax.set_xticks(range(len(models)), models)
-            ax.grid(axis="x", visible=False)
         axes[0].set_ylabel("deduplicated minus standard,\naccuracy, points")
         if not frame.empty:
-            shapes = {
-                f"step {step:,}": {"marker": mark, "linestyle": "", "markerfacecolor": face}
-                for step, mark, face in zip(steps, "os", ("white", style.MUTED), strict=False)
-            }
-            style.legend(axes[1], shapes, loc="upper left", ncols=2)
+            style.legend(figure, {f"step {step:,}": mark for step, mark in marks.items()})
         means = frame.groupby("shots").value.mean()
-        words = "Released models, mean change by deduplication: " + ", ".join(
-            f"{shots}-shot {value:+.2f} points" for shots, value in means.items()
-        )
-        return Drawing(figure, words)
+        numbers = (f"{shots}-shot {value:+.2f} points" for shots, value in means.items())
+        return Drawing(figure, "Released models, mean change by deduplication", numbers)
 
 
 def remembered(result: Result) -> Drawing:
@@ -155,12 +132,11 @@ def remembered(result: Result) -> Drawing:
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
         if memorized.empty:
             style.say(ax, "no final model could be measured")
+            return Drawing(figure, "no final model could be measured")
         style.twin_shares(ax, memorized, sizes)
-        words = "Share of memorized rows: " + ", ".join(
-            f"{sizes[-1]} {row.arm} {100 * row.value:.2f} %"
-            for row in style.rows_where(memorized, size=sizes[-1]).itertuples()
-        )
-        return Drawing(figure, "no final model could be measured" if memorized.empty else words)
+        largest = style.rows_where(memorized, size=sizes[-1])
+        numbers = (f"{row.size} {row.arm} {100 * row.value:.2f} %" for row in largest.itertuples())
+        return Drawing(figure, "Share of memorized rows", numbers)
 
 
 def recipes_table(result: Result) -> Table:

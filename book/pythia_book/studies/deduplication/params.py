@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_book.tasks.metrics import LIMIT
@@ -30,12 +29,6 @@ class Params(StudyParams):
     bootstrap: int = 2000
     limit: int = LIMIT
     """Items per benchmark task."""
-
-    WHOLE: ClassVar = {
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-        "limit": (5, 100_000),
-    }
 
 
 def runs(params: Params) -> list[RunConfig]:

@@ -5,32 +5,19 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from pythia_book import style
 from pythia_book.records import number_text, value_text
 from pythia_book.studies.errata.catalogue import ERRATA, Erratum
 from pythia_book.studies.errata.params import LABELS, SEED
 from pythia_book.studies.errata.study import INTERVAL, MARGIN
-from pythia_book.style import (
-    GRID,
-    INK,
-    MUTED,
-    Drawing,
-    Table,
-    claims_frame,
-    footer,
-    interval,
-    panels,
-    reference,
-    say,
-    style,
-)
+from pythia_book.style import BLUE, DASH, GREEN, GRID, INK, MUTED, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 
 if TYPE_CHECKING:
     from pythia_book.study import StudyResult as Result
 
-BLUE, ORANGE = "#0072b2", "#d55e00"
 COLOURS = dict(
-    zip(LABELS, (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", INK), strict=True)
+    zip(LABELS, (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#8c6d31", INK), strict=True)
 )
 COMMAND = "python -m pythia_core errata NAME"
 
@@ -54,8 +41,8 @@ class Errata:
                 for heading, text in sections.items()
             ]
         names = ", ".join(erratum.name for erratum in ERRATA)
-        note = html.escape(f"The same in a shell: {COMMAND}. Names: {names}.")
-        return "\n".join([*parts, f'<p class="pythia-note"><small>{note}</small></p>'])
+        note = style.Note(f"The same in a shell: {COMMAND}. Names: {names}.")
+        return "\n".join([*parts, note._repr_html_()])
 
     def __repr__(self) -> str:
         return "\n".join(f"{e.name}: {e.title} ({e.certainty})" for e in ERRATA)
@@ -83,11 +70,10 @@ def effects(result: Result) -> Drawing:
     last = loss[loss.step == loss.step.max()]
     names = [name for name in LABELS if name in set(loss.variant)]
     n = f"{int(loss.n.max())} held-out rows; bars: 95 % intervals" if len(loss) else ""
-    with style():
-        figure, (final, curves) = panels(2, 3.2, footer(result, n), ratios=(1.35, 1))
+    with style.canvas(result, 2, 3.2, n, ratios=(1.35, 1)) as (figure, (final, curves)):
         if not names:
             for ax in (final, curves):
-                say(ax, "no checkpoint of a run and its\ncontrol could be measured")
+                style.say(ax, "no checkpoint of a run and its\ncontrol could be measured")
             return Drawing(figure, "Nothing could be measured")
         control = result.values["loss_standard"]
         if not isinstance(control, str):
@@ -95,30 +81,25 @@ def effects(result: Result) -> Drawing:
             final.axvspan(-bound, bound, color=GRID, alpha=0.7, linewidth=0)
         for at, name in zip(reversed(range(len(names))), names, strict=True):
             colour, marker = COLOURS[name], "D" if name == SEED else "o"
-            curve = loss[loss.variant == name].sort_values("percent")
-            curves.plot(curve.percent, curve.value, color=colour, linewidth=1.2, marker=marker,
-                        linestyle="--" if name == SEED else "-", markersize=2.8)  # fmt: skip
-            curves.fill_between(curve.percent, curve.low, curve.high, color=colour, alpha=0.12,
-                                linewidth=0)  # fmt: skip
-            row = last[last.variant == name]
-            if row.empty:
+            points = style.rows_where(loss, variant=name).sort_values("percent")
+            shape = style.THIN | {"marker": marker, "linestyle": "--" if name == SEED else "-"}
+            style.curve(curves, points, "percent", colour, **shape)
+            rows = style.rows_where(last, variant=name)
+            if rows.empty:
                 final.text(0, at, "not measured", color=MUTED, va="center", fontsize=7)
-                continue
-            value, low, high = (float(row[key].iloc[0]) for key in INTERVAL)
-            final.plot([low, high], [at, at], color=colour, linewidth=1.4)
-            final.plot([value], [at], marker=marker, color=colour, markersize=5)
-        final.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+            for row in rows.itertuples():
+                shape = {"marker": marker, "markersize": 5}
+                style.interval_point(final, at, row, colour, 1, flat=True, **shape)
+        style.reference(final, x=0)
         final.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
         final.set_ylim(-0.6, len(names) - 0.4)
         final.grid(axis="y", visible=False)
         final.locator_params(axis="x", nbins=5)
         final.set_xlabel("change of held-out loss at the end, nats per token")
-        reference(curves, 0)
+        style.reference(curves, 0)
         curves.set(xlim=(0, 102), xlabel="% of training", title="the same over training")
-        words = "Change of held-out loss at the end: " + ", ".join(
-            f"{LABELS[row.variant]} {row.value:+.4f}" for row in last.itertuples()
-        )
-        return Drawing(figure, words)
+        numbers = (f"{LABELS[row.variant]} {row.value:+.4f}" for row in last.itertuples())
+        return Drawing(figure, "Change of held-out loss at the end", numbers)
 
 
 def schedule_and_passes(result: Result) -> Drawing:
@@ -126,33 +107,31 @@ def schedule_and_passes(result: Result) -> Drawing:
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "as run"), (ORANGE, "as usually described"))
-    with style():
-        figure, (rate, reads) = panels(2, 2.7, footer(result), ratios=(1.5, 1))
+    with style.canvas(result, 2, 2.7, ratios=(1.5, 1)) as (figure, (rate, reads)):
         for form, (colour, label) in zip(("neox", "paper"), versions, strict=True):
             rate.plot(schedule.step / 1000, 100 * schedule[form], color=colour, label=label)
-        rate.axvline(floor / 1000, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        style.reference(rate, x=floor / 1000)
         rate.text(floor / 1000 - 2, 92, f"floor from\nupdate {floor:,}", ha="right", va="top",
                   color=MUTED, fontsize=7.5)  # fmt: skip
         rate.set(xlabel="thousand updates", ylabel="learning rate, % of the peak",
                  xlim=(0, OFFICIAL_STEPS / 1000), ylim=(0, 104), title="official run")  # fmt: skip
         rate.legend(loc="lower left")
-        for j, (policy, (colour, label)) in enumerate(
-            zip(("joint", "separate"), versions, strict=True)
-        ):
-            bars = passes[passes.policy == policy]
-            at = bars.times + 0.36 * (j - 0.5)
+        policies = (("joint", -0.18), ("separate", 0.18))
+        for (policy, shift), (colour, label) in zip(policies, versions, strict=True):
+            bars = style.rows_where(passes, policy=policy)
+            at = bars.times + shift
             reads.bar(at, bars.percent, width=0.34, color=colour, label=label)
             for x, value in zip(at, bars.percent, strict=True):
                 reads.text(x, value + 1, f"{value:.0f}", ha="center", fontsize=7, color=colour)
-        reads.set_xticks(range(3), ["never", "once", "twice"])
-        reads.set(ylabel="% of its text's tokens", ylim=(0, 68), xlabel="read",
+        style.places(reads, ["never", "once", "twice"])
+        reads.set(ylabel="% of its text's tokens", ylim=(0, 78), xlabel="read",
                   title="deduplicated Pile")  # fmt: skip
-        reads.grid(axis="x", visible=False)
         reads.legend(loc="upper left")
-        words = f"The released runs reach their lowest rate at update {floor:,}; read " + ", ".join(
+        words = ", ".join(
             f"{row.times} times {row.policy} {row.percent:.1f} %" for row in passes.itertuples()
         )
-        return Drawing(figure, words)
+        text = f"The released runs reach their lowest rate at update {floor:,}; read {words}"
+        return Drawing(figure, text)
 
 
 def effects_table(result: Result) -> Table:
@@ -182,7 +161,7 @@ def effects_table(result: Result) -> Table:
 
 
 def _text(change: dict[str, float] | str) -> str:
-    return "\N{EN DASH}" if isinstance(change, str) else interval(*(change[k] for k in INTERVAL))
+    return DASH if isinstance(change, str) else style.interval(*(change[k] for k in INTERVAL))
 
 
 def claims_table(result: Result) -> Table:
@@ -191,4 +170,4 @@ def claims_table(result: Result) -> Table:
         f"Verdicts by rule: the whole interval lies within {MARGIN:g} % of the control's loss, up "
         "or down, holds; wholly outside, does not hold; across it, not testable here."
     )
-    return Table(claims_frame(result.claims), rule)
+    return Table(style.claims_frame(result.claims), rule)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, listed
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
-from pythia_core.suite import scale_named, suite_configs
+from pythia_core.suite import suite_configs
 from pythia_core.training.retention import Keep
 
 STUDY = "errata"
@@ -17,7 +17,6 @@ AFTER = ("seeds",)
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
 """Evenly spaced checkpoints at which runs are compared."""
-DEFAULT_SIZE = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
 
 @dataclass(frozen=True)
@@ -64,23 +63,16 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
+    ONE_SIZE: ClassVar = True
+    DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
-        if len(self.size_list) != 1:
-            raise ConfigError(
-                f"sizes={self.sizes!r} names {len(self.size_list)}; give exactly one, e.g. 25k"
-            )
         _ = self.switch_list
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZE.get(self.scale, ""))
 
     @property
     def switch_list(self) -> tuple[Switch, ...]:
         """The switches in a fixed order."""
-        names = [word.strip() for word in self.switches.split(",") if word.strip()]
+        names = listed(self.switches)
         unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
         raise_all(ConfigError, unknown, "switches")
         return tuple(s for name, s in SWITCHES.items() if name in names or not names)

@@ -6,6 +6,7 @@ Where released numbers are missing, the panel says in words how to get them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records, style
@@ -19,11 +20,13 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from pythia_book.published.results import Published
     from pythia_book.study import StudyResult as Result
 
 RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
+MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
 ABSENT = (
     "Released numbers not found.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
     "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand draw this figure again."
@@ -62,47 +65,48 @@ def _released(published: Published, view: str, column: str = "value") -> pd.Data
     return table[["size", "arm", "step", "percent", "value", "stderr"]]
 
 
-def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """All released models and arms over training; the models in their order."""
-    sizes = list(dict.fromkeys(table["size"]))
+def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
+    """Sizes and arms over training."""
     for size in sizes:
         for arm in ARMS:
             cell = style.rows_where(table, size=size, arm=arm)
             if not cell.empty:
-                style.line(ax, cell, "percent", size, arm, dense=True)
+                style.line(ax, cell, "percent", size, arm, dense=dense)
+
+
+def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
+    """All released models and arms over training; the models in their order."""
+    sizes = list(dict.fromkeys(table["size"]))
+    _lines(ax, table, sizes, dense=True)
     return sizes
 
 
 def prior_shift(result: Result) -> Drawing:
     """The share of feminine among pronouns after occupations, over the branch."""
-    shown = result.tables["branch"].query("measure == 'feminine_share'")
+    shown = style.rows_where(result.tables["branch"], measure="feminine_share")
+    shown = shown[shown.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
     v = result.values
     notes = _notes(result, f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations")
     with style.canvas(result, len(sizes), 3.0, *notes, sharey=True) as (figure, axes):
         for ax, size in zip(axes, sizes, strict=True):
             _forks(ax, result.params.scale)
-            for arm in ARMS:
-                cell = style.rows_where(shown, size=size, arm=arm)
-                style.line(ax, cell[cell.percent >= BRANCH_PERCENT], "percent", size, arm)
+            _lines(ax, shown, [size])
             style.reference(ax, 50)
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
         axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
         style.arm_legend(figure)
-    return Drawing(
-        figure,
-        "Share of feminine pronouns after occupations over the last fifth of training, by size; "
-        + _sentence(result, "feminine_share"),
-    )
+    text = "Share of feminine pronouns after occupations over the last fifth of training, by size;"
+    return _drawing(figure, text, result, "feminine_share")
 
 
-def _sentence(result: Result, measure: str) -> str:
-    """The largest model's three arms in words."""
-    texts = [
+def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
+    """A drawing described with the largest model's three arms in words."""
+    texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
-    ]
-    return f"{result.values['largest']}: " + ", ".join(texts)
+    )
+    return Drawing(figure, f"{text} {result.values['largest']}", texts)
 
 
 def crows_over_training(result: Result) -> Drawing:
@@ -119,10 +123,7 @@ def crows_over_training(result: Result) -> Drawing:
             released = _released_lines(left, table[table.step >= 512])
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
         left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
-        for size in result.params.size_list:
-            for arm in ARMS:
-                cell = style.rows_where(shown, size=size, arm=arm)
-                style.line(right, cell.drop(columns=["low", "high"]), "percent", size, arm)
+        _lines(right, shown.drop(columns=["low", "high"]), result.params.size_list)
         _end_intervals(right, result, shown)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
@@ -136,11 +137,8 @@ def crows_over_training(result: Result) -> Drawing:
         values = [*shown.low, *shown.high]
         low, high = style.padded_limits(100 * min(values), 100 * max(values), 30)
         right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # room for the legends below
-    return Drawing(
-        figure,
-        "CrowS-Pairs gender stereotype share over training, released models and ours; "
-        + _sentence(result, "crows"),
-    )
+    text = "CrowS-Pairs gender stereotype share over training, released models and ours;"
+    return _drawing(figure, text, result, "crows")
 
 
 def _end_intervals(ax: Axes, result: Result, shown: pd.DataFrame) -> None:
@@ -170,12 +168,12 @@ def winobias_by_size(result: Result) -> Drawing:
             # the checkpoints share their items, so that averaging them does not shrink the error
             mean["low"] = mean.value - Z_95 * mean.stderr
             mean["high"] = mean.value + Z_95 * mean.stderr
-            style.interval_points(left, mean, dict.fromkeys(mean["size"]), ARMS)
+            style.size_points(left, mean, dict.fromkeys(mean["size"]), "arm", MARKS)
             style.reference(left, 0)
             left.set_ylabel("exact match, pro minus anti (points)")
         left.set_title("Released: another metric")
         ours = style.rows_where(levels, measure="winobias")
-        style.interval_points(right, ours, result.params.size_list, ARMS)
+        style.size_points(right, ours, result.params.size_list, "arm", MARKS)
         style.reference(right, 50)
         right.set(title="Ours: choice of pronoun", ylabel="stereotype accuracy (%)")
         low, high = style.padded_limits(100 * ours.low.min(), 100 * ours.high.max(), 20)
@@ -184,7 +182,7 @@ def winobias_by_size(result: Result) -> Drawing:
             ax.set_xlabel("model size")
         _halves(split, result)
         style.arm_legend(figure)
-    return Drawing(figure, "WinoBias by model size and arm; ours, " + _sentence(result, "winobias"))
+    return _drawing(figure, "WinoBias by model size and arm; ours,", result, "winobias")
 
 
 def _halves(ax: Axes, result: Result) -> None:
@@ -218,7 +216,7 @@ def language_cost(result: Result) -> Drawing:
             style.size_legend(left, sizes, loc=(0.02, 0.33), ncols=2)
         left.set_title("Released models")
         ours = style.rows_where(levels, measure="last_word")
-        style.interval_points(middle, ours, result.params.size_list, ARMS)
+        style.size_points(middle, ours, result.params.size_list, "arm", MARKS)
         middle.set(title="Ours: last words", ylabel="accuracy (%)")
         middle.set_ylim(0, max(1.0, 110 * ours.high.max()))
         style.arm_legend(figure)
@@ -231,11 +229,8 @@ def language_cost(result: Result) -> Drawing:
         style.size_legend(right, result.params.size_list, loc="upper left")
         middle.set_xlabel("model size (parameters)")
         right.set_xlabel("training completed (%)")
-    return Drawing(
-        figure,
-        "LAMBADA of the released models, last-word accuracy and held-out loss of ours; "
-        + _sentence(result, "last_word"),
-    )
+    text = "LAMBADA of the released models, last-word accuracy and held-out loss of ours;"
+    return _drawing(figure, text, result, "last_word")
 
 
 def occupations(result: Result) -> Drawing:
@@ -261,10 +256,8 @@ def occupations(result: Result) -> Drawing:
         ax.grid(axis="y", visible=False)
         style.reference(ax, x=50)
         style.arm_legend(figure)
-    return Drawing(
-        figure,
-        f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm",
-    )
+    text = f"Feminine share of pronouns after each of {len(wide)} occupations, {size}, by arm"
+    return Drawing(figure, text)
 
 
 # --- tables ----------------------------------------------------------------------------------

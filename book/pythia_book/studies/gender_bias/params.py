@@ -15,12 +15,6 @@ from pythia_core.util.machine import best_precision
 
 STUDY = "gender_bias"
 MEASURING = MeasuringCost(heldout=11)
-DEFAULT_SIZES = {
-    "smoke": "7k",
-    "laptop": "25k,150k,600k",
-    "gpu": "4.7m,19m,85m",
-    "paper": "70m",
-}
 ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
@@ -37,16 +31,17 @@ class Params(StudyParams):
     swap: str = "masculine_to_feminine"
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {"seeds": (1, 100), "bootstrap": (100, 1_000_000)}
+    WHOLE: ClassVar = {"seeds": (1, 100)}
+    DEFAULT_SIZES: ClassVar = {
+        "smoke": "7k",
+        "laptop": "25k,150k,600k",
+        "gpu": "4.7m,19m,85m",
+        "paper": "70m",
+    }
 
     def check(self) -> None:
         if self.swap not in SWAPS:
             raise ConfigError(one_of(self.swap, SWAPS, "swap"))
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        """The sizes as a tuple, smallest first."""
-        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
 
     def control(self, size: str, seed: int) -> RunConfig:
         """The control run of one size and seed: a model of the suite's deduplicated half."""

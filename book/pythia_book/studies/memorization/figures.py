@@ -9,13 +9,16 @@ import numpy as np
 from pythia_book import style
 from pythia_book.published.figures import MODELS
 from pythia_book.records import number_text
-from pythia_book.style import Drawing, Table
+from pythia_book.style import BLUE, GREEN, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from numpy.typing import ArrayLike
+
     from pythia_book.study import StudyResult as Result
 
-BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 MEASURES = (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
 FEW = "too few memorized rows"
 
@@ -26,19 +29,14 @@ def shares(result: Result) -> Drawing:
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
         style.twin_shares(left, last, result.params.size_list)
-        for size in sizes:
-            points = style.rows_where(table, size=size, arm="standard")
-            right.plot(
-                points.percent, 100 * points.value, color=style.size_colour(size), **style.THIN
-            )
+        standard = style.rows_where(table, arm="standard")
+        style.size_curves(right, standard, "percent", sizes, 100, banded=())
         right.set_xlabel("% of training")
         right.set_ylabel("% of the rows read so far")
         right.set_xlim(0, 103)
         style.size_legend(right, sizes, loc="upper left", ncols=2)
-        words = "Share of memorized rows at the end: " + ", ".join(
-            f"{row['size']} {row.arm} {100 * row.value:.2f} %" for _, row in last.iterrows()
-        )
-        return Drawing(figure, words)
+        numbers = (f"{row.size} {row.arm} {100 * row.value:.2f} %" for row in last.itertuples())
+        return Drawing(figure, "Share of memorized rows at the end", numbers)
 
 
 def exposures(result: Result) -> Drawing:
@@ -46,10 +44,9 @@ def exposures(result: Result) -> Drawing:
     table = style.rows_where(result.tables["exposures"], arm="standard")
     names = list(dict.fromkeys(table.exposures))
     with style.canvas(result, 1, 2.7, "standard text; bands: 95 % intervals") as (figure, (ax,)):
-        for size in result.params.size_list:
-            points = style.rows_where(table[table.n > 0], size=size)
-            points = points.assign(at=[names.index(name) for name in points.exposures])
-            style.curve(ax, points, "at", style.size_colour(size), 100, marker="o", markersize=3)
+        points = table[table.n > 0]
+        points = points.assign(at=[names.index(name) for name in points.exposures])
+        style.size_curves(ax, points, "at", result.params.size_list, 100, markersize=3)
         counts = table.groupby("exposures", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
         ax.set_xticks(range(len(names)), labels)
@@ -125,14 +122,14 @@ def prediction(result: Result) -> Drawing:
     """Precision and recall of predicting the last memorized set, ours and released."""
     table, released = result.tables["prediction"], result.released
     with style.canvas(result, 4, 2.8, "bars: 95 % intervals", sharey=True) as (figure, axes):
-        steps = table[table.experiment == "earlier checkpoint"]
-        sizes = table[table.experiment == "smaller model"].rename(columns={"size": "s"})
+        steps = style.rows_where(table, experiment="earlier checkpoint")
+        sizes = style.rows_where(table, experiment="smaller model")
         last = result.params.steps("standard")[-1]
         _precision_recall(axes[0], 100 * steps.step / last, steps)
         axes[0].set_title("earlier checkpoints")
         axes[0].set_xlabel("% of training")
         _precision_recall(axes[1], np.arange(len(sizes)), sizes)
-        axes[1].set_xticks(range(len(sizes)), sizes.s, rotation=60, fontsize=7)
+        axes[1].set_xticks(range(len(sizes)), sizes["size"], rotation=60, fontsize=7)
         axes[1].set_title("smaller models")
         for ax, experiment in ((axes[2], "early_checkpoint_predicts_last"),
                          (axes[3], "small_model_predicts_12b")):  # fmt: skip
@@ -150,24 +147,28 @@ def prediction(result: Result) -> Drawing:
                 rows = rows.reindex([model for model in MODELS if model in rows.index])
                 at = np.arange(len(rows))
                 ax.set_xticks(at, rows.index, rotation=60, fontsize=7)
-            for name, colour, mark in MEASURES:
-                ax.plot(at, 100 * rows[name], color=colour, marker=mark, markersize=3.5)
+            _curves(ax, at, rows)
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
         shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
-        style.legend(figure, shapes, loc="outside upper left", ncols=2)
+        style.legend(figure, shapes)
         return Drawing(figure, "Precision and recall of predicting the memorized rows")
 
 
-def _precision_recall(ax: object, at: object, rows: object) -> None:
+def _precision_recall(ax: Axes, at: ArrayLike, rows: pd.DataFrame) -> None:
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
-    for name, colour, mark in MEASURES:
-        ax.vlines(at, 100 * rows[f"{name}_low"], 100 * rows[f"{name}_high"], color=colour,
-                  linewidth=1)  # fmt: skip
-        ax.plot(at, 100 * rows[name], color=colour, marker=mark, markersize=3.5)
+    _curves(ax, at, rows)
     style.reference(ax, 100)
+
+
+def _curves(ax: Axes, at: ArrayLike, rows: pd.DataFrame) -> None:
+    """Precision and recall, with bars where `rows` has intervals."""
+    for name, colour, mark in MEASURES:
+        ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
+        points = rows.assign(at=at, **{key: rows[c] for key, c in ends.items() if c in rows})
+        style.curve(ax, points, "at", colour, 100, bars=True, marker=mark, markersize=3.5)
 
 
 def tests_table(result: Result) -> Table:

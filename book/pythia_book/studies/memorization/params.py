@@ -37,8 +37,6 @@ class Params(StudyParams):
         "continuation": (1, 4096),
         "window": (1, 1_000_000),
         "simulations": (200, 100_000),
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
     }
 
     def check(self) -> None:

@@ -14,7 +14,6 @@ from pythia_core.training.retention import Keep
 
 STUDY = "phases"
 MEASURING = MeasuringCost(heldout=154)
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k,150k,600k", "gpu": "1.2m,4.7m,11m"}
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,11 @@ class Params(StudyParams):
     batches: int = 16
     """How many batches of them n-grams are counted on."""
 
-    WHOLE: ClassVar = {
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-        "batches": (1, 143_000),
+    WHOLE: ClassVar = {"batches": (1, 143_000)}
+    DEFAULT_SIZES: ClassVar = {
+        "smoke": "7k",
+        "laptop": "25k,150k,600k",
+        "gpu": "1.2m,4.7m,11m",
     }
 
     @property
@@ -64,7 +64,7 @@ class Params(StudyParams):
     def size_list(self) -> tuple[str, ...]:
         if self.released and self.source:
             return tuple(released_models(self.source))
-        return scale_named(self.scale).size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
+        return super().size_list
 
 
 def runs(params: Params) -> list[RunConfig]:

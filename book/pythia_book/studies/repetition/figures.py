@@ -9,7 +9,7 @@ import numpy as np
 from pythia_book import style
 from pythia_book.records import number_text
 from pythia_book.studies.repetition.claims import MARGINAL, law_share
-from pythia_book.style import Drawing, Table
+from pythia_book.style import DASH, Drawing, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +23,7 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
     """The colour of an arm: darker is fresher."""
-    import matplotlib
-
-    rank = passes.index(epochs) / (len(passes) - 1)
-    # The yellow end of the map is too pale on white.
-    return matplotlib.colors.to_hex(matplotlib.colormaps["viridis"](0.86 * rank))
+    return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
 def cost_and_worth(result: Result) -> Drawing:
@@ -40,8 +36,8 @@ def cost_and_worth(result: Result) -> Drawing:
         cost.axhspan(0, MARGINAL, color=PALE, linewidth=0, zorder=0)
         style.reference(cost, 0)
         for size in params.size_list:
-            _points(cost, excess[excess["size"] == size], size)
-            _points(worth, law[law["size"] == size], size)
+            _points(cost, excess, size)
+            _points(worth, law, size)
         if excess.empty:
             style.say(cost, NOTHING)
         else:
@@ -57,27 +53,23 @@ def cost_and_worth(result: Result) -> Drawing:
         _epochs_axis(worth, params.epoch_list)
         if len(params.size_list) > 1:
             style.size_legend(cost, params.size_list, loc="upper left")
-        words = "Held-out loss above fresh data: " + ", ".join(
-            f"{size} {r} epochs {value:+.2f} %"
-            for size, r, value in excess[["size", "epochs", "value"]].itertuples(index=False)
+        numbers = (
+            f"{row.size} {row.epochs} epochs {row.value:+.2f} %" for row in excess.itertuples()
         )
-        return Drawing(figure, words)
+        return Drawing(figure, "Held-out loss above fresh data", numbers)
 
 
 def over_training(result: Result) -> Drawing:
     """Held-out loss of every arm over training, and how far it lies above the fresh arm."""
     params, size = result.params, result.params.size_list[-1]
-    frames = {
-        name: style.rows_where(result.tables[name], size=size, measure=measure)
-        for name, measure in (("levels", "loss"), ("effects", "excess"))
-    }
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
-        for ax, name in ((levels, "levels"), (above, "effects")):
-            if frames[name].empty:
+        for ax, name, measure in ((levels, "levels", "loss"), (above, "effects", "excess")):
+            frame = style.rows_where(result.tables[name], size=size, measure=measure)
+            if frame.empty:
                 style.say(ax, NOTHING.replace("last ", ""))
                 continue
             for r in params.epoch_list:
-                points = style.rows_where(frames[name], epochs=r).sort_values("percent")
+                points = style.rows_where(frame, epochs=r).sort_values("percent")
                 points = points if ax is above else points.drop(columns=["low", "high"])
                 colour = epochs_colour(r, params.epoch_list)
                 style.curve(ax, points, "percent", colour, **style.THIN, label=f"{r}")
@@ -88,10 +80,8 @@ def over_training(result: Result) -> Drawing:
         style.reference(above, 0)
         above.set_ylabel("% above fresh data")
         last = style.rows_where(_last(result, "levels", "loss"), size=size)
-        words = f"Held-out loss of {size} at the end: " + ", ".join(
-            f"{r} epochs {value:.3f}" for r, value in zip(last.epochs, last.value, strict=True)
-        )
-        return Drawing(figure, words)
+        numbers = (f"{row.epochs} epochs {row.value:.3f}" for row in last.itertuples())
+        return Drawing(figure, f"Held-out loss of {size} at the end", numbers)
 
 
 def read_rows(result: Result) -> Drawing:
@@ -102,11 +92,9 @@ def read_rows(result: Result) -> Drawing:
     notes = f"bars: 95 % intervals; all arms have read the same {n} rows"
     with style.canvas(result, 2, 2.9, notes) as (figure, (losses, recited)):
         for size in params.size_list:
-            _points(losses, heldout[heldout["size"] == size], size)
-            _points(losses, read[read["size"] == size], size, hollow=True)
-            shares = memorized[memorized["size"] == size]
-            columns = ["value", "low", "high"]
-            _points(recited, shares.assign(**{c: 100 * shares[c] for c in columns}), size)
+            _points(losses, heldout, size)
+            _points(losses, read, size, hollow=True)
+            _points(recited, memorized, size, 100)
         for ax, frame in ((losses, heldout), (recited, memorized)):
             if frame.empty:
                 style.say(ax, NOTHING)
@@ -121,11 +109,8 @@ def read_rows(result: Result) -> Drawing:
         style.legend(losses, shapes, loc="best")
         if len(params.size_list) > 1:
             style.size_legend(recited, params.size_list, loc="upper left")
-        words = "Loss at the end, held-out and read rows: " + ", ".join(
-            f"{size} {r} epochs {value:.3f}"
-            for size, r, value in read[["size", "epochs", "value"]].itertuples(index=False)
-        )
-        return Drawing(figure, words)
+        numbers = (f"{row.size} {row.epochs} epochs {row.value:.3f}" for row in read.itertuples())
+        return Drawing(figure, "Loss at the end, held-out and read rows", numbers)
 
 
 def arms_table(result: Result) -> Table:
@@ -141,9 +126,9 @@ def arms_table(result: Result) -> Table:
             "Epochs": r,
             "Different rows": number_text(params.rows(r)),
             "Held-out loss [95 %]": _cell(loss, size, r),
-            "% above fresh data": _cell(excess, size, r) if r > 1 else "\N{EN DASH}",
-            "Worth, % of fresh data": _cell(law, size, r) if r > 1 else "\N{EN DASH}",
-            "by the law": number_text(100 * law_share(r)) if r > 1 else "\N{EN DASH}",
+            "% above fresh data": _cell(excess, size, r) if r > 1 else DASH,
+            "Worth, % of fresh data": _cell(law, size, r) if r > 1 else DASH,
+            "by the law": number_text(100 * law_share(r)) if r > 1 else DASH,
         })  # fmt: skip
     caption = f"Arms of {size} parameters after {number_text(params.n_steps)} updates"
     return Table(pd.DataFrame(rows), caption)
@@ -160,13 +145,16 @@ def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
     return "not measured"
 
 
-def _points(ax: Axes, frame: pd.DataFrame, size: str, hollow: bool = False) -> None:
-    frame = frame.sort_values("epochs")
-    colour = style.size_colour(size)
-    ax.vlines(frame.epochs, frame.low, frame.high, color=colour, linewidth=1.2)
-    ax.plot(frame.epochs, frame.value, color=colour, marker="o", linewidth=1.1,
-            linestyle="--" if hollow else "-",
-            markerfacecolor="white" if hollow else colour)  # fmt: skip
+def _points(
+    ax: Axes, frame: pd.DataFrame, size: str, factor: float = 1, hollow: bool = False
+) -> None:
+    points, colour = (
+        style.rows_where(frame, size=size).sort_values("epochs"),
+        style.size_colour(size),
+    )
+    dashes, face = ("--", "white") if hollow else ("-", colour)
+    shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}
+    style.curve(ax, points.sort_values("epochs"), "epochs", colour, factor, bars=True, **shape)
 
 
 def _epochs_axis(ax: Axes, passes: tuple[int, ...]) -> None:

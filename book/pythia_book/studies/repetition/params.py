@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, whole_numbers
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DEDUP, scale_named
@@ -36,11 +36,7 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {
-        "steps": (0, 10_000_000),
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-    }
+    WHOLE: ClassVar = {"steps": (0, 10_000_000)}
 
     def check(self) -> None:
         passes, steps = self.epoch_list, self.n_steps
@@ -61,9 +57,7 @@ class Params(StudyParams):
     @property
     def epoch_list(self) -> tuple[int, ...]:
         """Smallest first; the fresh arm, 1, is always among them."""
-        words = [word.strip() for word in self.epochs.split(",") if word.strip()]
-        whole = all(word.isascii() and word.isdecimal() for word in words)
-        passes = sorted({int(word) for word in words}) if whole else []
+        passes = whole_numbers(self.epochs)
         if passes[:1] != [1] or len(passes) < 2 or passes[-1] > MOST_EPOCHS:
             raise ConfigError(
                 f"epochs={self.epochs!r}: give 1, the fresh arm that all others are compared with, "

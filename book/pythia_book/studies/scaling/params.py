@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, listed, shot_counts
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import RunConfig
@@ -34,12 +33,6 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {
-        "limit": (5, 100_000),
-        "seed": (0, 2**32 - 1),
-        "bootstrap": (100, 1_000_000),
-    }
-
     def check(self) -> None:
         problems = [one_of(t, TASKS, "task") for t in self.task_list if t not in TASKS]
         raise_all(ConfigError, problems, "tasks")
@@ -47,15 +40,11 @@ class Params(StudyParams):
 
     @property
     def task_list(self) -> tuple[str, ...]:
-        names = [name.strip() for name in self.tasks.split(",") if name.strip()]
-        return tuple(dict.fromkeys(names)) or tuple(TASKS)
+        return tuple(dict.fromkeys(listed(self.tasks))) or tuple(TASKS)
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        words = [word.strip() for word in self.shots.split(",") if word.strip()]
-        if not words or not all(word.isdecimal() and int(word) <= 16 for word in words):
-            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..16, e.g. "0,2"')
-        return tuple(sorted({int(word) for word in words}))
+        return tuple(shot_counts(self.shots, 16))
 
 
 def runs(params: Params) -> list[RunConfig]:

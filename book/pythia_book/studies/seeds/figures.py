@@ -6,18 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book import style
 from pythia_book.records import number_text
-from pythia_book.style import (
-    MUTED,
-    Drawing,
-    footer,
-    padded_limits,
-    panels,
-    reference,
-    say,
-    size_colour,
-    style,
-)
+from pythia_book.style import MUTED, Drawing, padded_limits, size_colour
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,8 +40,8 @@ PANELS = {
 NOT_MEASURED = "not measured,\nor no run differs\nfrom another"
 
 
-def _seeds_note(result: Result) -> str:
-    return f"{result.params.seeds} seeds of each kind"
+def _notes(result: Result, *notes: str) -> str:
+    return "; ".join([f"size {result.params.size}", *notes])
 
 
 def curves(result: Result) -> Drawing:
@@ -58,155 +49,133 @@ def curves(result: Result) -> Drawing:
 
     The three kinds share one scale of loss, so that their spreads can be compared.
     """
-    levels = result.tables["levels"]
-    loss = levels[(levels.measure == "loss") & (levels.arm == "standard")]
+    loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
     apart = wide.sub(wide.mean(axis=1), axis=0)
     colour = size_colour(result.params.size)
-    with style():
-        notes = f"size {result.params.size}; {_seeds_note(result)}"
-        figure, axes = panels(4, 2.7, footer(result, notes), ratios=(1.25, 1, 1, 1))
-        _loss_band(axes[0], result, wide, colour)
-        spread = {}
-        for ax, kind in zip(axes[1:], ("order", "weights", "both"), strict=True):
-            pairs = [cell[:2] for cell in result.params.members(kind)]
-            distances = apart[pairs]
-            for pair in pairs:
-                ax.plot(distances.index, distances[pair], color=colour, linewidth=0.9, marker="o",
-                        markersize=1.8, markeredgewidth=0)  # fmt: skip
-            low, high = distances.min(axis=1), distances.max(axis=1)
-            ax.fill_between(distances.index, low, high, color=colour, alpha=0.13, linewidth=0)
-            reference(ax, 0)
-            ax.set_title(LABELS[kind])
-            spread[kind] = (high - low).iloc[-1]
+    notes = _notes(result, f"{result.params.seeds} seeds of each kind")
+    with style.canvas(result, 4, 2.7, notes, ratios=(1.25, 1, 1, 1)) as (figure, axes):
+        level, *distances = axes
+        pairs = [cell[:2] for cell in result.params.members("both")]
+        level.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
+        _fill(level, style.rows_where(result.tables["bands"], measure="loss"), colour)
+        level.set(title="both seeds: the curve", ylabel="held-out loss, nats per token")
         largest = float(np.nanmax(np.abs(apart.to_numpy()))) if apart.size else np.nan
-        for ax in axes[1:]:
-            ax.set_ylim(*padded_limits(-largest, largest, 1e-3))
-        for ax in axes[2:]:
+        numbers = []
+        for ax, kind in zip(distances, ("order", "weights", "both"), strict=True):
+            runs = apart[[cell[:2] for cell in result.params.members(kind)]]
+            ax.plot(runs.index, runs, color=colour, linewidth=0.9, marker="o", markersize=1.8,
+                    markeredgewidth=0)  # fmt: skip
+            band = runs.agg(["min", "max"], axis=1).set_axis(["low", "high"], axis=1)
+            _fill(ax, band.reset_index(), colour)
+            style.reference(ax, 0)
+            ax.set(title=LABELS[kind], ylim=padded_limits(-largest, largest, 1e-3))
+            spread = float((band.high - band.low).iloc[-1])
+            numbers.append(f"{LABELS[kind]} {number_text(spread)}")
+        for ax in distances[1:]:
             ax.set_yticklabels([])
-        axes[1].set_ylabel("run minus mean of all runs,\nnats per token")
+        distances[0].set_ylabel("run minus mean of all runs,\nnats per token")
         for ax in axes:
             ax.set(xscale="log", xlabel="step")
-        words = "Range of the final held-out loss over seeds: " + ", ".join(
-            f"{LABELS[kind]} {number_text(float(value))}" for kind, value in spread.items()
-        )
-        return Drawing(figure, words)
+        return Drawing(figure, "Range of the final held-out loss over seeds", numbers)
 
 
-def _loss_band(ax: Axes, result: Result, wide: pd.DataFrame, colour: str) -> None:
-    bands = result.tables["bands"]
-    band = bands[bands.measure == "loss"]
-    pairs = [cell[:2] for cell in result.params.members("both")]
-    ax.plot(wide.index, wide[pairs], color=colour, linewidth=0.9)
-    ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
-    ax.set(title="both seeds: the curve", ylabel="held-out loss, nats per token")
+def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
+    ax.fill_between(band.step, band.low, band.high, color=colour, alpha=0.15, linewidth=0)
 
 
 def spreads(result: Result) -> Drawing:
     """Standard deviation over seeds along training, by what varies; a logarithmic axis."""
-    frame = result.tables["trajectories"]
+    frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
-    shown = ("loss", "last_word", "feminine_share")
-    with style():
-        notes = f"size {result.params.size}; {_seeds_note(result)}; bars: 95 % intervals at the end"
-        figure, axes = panels(len(shown), 2.8, footer(result, notes))
+    shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
+    seeds = f"{result.params.seeds} seeds of each kind"
+    notes = _notes(result, seeds, "bars: 95 % intervals at the end")
+    with style.canvas(result, len(shown), 2.8, notes) as (figure, axes):
         for ax, measure in zip(axes, shown, strict=True):
             title, unit, factor = PANELS[measure]
             ax.set_title(title)
-            spreads = frame[(frame.measure == measure) & (frame.sd > 0)]
-            if spreads.empty:
-                say(ax, NOT_MEASURED)
+            positive = style.rows_where(frame[frame.value > 0], measure=measure)
+            if positive.empty:
+                style.say(ax, NOT_MEASURED)
                 continue
-            last = spreads.step.max()
-            for i, kind in enumerate(("order", "weights", "both")):
-                rows = spreads[spreads.kind == kind]
-                ax.plot(rows.step, factor * rows.sd, color=colour, label=LABELS[kind],
-                        linewidth=1.2, markersize=3, **STYLES[kind])  # fmt: skip
-                end = rows[rows.step == last]
-                at = last * 1.25 ** (i + 1)
-                for row in end.itertuples():
-                    ax.plot([at, at], [factor * row.low, factor * row.high], color=colour,
-                            linewidth=1.1)  # fmt: skip
-                    ax.plot([at], [factor * row.sd], color=colour, markersize=4,
-                            marker=STYLES[kind]["marker"])  # fmt: skip
+            last = positive.step.max()
+            for i, kind in enumerate(kinds):
+                rows = style.rows_where(positive, kind=kind)
+                shape = {"linewidth": 1.2, "markersize": 3} | STYLES[kind]
+                ax.plot(rows.step, factor * rows.value, color=colour, **shape)
+                shape = {"marker": STYLES[kind]["marker"], "markersize": 4}
+                for row in style.rows_where(rows, step=last).itertuples():
+                    at = last * 1.25 ** (i + 1)
+                    style.interval_point(ax, at, row, colour, factor, 1.1, **shape)
             ax.set(xscale="log", yscale="log", xlabel="step", ylabel=f"sd over seeds, {unit}")
         if axes[0].lines:
-            handles, labels = axes[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.8)
-        end = frame[(frame.percent == 100) & (frame.measure == "loss")]
-        words = "Standard deviation of the final held-out loss over seeds: " + ", ".join(
-            f"{LABELS[row.kind]} {number_text(float(row.sd))}" for row in end.itertuples()
+            shapes = {LABELS[k]: STYLES[k] | {"color": colour, "markersize": 3} for k in kinds}
+            style.legend(figure, shapes, handlelength=2.8)
+        end = style.rows_where(frame, percent=100, measure="loss")
+        numbers = (
+            f"{LABELS[row.kind]} {number_text(float(row.value))}" for row in end.itertuples()
         )
-        return Drawing(figure, words)
+        return Drawing(figure, "Standard deviation of the final held-out loss over seeds", numbers)
 
 
 def parts(result: Result) -> Drawing:
     """Standard deviations at the end, taken apart: order, weights, the rest, and items' error."""
-    frame = result.tables["components"]
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")
-    with style():
-        n = result.params.seeds**2
-        notes = f"size {result.params.size}; {n} runs; bars: 95 % intervals, cut where they go on"
-        figure, axes = panels(len(PANELS), 2.7, footer(result, notes))
+    cut = "bars: 95 % intervals, cut where they go on"
+    notes = _notes(result, f"{result.params.seeds**2} runs", cut)
+    with style.canvas(result, len(PANELS), 2.7, notes) as (figure, axes):
         texts = []
         for ax, (measure, (title, unit, factor)) in zip(axes, PANELS.items(), strict=True):
             ax.set_title(title)
-            parts = frame[frame.measure == measure].set_index("kind")
-            if parts.empty:
-                say(ax, NOT_MEASURED)
+            frame = style.rows_where(result.tables["components"], measure=measure)
+            if frame.empty:
+                style.say(ax, NOT_MEASURED)
                 continue
-            shown = [kind for kind in kinds if kind in parts.index]
+            frame = factor * frame.set_index("kind")[["value", "low", "high"]].astype(float)
+            frame = frame.loc[[kind for kind in kinds if kind in frame.index]]
             # An interval may go on to many times the value: the axis ends where values can be read.
-            top = 2.2 * factor * parts.loc[shown, "value"].max()
-            for i, kind in enumerate(shown):
-                value, low, high = factor * parts.loc[kind, ["value", "low", "high"]].astype(float)
-                ax.plot([i, i], [low, min(high, 2 * top)], color=colour, linewidth=1.3)
-                ax.plot([i], [value], color=colour, marker=STYLES[kind]["marker"], markersize=5,
-                        markerfacecolor="white" if kind == "rest" else colour)  # fmt: skip
-                if high > top:
-                    ax.annotate(number_text(high), (i, 1), xycoords=("data", "axes fraction"),
+            top = 2.2 * frame.value.max()
+            for i, (kind, row) in enumerate(frame.iterrows()):
+                face = "white" if kind == "rest" else colour
+                shape = {"marker": STYLES[kind]["marker"], "markersize": 5, "markerfacecolor": face}
+                style.interval_point(ax, i, row.clip(upper=2 * top), colour, 1, **shape)
+                if row.high > top:
+                    ax.annotate(number_text(row.high), (i, 1), xycoords=("data", "axes fraction"),
                                 xytext=(2, -6), textcoords="offset points", fontsize=6.5,
                                 color=MUTED)  # fmt: skip
             ax.set_ylim(-0.03 * top, top)
-            names = [LABELS[kind].replace(" ", "\n") for kind in shown]
-            ax.set_xticks(range(len(shown)), names, fontsize=7)
-            ax.set_xlim(-0.5, len(shown) - 0.3)
+            style.places(ax, [LABELS[kind].replace(" ", "\n") for kind in frame.index], fontsize=7)
+            ax.set_xlim(-0.5, len(frame) - 0.3)
             ax.set_ylabel(f"sd, {unit}")
-            ax.grid(axis="x", visible=False)
-            values = (f"{LABELS[k]} {number_text(factor * float(parts.value[k]))}" for k in shown)
+            values = (f"{LABELS[kind]} {number_text(value)}" for kind, value in frame.value.items())
             texts.append(f"{title} ({unit}): {', '.join(values)}")
-        words = "Parts of the standard deviation at the end. " + "; ".join(texts)
-        return Drawing(figure, words)
+        return Drawing(figure, "Parts of the standard deviation at the end. " + "; ".join(texts))
 
 
 def effects(result: Result) -> Drawing:
     """Deduplicated minus standard at the end, seed by seed and over seeds."""
-    frame = result.tables["effects"]
-    frame = frame[frame.percent == 100]
+    frame = style.rows_where(result.tables["effects"], percent=100)
     colour = size_colour(result.params.size)
-    with style():
-        notes = f"size {result.params.size}; bars: 95 % intervals, of a seed over shared items"
-        figure, axes = panels(len(PANELS), 2.7, footer(result, notes))
-        texts = []
+    notes = _notes(result, "bars: 95 % intervals, of a seed over shared items")
+    with style.canvas(result, len(PANELS), 2.7, notes) as (figure, axes):
+        numbers = []
         for ax, (measure, (title, unit, factor)) in zip(axes, PANELS.items(), strict=True):
             ax.set_title(title)
-            changes = frame[frame.measure == measure]
+            changes = style.rows_where(frame, measure=measure)
             if changes.value.notna().sum() == 0:
-                say(ax, "no twins were measured")
+                style.say(ax, "no twins were measured")
                 continue
             for i, row in enumerate(changes.itertuples()):
                 mean = row.seed == "mean"
-                ax.plot([i, i], [factor * row.low, factor * row.high], color=colour,
-                        linewidth=1.8 if mean else 1.1)  # fmt: skip
-                ax.plot([i], [factor * row.value], color=colour, marker="D" if mean else "o",
-                        markersize=5, markerfacecolor=colour if mean else "white")  # fmt: skip
+                marker, face, width = ("D", colour, 1.8) if mean else ("o", "white", 1.1)
+                shape = {"marker": marker, "markersize": 5, "markerfacecolor": face}
+                style.interval_point(ax, i, row, colour, factor, width, **shape)
                 if mean and row.n:
-                    texts.append(f"{title} {number_text(factor * float(row.value))} {unit}")
-            reference(ax, 0)
-            ax.set_xticks(range(len(changes)), [*changes.seed[:-1], "over\nseeds"], fontsize=7)
+                    numbers.append(f"{title} {number_text(factor * float(row.value))} {unit}")
+            style.reference(ax, 0)
+            style.places(ax, [*changes.seed[:-1], "over\nseeds"], fontsize=7)
             ax.set_xlim(-0.5, len(changes) - 0.5)
             ax.set(xlabel="seed", ylabel=unit)
-            ax.grid(axis="x", visible=False)
-        words = "Deduplicated minus standard at the end, mean over seeds: " + ", ".join(texts)
-        return Drawing(figure, words)
+        return Drawing(figure, "Deduplicated minus standard at the end, mean over seeds", numbers)

@@ -20,7 +20,6 @@ AFTER = ("suite",)
 """Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=13, rows=1.0)
 SUITE_SEED = 1234
-DEFAULT_SIZES = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 EARLY = (1, 4, 16, 64)
 """Steps before and between the evenly spaced ones. Step 1 has the initial weights."""
 
@@ -38,7 +37,9 @@ class Params(StudyParams):
     """The size whose distance in loss the spread is compared with; empty: the next larger one."""
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {"seeds": (0, 10), "bootstrap": (100, 1_000_000)}
+    WHOLE: ClassVar = {"seeds": (0, 10)}
+    ONE_SIZE: ClassVar = True
+    DEFAULT_SIZES: ClassVar = {"smoke": "7k", "laptop": "25k", "gpu": "1.2m"}
 
     def check(self) -> None:
         if self.seeds < 2:
@@ -47,17 +48,6 @@ class Params(StudyParams):
                 f"(the number of runs is their square)"
             )
         _ = self.neighbour_size
-
-    @property
-    def size_list(self) -> tuple[str, ...]:
-        scale = scale_named(self.scale)
-        sizes = scale.size_list(self.sizes, DEFAULT_SIZES.get(self.scale, ""))
-        if len(sizes) != 1:
-            raise ConfigError(
-                f"sizes={self.sizes!r} names {len(sizes)} sizes, but this study trains only one, "
-                f'many times; give one, e.g. "{sizes[0]}"'
-            )
-        return sizes
 
     @property
     def size(self) -> str:

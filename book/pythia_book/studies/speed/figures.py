@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pythia_book import style
 from pythia_book.records import number_text
 from pythia_book.studies.speed.study import NOT_MEASURED, PREDICTIONS
-from pythia_book.style import INK, MUTED, Drawing, Table, footer, panels, reference, style
+from pythia_book.style import BLUE, DASH, GREEN, INK, MUTED, ORANGE, Drawing, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,8 +16,7 @@ if TYPE_CHECKING:
 
     from pythia_book.study import StudyResult as Result
 
-DASH = "\N{EN DASH}"
-OURS, BASELINE, TRANSFORMERS = "#0072b2", "#d55e00", "#009e73"
+OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)
 PALETTE = (BASELINE, TRANSFORMERS, "#cc79a7", "#e69f00", INK, MUTED)
 
@@ -27,11 +28,11 @@ def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 
     return number_text(factor * (100 if percent else 1) * float(value), decimals) + " %" * percent
 
 
-def _ratio(row: Any) -> str:
+def _ratio(row: Mapping[str, Any]) -> str:
     """A ratio with the range of the repeats, or why there is none."""
-    if row.ratio is None or row.ratio != row.ratio:
-        return f"({row.failed})" if row.failed else DASH
-    return f"{row.ratio:.2f} [{row.low:.2f}, {row.high:.2f}]"
+    if row["ratio"] is None or row["ratio"] != row["ratio"]:
+        return f"({row['failed']})" if row.get("failed") else DASH
+    return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
 def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -56,9 +57,9 @@ def steps(result: Result) -> Table:
             "ours, tokens/s": _text(ours.tokens_per_s),
             "of matrix products": _text(ours.matmul_share, percent=True),
         }
-        others = steps[steps.family != "ours"].itertuples()
+        others = steps[steps.family != "ours"].to_dict("records")
         rows.append(
-            cells | {row.label.removeprefix("transformers "): _ratio(row) for row in others}
+            cells | {row["label"].removeprefix("transformers "): _ratio(row) for row in others}
         )
     values = result.values
     rates = ", ".join(f"{v:,.0f} {name}" for name, v in values["matmul"].items())
@@ -109,9 +110,8 @@ def ratios(result: Result) -> Drawing:
         group=lambda f: f.kernel.str.replace("linear_cross_entropy", "loss").str.replace("_", "\n"),
         series=lambda f: f.implementation.map({"reference": "formula", "torch": "torch's own"}),
     )
-    with style():
-        note = f"measured on {result.values['device']}, one thread; bars: range of the repeats"
-        figure, axes = panels(2, 2.9, footer(result, note), ratios=(1, 1.2))
+    note = f"measured on {result.values['device']}, one thread; bars: range of the repeats"
+    with style.canvas(result, 2, 2.9, note, ratios=(1, 1.2)) as (figure, axes):
         words = []
         for ax, frame, title in (
             (axes[0], made, "Training step: transformers"),
@@ -119,10 +119,10 @@ def ratios(result: Result) -> Drawing:
         ):
             words += _points(ax, frame.dropna(subset="ratio"))
             ax.set_title(title)
-            reference(ax, 1)
+            style.reference(ax, 1)
             ax.legend(loc="best")
         axes[0].set_ylabel("time, times ours")
-        return Drawing(figure, "Time over ours on the CPU: " + ", ".join(words))
+        return Drawing(figure, "Time over ours on the CPU", words)
 
 
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
@@ -130,17 +130,17 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words = []
     for j, name in enumerate(series):
-        points = frame[frame.series == name]
+        points = style.rows_where(frame, series=name)
         shift = 0.6 * ((j + 0.5) / len(series) - 0.5)
-        x = [groups.index(group) + shift for group in points.group]
-        ax.vlines(x, points.low, points.high, color=PALETTE[j], linewidth=1)
-        ax.plot(x, points.ratio, linestyle="", marker="o", color=PALETTE[j], label=name)
+        at = [groups.index(group) + shift for group in points.group]
+        shape = {"linestyle": "", "marker": "o", "label": name}
+        points = points.assign(at=at, value=points.ratio)
+        style.curve(ax, points, "at", PALETTE[j], bars=True, **shape)
         words += [
             f"{' '.join(group.split())}, {name} {ratio:.2f}"
             for group, ratio in zip(points.group, points.ratio, strict=True)
         ]
-    ax.set_xticks(range(len(groups)), groups)
-    ax.grid(axis="x", visible=False)
+    style.places(ax, groups)
     low, high = 0.8 * min(1, frame.low.min()), 1.25 * frame.high.max()
     ax.set(yscale="log", ylim=(low, high))
     ticks = [tick for tick in TICKS if low <= tick <= high]
@@ -172,9 +172,7 @@ def gpu_sizes(result: Result) -> Table:
             "by": row["implementation"] or DASH,
             "torch.compile, measured": _text(row["baseline"], factor=1e-3),
             "transformers, measured": _text(row["transformers"], factor=1e-3),
-            "ratio, measured": DASH
-            if row["ratio"] is None or row["ratio"] != row["ratio"]
-            else f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+            "ratio, measured": _ratio(row),
         }
         for row in result.tables["gpu_sizes"].to_dict("records")
     ]
@@ -191,15 +189,14 @@ def gpu_rates(result: Result) -> Drawing:
     frame = result.tables["gpu_sizes"]
     sizes, x = list(frame["size"]), range(len(frame))
     dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}
-    with style():
-        note = f"lines: predicted for one H100, not measured. {_measured(result)}"
-        figure, (speed, share, held) = panels(3, 3.0, footer(result, note))
+    note = f"lines: predicted for one H100, not measured. {_measured(result)}"
+    with style.canvas(result, 3, 3.0, note) as (figure, (speed, share, held)):
         speed.plot(x, frame.compiled, color=BASELINE, label="torch.compile, predicted", **dashed)
         speed.plot(x, frame.ours, color=OURS, label="ours, predicted", **dashed)
         share.plot(x, 100 * frame.mfu, color=OURS, **dashed)
-        look = {"color": INK, "linestyle": "", "marker": "x"}
-        speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **look)
-        share.plot(x, 100 * frame.paper_mfu.astype(float), **look)
+        cross = {"color": INK, "linestyle": "", "marker": "x"}
+        speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **cross)
+        share.plot(x, 100 * frame.paper_mfu.astype(float), **cross)
         held.bar(x, frame.state_gib, width=0.55, color="#c9d8e4", label="state, computed")
         for column, colour, label in (
             ("measured", OURS, "ours, measured"),
@@ -217,9 +214,8 @@ def gpu_rates(result: Result) -> Drawing:
         held.set(ylabel="GiB")
         figure.legend(loc="outside upper left", ncols=4)
         words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))
-        return Drawing(
-            figure, f"Predicted tokens per second of ours on an H100: {words}. {_measured(result)}"
-        )
+        text = f"Predicted tokens per second of ours on an H100: {words}. {_measured(result)}"
+        return Drawing(figure, text)
 
 
 def gpu_kernels(result: Result) -> Table:
@@ -229,14 +225,10 @@ def gpu_kernels(result: Result) -> Table:
     timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
     about = {p.kernel: p for p in PREDICTIONS}
     rows = []
-    for row in frame.rename(columns={"size": "model"}).itertuples():
-        measured = {}
-        if (row.model, row.kernel) in timed.index:
-            ours = timed.loc[(row.model, row.kernel)]
-            measured = {"of the ceiling": _text(ours.share, percent=True)}
+    for row in frame.itertuples():
         rows.append(
             {
-                "size": row.model,
+                "size": row.size,
                 "kernel": row.kernel,
                 "in one": about[row.kernel].fuses,
                 "what a compiler does not": about[row.kernel].cannot,
@@ -245,9 +237,11 @@ def gpu_kernels(result: Result) -> Table:
                 "ns saved, predicted": _text(row.saved_ns),
                 "% of the least step": _text(100 * row.share_of_step, 1),
                 "ns saved, measured": _text(row.measured_ns),
-                **measured,
             }
         )
+        if (row.size, row.kernel) in timed.index:
+            share = timed.loc[(row.size, row.kernel)].share
+            rows[-1]["of the ceiling"] = _text(share, percent=True)
     caption = (
         "Per token, all layers, forward and backward, against torch.compile of the same formula. "
         "Predicted, not measured: bytes at the attainable rate of an H100's copy. "
@@ -264,12 +258,8 @@ def attention(result: Result) -> Table:
             "taken now": row.taken,
             "estimated, forward / backward": f"{row.forward} / {row.backward}",
             "measured, taken": _text(row.taken_tflops),
-            "measured, fastest": f"{row.fastest} {_text(row.fastest_tflops)}"
-            if row.fastest
-            else DASH,
-            "fastest with repeatable bits": f"{row.repeatable} {_text(row.repeatable_tflops)}"
-            if row.repeatable
-            else DASH,
+            "measured, fastest": _rate(row.fastest, row.fastest_tflops),
+            "fastest with repeatable bits": _rate(row.repeatable, row.repeatable_tflops),
         }
         for row in result.tables["attention"].itertuples()
     ]
@@ -278,3 +268,7 @@ def attention(result: Result) -> Table:
         f"assume of the best library on an H100. {_measured(result)}"
     )
     return Table(_frame(rows), caption)
+
+
+def _rate(backend: str | None, tflops: float | None) -> str:
+    return f"{backend} {_text(tflops)}" if backend else DASH

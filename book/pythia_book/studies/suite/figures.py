@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pythia_book import style
 from pythia_book.records import number_text
-from pythia_book.style import (
-    INK,
-    MUTED,
-    Drawing,
-    Table,
-    footer,
-    panels,
-    size_colour,
-    size_legend,
-    style,
-)
+from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,22 +19,20 @@ READINGS = {
     ("deduplicated", "joint"): "deduplicated,\ncopies shuffled together",
     ("deduplicated", "separate"): "deduplicated,\none epoch after the other",
 }
-_SHADES = ("#c9c9c9", "#0072b2", "#e69f00", "#222222")
+TIMES = {"never": "#c9c9c9", "once": BLUE, "twice": "#e69f00", "more often": INK}
 
 
 def loss_curves(result: Result) -> Drawing:
     """Training loss against tokens read, one panel per text, one line per size."""
     losses = result.tables["losses"]
     sizes = result.params.size_list
-    with style():
-        figure, axes = panels(2, 2.9, footer(result), sharey=True)
+    with style.canvas(result, 2, 2.9, sharey=True) as (figure, axes):
         for ax, (arm, title) in zip(axes, ARM_TITLES.items(), strict=True):
-            for size in sizes:
-                curve = losses[(losses.arm == arm) & (losses["size"] == size)]
-                ax.plot(curve.tokens, curve.loss, color=size_colour(size), linewidth=1.1)
+            points = style.rows_where(losses.assign(value=losses.loss), arm=arm)
+            style.size_curves(ax, points, "tokens", sizes, marker="", linewidth=1.1)
             ax.set(xscale="log", title=title, xlabel="tokens read")
         axes[0].set_ylabel("training loss, nats per token")
-        size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
+        style.size_legend(axes[1], sizes, loc="upper right", ncols=2, title="parameters")
         last = losses.groupby(["size", "arm"]).loss.last()
         words = f"Training loss of {len(last)} models, falling to {last.min():.2f} nats per token"
         return Drawing(figure, words)
@@ -52,57 +41,50 @@ def loss_curves(result: Result) -> Drawing:
 def reading(result: Result) -> Drawing:
     """How often a token is read, and whether a stretch of training had been read before."""
     reads, rereads = result.tables["reads"], result.tables["rereads"]
-    kinds = [k for k in READINGS if ((reads.arm == k[0]) & (reads.policy == k[1])).any()]
-    with style():
-        figure, (bars, lines) = panels(2, 2.9, footer(result), ratios=(1.1, 1))
+    kinds = [k for k in READINGS if len(style.rows_where(reads, arm=k[0], policy=k[1]))]
+    with style.canvas(result, 2, 2.9, ratios=(1.1, 1)) as (figure, (bars, lines)):
         for i, (arm, policy) in enumerate(kinds):
-            shares = reads[(reads.arm == arm) & (reads.policy == policy)]
+            shares = style.rows_where(reads, arm=arm, policy=policy)
             for offset, column, alpha in ((0.18, "share", 1.0), (-0.18, "pile", 0.45)):
                 left = 0.0
-                for shade, value in zip(_SHADES, 100 * shares[column], strict=True):
+                for shade, value in zip(TIMES.values(), 100 * shares[column], strict=True):
                     at = len(kinds) - 1 - i + offset
                     bars.barh(at, value, 0.32, left=left, color=shade, alpha=alpha, linewidth=0)
                     if value > 6:
-                        dark = shade in ("#0072b2", "#222222") and alpha == 1
+                        dark = shade in (BLUE, INK) and alpha == 1
                         ink = "white" if dark else INK
                         bars.text(left + value / 2, at, f"{value:.0f}", color=ink,
                                   ha="center", va="center", fontsize=7)  # fmt: skip
                     left += value
-        names = [
-            "standard",
-            "deduplicated,\ncopies shuffled\ntogether",
-            "deduplicated,\nepoch after\nepoch",
-        ]
-        bars.set_yticks(range(len(kinds)), names[: len(kinds)][::-1])
+        names = [READINGS[kind] for kind in reversed(kinds)]
+        bars.set_yticks(range(len(kinds)), names, fontsize=7)
         bars.set_xlim(0, 100)
         bars.set_xlabel("% of the tokens of the text (pale: the Pile, by its size)")
         bars.grid(axis="y", visible=False)
-        from matplotlib.patches import Patch
-
-        handles = [
-            Patch(color=shade, label=label)
-            for shade, label in zip(_SHADES, ("never", "once", "twice", "more often"), strict=True)
-        ]
-        figure.legend(handles=handles, loc="outside upper left", ncols=4, handlelength=1.2)
+        blocks = {
+            times: {"color": shade, "linewidth": 6, "solid_capstyle": "butt"}
+            for times, shade in TIMES.items()
+        }
+        style.legend(figure, blocks, handlelength=1.2)
         dashes = {"joint": "-", "separate": (0, (4, 1.5))}
-        colours = {"standard": MUTED, "deduplicated": "#d55e00"}
+        colours = {"standard": MUTED, "deduplicated": ORANGE}
         for arm, policy in kinds:
-            curve = rereads[(rereads.arm == arm) & (rereads.policy == policy)]
-            lines.plot(curve.percent, 100 * curve.share, color=colours[arm],
-                       linestyle=dashes[policy])  # fmt: skip
-        lines.set_xlim(0, 100)
-        lines.set_ylim(-3, 103)
-        lines.set(xlabel="% of training", ylabel="% of a stretch read before")
-        places = {("standard", "joint"): (3, 4, "left"), ("deduplicated", "joint"): (2, 48, "left"),
-                  ("deduplicated", "separate"): (67, 92, "right")}  # fmt: skip
+            points = style.rows_where(rereads, arm=arm, policy=policy)
+            points = points.assign(value=points.share)
+            style.curve(lines, points, "percent", colours[arm], 100, linestyle=dashes[policy])
+        lines.set(xlim=(0, 100), xlabel="% of training")
+        lines.set(ylim=(-3, 103), ylabel="% of a stretch read before")
+        corners = {
+            ("standard", "joint"): (22, 4, "left"),
+            ("deduplicated", "joint"): (2, 48, "left"),
+            ("deduplicated", "separate"): (66, 78, "right"),
+        }
         for kind in kinds:
-            x, y, side = places[kind]
+            x, y, side = corners[kind]
             lines.text(x, y, READINGS[kind], color=colours[kind[0]], ha=side, fontsize=7)
-        joint = reads[(reads.arm == "deduplicated") & (reads.policy == "joint")]
-        words = "Tokens of the deduplicated text read 0, 1 and 2 times: " + ", ".join(
-            f"{100 * share:.1f} %" for share in joint.share[:3]
-        )
-        return Drawing(figure, words)
+        joint = style.rows_where(reads, arm="deduplicated", policy="joint")
+        numbers = (f"{100 * share:.1f} %" for share in joint.share[:3])
+        return Drawing(figure, "Tokens of the deduplicated text read 0, 1 and 2 times", numbers)
 
 
 def models_table(result: Result) -> Table:

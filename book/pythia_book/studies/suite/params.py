@@ -22,7 +22,7 @@ class Params(StudyParams):
     resume_steps: int = 24
     """Updates of the run that is interrupted in the middle and compared."""
 
-    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "resume_steps": (2, 10_000)}
+    WHOLE: ClassVar = {"resume_steps": (2, 10_000)}
 
 
 def runs(params: Params) -> list[RunConfig]:

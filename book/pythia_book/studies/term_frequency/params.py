@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from pythia_book.corpora.pocket_pile import wheels_needed
-from pythia_book.study import MeasuringCost, StudyParams, kept_at
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, shot_counts
 from pythia_core.config import DOMAINS_OF, RunConfig
-from pythia_core.errors import ConfigError, one_of, raise_all
+from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 from pythia_core.training.retention import Keep
 
@@ -32,21 +31,16 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
 
-    WHOLE: ClassVar = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000)}
-
     def check(self) -> None:
-        problems = [] if self.arm in DATA_ARMS else [one_of(self.arm, DATA_ARMS, "arm")]
-        raise_all(ConfigError, problems, "arm")
+        if self.arm not in DATA_ARMS:
+            raise ConfigError(one_of(self.arm, DATA_ARMS, "arm"))
         _ = self.shot_list
 
     @property
     def shot_list(self) -> tuple[int, ...]:
         """Numbers of examples, ascending; 0 is always among them."""
         text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
-        words = [word.strip() for word in text.split(",") if word.strip()]
-        if not words or not all(word.isdecimal() and int(word) <= 64 for word in words):
-            raise ConfigError(f'shots={self.shots!r}: give numbers in 0..64, e.g. "0,4"')
-        return tuple(sorted({0, *map(int, words)}))
+        return tuple(sorted({0, *shot_counts(text, 64)}))
 
 
 def runs(params: Params) -> list[RunConfig]:
