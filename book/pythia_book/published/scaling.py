@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.tables import MODELS, TASKS, TOKENS_PER_STEP
-from pythia_book.stats import NOT_TESTABLE, directional_verdict, small_cost_verdict
+from pythia_book.stats import NOT_TESTABLE, directional_verdict, noninferiority_verdict
 from pythia_core.suite import OFFICIAL_SIZES, size_named
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ class _Findings:
             return NOT_RELEASED, NOT_TESTABLE
         value, low, high = _average(pairs)
         parts.append(f"mean {_text((value, low, high))}")
-        return ", ".join(parts), small_cost_verdict(-high, -low, MARGINAL)
+        return ", ".join(parts), noninferiority_verdict(-high, -low, MARGINAL)
 
     def bloom(self) -> tuple[str, str]:
         parts, worse = [], []

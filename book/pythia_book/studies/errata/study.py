@@ -19,8 +19,8 @@ from pythia_book.stats import (
     NOT_TESTABLE,
     Estimate,
     as_premise,
-    close_verdict,
     difference,
+    equivalence_verdict,
     estimate,
     wilson,
 )
@@ -240,7 +240,7 @@ def claims_table(
         }
         if name in loss.index and arm in losses:
             value, low, high = loss.loc[name, INTERVAL].astype(float)
-            verdict = as_premise(close_verdict(low, high, 0, losses[arm] * MARGIN / 100))
+            verdict = as_premise(equivalence_verdict(low, high, 0, losses[arm] * MARGIN / 100))
             claim |= {"ours": value, "low": low, "high": high, "verdict": verdict}
         rows.append(claim)
     return rows
