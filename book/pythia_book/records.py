@@ -71,9 +71,7 @@ def _plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise ConfigError(
-        f"a record holds only numbers and text, got {type(value).__name__}: {value!r}"
-    )
+    raise ConfigError(f"a record has only numbers and text, got {type(value).__name__}: {value!r}")
 
 
 def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
@@ -232,9 +230,7 @@ def read_record(path: Path) -> dict[str, Any]:
         reason = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "no JSON object"
         raise DataError(f"{path} is not a record: {reason}; run the study again")
     if record["schema"] != SCHEMA:
-        raise DataError(
-            f"{path} has schema {record['schema']}, but this version reads schema {SCHEMA}"
-        )
+        raise DataError(f"{path} has schema {record['schema']}; this version reads schema {SCHEMA}")
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
 
@@ -280,8 +276,10 @@ def value_text(value: Any) -> str:
     return interval_text(*(value.get(k) for k in ("value", "low", "high")))
 
 
-def interval_text(middle: Any, low: Any, high: Any) -> str:
-    """A value with its interval, as "0.70 [0.68, 0.72]": two significant digits of the width."""
+def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
+    """A value with its interval: "0.70 [0.68, 0.72]"; with `spec` ".2f": "+0.70 [0.68, 0.72]"."""
+    if spec:
+        return f"{middle:+{spec}} [{low:{spec}}, {high:{spec}}]"
     decimals = None
     if isinstance(low, (int, float)) and isinstance(high, (int, float)) and high > low:
         decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))

@@ -161,8 +161,8 @@ def record_run(study: str, scale: str) -> Path:
     return target
 
 
-def committed_records(root: Path) -> list[dict[str, Any]]:
-    """All committed records, sorted by study, then scale."""
+def all_records(root: Path) -> list[dict[str, Any]]:
+    """All records under book/recorded, sorted by study, then scale."""
     return [
         read_record(path) for path in sorted((root / "book" / "recorded").glob("*/*/record.json"))
     ]
@@ -212,5 +212,5 @@ def costs_table(records: list[dict[str, Any]]) -> str:
 def refresh_readme() -> Path:
     """Write the costs of the recorded runs into the README's block `costs`."""
     path = project_root() / "README.md"
-    fill_block(path, "costs", costs_table(committed_records(project_root())))
+    fill_block(path, "costs", costs_table(all_records(project_root())))
     return path

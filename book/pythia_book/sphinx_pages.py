@@ -334,7 +334,7 @@ class Costs(SphinxDirective):
     """The cost of each recorded run."""
 
     def run(self) -> list[nodes.Node]:
-        committed = site_runs.committed_records(ROOT)
+        committed = site_runs.all_records(ROOT)
         if not committed:
             return [nodes.paragraph("", "No run has been recorded yet.")]
         header = [name[:1].upper() + name[1:] for name in site_runs.COSTS]

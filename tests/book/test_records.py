@@ -156,7 +156,7 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys claim, paper"),
         ({"tables": {"../x": pd.DataFrame()}}, "table name '../x'"),
         ({"values": {"a b": 1}}, "value name 'a b'"),
-        ({"values": {"a": object()}}, "a record holds only numbers and text, got object"),
+        ({"values": {"a": object()}}, "a record has only numbers and text, got object"),
     ],
 )
 def test_what_a_record_cannot_hold_is_refused(project: Path, changes: dict, message: str) -> None:
@@ -182,7 +182,7 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
 def test_a_record_of_another_schema_is_refused(project: Path) -> None:
     path = write(project)
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 99, but this version reads schema 1"):
+    with pytest.raises(DataError, match="schema 99; this version reads schema 1"):
         records.read_record(path)
 
 
@@ -438,7 +438,7 @@ def test_recording_refuses_tables_of_another_run(project: Path) -> None:
     folder = write(project).parent
     finish(project)
     (folder / "levels.csv").write_text("size,value\n7k,9\n")
-    with pytest.raises(DataError, match=r"levels\.csv is not the table"):
+    with pytest.raises(DataError, match=r"levels\.csv does not match the hash"):
         site_runs.record_run("tiny", "laptop")
 
 

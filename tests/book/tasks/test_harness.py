@@ -242,8 +242,12 @@ def test_templates_are_filled_in_a_sandbox(
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (ConnectionError("Couldn't reach 'a/set'"), FetchError, "`evaluate`, whose tasks come"),
-        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists the tasks"),
+        (
+            ConnectionError("Couldn't reach 'a/set'"),
+            FetchError,
+            "`evaluate`, which has its own items",
+        ),
+        (ValueError("Tasks not found: x"), DataError, "`lm_eval ls tasks` lists all tasks"),
         (ValueError("another thing"), ValueError, "another thing"),
     ],
 )

@@ -121,7 +121,7 @@ def test_steps(run: Run) -> None:
     for text in ("", "late", "-1", "2.0", "²"):
         with pytest.raises(ConfigError, match="expected all"):
             steps_of(run, text)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; it has 7, .*\[3, 4, 5, 6"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; of its 7, .*\[3, 4, 5, 6"):
         steps_of(run, "9")
 
 
