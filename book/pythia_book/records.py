@@ -303,7 +303,7 @@ def device_text(record: dict[str, Any]) -> str:
 
 
 def outlook(study: str, scale: str) -> str:
-    """A line for the start of a run: what it does, and how long it took the recorded run."""
+    """Message at the start of a run: its work, and roughly its time, from the recorded run."""
     text = f"== Running {study} at scale {scale}: fetching, training and measuring what is missing"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)

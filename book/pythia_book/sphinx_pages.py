@@ -51,7 +51,7 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Use our MathJax, and the contents of the checkout: the stub in book/ is for jupyter-book."""
+    """Use our MathJax and the checkout's contents (the stub in book/ only starts jupyter-book)."""
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 

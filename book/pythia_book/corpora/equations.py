@@ -63,7 +63,7 @@ def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, in
     """(chosen, other) for each pair of numbers of adjacent frequency rank, most frequent first.
 
     `coin` is "boost" or "placebo". The placebo agrees with the boost in one of every two pairs, by
-    a coin of its own, so that it is balanced with respect to the boost.
+    a coin of its own, so it is balanced with respect to the boost.
     """
     ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
     couples = list(zip(ranked[::2], ranked[1::2], strict=True))

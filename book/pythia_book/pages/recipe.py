@@ -360,8 +360,8 @@ def _packing(ax: Axes, config: ModelConfig) -> None:
     wide = 3 * each / config.n_heads
     for head in range(config.n_heads):
         face = "#c9d9ea" if head == 0 else "white"
-        place = (x + head * wide, 4.22)
-        ax.add_patch(Rectangle(place, wide, high, facecolor=face, edgecolor=MUTED, linewidth=0.7))
+        corner = (x + head * wide, 4.22)
+        ax.add_patch(Rectangle(corner, wide, high, facecolor=face, edgecolor=MUTED, linewidth=0.7))
         if config.n_heads <= 16:
             ax.text(x + (head + 0.5) * wide, 4.22 + high / 2, f"{head + 1}", ha="center",
                     va="center", fontsize=6.5)  # fmt: skip
@@ -383,8 +383,8 @@ def _packing(ax: Axes, config: ModelConfig) -> None:
     ax.plot([x, WIDTH - 0.2], [1.72, 1.72], color=GRID, linewidth=0.8)
     words = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
     for i, (kind, word) in enumerate(words):
-        at = 2.85 - 0.24 * i
-        ax.add_patch(Rectangle((x, at), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,
+        bottom = 2.85 - 0.24 * i
+        ax.add_patch(Rectangle((x, bottom), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,
                                linewidth=0.7))  # fmt: skip
-        ax.text(x + 0.3, at + 0.07, word, fontsize=7, va="center")
+        ax.text(x + 0.3, bottom + 0.07, word, fontsize=7, va="center")
     ax.text(x, 2.1, "T: positions of a row", fontsize=7, va="center", color=MUTED)

@@ -39,7 +39,7 @@ from pythia_core.evaluation.generate import Sampling, generate_texts
 
 
 def lm_eval_package() -> Any:
-    """The harness.
+    """Import the harness.
 
     Raises:
         MissingDependencyError: it is not installed.
