@@ -5,8 +5,13 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from pythia_core.errors import ConfigError, MissingDependencyError
+
+COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
+STEP: dict[str, Any] = {"type": int, "metavar": "K"}
+"""Settings of options that are a number of things or a step."""
 
 
 def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:

@@ -12,6 +12,7 @@ import io
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pythia_book.commands import COUNT, STEP
 from pythia_core.commands import AddCommand
 from pythia_core.config import PRECISIONS, SWAPS, ModelConfig
 from pythia_core.errors import ConfigError, DataError
@@ -32,10 +33,9 @@ def add(command: AddCommand) -> None:
         help="a run (folder or id), the folder of a published model, one with a subfolder stepN "
         "per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
     )
-    text = "revision of a published model, e.g. step133000"
-    p.add_argument("--revision", default="", help=text)
-    p.add_argument("--step", type=int, help="step to start from (default: the revision's)")
-    p.add_argument("--steps", type=int, required=True, metavar="N", help="number of updates")
+    p.add_argument("--revision", default="", help="revision of a published model, e.g. step133000")
+    p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
+    p.add_argument("--steps", **COUNT, required=True, help="number of updates")
     p.add_argument("--swap", choices=SWAPS, help="also train a second arm with pronouns swapped")
     p.add_argument(
         "--data",
@@ -43,9 +43,7 @@ def add(command: AddCommand) -> None:
         "anything else that `inspect --data` takes (default: the run's own)",
     )
     p.add_argument("--tokenizer", help="neox-20b or a tokenizer.json (default: the model's)")
-    p.add_argument(
-        "--seq-len", type=int, default=2048, metavar="N", help="tokens per row (default: 2048)"
-    )
+    p.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
     p.add_argument(
         "--state",
         default="auto",
@@ -58,14 +56,13 @@ def add(command: AddCommand) -> None:
         help="learning-rate re-warming when there is no optimizer state (default: linear)",
     )
     text = "number of re-warming updates (linear only; default: 1 %% of --steps)"
-    p.add_argument("--rewarm-updates", type=int, default=0, metavar="N", help=text)
+    p.add_argument("--rewarm-updates", **COUNT, default=0, help=text)
     trained = p.add_argument_group("training settings (default: Pythia's, or those of the run)")
     text = "number of updates of the whole schedule"
-    trained.add_argument("--schedule-steps", type=int, metavar="N", help=text)
-    trained.add_argument("--batch-size", type=int, metavar="N", help="rows per update")
+    trained.add_argument("--schedule-steps", **COUNT, help=text)
+    trained.add_argument("--batch-size", **COUNT, help="rows per update")
     trained.add_argument("--lr", type=float, help="peak learning rate")
-    text = "rows per forward/backward pass"
-    trained.add_argument("--micro-batch", type=int, metavar="N", help=text)
+    trained.add_argument("--micro-batch", **COUNT, help="rows per forward/backward pass")
     trained.add_argument("--precision", choices=PRECISIONS, help="training precision")
     p.add_argument("--plan", action="store_true", help="print requirements and costs, then exit")
     text = "start without confirmation even if it is long or downloads a lot"

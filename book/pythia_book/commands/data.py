@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pythia_book.commands import file_to_write
+from pythia_book.commands import COUNT, STEP, file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import ConfigError
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def add(command: AddCommand) -> None:
     p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
     p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
-    p.add_argument("--step", type=int, required=True, help="the update from STEP to STEP + 1")
-    p.add_argument("--rows", type=int, default=4, help="number of rows to print (default: 4)")
+    p.add_argument("--step", **STEP, required=True, help="the update from K to K + 1")
+    p.add_argument("--rows", **COUNT, default=4, help="number of rows to print (default: 4)")
     p.add_argument("--ids", action="store_true", help="print token ids, not text (--data only)")
     _data_arguments(p)
 
@@ -34,9 +34,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="run (not with --data) and text")
     p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
-    p.add_argument("--from-step", type=int, default=0, help="first update (default: 0)")
-    p.add_argument("--to-step", type=int, help="last update (exclusive; default: the end)")
-    p.add_argument("--limit", type=int, default=20, help="occurrences to print (default: 20)")
+    p.add_argument("--from-step", **STEP, default=0, help="first update (default: 0)")
+    p.add_argument("--to-step", **STEP, help="last update (exclusive; default: the end)")
+    p.add_argument("--limit", **COUNT, default=20, help="occurrences to print (default: 20)")
     _data_arguments(p)
 
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
@@ -58,17 +58,15 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
     data.add_argument(
         "--tokenizer", default="neox-20b", help="neox-20b or a tokenizer.json (default: neox-20b)"
     )
-    data.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default: 2048)")
-    data.add_argument(
-        "--batch-size", type=int, default=1024, help="rows per update (default: 1024)"
-    )
+    data.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
+    data.add_argument("--batch-size", **COUNT, default=1024, help="rows per update (default: 1024)")
     data.add_argument(
         "--dtype", default="<u2", choices=("<u2", "<i4"), help="token type if there is no .idx"
     )
     data.add_argument("--seed", type=int, default=1234, help="seed of the data order (PREFIX only)")
-    data.add_argument("--epochs", type=int, help="passes over the data (PREFIX only; default: 1)")
+    data.add_argument("--epochs", **COUNT, help="passes over the data (PREFIX only; default: 1)")
     text = "number of updates (PREFIX only, instead of --epochs; Pythia: 143000)"
-    data.add_argument("--steps", type=int, help=text)
+    data.add_argument("--steps", **COUNT, help=text)
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:

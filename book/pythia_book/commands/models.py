@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pythia_book.commands import file_to_write
+from pythia_book.commands import COUNT, STEP, file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 
@@ -18,7 +18,7 @@ def add(command: AddCommand) -> None:
     text = "target format (default: the other format)"
     p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
     p.add_argument("--revision", default="main", help="revision of a repository, e.g. step3000")
-    p.add_argument("--step", type=int, help="step of a run (default: the last)")
+    p.add_argument("--step", **STEP, help="step of a run (default: the last)")
     dtypes = ("fp32", "fp16", "bf16")
     p.add_argument("--dtype", default="", choices=dtypes, help="default: unchanged")
     p.add_argument("--size", default="", help="size of native GPT-NeoX files, e.g. 70m")
@@ -32,10 +32,8 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "--steps", default="last", help="all, or a list such as 0,512,last (default: last)"
     )
-    text = "few-shot examples (default: the task's)"
-    p.add_argument("--shots", type=int, metavar="N", help=text)
-    text = "items per task, a fixed sample (default: all)"
-    p.add_argument("--limit", type=int, metavar="N", help=text)
+    p.add_argument("--shots", **COUNT, help="few-shot examples (default: the task's)")
+    p.add_argument("--limit", **COUNT, help="items per task, a fixed sample (default: all)")
     p.add_argument("--items", metavar="FOLDER", help="read items from FOLDER/TASK.jsonl")
     p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
 
@@ -49,9 +47,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("model", metavar="MODEL", help=MODEL)
     text = "text to continue; repeatable"
     p.add_argument("--prompt", action="append", required=True, metavar="TEXT", help=text)
-    p.add_argument("--step", type=int, help="step of the checkpoint (default: the last)")
+    p.add_argument("--step", **STEP, help="step of the checkpoint (default: the last)")
     text = "maximum number of new tokens (default: 32)"
-    p.add_argument("--tokens", type=int, default=32, metavar="N", help=text)
+    p.add_argument("--tokens", **COUNT, default=32, help=text)
     p.add_argument(
         "--until", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
     )
