@@ -103,7 +103,7 @@ def test_tokens_and_nothing_found(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "--step", "1"], "give a RUN, or --data"),
+        (["inspect", "--step", "1"], "give either a RUN, or --data"),
         (["inspect", "x", "--data", "y", "--step", "1"], "give either a RUN, or --data"),
         (["inspect", "--data", "pile-stndard", "--step", "1"], "Did you mean 'pile-standard'"),
         (["find", "x"], "give a RUN and a TEXT"),

@@ -81,7 +81,7 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path.name!r} has a member outside its folder, {name!r}; do not trust it")
+        raise DataError(f"{path.name!r} has a member outside itself, {name!r}; do not trust it")
     if count >= MAX_MEMBERS or total > MAX_TOTAL:
         raise DataError(
             f"{path.name!r} has more than {MAX_MEMBERS:,} files or {MAX_TOTAL:,} bytes; "
