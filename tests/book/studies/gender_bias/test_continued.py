@@ -119,7 +119,7 @@ def test_what_is_long_asks_first(capsys: pytest.CaptureFixture) -> None:
     hub = ["continue", "EleutherAI/pythia-70m-deduped", "--revision", "step133000", "--steps"]
     assert main([*hub, "10000", "--swap", SWAP, "--data", "pile-deduped"]) == 1
     said = capsys.readouterr()
-    assert "Add --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
+    assert "Pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
     assert main([*hub, "10000"]) == 1
     assert "name it with --data" in capsys.readouterr().err
 
