@@ -254,11 +254,11 @@ def frequencies() -> Drawing:
         ax.set_xticks(range(len(dims)), [f"{d} dims" for d in dims])
         ax.set_xlim(-0.4, len(dims) - 0.3)
         ax.grid(axis="x", visible=False)
-        ax.set_ylabel("tokens per full rotation")
+        ax.set_ylabel("tokens for one full turn")
     low, high = wavelengths(SHOWN)[[0, -1]]
     return Drawing(
         figure,
-        "Tokens per full rotation of each pair, on a logarithmic scale, for five head "
+        "Tokens in which each pair makes one full turn, on a logarithmic scale, for five head "
         f"dims: evenly spaced dots, for {SHOWN} dims from {low:.1f} to {high:,.0f}, some of them "
         f"above the context of {context:,}.",
     )
