@@ -110,7 +110,7 @@ def test_notebooks_are_sources(path: Path) -> None:
 
 
 def test_recorded_runs_belong_to_their_notebooks() -> None:
-    for record in site_runs.recorded(ROOT):
+    for record in site_runs.all_records(ROOT):
         folder = ROOT / "book" / "recorded" / record["study"] / record["scale"]
         executed = notebooks.read_notebook(folder / "notebook.ipynb")
         source = notebooks.read_notebook(ROOT / "notebooks" / f"{record['study']}.ipynb")
@@ -127,7 +127,7 @@ def test_the_readme_has_its_blocks_and_names_real_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for block in ("costs", "bench"):
         assert f"<!-- {block} -->\n" in text and f"<!-- /{block} -->" in text
-    assert site_runs.costs_table(site_runs.recorded(ROOT)) in text, "run site_runs.refresh_readme()"
+    assert site_runs.costs_table(site_runs.all_records(ROOT)) in text, "run refresh_readme()"
     for link in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / link).is_file(), f"README links to {link}"
 

@@ -1,8 +1,8 @@
-"""What a scale will cost on one GPU, predicted before anything runs: tokens, FLOP, seconds, bytes.
+"""Predicts what a scale costs on one GPU: tokens, FLOP, seconds and bytes.
 
 The time per training step comes from pythia_book.bench.cost_model, under torch.compile. Its rates
-are estimates, so every number here is a prediction; `python -m pythia_core gpu-check` measures them
-on a card.
+are estimates, so every number here is a prediction; `python -m pythia_core gpu-check` measures the
+rates on a GPU.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps
 if TYPE_CHECKING:
     import pandas as pd
 
-DISK = 1.0e9
-"""Bytes/s at which checkpoints are hashed and written; a guess, the least certain number here."""
-MEASURING_SLOWER = 3.0
-"""Time of a forward pass in TF32 and small batches, over its share of a bf16 training step."""
+WRITE_RATE = 1.0e9
+"""Bytes/s of hashing and writing checkpoints; a guess, the least certain number here."""
+MEASURING_SLOWDOWN = 3.0
+"""Time of a forward pass in TF32 and small batches, relative to that in a bf16 training step."""
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
-    """The runs of a study as a GPU trains them: in bf16."""
+    """The runs of a study as trained on a GPU: in bf16."""
     runs = runs_of(study, scale)
     return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
 
 
 def measuring_seconds(study: str, config: RunConfig) -> float:
-    """Roughly predicted seconds that a study takes to measure a run."""
+    """Roughly predicted seconds to measure a run for a study."""
     cost, seq_len = declared(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
     share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3
-    return MEASURING_SLOWER * share * tokens
+    return MEASURING_SLOWDOWN * share * tokens
 
 
 def run_tokens(config: RunConfig) -> int:
-    """Tokens read in training a run."""
+    """Tokens that a run is trained on."""
     return len(config.updates) * config.train.batch_size * config.data.seq_len
 
 
 def run_seconds(config: RunConfig) -> float:
-    """Predicted seconds of training a run alone on an H100, without writing checkpoints."""
+    """Predicted seconds to train a run alone on an H100, without writing checkpoints."""
     tokens = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len) * run_tokens(config)
     return tokens + optimizer_seconds(config.model) * len(config.updates)
 
 
 def written_steps(config: RunConfig) -> list[int]:
-    """Steps whose weights a run writes."""
+    """Steps at which a run writes its weights."""
     return [s for s in checkpoint_steps(config.train.steps) if s >= config.updates.start]
 
 
@@ -66,16 +66,16 @@ def written_bytes(config: RunConfig) -> float:
 
 
 def kept_bytes(scale: str, config: RunConfig) -> float:
-    """Bytes that a run leaves on the disk: weights and optimizer states."""
-    kept = keep(scale, config) if is_large(config) else None
-    weights = sum(kept is None or step in kept.weights for step in written_steps(config))
-    states = len(PAPER_FORKS) + 1 if kept is None else len(kept.states)
+    """Bytes of weights and optimizer states that a run leaves on disk."""
+    retained = keep(scale, config) if is_large(config) else None
+    weights = sum(retained is None or s in retained.weights for s in written_steps(config))
+    states = len(PAPER_FORKS) + 1 if retained is None else len(retained.states)
     return weights * checkpoint_bytes(config) + states * saved_state_bytes(config)
 
 
 def sizes_table(scale: str) -> pd.DataFrame:
-    """One row per size of the suite: size, parameters, non_embedding; of one run tokens, flop and
-    tokens_per_s; of its two runs seconds, written_gb and kept_gb."""
+    """One row per size of the suite: size, parameters, non_embedding; for one run tokens, flop and
+    tokens_per_s; for its two runs together seconds, written_gb and kept_gb."""
     import pandas as pd
 
     suite = gpu_runs("suite", scale)
@@ -100,8 +100,8 @@ def sizes_table(scale: str) -> pd.DataFrame:
 
 
 def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """One row per study, in order: study, runs (that no earlier study has trained), tokens,
-    training_s, writing_s, measuring_s, kept_gb; with one run at a time."""
+    """One row per study, in order: study, runs (that no earlier study trains), tokens, training_s,
+    writing_s, measuring_s, kept_gb; for one run at a time."""
     import pandas as pd
 
     seen: set[RunConfig] = set()
@@ -116,7 +116,7 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
                 "runs": len(new),
                 "tokens": sum(map(run_tokens, new)),
                 "training_s": sum(run_seconds(run) for run in new),
-                "writing_s": sum(map(written_bytes, new)) / DISK,
+                "writing_s": sum(map(written_bytes, new)) / WRITE_RATE,
                 "measuring_s": sum(measuring_seconds(study, run) for run in runs),
                 "kept_gb": sum(kept_bytes(scale, run) for run in new) / 1e9,
             }
@@ -125,10 +125,10 @@ def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
 
 
 def report(scale: str) -> str:
-    """Both tables and their sums, as text.
+    """Both tables and their totals, as text.
 
     Raises:
-        ConfigError: no estimate for the head dimension of the scale's models.
+        ConfigError: the cost model has no estimate for a head dimension of the scale.
     """
     sizes, studies = sizes_table(scale), studies_table(scale)
     times = studies[["training_s", "writing_s", "measuring_s"]].sum()

@@ -1,13 +1,13 @@
-"""One archive with everything that a machine without a network needs to run a scale's studies.
+"""Packs an archive with everything that a machine without a network needs to run studies.
 
-It holds this project, the prepared tokens (encoding the text takes minutes, cutting it into rows
-seconds), the wheels that the studies read, the released numbers if they are here, the sha256 of
-every file, and `run.sh` (bundle_run.sh), which checks the hashes, runs every study and leaves what
-is worth taking home in `records/`. The archive is a pure function of its files: sorted by name,
-without times or owners.
+It contains this project, the prepared tokens (encoding the text takes minutes, cutting it into rows
+seconds), the wheels that the studies read, the released numbers if they are available, the sha256
+of every file, and `run.sh` (bundle_run.sh), which checks the hashes, runs every study and writes
+the results to `records/`. The archive depends only on its files: sorted by name, without times or
+owners.
 
-Corpora of the user's own files are not packed; scales use the built-in ones. The archive is for
-carrying, not for publishing: wheels and released numbers have licences of their own.
+Corpora of the user's own files are not packed; scales use the built-in ones. Do not publish the
+archive: wheels and released numbers have licences of their own.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from pythia_core.util.files import atomic_file, file_sha256, require_checkout
 from pythia_core.util.progress import bar as progress_bar
 
 TOP = "pythia-bundle"
-"""The one folder in the archive."""
+"""The top folder of the archive."""
 PROJECT = ("pythia_core", "book", "notebooks", "tests", "pyproject.toml", "_config.yml", "_toc.yml",
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
-"""Files and folders of the project that are packed, as they are now."""
+"""Packed files and folders of the project."""
 DICTIONARY = 1 << 29
-"""Bytes that xz looks back: the tokens of a deduplicated text repeat those of the whole one."""
+"""Bytes in the window of xz: the tokens of the deduplicated text repeat those of the full text."""
 
 Part = Path | bytes
-"""A file of the archive: its path here, or its content."""
+"""A file to pack: its path, or its content."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class Bundle:
 def make_bundle(
     out: Path, scale: str, studies: Sequence[str] = STUDIES, progress: bool = True
 ) -> Bundle:
-    """Prepare everything here and pack it; `out` appears whole or not at all.
+    """Prepare the data and pack the archive `out`, atomically.
 
     Args:
         out: *.tar, or *.tar.xz, which is smaller but takes minutes.
-        studies: those that will be run there.
+        studies: the studies to run there.
 
     Raises:
         ConfigError: unknown scale or study, a scale of released models, another suffix, or no
-            checkout to pack; with every reason, before anything is fetched.
+            checkout to pack; lists every problem before anything is fetched.
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -93,8 +93,8 @@ def make_bundle(
         parts |= _bench_text(progress)
     parts |= _published()
     script = (Path(__file__).parent / "bundle_run.sh").read_text("utf-8")
-    for mark, text in (("COMMIT", _commit()), ("SCALE", scale), ("STUDIES", " ".join(studies))):
-        script = script.replace(f"@{mark}@", text)
+    for name, text in (("COMMIT", _commit()), ("SCALE", scale), ("STUDIES", " ".join(studies))):
+        script = script.replace(f"@{name}@", text)
     parts["run.sh"] = script.encode()
     manifest = {
         "scale": scale,
@@ -115,7 +115,7 @@ def make_bundle(
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """The project's files by their name in the archive, without caches and copied notebooks."""
+    """Name in the archive -> file of the project, without caches and copied notebooks."""
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
@@ -126,7 +126,7 @@ def project_files(root: Path) -> dict[str, Part]:
 
 
 def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part]:
-    """Prepared tokens and pinned wheels, under their names in the cache."""
+    """Prepared tokens and pinned wheels, named as in the cache."""
     parts: dict[str, Part] = {}
     for data in needed_data(scale, studies):
         folder = prepare_tokens(data, progress)
@@ -138,7 +138,7 @@ def _cache(scale: str, studies: Sequence[str], progress: bool) -> dict[str, Part
 
 
 def _bench_text(progress: bool) -> dict[str, Part]:
-    """The text of `bench train` on a GPU; nothing if the 20B tokenizer is not available."""
+    """The text for `bench train` on a GPU; empty if the 20B tokenizer is not available."""
     from pythia_book.bench.train import text_file, text_tokens
 
     try:
@@ -150,14 +150,14 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """The data whose tokens the studies read; different orders of the same tokens count once."""
+    """The data that the studies read, once for all orders of the same tokens."""
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())
 
 
 def _published() -> dict[str, Part]:
-    """The files of PYTHIA_PUBLISHED_DIR, if it is set.
+    """The files of PYTHIA_PUBLISHED_DIR, if set.
 
     Raises:
         DataError: it is not a folder.
@@ -172,7 +172,7 @@ def _published() -> dict[str, Part]:
 
 
 def _commit() -> str:
-    """The commit of this checkout as bundle_run.sh passes it to records; empty without git."""
+    """The commit of this checkout, as bundle_run.sh passes it to records; empty without git."""
     state = commit()
     return f"{state['id']}{'-modified' if state['dirty'] else ''}" if state["id"] else ""
 

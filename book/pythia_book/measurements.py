@@ -1,11 +1,11 @@
-"""Measurements of checkpoints: each made once, kept with its run, many made in parallel.
+"""Measurements of checkpoints: cached with the run, computed in parallel.
 
 A measurement is a picklable object with a name, a digest of everything except the weights that
-determines its result, and a call (model, step) -> arrays. Kept results are checked against their
+determines its result, and a call (model, step) -> arrays. Cached results are checked against their
 own hash, and measured again if they are damaged. A checkpoint that cannot be loaded becomes a gap
 in the tables; it does not end the study.
 
-`LanguageMeasurement`, on held-out text, is the one that most studies share.
+`LanguageMeasurement`, on held-out text, is shared by most studies.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
 Arrays = dict[str, np.ndarray]
-Place = tuple[str, int]
+CheckpointKey = tuple[str, int]
 """(run id, step)."""
 
 
 class Measurement(Protocol):
-    """Something to measure on a checkpoint; it is pickled for the worker processes."""
+    """What is measured on a checkpoint; pickled for the worker processes."""
 
     name: str
-    """a-z and _: the names of kept files begin with it."""
+    """a-z and _; begins the names of the cached files."""
     digest: str
-    """Stable hash of items, settings and method: everything but the weights and the step."""
+    """Stable hash of items, settings and method, without the weights and the step."""
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
 
@@ -62,38 +62,38 @@ class Gap:
 
 
 def measure_all(
-    cells: Sequence[tuple[Run, int]], measurement: Measurement, progress: bool = True
-) -> tuple[dict[Place, Arrays], list[Gap]]:
-    """One measurement of many checkpoints, as many at a time as there are cores.
+    checkpoints: Sequence[tuple[Run, int]], measurement: Measurement, progress: bool = True
+) -> tuple[dict[CheckpointKey, Arrays], list[Gap]]:
+    """Apply one measurement to many checkpoints, one process per core.
 
     Returns:
         The arrays by (run id, step), and the checkpoints that are missing or corrupt.
     """
-    measured, gaps = measure_each(cells, [measurement], measurement.name, progress)
-    return {place: arrays for place, (arrays,) in measured.items()}, gaps
+    measured, gaps = measure_each(checkpoints, [measurement], measurement.name, progress)
+    return {key: arrays for key, (arrays,) in measured.items()}, gaps
 
 
 def measure_each(
-    cells: Sequence[tuple[Run, int]],
+    checkpoints: Sequence[tuple[Run, int]],
     measurements: Sequence[Measurement],
     title: str,
     progress: bool = True,
-) -> tuple[dict[Place, list[Arrays]], list[Gap]]:
-    """Several measurements of many checkpoints, each of which is loaded at most once.
+) -> tuple[dict[CheckpointKey, list[Arrays]], list[Gap]]:
+    """Apply several measurements to many checkpoints, each of which is loaded at most once.
 
     Args:
-        title: names them all in the progress line.
+        title: what the progress line calls them.
 
     Returns:
         The arrays of every measurement by (run id, step), and the checkpoints that are missing or
         corrupt.
     """
-    measured: dict[Place, list[Any]] = {}
+    measured: dict[CheckpointKey, list[Any]] = {}
     jobs: list[tuple[Run, int, list[Measurement]]] = []
-    for run, step in {(run.id, step): (run, step) for run, step in cells}.values():
-        kept = [read_kept(_file(run, step, m), _key(run, step, m)) for m in measurements]
-        measured[run.id, step] = kept
-        missing = [m for m, arrays in zip(measurements, kept, strict=True) if arrays is None]
+    for run, step in {(run.id, step): (run, step) for run, step in checkpoints}.values():
+        cached = [load_cached(_file(run, step, m), _key(run, step, m)) for m in measurements]
+        measured[run.id, step] = cached
+        missing = [m for m, arrays in zip(measurements, cached, strict=True) if arrays is None]
         if missing:
             jobs.append((run, step, missing))
     jobs.sort(key=lambda job: -job[0].config.model.n_params)
@@ -109,12 +109,12 @@ def measure_each(
     )
     gaps = []
     for (run, step, _), result in zip(jobs, results, strict=True):
-        kept = measured.pop((run.id, step))
+        cached = measured.pop((run.id, step))
         if isinstance(result, str):
             gaps.append(Gap(run.id, step, result))
         else:
             new = iter(result)
-            measured[run.id, step] = [next(new) if arrays is None else arrays for arrays in kept]
+            measured[run.id, step] = [next(new) if arrays is None else arrays for arrays in cached]
     return measured, gaps
 
 
@@ -125,16 +125,16 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
     except CheckpointError as error:
         return str(error)
     results = []
-    with share_of_device(measuring_bytes(run.config.model)), on_device(model) as placed:
+    with share_of_device(measuring_bytes(run.config.model)), on_device(model) as model:
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
-            arrays = measurement(placed, step)
+            arrays = measurement(model, step)
             arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}
-            write_kept(_file(run, step, measurement), _key(run, step, measurement), arrays)
+            save_cached(_file(run, step, measurement), _key(run, step, measurement), arrays)
             results.append(arrays)
     return results
 
 
-# --- kept results ----------------------------------------------------------------------------
+# --- cached results --------------------------------------------------------------------------
 
 
 def _key(run: Run, step: int, measurement: Measurement) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def _sha256(arrays: Arrays) -> str:
     return digest.hexdigest()
 
 
-def write_kept(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
-    """Write arrays and their key; the file appears whole or not at all."""
+def save_cached(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
+    """Write arrays and their key atomically."""
     from safetensors.numpy import save
 
     metadata = {"key": json.dumps(key, sort_keys=True), "sha256": _sha256(arrays)}
@@ -166,8 +166,8 @@ def write_kept(path: Path, key: dict[str, Any], arrays: Arrays) -> None:
         target.write_bytes(save(contiguous, metadata))
 
 
-def read_kept(path: Path, key: dict[str, Any]) -> Arrays | None:
-    """Kept arrays; None if there are none under this key or they are damaged."""
+def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
+    """The cached arrays; None if there are none under this key or they are damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -187,12 +187,12 @@ def read_kept(path: Path, key: dict[str, Any]) -> Arrays | None:
 N_ROWS = 320
 """Held-out rows for the loss, spread evenly over the held-out stream."""
 N_PASSAGE_ROWS = 960
-"""Held-out rows searched for a last word."""
+"""Held-out rows from which passages for the prediction of the last word are taken."""
 
 
 @dataclass(frozen=True)
 class LanguageMeasurement:
-    """How well a checkpoint models held-out text; all studies share this one measurement.
+    """How well a checkpoint models held-out text.
 
     loss: nats per token, float64[rows]; last_word: greedy match, bool[passages]. All runs of a
     scale have the same held-out documents, whatever was removed from their training text.

@@ -1,11 +1,11 @@
-"""Notebook files as data: their parameters, their identity, cleaning an executed one.
+"""Notebook files: their parameters, their identity, and cleaning an executed one.
 
 A study is one notebook, notebooks/<study>.ipynb: source only, one cell tagged `parameters`.
 Running it (pythia_book.papermill_engine) writes results/<study>/<scale>/notebook.ipynb with a stamp
 in its metadata: the parameters and the hashes of its code cells and of the packages. While the
 stamp matches, the run is up to date. Papermill only warns about an unknown parameter; here it is
-refused before anything runs. A finished notebook is the same on every machine and at every time:
-paths, host name, timings and versions are removed.
+rejected before anything runs. A finished notebook is reproducible: paths, host name, timings and
+versions are removed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Notebook = Any
 STAMP = "pythia"
 """Key of the stamp in a finished notebook's metadata."""
 KEPT = "what was trained and measured is kept"
-"""What a command says about a study that was stopped."""
+"""Message of a command whose study was stopped."""
 
 _TYPES = {
     **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
@@ -43,7 +43,7 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """One assignment of a notebook's parameters cell."""
+    """An assignment in a notebook's parameters cell."""
 
     name: str
     type: str
@@ -59,7 +59,7 @@ class Parameter:
 
 
 def notebooks_dir() -> Path:
-    """The studies' notebooks: those of the checkout, or the copies in an installed package."""
+    """The folder of the studies' notebooks: of the checkout, or the copies in a wheel."""
     copies = Path(__file__).with_name("_notebooks")
     return copies if copies.is_dir() else project_root() / "notebooks"
 
@@ -68,19 +68,19 @@ def notebook_path(study: str) -> Path:
     """The source notebook of a study.
 
     Raises:
-        ConfigError: unknown study; lists those that exist.
+        ConfigError: unknown study; lists the known ones.
     """
-    known = {path.stem: path for path in sorted(notebooks_dir().glob("*.ipynb"))}
-    if study not in known:
-        raise ConfigError(one_of(study, known or ["(no notebook found)"], "study"))
-    return known[study]
+    paths = {path.stem: path for path in sorted(notebooks_dir().glob("*.ipynb"))}
+    if study not in paths:
+        raise ConfigError(one_of(study, paths or ["(no notebook found)"], "study"))
+    return paths[study]
 
 
 def read_notebook(path: Path) -> Notebook:
-    """A notebook in format 4.
+    """Read a notebook, in format 4.
 
     Raises:
-        DataError: there is no such file, or it is not a notebook.
+        DataError: no such file, or not a notebook.
     """
     import nbformat
 
@@ -104,7 +104,7 @@ def write_notebook(notebook: Notebook, path: Path) -> None:
 
 
 def source_hash(notebook: Notebook) -> str:
-    """sha256 of the code cells without injected parameters: editing prose does not change it."""
+    """sha256 of the code cells without injected parameters; prose does not change it."""
     sources = [
         cell.source.strip()
         for cell in notebook.cells
@@ -132,12 +132,12 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
     """The parameters a notebook accepts, from its cell tagged `parameters`.
 
     Raises:
-        DataError: no such cell, more than one, or an assignment that is not a plain literal.
+        DataError: no such cell, more than one, or a default that is not a literal.
     """
     cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     if len(cells) != 1:
         raise DataError(
-            f"a study's notebook has one cell tagged 'parameters', this has {len(cells)}"
+            f"expected one cell tagged 'parameters' in a study's notebook, got {len(cells)}"
         )
     lines = cells[0].source.splitlines()
     parameters = {}
@@ -147,7 +147,7 @@ def parameters_of(notebook: Notebook) -> dict[str, Parameter]:
         if isinstance(node, ast.Assign) and len(node.targets) == 1:
             target = node.targets[0]
         if not isinstance(target, ast.Name):
-            continue  # a docstring or comment; imports do not belong here but do no harm
+            continue  # a docstring; imports do not belong here but do no harm
         try:
             default = ast.literal_eval(node.value)
         except ValueError as error:
@@ -179,7 +179,7 @@ def _fits(value: Any, kind: ast.expr) -> bool:
 
 
 def parse_parameters(words: list[str]) -> dict[str, Any]:
-    """Parse parameters written NAME=VALUE; a value that is a Python literal becomes one.
+    """Parse parameters written NAME=VALUE, where a value may be a Python literal.
 
     Raises:
         ConfigError: a word without "=".
@@ -203,8 +203,8 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
         Every parameter of the notebook: its default where `parameters` has none.
 
     Raises:
-        ConfigError: unknown or ill-typed parameters, or an unknown scale; all of them at once,
-            with the accepted ones listed.
+        ConfigError: unknown or ill-typed parameters, or an unknown scale; lists all problems and
+            the accepted parameters.
     """
     accepted = parameters_of(notebook)
     problems = []
@@ -213,7 +213,7 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
             problems.append(one_of(name, accepted, "parameter"))
         elif not _fits(value, ast.parse(accepted[name].type, mode="eval").body):
             kind = accepted[name].type
-            hint = "; to pass it as text use -r instead of -p" if kind == "str" else ""
+            hint = "; to pass it as a string, use -r instead of -p" if kind == "str" else ""
             problems.append(f"parameter {name!r} must be {kind}, got {value!r}{hint}")
         elif name == "scale" and value not in SCALES:
             problems.append(one_of(value, SCALES, "scale"))
@@ -225,19 +225,19 @@ def validate_parameters(notebook: Notebook, parameters: dict[str, Any]) -> dict[
 
 
 def check_values(study: str, values: dict[str, Any]) -> None:
-    """Let a study refuse well-typed values that it cannot use, before anything runs.
+    """Let a study reject well-typed values that it cannot use, before anything runs.
 
-    `Params` in its params.py is a dataclass of the notebook's parameters that checks itself; a
-    function `check` in its study.py, if there is one, checks what the parameters alone do not show.
-    A notebook without a study's folder checks its own values.
+    The dataclass `Params` in its params.py checks the notebook's parameters; an optional function
+    `check` in its study.py makes checks that need more than the parameters. A notebook without a
+    folder under studies/ checks its own values.
 
     Raises:
-        ConfigError: by the study.
+        ConfigError: the study rejects a value.
     """
-    room = f"pythia_book.studies.{study}"
-    if study.isidentifier() and importlib.util.find_spec(room):
-        params = importlib.import_module(f"{room}.params").Params(**values)
-        check = getattr(importlib.import_module(f"{room}.study"), "check", None)
+    package = f"pythia_book.studies.{study}"
+    if study.isidentifier() and importlib.util.find_spec(package):
+        params = importlib.import_module(f"{package}.params").Params(**values)
+        check = getattr(importlib.import_module(f"{package}.study"), "check", None)
         if check is not None:
             check(params)
 
@@ -262,7 +262,7 @@ def output_path(study: str, scale: str) -> Path:
 
 
 def is_current(path: Path, stamp: dict[str, Any]) -> bool:
-    """Whether a finished run with exactly this stamp, and its record, are at `path`."""
+    """Whether `path` is a finished run with exactly this stamp and with a record."""
     if not path.is_file() or not (path.parent / "record.json").is_file():
         return False
     try:
@@ -278,7 +278,7 @@ def has_errors(notebook: Notebook) -> bool:
 
 
 def is_finished(notebook: Notebook) -> bool:
-    """Whether a run completed; a run in progress, or a failed one, has no stamp."""
+    """Whether a run completed; a failed run, or one in progress, has no stamp."""
     return STAMP in notebook.metadata and not has_errors(notebook)
 
 
@@ -291,7 +291,7 @@ _MACHINE_PATH = re.compile(
 
 
 def _substitutes() -> list[tuple[str, str]]:
-    """Folders of this machine and what to write instead, longest first."""
+    """(folder of this machine, what replaces it), longest first."""
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
@@ -307,19 +307,19 @@ def _substitutes() -> list[tuple[str, str]]:
 
 
 def _pattern(folder: str) -> str:
-    """A pattern for the path itself, not as the middle or the beginning of another one."""
+    """A pattern for exactly this path, not as a part or the beginning of another one."""
     return rf"(?<![\w.~-]){re.escape(folder)}(?![\w-])"
 
 
 def without_machine_paths(text: str) -> str:
-    """The text with the folders of this machine replaced by what they stand for."""
+    """The text with the folders of this machine replaced."""
     for folder, substitute in _substitutes():
         text = re.sub(_pattern(folder), substitute, text)
     return text
 
 
 def machine_traces(text: str) -> list[str]:
-    """Absolute paths of any machine, and this machine's name, in a text."""
+    """Absolute paths of any machine, and the name of this one, that occur in a text."""
     traces = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
     traces += [folder for folder, _ in _substitutes() if re.search(_pattern(folder), text)]
     host = socket.gethostname()
@@ -329,16 +329,16 @@ def machine_traces(text: str) -> list[str]:
 
 
 def clean_notebook(notebook: Notebook) -> Notebook:
-    """Make an executed notebook the same on every machine and at every time, in place.
+    """Make an executed notebook reproducible, in place.
 
     It removes papermill's paths and timings, the error stream, widget state and version details,
     numbers the cells from 1, and replaces paths of this machine in textual outputs.
     """
     metadata = notebook.metadata
     parameters = metadata.get("papermill", {}).get("parameters")
-    kept = {k: metadata[k] for k in ("kernelspec", "mystnb", STAMP) if k in metadata}
+    retained = {k: metadata[k] for k in ("kernelspec", "mystnb", STAMP) if k in metadata}
     metadata.clear()
-    metadata.update(kept, language_info={"name": "python"})
+    metadata.update(retained, language_info={"name": "python"})
     if parameters:
         metadata["papermill"] = {"parameters": parameters}
     count = 0

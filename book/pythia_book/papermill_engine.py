@@ -1,15 +1,15 @@
-"""Runs a study's notebook; makes `papermill notebooks/gender_bias.ipynb`, with one argument, work.
+"""Runs a study's notebook; lets `papermill notebooks/gender_bias.ipynb` work with one argument.
 
 Papermill loads this module through the entry point `papermill.engine` before it reads its command
-line. If the line has only one path, a notebook of this project, the module adds the output path,
+line. If the only path there is a notebook of this project, the module adds the output path,
 results/<study>/<scale>/notebook.ipynb. Without it papermill would prompt (terminal), write to
-stdout (pipe) or, with a pipe as its stdin, take the path for the output. The engine checks the
-parameters before the kernel starts. It cleans, stamps and writes the notebook only after it has
-run, so that a stopped run leaves an earlier one intact. The kernel's progress shows in the
-terminal of the command, and Ctrl-C there lets the kernel save what it is training.
+stdout (pipe) or, with a pipe as stdin, use the path as the output. The engine checks the parameters
+before the kernel starts. It cleans, stamps and writes the notebook only after it has run, so a
+stopped run leaves an earlier one intact. The kernel's progress is shown in the terminal of the
+command, and Ctrl-C there lets the kernel save what it is training.
 
 Calls with two paths only get the engine; `--help-notebook`, `--version` and notebooks of other
-projects are left alone. Every papermill call imports this module, so it must stay light.
+projects are left alone. Every papermill call imports this module, so it must import quickly.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
 START_DELAY = 0.5
-"""Seconds in which a kernel begins a cell that was sent to it; idle, it ignores an interrupt."""
+"""Seconds for a kernel to begin a cell that it was sent; while idle it ignores an interrupt."""
 
 OPTIONS = {
     ("--parameters", "-p"): 2,
@@ -45,17 +45,17 @@ OPTIONS = {
     **dict.fromkeys((("--stdout-file",), ("--stderr-file",), ("--log-level",)), 1),
     **dict.fromkeys((("--execution-timeout",), ("--autosave-cell-every",)), 1),
 }
-"""Papermill's options and how many values follow each (a test compares this with papermill)."""
+"""Papermill's options and their numbers of values (a test compares this with papermill)."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
-"""No notes on the kernel's transport. Plain tracebacks: a coloured one can take ten seconds, and a
-stop would wait for it."""
+"""No messages on the kernel's transport, and plain tracebacks: a coloured one can take ten seconds,
+for which a stop would wait."""
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Papermill's arguments, parsed as it does: paths and flags, values by the option's name."""
+    """Papermill's arguments, parsed as it does: paths and flags, and values by option name."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -70,7 +70,7 @@ def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def scale_parameter(options: dict[str, Any]) -> Any:
-    """The parameter `scale` in parsed options, by papermill's precedence; None if it is not set."""
+    """The parameter `scale` in parsed options, by papermill's precedence; None if not set."""
     import base64
 
     import yaml
@@ -115,12 +115,12 @@ def complete(arguments: list[str]) -> list[str]:
 
 
 def _escaped(path: object) -> str:
-    """A path for papermill, which formats its paths with the parameters."""
+    """A path escaped for papermill, which formats paths with the parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _close_piped_stdin() -> None:
-    """Replace a pipe, or a closed stdin, by the null device: papermill would read from it."""
+    """Replace a pipe or a closed stdin with the null device: papermill would read from it."""
     try:
         piped = stat.S_ISFIFO(os.fstat(0).st_mode)
     except OSError:
@@ -143,7 +143,7 @@ _in_papermill_command = False
 
 
 def _leave(number: int, _frame: Any) -> None:
-    """Handle Ctrl-C and SIGTERM in the command papermill while nothing needs to be saved."""
+    """Handle Ctrl-C and SIGTERM in the papermill command while there is nothing to save."""
     os._exit(report_stop(Stopped(number=number), KEPT))
 
 
@@ -168,7 +168,7 @@ def _on_import() -> None:
 
 @contextlib.contextmanager
 def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel show its progress in the terminal of this command, if that shows any."""
+    """Let the kernel show its progress in this command's terminal, if progress is shown."""
     progress = kwargs.get("progress_bar", True)
     live = progress and is_live(sys.stderr)
     if progress and not kwargs.get("stderr_file"):
@@ -192,10 +192,10 @@ def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
 @contextlib.contextmanager
 def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
     """Let Ctrl-C and SIGTERM interrupt the running cell, which saves what it is training, and then
-    end the notebook; without this they would end what connects this process to its kernel.
+    end the notebook; without this they would break the connection to the kernel.
 
     Raises:
-        Stopped: after either; the command papermill exits with one line instead.
+        Stopped: after either; the papermill command exits with one line instead.
     """
     from jupyter_client.manager import AsyncKernelManager
 
@@ -237,7 +237,7 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 class PythiaEngine:
-    """Papermill's own engine, with the parameters checked before and the notebook cleaned after.
+    """Papermill's own engine; it checks the parameters first and cleans the notebook at the end.
 
     It cannot inherit from that engine, because papermill.engines imports this module.
     """
@@ -270,16 +270,16 @@ class PythiaEngine:
             raise click.ClickException(str(error)) from None
         nb.metadata.pop(notebooks.STAMP, None)
         stamp = notebooks.make_stamp(study, values, nb)
-        kwargs["output_path"] = None  # papermill writes what is returned
+        kwargs["output_path"] = None  # papermill writes the returned notebook
         kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
         if kwargs.get("progress_bar", True) and "scale" in values:
             print(outlook(study, values["scale"]), file=sys.stderr, flush=True)
         with _kernel_progress(study, kwargs), _stoppable(kwargs):
             nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
-        if not notebooks.has_errors(nb):  # a failed notebook keeps everything that may explain it
+        if not notebooks.has_errors(nb):  # a failed one keeps everything that may explain it
             nb.metadata[notebooks.STAMP] = stamp
             notebooks.clean_notebook(nb)
-        if _in_papermill_command:  # only writing it is left
+        if _in_papermill_command:  # only writing the notebook is left
             ignore_signals()
         return nb
 
@@ -291,7 +291,7 @@ def run_study(
     force: bool = False,
     progress: bool = True,
 ) -> tuple[Path, bool]:
-    """Execute a study's notebook into results/<study>/<scale>/, unless that is up to date.
+    """Execute a study's notebook into results/<study>/<scale>/, unless it is up to date there.
 
     Args:
         study: name of a notebook. scale: overrides the notebook's default.
@@ -300,7 +300,7 @@ def run_study(
         progress: show a progress bar and the notebook's error stream.
 
     Returns:
-        The executed notebook, and whether it was run now (False: it was up to date).
+        The path of the executed notebook, and whether this call ran it.
 
     Raises:
         ConfigError: unknown study, scale or parameter, or a value that the study cannot use.

@@ -1,9 +1,9 @@
 """A study's results as files, record.json and CSV tables, and their numbers as text.
 
-Every number on the site comes from a record, which the study writes at the end of its notebook. A
-record states its origin: parameters, data fingerprint, runs with the sha256 of their final weights,
-commit, versions, device, duration and memory, but never a path or a host name. Which record the
-site shows is decided in pythia_book.site_runs.
+Every number on the site comes from a record, which a notebook writes at its end. A record states
+its origin: parameters, data fingerprint, runs with the sha256 of their final weights, commit,
+versions, device, duration and memory, but never a path or a host name. pythia_book.site_runs
+selects the record that the site shows.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON types; numpy scalars unwrapped; NaN and infinities become null."""
+    """The value in JSON types: numpy scalars become Python numbers, NaN and infinities null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -71,7 +71,7 @@ def _plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise ConfigError(f"a record holds numbers and text, got {type(value).__name__}: {value!r}")
+    raise ConfigError(f"a record has only numbers and text, got {type(value).__name__}: {value!r}")
 
 
 def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
@@ -86,11 +86,11 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
 
 
 PACKED = "PYTHIA_COMMIT"
-"""The commit that a bundle was packed from, followed by "-modified" if files differed from it."""
+"""Environment variable: the commit of a bundle, followed by "-modified" if its files differ."""
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in this checkout, or None where there is none."""
+    """Output of a git command in this checkout; None if there is no checkout or no git."""
     command = ["git", "-C", str(project_root()), *arguments]
     try:
         return subprocess.check_output(
@@ -101,7 +101,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this checkout, and whether code, notebooks or pins differ from it."""
+    """The commit of this checkout, and whether code, notebooks or pinned versions differ."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
         packed, _, mark = os.environ.get(PACKED, "").partition("-")  # a bundle has no git folder
@@ -112,7 +112,7 @@ def commit() -> dict[str, Any]:
 
 
 def device() -> dict[str, Any]:
-    """The processor, threads and GPU of this process. No host name."""
+    """The processor, threads and GPU of this process, without the host name."""
     torch = sys.modules.get("torch")  # not loaded for a study that never used it
     cuda = torch is not None and torch.cuda.is_available()
     linux = hasattr(os, "sched_getaffinity")
@@ -134,7 +134,7 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak memory in MB: this process or a child, plus the worker processes; None if unknown."""
+    """Peak memory in MB of this process or a child, plus the workers; None if unknown."""
     try:
         import resource
     except ImportError:  # Windows
@@ -146,7 +146,7 @@ def _peak_memory_mb() -> int | None:
 
 
 def _run_entry(run: Any) -> dict[str, Any]:
-    """A training run (pythia_core.training.runs.Run) as listed in a record."""
+    """The entry of a training run (pythia_core.training.runs.Run) in a record."""
     window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
@@ -158,14 +158,14 @@ def _disk_mb(runs: list[Any]) -> int:
     return round(sum(f.stat().st_size for f in files) / 1e6)
 
 
-def write_record(result: StudyResult) -> Path:
-    """Write a study's result to results/<study>/<scale>/: record.json and one CSV per table.
+def save_record(result: StudyResult) -> Path:
+    """Save a study's result to results/<study>/<scale>/: record.json and one CSV per table.
 
     Returns:
         The path of record.json. It is written last, so a record is never without its tables.
 
     Raises:
-        ConfigError: unknown scale, or names and claims a record cannot hold; all problems at once.
+        ConfigError: unknown scale, or invalid names or claims; lists all problems.
     """
     study, scale, parameters, runs = result.study, result.scale, result.parameters, result.runs
     problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
@@ -217,7 +217,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Read a record from its file or its folder.
 
     Raises:
-        DataError: there is none, or it is not a record; names what is missing.
+        DataError: no such file, or not a valid record; says why.
     """
     path = path / "record.json" if path.is_dir() else path
     try:
@@ -227,10 +227,10 @@ def read_record(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not a record: {error}; run the study again") from error
     if not isinstance(record, dict) or (missing := [k for k in _REQUIRED if k not in record]):
-        reason = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "it is no object"
+        reason = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "no JSON object"
         raise DataError(f"{path} is not a record: {reason}; run the study again")
     if record["schema"] != SCHEMA:
-        raise DataError(f"{path} has schema {record['schema']}, this version reads {SCHEMA}")
+        raise DataError(f"{path} has schema {record['schema']}; this version reads schema {SCHEMA}")
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
 
@@ -249,7 +249,7 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: Any, decimals: int | None = None) -> str:
-    """A value for prose: three significant digits, commas between thousands, null as "n/a"."""
+    """A value for prose: three significant digits, thousands separators, null as "n/a"."""
     if value is None:
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -263,17 +263,23 @@ def number_text(value: Any, decimals: int | None = None) -> str:
 
 
 def decimals_of(value: float) -> int:
-    """Decimals that show a value to three significant digits, at most six."""
+    """Number of decimals that gives three significant digits, at most six."""
     if not value or not math.isfinite(value):
         return 1
     return min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
 
 
 def value_text(value: Any) -> str:
-    """A value of a record for prose; with an interval, as "0.70 [0.68, 0.72]"."""
+    """A value of a record for prose, with its interval if it has one."""
     if not isinstance(value, dict):
         return number_text(value)
-    middle, low, high = (value.get(k) for k in ("value", "low", "high"))
+    return interval_text(*(value.get(k) for k in ("value", "low", "high")))
+
+
+def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
+    """A value with its interval: "0.70 [0.68, 0.72]"; with `spec` ".2f": "+0.70 [0.68, 0.72]"."""
+    if spec:
+        return f"{middle:+{spec}} [{low:{spec}}, {high:{spec}}]"
     decimals = None
     if isinstance(low, (int, float)) and isinstance(high, (int, float)) and high > low:
         decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
@@ -297,7 +303,7 @@ def device_text(record: dict[str, Any]) -> str:
 
 
 def outlook(study: str, scale: str) -> str:
-    """What a run of a study will do, and roughly how long it takes by the recorded run's costs."""
+    """Message at the start of a run: its work, and roughly its time, from the recorded run."""
     text = f"== Running {study} at scale {scale}: fetching, training and measuring what is missing"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)
@@ -305,7 +311,7 @@ def outlook(study: str, scale: str) -> str:
         return text
     notebook, training = (float(record.get(k) or 0) for k in ("duration_s", "training_s"))
     threads = (record.get("device") or {}).get("threads") or 1
-    return (  # the notebook's time includes some of the training, hence "at most"
+    return (  # "at most": the notebook's time already includes some of the training
         f"{text}\n"
         f"   from scratch at most about {duration_text(notebook + training / threads)} on "
         f"{device_text(record)}:\n"
@@ -329,14 +335,14 @@ def command(record: dict[str, Any]) -> str:
             continue
         if isinstance(value, (list, tuple, dict)):
             words += ["-y", json.dumps({name: value})]
-        else:  # -p turns a text that looks like a number into one, -r does not
+        else:  # -p converts a string that looks like a number, -r does not
             number = isinstance(value, str) and re.fullmatch(r"[-+\d.e]+|True|False|None", value)
             words += ["-r" if number else "-p", name, str(value)]
     return shlex.join(words)
 
 
 def provenance(record: dict[str, Any]) -> str:
-    """One line: a record's origin, and the command that repeats its run."""
+    """A line with a record's origin and the command that repeats its run."""
     state = record.get("commit") or {}
     code = (state.get("id") or "")[:10] or "uncommitted"
     data = ", ".join(d[:10] for d in record.get("data", [])) or "none"

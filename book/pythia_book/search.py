@@ -1,17 +1,17 @@
-"""Which rows of training, and so which updates, contained a text: a search in training order.
+"""Finds the rows of training, and so the updates, that contained a text: in training order.
 
-Rows of any kind (pythia_core.data.order) are streamed, a few thousand at a time, so that memory
-does not grow with the data. There are two ways to match:
+Rows of any kind (pythia_core.data.order) are streamed, a few thousand at a time, so memory does not
+grow with the data. There are two ways to match:
 
 - *tokens*: the text as the tokenizer encodes it at the start of a text and after a space. Fast, but
-  misses occurrences that are tokenized differently, as in the middle of a word;
-- *surface*: the text's bytes, NFC as in the data, anywhere in the bytes of a row's tokens, because
-  a byte-level token may end inside a word or a character. Finds every occurrence, even inside
-  words, but none across the end of a document.
+  misses occurrences that are tokenized differently, e.g. in the middle of a word;
+- *surface*: the text's bytes, in NFC like the data, anywhere in the bytes of a row, because a
+  byte-level token may end inside a word or a character. Finds every occurrence, even inside words,
+  but none across the end of a document.
 
-All S+1 tokens of a row count: the first S are inputs, the last S targets. An occurrence cut by the
-end of a row was never seen whole and is not found. pythia_book.term_counts counts many terms at
-once.
+All S+1 tokens of a row are searched: the first S are inputs, the last S targets. The model never
+saw an occurrence that the end of a row cuts, so it does not count. pythia_book.term_counts counts
+many terms at once.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class RowBytes:
 
     Args:
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
-        gap: one byte for a special token, for an unknown id and for the end of a row.
+        separator: one byte for a special token, for an unknown id and for the end of a row.
         ignore_case: lower-case ASCII letters.
     """
 
     def __init__(
-        self, token_bytes: Sequence[bytes | None], gap: bytes, ignore_case: bool = False
+        self, token_bytes: Sequence[bytes | None], separator: bytes, ignore_case: bool = False
     ) -> None:
-        pieces = [gap if piece is None else piece for piece in (*token_bytes, None)]
+        pieces = [separator if piece is None else piece for piece in (*token_bytes, None)]
         pool = b"".join(pieces)
         self._pool = np.frombuffer(pool.lower() if ignore_case else pool, np.uint8)
         self._lengths = np.array([len(piece) for piece in pieces], np.int64)
@@ -51,9 +51,9 @@ class RowBytes:
         self._has_empty = not self._lengths.all()
 
     def __call__(self, rows: NDArray[np.integer]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """The bytes of rows int[n, width], and the position at which each token ends in them.
+        """The bytes of rows int[n, width], and the position where each token ends in them.
 
-        The positions are int64[n * (width + 1)]: the gap after each row is one more token.
+        The positions are int64[n * (width + 1)]: the separator after a row is one more token.
         """
         last = len(self._lengths) - 1
         ids = np.full((len(rows), rows.shape[1] + 1), last, np.int64)
@@ -73,9 +73,9 @@ class RowBytes:
 # --- searching -------------------------------------------------------------------------------
 
 CHUNK = 1 << 20
-"""Tokens searched at a time."""
+"""Number of tokens to search at a time."""
 _BREAK = b"\xff"
-"""Marks a special token and the end of a row; no UTF-8 text has this byte."""
+"""Marks a special token and the end of a row; this byte never occurs in UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class Hit:
 
     step: int
     row: int
-    """In training order."""
+    """Index in training order."""
     column: int
-    """Token of the row at which the occurrence begins."""
+    """Index of the token where the occurrence begins."""
     n_tokens: int
-    """Number of tokens that it overlaps."""
+    """Number of tokens that the occurrence overlaps."""
 
 
 class Matcher(Protocol):
@@ -98,7 +98,7 @@ class Matcher(Protocol):
 
 
 class TokenMatcher:
-    """Sequences of token ids; a place at which two of them match counts once.
+    """Matches sequences of token ids; a position where two of them match counts once.
 
     Raises:
         ConfigError: no sequence, or an empty one.
@@ -107,7 +107,7 @@ class TokenMatcher:
     def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
         self.sequences = list(dict.fromkeys(tuple(map(int, s)) for s in sequences))
         if not self.sequences or not all(self.sequences):
-            raise ConfigError("the text to find has no tokens; give at least one letter")
+            raise ConfigError("the text to find has no tokens; give at least one character")
 
     @classmethod
     def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
@@ -119,24 +119,24 @@ class TokenMatcher:
         sizes: dict[tuple[int, int], int] = {}
         for sequence in self.sequences:
             size = len(sequence)
-            places = rows.shape[1] - size + 1
-            if places < 1:
+            n_starts = rows.shape[1] - size + 1
+            if n_starts < 1:
                 continue
-            row, column = np.nonzero(rows[:, :places] == sequence[0])
+            row, column = np.nonzero(rows[:, :n_starts] == sequence[0])
             for offset in range(1, size):
                 same = rows[row, column + offset] == sequence[offset]
                 row, column = row[same], column[same]
-            for place in zip(row.tolist(), column.tolist(), strict=True):
-                sizes[place] = max(size, sizes.get(place, 0))
-        return [(*place, size) for place, size in sorted(sizes.items())]
+            for position in zip(row.tolist(), column.tolist(), strict=True):
+                sizes[position] = max(size, sizes.get(position, 0))
+        return [(*position, size) for position, size in sorted(sizes.items())]
 
 
 class SurfaceMatcher:
-    """A text by its bytes.
+    """Matches the bytes of a text.
 
     Args:
-        text: what to find. token_bytes: the bytes of each id, None for special tokens
-            (pythia_core.data.tokenizer). ignore_case: of ASCII letters.
+        text: the text to find. token_bytes: the bytes of each id, None for special tokens
+            (pythia_core.data.tokenizer). ignore_case: ignore the case of ASCII letters.
 
     Raises:
         ConfigError: an empty text.
@@ -147,20 +147,20 @@ class SurfaceMatcher:
     ) -> None:
         needle = unicodedata.normalize("NFC", text).encode("utf-8")
         if not needle:
-            raise ConfigError("the text to find is empty; give at least one letter")
-        self.needle = needle.lower() if ignore_case else needle  # of bytes: ASCII only
+            raise ConfigError("the text to find is empty; give at least one character")
+        self.needle = needle.lower() if ignore_case else needle  # bytes.lower: ASCII only
         self._bytes = RowBytes(token_bytes, _BREAK, ignore_case)
 
     def __call__(self, rows: NDArray[np.integer]) -> list[tuple[int, int, int]]:
         width = rows.shape[1]
         row_bytes, ends = self._bytes(rows)
         text = row_bytes.tobytes()
-        places = []
-        at = text.find(self.needle)
-        while at >= 0:
-            places.append(at)
-            at = text.find(self.needle, at + 1)
-        starts = np.array(places, np.int64)
+        offsets = []
+        offset = text.find(self.needle)
+        while offset >= 0:
+            offsets.append(offset)
+            offset = text.find(self.needle, offset + 1)
+        starts = np.array(offsets, np.int64)
         first = np.searchsorted(ends, starts, side="right")
         stop = np.searchsorted(ends, starts + len(self.needle) - 1, side="right")
         row, column = np.divmod(first, width + 1)
@@ -176,13 +176,13 @@ def find_text(
     last_step: int,
     progress: bool = False,
 ) -> Iterator[Hit]:
-    """Occurrences in the updates from `first_step` up to but without `last_step`, in order.
+    """Occurrences in the updates from `first_step` to `last_step` (exclusive), in order.
 
     Args:
         read: returns the rows [start, stop) in training order, e.g. the method `rows` of `Rows`.
 
     Raises:
-        DataError: no such steps, or rows that cannot be read.
+        DataError: no such steps, or unreadable rows.
     """
     if not 0 <= first_step < last_step or batch_size < 1:
         raise DataError(
@@ -202,7 +202,7 @@ def find_text(
 
 
 def quote(row: NDArray, hit: Hit, decode: Callable[[list[int]], str], around: int = 12) -> str:
-    """The occurrence in [[ ]] with `around` tokens on either side, on one line."""
+    """The occurrence in [[ ]] with `around` tokens of context on either side, on one line."""
     ids = row.tolist()
     begin, end = hit.column, hit.column + hit.n_tokens
     parts = (ids[max(0, begin - around) : begin], ids[begin:end], ids[end : end + around])

@@ -1,9 +1,9 @@
-"""Which run of a study the site shows, its numbers for the prose, and recording a run for everyone.
+"""Selects the run of a study that the site shows, and records runs under book/recorded.
 
-The site shows a reader's own run of a study if there is one, else the run committed under
+The site shows the reader's own run of a study if there is one, else the run committed under
 book/recorded/<study>/<scale>/, else the notebook with the command to run it. Prose takes its
 numbers from the selected run as `{{ substitutions }}`; the README takes its costs from the recorded
-runs. A single record is written and read by pythia_book.records.
+runs. pythia_book.records writes and reads single records.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class SelectedRun:
     folder: Path | None = None
     record: dict[str, Any] | None = None
     current: bool = True
-    """Whether the run executed the notebook's present code."""
+    """Whether the run executed the notebook's current code."""
 
     @property
     def notebook(self) -> Path | None:
@@ -65,7 +65,7 @@ class SelectedRun:
 
 
 def _finished_runs(root: Path, kind: str, study: str, source: str) -> list[SelectedRun]:
-    """Finished runs of one kind, the largest scale first; unreadable ones are skipped."""
+    """Finished runs of one kind, largest scale first; unreadable ones are skipped."""
     runs = []
     for scale in reversed(SCALES):
         folder = root / study / scale
@@ -80,7 +80,7 @@ def _finished_runs(root: Path, kind: str, study: str, source: str) -> list[Selec
 
 
 def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
-    """All finished runs of a study: yours, then the recorded ones. The site shows the first.
+    """All finished runs of a study, yours before the recorded ones; the site shows the first.
 
     Args:
         root: the checkout. results: its results folder; None: recorded runs only.
@@ -92,7 +92,7 @@ def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRu
 
 
 def _escaped(text: str) -> str:
-    """The text with every character escaped that Markdown would interpret."""
+    """The text with all characters escaped that Markdown would interpret."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
@@ -129,15 +129,15 @@ def record_run(study: str, scale: str) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
 
     Raises:
-        DataError: the run is unfinished or outdated, has an error, disagrees with its tables, or
-            names the machine it ran on; with every reason.
+        DataError: the run is unfinished or outdated, has an error, does not match its tables, or
+            names the machine it ran on; lists every reason.
     """
     require_checkout("recording a run")
     source, root = results_dir() / study / scale, project_root()
     notebook, record = read_notebook(source / "notebook.ipynb"), read_record(source)
     problems = []
     if not is_finished(notebook):
-        problems.append("the notebook did not run to its end without errors")
+        problems.append("the notebook did not run to the end without errors")
     elif source_hash(notebook) != source_hash(read_notebook(notebook_path(study))):
         problems.append("the notebook's code has changed since; run it again")
     names = ["notebook.ipynb", "record.json", *record.get("tables", {})]
@@ -147,7 +147,7 @@ def record_run(study: str, scale: str) -> Path:
             problems.append(f"{name} is missing")
             continue
         if name in record["tables"] and file_sha256(file) != record["tables"][name]["sha256"]:
-            problems.append(f"{name} is not the table that the record was written with")
+            problems.append(f"{name} does not match the hash in the record")
         text = file.read_text(encoding="utf-8")
         problems += [f"{name} names {trace!r} of this machine" for trace in machine_traces(text)]
     raise_all(DataError, problems, f"results of {study} at scale {scale}")
@@ -161,8 +161,8 @@ def record_run(study: str, scale: str) -> Path:
     return target
 
 
-def recorded(root: Path) -> list[dict[str, Any]]:
-    """Every committed record, by study, then scale."""
+def all_records(root: Path) -> list[dict[str, Any]]:
+    """All records under book/recorded, sorted by study, then scale."""
     return [
         read_record(path) for path in sorted((root / "book" / "recorded").glob("*/*/record.json"))
     ]
@@ -172,7 +172,7 @@ def fill_block(path: Path, name: str, content: str) -> None:
     """Replace the text between `<!-- name -->` and `<!-- /name -->` in a file.
 
     Raises:
-        DataError: the file does not contain this pair.
+        DataError: the file has no such block.
     """
     text = path.read_text(encoding="utf-8")
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
@@ -185,11 +185,11 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the costs. A notebook's own time does not include models that were already trained."""
+"""Columns of the costs. A notebook's time does not include models that were already trained."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """A recorded run's row of COSTS."""
+    """The row of a recorded run, with the columns COSTS."""
     return (
         record["study"],
         record["scale"],
@@ -202,7 +202,7 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def costs_table(records: list[dict[str, Any]]) -> str:
-    """What each recorded run cost, as a Markdown table."""
+    """The cost of each recorded run, as a Markdown table."""
     rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
     for r in records:
         rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")
@@ -212,5 +212,5 @@ def costs_table(records: list[dict[str, Any]]) -> str:
 def refresh_readme() -> Path:
     """Write the costs of the recorded runs into the README's block `costs`."""
     path = project_root() / "README.md"
-    fill_block(path, "costs", costs_table(recorded(project_root())))
+    fill_block(path, "costs", costs_table(all_records(project_root())))
     return path

@@ -1,12 +1,12 @@
-"""Sphinx extension of this book: what `jupyter-book build book/` does in addition.
+"""The book's Sphinx extension, which `jupyter-book build book/` loads.
 
 At the start of a build it takes the table of contents from the top of the checkout, copies one
-notebook per study into book/studies/ (a reader's own run, else the recorded one, else the source)
-and fills in `{{ numbers }}` in prose from records. MathJax is copied from an installed package: no
-page makes a request to another host. `PYTHIA_BOOK_RUNS=recorded` ignores local runs, so that a
-public site depends on commits only.
+notebook per study into book/studies/ (the reader's own run, else the recorded one, else the source)
+and fills in `{{ numbers }}` in prose from records. MathJax is copied from an installed package, so
+no page makes a request to another host. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored,
+and a public site depends on commits only.
 
-Run banners and claim tables are docutils nodes, so that no text of a record becomes markup. On the
+Run banners and claim tables are docutils nodes, so text of a record never becomes markup. On the
 explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure, `{value}` a
 number from that module's `values()`, and `{source}` links the line of a file that contains a text;
 a name that does not exist fails the strict build. A page's own script and style, _static/<page>.js
@@ -44,20 +44,20 @@ ROOT = Path(__file__).resolve().parents[2]
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _RUNS: dict[str, list[SelectedRun]] = {}
-"""The finished runs of each study, the one shown first; filled once per build by `choose_runs`."""
+"""Study -> its finished runs, beginning with the one to show; `choose_runs` fills it per build."""
 
 
 # --- before reading --------------------------------------------------------------------------
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Use the contents at the top (the stub in book/ only lets jupyter-book start), our MathJax."""
+    """Use our MathJax and the checkout's contents (the stub in book/ only starts jupyter-book)."""
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select the run of each study; when the selection changes, every page is read again."""
+    """Select the run of each study; a changed selection makes Sphinx read every page again."""
     local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     _RUNS.clear()
@@ -83,7 +83,7 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
 
 
 def add_placeholders(notebook: notebooks.Notebook) -> None:
-    """Give the figures of a notebook that has not run an output, so that references resolve."""
+    """Give the figures of an unexecuted notebook an output, so that references resolve."""
     import nbformat
 
     for cell in notebook.cells:
@@ -93,7 +93,7 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
 
 
 def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """The notebook with a cell on which run it is and, if there are several, a comparison."""
+    """The notebook with a banner about its run and, with `several` runs, a comparison."""
     import nbformat
 
     def cell(name: str, text: str) -> Any:
@@ -121,7 +121,7 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Fill the numbers in prose from the selected records; without one they read NOT_RUN."""
+    """Fill the numbers in prose from the selected records; without a record, NOT_RUN."""
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
         numbers |= site_runs.substitutions(runs[0])
@@ -134,7 +134,7 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """Copy the parts of MathJax that pages load from the installed package (1.6 of its 24 MB)."""
+    """Copy from the installed package the parts of MathJax that pages load (1.6 of 24 MB)."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or not spec.submodule_search_locations:
         raise ExtensionError("the site needs MathJax: pip install sphinx-mathjax-offline")
@@ -151,7 +151,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Let the buttons that open or edit a study lead to notebooks/, not to the copy."""
+    """Point the buttons that open or edit a study to notebooks/, not to the copy."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -186,7 +186,7 @@ def badge(verdict: str, text: str = "") -> nodes.inline:
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """How often each verdict was given."""
+    """The number of claims with each verdict."""
     line = nodes.paragraph(classes=["verdict-counts"])
     for verdict, count in Counter(claim["verdict"] for claim in claims).most_common():
         line += [badge(verdict, f"{count} {verdict}"), nodes.Text(" ")]
@@ -205,7 +205,7 @@ def measurement(claim: dict[str, Any]) -> str:
     """Our value for a claim, with its interval if it has one."""
     if claim["ours"] is None or claim["low"] is None:
         return number(claim["ours"])
-    return records.value_text({"value": claim["ours"], "low": claim["low"], "high": claim["high"]})
+    return records.interval_text(claim["ours"], claim["low"], claim["high"])
 
 
 class _StudyDirective(SphinxDirective):
@@ -224,7 +224,7 @@ class _StudyDirective(SphinxDirective):
 
 
 class RunBanner(_StudyDirective):
-    """Which run a page shows (yours, the recorded one or none) and the command that repeats it."""
+    """Says which run a page shows (yours, the recorded one or none) and how to repeat it."""
 
     def run(self) -> list[nodes.Node]:
         run = self.runs[0]
@@ -255,7 +255,7 @@ class RunBanner(_StudyDirective):
 
 
 class CompareRuns(_StudyDirective):
-    """One table of the claims in every finished run of a study: yours and the recorded ones."""
+    """A table of the claims in all finished runs of a study, yours and recorded."""
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]
@@ -274,7 +274,7 @@ class CompareRuns(_StudyDirective):
 
 
 class Claims(SphinxDirective):
-    """For the front page: every study with its verdicts, and its claims to unfold."""
+    """For the front page: every study with its verdicts and a foldable list of its claims."""
 
     def run(self) -> list[nodes.Node]:
         sections: list[nodes.Node] = []
@@ -331,14 +331,14 @@ class Claims(SphinxDirective):
 
 
 class Costs(SphinxDirective):
-    """What each recorded run cost."""
+    """The cost of each recorded run."""
 
     def run(self) -> list[nodes.Node]:
-        recorded = site_runs.recorded(ROOT)
-        if not recorded:
+        committed = site_runs.all_records(ROOT)
+        if not committed:
             return [nodes.paragraph("", "No run has been recorded yet.")]
         header = [name[:1].upper() + name[1:] for name in site_runs.COSTS]
-        return [table(header, [list(site_runs.costs_of(r)) for r in recorded], "costs")]
+        return [table(header, [list(site_runs.costs_of(r)) for r in committed], "costs")]
 
 
 class Scales(SphinxDirective):
@@ -360,7 +360,7 @@ class Scales(SphinxDirective):
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
-    """ "rotary.turning" as the module pythia_book.pages.rotary and "turning"."""
+    """(the module pythia_book.pages.rotary, "turning") for "rotary.turning"."""
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
     if importlib.util.find_spec(path) is None:  # a study's own
@@ -371,7 +371,7 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 
 
 class DrawingFigure(SphinxDirective):
-    """A figure or table that a page's module draws; the content is a figure's caption.
+    """A figure or table drawn by a page's module; the content is the caption of a figure.
 
     With `interactive` the page's script may replace the figure. It receives the module's
     `script_data(name)`, if there is one, as JSON.
@@ -430,17 +430,17 @@ class Value(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         module, name = module_of(self.text, self.env)
-        known = module.values()
-        if name not in known:
-            message = f"unknown value {self.text!r}; known: {', '.join(sorted(known))}"
+        values = module.values()
+        if name not in values:
+            message = f"unknown value {self.text!r}; known: {', '.join(sorted(values))}"
             return [], [self.inliner.reporter.error(message, line=self.lineno)]
-        return [nodes.Text(known[name])], []
+        return [nodes.Text(values[name])], []
 
 
 class Source(SphinxRole):
     """`path#text`: a link to the first line of a file that contains the text.
 
-    It leads to the repository if the book names one, else to a copy of the file.
+    It points to the repository if the book names one, else to a copy of the file.
     """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -465,7 +465,7 @@ class Source(SphinxRole):
 
 
 def keep_for_pages(app: Sphinx, config: Config) -> None:
-    """Drop a page's own script and style from those that Jupyter Book loads on every page."""
+    """Remove the pages' own scripts and styles from those that every page loads."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
         files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]

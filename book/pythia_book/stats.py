@@ -1,9 +1,9 @@
 """Paired bootstrap intervals, and the rules that turn an interval into a verdict.
 
-Two arms are scored on the same items, so what is resampled is the per-item *difference*: both arms
-see the same resample by construction. With several seeds, seeds are resampled too, independently
-of the items; with one seed an interval speaks about the items only, not about training again.
-Percentile intervals at 95 %. The resampling is seeded: the same data give the same interval.
+Two arms are scored on the same items, so the per-item *difference* is resampled: both arms see the
+same resample by construction. With several seeds, seeds are resampled too, independently of the
+items; with one seed, the interval covers sampling of items, not training again. Intervals are 95 %
+percentile intervals. The resampling is seeded: the same data give the same interval.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
 Verdict = str | Callable[[float, float], str]
-"""A verdict, or the rule that gives it from the low and the high end of an interval."""
+"""A verdict, or a rule that maps the ends of an interval, low and high, to one."""
 NOT_TESTABLE = "not testable here"
-"""The verdict on a claim for which something is missing, or an interval too wide to tell."""
+"""Verdict on a claim without data, or with an interval too wide to decide it."""
 Z_95 = 1.96
-"""Standard errors on either side of the mean, in a 95 % interval of a normal distribution."""
+"""Half the width of a normal 95 % interval, in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Estimate:
     n_seeds: int
 
     def interval(self) -> dict[str, float]:
-        """As a record stores it."""
+        """The form in which a record stores it."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
-        """The same in another unit, e.g. 100 for percent."""
+        """The estimate in another unit, e.g. `factor` 100 for percent."""
         scaled = {key: factor * number for key, number in self.interval().items()}
         return replace(self, **scaled)
 
@@ -56,10 +56,10 @@ def estimate(
     """Mean of values float[seeds, items] and its bootstrap interval; pass differences for effects.
 
     Args:
-        strata: group of each item; groups whose sizes the benchmark fixes are resampled apart.
+        strata: group of each item; groups (of sizes fixed by the benchmark) are resampled alone.
         change: whether `values` are differences.
-        exact: for choices, 0 or 1: where all items agree (all right, none changed) a bootstrap
-            interval has no width; the exact binomial bound is given instead.
+        exact: for values 0 or 1: if all items agree (all right, none changed), a bootstrap
+            interval has no width, and the exact binomial bound replaces it.
 
     Raises:
         DataError: no items, the wrong shape, or a value that is not finite.
@@ -68,14 +68,14 @@ def estimate(
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not values.size:
         raise DataError(
-            f"values of shape {values.shape}: give (seeds, items), at least one of each"
+            f"expected values of shape (seeds, items), at least one of each, got {values.shape}"
         )
     if not np.isfinite(values).all():
         raise DataError(
             f"{(~np.isfinite(values)).sum()} of {values.size} measured values are not finite"
         )
     if draws < 100:
-        raise ConfigError(f"bootstrap={draws} draws are too few for an interval; use at least 100")
+        raise ConfigError(f"bootstrap={draws}: an interval needs at least 100 draws")
     seeds, items = values.shape
     groups = None if strata is None else np.asarray(strata, np.uint8).tobytes()
     means = _counts(items, draws, seed, groups) @ values.T / items  # (draws, seeds)
@@ -101,7 +101,7 @@ def wilson(k: int, n: int) -> Estimate:
 
 
 def difference(a: Estimate, b: Estimate) -> Estimate:
-    """a - b of two independent estimates, its interval from theirs (Newcombe's square-and-add)."""
+    """a - b of two independent estimates, with Newcombe's square-and-add interval."""
     value = a.value - b.value
     low = value - ((a.value - a.low) ** 2 + (b.high - b.value) ** 2) ** 0.5
     high = value + ((a.high - a.value) ** 2 + (b.value - b.low) ** 2) ** 0.5
@@ -110,7 +110,7 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 @functools.lru_cache(maxsize=16)
 def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarray:
-    """float64[draws, items]: how often each item is drawn; the same draws for every measure."""
+    """float64[draws, items]: how often each item is drawn; the same for every measure."""
     rng = np.random.default_rng(seed)
     groups = np.zeros(items, np.uint8) if strata is None else np.frombuffer(strata, np.uint8)
     counts = np.empty((draws, items))
@@ -129,9 +129,9 @@ def claim_row(
     published: str | None = None,
     factor: float = 1,
 ) -> dict[str, str | float | None]:
-    """A claim as a record holds it, `e` times `factor`; without an estimate it is not testable.
+    """A claim in the form of a record, `e` times `factor`; not testable without an estimate.
 
-    A rule for the verdict sees the ends of the interval as they are recorded.
+    A rule for the verdict gets the ends of the interval as recorded.
     """
     row: dict[str, str | float | None] = {"claim": claim, "paper": paper, "published": published}
     if e is None:
@@ -144,8 +144,8 @@ def claim_row(
 def directional_verdict(low: float, high: float, direction: int) -> str:
     """Verdict on "the difference has this sign" (+1 or -1).
 
-    The interval excludes 0 on the claimed side: "reproduced"; on the other: "not reproduced";
-    it includes 0: "no effect", meaning that none was seen, not that there is none.
+    "reproduced" if the interval excludes 0 on the claimed side, "not reproduced" on the other. An
+    interval that includes 0 is "no effect": none was seen, which does not prove that there is none.
     """
     if direction not in (-1, 1):
         raise ConfigError(f"direction must be +1 or -1, got {direction}")
@@ -155,18 +155,18 @@ def directional_verdict(low: float, high: float, direction: int) -> str:
 
 
 def premise_verdict(low: float, high: float, direction: int) -> str:
-    """`directional_verdict` on something that the paper presupposes and did not measure."""
+    """`directional_verdict` on a premise that the paper did not measure."""
     return as_premise(directional_verdict(low, high, direction))
 
 
 def as_premise(verdict: str) -> str:
-    """A verdict in the words for what the paper presupposes and did not measure."""
+    """A verdict in the words for a premise that the paper did not measure."""
     return {"reproduced": "holds", "not reproduced": "does not hold"}.get(verdict, verdict)
 
 
-def close_verdict(low: float, high: float, expected: float, margin: float) -> str:
-    """Verdict on "it is within `margin` of what was expected": the whole interval is, "reproduced";
-    wholly outside, "not reproduced"; across the bound, "not testable here", too wide to tell.
+def equivalence_verdict(low: float, high: float, expected: float, margin: float) -> str:
+    """Verdict on "it is within `margin` of `expected`": "reproduced" if the whole interval is,
+    "not reproduced" if all of it is outside; too wide to tell if it crosses a bound.
     """
     if expected - margin < low and high < expected + margin:
         return "reproduced"
@@ -174,11 +174,11 @@ def close_verdict(low: float, high: float, expected: float, margin: float) -> st
     return "not reproduced" if outside else NOT_TESTABLE
 
 
-def small_cost_verdict(low: float, high: float, bound: float) -> str:
-    """Verdict on "the cost is marginal", a cost being positive and marginal below `bound`.
+def noninferiority_verdict(low: float, high: float, bound: float) -> str:
+    """Verdict on "the cost is marginal": costs are positive, and marginal below `bound`.
 
-    The whole interval lies below the bound: "reproduced"; above it: "not reproduced"; across it:
-    "not testable here", too wide to tell.
+    "reproduced" if the whole interval is below the bound, "not reproduced" if it is above; too wide
+    to tell if it crosses the bound.
     """
     if bound <= 0:
         raise ConfigError(f"bound must be positive, got {bound}")

@@ -402,9 +402,9 @@ def canvas(
         yield panels(columns, height, footer(result, *notes), **options)
 
 
-def recorded(result: StudyResult) -> Note:
+def write_record(result: StudyResult) -> Note:
     """Write the record of a study; the note says what made it and how to make it again."""
-    return Note(records.provenance(records.read_record(records.write_record(result))))
+    return Note(records.provenance(records.read_record(records.save_record(result))))
 
 
 def claims_table(result: StudyResult, note: str = "") -> Table:

@@ -1,13 +1,13 @@
-"""How often terms occur in what a model has read, at every checkpoint (paper section 3.3).
+"""Counts terms in the text that a model has read up to each checkpoint (paper section 3.3).
 
-Terms are counted in one pass over the rows in training order, block of steps by block of steps, so
-that the counts up to any checkpoint are sums of blocks, exact for that prefix of training. A term
-is one or more words as a reader sees them, whatever their tokens: a word is a run of ASCII letters
-and digits and of all bytes above 127, and words may have anything between them.
+Terms are counted in one pass over the rows in training order, in blocks of steps, so the count up
+to a checkpoint is a sum over blocks and exact for that prefix of training. A term is one or more
+words as a reader sees them, whatever their tokens: a word is a run of ASCII letters, digits and
+bytes above 127, and words may be separated by anything else.
 
-Only the inputs of a row are counted, its first S tokens: the last one is the next row's first. An
-occurrence must lie within one row, as no model reads across its end; overlapping ones all count.
-The released code instead counted number words near each other in decoded rows, into pickles.
+Only the inputs of a row are counted, its first S tokens: the last token is the next row's first. An
+occurrence must lie within one row, because no model reads across its end; overlapping ones all
+count. The released code instead counted number words near each other in decoded rows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pythia_core.data.order import Rows
 
 CHUNK = 1 << 17
-"""Tokens looked at together: large enough for numpy, small enough for the caches."""
+"""Tokens per numpy call: large enough for numpy, small enough for the CPU's caches."""
 _WORD = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _MULTIPLIER = 0x9E3779B97F4A7C15
 _SHIFT = np.uint64(48)
@@ -45,15 +45,15 @@ class TermCounts:
 
     terms: tuple[str, ...]
     ends: tuple[int, ...]
-    """Steps at which blocks end, rising; block i holds the updates from ends[i-1] (or 0) on."""
+    """Ascending steps at which blocks end; block i has the updates from ends[i-1] (or 0) on."""
     counts: NDArray[np.int64]
     """[terms, blocks]."""
 
     def up_to(self, step: int) -> NDArray[np.int64]:
-        """int64[terms]: occurrences in all that was read before the checkpoint at `step`.
+        """int64[terms]: occurrences in the text read before the checkpoint at `step`.
 
         Raises:
-            DataError: a step at which no block ends.
+            DataError: no block ends at this step.
         """
         if step == 0:
             return np.zeros(len(self.terms), np.int64)
@@ -64,7 +64,7 @@ class TermCounts:
         return self.counts[:, : self.ends.index(step) + 1].sum(1)
 
     def save(self, path: Path | str) -> None:
-        """As Parquet: term_id, term, step (end of the block), count; empty blocks are left out."""
+        """Write Parquet: term_id, term, step (end of the block), count, without zero counts."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -91,11 +91,11 @@ def count_terms(
     """Count terms in the rows of training, up to the last of `ends`.
 
     Raises:
-        ConfigError: steps that do not rise. DataError: more steps than there are rows.
+        ConfigError: steps that do not ascend. DataError: not enough rows for the steps.
     """
     ends = tuple(int(end) for end in ends)
     if not ends or list(ends) != sorted({*ends}) or ends[0] < 1:
-        raise ConfigError(f"steps must rise from 1 on, got {ends}")
+        raise ConfigError(f"steps must be at least 1 and ascend, got {ends}")
     if ends[-1] * batch_size > rows.n_rows:
         raise DataError(
             f"step {ends[-1]} needs {ends[-1] * batch_size} rows, but there are {rows.n_rows}"
@@ -116,15 +116,15 @@ def count_terms(
 
 
 class SurfaceTerms:
-    """Terms as words, found in the bytes that tokens represent.
+    """Finds terms as words in the bytes that tokens represent.
 
     Args:
         terms: one or more words each, separated by anything but letters and digits.
         token_bytes: the bytes of each id, None for special tokens (pythia_core.data.tokenizer).
-        ignore_case: of ASCII letters.
+        ignore_case: ignore the case of ASCII letters.
 
     Raises:
-        ConfigError: no terms, one without a word, or the same term twice.
+        ConfigError: no terms, a term without a word, or a duplicate term.
     """
 
     def __init__(
@@ -142,16 +142,16 @@ class SurfaceTerms:
             if not words:
                 raise ConfigError(f"the term {term!r} has no letter or digit; give words")
         if len({*map(tuple, split)}) < len(split):
-            twice = next(t for t, w in zip(terms, split, strict=True) if split.count(w) > 1)
-            raise ConfigError(f"the term {twice!r} is there twice; name each term once")
+            duplicate = next(t for t, w in zip(terms, split, strict=True) if split.count(w) > 1)
+            raise ConfigError(f"the term {duplicate!r} appears twice; name each term once")
         vocabulary = sorted({word for words in split for word in words})
         number = {word: i for i, word in enumerate(vocabulary)}
         self._trie = _Trie([[number[word] for word in words] for words in split], len(vocabulary))
         hashes = np.array([_hash(word) for word in vocabulary], np.uint64)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
-        self._maybe = np.zeros(1 << 16, bool)
-        self._maybe[hashes >> _SHIFT] = True
+        self._prefilter = np.zeros(1 << 16, bool)
+        self._prefilter[hashes >> _SHIFT] = True
         self._sizes = np.array([len(word) for word in vocabulary], np.int64)
         self._letters = np.zeros((len(vocabulary), self._sizes.max()), np.uint8)
         for i, word in enumerate(vocabulary):
@@ -166,7 +166,7 @@ class SurfaceTerms:
         )
 
     def count(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
-        """int64[terms]: occurrences in rows int[n, width], each row by itself."""
+        """int64[terms]: occurrences within the rows int[n, width]."""
         text, stops = self._bytes(rows)
         self._grow(len(text))
         inside = self._is_word[text]
@@ -182,16 +182,16 @@ class SurfaceTerms:
     def _numbers(
         self, text: NDArray[np.uint8], first: NDArray[np.int64], last: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The number in the vocabulary of each word text[first:last]; for others its size."""
+        """The vocabulary index of each word text[first:last]; if unknown, the vocabulary size."""
         sums = np.zeros(len(text) + 1, np.uint64)
         np.cumsum((text.astype(np.uint64) + np.uint64(1)) * self._powers[: len(text)], out=sums[1:])
         hashes = (sums[last] - sums[first]) * self._inverses[first]
         numbers = np.full(len(first), len(self._sizes), np.int32)
-        hits = np.flatnonzero(self._maybe[hashes >> _SHIFT])  # few are left to be searched for
-        place = np.minimum(np.searchsorted(self._hashes, hashes[hits]), len(self._hashes) - 1)
-        known = self._hashes[place] == hashes[hits]
-        hits, number = hits[known], self._order[place[known]]
-        same = last[hits] - first[hits] == self._sizes[number]  # hashes may collide: look
+        hits = np.flatnonzero(self._prefilter[hashes >> _SHIFT])  # few words are left to look up
+        index = np.minimum(np.searchsorted(self._hashes, hashes[hits]), len(self._hashes) - 1)
+        match = self._hashes[index] == hashes[hits]
+        hits, number = hits[match], self._order[index[match]]
+        same = last[hits] - first[hits] == self._sizes[number]  # hashes may collide: compare
         for letter in range(self._letters.shape[1]):
             check = np.flatnonzero(same & (letter < self._sizes[number]))
             equal = text[first[hits[check]] + letter] == self._letters[number[check], letter]
@@ -200,7 +200,7 @@ class SurfaceTerms:
         return numbers
 
     def _grow(self, size: int) -> None:
-        """Powers of the multiplier and of its inverse, modulo 2**64, for `size` places."""
+        """Extend the powers of the multiplier and of its inverse, modulo 2**64, to `size`."""
         if size > len(self._powers):
             for name, base in (
                 ("_powers", _MULTIPLIER),
@@ -212,7 +212,7 @@ class SurfaceTerms:
 
 
 def _hash(word: bytes) -> int:
-    """Polynomial in the multiplier with the bytes plus one as coefficients, modulo 2**64."""
+    """The polynomial in the multiplier with coefficients byte + 1, modulo 2**64."""
     return sum((byte + 1) * pow(_MULTIPLIER, i, 2**64) for i, byte in enumerate(word)) % 2**64
 
 
@@ -220,10 +220,10 @@ def _hash(word: bytes) -> int:
 
 
 class _Trie:
-    """Sequences of ids, found at all places of an array at once, one level of the trie per pass.
+    """Finds sequences of ids at all positions of an array at once, one trie level per pass.
 
     Args:
-        sequences: each has at least one id. n_ids: ids are below it; it matches nothing itself.
+        sequences: at least one id each. n_ids: all ids are below it; the id n_ids matches nothing.
     """
 
     def __init__(self, sequences: Sequence[Sequence[int]], n_ids: int) -> None:
@@ -250,15 +250,15 @@ class _Trie:
     def count(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
         """int64[sequences]: occurrences in ids int[n], the last of which matches nothing."""
         state = self.root[ids]
-        place = np.flatnonzero(state)
-        state = state[place].astype(np.int64)
+        position = np.flatnonzero(state)
+        state = state[position].astype(np.int64)
         visits = np.bincount(state, minlength=self.n_states)
         while (more := self.has_children[state]).any():
-            place, state = place[more] + 1, state[more]
-            keys = state * self.width + ids[place]
+            position, state = position[more] + 1, state[more]
+            keys = state * self.width + ids[position]
             edge = np.searchsorted(self.keys, keys)
             edge[edge == len(self.keys)] = 0
             followed = self.keys[edge] == keys
-            place, state = place[followed], self.following[edge[followed]]
+            position, state = position[followed], self.following[edge[followed]]
             visits += np.bincount(state, minlength=self.n_states)
         return visits[self.ends]

@@ -80,7 +80,7 @@ def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
             [],
             time.time(),
         )
-        path = records.write_record(result)
+        path = records.save_record(result)
     notebook = notebooks.read_notebook(root / "notebooks" / f"{STUDY}.ipynb")
     for cell in notebook.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):

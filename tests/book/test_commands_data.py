@@ -103,8 +103,8 @@ def test_tokens_and_nothing_found(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["inspect", "--step", "1"], "give a RUN, or --data"),
-        (["inspect", "x", "--data", "y", "--step", "1"], "one of the two"),
+        (["inspect", "--step", "1"], "give either a RUN, or --data"),
+        (["inspect", "x", "--data", "y", "--step", "1"], "give either a RUN, or --data"),
         (["inspect", "--data", "pile-stndard", "--step", "1"], "Did you mean 'pile-standard'"),
         (["find", "x"], "give a RUN and a TEXT"),
         (["find", "x", "y", "z"], "quote a TEXT with spaces"),

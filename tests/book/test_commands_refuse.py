@@ -37,9 +37,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     [
         ("bench train --sizes 9k", "unknown size '9k'"),
         ("bench train --rounds 0", "rounds must be at least 1, got 0"),
-        ("bench train --json folder.csv", "--json takes the name of a file, folder.csv is a fold"),
+        (
+            "bench train --json folder.csv",
+            "--json takes the name of a file, but folder.csv is a folder",
+        ),
         ("bench terms --json folder.csv", "--json takes the name of a file"),
-        ("bench kernels --rounds 0", "--rounds does not apply to bench kernels"),
         ("terms RUN word --parquet folder.csv", "--parquet takes the name of a file"),
         ("evaluate RUN --out folder.csv", "--out takes the name of a file"),
         ("continue RUN --step 1 --steps 1 --measure", "add --swap"),

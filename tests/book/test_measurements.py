@@ -50,38 +50,38 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
 
 def test_what_was_measured_is_not_measured_again(trained: list[Run]) -> None:
-    cells = [(run, step) for run in trained for step in (0, 2, 6)]
-    what = Norm()
-    found, gaps = measure_all(cells, what, progress=False)
-    assert (len(found), gaps, len(what.calls)) == (6, [], 6)
-    assert all(found[run.id, step]["step"] == step for run, step in cells)
-    again, _ = measure_all([*cells, (trained[0], 5)], what, progress=False)
-    assert len(what.calls) == 7
-    for place, arrays in found.items():
+    checkpoints = [(run, step) for run in trained for step in (0, 2, 6)]
+    measurement = Norm()
+    measured, gaps = measure_all(checkpoints, measurement, progress=False)
+    assert (len(measured), gaps, len(measurement.calls)) == (6, [], 6)
+    assert all(measured[run.id, step]["step"] == step for run, step in checkpoints)
+    again, _ = measure_all([*checkpoints, (trained[0], 5)], measurement, progress=False)
+    assert len(measurement.calls) == 7
+    for key, arrays in measured.items():
         for name, array in arrays.items():
-            np.testing.assert_array_equal(again[place][name], array)
-            assert again[place][name].dtype == array.dtype
+            np.testing.assert_array_equal(again[key][name], array)
+            assert again[key][name].dtype == array.dtype
 
 
 def test_another_digest_is_another_measurement(trained: list[Run]) -> None:
     first, second = Norm(), Norm(digest="b")
-    for what in (first, second):
-        measure_all([(trained[0], 2)], what, progress=False)
+    for measurement in (first, second):
+        measure_all([(trained[0], 2)], measurement, progress=False)
     assert len(first.calls) == len(second.calls) == 1
 
 
 @pytest.mark.parametrize("position", [3, 200, -3])
 def test_a_damaged_kept_result_is_made_again(trained: list[Run], position: int) -> None:
-    what = Norm()
-    first, _ = measure_all([(trained[0], 2)], what, progress=False)
+    measurement = Norm()
+    first, _ = measure_all([(trained[0], 2)], measurement, progress=False)
     (file,) = (trained[0].folder / "evaluations").iterdir()
     raw = bytearray(file.read_bytes())
     raw[position] ^= 4
     file.write_bytes(raw)
-    again, _ = measure_all([(trained[0], 2)], what, progress=False)
-    assert len(what.calls) == 2
-    place = (trained[0].id, 2)
-    np.testing.assert_array_equal(first[place]["norm"], again[place]["norm"])
+    again, _ = measure_all([(trained[0], 2)], measurement, progress=False)
+    assert len(measurement.calls) == 2
+    key = (trained[0].id, 2)
+    np.testing.assert_array_equal(first[key]["norm"], again[key]["norm"])
 
 
 def test_a_lost_or_corrupt_checkpoint_is_a_gap(trained: list[Run]) -> None:
@@ -90,6 +90,6 @@ def test_a_lost_or_corrupt_checkpoint_is_a_gap(trained: list[Run]) -> None:
     raw = bytearray(weights.read_bytes())
     raw[-5] ^= 1
     weights.write_bytes(raw)
-    found, gaps = measure_all([(run, 2), (run, 3), (run, 99)], Norm(), progress=False)
-    assert set(found) == {(run.id, 3)}
+    measured, gaps = measure_all([(run, 2), (run, 3), (run, 99)], Norm(), progress=False)
+    assert set(measured) == {(run.id, 3)}
     assert {gap.step: "corrupt" in gap.reason for gap in gaps} == {2: True, 99: False}

@@ -91,7 +91,7 @@ def write(project: Path, scale: str = "laptop", seeds: int = 2, **changes) -> Pa
         "runs": [a_run(project), a_run(project, swap=True)],
         "started": time.time() - 75,
     }
-    return records.write_record(StudyResult(**{**given, **changes}))
+    return records.save_record(StudyResult(**{**given, **changes}))
 
 
 def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
@@ -156,7 +156,7 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys claim, paper"),
         ({"tables": {"../x": pd.DataFrame()}}, "table name '../x'"),
         ({"values": {"a b": 1}}, "value name 'a b'"),
-        ({"values": {"a": object()}}, "a record holds numbers and text, got object"),
+        ({"values": {"a": object()}}, "a record has only numbers and text, got object"),
     ],
 )
 def test_what_a_record_cannot_hold_is_refused(project: Path, changes: dict, message: str) -> None:
@@ -167,7 +167,7 @@ def test_what_a_record_cannot_hold_is_refused(project: Path, changes: dict, mess
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not a record"), ("[]", "it is no object"), ("{}", "it lacks schema, study")],
+    [("{", "is not a record"), ("[]", "no JSON object"), ("{}", "it lacks schema, study")],
 )
 def test_a_broken_record_is_named(project: Path, content: str, message: str) -> None:
     path = write(project)
@@ -182,7 +182,7 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
 def test_a_record_of_another_schema_is_refused(project: Path) -> None:
     path = write(project)
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(DataError, match="schema 99, this version reads 1"):
+    with pytest.raises(DataError, match="schema 99; this version reads schema 1"):
         records.read_record(path)
 
 
@@ -260,7 +260,7 @@ def test_good_parameters_are_merged_with_the_defaults(project: Path, given: dict
     [
         ({"scael": "smoke"}, "unknown parameter 'scael'.*Did you mean 'scale'"),
         ({"scale": "huge"}, "unknown scale 'huge'; accepted: smoke, laptop"),
-        ({"scale": 3}, "'scale' must be str, got 3; to pass it as text use -r"),
+        ({"scale": 3}, "'scale' must be str, got 3; to pass it as a string, use -r"),
         ({"seeds": "x"}, "'seeds' must be int, got 'x'"),
         ({"seeds": True}, "'seeds' must be int, got True"),
         ({"rate": "fast"}, r"'rate' must be float \| None"),
@@ -410,7 +410,7 @@ def test_a_failed_run_is_never_shown(project: Path) -> None:
     ]
     nbformat.write(notebook, path)
     assert site_runs.select_runs(project, project / "results", "tiny")[0].kind == "unrun"
-    with pytest.raises(DataError, match="did not run to its end"):
+    with pytest.raises(DataError, match="did not run to the end"):
         site_runs.record_run("tiny", "laptop")
 
 
@@ -438,7 +438,7 @@ def test_recording_refuses_tables_of_another_run(project: Path) -> None:
     folder = write(project).parent
     finish(project)
     (folder / "levels.csv").write_text("size,value\n7k,9\n")
-    with pytest.raises(DataError, match=r"levels\.csv is not the table"):
+    with pytest.raises(DataError, match=r"levels\.csv does not match the hash"):
         site_runs.record_run("tiny", "laptop")
 
 

@@ -1,29 +1,33 @@
-"""The book's part of the command line: studies, models, data, speed, other machines.
-
-Bad arguments are refused at the start, not after minutes of work.
-"""
+"""The book's part of the command line; bad arguments are rejected at once, not after some work."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from pythia_core.errors import ConfigError, MissingDependencyError
 
+COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
+STEP: dict[str, Any] = {"type": int, "metavar": "K"}
+"""Settings of options that are a number of things or a step."""
+
 
 def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
-    """The file that an option names, in a folder that is made if need be.
+    """The file that an option names; creates its folder if needed.
 
     Raises:
-        ConfigError: nothing can be written there. MissingDependencyError: nothing writes `parquet`.
+        ConfigError: the file is not writable. MissingDependencyError: pyarrow is not installed.
     """
     path = Path(name)
     if path.is_dir():
-        raise ConfigError(f"{option} takes the name of a file, {name} is a folder")
+        raise ConfigError(f"{option} takes the name of a file, but {name} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"{option}: {name} cannot be written")
+        raise ConfigError(f"{option}: {name} is not writable")
     if parquet and importlib.util.find_spec("pyarrow") is None:
-        raise MissingDependencyError(f"{option} writes Parquet with pyarrow: pip install pyarrow")
+        raise MissingDependencyError(
+            f"{option} needs pyarrow to write Parquet: pip install pyarrow"
+        )
     return path

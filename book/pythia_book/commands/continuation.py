@@ -1,7 +1,7 @@
-"""`continue`: plan, checks, training of both arms, and the outcome.
+"""`continue`: plan, check, train both arms, and report.
 
 The plan is printed first. Long training and large downloads start only with --yes; missing shards
-are listed with their sizes before anything is fetched.
+are listed with their sizes before anything is downloaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import io
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pythia_book.commands import COUNT, STEP
 from pythia_core.commands import AddCommand
 from pythia_core.config import PRECISIONS, SWAPS, ModelConfig
 from pythia_core.errors import ConfigError, DataError
@@ -22,50 +23,50 @@ if TYPE_CHECKING:
 
 
 def add(command: AddCommand) -> None:
-    """Add this command to the parser."""
     p = command(
         "continue", _continue, "continue training from any checkpoint, with or without a swap"
     )
-    p.set_defaults(kept="what was fetched and trained is kept")
+    p.set_defaults(kept="what was downloaded and trained is kept")
     p.add_argument(
         "source",
         metavar="SRC",
         help="a run (folder or id), the folder of a published model, one with a subfolder stepN "
         "per revision, or a repository on the hub such as EleutherAI/pythia-70m-deduped",
     )
-    p.add_argument("--revision", default="", help="of a published model, e.g. step133000")
-    p.add_argument("--step", type=int, help="step to start from (default: the revision's)")
-    p.add_argument("--steps", type=int, required=True, help="number of updates")
+    p.add_argument("--revision", default="", help="revision of a published model, e.g. step133000")
+    p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
+    p.add_argument("--steps", **COUNT, required=True, help="number of updates")
     p.add_argument("--swap", choices=SWAPS, help="also train a second arm with pronouns swapped")
     p.add_argument(
         "--data",
-        help="rows in training order: pile-deduped, pile-standard, a folder with the shards that "
-        "are needed, or anything else that `inspect --data` takes (default: the run's own)",
+        help="rows in training order: pile-deduped, pile-standard, a folder with the shards, or "
+        "anything else that `inspect --data` takes (default: the run's own)",
     )
     p.add_argument("--tokenizer", help="neox-20b or a tokenizer.json (default: the model's)")
-    p.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
+    p.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
     p.add_argument(
         "--state",
         default="auto",
         choices=("auto", "kept", "weights"),
-        help="for a run: its optimizer state (kept) or weights only (default: kept if available)",
+        help="optimizer state of a run: as saved (kept) or none (weights); default: kept if saved",
     )
     p.add_argument(
         "--rewarm",
         choices=("linear", "none", "constant"),
-        help="how the learning rate starts without an optimizer state (default: linear)",
+        help="learning-rate re-warming when there is no optimizer state (default: linear)",
     )
-    p.add_argument("--rewarm-updates", type=int, default=0, help="length of linear (default: 1 %%)")
-    trained = p.add_argument_group("how the model was trained (default: as Pythia, or as the run)")
-    trained.add_argument("--schedule-steps", type=int, help="updates of the whole schedule")
-    trained.add_argument("--batch-size", type=int, help="rows per update")
+    text = "number of re-warming updates (linear only; default: 1 %% of --steps)"
+    p.add_argument("--rewarm-updates", **COUNT, default=0, help=text)
+    trained = p.add_argument_group("training settings (default: Pythia's, or those of the run)")
+    text = "number of updates of the whole schedule"
+    trained.add_argument("--schedule-steps", **COUNT, help=text)
+    trained.add_argument("--batch-size", **COUNT, help="rows per update")
     trained.add_argument("--lr", type=float, help="peak learning rate")
-    trained.add_argument("--micro-batch", type=int, help="rows per forward/backward")
-    trained.add_argument("--precision", choices=PRECISIONS)
-    p.add_argument("--plan", action="store_true", help="print needs and costs, then exit")
-    p.add_argument(
-        "--yes", action="store_true", help="start even if it takes long or downloads much"
-    )
+    trained.add_argument("--micro-batch", **COUNT, help="rows per forward/backward pass")
+    trained.add_argument("--precision", choices=PRECISIONS, help="training precision")
+    p.add_argument("--plan", action="store_true", help="print requirements and costs, then exit")
+    text = "start without confirmation even if it is long or downloads a lot"
+    p.add_argument("--yes", action="store_true", help=text)
     p.add_argument("--measure", action="store_true", help="measure gender bias in both arms")
 
 
@@ -100,7 +101,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         raise ConfigError("--measure compares the two arms of a swap: add --swap")
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
-        raise ConfigError("name the step to start from: --revision stepN, or --step N")
+        raise ConfigError("give the step to start from: --revision stepN, or --step N")
     revision = args.revision or f"step{step}"
     source = source_of(args.source)
     options: dict[str, Any] = {
@@ -120,7 +121,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         if args.data is None:
             raise ConfigError(
                 "published weights come without their data; name it with --data: pile-deduped or "
-                "pile-standard (read over the network), or a folder with the shards needed"
+                "pile-standard (read over the network), or a folder with the needed shards"
             )
     rows = None
     if args.data is not None:
@@ -134,7 +135,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         return
     if plan.is_large and not args.yes:
         raise ConfigError(
-            "this takes long or downloads much (see above); nothing was started. Add --yes"
+            "this run is long or downloads a lot of data (see above); nothing was started. Pass "
+            "--yes to go ahead"
         )
     if train is None and plan.model is not None:
         train = published_train(plan.model, args.seq_len, **options)
@@ -175,7 +177,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 def _report(run: Continued, measure: bool) -> None:
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
-    print("\nloss on upcoming rows, ours and the source's (nats per token)")
+    print("\nloss on unread rows of the continued control and of the source (nats per token)")
     print(continuity(run).to_string(index=False, float_format="%.4f"))
     if measure:
         print("\nboth arms, and the change with its 95 % interval")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pythia_book.commands import file_to_write
+from pythia_book.commands import COUNT, STEP, file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import ConfigError
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 
 def add(command: AddCommand) -> None:
-    """Add these commands to the parser."""
     p = command("inspect", _inspect, "show the decoded batch of a step, from a run or token files")
     p.add_argument("run", metavar="RUN", nargs="?", help=RUN)
-    p.add_argument("--step", type=int, required=True, help="the update from step K to K + 1")
-    p.add_argument("--rows", type=int, default=4, help="how many rows to print (default 4)")
-    p.add_argument("--ids", action="store_true", help="with --data: print token ids, no text")
+    p.add_argument("--step", **STEP, required=True, help="the update from K to K + 1")
+    p.add_argument("--rows", **COUNT, default=4, help="number of rows to print (default: 4)")
+    p.add_argument("--ids", action="store_true", help="print token ids, not text (--data only)")
     _data_arguments(p)
 
     p = command(
@@ -35,17 +34,17 @@ def add(command: AddCommand) -> None:
     p.add_argument("words", metavar="[RUN] TEXT", nargs="+", help="run (not with --data) and text")
     p.add_argument("--tokens", action="store_true", help="match tokens, not characters")
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
-    p.add_argument("--from-step", type=int, default=0, help="first update to search (default 0)")
-    p.add_argument("--to-step", type=int, help="update at which to stop (default: the end)")
-    p.add_argument("--limit", type=int, default=20, help="occurrences to print (default 20)")
+    p.add_argument("--from-step", **STEP, default=0, help="first update (default: 0)")
+    p.add_argument("--to-step", **STEP, help="last update (exclusive; default: the end)")
+    p.add_argument("--limit", **COUNT, default=20, help="occurrences to print (default: 20)")
     _data_arguments(p)
 
     p = command("terms", _terms, "count words in the training data of a run up to each checkpoint")
     p.add_argument("run", metavar="RUN", help=RUN)
     p.add_argument("terms", nargs="+", metavar="TERM", help='words, e.g. "Parliament" "New York"')
     p.add_argument("--ignore-case", action="store_true", help="ignore the case of ASCII letters")
-    p.add_argument("--all", action="store_true", help="print every checkpoint, not about twelve")
-    p.add_argument("--parquet", help="also write term, step and count to this file")
+    p.add_argument("--all", action="store_true", help="print all checkpoints, not about twelve")
+    p.add_argument("--parquet", metavar="FILE", help="also write term, step and count to FILE")
 
 
 def _data_arguments(p: argparse.ArgumentParser) -> None:
@@ -57,18 +56,17 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
         "needed), a folder of pre-shuffled shards, or the PREFIX of a .bin/.idx pair",
     )
     data.add_argument(
-        "--tokenizer", default="neox-20b", help="neox-20b or a tokenizer.json (default neox-20b)"
+        "--tokenizer", default="neox-20b", help="neox-20b or a tokenizer.json (default: neox-20b)"
     )
-    data.add_argument("--seq-len", type=int, default=2048, help="tokens per row (default 2048)")
-    data.add_argument("--batch-size", type=int, default=1024, help="rows per update (default 1024)")
+    data.add_argument("--seq-len", **COUNT, default=2048, help="tokens per row (default: 2048)")
+    data.add_argument("--batch-size", **COUNT, default=1024, help="rows per update (default: 1024)")
     data.add_argument(
         "--dtype", default="<u2", choices=("<u2", "<i4"), help="token type if there is no .idx"
     )
-    data.add_argument("--seed", type=int, default=1234, help="with a PREFIX: seed of the order")
-    data.add_argument("--epochs", type=int, help="with a PREFIX: passes over it (default 1)")
-    data.add_argument(
-        "--steps", type=int, help="with a PREFIX, not --epochs: number of updates (Pythia: 143000)"
-    )
+    data.add_argument("--seed", type=int, default=1234, help="seed of the data order (PREFIX only)")
+    data.add_argument("--epochs", **COUNT, help="passes over the data (PREFIX only; default: 1)")
+    text = "number of updates (PREFIX only, instead of --epochs; Pythia: 143000)"
+    data.add_argument("--steps", **COUNT, help=text)
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
@@ -85,7 +83,7 @@ def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
 
 def _inspect(args: argparse.Namespace) -> None:
     if (args.run is None) == (args.data is None):
-        raise ConfigError("give a RUN, or --data with a name, a folder or a PREFIX: one of the two")
+        raise ConfigError("give either a RUN, or --data with a name, a folder or a PREFIX")
     if args.data is None:
         return _inspect_run(args)
     from pythia_book.released.pile import describe_batch, tokenizer_at
@@ -97,7 +95,7 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _inspect_run(args: argparse.Namespace) -> None:
-    """A batch of a run, with what training logged about it and the tokens that a fork swapped."""
+    """Print a batch of a run, its entry in the training log, and the tokens that a fork swapped."""
     from pythia_core.data.order import batch_hash
     from pythia_core.training.runs import find_run
 
@@ -141,7 +139,7 @@ def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
 
 
 def _find(args: argparse.Namespace) -> None:
-    """Print where a text was read, update by update."""
+    """Print the occurrences of a text, update by update."""
     from pythia_book.released.pile import RELEASED, tokenizer_at
     from pythia_book.search import SurfaceMatcher, TokenMatcher, find_text, quote
     from pythia_core.data.tokenizer import token_bytes
@@ -157,7 +155,7 @@ def _find(args: argparse.Namespace) -> None:
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
         if args.data in RELEASED and args.to_step is None:
-            raise ConfigError("give --to-step: each update is 4 MB over the network")
+            raise ConfigError("give --to-step: each update downloads 4 MB")
         rows, description = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size
         end = rows.n_rows // size
@@ -172,16 +170,16 @@ def _find(args: argparse.Namespace) -> None:
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=False)
 
-    seen, steps = 0, set[int]()
+    n_hits, steps = 0, set[int]()
     for hit in find_text(read, matcher, size, first, last, progress=True):
-        seen += 1
+        n_hits += 1
         steps.add(hit.step)
-        if seen <= args.limit:
+        if n_hits <= args.limit:
             quotation = quote(read(hit.row, hit.row + 1)[0], hit, decode)
             print(f"step {hit.step}, row {hit.row}, token {hit.column}: {quotation}")
-    more = f" ({args.limit} shown)" if seen > args.limit else ""
+    more = f" ({args.limit} shown)" if n_hits > args.limit else ""
     span = f", from step {min(steps)} to {max(steps)}" if steps else ""
-    print(f"{seen} occurrences{more}, in {len(steps)} updates{span}")
+    print(f"{n_hits} occurrences{more}, in {len(steps)} updates{span}")
 
 
 # --- terms -----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pythia_book.commands import file_to_write
+from pythia_book.commands import COUNT, STEP, file_to_write
 from pythia_core.commands import RUN, AddCommand
 from pythia_core.errors import CheckpointError
 
@@ -12,17 +12,16 @@ MODEL = f"{RUN}; or a published model's folder or hub name"
 
 
 def add(command: AddCommand) -> None:
-    """Add these commands to the parser."""
-    p = command("convert", _convert, "convert a model to our format or to that of transformers")
+    p = command("convert", _convert, "convert between the formats of this library and transformers")
     p.add_argument("source", metavar="SRC", help="a run, a folder, or a repository on the hub")
     p.add_argument("target", metavar="DST", help="a new folder")
-    p.add_argument("--to", default="", choices=("hf", "pythia"), help="default: the other one")
-    p.add_argument("--revision", default="main", help="for a repository, e.g. step3000")
-    p.add_argument("--step", type=int, help="for a run (default: the last)")
-    p.add_argument(
-        "--dtype", default="", choices=("fp32", "fp16", "bf16"), help="default: unchanged"
-    )
-    p.add_argument("--size", default="", help="for native GPT-NeoX files, e.g. 70m")
+    text = "target format (default: the other format)"
+    p.add_argument("--to", default="", choices=("hf", "pythia"), help=text)
+    p.add_argument("--revision", default="main", help="revision of a repository, e.g. step3000")
+    p.add_argument("--step", **STEP, help="step of a run (default: the last)")
+    dtypes = ("fp32", "fp16", "bf16")
+    p.add_argument("--dtype", default="", choices=dtypes, help="default: unchanged")
+    p.add_argument("--size", default="", help="size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
     p.set_defaults(kept="what was measured is kept")
@@ -30,11 +29,11 @@ def add(command: AddCommand) -> None:
     p.add_argument(
         "--tasks", default="", help="comma-separated (default: all; wsc and logiqa need --items)"
     )
-    p.add_argument("--steps", default="last", help="all, or e.g. 0,512,last (default: last)")
-    p.add_argument("--shots", type=int, help="in-context examples (default: per task)")
     p.add_argument(
-        "--limit", type=int, help="items per task, the same ones each time (default: all)"
+        "--steps", default="last", help="all, or a list such as 0,512,last (default: last)"
     )
+    p.add_argument("--shots", **COUNT, help="few-shot examples (default: the task's)")
+    p.add_argument("--limit", **COUNT, help="items per task, a fixed sample (default: all)")
     p.add_argument("--items", metavar="FOLDER", help="read items from FOLDER/TASK.jsonl")
     p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
 
@@ -46,21 +45,21 @@ def add(command: AddCommand) -> None:
 
     p = command("generate", _generate, "continue a text with a checkpoint")
     p.add_argument("model", metavar="MODEL", help=MODEL)
-    p.add_argument("--prompt", action="append", required=True, help="text to continue; repeatable")
-    p.add_argument("--step", type=int, help="which checkpoint (default: the last)")
-    p.add_argument("--tokens", type=int, default=32, help="at most this many (default 32)")
-    p.add_argument("--until", action="append", default=[], help="stop before this text")
-    p.add_argument("--temperature", type=float, default=0.0, help="0 (default): greedy")
+    text = "text to continue; repeatable"
+    p.add_argument("--prompt", action="append", required=True, metavar="TEXT", help=text)
+    p.add_argument("--step", **STEP, help="step of the checkpoint (default: the last)")
+    text = "maximum number of new tokens (default: 32)"
+    p.add_argument("--tokens", **COUNT, default=32, help=text)
     p.add_argument(
-        "--top-k", type=int, default=0, help="sample from the k likeliest tokens (0: all)"
+        "--until", action="append", default=[], metavar="TEXT", help="stop before TEXT; repeatable"
     )
-    p.add_argument(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="sample from the likeliest tokens of total probability p",
-    )
-    p.add_argument("--seed", type=int, default=0, help="of sampling (default: 0)")
+    text = "sampling temperature (default: 0, greedy)"
+    p.add_argument("--temperature", type=float, default=0.0, metavar="T", help=text)
+    text = "sample from the K likeliest tokens (default: all)"
+    p.add_argument("--top-k", type=int, default=0, metavar="K", help=text)
+    text = "sample from the likeliest tokens with total probability P (default: 1)"
+    p.add_argument("--top-p", type=float, default=1.0, metavar="P", help=text)
+    p.add_argument("--seed", type=int, default=0, help="random seed for sampling (default: 0)")
 
     p = command("verify", _verify, "check a run against its hashes, or audit a published model")
     p.add_argument(

@@ -1,4 +1,4 @@
-"""`budget` and `bundle`: what a scale costs on another machine, and everything it needs there."""
+"""`budget` and `bundle`: what a scale costs on another machine, and what it needs there."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from pythia_core.commands import AddCommand
 
 
 def add(command: AddCommand) -> None:
-    """Add these commands to the parser."""
     p = command("budget", _budget, "predict what a scale costs on one H100: time, FLOP, disk")
-    p.add_argument("--scale", default="gpu", choices=["gpu"], help="the scale for one GPU")
+    p.add_argument("--scale", default="gpu", choices=["gpu"], help="scale to predict")
 
     p = command("bundle", _bundle, "pack everything that an offline machine needs to run studies")
-    p.add_argument(
-        "out",
-        metavar="OUT",
-        type=Path,
-        help="archive to write, .tar or .tar.xz (smaller, but slow to make)",
-    )
-    p.add_argument("--scale", default="gpu", help="the scale that will be run (default: gpu)")
+    text = "archive to write, .tar or .tar.xz (smaller, but takes minutes)"
+    p.add_argument("out", metavar="OUT", type=Path, help=text)
+    p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
     p.add_argument("--studies", default="", help="comma-separated list (default: all)")
 
 
@@ -32,7 +27,7 @@ def _budget(args: argparse.Namespace) -> None:
 
 
 def _bundle(args: argparse.Namespace) -> None:
-    """Make the archive and print what is in it.
+    """Make the archive and print its contents by size.
 
     Raises:
         ConfigError, FetchError, DataError: as pythia_book.bundle.make_bundle.

@@ -1,4 +1,4 @@
-"""`study`, `record` and `errata`: what the book is made of."""
+"""`study`, `record` and `errata`: run a study, record a run, explain an erratum."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from pythia_core.suite import SCALES
 
 
 def add(command: AddCommand) -> None:
-    """Add these commands to the parser."""
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
     p.set_defaults(kept=KEPT)
-    p.add_argument("study", help="name of a notebook, e.g. gender_bias")
+    p.add_argument("study", metavar="STUDY", help="name of a notebook, e.g. gender_bias")
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
     p.add_argument(
         "-p",
@@ -23,14 +22,14 @@ def add(command: AddCommand) -> None:
         metavar="NAME=VALUE",
         help="set a parameter; repeatable",
     )
-    p.add_argument("--force", action="store_true", help="run even if up to date")
+    p.add_argument("--force", action="store_true", help="run even if it is up to date")
 
     p = command("record", _record, "copy a reviewed local run into book/recorded, to be committed")
-    p.add_argument("study", help="name of a notebook that has run")
-    p.add_argument("--scale", default="laptop", help="its scale (default: laptop)")
+    p.add_argument("study", metavar="STUDY", help="name of a notebook that has run")
+    p.add_argument("--scale", default="laptop", help="scale of the run (default: laptop)")
 
     p = command("errata", _errata, "common misstatements about Pythia, with the evidence")
-    p.add_argument("name", nargs="?", metavar="NAME", help="explain this one (default: list all)")
+    p.add_argument("name", nargs="?", metavar="NAME", help="erratum to explain (default: list all)")
 
 
 def _study(args: argparse.Namespace) -> None:

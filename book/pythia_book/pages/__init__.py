@@ -1,4 +1,4 @@
-"""Drawings, tables and numbers of the explanatory pages, and here what these have in common."""
+"""Figures, tables and numbers for the explanatory pages; shared helpers in this file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DASH = "\N{EN DASH}"
 
 
 def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
-    """A colour on the colour circle as "#rrggbb", rounded as the pages' scripts round."""
+    """A colour of the colour circle as "#rrggbb", rounded like in the pages' scripts."""
     red, green, blue = colorsys.hls_to_rgb(degrees % 360 / 360, lightness, saturation)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
@@ -21,10 +21,10 @@ def hls_colour(degrees: float, lightness: float, saturation: float) -> str:
 def formatted(
     frame: pd.DataFrame, columns: dict[str, tuple[str, Callable[[Any], str]]]
 ) -> pd.DataFrame:
-    """A frame of texts.
+    """A frame of formatted cells; missing values become a dash.
 
     Args:
-        columns: those to show: name -> (title, formatter of a cell); what is missing is a dash.
+        columns: the columns to show: name -> (title, formatter of a cell).
     """
     import pandas as pd
 

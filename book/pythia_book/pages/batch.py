@@ -1,10 +1,10 @@
-"""Drawings, data and numbers of the page on how a batch is made.
+"""Figures, data and numbers of the page on how a batch is made.
 
 The figures follow one row from the documents into a batch, with `order.RowOrder` on two corpora:
 the one that scale smoke trains on, if its text is in the cache when the book is built, and a few
-sentences written for this page, which also replace the former. The page's script computes the same
-order in the browser, shuffles included; tests keep the two consistent. Of the corpus, only the rows
-that a run at scale smoke reads go into the built page.
+sentences written for this page, which also serve as a fallback. The page's script computes the same
+order in the browser, including shuffles; tests keep the two consistent. Of the corpus, the built
+page contains only the rows that a run at scale smoke reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FOOTER = "drawn by book/pythia_book/pages/batch.py whenever the book is built"
 DEDUPED_TOKENS = 207_000_000_000
-"""Tokens of the deduplicated Pile, as the paper's section 2.2 has them."""
+"""Tokens of the deduplicated Pile (paper section 2.2)."""
 TEXTS = (
     "The ferry leaves at nine. Nobody has told the gulls.",
     "To bake bread you need flour, water, salt and time; of these, time is the hard one.",
@@ -47,7 +47,7 @@ TINY_ROW, TINY_BATCH, TINY_VOCABULARY = 8, 4, 320
 
 @dataclass(frozen=True)
 class Example:
-    """A corpus small enough for a page, with its order of training."""
+    """A corpus small enough for a page, with its training order."""
 
     name: str
     sizes: list[int]
@@ -57,11 +57,11 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """The text of each id that is shown; "" for the end of a document."""
+    """The text of each shown id; "" for the end of a document."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
-    """All ids, by document; empty if they are too many for a page."""
+    """All ids, by document; empty if there are too many for a page."""
 
     @property
     def order(self) -> RowOrder:
@@ -74,15 +74,15 @@ class Example:
 def _pieces(ids: set[int], tokenizer: Any, eod: int) -> dict[int, str]:
     from pythia_core.data.tokenizer import token_bytes
 
-    known = token_bytes(tokenizer)
+    pieces = token_bytes(tokenizer)
     return {
-        i: "" if i == eod else (known[i] or b"?").decode("utf-8", "replace") for i in sorted(ids)
+        i: "" if i == eod else (pieces[i] or b"?").decode("utf-8", "replace") for i in sorted(ids)
     }
 
 
 @functools.cache
 def tiny() -> Example:
-    """The sentences above, cut by a tokenizer trained on them."""
+    """The sentences in TEXTS, with a tokenizer trained on them."""
     from pythia_core.data.tokenizer import EOD, encode_documents, train_bpe
 
     tokenizer = train_bpe(TEXTS * 2, TINY_VOCABULARY)
@@ -119,7 +119,7 @@ def real() -> Example:
     try:
         data = prepare(scale.data, progress=False)
         rows = data.rows.rows(0, scale.steps * scale.batch_size)
-    except (PythiaError, OSError):  # a damaged cache is no reason for a book without this page
+    except (PythiaError, OSError):  # a damaged cache must not break the page
         return tiny()
     return Example(
         "what a run at scale smoke reads",
@@ -136,7 +136,7 @@ def real() -> Example:
 
 
 def script_data(name: str) -> dict[str, Any]:
-    """The data with which the page's script draws a figure, "follow" or "shuffle"."""
+    """The data from which the page's script draws the figure "follow" or "shuffle"."""
     example = real() if name == "follow" else tiny()
     return {
         "sizes": example.sizes,
@@ -155,7 +155,7 @@ def script_data(name: str) -> dict[str, Any]:
 
 @functools.cache
 def values() -> dict[str, str]:
-    """The numbers that the page's prose takes from here, as text."""
+    """The numbers in the page's prose, as text."""
     from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
 
     example, shards = real(), RELEASED["pile-standard"].shards
@@ -190,7 +190,7 @@ def values() -> dict[str, str]:
 
 
 def hue(document: int, documents: int) -> str:
-    """The colour of a document by its place in the file, as in the page's script."""
+    """The colour of a document by its position in the file, as in the page's script."""
     return hls_colour(20 + 300 * document / max(documents - 1, 1), 0.62, 0.6)
 
 
@@ -200,18 +200,18 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
     lengths = np.array(sizes)[order.documents]
     ends = np.cumsum(lengths)
     parts = []
-    for place in range(int(np.searchsorted(ends, first, "right")), len(ends)):
-        low = int(ends[place] - lengths[place])
+    for i in range(int(np.searchsorted(ends, first, "right")), len(ends)):
+        low = int(ends[i] - lengths[i])
         if low >= stop:
             break
-        if lengths[place]:
-            document = int(order.documents[place])
-            parts.append((document, max(first - low, 0), min(stop, int(ends[place])) - low))
+        if lengths[i]:
+            document = int(order.documents[i])
+            parts.append((document, max(first - low, 0), min(stop, int(ends[i])) - low))
     return parts
 
 
 def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, named: bool) -> None:
-    """Draw documents in a row: (start, width, number) of each."""
+    """Draw a strip of documents, each a (start, width, number)."""
     from matplotlib.patches import Rectangle
 
     for start, width, document in parts:
@@ -225,22 +225,22 @@ def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, na
 
 
 def instructive(example: Example) -> tuple[int, int]:
-    """(step, row of the batch) of the row to show: the first with parts of the most documents."""
+    """(step, index in the batch) of the row to show: the first with the most documents."""
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
     return divmod(parts.index(max(parts)), example.batch_size)
 
 
 def _picture(example: Example) -> Drawing:
-    """File, shuffled stream, rows and one batch, from top to bottom."""
+    """Draw the file, the shuffled stream, the rows and one batch, from top to bottom."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     order, n, S = example.order, len(example.sizes), example.seq_len
     sizes = np.array(example.sizes)
     total, named = order.epochs * sizes.sum(), n < 40
-    step, place = instructive(example)
-    row = int(order.shuffle[step * example.batch_size + place])
+    step, index = instructive(example)
+    row = int(order.shuffle[step * example.batch_size + index])
     tiled = np.tile(np.arange(n), order.epochs)
     with style():
         figure = Figure(figsize=(WIDTH, 4.6))
@@ -288,11 +288,11 @@ def _picture(example: Example) -> Drawing:
         grid.set_title("3  the rows are shuffled; each column is a batch, coloured by document")
         for i, ids in enumerate(example.batch(step).tolist()):
             number = int(order.shuffle[step * example.batch_size + i])
-            at = 0
+            x = 0
             for document, first, stop in spans(order, example.sizes, number):
-                batch.add_patch(Rectangle((at, -i), stop - first, 0.8, linewidth=0,
+                batch.add_patch(Rectangle((x, -i), stop - first, 0.8, linewidth=0,
                                           facecolor=hue(document, n)))  # fmt: skip
-                at += stop - first
+                x += stop - first
             words = "".join(example.pieces[t] or " \N{SQUARE LOZENGE} " for t in ids)
             words = " ".join(words.split()).replace("$", r"\$")
             batch.text(0.006 * S, 0.4 - i, words[:88], va="center", fontsize=6.5)
@@ -316,5 +316,5 @@ def follow() -> Drawing:
 
 
 def shuffle() -> Drawing:
-    """The same for a few sentences, which the page's script can reshuffle."""
+    """The same figure for a few sentences, which the page's script can reshuffle."""
     return _picture(tiny())

@@ -1,9 +1,8 @@
-"""Tables of the page on the released models: how each size was made, and what using it takes.
+"""Tables of the page on the released models: how each size was trained, and the cost of using it.
 
-Facts that cannot be computed are in `TRAINED_IN`, `USABLE_VOCABULARY` and `TASK_TOKENS`, the
-layout of the training in recipe.HARDWARE, shapes, initialisations and learning rates in
-suite.OFFICIAL_SIZES; everything else is computed from these. Times are estimates at the rates
-below; none was measured.
+Facts that cannot be computed are in `TRAINED_IN`, `USABLE_VOCABULARY`, `TASK_TOKENS`,
+recipe.HARDWARE (parallelism) and suite.OFFICIAL_SIZES (shapes, initialisations, learning rates);
+everything else is computed from them. Times are estimates at the rates below; none was measured.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from pythia_book.studies.phases.ngrams import ORDERS
 from pythia_book.studies.phases.probes import LONGEST_COPY, N_PLACES, N_ROWS, N_SEQUENCES
 from pythia_book.style import Table
 from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.memory import state_bytes
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.schedule import N_CHECKPOINTS
 
@@ -29,18 +29,16 @@ if TYPE_CHECKING:
 # --- facts and estimates ---------------------------------------------------------------------
 
 TRAINED_IN = dict.fromkeys(OFFICIAL_SIZES, "fp16") | {"1b": "bf16"}
-"""Precision of the products, by size. 1B's standard run left fp16 after a loss spike from which it
-did not recover; its deduplicated twin stayed in fp16 (EleutherAI/pythia, README; gpt-neox,
+"""Precision of matrix products, by size. The standard 1B run left fp16 after a loss spike that it
+did not recover from; its deduplicated twin stayed in fp16 (EleutherAI/pythia, README; gpt-neox,
 configs/pythia/1B.yml)."""
 USABLE_VOCABULARY = 50_277
-"""Entries of the tokenizer; rows past them are never targets."""
+"""Entries of the tokenizer; further rows of the embedding are never targets."""
 PADDED_TO = 128
 """The vocabulary is padded to a multiple of this, times the tensor-parallel ranks."""
 
 STORED_BYTES = 2
-"""Per parameter on the hub: half precision."""
-STATE_BYTES = {"fp32": 16, "bf16": 18}
-"""Per parameter in training here: weight, gradient and two moments in fp32; bf16 adds a copy."""
+"""Bytes per parameter on the hub, in half precision."""
 DOWNLOAD = 100e6
 """Bytes per second; an assumption."""
 CPU_FLOPS = 100e9
@@ -61,14 +59,14 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Tokens that a checkpoint reads, and writes at most, for all items of the built-in tasks, padding
-included: counted with the 20B tokenizer, and again in tests/book/pages/test_real_suite.py."""
+"""Tokens that a checkpoint reads and (at most) generates for all items of a built-in task, with
+padding: counted with the 20B tokenizer, and again in tests/book/pages/test_real_suite.py."""
 _SHOWN = "70m"
-"""The size in the table of commands."""
+"""Size in the table of commands."""
 
 
 def padded_vocabulary(tensor_parallel: int) -> int:
-    """GPT-NeoX's rule."""
+    """The padded vocabulary size, by the rule of GPT-NeoX."""
     multiple = PADDED_TO * tensor_parallel
     return -(-USABLE_VOCABULARY // multiple) * multiple
 
@@ -79,7 +77,7 @@ def repository(size: str, deduplicated: bool = False) -> str:
 
 
 def fidelity_table() -> pd.DataFrame:
-    """How each size was really trained: precision, initialisation, vocabulary, learning rate."""
+    """How each size was trained: precision, initialisation, vocabulary, learning rate."""
     import pandas as pd
 
     rows = []
@@ -101,9 +99,9 @@ def fidelity_table() -> pd.DataFrame:
 
 
 def reading_table() -> pd.DataFrame:
-    """What it takes to load and run a released model: bytes on the hub, time, memory in fp32.
+    """Cost of loading and running a released model: bytes on the hub, time, memory in fp32.
 
-    `row_seconds`: the forward pass of 2,048 tokens, a third of a training step's work, on a CPU;
+    `row_seconds`: a forward pass over 2,048 tokens on a CPU, a third of a training step's work;
     `task_seconds`: the forward passes of all tasks.
     """
     import pandas as pd
@@ -139,7 +137,7 @@ def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
 
 
 def forks_table() -> pd.DataFrame:
-    """What the paper's shorter window takes: 10,000 updates from step 133,000, control and swap."""
+    """Cost of the paper's shorter window: 10,000 updates from step 133,000, control and swap."""
     import pandas as pd
 
     plans = {name: _plan(name, 133_000, 10_000) for name in OFFICIAL_SIZES}
@@ -160,9 +158,9 @@ def forks_table() -> pd.DataFrame:
 
 
 def commands_table() -> pd.DataFrame:
-    """Commands on a released size with the bytes that they fetch, their memory and time.
+    """Commands on a released size with their download in bytes, memory and time.
 
-    `machine`: the device that the time is for; without one it is the time of the download.
+    `machine`: the device that the time is for; if empty, it is the time of the download.
     """
     import pandas as pd
 
@@ -204,15 +202,15 @@ def commands_table() -> pd.DataFrame:
 
 
 def training_table() -> pd.DataFrame:
-    """What it would take to train a size again with this library, which does not split models.
+    """Cost of retraining each size with this library, which does not split models.
 
     `state`: bytes of weights, gradients and optimizer in bf16, without activations; `fits`: whether
-    a GPU of 80 GB holds that; `h100_hours`: recipe.estimates.
+    they fit on a GPU of 80 GB; `h100_hours`: recipe.estimates.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
-    parameters = [OFFICIAL_SIZES[name].model().n_params for name in frame["size"]]
-    frame["parameters"] = parameters
-    frame["state"] = [STATE_BYTES["bf16"] * n for n in parameters]
+    models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]
+    frame["parameters"] = [model.n_params for model in models]
+    frame["state"] = [state_bytes(model, "bf16") for model in models]
     frame["fits"] = frame.state < GPU_BYTES
     return frame
 
@@ -224,7 +222,7 @@ RATE = "{:.1e}".format
 
 
 def _bytes(value: float) -> str:
-    """1.41e8 as "141 MB": in powers of 1,000, to three digits."""
+    """1.41e8 as "141 MB": decimal units, three significant digits."""
     units = ("kB", "MB", "GB", "TB")
     power = min(len(units), max(1, len(f"{value:.0f}") - 1) // 3)
     return f"{value / 1000**power:,.3g}{SPACE}{units[power - 1]}"
@@ -257,7 +255,7 @@ def fidelity() -> Table:
 
 
 def reading() -> Table:
-    """What using them takes."""
+    """The cost of using each size."""
     columns = {
         "size": ("Size", str),
         "repository": ("Name", str),
@@ -269,7 +267,7 @@ def reading() -> Table:
         "task_seconds": ("All tasks", _time),
     }
     caption = (
-        f"What a released model takes, computed from its parameters. Assumed: a download at "
+        f"The cost of using a released model, computed from its parameters. Assumed: a download at "
         f"{DOWNLOAD / 1e6:.0f} MB/s; 2,048 tokens, and the tasks' {sum(TASK_TOKENS.values()):,} "
         f"tokens, at {CPU_FLOPS / 1e9:.0f} GFLOP/s"
     )
@@ -277,7 +275,7 @@ def reading() -> Table:
 
 
 def commands() -> Table:
-    """Commands, and what they take."""
+    """Commands and their costs."""
     frame = commands_table()
     frame["time"] = [
         "seconds"
@@ -294,14 +292,14 @@ def commands() -> Table:
     caption = (
         f"For pythia-{_SHOWN}, computed from its parameters. Assumed: downloads at "
         f"{DOWNLOAD / 1e6:.0f} MB/s, a CPU of {CPU_FLOPS / 1e9:.0f} GFLOP/s, a quarter of an "
-        "H100's peak. Memory of training excludes activations; all that is fetched stays on disk, "
+        "H100's peak. Memory for training excludes activations; all downloads stay on disk, "
         "except rows"
     )
     return Table(formatted(frame, columns), caption, code=("python -m pythia_core",))
 
 
 def forks() -> Table:
-    """What a fork takes."""
+    """The cost of a fork."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),
@@ -319,7 +317,7 @@ def forks() -> Table:
 
 
 def training() -> Table:
-    """What training a size again would take."""
+    """The cost of retraining each size."""
     columns = {
         "size": ("Size", str),
         "parameters": ("Parameters", "{:,}".format),
@@ -327,5 +325,5 @@ def training() -> Table:
         "fits": ("On a GPU of 80 GB", lambda fits: "yes" if fits else "no"),
         "h100_hours": ("Hours on one H100", "{:,.0f}".format),
     }
-    caption = "To train a size again in bf16, without activations; hours as on the recipe's page"
+    caption = "Retraining a size in bf16, without activations; hours as on the recipe's page"
     return Table(formatted(training_table(), columns), caption)

@@ -1,8 +1,8 @@
 """Figures and tables of the page on the recipe: one layer, the schedule, the cost of training.
 
-The functions take no arguments and return a Drawing or a Table. They are called while the book is
-built, so that the page always shows the library as it is. `block` draws what `recipe.block_parts`
-sees the module do: another width gives other numbers, a sequential residual other arrows.
+The functions take no arguments and return a Drawing or a Table. The build calls them, so the page
+always shows the current library. `block` draws the connections that `recipe.block_parts` observes:
+another width gives other numbers, a sequential residual other arrows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """The learning rate that was used and the one usually described; peaks by size."""
+    """The learning rate as used and as usually described; peaks by size."""
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
     with style():
@@ -88,12 +88,12 @@ def cost() -> Drawing:
                   ylim=(40, 2.5e5))  # fmt: skip
         kinds = _marks(("o", MUTED, "A100, as trained"), ("D", "white", "H100, computed"))
         hours.legend(handles=kinds, loc="upper left")
-        for at, row in enumerate(costs.itertuples(index=False)):
+        for x, row in enumerate(costs.itertuples(index=False)):
             colour = size_colour(row.size)
             pair = [100 * row.utilisation_6nt, 100 * row.utilisation_exact]
-            share.plot([at, at], pair, color=colour, linewidth=1.2, zorder=1)
-            share.plot([at], pair[:1], marker="s", color=colour, markerfacecolor="white")
-            share.plot([at], pair[1:], marker="o", color=colour)
+            share.plot([x, x], pair, color=colour, linewidth=1.2, zorder=1)
+            share.plot([x], pair[:1], marker="s", color=colour, markerfacecolor="white")
+            share.plot([x], pair[1:], marker="o", color=colour)
         share.set_xticks(range(len(costs)), costs["size"])
         share.set(ylim=(0, 42), ylabel="% of the peak", title="Utilisation, counted in two ways")
         share.grid(axis="x", visible=False)
@@ -122,7 +122,7 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
 
 
 def cost_table() -> Table:
-    """The cost of each size, with the work counted in two ways."""
+    """The cost of each size, with the FLOP counted in two ways."""
     caption = (
         f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
@@ -141,7 +141,7 @@ def cost_table() -> Table:
 
 
 def layout_table() -> Table:
-    """How a batch was distributed over the GPUs."""
+    """How a batch was distributed over GPUs."""
     columns = {
         "size": ("Size", str),
         "gpus": ("A100s of 40 GB", str),
@@ -157,7 +157,7 @@ def layout_table() -> Table:
 
 
 def estimates() -> Table:
-    """Our estimates of energy and of hours on today's hardware, by the formulas in the caption."""
+    """Estimates of energy and of hours on an H100, by the formulas in the caption."""
     caption = (
         f"Our estimates. Energy: A100-hours {TIMES} {recipe.A100_WATT} W {TIMES} {recipe.PUE}. "
         f"H100: products / ({100 * recipe.H100_UTILISATION:.0f}\N{NO-BREAK SPACE}% of "
@@ -272,7 +272,7 @@ def block(config: ModelConfig | None = None) -> Drawing:
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
-    """A box for a part with weights: title, its weight and count, kind, width of its output."""
+    """The box of a part with weights: title, weight and count, kind, width of its output."""
     part = parts.loc[name]
     kind = "norm" if "layernorm" in name else "linear"
     return title, f"{part.weight} + bias = {part.parameters:,}", kind, part.d_out
@@ -360,8 +360,8 @@ def _packing(ax: Axes, config: ModelConfig) -> None:
     wide = 3 * each / config.n_heads
     for head in range(config.n_heads):
         face = "#c9d9ea" if head == 0 else "white"
-        place = (x + head * wide, 4.22)
-        ax.add_patch(Rectangle(place, wide, high, facecolor=face, edgecolor=MUTED, linewidth=0.7))
+        corner = (x + head * wide, 4.22)
+        ax.add_patch(Rectangle(corner, wide, high, facecolor=face, edgecolor=MUTED, linewidth=0.7))
         if config.n_heads <= 16:
             ax.text(x + (head + 0.5) * wide, 4.22 + high / 2, f"{head + 1}", ha="center",
                     va="center", fontsize=6.5)  # fmt: skip
@@ -383,8 +383,8 @@ def _packing(ax: Axes, config: ModelConfig) -> None:
     ax.plot([x, WIDTH - 0.2], [1.72, 1.72], color=GRID, linewidth=0.8)
     words = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
     for i, (kind, word) in enumerate(words):
-        at = 2.85 - 0.24 * i
-        ax.add_patch(Rectangle((x, at), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,
+        bottom = 2.85 - 0.24 * i
+        ax.add_patch(Rectangle((x, bottom), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,
                                linewidth=0.7))  # fmt: skip
-        ax.text(x + 0.3, at + 0.07, word, fontsize=7, va="center")
+        ax.text(x + 0.3, bottom + 0.07, word, fontsize=7, va="center")
     ax.text(x, 2.1, "T: positions of a row", fontsize=7, va="center", color=MUTED)

@@ -1,8 +1,8 @@
-"""Drawings and numbers of the page on rotary embeddings, computed by the model's own functions.
+"""Figures and numbers of the page on rotary embeddings, computed by the model's own functions.
 
 Angles, cos and sin come from `kernels.rotary.rotary_tables`, scores from vectors rotated by
-`rotary_reference`, the shapes from the official configs. The page's script draws the same figures
-in the browser; tests keep the two consistent.
+`rotary_reference`, shapes from the official configs. The page's script draws the same figures in
+the browser; tests keep the two consistent.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SHOWN = 64
-"""The head dim of figures that show one head: that of 70M, 160M and 410M."""
+"""The head dim in figures of a single head: that of 70M, 160M and 410M."""
 REACH = 128
-"""Positions over which the hands can move."""
+"""Number of positions over which the hands can move."""
 STRETCH = 32
-"""Positions per point of the error curves, which show the largest error among them."""
+"""Positions per point of the error curves, which show their largest error."""
 PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),
     "fp32, bf16": ("angle in fp32, then bf16", BLUE, (0, (3, 1.5))),
     "fp32, fp16": ("angle in fp32, then fp16", ORANGE, (0, (3, 1.5))),
 }
-"""How cos and sin can be computed: label, colour, line."""
+"""Ways to compute cos and sin -> label, colour, line style."""
 
 
 # --- numbers ---------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def inverse_frequencies(head_dim: int) -> np.ndarray:
 
 
 def wavelengths(head_dim: int) -> np.ndarray:
-    """Positions in which each pair makes one full turn."""
+    """The period of each pair: positions per full rotation."""
     return 2 * math.pi / inverse_frequencies(head_dim).astype(float)
 
 
@@ -89,12 +89,12 @@ def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
 
 
 def table_errors(head_dim: int, precision: str) -> np.ndarray:
-    """Errors of cos and sin, the larger of the two, as (position, pair).
+    """The larger of the errors of cos and sin, by (position, pair).
 
     Args:
-        head_dim: one of the official sizes.
+        head_dim: of an official size.
         precision: a key of PRECISIONS. With one type, frequency, position, angle, cos and sin are
-            all rounded to it; with "fp32, " before it, only the model's fp32 tables are.
+            all rounded to it; with the prefix "fp32, ", only the model's fp32 tables are.
     """
     import torch
 
@@ -105,12 +105,12 @@ def table_errors(head_dim: int, precision: str) -> np.ndarray:
     exact = config.rotary_base ** (-lanes / config.rotary_dims)
     positions = torch.arange(config.max_seq_len)
     truth = torch.outer(positions.double(), exact)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision.split(", ")[-1]]
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision.split(", ")[-1]]
     if precision.startswith("fp32"):
         tables = rotary_tables(config.max_seq_len, config.rotary_dims, config.rotary_base)
-        cos, sin = (table.to(kind) for table in tables)
+        cos, sin = (table.to(dtype) for table in tables)
     else:
-        angles = positions.to(kind)[:, None] * exact.to(kind)
+        angles = positions.to(dtype)[:, None] * exact.to(dtype)
         cos, sin = angles.cos(), angles.sin()
     errors = torch.maximum((cos.double() - truth.cos()).abs(), (sin.double() - truth.sin()).abs())
     return errors.numpy()
@@ -118,21 +118,21 @@ def table_errors(head_dim: int, precision: str) -> np.ndarray:
 
 @functools.cache
 def values() -> dict[str, str]:
-    """The numbers that the page's prose takes from here, as text."""
+    """The numbers in the page's prose, as text."""
     import torch
 
     config = head_dims()[SHOWN]
-    turns, context = wavelengths(SHOWN), config.max_seq_len
+    periods, context = wavelengths(SHOWN), config.max_seq_len
     last = torch.tensor(float(context - 1), dtype=torch.bfloat16)
     numbers = {
         "base": f"{config.rotary_base:,.0f}",
         "context": f"{context:,}",
         "rotated": f"{config.rotary_dims}",
         "left": f"{SHOWN - config.rotary_dims}",
-        "pairs": f"{len(turns)}",
-        "fastest": f"{turns[0]:.2f}",
-        "slowest": f"{turns[-1]:,.0f}",
-        "slow_pairs": f"{(turns > context).sum()}",
+        "pairs": f"{len(periods)}",
+        "fastest": f"{periods[0]:.2f}",
+        "slowest": f"{periods[-1]:,.0f}",
+        "slow_pairs": f"{(periods > context).sum()}",
         "last_position": f"{context - 1:,}",
         "last_in_bf16": f"{float(last):,.0f}",
     }
@@ -152,22 +152,22 @@ def hue(pair: int, pairs: int) -> str:
     return hls_colour(25 - 170 * pair / max(pairs - 1, 1), 0.47, 0.65)
 
 
-def _dial(ax: Axes, at: float, query: float, key: float, colour: str) -> None:
+def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
     """Draw a clock face; angles from twelve o'clock, clockwise."""
     from matplotlib.patches import Circle, Wedge
 
-    apart = math.degrees(math.remainder(query - key, 2 * math.pi))  # the shorter way round
+    angle = math.degrees(math.remainder(query - key, 2 * math.pi))  # the shorter way round
     start = 90 - math.degrees(key)
-    low, high = min(start, start - apart), max(start, start - apart)
-    ax.add_patch(Wedge((at, 0), 0.5, low, high, color=colour, alpha=0.22, linewidth=0))
-    ax.add_patch(Circle((at, 0), 1, fill=False, color=MUTED, linewidth=0.8))
-    for angle, line in ((key, (0, (2, 1.2))), (query, "-")):
-        tip = at + 0.92 * math.sin(angle), 0.92 * math.cos(angle)
-        ax.plot([at, tip[0]], [0, tip[1]], color=colour, linestyle=line, linewidth=1.8)
+    low, high = min(start, start - angle), max(start, start - angle)
+    ax.add_patch(Wedge((x, 0), 0.5, low, high, color=colour, alpha=0.22, linewidth=0))
+    ax.add_patch(Circle((x, 0), 1, fill=False, color=MUTED, linewidth=0.8))
+    for hand, line in ((key, (0, (2, 1.2))), (query, "-")):
+        tip = x + 0.92 * math.sin(hand), 0.92 * math.cos(hand)
+        ax.plot([x, tip[0]], [0, tip[1]], color=colour, linestyle=line, linewidth=1.8)
 
 
 def turning() -> Drawing:
-    """The hands of every pair for one query and key, and the score against the distance."""
+    """The hands of all pairs for one query and key, and the score against the distance."""
     from matplotlib.figure import Figure
 
     m, n = 20, 12
@@ -238,17 +238,17 @@ def quarter() -> Drawing:
 
 
 def frequencies() -> Drawing:
-    """Wavelength of every pair, for every official head dim, against the context."""
+    """The wavelength of each rotated pair for each official head dim, with the context length."""
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():
         figure, (ax,) = panels(1, 2.7, f"one dot per pair; dotted: the context; {FOOTER}")
         for row, head_dim in enumerate(dims):
-            turns = wavelengths(head_dim)
-            for i, turn in enumerate(turns):
-                ax.plot([row], [turn], "o", color=hue(i, len(turns)), markersize=5)
-            slow = f"{(turns > context).sum()} of {len(turns)} above"
-            ax.text(row + 0.08, context * 1.18, slow, fontsize=7.5, color=MUTED)
+            periods = wavelengths(head_dim)
+            for i, period in enumerate(periods):
+                ax.plot([row], [period], "o", color=hue(i, len(periods)), markersize=5)
+            label = f"{(periods > context).sum()} of {len(periods)} above"
+            ax.text(row + 0.08, context * 1.18, label, fontsize=7.5, color=MUTED)
         reference(ax, context)
         ax.set_yscale("log")
         ax.set_xticks(range(len(dims)), [f"{d} dims" for d in dims])
@@ -265,7 +265,7 @@ def frequencies() -> Drawing:
 
 
 def precision() -> Drawing:
-    """Error of cos and sin against the position, by the precision of their computation."""
+    """Error of cos and sin against the position, by the precision of the computation."""
     with style():
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
         figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)

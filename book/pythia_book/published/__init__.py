@@ -1,1 +1,1 @@
-"""The released evaluation results, read from a copy that the user provides."""
+"""The released evaluation results, read from the user's copy."""

@@ -1,6 +1,6 @@
-"""The released benchmark results, drawn: over training, by size, by batch size, late LAMBADA.
+"""Figures of the released benchmark results: over training, by size, by batch size, LAMBADA.
 
-Colours are those of the official sizes throughout; a dashed line is a deduplicated model.
+Every official size has one colour; dashed lines are deduplicated models.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """The colour of each size and, with `arms`, the line style of each text, above the panels."""
+    """A legend above the panels: size colours and, with `arms`, the line style of each text."""
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
@@ -54,7 +54,7 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
 def _task_panels(
     axes: list[Axes], rows: pd.DataFrame, xlabel: str
 ) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Each task's panel with its rows, to be drawn; frames the panels and labels the axes."""
+    """Each task's panel and rows, for the caller to draw; titles the panels, labels the axes."""
     for ax, task in zip(axes, TASKS, strict=True):
         ax.set_title(TITLES[task])
         part = rows[rows.task == task]
@@ -110,7 +110,7 @@ def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
 
 
 def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
-    """Small against full batches at equal tokens, one panel per size."""
+    """Small and full batches at equal tokens, one panel per size."""
     batch = ps.tables["batch"]
     models = list(dict.fromkeys(batch.model)) or list(MODELS[:5])
     batch = batch.assign(billions=batch.tokens / 1e9)
@@ -137,7 +137,7 @@ def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
 
 
 def lambada_decline(ps: PublishedScaling, result: Any) -> Drawing:
-    """LAMBADA over training on a linear axis: the smallest models peak early and fall."""
+    """LAMBADA over training on a linear axis: the smallest models peak early and decline."""
     curves = ps.tables["curves"]
     curves = style.rows_where(curves[curves.step >= 1000], task="lambada_openai", shots=0)
     curves = curves.assign(thousands=curves.step / 1000)

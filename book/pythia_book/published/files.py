@@ -1,4 +1,4 @@
-"""Files of a folder or archive of released results, read safely: bounded, in memory, no links.
+"""Reads a folder or archive of released results safely: bounded, in memory, without links.
 
 Archives (.tar.xz, .tar.gz, .tar, .zip) are never unpacked; names, number and sizes of their members
 are checked before anything is read.
@@ -19,15 +19,15 @@ from pythia_core.errors import DataError
 
 VARIABLE = "PYTHIA_PUBLISHED_DIR"
 HOW_TO_GET = (
-    "clone the public repository EleutherAI/pythia (its folder `evals` is what is read) or get an "
+    "clone the public repository EleutherAI/pythia (its folder `evals` is read) or download an "
     f"archive of it, and set {VARIABLE} to that folder or file"
 )
 MAX_MEMBERS = 200_000
 MAX_FILE = 8 << 20
 MAX_TOTAL = 4 << 30
-"""Limits of an archive: members, bytes of one file read, bytes of all members."""
+"""Limits of an archive: number of members, bytes per file, bytes in total."""
 BRANCHES = ("pythia-v1", "bias-evals", "opt", "bloom")
-"""Folders of the public `evals` tree that hold what is used."""
+"""The folders of the public `evals` tree that are read."""
 
 
 def has_tables(path: Path) -> bool:
@@ -36,11 +36,11 @@ def has_tables(path: Path) -> bool:
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the wanted files of the evals tree: of a folder that is or holds it, or of
-    an archive of either. Links are not followed.
+    """(name, content) of the wanted files of the evals tree, which is the folder `path`, inside it,
+    or in an archive of either. Links are not followed.
 
     Raises:
-        DataError: not an archive, one that breaks a limit or names a path outside itself.
+        DataError: not an archive, or one that breaks a limit or names a path outside itself.
     """
     if path.is_file():
         yield from _archive_files(path, wanted)
@@ -76,16 +76,16 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
         else:
             raise DataError(f"{path.name!r} is not a .tar.xz, .tar.gz, .tar or .zip; {HOW_TO_GET}")
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-        raise DataError(f"{path.name!r} cannot be read: {error}; fetch it again") from error
+        raise DataError(f"{path.name!r} is not readable: {error}; download it again") from error
 
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path.name!r} names a file outside itself, {name!r}; do not trust it")
+        raise DataError(f"{path.name!r} has a member outside itself, {name!r}; do not trust it")
     if count >= MAX_MEMBERS or total > MAX_TOTAL:
         raise DataError(
-            f"{path.name!r} holds more than {MAX_MEMBERS:,} files or {MAX_TOTAL:,} bytes; "
-            "give an archive of the `evals` folder only"
+            f"{path.name!r} has more than {MAX_MEMBERS:,} files or {MAX_TOTAL:,} bytes; "
+            "use an archive of only the `evals` folder"
         )
 
 
@@ -99,14 +99,14 @@ def _read(name: str, stream: Any) -> bytes:
 # --- results in JSON -------------------------------------------------------------------------
 
 Reader = Callable[[re.Match, dict], list]
-"""From the match of a file's name and its content to rows."""
+"""Turns the match of a file's name and the parsed content into rows."""
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
     """The rows of all files of the evals tree whose name matches a pattern, by pattern.
 
     Raises:
-        DataError: see `files_of`, or a file that is not what the reader of its name expects.
+        DataError: as `files_of`, or a file that its reader does not understand.
     """
     rows: dict[re.Pattern, list] = {pattern: [] for pattern in readers}
 
@@ -126,7 +126,7 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
 
 
 def harness_scores(parsed: dict) -> Iterator[tuple[str, str, float, float]]:
-    """task, metric, value, standard error (NaN where there is none) of a result of the harness."""
+    """task, metric, value and standard error (NaN if missing) of a harness result."""
     for task, metrics in parsed["results"].items():
         for metric, value in metrics.items():
             if not metric.endswith("_stderr"):

@@ -1,4 +1,4 @@
-"""The released evaluation results of EleutherAI/pythia, read from a copy the user provides.
+"""The released evaluation results of EleutherAI/pythia, read from the user's copy.
 
 They are shown next to our own numbers and never committed. A source is a folder of CSV tables with
 a `bias_evals.csv`, or the public repository's `evals` tree itself: a clone, that folder alone, or
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODELS = ("70m", "410m", "1.4b", "6.9b")
-"""The sizes that have an intervention twin."""
+"""Sizes with an intervention twin."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
 COLUMNS = ("model", "intervention", "step", "source", "task", "prompt", "metric", "value", "stderr")
 
@@ -63,7 +63,7 @@ class Published:
     table: pd.DataFrame
     """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
     path: Path | None = None
-    """Where the other tables are read from on access; never shown."""
+    """Source of the other tables, which are read on access; never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
@@ -71,7 +71,7 @@ class Published:
 
     @property
     def released_benchmarks(self) -> pd.DataFrame:
-        """`benchmarks` and what is left out there, as released."""
+        """All rows as released, including those that `benchmarks` leaves out."""
         return self._tables[0]
 
     @cached_property
@@ -81,7 +81,7 @@ class Published:
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """Checkpoints missing from `benchmarks` on purpose: model, deduped, shots, step, reason."""
+        """Checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
         return without_misplaced(self._tables[0])[1]
 
     @property
@@ -142,7 +142,7 @@ def find(source: str | Path | None = None) -> Published | None:
     """The published numbers, or None if no source is given and `PYTHIA_PUBLISHED_DIR` is unset.
 
     Raises:
-        DataError: a source is named but cannot be read (see `load`).
+        DataError: the source cannot be read (see `load`).
     """
     return load(source) if source or os.environ.get(VARIABLE) else None
 
@@ -167,7 +167,7 @@ def load(source: str | Path | None = None) -> Published:
         rows = [row for rows in read_results(path, readers).values() for row in rows]
     if not rows:
         raise DataError(
-            f"{str(path)!r} holds neither bias_evals.csv nor files like "
+            f"{str(path)!r} has neither bias_evals.csv nor files like "
             f"evals/pythia-v1/pythia-70m-deduped/baseline/…_step143000.json; {HOW_TO_GET}"
         )
     import pandas as pd
@@ -229,7 +229,7 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """`table_results` is in all files; the step is in the name or in the model's config."""
+    """All files have `table_results`; the step is in the name or in the model's config."""
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     if step := re.search(r"_(\d+)\.json$", match.string) if match["window"] else None:
         step = int(step[1])

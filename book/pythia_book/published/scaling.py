@@ -1,10 +1,10 @@
-"""The released benchmark results, and the paper's claims about them checked (sections 2.4 and 2.6).
+"""Checks the paper's claims on the released benchmark results (sections 2.4 and 2.6).
 
 Nothing is trained here. Every value has the standard error reported by the harness. Two models are
 scored on the same items, but per-item results were not released, so a difference gets the error of
-independent scores: its interval is too wide rather than too narrow. Means over tasks leave WSC out
+independent scores: its interval is too wide rather than too narrow. Means over tasks leave out WSC
 (in a third of all rows it equals the share of the more frequent label). "Costs nothing" means that
-the interval of the cost lies below two points.
+the interval of the cost is below two points.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.published.tables import MODELS, TASKS, TOKENS_PER_STEP
-from pythia_book.stats import NOT_TESTABLE, directional_verdict, small_cost_verdict
+from pythia_book.records import interval_text
+from pythia_book.stats import NOT_TESTABLE, directional_verdict, noninferiority_verdict
 from pythia_core.suite import OFFICIAL_SIZES, size_named
 
 if TYPE_CHECKING:
@@ -35,17 +36,17 @@ Z = 1.959964
 """Half the width of a 95 % interval, in standard errors."""
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 OPT_TWINS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b"}
-"""The models below 6B of equal depth and width."""
+"""Models below 6B with equal depth and width."""
 BLOOM_TWINS = {"410m": "bloom-560m", "1.4b": "bloom-1b7", "2.8b": "bloom-3b", "6.9b": "bloom-7b1"}
-"""Equal width and, within two layers, equal depth; BLOOM's vocabulary makes the difference."""
+"""Equal width and, within two layers, equal depth; the sizes differ by BLOOM's vocabulary."""
 MARGINAL = 2.0
-"""Largest cost, in points, that still counts as none."""
+"""Costs below this, in points, count as none."""
 NOT_RELEASED = "not among the released files"
 
 
 @dataclass(frozen=True)
 class PublishedScaling:
-    """Tables to draw and claims with verdicts."""
+    """Tables for the figures, and claims with verdicts."""
 
     tables: dict[str, pd.DataFrame]
     """curves (accuracy over training), means (the same, over seven tasks), final (zero-shot, with
@@ -54,7 +55,7 @@ class PublishedScaling:
 
 
 def published_scaling(published: Published | None) -> PublishedScaling:
-    """The released results; without a source, empty tables and claims that say so."""
+    """The released results; empty tables and untestable claims without a source."""
     import pandas as pd
 
     if published is None or published.benchmarks.empty:
@@ -113,7 +114,7 @@ def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _mean_over_tasks(frame: pd.DataFrame, keys: list[str], n_tasks: int) -> pd.DataFrame:
-    """value, low, high of each group that has all its tasks, taken as independent."""
+    """value, low, high of each group that has all its tasks, treated as independent."""
     grouped = frame.assign(variance=frame.stderr**2).groupby(keys)
     means = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
     means = means[means.n == n_tasks].reset_index()
@@ -140,7 +141,7 @@ def _final(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
 
 
 def _batch(published: Published) -> pd.DataFrame:
-    """Means over the eight tasks, five-shot, of small and of full batches at the same tokens."""
+    """Five-shot means over the eight tasks, with small and full batches at equal tokens."""
     import pandas as pd
 
     small = published.batch_size
@@ -161,7 +162,7 @@ def _interval(value: float, error: float) -> tuple[float, float, float]:
 
 
 def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
-    """Mean over the tasks that both have of a - b in points, and its standard error."""
+    """Mean of a - b over their common tasks, in points, and its standard error."""
     a, b = a.set_index("task"), b.set_index("task")
     tasks = [task for task in a.index if task in b.index]
     difference = 100 * (a.value[tasks] - b.value[tasks])
@@ -170,7 +171,7 @@ def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
 
 
 def _claims(published: Published | None) -> list[dict[str, Any]]:
-    """The paper's statement, the released numbers as text and a verdict on them; ours is None."""
+    """Rows with the paper's claim, the released numbers as text and a verdict; ours is None."""
     findings = _Findings(published) if published and not published.benchmarks.empty else None
     rows: list[dict[str, Any]] = []
     for claim, paper, test in (
@@ -195,7 +196,7 @@ def _claims(published: Published | None) -> list[dict[str, Any]]:
 
 
 class _Findings:
-    """Each claim's numbers as (text, verdict)."""
+    """One method per claim; returns (numbers as text, verdict)."""
 
     def __init__(self, published: Published) -> None:
         self.published = published
@@ -213,14 +214,15 @@ class _Findings:
         by_task = parts.groupby("task")[["slope", "variance"]].sum().loc[list(INFORMATIVE)]
         error = by_task.variance.sum() ** 0.5 / len(by_task)
         mean = _interval(float(by_task.slope.mean()), float(error))
-        texts = [f"mean {_text(mean)}"]
+        texts = [f"mean {interval_text(*mean, '.1f')}"]
         texts += [
-            f"{t} {_text(_interval(r.slope, r.variance**0.5))}" for t, r in by_task.iterrows()
+            f"{t} {interval_text(*_interval(r.slope, r.variance**0.5), '.1f')}"
+            for t, r in by_task.iterrows()
         ]
         return ", ".join(texts), directional_verdict(mean[1], mean[2], 1)
 
     def decline(self) -> tuple[str, str]:
-        """The best of many checkpoints is biased upwards, so small falls mean nothing."""
+        """The best of many checkpoints is biased upwards, so small declines mean nothing."""
         parts, falls = [], {}
         lambada = self.acc[(self.acc.task == "lambada_openai") & (self.acc.shots == 0)]
         for model in MODELS:
@@ -231,7 +233,7 @@ class _Findings:
             falls[model] = change[2] < 0
             parts.append(
                 f"{model}-deduped {best.value:.3f} at {best.step:,} to {last.value:.3f}: "
-                f"{_text(change)}"
+                f"{interval_text(*change, '.1f')}"
             )
         small = falls["70m"] and falls["160m"]
         large = any(falls[m] for m in MODELS[3:])
@@ -243,7 +245,7 @@ class _Findings:
         for (shots, step), group in frame.groupby(["shots", "step"]):
             error = ((group.high - group.low) / (2 * Z)).pow(2).sum() ** 0.5 / len(group)
             value, low, high = _interval(float(group.value.mean()), float(error))
-            parts.append(f"{shots}-shot at {step:,}: {value:+.2f} [{low:.2f}, {high:.2f}]")
+            parts.append(f"{shots}-shot at {step:,}: {interval_text(value, low, high, '.2f')}")
             if step == LAST:  # the models that the paper compares
                 clear.append(low > 0)
         return ", ".join(parts), "not reproduced" if any(clear) else "reproduced"
@@ -262,7 +264,7 @@ class _Findings:
                 100 * (((a.high - a.low) / (2 * Z)) ** 2 + ((b.high - b.low) / (2 * Z)) ** 2) ** 0.5
             )
             change = _interval(100 * (a.value - b.value), float(error))
-            parts.append(f"{model} {_text(change)}")
+            parts.append(f"{model} {interval_text(*change, '.1f')}")
             harmed.append(change[2] < 0)
         if not parts:
             return NOT_RELEASED, NOT_TESTABLE
@@ -271,18 +273,18 @@ class _Findings:
     def opt(self) -> tuple[str, str]:
         parts, pairs = [], self._paired(OPT_TWINS, INFORMATIVE)
         for (model, twin), pair in pairs.groupby(["model", "twin"], sort=False):
-            parts.append(f"{model} minus {twin} {_text(_average(pair))}")
+            parts.append(f"{model} minus {twin} {interval_text(*_average(pair), '.1f')}")
         if not parts:
             return NOT_RELEASED, NOT_TESTABLE
         value, low, high = _average(pairs)
-        parts.append(f"mean {_text((value, low, high))}")
-        return ", ".join(parts), small_cost_verdict(-high, -low, MARGINAL)
+        parts.append(f"mean {interval_text(value, low, high, '.1f')}")
+        return ", ".join(parts), noninferiority_verdict(-high, -low, MARGINAL)
 
     def bloom(self) -> tuple[str, str]:
         parts, worse = [], []
         for task, pair in self._paired(BLOOM_TWINS, TASKS, -1).groupby("task", sort=False):
             value, low, high = _average(pair)
-            parts.append(f"{task} {_text((value, low, high))}")
+            parts.append(f"{task} {interval_text(value, low, high, '.1f')}")
             worse.append(high < 0)
         if not parts:
             return NOT_RELEASED, NOT_TESTABLE
@@ -304,7 +306,3 @@ class _Findings:
 def _average(rows: pd.DataFrame) -> tuple[float, float, float]:
     """Mean of independent values, and its interval."""
     return _interval(float(rows.value.mean()), float(rows.variance.sum() ** 0.5 / len(rows)))
-
-
-def _text(interval: tuple[float, float, float]) -> str:
-    return "{:+.1f} [{:.1f}, {:.1f}]".format(*interval)

@@ -1,13 +1,12 @@
-"""Released results beyond gender bias as tidy tables; a part that a source lacks is an empty table.
+"""Tidy tables of the released results beyond gender bias; empty if the source lacks them.
 
 Benchmarks: all sixteen models of the v1 suite, OPT and BLOOM, on the paper's tasks only. The
-standard 1B model is stored as pythia-1b-bf16, and some of its zero-shot files are named five-shot:
-the folder decides.
+standard 1B model is stored as pythia-1b-bf16, and some of its zero-shot files are named five-shot,
+so the folder decides.
 
 Arithmetic (paper section 3.3): accuracies of seven deduplicated models (no 70M) over fifty second
-operands. How often a number occurs in the Pile was never released, so these can be drawn over size
-and training only. The files use the models' names from before their renaming; here they have
-today's.
+operands. The frequencies of numbers in the Pile were never released, so accuracy can only be drawn
+over size and training. The files use the models' former names; the tables have today's.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ TASKS = (
     "sciq",
     "logiqa",
 )
-"""The eight of the paper."""
+"""The eight tasks of the paper."""
 MODELS = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
@@ -65,7 +64,7 @@ Tables = tuple["pd.DataFrame", "pd.DataFrame", "pd.DataFrame"]
 
 
 def benchmark_tables(path: Path | None) -> Tables:
-    """Benchmarks, baselines and batch sizes as released: from CSV tables, the public tree or an
+    """Benchmarks, baselines and batch sizes as released, from CSV tables, the public tree or an
     archive of it.
 
     Raises:
@@ -85,10 +84,10 @@ def benchmark_tables(path: Path | None) -> Tables:
 
 
 def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Benchmarks in a fixed order without the rows of another model, and which these were.
+    """Benchmarks in a fixed order without misplaced rows, and the checkpoints of these rows.
 
-    Rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000) hold
-    the scores of the deduplicated one.
+    Some rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000)
+    have the scores of the deduplicated one.
     """
     if frame.empty:
         return frame, frame.reindex(columns=LEFT_OUT)
@@ -98,19 +97,19 @@ def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     wrong = (frame.model == "2.8b") & ~frame.deduped & (zero | five)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
     rank = {name: i for i, name in enumerate(MODELS)}
-    kept = frame[~wrong].sort_values(
+    placed = frame[~wrong].sort_values(
         order, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
     )
     left_out = frame[wrong].assign(reason="stored with the scores of the deduplicated model")
     left_out = left_out[LEFT_OUT].drop_duplicates().sort_values(["shots", "step"])
-    return kept, left_out.reset_index(drop=True)
+    return placed, left_out.reset_index(drop=True)
 
 
 def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
-    """The table at `path`, with no rows where there is no file.
+    """The table at `path`; no rows if there is no file.
 
     Raises:
-        DataError: not a CSV table, or without a column that is needed.
+        DataError: not a CSV table, or one without a needed column.
     """
     import pandas as pd
 
@@ -119,9 +118,9 @@ def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
     try:
         table = pd.read_csv(path)
     except (ValueError, OSError) as error:
-        raise DataError(f"{path.name} is not a CSV table: {error}; fetch it again") from error
+        raise DataError(f"{path.name} is not a CSV table: {error}; download it again") from error
     if missing := sorted(set(needed) - set(table.columns)):
-        raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; fetch it again")
+        raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; download it again")
     return table
 
 
@@ -139,10 +138,10 @@ def _from_csv(folder: Path) -> list[pd.DataFrame]:
 
 
 def _n_params(name: str) -> float:
-    """560e6 of "bloom-560m", 7.1e9 of "bloom-7b1", as the models are named."""
+    """The number of parameters in a model's name: 560e6 of "bloom-560m", 7.1e9 of "bloom-7b1"."""
     match = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
     if not match:
-        raise DataError(f"no size in the model's name {name!r}; accepted is e.g. opt-1.3b")
+        raise DataError(f"no size in the model's name {name!r}; expected a name such as opt-1.3b")
     number, unit, rest = match.groups()
     return float(number + ("." + rest if rest else "")) * _UNITS[unit]
 
@@ -189,10 +188,10 @@ _OLD_NAMES = {"125m": "160m", "350m": "410m", "800m": "1b", "1.3b": "1.4b", "2.7
 
 
 def arithmetic_table(path: Path | None) -> pd.DataFrame:
-    """Arithmetic accuracies, columns ARITHMETIC; empty where the source has none.
+    """Arithmetic accuracies, columns ARITHMETIC; empty if the source has none.
 
     Raises:
-        DataError: a file that is not the table it should be.
+        DataError: a file is not the released table.
     """
     import pandas as pd
 
@@ -225,14 +224,16 @@ def _model_table(model: str, name: str, content: bytes) -> pd.DataFrame:
         frame = frame[frame.operation.notna()]
         return frame.astype({"number": int, "step": int, "shots": int, "value": float})
     except (ValueError, KeyError, AttributeError) as error:
-        raise DataError(f"{name!r} is not the released table: {error}; fetch it again") from error
+        raise DataError(
+            f"{name!r} is not the released table: {error}; download it again"
+        ) from error
 
 
 def memorization_table(path: Path | None) -> pd.DataFrame:
-    """Predicted memorization, columns MEMORIZATION; the public tree has it in pictures only.
+    """Predicted memorization, columns MEMORIZATION; the public tree has it only as figures.
 
     Raises:
-        DataError: not the table it should be.
+        DataError: the file is not the released table.
     """
     import pandas as pd
 

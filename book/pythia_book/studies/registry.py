@@ -1,8 +1,8 @@
-"""Finds the studies that train something, their runs, and what a run keeps on disk.
+"""Finds the studies that train models, their runs, and the checkpoints that a run keeps.
 
 A study is a folder next to this file. If its params.py has a function `runs`, it is listed here,
 counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so a run keeps
-whatever any of them reads, no matter which one trains it.
+whatever any study reads, no matter which one trains it.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ from pythia_core.training.runs import Run, find_or_train_all
 # --- the studies -----------------------------------------------------------------------------
 
 
-def _rooms() -> dict[str, ModuleType]:
-    """params.py of every study that has runs, by the study's name, in the order to run them.
+def _load_studies() -> dict[str, ModuleType]:
+    """Study -> its params.py, for studies that have runs, in the order to run them.
 
-    Studies named in a study's AFTER come before it, because it reads runs that they train;
-    otherwise the order is alphabetical. So budget counts shared runs where they are trained.
+    A study comes after those in its AFTER, which train runs that it reads; otherwise the order is
+    alphabetical. So budget counts shared runs with the study that trains them.
     """
-    rooms = {}
-    for room in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
-        if room.ispkg and find_spec(f"{room.name}.params"):
-            params = importlib.import_module(f"{room.name}.params")
+    by_name = {}
+    for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
+        if package.ispkg and find_spec(f"{package.name}.params"):
+            params = importlib.import_module(f"{package.name}.params")
             if hasattr(params, "runs"):
-                rooms[room.name.rpartition(".")[2]] = params
-    sorter = TopologicalSorter({name: getattr(room, "AFTER", ()) for name, room in rooms.items()})
+                by_name[package.name.rpartition(".")[2]] = params
+    sorter = TopologicalSorter({name: getattr(p, "AFTER", ()) for name, p in by_name.items()})
     sorter.prepare()
     order: list[str] = []
     while ready := sorted(sorter.get_ready()):
         order += ready
         sorter.done(*ready)
-    return {name: rooms[name] for name in order if name in rooms}
+    return {name: by_name[name] for name in order if name in by_name}
 
 
-_ROOMS = _rooms()
-STUDIES = tuple(_ROOMS)
-"""The studies that have runs, in the order in which to run them."""
+_STUDIES_BY_NAME = _load_studies()
+STUDIES = tuple(_STUDIES_BY_NAME)
+"""The studies that have runs, in the order to run them."""
 
 
 def declared(study: str) -> Any:
-    """A study's params.py.
+    """The module params.py of a study.
 
     Raises:
         ConfigError: an unknown study.
     """
-    if study not in _ROOMS:
-        raise ConfigError(one_of(study, _ROOMS, "study"))
-    return _ROOMS[study]
+    if study not in _STUDIES_BY_NAME:
+        raise ConfigError(one_of(study, _STUDIES_BY_NAME, "study"))
+    return _STUDIES_BY_NAME[study]
 
 
 # --- their runs ------------------------------------------------------------------------------
@@ -75,9 +75,9 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
     Raises:
         ConfigError: an unknown study, or parameters that do not suit the scale.
     """
-    room = declared(study)
+    module = declared(study)
     scale_named(scale)
-    return list(dict.fromkeys(room.runs(room.Params(scale))))
+    return list(dict.fromkeys(module.runs(module.Params(scale))))
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
@@ -86,41 +86,41 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """The data that several studies read, each once: that of runs, and what else they declare."""
+    """The data that several studies read, each once: of their runs, and as declared."""
     texts = [run.data for run in all_runs(scale, studies)]
-    for room in map(declared, studies):
-        texts += room.texts(room.Params(scale)) if hasattr(room, "texts") else []
+    for module in map(declared, studies):
+        texts += module.texts(module.Params(scale)) if hasattr(module, "texts") else []
     return list(dict.fromkeys(texts))
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """Wheels that several studies read as they run: of items, and of text that is read again."""
+    """Wheels that several studies declare: with items, or with text that they read again."""
     wheels: set[str] = set()
-    for room in map(declared, studies):
-        wheels |= set(room.wheels(room.Params(scale))) if hasattr(room, "wheels") else set()
+    for module in map(declared, studies):
+        wheels |= set(module.wheels(module.Params(scale))) if hasattr(module, "wheels") else set()
     return sorted(wheels)
 
 
-# --- what runs keep --------------------------------------------------------------------------
+# --- retention -------------------------------------------------------------------------------
 
 
-def keep(scale: str, run: RunConfig, *also: StudyParams) -> Keep | None:
-    """What a run keeps if it is large; None: everything.
+def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
+    """The checkpoints that a run keeps if it is large; None: all.
 
-    That is whatever any study reads from it with its default parameters, or with those in `also`;
-    and always the first and the last weights.
+    These are the first and last weights, and whatever any study reads with its default parameters
+    or with those in `more_params`.
     """
-    params = list(also)
-    for room in _ROOMS.values():
+    params = list(more_params)
+    for module in _STUDIES_BY_NAME.values():
         with contextlib.suppress(ConfigError):  # a study without this scale
-            params.append(room.Params(scale))
-    kept = Keep(frozenset({0, run.train.steps}))
+            params.append(module.Params(scale))
+    retained = Keep(frozenset({0, run.train.steps}))
     for study_params in params:
         needed = sys.modules[type(study_params).__module__].keep(study_params, run)
         if needed is None:
             return None
-        kept |= needed
-    return kept
+        retained |= needed
+    return retained
 
 
 def train_all(

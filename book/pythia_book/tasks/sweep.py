@@ -1,12 +1,12 @@
-"""Tasks on many checkpoints: one tidy table, in the format of the released results.
+"""Evaluates many checkpoints into one tidy table, in the format of the released results.
 
-Every task is tokenised once for all checkpoints, and as many checkpoints are measured at a time as
-there are cores. Results are kept with the run (pythia_book.measurements): a stopped sweep resumes,
-and one more task or step costs only itself. Missing or damaged checkpoints, and tasks of which
-nothing fits the model, are rows without a value that say why.
+Every task is tokenized once for all checkpoints, and one process per core measures checkpoints.
+Results are cached with the run (pythia_book.measurements): a stopped sweep resumes, and an
+additional task or step costs only itself. A missing or damaged checkpoint, or a task with no item
+that fits the model, is a row without a value and with a note.
 
-Standard errors are those of a mean over items; that of ppl follows from the standard error of the
-mean log-probability to first order (the harness bootstraps it).
+Standard errors are those of a mean over items; that of ppl is propagated to first order from the
+standard error of the mean log-probability (the harness bootstraps it).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from pythia_book.measurements import Arrays
 from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks.benchmarks import task_named
-from pythia_book.tasks.metrics import LEAST_FITTING, BuiltTask, build_tasks, measure_tasks
+from pythia_book.tasks.metrics import MIN_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
 from pythia_core.training.runs import Checkpoints
 from pythia_core.util.files import atomic_file
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""As released, then: items, the share of them that fits the model whole, and any problem."""
+"""As released, then: number of items, share that fits the model completely, any problem."""
 
 
 def steps_of(run: Checkpoints, text: str) -> list[int]:
-    """Steps from "all" or a comma-separated list of steps, first and last.
+    """The steps in `text`: "all", or a comma-separated list of steps, "first" and "last".
 
     Raises:
-        ConfigError: neither. CheckpointError: no such checkpoint; the nearest are named.
+        ConfigError: neither. CheckpointError: no such checkpoint; lists the nearest.
     """
     saved = run.steps
     if text == "all":
@@ -51,18 +51,18 @@ def steps_of(run: Checkpoints, text: str) -> list[int]:
             chosen.append(int(part))
         else:
             raise ConfigError(
-                f"steps={text!r}: {part!r} is not a step; accepted are all, or a comma-separated "
-                "list of steps, first and last, e.g. 0,512,last"
+                f"steps={text!r}: {part!r} is not a step; expected all, or a comma-separated list "
+                "of steps, first and last, e.g. 0,512,last"
             )
     for step in chosen:
         if step not in saved:
             near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"{run.name} has no checkpoint of step {step}; it has {len(saved)}, the "
-                f"nearest are {near}"
+                f"{run.name} has no checkpoint of step {step}; of its {len(saved)}, the nearest "
+                f"are {near}"
             )
     if not chosen:
-        raise ConfigError(f"steps={text!r} names no step; accepted are all or e.g. 0,512,last")
+        raise ConfigError(f"steps={text!r} contains no step; expected all or e.g. 0,512,last")
     return sorted(set(chosen))
 
 
@@ -78,7 +78,7 @@ def sweep(
     """Every metric of every task at every step, columns COLUMNS.
 
     Args:
-        shots: solved examples; None: each task's usual number.
+        shots: number of few-shot examples; None: each task's default.
         limit: items per task, a fixed sample; None: all.
         folder: read items from `<folder>/<task>.jsonl`.
 
@@ -89,7 +89,7 @@ def sweep(
     import pandas as pd
 
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit={limit}: accepted is a number of items of at least 1")
+        raise ConfigError(f"limit={limit}: expected at least 1 item per task")
     for name in tasks:
         task_named(name)
     built = build_tasks(run, list(dict.fromkeys(tasks)), [shots], limit, folder)
@@ -100,9 +100,9 @@ def sweep(
     rows = []
     for task in built:
         for step in steps:
-            place = {**identity, "shots": task.shots, "task": task.name, "step": step}
+            row_key = {**identity, "shots": task.shots, "task": task.name, "step": step}
             metrics = measured.get((run.id, step), {}).get(task.key, {})
-            rows += [place | row for row in _rows(task, metrics, reasons.get(step, ""))]
+            rows += [row_key | row for row in _rows(task, metrics, reasons.get(step, ""))]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -110,7 +110,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
-    elif not note and share < LEAST_FITTING:
+    elif not note and share < MIN_FITTING:
         note = "most prompts are longer than the model's context and lost their beginning"
     empty = {"metric": "", "value": np.nan, "stderr": np.nan, "n": 0}
     summaries = [
@@ -129,7 +129,7 @@ def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV or Parquet, by the suffix of the file.
+    """Write a table as CSV or Parquet, depending on the file's suffix.
 
     Raises:
         ConfigError: another suffix.
@@ -144,6 +144,6 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
 
 
 def check_suffix(path: str | Path) -> None:
-    """Raises ConfigError for a file that `write_table` cannot write."""
+    """Raise ConfigError for a suffix that `write_table` does not support."""
     if Path(path).suffix not in (".csv", ".parquet"):
         raise ConfigError(f"cannot write {str(path)!r}: the name must end in .csv or .parquet")

@@ -151,7 +151,7 @@ def test_the_command_writes_one_object_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = iter([{"kernel": "a"}, {"kernel": "b"}])
-    monkeypatch.setattr(bench_kernels, "bench_kernels", lambda sizes, dry_run: few)
+    monkeypatch.setattr(bench_kernels, "bench_kernels", lambda dry_run: few)
     path = tmp_path / "rows.jsonl"
     assert main(["bench", "kernels", "--dry-run", "--json", str(path)]) == 0
     assert capsys.readouterr().out == path.read_text()
@@ -161,7 +161,7 @@ def test_the_command_writes_one_object_a_line(
 def test_the_command_passes_its_limits_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr(
-        bench_kernels, "bench_kernels", lambda sizes, dry_run, **more: seen.update(more) or []
+        bench_kernels, "bench_kernels", lambda dry_run, **more: seen.update(more) or []
     )
     words = "bench kernels --dry-run --kernels adamw,attention --budget 2m --seconds 0.1"
     assert main(words.split()) == 0
@@ -267,10 +267,8 @@ def test_the_command_for_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_card_attention_says_so(capsys: pytest.CaptureFixture) -> None:
+def test_without_a_card_attention_says_so() -> None:
     with pytest.raises(
         ConfigError, match="bench attention needs a GPU, but torch finds no CUDA device; --d"
     ):
         next(bench_kernels.bench_attention())
-    assert main(["bench", "attention", "--sizes", "160m"]) == 1
-    assert "it takes no --sizes" in capsys.readouterr().err

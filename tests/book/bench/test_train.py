@@ -269,18 +269,15 @@ def test_only_rows_of_real_runs_on_the_last_device_count(tmp_path: Path) -> None
     [
         ("train --device cuda", "bench train --device cuda needs a GPU, but torch finds no CUDA"),
         ("train --device cuda --sizes 9b --dry-run", "unknown size '9b'"),
-        ("train --device cuda --dry-run --readme", "--readme does not apply to bench train on a G"),
-        ("train --budget 3", "--budget does not apply to bench train on a CPU, only to train on"),
+        (
+            "train --device cuda --dry-run --readme",
+            "--readme does not apply to bench train --device cuda",
+        ),
+        ("train --budget 3", "--budget does not apply to bench train --device cpu"),
         (
             "train --device cuda --dry-run --budget 9min",
             "a time is a number, in seconds or with s, m",
         ),
-        (
-            "train --device cuda --dry-run --kernels adamw",
-            "--kernels does not apply to bench train",
-        ),
-        ("terms --device cuda", "bench terms measures on the CPU"),
-        ("terms --sizes 7k", "it takes no --sizes"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_words(
@@ -290,6 +287,19 @@ def test_what_cannot_be_measured_is_refused_in_words(
         pytest.skip("there is a CUDA device")
     assert main(["bench", *words.split()]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "option"),
+    [("train", "--kernels adamw"), ("terms", "--device cuda"), ("terms", "--sizes 7k"),
+     ("attention", "--sizes 160m"), ("kernels", "--rounds 0")],
+)  # fmt: skip
+def test_options_of_other_benchmarks(
+    benchmark: str, option: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["bench", benchmark, *option.split()])
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
 
 
 def test_a_dry_run_leaves_nothing_where_results_are(

@@ -95,7 +95,7 @@ def test_prose_is_taken_whole_of_the_rest_a_share(monkeypatch: pytest.MonkeyPatc
     texts = [f"text {i} " + "word " * 150 for i in range(2000)]
     both = [("books", text) for text in texts] + [("aws", text) for text in texts]
     monkeypatch.setattr(miniature, "raw_texts", lambda domains: iter(both))
-    found = list(miniature.taken(("books", "aws"), "large"))
+    found = list(miniature.sampled(("books", "aws"), "large"))
     assert [text for domain, text in found if domain == "books"] == texts
     others = [text for domain, text in found if domain == "aws"]
     share = miniature.PROPORTIONS["large"].added

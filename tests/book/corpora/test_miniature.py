@@ -49,9 +49,9 @@ def test_a_text_that_is_too_short_or_too_long_is_not_planted() -> None:
 @pytest.mark.parametrize("i", range(5))
 def test_an_edited_copy_is_a_near_duplicate(i: int) -> None:
     text = document(i)
-    one, other = miniature.edited(text, 4), miniature.edited(text, 8)
+    one, other = miniature.near_duplicate(text, 4), miniature.near_duplicate(text, 8)
     assert len({text, one, other}) == 3
-    assert miniature.edited(text, 4) == one
+    assert miniature.near_duplicate(text, 4) == one
     changed = sum(a != b for a, b in zip(text.split(), one.split(), strict=True))
     assert 1 <= changed <= 2
     assert 0.87 <= jaccard(shingles(text), shingles(one)) < 1

@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from pythia_book.stats import close_verdict
+from pythia_book.stats import equivalence_verdict
 from pythia_book.studies.repetition import study as repetition
 from pythia_book.studies.repetition.claims import (
     claims_table,
@@ -109,7 +109,7 @@ def test_worth_stays_within_what_was_measured() -> None:
     ],
 )
 def test_a_worth_is_close_to_the_law_or_not(low: float, high: float, verdict: str) -> None:
-    assert close_verdict(low, high, 93, 10) == verdict
+    assert equivalence_verdict(low, high, 93, 10) == verdict
 
 
 # --- claims ----------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def test_measured_kernels_and_libraries_are_held_against_predictions(
 
 def test_it_can_be_recorded() -> None:
     result = run_with(gpu_steps())
-    path = records.write_record(result)
+    path = records.save_record(result)
     assert records.read_record(path)["values"]["gpu"] == "a GPU <b>"
 
 

@@ -83,7 +83,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no items of sciq: .*sciq\.jsonl does not exist"):
         load_items("sciq", 5, tmp_path)
     write(tmp_path, "sciq", N_EXAMPLES)
-    with pytest.raises(DataError, match=r"has 16 items of sciq; more than 16 are needed"):
+    with pytest.raises(DataError, match=r"has only 16 sciq items; more than 16 are needed"):
         load_items("sciq", 5, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Ours and the harness' own model class agree on every item of every task, on equal weights."""
+"""Ours and the harness's own model class agree on every item of every task, on equal weights."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_rolling_and_writing_as_with_their_class(model: GPTNeoX, tokenizer, thei
 
 def test_rolling_by_hand(model: GPTNeoX, tokenizer) -> None:
     """Every token once, each window's first after one token before it; windows may be alike (the
-    harness' own class then takes the last one's tokens for others)."""
+    harness's own class then takes the last one's tokens for others)."""
     from lm_eval.api.instance import Instance
     from pythia_book.tasks.harness import adapter
 

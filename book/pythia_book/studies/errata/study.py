@@ -18,8 +18,8 @@ from pythia_book.stats import (
     Estimate,
     as_premise,
     claim_row,
-    close_verdict,
     difference,
+    equivalence_verdict,
     estimate,
     wilson,
 )
@@ -232,7 +232,7 @@ def claims_table(
         if name in loss.index and arm in losses:
             change = Estimate(*loss.loc[name, INTERVAL].astype(float), 0, 1)
             margin = losses[arm] * MARGIN / 100
-            verdict = as_premise(close_verdict(change.low, change.high, 0, margin))
+            verdict = as_premise(equivalence_verdict(change.low, change.high, 0, margin))
         rows.append(claim_row(text, NOT_MEASURED, change, verdict))
     return rows
 

@@ -21,8 +21,8 @@ from pythia_book.stats import (
     claim_row,
     directional_verdict,
     estimate,
+    noninferiority_verdict,
     premise_verdict,
-    small_cost_verdict,
 )
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def claims_table(
         measure: falls if control(measure).low > 50 else NOT_TESTABLE
         for measure in ("winobias", "crows")
     }
-    marginal = partial(small_cost_verdict, bound=MARGINAL)
+    marginal = partial(noninferiority_verdict, bound=MARGINAL)
     costs = marginal if control("last_word").low > MARGINAL else NOT_TESTABLE
 
     def add_both(measure: str, paper: str, view: str, column: str) -> None:

@@ -21,12 +21,12 @@ from pythia_book.stats import (
     Estimate,
     as_premise,
     claim_row,
-    close_verdict,
     difference,
     directional_verdict,
+    equivalence_verdict,
     estimate,
+    noninferiority_verdict,
     premise_verdict,
-    small_cost_verdict,
     wilson,
 )
 from pythia_book.studies.repetition.params import Cell, Params
@@ -194,7 +194,7 @@ def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> li
         rows.append(claim_row(*row))
 
     cost = f"(held-out loss, % above that of fresh data; marginal is below {MARGINAL:g}; {shown})"
-    marginal = partial(small_cost_verdict, bound=MARGINAL)
+    marginal = partial(noninferiority_verdict, bound=MARGINAL)
     grows = partial(premise_verdict, direction=1)
     paper = "Muennighoff et al.: negligible; 0.5 % for 8.7 billion parameters"
     e = arms.change("loss", 4, percent=True)
@@ -213,7 +213,7 @@ def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> li
         claim += f"of the data read; within {CLOSE:g} points; {largest})"
         paper = f"Muennighoff et al.: {expected:.0f} % by the data term of their law"
         e = worth(params, finals, once, largest, epochs)
-        add(claim, paper, e, partial(close_verdict, expected=expected, margin=CLOSE))
+        add(claim, paper, e, partial(equivalence_verdict, expected=expected, margin=CLOSE))
     claim = "Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 "
     claim += f"to {most} epochs, nats per token; {shown})"
     add(claim, "expected since earlier work", arms.gap(most), grows)

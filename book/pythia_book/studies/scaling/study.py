@@ -23,7 +23,7 @@ from pythia_book.studies.scaling.laws import laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
 from pythia_book.study import StudyResult
 from pythia_book.tasks.metrics import (
-    LEAST_FITTING,
+    MIN_FITTING,
     BuiltTask,
     Metrics,
     build_tasks,
@@ -37,7 +37,7 @@ from pythia_core.suite import scale_named, suite_configs
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.measurements import Place
+    from pythia_book.measurements import CheckpointKey
     from pythia_book.published.results import Published
     from pythia_core.training.runs import Run
 
@@ -86,7 +86,7 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 
 def _score(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
-) -> tuple[dict[Place, Metrics], list]:
+) -> tuple[dict[CheckpointKey, Metrics], list]:
     """Metrics by (run id, step): all shots at the end, zero-shot of the standard half before it."""
     last = scale_named(params.scale).steps
     finals, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
@@ -125,7 +125,7 @@ def _accuracy_table(
                 place = {"size": size, "arm": arm, "task": each.name, "shots": each.shots,
                          "step": step, "percent": 100 * step / scale.steps}  # fmt: skip
                 status = "too long" if not len(each.fits) else "does not fit"
-                status = "scored" if fits >= LEAST_FITTING else status
+                status = "scored" if fits >= MIN_FITTING else status
                 status = "lost" if metrics is None else status
                 for metric in ("acc", "acc_norm"):
                     row = {"value": None, "low": None, "high": None}

@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.corpora import equations
-from pythia_book.corpora.miniature import taken
+from pythia_book.corpora.miniature import sampled
 from pythia_book.measurements import measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.published.tables import arithmetic_table
@@ -74,7 +74,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     counts = _count(smallest, words, steps, progress)
     measured, gaps = _measure(runs, steps, [*sums.values(), words], progress)
 
-    planted_in = taken(data.config.domains, data.config.corpus)
+    planted_in = sampled(data.config.domains, data.config.corpus)
     natural = equations.natural_counts(text for _, text in planted_in)
     scores = NumberScores(measured, sums)
     sizes, last, draws = params.size_list, steps[-1], params.bootstrap

@@ -94,7 +94,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     assert main(arguments(published)) == 0
     said = capsys.readouterr().out
     assert said.startswith(plan) and "re-warmed from 0 in 1 updates" in said
-    assert "tokens changed" in said and "loss on upcoming rows" in said
+    assert "tokens changed" in said and "loss on unread rows" in said
     (name,) = {line.split("run ")[1][:12] for line in said.splitlines() if line.startswith(SWAP)}
     run = find_run(name)
     for command in (["verify", name], ["inspect", name, "--step", "41", "--rows", "1"]):
@@ -119,7 +119,7 @@ def test_what_is_long_asks_first(capsys: pytest.CaptureFixture) -> None:
     hub = ["continue", "EleutherAI/pythia-70m-deduped", "--revision", "step133000", "--steps"]
     assert main([*hub, "10000", "--swap", SWAP, "--data", "pile-deduped"]) == 1
     said = capsys.readouterr()
-    assert "Add --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
+    assert "Pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
     assert main([*hub, "10000"]) == 1
     assert "name it with --data" in capsys.readouterr().err
 

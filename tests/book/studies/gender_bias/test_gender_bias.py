@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
-from pythia_book.stats import directional_verdict, estimate, premise_verdict, small_cost_verdict
+from pythia_book.stats import directional_verdict, estimate, noninferiority_verdict, premise_verdict
 from pythia_book.studies.gender_bias import claims as gender_claims
 from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.measures import FEW, Battery
@@ -81,12 +81,12 @@ def test_verdict_rule(low, high, direction, verdict):
 
 
 def test_small_cost_rule():
-    assert small_cost_verdict(-1.0, 1.9, 2.0) == "reproduced"
+    assert noninferiority_verdict(-1.0, 1.9, 2.0) == "reproduced"
     assert premise_verdict(0.1, 0.2, 1) == "holds"
     assert premise_verdict(0.1, 0.2, -1) == "does not hold"
     assert premise_verdict(-0.1, 0.2, 1) == "no effect"
-    assert small_cost_verdict(2.1, 5.0, 2.0) == "not reproduced"
-    assert small_cost_verdict(1.0, 3.0, 2.0) == "not testable here"
+    assert noninferiority_verdict(2.1, 5.0, 2.0) == "not reproduced"
+    assert noninferiority_verdict(1.0, 3.0, 2.0) == "not testable here"
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_small_cost_rule():
         (lambda: estimate(np.array([[1.0, np.nan]]), 500), DataError),
         (lambda: estimate(np.zeros((1, 5)), 50), ConfigError),
         (lambda: directional_verdict(0, 1, 0), ConfigError),
-        (lambda: small_cost_verdict(0, 1, 0), ConfigError),
+        (lambda: noninferiority_verdict(0, 1, 0), ConfigError),
     ],
 )
 def test_bad_statistics_input(make, error):

@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_a_gap_and_what_does_has_an_interval(studied) -> No
     accuracy = studied.result.tables["accuracy"]
     assert set(accuracy.task) == set(TASKS)
     gaps = accuracy[accuracy.status != "scored"]
-    assert (gaps.fits < scaling.LEAST_FITTING).all()
+    assert (gaps.fits < scaling.MIN_FITTING).all()
     assert gaps.value.isna().all()
     assert {"lambada_openai", "hellaswag"} <= set(gaps.task)
     scored = accuracy[accuracy.status == "scored"]
