@@ -48,7 +48,7 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
                 )
             steps = run.config.train.steps
             block = size * max(1, steps // BLOCKS)
-            counts, again = order.reads(n_rows, block)
+            counts, again = order.read_counts(n_rows, block)
             pile = pile_reads(arm, policy)
             shares = np.bincount(np.minimum(counts, 3), minlength=4) / len(counts)
             for times, share in enumerate(shares):
