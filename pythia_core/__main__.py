@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 
-if __name__ == "__main__":  # Ctrl-C while the rest is imported ends it without a traceback
+if __name__ == "__main__":  # Ctrl-C during the imports below exits without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -44,12 +44,12 @@ def parser() -> argparse.ArgumentParser:
         try:
             point.load()(command)
         except (ImportError, AttributeError, argparse.ArgumentError) as error:
-            print(f"warning: the commands {point.value!r} are left out: {error}", file=sys.stderr)
+            print(f"warning: no commands from {point.value!r}: {error}", file=sys.stderr)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code. Deliberate errors become one message, no traceback."""
+    """Run a command; returns its exit code. Deliberate errors give one message, no traceback."""
     kept = None
     with stopping.interruptible():
         try:

@@ -1,8 +1,7 @@
-"""What a run is: small frozen dataclasses that refuse what cannot work, and a stable hash.
+"""The definition of a run: small frozen dataclasses that reject invalid settings, a stable hash.
 
-A setting that changes what is computed is a field here and therefore in a run's identity; anything
-else (progress bars, folders, which checkpoints are kept) is an argument of the function that needs
-it.
+A setting that changes results is a field here and so part of a run's identity; anything else
+(progress bars, folders, which checkpoints are kept) is an argument of the function that needs it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
 SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
-"""How duplicates are removed from the training documents (pythia_core.data.dedup)."""
+"""Recipes for removing duplicates from the training documents (pythia_core.data.dedup)."""
 DOMAINS = (
     "books",
     "scripture",
@@ -37,8 +36,8 @@ DOMAINS = (
 )
 """Domains of the pocket Pile, in reading order.
 
-The corpora themselves are the book's (pythia_book.corpora). Their domains are named here because
-they are the default of DataConfig and part of the identity of every run, and the scales use them.
+The corpora themselves are in the book (pythia_book.corpora). Their domains are listed here because
+they are the default of DataConfig, part of the identity of every run and used by the scales.
 """
 LARGE_DOMAINS = (*DOMAINS, "webster", "jargon", "countries", "aws", "google", "code")
 DOMAINS_OF = {"pocket-pile": DOMAINS, "miniature": DOMAINS, "large": LARGE_DOMAINS}
@@ -53,15 +52,15 @@ class ModelConfig:
     d_model: int
     n_heads: int
     vocab_size: int
-    """Rows of the embedding: the padded vocabulary; rows past the tokenizer's are never targets."""
+    """Rows of the embedding: the padded vocabulary; rows beyond the tokenizer are never targets."""
     max_seq_len: int = 2048
     rotary_fraction: float = 0.25
     rotary_base: float = 10_000.0
     parallel_residual: bool = True
     gelu: str = "tanh"
-    """"tanh" is what training used (fused bias-GELU); the hub's configs declare "erf"."""
+    """"tanh" in training (fused bias-GELU); the configs on the hub declare "erf"."""
     init: str = "small_wang"
-    """"small_wang" for 14M-2.8B; 6.9B and 12B got GPT-NeoX's default, "normal_scaled"."""
+    """"small_wang" for 14M-2.8B; "normal_scaled", GPT-NeoX's default, for 6.9B and 12B."""
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
@@ -72,8 +71,7 @@ class ModelConfig:
         ]
         if not problems and self.d_model % self.n_heads:
             problems.append(
-                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; "
-                "choose a number of heads that does"
+                f"n_heads={self.n_heads} does not divide d_model={self.d_model}; choose a divisor"
             )
         elif not problems and 0 <= self.rotary_fraction <= 1 and self.rotary_dims % 2:
             problems.append(
@@ -94,7 +92,7 @@ class ModelConfig:
 
     @property
     def rotary_dims(self) -> int:
-        """Leading dims of each query and key head that are rotated."""
+        """Number of rotated leading dims of each query and key head."""
         return int(self.head_dim * self.rotary_fraction)
 
     @property
@@ -114,30 +112,30 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which tokens, in which order. With the corpus' bytes this determines every batch."""
+    """Tokens and their order. Together with the corpus's bytes it determines every batch."""
 
     corpus: str = "pocket-pile"
     """A folder or file of .jsonl/.txt, "hf:NAME" for Hugging Face datasets, or the name of a corpus
-    that a package registers, among them "pocket-pile", "miniature" (a sample of it, as repetitive
-    as the Pile) and "large" (all of it and more, as repetitive)."""
+    that a package registers, e.g. "pocket-pile", "miniature" (a sample of it, as repetitive as the
+    Pile) and "large" (all of it and more, as repetitive)."""
     domains: tuple[str, ...] = DOMAINS
-    """Which parts of a registered corpus to read; a user's files are all read."""
+    """Parts of a registered corpus to read; ignored for a user's files."""
     tokenizer: str = "bpe-4096"
-    """"bpe-N": a byte-level BPE of N entries trained on the corpus; "neox-20b"; or the path of a
+    """"bpe-N": a byte-level BPE with N entries, trained on the corpus; "neox-20b"; or the path of a
     tokenizer.json."""
     seq_len: int = 128
     epochs: int = 1
-    """How many copies of the document list the order holds."""
+    """Copies of the document list in the order."""
     epoch_policy: str = "joint"
-    """"joint": copies are shuffled together, as GPT-NeoX v1.0 did; "separate": one by one; "rows":
+    """"joint": copies are shuffled together, as in GPT-NeoX v1.0; "separate": one by one; "rows":
     the first `unique_rows` rows, `epochs` times."""
     unique_rows: int = 0
     order_seed: int = 1234
     heldout_fraction: float = 0.01
-    """Share of documents (chosen by content hash) kept out of training."""
+    """Share of documents (selected by content hash) held out from training."""
     dedup: str = "none"
-    """How duplicates are removed from the training documents; the tokenizer and the held-out
-    documents are those of the corpus as it was."""
+    """Recipe for removing duplicates from the training documents; the tokenizer and the held-out
+    documents are those of the whole corpus."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "domains", tuple(self.domains))
@@ -150,8 +148,8 @@ class DataConfig:
             problems.append(one_of(self.epoch_policy, EPOCH_POLICIES, "epoch_policy"))
         if self.unique_rows < 0 or (self.unique_rows > 0) != (self.epoch_policy == "rows"):
             problems.append(
-                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: give a "
-                'number of rows with "rows", and only with it'
+                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: set "
+                'it with "rows", and only then'
             )
         if not 0 <= self.heldout_fraction < 1:
             problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
@@ -159,10 +157,10 @@ class DataConfig:
             problems.append(f"order_seed must be in 0..2^32-1, got {self.order_seed}")
         if self.dedup not in DEDUP_RECIPES:
             problems.append(one_of(self.dedup, DEDUP_RECIPES, "dedup recipe"))
-        if known := DOMAINS_OF.get(self.corpus):
+        if accepted := DOMAINS_OF.get(self.corpus):
             if not self.domains:
-                problems.append(f"no domains; accepted: {', '.join(known)}")
-            problems += [one_of(d, known, "domain") for d in self.domains if d not in known]
+                problems.append(f"no domains; accepted: {', '.join(accepted)}")
+            problems += [one_of(d, accepted, "domain") for d in self.domains if d not in accepted]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
             if not size.isdecimal() or not 260 <= int(size) <= 65_500:
@@ -182,7 +180,7 @@ class TrainConfig:
     lr_form: str = "neox"
     warmup_fraction: float = 0.01
     first_update_at_lr_zero: bool = True
-    """True, as it happened: step 0 = step 1 in every released model. False shifts the LR by one."""
+    """True as in the released models, where step 0 equals step 1. False shifts the LR by one."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -190,10 +188,10 @@ class TrainConfig:
     grad_clip: float = 1.0
     weight_seed: int = 1234
     precision: str = "fp32"
-    """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16" likewise, with
-    dynamic loss scaling (pythia_core.training.loss_scale), as all released models but 1B."""
+    """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16": the same with
+    dynamic loss scaling (pythia_core.training.loss_scale), as in all released models but 1B."""
     micro_batch: int = 0
-    """Rows per forward/backward; 0 = the whole batch. It changes how sums are rounded."""
+    """Rows per forward/backward; 0: the whole batch. It changes the rounding of sums."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -230,7 +228,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class InterventionConfig:
-    """A change of the training data in the updates [start, stop)."""
+    """A change to the training data in the updates [start, stop)."""
 
     swap: str
     start: int
@@ -278,11 +276,11 @@ class RunConfig:
 
     @property
     def updates(self) -> range:
-        """The updates it makes, a fork from its branching step on: update k leads to step k + 1."""
+        """Its updates, in a fork from the branching step on: update k leads to step k + 1."""
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """The same run with its data changed in the updates [start, stop); default: to the end."""
+        """The same run with changed data in the updates [start, stop); default: to the end."""
         if self.intervention:
             raise ConfigError("a fork of a fork is not supported; fork the control run instead")
         window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
@@ -295,7 +293,7 @@ def config_dict(config: Any) -> dict[str, Any]:
 
 
 def stable_hash(value: Any) -> str:
-    """sha256 of a value's canonical JSON: the same on every machine and Python version."""
+    """sha256 of a value's canonical JSON: equal on every machine and Python version."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -304,14 +302,14 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
     """The inverse of `config_dict` for a RunConfig.
 
     Raises:
-        ConfigError: naming every unknown or missing key.
+        ConfigError: lists every unknown or missing key.
     """
 
     def build(kind: type, part: Any, where: str) -> Any:
         if not isinstance(part, dict):
             raise ConfigError(f"{where} must be an object, got {type(part).__name__}")
-        known = {f.name for f in fields(kind)}
-        problems = [one_of(key, sorted(known), f"key in {where}") for key in part.keys() - known]
+        names = {f.name for f in fields(kind)}
+        problems = [one_of(key, sorted(names), f"key in {where}") for key in part.keys() - names]
         try:
             raise_all(ConfigError, problems, where)
             return kind(**part)
@@ -330,7 +328,7 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
 def config_differences(
     first: dict[str, Any], second: dict[str, Any], prefix: str = ""
 ) -> list[str]:
-    """Every key at which two (nested) config dicts differ, as "key: first != second"."""
+    """Differences between two (nested) config dicts, each as "key: first != second"."""
     lines = []
     for key in sorted(first.keys() | second.keys()):
         a, b = first.get(key, "<absent>"), second.get(key, "<absent>")

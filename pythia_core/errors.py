@@ -1,14 +1,14 @@
-"""The errors this library raises on purpose.
+"""The errors that this library raises deliberately.
 
-One root, a few children. A message says what was wrong, the value seen, what is accepted and what
-to do. Any other exception that escapes (a TypeError, an IndexError) is a bug in this library.
+A message says what was wrong, the value seen, what is accepted and what to do. Any other exception
+that escapes (a TypeError, an IndexError) is a bug in this library.
 """
 
 from __future__ import annotations
 
 
 class PythiaError(Exception):
-    """Root of all deliberate errors: catch it to catch them all."""
+    """Base class of all deliberate errors."""
 
 
 class ConfigError(PythiaError):
@@ -20,11 +20,11 @@ class DataError(PythiaError):
 
 
 class FetchError(PythiaError):
-    """A download that failed, or whose bytes are not the pinned ones."""
+    """A download that failed or gave other bytes than the pinned ones."""
 
 
 class CheckpointError(PythiaError):
-    """A checkpoint or run folder that is absent, incomplete, corrupt or another run's."""
+    """A checkpoint or run folder that is absent, incomplete, corrupt or from another run."""
 
 
 class TrainingError(PythiaError):
@@ -32,7 +32,7 @@ class TrainingError(PythiaError):
 
 
 class MissingDependencyError(PythiaError):
-    """An optional library is needed here; the message names what to install."""
+    """An optional library is not installed; the message says how to install it."""
 
 
 def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> None:
@@ -41,7 +41,7 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
     Args:
         error: the class to raise.
         problems: one sentence each.
-        subject: of the heading, e.g. "ModelConfig".
+        subject: the heading, e.g. "ModelConfig".
     """
     if len(problems) == 1:
         raise error(f"{subject}: {problems[0]}")
@@ -52,7 +52,7 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 
 
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
-    """A message for an unknown name: the value seen, what is accepted, the nearest match."""
+    """A message for an unknown name: the value, the accepted ones, the nearest match."""
     import difflib
 
     names = [str(name) for name in accepted]

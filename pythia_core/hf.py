@@ -1,15 +1,15 @@
-"""Models as folders in the format of `transformers`' GPT-NeoX: config.json and safetensors.
+"""Models as folders in the format of `transformers` for GPT-NeoX: config.json and safetensors.
 
-A folder is checked as a whole before anything is read, and everything wrong with it is reported at
-once. Pickled weights are refused. A round trip in fp32 is exact.
+A folder is checked as a whole before anything is read, and all problems are reported at once.
+Pickled weights are rejected. A round trip in fp32 is exact.
 
 Two properties of the released models differ from what their config.json declares. It declares the
 exact GELU, but training used the tanh form: `gelu="as_trained"`, the default here, gives the model
-that was trained, "as_declared" the one that `transformers` evaluates. And GPT-NeoX of that time
-computed rotary phases in the training precision (EleutherAI/gpt-neox#1003), which in fp16 are off
-by 0.1 to 0.8 radian at late positions, more for larger heads: `rotary="as_trained"` does the same.
-That the released runs did so follows from the code and was not measured, so the default is "fp32",
-as in `transformers`.
+that was trained, "as_declared" the one that `transformers` evaluates. And GPT-NeoX then computed
+rotary phases in the training precision (EleutherAI/gpt-neox#1003), where fp16 is off by 0.1 to 0.8
+radian at late positions, more for larger heads: `rotary="as_trained"` reproduces this. That the
+released runs did so follows from the code but was not measured, so the default is "fp32", as in
+`transformers`.
 
 Tensors have the same layout in both formats, QKV per head included, so nothing is permuted.
 """
@@ -45,7 +45,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Files that may be fetched: no folders, nothing executable."""
+"""Names of files that may be fetched: no folders, nothing executable."""
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
@@ -57,8 +57,8 @@ SHARD_BYTES = 5 * 10**9
 class Weights(Mapping[str, Tensor]):
     """The tensors of a folder's safetensors files under our names, each read on access.
 
-    `problems` lists what is wrong with the files, one sentence each; `shards` maps each of our
-    names to its file. Stored tensors that the model computes are not read.
+    `problems` lists problems of the files, one sentence each; `shards` maps our names to files.
+    Stored tensors that the model computes itself are not read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -66,31 +66,31 @@ class Weights(Mapping[str, Tensor]):
         self.shards: dict[str, str] = {}
         self._stored_names: dict[str, str] = {}
         self._open: dict[str, Any] = {}
-        listed = self._listed(folder)
-        for file in sorted(set(listed.values())) if listed else [WEIGHTS]:
-            if self._opened(folder / file):
+        index = self._read_index(folder)
+        for file in sorted(set(index.values())) if index else [WEIGHTS]:
+            if self._open_shard(folder / file):
                 keys = list(self._open[file].keys())
                 for key in keys:
                     self._add(key, file)
-                lost = [k for k, where in listed.items() if where == file and k not in keys]
-                self.problems += [f"{file} lacks {key}, which {INDEX} places there" for key in lost]
+                absent = [k for k, shard in index.items() if shard == file and k not in keys]
+                self.problems += [f"{file} lacks {key}, which {INDEX} lists" for key in absent]
 
-    def _listed(self, folder: Path) -> dict[str, str]:
-        """Tensor -> shard by the index; empty for a single file."""
+    def _read_index(self, folder: Path) -> dict[str, str]:
+        """Tensor -> shard; empty for a single file."""
         if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
             if not (folder / WEIGHTS).exists():
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
             return {}
         try:
-            listed = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+            index = dict(json.loads((folder / INDEX).read_text())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / INDEX} is damaged: {error!r}") from error
-        odd = sorted({f for f in listed.values() if not PLAIN_NAME.fullmatch(str(f))})
-        if odd or not listed:
-            raise CheckpointError(f"{folder / INDEX} names no files of this folder: {odd[:3]}")
-        return listed
+        odd = sorted({f for f in index.values() if not PLAIN_NAME.fullmatch(str(f))})
+        if odd or not index:
+            raise CheckpointError(f"{folder / INDEX} names no files in this folder: {odd[:3]}")
+        return index
 
-    def _opened(self, path: Path) -> bool:
+    def _open_shard(self, path: Path) -> bool:
         if not path.is_file():
             self.problems.append(f"{path.name} is missing")
         elif lfs_pointer(path):
@@ -130,24 +130,24 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.shards)
 
-    def misfits(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """How the tensors differ from those that a model needs, one sentence each."""
+    def mismatches(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """Differences from the tensors that a model needs, one sentence each."""
         headers = {name: self.header(name) for name in self.shards}
-        return misfits({name: shape for name, (shape, _) in headers.items()}, shapes) + [
-            f"{name} is stored as {dtype}, accepted: F16, BF16, F32, F64"
+        return mismatches({name: shape for name, (shape, _) in headers.items()}, shapes) + [
+            f"{name} is stored as {dtype}, expected F16, BF16, F32, F64"
             for name, (_, dtype) in headers.items()
             if dtype not in ("F16", "BF16", "F32", "F64")
         ]
 
 
-def misfits(
+def mismatches(
     stored: Mapping[str, tuple[int, ...]], needed: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """How stored tensors differ from the needed ones in name or shape, one sentence each."""
+    """Differences between stored and needed tensors in name or shape, one sentence each."""
     problems = [f"{name} is missing" for name in needed if name not in stored]
     for name, shape in stored.items():
         if name not in needed:
-            problems.append(f"{name} belongs to no layer of the model that the config declares")
+            problems.append(f"{name} belongs to no layer of the model in the config")
         elif shape != needed[name]:
             problems.append(f"{name} has shape {shape}, the config needs {needed[name]}")
     return problems
@@ -165,13 +165,13 @@ class AsTrainedRotary(GPTNeoX):
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Where a model came from."""
+class ModelSource:
+    """The origin of a loaded model."""
 
     source: str
     revision: str
     commit: str
-    """Of the hub's repository; empty for a folder."""
+    """Commit of the hub's repository; empty for a folder."""
     folder: Path
     step: int | None
     """The step in the name of the revision or folder."""
@@ -208,41 +208,42 @@ def load(
     gelu: str = "as_trained",
     rotary: str = "fp32",
     locate: Callable[[str | Path, str], ModelFolder] | None = None,
-) -> tuple[GPTNeoX, Loaded]:
+) -> tuple[GPTNeoX, ModelSource]:
     """A model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
         source: a folder with config.json and safetensors, or one with a subfolder per revision.
         revision: e.g. "step3000".
         locate: (source, revision) -> folder, for other kinds of sources; default: locate_folder.
-        dtype: of the parameters; None keeps the stored one. A model in half precision can be saved
-            again and hashed, but the forward pass needs fp32.
+        dtype: dtype of the parameters; None: as stored. A model in half precision can be saved and
+            hashed, but the forward pass needs fp32.
         gelu, rotary: see the module's docstring.
 
     Raises:
-        CheckpointError: not such a model, or damaged; every problem is listed.
+        CheckpointError: another kind of model, or damaged; lists every problem.
         FetchError: `locate` cannot fetch it.
     """
     if rotary not in ROTARY_CHOICES:
         raise ConfigError(one_of(rotary, ROTARY_CHOICES, "rotary"))
-    place = (locate or locate_folder)(source, revision)
-    declared = read_config(place.folder)
+    located = (locate or locate_folder)(source, revision)
+    declared = read_config(located.folder)
     config = model_config(declared, gelu)
     with torch.device("meta"):
         model = (GPTNeoX if rotary == "fp32" else AsTrainedRotary)(config)
-    weights = Weights(place.folder)
+    weights = Weights(located.folder)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    problems = weights.problems or weights.misfits(shapes)
-    if (place.folder / TOKENIZER).is_file():
-        ids = id_limit(load_tokenizer(place.folder / TOKENIZER))
+    problems = weights.problems or weights.mismatches(shapes)
+    if (located.folder / TOKENIZER).is_file():
+        ids = id_limit(load_tokenizer(located.folder / TOKENIZER))
         if ids > config.vocab_size:
             problems.append(f"{TOKENIZER} has ids to {ids - 1}, vocab_size is {config.vocab_size}")
     raise_all(CheckpointError, problems, f"{source} ({revision})")
     state = {name: weights[name].to(dtype, copy=True) for name in shapes}
     model.load_state_dict(state, assign=True)
     stored = tuple(sorted({weights.header(name)[1] for name in weights}))
-    step = step_of(revision) if step_of(revision) is not None else step_of(place.folder.name)
-    info = Loaded(str(source), revision, place.commit, place.folder, step, stored, declared)
+    folder = located.folder
+    step = step_of(revision) if step_of(revision) is not None else step_of(folder.name)
+    info = ModelSource(str(source), revision, located.commit, folder, step, stored, declared)
     return model.eval().requires_grad_(False), info
 
 
@@ -260,48 +261,48 @@ def save(
     """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
-        dtype: of the stored tensors; None: as they are.
+        dtype: dtype of the stored tensors; None: unchanged.
         shard_bytes: a larger model is split into several files with an index.
 
     Raises:
-        CheckpointError: the folder exists, or a weight does not fit the dtype.
+        CheckpointError: the folder exists, or a weight exceeds the range of the dtype.
     """
     folder = Path(folder)
     if folder.exists():
-        raise CheckpointError(f"{folder} exists; name a new folder, or delete that one")
+        raise CheckpointError(f"{folder} exists; choose a new folder or delete this one")
     state = to_hf_state(model.state_dict(), "embed_out.weight")
     shards = _shards(state, dtype, shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [
         f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)
     ]  # fmt: skip
-    with atomic_dir(folder) as place:
+    with atomic_dir(folder) as target:
         for name, keys in zip(names, shards, strict=True):
             tensors = {key: cast(key, state[key], dtype) for key in keys}
-            save_file(tensors, place / name, {"format": "pt"})
-            (place / name).chmod(0o644)  # the library makes private files
+            save_file(tensors, target / name, {"format": "pt"})
+            (target / name).chmod(0o644)  # the library creates private files
         if len(shards) > 1:
             index = {
                 "metadata": {"total_size": sum(_bytes(t, dtype) for t in state.values())},
                 "weight_map": {k: n for n, ks in zip(names, shards, strict=True) for k in ks},
             }
-            _write(place / INDEX, index)
+            _write(target / INDEX, index)
         end = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
         ends = {"bos_token_id": end, "eos_token_id": end}
         if tokenizer is not None:
-            tokenizer.save(str(place / TOKENIZER))
+            tokenizer.save(str(target / TOKENIZER))
             words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD,
                      "bos_token": EOD, "model_max_length": model.config.max_seq_len}  # fmt: skip
-            _write(place / "tokenizer_config.json", words)
-        _write(place / "generation_config.json", {"_from_model_config": True, **ends})
-        _write(place / CONFIG, {**declared_config(model.config, dtype or _dtype(state)), **ends})
+            _write(target / "tokenizer_config.json", words)
+        _write(target / "generation_config.json", {"_from_model_config": True, **ends})
+        _write(target / CONFIG, {**declared_config(model.config, dtype or _dtype(state)), **ends})
     return folder
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor as it is stored; None keeps its dtype.
+    """A contiguous CPU tensor in the dtype; None keeps its own.
 
     Raises:
-        CheckpointError: some values are out of the dtype's range.
+        CheckpointError: some values exceed the range of the dtype.
     """
     stored = tensor.detach().to("cpu", dtype).contiguous()
     if not stored.isfinite().equal(tensor.isfinite().cpu()):
@@ -344,7 +345,7 @@ PARTS = (
     "mlp.dense_h_to_4h",
     "mlp.dense_4h_to_h",
 )
-"""Modules of a layer with a weight and a bias; transformers and GPT-NeoX use the same names."""
+"""Modules of a layer with weight and bias, named as in transformers and GPT-NeoX."""
 LAYER_NAMES = tuple(f"{part}.{kind}" for part in PARTS for kind in ("weight", "bias"))
 WEIGHT_MAP: dict[str, str | None] = {
     "gpt_neox.embed_in.weight": "embed_in.weight",
@@ -357,29 +358,29 @@ WEIGHT_MAP: dict[str, str | None] = {
     "lm_head.weight": "embed_out.weight",  # its name in memory since transformers 5.13
     "embed_out.weight": "embed_out.weight",  # its name in files
 }
-"""transformers' name -> ours, `{}` for the layer; None: computed from the config, not read."""
+"""Name in transformers -> ours, `{}` for the layer; None: computed from the config, not read."""
 _INVERSE = {ours: name for name, ours in WEIGHT_MAP.items() if ours}
 _LAYER = re.compile(r"(?<=\blayers\.)\d+")
 
 
 def our_name(hf_name: str) -> str | None:
-    """Our name of a tensor of GPTNeoXForCausalLM; None for one that is computed.
+    """Our name for a tensor of GPTNeoXForCausalLM; None for a tensor that is computed.
 
     Raises:
-        KeyError: not a tensor of that model.
+        KeyError: not a tensor of that class.
     """
-    return _renamed(hf_name, WEIGHT_MAP)
+    return _rename(hf_name, WEIGHT_MAP)
 
 
 def to_hf_state(state: Mapping[str, Tensor], head_name: str = "lm_head.weight") -> dict[str, Any]:
-    """Our state dict under the names of `transformers`."""
+    """Our state dict with the names in `transformers`."""
     return {
-        head_name if name == "embed_out.weight" else str(_renamed(name, _INVERSE)): tensor
+        head_name if name == "embed_out.weight" else str(_rename(name, _INVERSE)): tensor
         for name, tensor in state.items()
     }
 
 
-def _renamed(name: str, names: Mapping[str, str | None]) -> str | None:
+def _rename(name: str, names: Mapping[str, str | None]) -> str | None:
     layer = _LAYER.search(name)
     pattern = names[_LAYER.sub("{}", name)]
     return pattern.format(layer[0]) if pattern and layer else pattern
@@ -393,7 +394,7 @@ GELU_FORMS = {
     "gelu_fast": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-"""transformers' `hidden_act` -> ModelConfig.gelu."""
+"""`hidden_act` in transformers -> ModelConfig.gelu."""
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
@@ -422,11 +423,11 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     """The architecture that a config.json declares.
 
     Args:
-        gelu: "as_trained": the tanh form where the config says "gelu", unless we wrote the config
-            and it says otherwise; or "as_declared".
+        gelu: "as_trained": the tanh form if the config says "gelu", unless it was saved here and
+            declares another trained form; or "as_declared".
 
     Raises:
-        CheckpointError: another architecture, or a setting that our model lacks.
+        CheckpointError: another architecture, or an unsupported setting.
         ConfigError: an unknown value of `gelu`.
     """
     if gelu not in GELU_CHOICES:
@@ -434,12 +435,12 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     kind = declared.get("model_type")
     if kind != "gpt_neox" or "GPTNeoXForCausalLM" not in declared.get("architectures", ()):
         raise CheckpointError(
-            f"this is a {kind!r} with architectures {declared.get('architectures')}, accepted is "
+            f"this is a {kind!r} with architectures {declared.get('architectures')}, expected "
             "'gpt_neox' with GPTNeoXForCausalLM: only models of Pythia's architecture can be read"
         )
     rope = declared.get("rope_parameters") or {}
     problems = [
-        f"{key}={declared[key]!r}, accepted: {accepted!r}"
+        f"{key}={declared[key]!r}, expected {accepted!r}"
         for key, accepted in {
             "attention_bias": True,
             "tie_word_embeddings": False,
@@ -449,7 +450,7 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
         if declared.get(key, accepted) != accepted
     ]
     if rope.get("rope_type", "default") != "default":
-        problems.append(f"rope_type={rope['rope_type']!r}, accepted: 'default'")
+        problems.append(f"rope_type={rope['rope_type']!r}, expected 'default'")
     act = declared.get("hidden_act", "gelu")
     if act not in GELU_FORMS:
         problems.append(one_of(act, GELU_FORMS, "hidden_act"))
@@ -463,7 +464,9 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
             "max_seq_len": "max_position_embeddings",
         }.items()
     }
-    problems += [f"no whole number {n} (got {v!r})" for n, v in shape.items() if type(v) is not int]
+    problems += [
+        f"{n} must be an integer, got {v!r}" for n, v in shape.items() if type(v) is not int
+    ]
     raise_all(CheckpointError, problems, CONFIG)
     form = GELU_FORMS[act]
     if form == "erf" and gelu == "as_trained":
@@ -485,7 +488,7 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
 
 
 def declared_config(config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """The config.json of a model: hf_config, and what only training knows."""
+    """The config.json of a model: hf_config plus the training-only settings."""
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
@@ -504,7 +507,7 @@ _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha25
 
 
 def step_of(name: str) -> int | None:
-    """The step that a revision or folder is named after: "step3000", "step-003000"."""
+    """The step in the name of a revision or folder: "step3000", "step-003000"."""
     match = _STEP.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -517,7 +520,7 @@ def lfs_pointer(path: Path) -> str | None:
 
 
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
-    """Raise the error that a model has no safetensors.
+    """Raise the error for a model without safetensors.
 
     Raises:
         CheckpointError: always; says how to convert pickles.
@@ -526,11 +529,11 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
     if not pickled:
         raise CheckpointError(f"{where} has no {WEIGHTS} and no {INDEX}: no weights to read")
     raise CheckpointError(
-        f"{where} has its weights as pickles only ({', '.join(pickled[:3])}), which can run code "
+        f"{where} has only pickled weights ({', '.join(pickled[:3])}), which can run code "
         "when opened and are not read here. Convert a copy once, in a folder you can "
         'lose:\n  python -c "from transformers import AutoModelForCausalLM as M; '
         "M.from_pretrained('SOURCE', revision='REVISION', dtype='auto')"
-        ".save_pretrained('FOLDER')\"\nand give FOLDER; transformers opens pickles with "
+        ".save_pretrained('FOLDER')\"\nand pass FOLDER; transformers opens pickles with "
         "weights_only=True and writes safetensors."
     )
 
@@ -541,20 +544,20 @@ class ModelFolder:
 
     folder: Path
     commit: str = ""
-    """Of the hub's repository; empty for a folder of yours."""
+    """Commit of the hub's repository; empty for a local folder."""
 
 
 def local_folder(source: str | Path) -> Path | None:
-    """The folder that a name stands for; None if there is no such folder."""
+    """The folder with this name; None if it does not exist."""
     folder = Path(source).expanduser()
     return folder if folder.is_dir() else None
 
 
 def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
-    """A model's folder: the one named, or its subfolder named after the revision.
+    """The folder of a model: the source itself, or its subfolder with the revision's name.
 
     Raises:
-        CheckpointError: no folder, or none with that revision.
+        CheckpointError: no such folder or revision.
     """
     folder = local_folder(source)
     if folder is None:
@@ -563,8 +566,8 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
         return ModelFolder(folder / revision)
     if (folder / CONFIG).is_file() and revision in ("main", folder.resolve().name):
         return ModelFolder(folder)
-    there = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
+    revisions = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
     raise CheckpointError(
         f"{folder} has no {CONFIG} for revision {revision!r}; "
-        + (f"revisions there: {', '.join(there[:8])}" if there else "it is not a model's folder")
+        + (f"existing: {', '.join(revisions[:8])}" if revisions else "it is not a model's folder")
     )

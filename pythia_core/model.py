@@ -1,11 +1,10 @@
 """GPT-NeoX, the architecture of Pythia, in one file (paper section 2.1; GPT-NeoX v1.0).
 
-What is unusual against a plain GPT: attention and MLP read the same residual in parallel, each
-through its own LayerNorm; rotary embedding on the first quarter of each head; untied embedding and
-unembedding, the latter without a bias; no dropout; no reset of attention at document ends.
+Differences from a plain GPT: attention and MLP read the same residual in parallel, each through its
+own LayerNorm; rotary embedding on the first quarter of each head; untied embedding and unembedding,
+the latter without a bias; no dropout; no reset of attention at document ends.
 
-The operations and the initialiser are arguments of the model: pythia_core.kernels has the former,
-`pythia_init` is the latter.
+The operations (pythia_core.kernels) and the initialiser (`pythia_init`) are arguments of the model.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from pythia_core.errors import ConfigError
 from pythia_core.kernels import FAST, Ops, rotary_tables
 
 Rotary = tuple[Tensor, Tensor]
-"""cos and sin of every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
+"""cos and sin for every position and rotated pair, (T, rotary_dims / 2) each, fp32."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of (qkv, cos, sin), shapes as in kernels.attention."""
+"""(qkv, cos, sin) -> attention output, shapes as in kernels.attention."""
 Initialiser = Callable[[str, Tensor, torch.Generator], None]
-"""Fills the parameter of a name in place."""
+"""(name, parameter, generator): fills the parameter in place."""
 Branches = tuple[()] | tuple[Tensor, Tensor]
-"""What attention and MLP of a block are about to add to the stream, (B*T, d) each."""
+"""Attention and MLP outputs of a block, which the next block (or the final norm) adds, (B*T, d)."""
 
 
 class Cache(Protocol):
-    """Keys and values of tokens read before (pythia_core.evaluation.generate.KVCache)."""
+    """Keys and values of earlier tokens (pythia_core.evaluation.generate.KVCache)."""
 
     n_slots: int
 
@@ -92,7 +91,7 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """The same with bias and GELU in one kernel, past `dense_h_to_4h` as a module."""
+        """The same with bias and GELU in one kernel, bypassing the module `dense_h_to_4h`."""
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None)
         return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
@@ -147,13 +146,13 @@ class Block(nn.Module):
         dtype: torch.dtype,
         attend: Attend,
     ) -> tuple[Tensor, Branches]:
-        """A parallel block in fewer kernels: what came before it is added as its norms read it.
+        """A parallel block in fewer kernels: its norms add the branches of the previous block.
 
         Args:
             x, branches: the block's input is x + (branches[0] + branches[1]).
 
         Returns:
-            that input, and this block's branches, to be added by whoever comes next
+            the input, and this block's branches, which the next block (or the final norm) adds
         """
         one, two = self.input_layernorm, self.post_attention_layernorm
         norms = (one.weight, one.bias, two.weight, two.bias)
@@ -162,13 +161,13 @@ class Block(nn.Module):
 
 
 def pythia_init(config: ModelConfig) -> Initialiser:
-    """How the released models were initialised.
+    """The initialiser of the released models.
 
     small_wang (14M-2.8B):   N(0, 2/(5d)) for embeddings, QKV, MLP up;
                              N(0, (2/(L sqrt d))^2) for attention output and MLP down.
     normal_scaled (6.9B, 12B: GPT-NeoX's defaults, as their configs name no rule):
                              N(0, 0.02^2), and 0.02/sqrt(2L) for the two output maps.
-    Biases are 0, LayerNorm weights 1, under both.
+    In both, biases are 0 and LayerNorm weights 1.
     """
     d, n_layers = config.d_model, config.n_layers
     if config.init == "small_wang":
@@ -192,7 +191,7 @@ class GPTNeoX(nn.Module):
     """A Pythia model. Weights are uninitialised until `init_weights` or a load.
 
     Args:
-        ops: what it computes with. init: what fills its parameters; default: `pythia_init`.
+        ops: the operations. init: the initialiser; default: `pythia_init`.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class GPTNeoX(nn.Module):
             self.init(name, p, generator)
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """Tables of the first `seq_len` positions; the last ones asked for are kept."""
+        """Tables for the first `seq_len` positions; the last tables are cached."""
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
@@ -229,7 +228,7 @@ class GPTNeoX(nn.Module):
         """Hidden states after the final norm, (B, T, d), of token ids (B, T).
 
         Args:
-            cache: what the tokens before `ids` left behind; takes up that of `ids`.
+            cache: keys and values of the preceding tokens; those of `ids` are appended.
 
         Raises:
             ConfigError: a row longer than `max_seq_len`.
@@ -247,7 +246,7 @@ class GPTNeoX(nn.Module):
         for number, layer in enumerate(cast("list[Block]", self.layers)):
             attend = partial(cache.attend, number) if cache else self.ops.attention
             if self.recompute and torch.is_grad_enabled():
-                run = partial(_whole, layer) if fused else layer
+                run = partial(_finish_block, layer) if fused else layer
                 x = checkpoint(
                     run, x, rotary, batch, dtype, attend,
                     use_reentrant=False, preserve_rng_state=False,
@@ -256,15 +255,15 @@ class GPTNeoX(nn.Module):
                 x, branches = layer.fused(x, branches, rotary, batch, dtype, attend)
             else:
                 x = layer(x, rotary, batch, dtype, attend)
-        return self.final_layer_norm(_added(x, branches)).view(batch, seq_len, -1)
+        return self.final_layer_norm(_residual_add(x, branches)).view(batch, seq_len, -1)
 
     def _fused(self, x: Tensor) -> bool:
-        """Whether blocks may pass by the calls of their modules: nobody listens to these."""
-        listening = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
-        return self.ops.fuses(x) and self.config.parallel_residual and not listening
+        """Whether blocks may skip their submodules' __call__, i.e. none has a hook."""
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.layers.modules())
+        return self.ops.fuses(x) and self.config.parallel_residual and not hooked
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Unembed hidden states (..., d) into fp32 logits (..., vocab_size)."""
+        """fp32 logits (..., vocab_size) of hidden states (..., d)."""
         return self.embed_out(hidden).float()
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -279,11 +278,11 @@ class GPTNeoX(nn.Module):
         return self.ops.linear_cross_entropy(hidden, weight, rows[:, 1:].flatten(), weight_c)
 
 
-def _added(x: Tensor, branches: Branches) -> Tensor:
-    """In fp32, as the kernel of the norms adds them."""
+def _residual_add(x: Tensor, branches: Branches) -> Tensor:
+    """x plus both branches, in fp32 as in the kernel of the norms."""
     return x + (branches[0].float() + branches[1]) if branches else x
 
 
-def _whole(layer: Block, x: Tensor, *rest: Any) -> Tensor:
-    """A fused block whose branches are added at once."""
-    return _added(*layer.fused(x, (), *rest))
+def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
+    """A fused block with its branches already added."""
+    return _residual_add(*layer.fused(x, (), *rest))

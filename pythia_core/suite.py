@@ -1,9 +1,9 @@
-"""Model sizes, the book-wide switch `scale`, and the suite: sixteen runs that differ in two things.
+"""Model sizes, the book-wide switch `scale`, and the suite: sixteen runs that differ in two ways.
 
 Shapes and learning rates of the official sizes are those of the released configs
 (EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
-3.0e-4). Pythia's sixteen models are eight sizes on two texts: models of one size start from the
-same weights, models on one text read the same batches in the same order.
+3.0e-4). Pythia's sixteen models are eight sizes on two corpora: models of one size start from the
+same weights, models on one corpus read the same batches in the same order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Size:
     init: str = "small_wang"
 
     def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-        """This size as a ModelConfig; `vocab_size` is needed if the size does not fix it."""
+        """This size as a ModelConfig; `vocab_size` is required unless the size has one."""
         rows = self.vocab_size or vocab_size
         if rows is None:
             raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
@@ -58,7 +58,7 @@ OFFICIAL_SIZES = {
         Size("12b", 36, 5120, 40, 1.2e-4, 50_688, "normal_scaled"),
     )
 }
-"""The ten official sizes, named as on the hub by *total* parameters."""
+"""The ten official sizes, named by *total* parameters as on the hub."""
 
 LAPTOP_SIZES = {
     size.name: size
@@ -73,26 +73,26 @@ LAPTOP_SIZES = {
         Size("600k", 4, 112, 7, 5.5e-3),
     )
 }
-"""Eight sizes for two cores, named by *non-embedding* parameters; depth and width rise together as
-in the official suite (heads do not there either)."""
+"""Eight sizes for two cores, named by *non-embedding* parameters. Depth and width grow together;
+the number of heads need not, as in the official suite."""
 
 GPU_SIZES = {
     size.name: size
     for size in (
         Size("1.2m", 6, 128, 4, 1.0e-3),  # shape and rate of the official 14M
         Size("2.7m", 6, 192, 6, 1.0e-3),
-        Size("4.7m", 6, 256, 8, 1.0e-3),  # of the 31M
+        Size("4.7m", 6, 256, 8, 1.0e-3),  # the 31M
         Size("7.4m", 6, 320, 5, 1.0e-3),
         Size("11m", 6, 384, 6, 1.0e-3),
-        Size("19m", 6, 512, 8, 1.0e-3),  # of the 70M
+        Size("19m", 6, 512, 8, 1.0e-3),  # the 70M
         Size("39m", 8, 640, 10, 7.8e-4),
-        Size("85m", 12, 768, 12, 6.0e-4),  # of the 160M
+        Size("85m", 12, 768, 12, 6.0e-4),  # the 160M
     )
 }
 """Eight sizes for one large GPU, named by *non-embedding* parameters: the four smallest official
-shapes and four sizes between them, but with the small vocabulary of the scale. Heads have 32 or 64
-dims as the official ones. Peak rates follow the official rule: 1e-3 up to 18.9 M, 6e-4 at 85 M,
-between them the line through the logarithms of both (7.8e-4 at 39 M)."""
+shapes and four sizes in between, but with the small vocabulary of the scale. Heads have 32 or 64
+dims as in the official sizes. Peak rates follow the official ones: 1e-3 up to 18.9 M, 6e-4 at 85 M,
+and log-linear in between (7.8e-4 at 39 M)."""
 
 SIZES = {**LAPTOP_SIZES, **GPU_SIZES, **OFFICIAL_SIZES}
 
@@ -101,7 +101,7 @@ def size_named(name: str) -> Size:
     """The size with this name.
 
     Raises:
-        ConfigError: unknown name; lists the accepted ones.
+        ConfigError: an unknown name.
     """
     if name not in SIZES:
         raise ConfigError(one_of(name, SIZES, "size"))
@@ -109,14 +109,14 @@ def size_named(name: str) -> Size:
 
 
 def size_of(model: ModelConfig, sizes: Mapping[str, Size] = SIZES) -> Size | None:
-    """The first of `sizes` with the model's layers, width and heads; None for any other shape."""
+    """The first of `sizes` with the model's layers, width and heads; None if there is none."""
     shape = (model.n_layers, model.d_model, model.n_heads)
     matches = (s for s in sizes.values() if (s.n_layers, s.d_model, s.n_heads) == shape)
     return next(matches, None)
 
 
 def size_name(model: ModelConfig) -> str:
-    """The name of a model's size; for any other shape, layers x width x heads."""
+    """The name of a model's size; layers x width x heads for any other shape."""
     size = size_of(model)
     return size.name if size else f"{model.n_layers}x{model.d_model}x{model.n_heads}"
 
@@ -125,36 +125,36 @@ def size_name(model: ModelConfig) -> str:
 
 
 DEDUP = "jaccard-0.87"
-"""How the deduplicated half of the suite is made: with the paper's threshold."""
+"""Recipe for the deduplicated half of the suite: the paper's threshold."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One setting of the book-wide switch `scale`: how much of everything a study uses."""
+    """A value of the book-wide switch `scale`: the amount of training and data per study."""
 
     name: str
     machine: str
-    """The machine it is meant for, in words."""
+    """Description of the machine for which it is meant."""
     steps: int
     batch_size: int
     data: DataConfig = field(default_factory=DataConfig)
     sizes: tuple[str, ...] = ()
     """The sizes of the suite at this scale."""
     published: bool = False
-    """Whether it continues the released models instead of training from scratch."""
+    """Whether studies continue the released models instead of training from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
-        """Sizes in a comma-separated list, smallest first; empty: `default`, or all of the scale.
+        """Sizes in a comma-separated list, smallest first; if empty, `default` or all of the scale.
 
         Raises:
-            ConfigError: an unknown size, or one named twice.
+            ConfigError: an unknown or repeated size.
         """
         names = [name.strip() for name in (text or default).split(",") if name.strip()]
         if (text or default) and not names:
-            raise ConfigError(f"no sizes in {text!r}; name some, e.g. {','.join(self.sizes[-2:])}")
+            raise ConfigError(f"no sizes in {text!r}; expected e.g. {','.join(self.sizes[-2:])}")
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"sizes names {', '.join(sorted(repeated))} more than once")
+            raise ConfigError(f"sizes has {', '.join(sorted(repeated))} more than once")
         sizes = [size_named(name) for name in names]
         return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
 
@@ -166,11 +166,11 @@ class Scale:
         deduplicated: bool = False,
         **train: Any,
     ) -> RunConfig:
-        """The control run of one size at this scale, on the standard or the deduplicated text.
+        """The control run of one size at this scale, on the standard or the deduplicated corpus.
 
-        As in Pythia, the deduplicated text is read one and a half times, for which the order holds
-        two copies of it. The vocabulary is that of the scale's tokenizer, padded to a multiple of
-        128 as in GPT-NeoX.
+        As in Pythia, the deduplicated corpus is read one and a half times, so the order has two
+        copies of it. The vocabulary is that of the scale's tokenizer, padded to a multiple of 128
+        as in GPT-NeoX.
 
         Raises:
             ConfigError: a scale of published models.
@@ -201,7 +201,7 @@ class Scale:
         )
 
     def fork_step(self, index: int) -> int:
-        """The step of this scale that corresponds to the official step 1000 * `index`."""
+        """The step at this scale that corresponds to the official step 1000 * `index`."""
         return linear_step(index, self.steps)
 
 
@@ -243,14 +243,14 @@ SCALES = {
         ),
     )
 }
-"""The scales that can be run."""
+"""Name -> scale."""
 
 
 def scale_named(name: str) -> Scale:
     """The scale with this name.
 
     Raises:
-        ConfigError: unknown name; lists the accepted ones.
+        ConfigError: an unknown name.
     """
     if name not in SCALES:
         raise ConfigError(one_of(name, SCALES, "scale"))
@@ -268,7 +268,7 @@ Cell = tuple[str, str]
 def suite_configs(
     scale: str, sizes: Sequence[str], arms: Sequence[str] = DATA_ARMS, seed: int = 1234
 ) -> dict[Cell, RunConfig]:
-    """The runs of a suite; one seed sets both initial weights and order, as in Pythia.
+    """The runs of a suite; one seed is used for initial weights and order, as in Pythia.
 
     Raises:
         ConfigError: unknown scale, size or arm.

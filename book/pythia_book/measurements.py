@@ -26,7 +26,7 @@ from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
 from pythia_core.training.gpu_sharing import gate, share_of_device
 from pythia_core.training.memory import measuring_bytes
-from pythia_core.training.runs import SHORT, Run, role, run_flops
+from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
 from pythia_core.util.files import atomic_file
 from pythia_core.util.machine import on_device
 from pythia_core.util.progress import bar
@@ -103,7 +103,7 @@ def measure_each(
         progress=progress,
         desc=f"measuring {title.replace('_', ' ')},",
         unit="checkpoint",
-        names=[f"{size_name(r.config.model)} {role(r.config)}, step {s}" for r, s, _ in jobs],
+        names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, _ in jobs],
         in_process=sum(run_flops(r.config) for r in {r.id: r for r, _, _ in jobs}.values()) < SHORT,
         gate=gate([measuring_bytes(run.config.model) for run, _, _ in jobs]),
     )
@@ -208,9 +208,9 @@ class LanguageMeasurement:
         """The measurement on the held-out documents of prepared data."""
         tokens, seq_len = data.heldout.tokens, data.config.seq_len
         passages = scoring.last_words(
-            scoring.stream_rows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
+            scoring.sample_windows(tokens, seq_len, N_PASSAGE_ROWS), data.tokenizer, data.eod_id
         )
-        return cls(scoring.stream_rows(tokens, seq_len, N_ROWS), tuple(passages), max_seq_len)
+        return cls(scoring.sample_windows(tokens, seq_len, N_ROWS), tuple(passages), max_seq_len)
 
     @cached_property
     def digest(self) -> str:

@@ -1,7 +1,7 @@
 """The commands of `python -m pythia_core` by topic; `pythia_core.__main__` runs them.
 
-Each module's `add` declares its commands; the functions below it only call the library. Heavy
-modules are imported inside those functions, so that `--help` answers at once.
+Each module's `add` declares its commands; the functions below it only call the library. They import
+heavy modules themselves, so `--help` is fast.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 from pythia_core.suite import SCALES
 
-RUN = "a run's folder or (the beginning of) its id"
+RUN = "folder or id of a run (or the beginning of the id)"
 
 
 class AddCommand(Protocol):
-    """Declares a command and returns its parser, to which arguments are added.
+    """Declares a command and returns its parser, to which the caller adds arguments.
 
-    A command that resumes where it was stopped sets the default `kept`: what is kept, in words.
+    A command that can be resumed sets the default `kept`, a text that says what is kept.
     """
 
     def __call__(
@@ -31,5 +31,5 @@ class AddCommand(Protocol):
 
 
 def trained_scales() -> list[str]:
-    """Scales whose models are trained from scratch."""
+    """Names of the scales whose models are trained from scratch."""
     return [name for name, scale in SCALES.items() if not scale.published]

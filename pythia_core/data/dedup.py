@@ -1,19 +1,19 @@
-"""Near-deduplication: which documents of a corpus stay, and which of them each removed one copies.
+"""Near-deduplication: the documents of a corpus to keep, and the kept copy of each removed one.
 
 The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
-0.87, and gives no more detail. Most likely (the authors have not said so) that was 10 permutations
-in one band over word 5-grams, without verification, and the last of several copies was kept: a pair
-of similarity J is then found with probability J^10, a quarter of those at 0.87, so that "0.87" is
-more of a name than a threshold. This is the recipe `eleutherai-0.87`. It still differs in three
-ways: words are separated by white space, the hash functions are others, and texts are not cut into
-slices first.
+0.87, and gives no more detail. Most likely (the authors have not confirmed it) that was 10
+permutations in one band over word 5-grams, without verification, and the last of several copies was
+kept. A pair of similarity J is then found with probability J^10, a quarter of pairs at 0.87, so
+"0.87" is more of a name than a threshold. This is the recipe `eleutherai-0.87`. It still differs in
+three ways: words are separated by white space, the hash functions differ, and texts are not split
+into slices first.
 
-The recipe `jaccard-0.87` does what the name says: it finds candidates with 14 bands of 8 hashes and
-keeps those pairs whose exact Jaccard similarity is at least 0.87.
+The recipe `jaccard-0.87` is exact: it finds candidates with 14 bands of 8 hashes and keeps the
+pairs whose Jaccard similarity is at least 0.87.
 
-The MinHash signatures are datatrove's, but for two of its defaults: its normalisation, which makes
-all numbers equal and so merges tables and sums that differ, and its English tokenizer, which needs
-spaCy. Case and numbers therefore count.
+The MinHash signatures are datatrove's except for two defaults: its normalisation, which makes all
+numbers equal and so merges different tables and sums, and its English tokenizer, which needs spaCy.
+So case and numbers matter.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _SHINGLES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Recipe:
-    """What counts as a copy, and which copy stays."""
+    """The definition of a copy, and the copy to keep."""
 
     name: str
     threshold: float = 1.0
-    """Jaccard similarity of a near-duplicate; only nominal without `verify`."""
+    """Minimum Jaccard similarity of near-duplicates; only nominal without `verify`."""
     ngram: int = 5
     buckets: int = 0
     """Bands of a signature; 0: no search for near-duplicates."""
     hashes_per_bucket: int = 1
     verify: bool = True
-    """Compute the similarity of candidates exactly; otherwise one equal band is enough."""
+    """Compute the similarity of candidates exactly; otherwise one equal band suffices."""
     keep: str = "first"
     exact: bool = True
     """Find identical texts first, of any length."""
@@ -61,13 +61,13 @@ class Recipe:
         for name, least in (("ngram", 1), ("buckets", 0), ("hashes_per_bucket", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                problems.append(f"{name} must be a whole number from {least} on, got {value!r}")
+                problems.append(f"{name} must be an integer of at least {least}, got {value!r}")
         if not 0 < self.threshold <= 1:
             problems.append(f"threshold must be in (0, 1], got {self.threshold!r}")
         if self.keep not in ("first", "last"):
             problems.append(one_of(self.keep, ("first", "last"), "keep"))
         if not self.exact and not self.buckets:
-            problems.append("neither exact nor any buckets: nothing would be found")
+            problems.append("neither exact nor buckets > 0: nothing would be found")
         raise_all(ConfigError, problems, f"Recipe {self.name!r}")
 
 
@@ -90,31 +90,31 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Deduplicated:
-    """The result of `deduplicate`, by document in the order of the corpus."""
+    """The result of `deduplicate`, per document in corpus order."""
 
     keep: np.ndarray
-    """bool: whether the document stays."""
+    """bool: whether the document is kept."""
     cluster: np.ndarray
-    """int64: number of the document that stays for this one; its own number if it stays."""
+    """int64: index of the document that is kept for this one; its own index if it is kept."""
     reason: np.ndarray
-    """uint8: KEPT; EXACT, another document has the same text; NEAR, others are only similar."""
+    """uint8: KEPT; EXACT: another document has the same text; NEAR: others are only similar."""
     report: dict[str, Any]
-    """Counts before and after, clusters by size, work done, the recipe and its S-curve."""
+    """Counts before and after, clusters by size, pairs compared, the recipe and its S-curve."""
 
 
 def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.ndarray:
-    """Probability that two documents of this Jaccard similarity become a candidate pair."""
+    """Probability that two documents with this Jaccard similarity become a candidate pair."""
     return 1 - (1 - np.asarray(similarity, np.float64) ** hashes) ** buckets
 
 
 def shingles(text: str, ngram: int = 5) -> frozenset[str]:
-    """The word n-grams of a text; none if it has fewer words."""
+    """The word n-grams of a text; empty if it has fewer words."""
     words = text.split()
     return frozenset(" ".join(words[i : i + ngram]) for i in range(len(words) - ngram + 1))
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Similarity of two sets of n-grams that are not both empty."""
+    """Jaccard similarity of two sets of n-grams, not both empty."""
     common = len(a & b)
     return common / (len(a) + len(b) - common)
 
@@ -122,26 +122,25 @@ def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
 def deduplicate(
     texts: Sequence[str], recipe: str | Recipe, *, progress: bool = True
 ) -> Deduplicated:
-    """Find the documents that stay: one of each cluster, the first or last as the recipe says.
+    """Find the documents to keep: one per cluster, the first or last according to the recipe.
 
-    Documents belong to one cluster if they are linked, directly or through others: by the same
-    text, or as a verified pair. To verify, all documents that equal bands connect, directly or
-    through others, are compared until they are linked. Without verification equal bands are links.
-    The work grows with the square of the number of connected documents that are not similar, e.g.
-    filled-in forms.
+    A cluster is a connected component of links: equal texts and verified pairs. To verify, the
+    documents of a component of candidate pairs are compared until they are linked. Without
+    verification, candidate pairs are links. The number of comparisons is quadratic in the number
+    of candidates that are not similar, e.g. filled-in forms.
 
-    The original looks up documents one by one and removes each that has a hit from the index; of
-    documents with an equal band the last stays. With one band, as in `eleutherai-0.87`, clusters
-    by equal bands leave exactly the same documents. Documents too short for an n-gram are compared
-    by the exact pass only; the code that was most likely used makes each a copy of all the others.
+    The original looks up documents one by one and removes each hit from the index, so the last of
+    several documents with an equal band is kept. With one band, as in `eleutherai-0.87`, this keeps
+    exactly the same documents. Documents too short for an n-gram are compared by the exact pass
+    only; the code that was most likely used makes each a copy of all the others.
 
     Args:
         texts: the documents.
-        recipe: a name in RECIPES, or your own.
+        recipe: a Recipe, or the name of one in RECIPES.
 
     Raises:
-        ConfigError: an unknown recipe. DataError: something that is not text.
-        MissingDependencyError: datatrove is not installed or cannot be used.
+        ConfigError: an unknown recipe. DataError: a document that is not text.
+        MissingDependencyError: datatrove is not installed or not usable.
     """
     from networkx.utils import UnionFind
 
@@ -151,10 +150,10 @@ def deduplicate(
         recipe = RECIPES[recipe]
     corpus = _survey(texts, recipe)
     links = UnionFind()
-    numbers = corpus.unique[corpus.words[corpus.unique] >= recipe.ngram]
+    indices = corpus.unique[corpus.words[corpus.unique] >= recipe.ngram]
     pairs = {"candidates": 0, "compared": 0, "linked": 0}
-    if recipe.buckets and len(numbers) > 1:
-        candidates = candidate_pairs(texts, numbers, recipe, progress).tolist()
+    if recipe.buckets and len(indices) > 1:
+        candidates = candidate_pairs(texts, indices, recipe, progress).tolist()
         pairs["candidates"] = len(candidates)
         for pair in candidates:
             links.union(*pair)
@@ -171,12 +170,12 @@ def deduplicate(
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Sizes of the documents, and which have the same text."""
+    """Sizes of the documents, and groups with the same text."""
 
     words: np.ndarray
     bytes: np.ndarray
     same_as: np.ndarray
-    """The document that represents all those with this text: the one that the recipe keeps."""
+    """For each document, the one with the same text that the recipe keeps."""
 
     @property
     def unique(self) -> np.ndarray:
@@ -195,7 +194,7 @@ def _survey(texts: Sequence[str], recipe: Recipe) -> _Corpus:
             raw = text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"document {number} has half a surrogate pair at character {error.start}: "
+                f"document {number} has an unpaired surrogate at character {error.start}: "
                 "decode its source with errors='replace'"
             ) from error
         words[number], sizes[number] = len(text.split()), len(raw)
@@ -210,8 +209,8 @@ def _survey(texts: Sequence[str], recipe: Recipe) -> _Corpus:
 # --- candidates: MinHash and its bands -------------------------------------------------------
 
 
-class Words:
-    """What white space separates; a word tokenizer for datatrove."""
+class WhitespaceTokenizer:
+    """A word tokenizer for datatrove that splits at white space."""
 
     language = None
 
@@ -219,11 +218,11 @@ class Words:
         return text.split()
 
 
-def signer(recipe: Recipe) -> Any:
-    """datatrove's step that computes MinHash signatures; no folder is read or written.
+def minhash_step(recipe: Recipe) -> Any:
+    """datatrove's step for MinHash signatures; it reads and writes no folder here.
 
     Raises:
-        MissingDependencyError: datatrove, or something it needs, is absent or too new.
+        MissingDependencyError: datatrove or one of its dependencies is absent or too new.
     """
     try:
         _, xxhash = map(importlib.metadata.version, ("datatrove", "xxhash"))
@@ -233,7 +232,7 @@ def signer(recipe: Recipe) -> Any:
         ) from error
     if int(xxhash.split(".")[0]) >= 4:
         raise MissingDependencyError(
-            f"datatrove cannot work with xxhash {xxhash}: pip install 'xxhash<4'"
+            f"datatrove does not support xxhash {xxhash}; run: pip install 'xxhash<4'"
         )
     try:
         from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
@@ -241,7 +240,7 @@ def signer(recipe: Recipe) -> Any:
         from datatrove.utils.text import TextNormConfig
         from datatrove.utils.word_tokenizers import WordTokenizer
 
-        WordTokenizer.register(Words)
+        WordTokenizer.register(WhitespaceTokenizer)
         config = MinhashConfig(
             n_grams=recipe.ngram,
             num_buckets=recipe.buckets,
@@ -249,7 +248,7 @@ def signer(recipe: Recipe) -> Any:
             seed=1,
             norm_config=TextNormConfig(
                 lowercase=False,
-                norm_whitespace=False,  # Words does that
+                norm_whitespace=False,  # WhitespaceTokenizer does it
                 remove_punctuation=False,
                 norm_unicode_diacritics=False,
                 norm_numbers=False,
@@ -258,7 +257,7 @@ def signer(recipe: Recipe) -> Any:
             ),
             hash_config=HashConfig(precision=64, hash_fc="xxhash"),
         )
-        return MinhashDedupSignature("unused", config, language=Words())
+        return MinhashDedupSignature("unused", config, language=WhitespaceTokenizer())
     except ImportError as error:
         raise MissingDependencyError(
             f"near-deduplication needs datatrove ({error}): pip install -e .[dedup]"
@@ -266,43 +265,43 @@ def signer(recipe: Recipe) -> Any:
 
 
 def signature(step: Any, text: str) -> NDArray[np.uint64]:
-    """MinHash signature of a text, [buckets, hashes]; it has at least one n-gram."""
+    """MinHash signature, [buckets, hashes], of a text with at least one n-gram."""
     hashed = step.get_shingles(text)
-    # in parts: the n-grams of a book times all hash functions would fill the memory
+    # in parts: all hash functions of all n-grams of a book would need too much memory
     starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
     parts = [step.get_signature(hashed[i : i + _SHINGLES_AT_ONCE]) for i in starts]
     return np.min(np.array(parts, np.uint64), axis=0)
 
 
 def candidate_pairs(
-    texts: Sequence[str], numbers: np.ndarray, recipe: Recipe, progress: bool = True
+    texts: Sequence[str], indices: np.ndarray, recipe: Recipe, progress: bool = True
 ) -> NDArray[np.int64]:
-    """Pairs int64[n, 2] of documents with an equal band, each once, smaller number first.
+    """Distinct pairs int64[n, 2] of documents with an equal band, smaller index first.
 
     k documents with an equal band give a chain of k - 1 pairs, not all k * (k - 1) / 2.
 
     Args:
         texts: the corpus.
-        numbers: which of its documents to compare, rising; each has at least `ngram` words.
+        indices: documents to compare, ascending; each has at least `ngram` words.
 
     Raises:
-        MissingDependencyError: datatrove cannot be used.
+        MissingDependencyError: datatrove is not usable.
     """
-    step = signer(recipe)
+    step = minhash_step(recipe)
     with progress_bar(
-        progress, total=len(numbers), desc="looking for near-duplicates", unit="doc"
+        progress, total=len(indices), desc="looking for near-duplicates", unit="doc"
     ) as bar:
         signatures = np.empty(
-            (len(numbers), recipe.buckets, recipe.hashes_per_bucket), dtype=np.uint64
+            (len(indices), recipe.buckets, recipe.hashes_per_bucket), dtype=np.uint64
         )
-        for place, number in enumerate(numbers):
-            signatures[place] = signature(step, texts[number])
+        for row, index in enumerate(indices):
+            signatures[row] = signature(step, texts[index])
             bar.update()
     chains = []
     for band in signatures.swapaxes(0, 1):
         order = np.lexsort(band.T)
         equal = (band[order[1:]] == band[order[:-1]]).all(axis=1)
-        chains.append(np.stack([numbers[order[:-1][equal]], numbers[order[1:][equal]]], axis=1))
+        chains.append(np.stack([indices[order[:-1][equal]], indices[order[1:][equal]]], axis=1))
     return np.unique(np.concatenate(chains), axis=0)
 
 
@@ -312,7 +311,7 @@ def candidate_pairs(
 def _verified(
     candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
 ) -> tuple[UnionFind, int]:
-    """The links between candidates that reach the threshold, and the number of comparisons."""
+    """Links between candidates at or above the threshold, and the number of comparisons."""
     from networkx.utils import UnionFind
 
     links, compared = UnionFind(), 0
@@ -320,12 +319,12 @@ def _verified(
     total = sum(map(len, groups))
     with progress_bar(progress, total=total, desc="comparing near-duplicates", unit="doc") as bar:
         for group in groups:
-            grams = {number: shingles(texts[number], recipe.ngram) for number in group}
+            grams = {index: shingles(texts[index], recipe.ngram) for index in group}
             for position, b in enumerate(group):
                 for a in group[:position]:
                     small, large = sorted((len(grams[a]), len(grams[b])))
                     if small < recipe.threshold * large or links[a] == links[b]:
-                        continue  # cannot be similar enough, or nothing would change
+                        continue  # cannot be similar enough, or linked already
                     compared += 1
                     if jaccard(grams[a], grams[b]) >= recipe.threshold:
                         links.union(a, b)
@@ -336,13 +335,13 @@ def _verified(
 def _result(
     links: UnionFind, corpus: _Corpus, recipe: Recipe, pairs: dict[str, int]
 ) -> Deduplicated:
-    pick, numbers = min if recipe.keep == "first" else max, np.arange(len(corpus.words))
-    survivor, sizes = numbers.copy(), Counter[int]()
+    pick, indices = min if recipe.keep == "first" else max, np.arange(len(corpus.words))
+    survivor, sizes = indices.copy(), Counter[int]()
     for cluster in links.to_sets():
         survivor[list(cluster)] = pick(cluster)
         sizes[len(cluster)] += 1
-    keep = survivor == numbers
-    reason = np.where(corpus.same_as != numbers, EXACT, NEAR).astype(np.uint8)
+    keep = survivor == indices
+    reason = np.where(corpus.same_as != indices, EXACT, NEAR).astype(np.uint8)
     reason[keep] = KEPT
     caught = s_curve(np.array(SIMILARITIES), recipe.buckets, recipe.hashes_per_bucket)
     report = {

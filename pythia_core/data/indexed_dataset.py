@@ -1,14 +1,14 @@
 """Token files: the `.bin`/`.idx` pair of Megatron and GPT-NeoX, with a writer and a strict reader.
 
-`PREFIX.bin` has token ids back to back, little-endian, without a header. `PREFIX.idx` has, in this
-order: 9 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
+`PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
+bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
 of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (bytes into .bin) and i64
 table[D] (first sequence of each document). Text data has one sequence per document, so the table
-is 0..N. The index is redundant enough for every flipped bit in it to be found at open; a flip in
-the `.bin` is only visible to a digest (pythia_core.data.prepare keeps one).
+is 0..N. The index is so redundant that any flipped bit in it is detected when it is opened; one in
+the `.bin` can only be detected with a digest (pythia_core.data.prepare keeps one).
 
-The Pile's token files are released as a byte split of one `.bin`, `PREFIX-00000-of-000NN.bin`;
-they are read in place, without merging.
+The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
+read in place, without merging.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ UINT16_BELOW = 65_500
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The dtype in which GPT-NeoX stores ids of a vocabulary of this size."""
+    """The dtype of ids in GPT-NeoX for a vocabulary of this size."""
     return DTYPES[8 if vocab_size < UINT16_BELOW else 4]
 
 
@@ -58,7 +58,7 @@ class IndexedWriter:
     ...     out.add([5, 6, 7, 0])
 
     Args:
-        prefix: path without the suffixes. vocab_size: ids must be below it; it fixes the dtype.
+        prefix: path without the suffixes. vocab_size: upper bound of ids; determines the dtype.
     """
 
     def __init__(self, prefix: Path | str, vocab_size: int) -> None:
@@ -80,8 +80,8 @@ class IndexedWriter:
         """Append one document; it may be empty.
 
         Raises:
-            DataError: not a flat list of integers, or an id outside 0..vocab_size-1 (a cast would
-                wrap it silently); names the document, the position and the id.
+            DataError: not a flat list of integers, or an id outside 0..vocab_size-1 (which a cast
+                would silently wrap); names the document, the position and the id.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -90,10 +90,11 @@ class IndexedWriter:
                 f"got {array.ndim} dimension(s) of {array.dtype}"
             )
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
-            at = int(np.flatnonzero((array < 0) | (array >= self.vocab_size))[0])
+            position = int(np.flatnonzero((array < 0) | (array >= self.vocab_size))[0])
             raise DataError(
-                f"document {len(self._sizes)}, position {at}: id {int(array[at])} is outside the "
-                f"vocabulary 0..{self.vocab_size - 1}; was it encoded with another tokenizer?"
+                f"document {len(self._sizes)}, position {position}: id {int(array[position])} is "
+                f"outside the vocabulary 0..{self.vocab_size - 1}; was it encoded with another "
+                "tokenizer?"
             )
         if array.size > np.iinfo(np.int32).max:
             raise DataError(
@@ -114,7 +115,7 @@ class IndexedWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._stack:  # drops the temporary file if anything below fails
+        with self._stack:  # removes the temporary file if anything below fails
             self._bin.close()
             if kind is not None:
                 self._stack.__exit__(kind, error, trace)
@@ -126,9 +127,9 @@ class IndexedWriter:
 
 
 def index_bytes(sizes: NDArray[np.int32], dtype: np.dtype) -> bytes:
-    """The `.idx` of documents with these token counts, one sequence each."""
+    """The `.idx` for documents with these token counts, one sequence each."""
     n = len(sizes)
-    code = next(code for code, known in DTYPES.items() if known == dtype)
+    code = next(code for code, candidate in DTYPES.items() if candidate == dtype)
     return b"".join(
         (
             HEADER.pack(MAGIC, VERSION, code, n, n + 1),
@@ -144,12 +145,12 @@ class MegatronIndexed:
 
     Attributes:
         sizes: int32[n_documents], tokens of each document.
-        tokens: all ids as one flat, read-only memory map, documents in file order. Of a `.bin` in
-            shards it is a JoinedTokens, which gives copies of slices and of single places.
+        tokens: all ids as one flat, read-only memory map, documents in file order. For a `.bin` in
+            shards it is a JoinedTokens, which copies slices and selected positions.
 
     Raises:
-        DataError: at construction, if the two files are not exactly a pair as described above:
-            magic, version, dtype, length, sizes, pointers, document table, length of the .bin.
+        DataError: at construction, if the two files are not a pair as described above: magic,
+            version, dtype, length, sizes, pointers, document table, length of the .bin.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -170,7 +171,7 @@ class MegatronIndexed:
         if magic != MAGIC:
             raise wrong(f"starts with {magic!r}, not with {MAGIC!r}")
         if version != VERSION:
-            raise wrong(f"version {version}; only {VERSION} is known")
+            raise wrong(f"version {version}; only {VERSION} is supported")
         if code in (6, 7):
             raise wrong(f"dtype code {code} means floating point, which cannot be token ids")
         if code not in DTYPES:
@@ -178,13 +179,13 @@ class MegatronIndexed:
         if d != n + 1:
             raise wrong(
                 f"{n} sequences but {d} entries in the document table; text data has one sequence "
-                "per document, hence one entry more than sequences"
+                "per document, so one entry more than sequences"
             )
         if len(raw) != (length := HEADER.size + 12 * n + 8 * d):
             raise wrong(f"{len(raw)} bytes, but {n} documents need exactly {length}")
 
-        def field(at: int, count: int, dtype: str) -> NDArray:
-            return np.frombuffer(raw, dtype, count, HEADER.size + at)
+        def field(offset: int, count: int, dtype: str) -> NDArray:
+            return np.frombuffer(raw, dtype, count, HEADER.size + offset)
 
         self.dtype = DTYPES[code]
         self.sizes = field(0, n, "<i4")
@@ -194,7 +195,7 @@ class MegatronIndexed:
         if not np.array_equal(field(4 * n, n, "<i8"), starts[:-1] * self.dtype.itemsize):
             raise wrong("the pointers are not the running sum of the sizes")
         if not np.array_equal(field(12 * n, d, "<i8"), np.arange(d)):
-            raise wrong(f"the document table is not 0..{n}: one sequence per document is needed")
+            raise wrong(f"the document table is not 0..{n}; expected one sequence per document")
         self._starts = starts
         self.n_documents = int(n)
         self.n_tokens = int(starts[-1])
@@ -204,7 +205,7 @@ class MegatronIndexed:
             raise DataError(
                 f"{bin_}: {size} bytes{f' in {len(shards)} shards' if shards else ''}, but its "
                 f"index says {expected} ({self.n_tokens} tokens of {self.dtype.itemsize} bytes); "
-                "copy it again"
+                "copy it again from the source"
             )
         self.tokens: NDArray | JoinedTokens = (
             JoinedTokens(shards, self.dtype) if shards else _mapped(bin_, self.dtype)
@@ -222,7 +223,7 @@ class MegatronIndexed:
 
 
 class JoinedTokens:
-    """The shards of one `.bin` as one flat array, for slices and for arrays of places.
+    """The shards of one `.bin` as one flat array, indexed by slices and arrays of positions.
 
     Raises:
         DataError: a shard that ends inside a token.
@@ -243,18 +244,18 @@ class JoinedTokens:
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
             if step != 1:
-                raise IndexError("slices of joined shards have no step")
+                raise IndexError("slices of joined shards must have step 1")
             pairs = zip(self._maps, self._bounds[:-1].tolist(), strict=True)
             parts = [shard[max(start - low, 0) : max(stop - low, 0)] for shard, low in pairs]
             return np.concatenate(parts)
         flat = np.asarray(key, np.int64).reshape(-1)
         if flat.size and (flat.min() < 0 or flat.max() >= len(self)):
-            raise IndexError(f"places must be in 0..{len(self) - 1}")
+            raise IndexError(f"positions must be in 0..{len(self) - 1}")
         shards = np.searchsorted(self._bounds, flat, side="right") - 1
         out = np.empty(flat.shape, self.dtype)
         for shard in np.unique(shards).tolist():
-            inside = shards == shard
-            out[inside] = self._maps[shard][flat[inside] - self._bounds[shard]]
+            mask = shards == shard
+            out[mask] = self._maps[shard][flat[mask] - self._bounds[shard]]
         return out.reshape(np.shape(key))
 
 
@@ -262,10 +263,10 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\D*$")
 
 
 def find_shards(prefix: Path) -> list[Path]:
-    """All `PREFIX-00000-of-000NN.bin` in order; none if there is no such file.
+    """All `PREFIX-00000-of-000NN.bin` in order; empty if there are none.
 
     Raises:
-        DataError: one is missing (named), or there are shards of two sets.
+        DataError: one is missing (named), or they belong to different sets.
     """
     shards = sorted(prefix.parent.glob(glob.escape(prefix.name) + "-?????-of-?????.bin"))
     check_shard_names(shards)
@@ -273,10 +274,10 @@ def find_shards(prefix: Path) -> list[Path]:
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """Check that files whose names number them as shards are all of one set, in order.
+    """Check that files with names of shards are all shards of one set, in order.
 
     Raises:
-        DataError: one is missing, repeated, out of order or of another set.
+        DataError: one is missing, repeated, out of order or from another set.
     """
     matches = [_SHARD.search(str(path)) for path in paths]
     if not paths or not all(matches):
@@ -293,14 +294,14 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
 
 
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
-    """A file as a flat read-only array; numpy maps no empty file."""
+    """A file as a flat read-only array; numpy cannot map empty files."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def _starts(sizes: NDArray) -> NDArray[np.int64]:
     """int64[n + 1]: position of each document's first token, then the total.
 
-    In int64 throughout: int32 sums wrap beyond 2^31 tokens (a bug of several readers).
+    int64 throughout: int32 sums wrap beyond 2^31 tokens (a bug in several readers).
     """
     starts = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, dtype=np.int64, out=starts[1:])

@@ -1,9 +1,9 @@
 """Interventions on the training data, declared as a window of updates and recorded token by token.
 
 The paper (section 3.1) replays the end of training, from step k on, with changed pronouns and all
-else equal. Here the changes are computed beforehand from (data, window, transform) into a ledger;
-the batch of a fork is the parent's batch plus its ledger entries, so that the two differ exactly
-there. A token shared by two rows (the last of one, the first of another) is changed in both.
+else equal. Here the changes are computed beforehand from (data, window, transform) into a ledger.
+The batch of a fork is the parent's batch plus its ledger entries, so the two differ only there. A
+token shared by two rows (the last of one, the first of another) is changed in both.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Every token that an intervention changes, by row of the training order; sorted.
+    """Every token that an intervention changes, sorted by row of the training order.
 
     `counts` has the number of pronouns in the window's rows by spelling (a token shared by two rows
-    counts in both); `unmapped` has those of them that could not be swapped.
+    counts in both), `unmapped` the numbers of those that could not be swapped.
     """
 
     row: NDArray[np.int64]
@@ -46,36 +46,34 @@ class Ledger:
     stop: int
     batch_size: int
     n_tokens: int = 0
-    """Tokens in the window's rows, for shares."""
+    """Number of tokens in the window's rows."""
     counts: dict[str, int] = field(default_factory=dict)
     unmapped: dict[str, int] = field(default_factory=dict)
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """A copy of `batch`, whose rows are first_row, first_row + 1, ..., with the changes made.
+        """A changed copy of `batch`, whose rows are first_row, first_row + 1, ...
 
         Raises:
-            DataError: a token to be changed is not the one in the ledger: other data.
+            DataError: a token to change differs from the ledger, so the data are others.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
-        at = self.row[low:high] - first_row, self.column[low:high]
-        if low < high and int(at[1].max()) >= changed.shape[1]:
-            raise DataError(
-                f"the ledger changes column {at[1].max()} of rows {changed.shape[1]} long"
-            )
-        wrong = np.flatnonzero(changed[at] != self.old[low:high])
+        index = self.row[low:high] - first_row, self.column[low:high]
+        if low < high and int(index[1].max()) >= changed.shape[1]:
+            raise DataError(f"the ledger changes column {index[1].max()} of {changed.shape[1]}")
+        wrong = np.flatnonzero(changed[index] != self.old[low:high])
         if wrong.size:
             i = int(wrong[0])
             raise DataError(
                 f"row {self.row[low + i]}, column {self.column[low + i]} has token "
-                f"{changed[at][i]}, but the ledger expects {self.old[low + i]}: it belongs to "
+                f"{changed[index][i]}, but the ledger expects {self.old[low + i]}: it belongs to "
                 "other data or to another order"
             )
-        changed[at] = self.new[low:high].astype(changed.dtype)
+        changed[index] = self.new[low:high].astype(changed.dtype)
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Tokens changed, their share, pronouns by spelling, and what could not be swapped."""
+        """Changed tokens, their share, pronouns by spelling, and the unmapped ones."""
         return {
             "swap": self.swap,
             "start": self.start,
@@ -90,7 +88,7 @@ class Ledger:
         }
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file (four arrays and JSON metadata), wholly or not at all."""
+        """Write a safetensors file (four arrays and JSON metadata) atomically."""
         from safetensors.numpy import save_file
 
         arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
@@ -101,7 +99,7 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path | str) -> Ledger:
-        """Read what `save` wrote.
+        """Read a file by `save`.
 
         Raises:
             DataError: absent, damaged, or not a ledger.
@@ -144,7 +142,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """Rows whose documents are known, so that words cut by the end of a row are seen whole."""
+    """Rows with their documents, so that a word at the end of a row can be read whole."""
 
     @property
     def folder(self) -> Path: ...
@@ -170,24 +168,25 @@ class OrderedDocuments(Protocol):
 def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
-    """All changes that `intervention` makes to the rows of its window [start, stop) of updates.
+    """All changes by `intervention` to the rows of its window [start, stop) of updates.
 
     Raises:
-        DataError: the data end before the window does.
+        DataError: the data end before the window.
     """
     swap = PronounSwap.from_tokenizer(data.tokenizer, intervention.swap)
     first, last = intervention.start * batch_size, intervention.stop * batch_size
     if last > data.rows.n_rows:
-        data.batch(intervention.stop - 1, batch_size)  # says which step is the last
+        data.batch(intervention.stop - 1, batch_size)  # its error names the last step
     parts: list[tuple[NDArray, ...]] = []
     counts: Counter[str] = Counter()
-    reach = swap.reach
+    context = swap.context
     for start in range(first, last, chunk):
         rows = np.arange(start, min(start + chunk, last))
-        windows, valid = data.order.gather(data.tokens, rows, reach, reach)
-        if not np.array_equal(windows[:, reach:-reach], data.rows.rows(start, start + len(rows))):
-            raise DataError(f"the rows in {data.folder} are not in the order they claim")
-        row, *others, occurrences = swap.find(windows, valid, reach, reach)
+        windows, valid = data.order.gather(data.tokens, rows, context, context)
+        unchanged = data.rows.rows(start, start + len(rows))
+        if not np.array_equal(windows[:, context:-context], unchanged):
+            raise DataError(f"the rows in {data.folder} are not in the order of their manifest")
+        row, *others, occurrences = swap.find(windows, valid, context, context)
         parts.append((row + start, *others))
         counts += occurrences
     row, column, old, new = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -202,5 +201,5 @@ def make_ledger(
         batch_size,
         n_tokens=(last - first) * (data.config.seq_len + 1),
         counts={form: counts[form] for form in sorted(counts)},
-        unmapped={form: counts[form] for form in sorted(swap.unmapped) if counts[form]},
+        unmapped={form: counts[form] for form in sorted(swap.unswappable) if counts[form]},
     )

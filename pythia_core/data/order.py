@@ -1,18 +1,18 @@
-"""The order of training: from documents to rows of S+1 tokens, exactly as GPT-NeoX v1.0 made it.
+"""The order of training: from documents to rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-A row holds S inputs and, shifted by one, S labels; batch k of size B is the rows [k*B, (k+1)*B),
-the batch of the update that turns step k into step k+1. Given the token counts of D documents, a
+A row contains S inputs and, shifted by one, S labels; batch k of size B is the rows [k*B, (k+1)*B),
+the batch of the update from step k to step k+1. Given the token counts of D documents, a
 seed, S = seq_len and E epochs (paper section 2.3 and its promise of a reconstructible order;
 `megatron/data/gpt2_dataset.py` at v1.0):
 
 1. one `RandomState(seed)` is used for everything, in this order;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
-3. the documents in that order form one stream; row i is its tokens [i*S, i*S + S], that is S+1
-   tokens, the last of which is also the first of row i+1; rows cross document ends freely;
+3. the documents in that order form one stream; row i is its tokens i*S to i*S + S, the last of
+   which is also the first of row i+1; rows may cross the ends of documents;
 4. the rows are shuffled.
 
-NumPy froze RandomState, so the result is the same under every version. "separate" epochs, as the
-paper describes them, are offered as well. Rows may be stored in files (PreshuffledRows), gathered
+NumPy froze RandomState, so the result does not depend on its version. "separate" epochs, as the
+paper describes them, are also supported. Rows may be stored in files (PreshuffledRows), gathered
 from documents (OrderedRows) or come from elsewhere: code that reads batches takes any `Rows`.
 """
 
@@ -37,13 +37,13 @@ from pythia_core.util.progress import bar
 class Rows:
     """Rows of S+1 ids in training order: batch k of size B is the rows [k*B, (k+1)*B).
 
-    A subclass reads the rows, however they are made and stored.
+    Subclasses read the rows.
     """
 
     seq_len: int
     n_rows: int
     contiguous = True
-    """Whether many rows take one read; otherwise each row takes several."""
+    """Whether a range of rows takes one read; otherwise each row takes several."""
 
     def rows(self, start: int, stop: int) -> NDArray:
         """Rows [start, stop) as a new array (stop - start, seq_len + 1).
@@ -59,10 +59,10 @@ class Rows:
         raise NotImplementedError
 
     def batch(self, step: int, batch_size: int) -> NDArray:
-        """The batch of the update that turns step `step` into the next: (batch_size, seq_len + 1).
+        """The batch of the update from step `step` to the next: (batch_size, seq_len + 1).
 
         Raises:
-            DataError: past the end. Never wraps around: that would repeat data silently.
+            DataError: past the end. It never wraps around, which would silently repeat data.
         """
         if step < 0 or batch_size < 1:
             raise DataError(f"need step >= 0 and batch_size >= 1, got {step}, {batch_size}")
@@ -80,7 +80,7 @@ class Rows:
 class FixedRows(Rows):
     """Rows stored back to back in training order: row i begins at id (S+1) * i.
 
-    A subclass reads the bytes.
+    Subclasses read the bytes.
 
     Raises:
         DataError: not a whole number of rows.
@@ -123,7 +123,7 @@ POLICIES = ("joint", "separate", "rows")
 
 
 def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
-    """Smallest E for which E epochs hold `n_samples` rows: (E*T - 1) // S >= n_samples.
+    """Smallest E for which E epochs have `n_samples` rows: (E*T - 1) // S >= n_samples.
 
     Raises:
         DataError: an epoch without tokens.
@@ -133,32 +133,31 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
     return max(1, -(-(n_samples * seq_len + 1) // tokens_per_epoch))
 
 
-def rows_asked_for(steps: int, batch_size: int) -> int:
-    """How many rows GPT-NeoX asks for to make `steps` updates: half a percent more, rounded up.
+def samples_requested(steps: int, batch_size: int) -> int:
+    """Number of rows that GPT-NeoX requests for `steps` updates: half a percent more, rounded up.
 
-    Only the number of epochs depends on it (`epochs_needed`); the order itself does not.
+    Only the number of epochs depends on it (`epochs_needed`), not the order.
     """
     return -(-steps * batch_size * 1005 // 1000)
 
 
 class RowOrder:
-    """Where every row of the training order comes from; a pure function of its arguments.
+    """The stream positions of every row of the training order; a pure function of the arguments.
 
     Args:
         sizes: int[n_documents], tokens of each document (0 is allowed).
         seq_len: S; a row has S + 1 tokens: inputs are the first S, labels the last S.
-        seed: of the one RandomState. epochs: copies of the document list.
-        policy: "joint" (GPT-NeoX v1.0) or "separate": each epoch's documents are shuffled by
-            themselves and its rows come after the previous epoch's; no row crosses from one into
-            the next. The first epoch is then that of `epochs=1`. "rows": the first `unique_rows`
-            rows of the order of one epoch are read `epochs` times, the first time in that order,
-            then reshuffled each time. The sets of rows are nested: half as many rows are the first
-            half of them.
-        unique_rows: for the policy "rows".
+        seed: seed of the RandomState. epochs: copies of the document list.
+        policy: "joint" (GPT-NeoX v1.0) or "separate": each epoch's documents are shuffled on their
+            own and its rows follow those of the previous epoch; no row crosses epochs. The first
+            epoch equals that of `epochs=1`. "rows": the first `unique_rows` rows of the order of
+            one epoch are read `epochs` times, first in that order, then reshuffled each time. The
+            sets of rows are nested: half as many rows are the first half of them.
+        unique_rows: number of rows for the policy "rows".
 
     Raises:
         DataError: fewer tokens than one row, or fewer rows than `unique_rows`.
-        ConfigError: unknown policy, no epoch, `unique_rows` without "rows" or the reverse.
+        ConfigError: unknown policy, no epoch, or `unique_rows` not together with "rows".
     """
 
     def __init__(
@@ -174,8 +173,8 @@ class RowOrder:
             raise ConfigError(one_of(policy, POLICIES, "epoch policy"))
         if (unique_rows > 0) != (policy == "rows"):
             raise ConfigError(
-                f"unique_rows={unique_rows} with epoch policy {policy!r}: give a number of rows "
-                'with the policy "rows", and only with it'
+                f"unique_rows={unique_rows} with epoch policy {policy!r}: set it "
+                'with the policy "rows", and only then'
             )
         if epochs < 1 or seq_len < 1:
             raise ConfigError(f"epochs and seq_len must be at least 1, got {epochs}, {seq_len}")
@@ -215,9 +214,9 @@ class RowOrder:
             shuffles = [first, *(rng.permutation(first) for _ in range(epochs - 1))]
             self.n_rows = epochs * unique_rows
         self.documents: NDArray[np.int32] = np.concatenate(documents)
-        """Document numbers in stream order."""
+        """Document indices in stream order."""
         self.shuffle: NDArray[np.integer] = np.concatenate(shuffles)
-        """shuffle[r]: which row of the stream is the r-th row of training."""
+        """shuffle[r]: index in the stream of the r-th row of training."""
 
         starts = np.zeros(self.n_documents + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
@@ -234,49 +233,49 @@ class RowOrder:
         before: int = 0,
         after: int = 0,
     ) -> tuple[NDArray, NDArray[np.bool_]]:
-        """Rows of the training order, with their neighbours in the stream of shuffled documents.
+        """Rows of the training order, with their context in the stream of shuffled documents.
 
         Args:
-            data: the token file whose sizes this order was made from.
-            rows: int[n], row numbers in training order.
-            before, after: how many tokens of the stream to add on either side.
+            data: the token file with the sizes of this order.
+            rows: int[n], indices of rows in training order.
+            before, after: number of tokens of the stream to add on either side.
 
         Returns:
             tokens[n, before + seq_len + 1 + after] in the file's dtype, and a mask of the same
-            shape, False where the stream (of that epoch) has no such token; tokens are 0 there.
+            shape, False outside the stream (of that epoch); tokens are 0 there.
 
         Raises:
-            DataError: a row that does not exist, or another token file.
+            DataError: no such row, or another token file.
         """
-        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.n_rows):
-            bad = int(wanted[(wanted < 0) | (wanted >= self.n_rows)][0])
+        indices = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if indices.size and (indices.min() < 0 or indices.max() >= self.n_rows):
+            bad = int(indices[(indices < 0) | (indices >= self.n_rows)][0])
             raise DataError(f"no row {bad}; this order has rows 0..{self.n_rows - 1}")
         if (data.n_documents, data.n_tokens) != (self.n_documents, self.tokens_per_epoch):
             raise DataError(
                 f"{data.prefix} has {data.n_documents} documents and {data.n_tokens} tokens, but "
                 f"the order was made for {self.n_documents} and {self.tokens_per_epoch}"
             )
-        part, row = np.divmod(self.shuffle[wanted].astype(np.int64), self._part_rows)
+        part, row = np.divmod(self.shuffle[indices].astype(np.int64), self._part_rows)
         offsets = np.arange(-before, self.seq_len + 1 + after)
         in_part = row[:, None] * self.seq_len + offsets
         valid = (in_part >= 0) & (in_part < self._part_tokens)
         stream = np.where(valid, in_part, 0) + part[:, None] * self._part_tokens
-        at = np.searchsorted(self._ends, stream.reshape(-1), side="right")
-        address = stream + self._shift[at].reshape(stream.shape)
-        tokens = data.tokens[address.reshape(-1)].reshape(stream.shape)
+        document = np.searchsorted(self._ends, stream.reshape(-1), side="right")
+        position = stream + self._shift[document].reshape(stream.shape)
+        tokens = data.tokens[position.reshape(-1)].reshape(stream.shape)
         tokens[~valid] = 0
         return tokens, valid
 
-    def reads(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """How often the first `n_rows` rows have each token as an input, and how much is re-read.
+    def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
+        """How often each token is an input in the first `n_rows` rows, and how many inputs repeat.
 
         Args:
-            block: rows per block, e.g. those of several batches.
+            block: rows per block, e.g. several batches.
 
         Returns:
-            counts[tokens_per_epoch] by position in the token file, and for each block the number
-            of its inputs that were inputs of an earlier row.
+            counts[tokens_per_epoch] by position in the token file, and per block the number of
+            inputs that were inputs of an earlier row.
 
         Raises:
             DataError: more rows than there are.
@@ -284,17 +283,17 @@ class RowOrder:
         if not 0 <= n_rows <= self.n_rows:
             raise DataError(f"no {n_rows} rows; this order has {self.n_rows}")
         counts = np.zeros(self.tokens_per_epoch, np.uint16)
-        again = []
+        repeats = []
         for start in range(0, n_rows, block):
             rows = np.arange(start, min(start + block, n_rows))
             part, row = np.divmod(self.shuffle[rows].astype(np.int64), self._part_rows)
             first = row * self.seq_len + part * self._part_tokens
             stream = (first[:, None] + np.arange(self.seq_len)).reshape(-1)
-            at = np.searchsorted(self._ends, stream, side="right")
-            places, times = np.unique(stream + self._shift[at], return_counts=True)
-            again.append(int((times - (counts[places] == 0)).sum()))
-            counts[places] += times.astype(np.uint16)
-        return counts, np.array(again, np.int64)
+            document = np.searchsorted(self._ends, stream, side="right")
+            position, times = np.unique(stream + self._shift[document], return_counts=True)
+            repeats.append(int((times - (counts[position] == 0)).sum()))
+            counts[position] += times.astype(np.uint16)
+        return counts, np.array(repeats, np.int64)
 
 
 def write_rows(
@@ -306,11 +305,9 @@ def write_rows(
 ) -> None:
     """Write all rows in training order: `n_rows` of S+1 ids in the dtype of `data`, no header.
 
-    Row i of the file is row i of training, the layout of the released pre-shuffled data sets.
+    Row i of the file is row i of training, as in the released pre-shuffled datasets.
     """
-    rows_bar = bar(
-        progress, total=order.n_rows, desc="laying out rows", unit="row", unit_scale=True
-    )
+    rows_bar = bar(progress, total=order.n_rows, desc="writing rows", unit="row", unit_scale=True)
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
         for start in range(0, order.n_rows, chunk):
             rows = np.arange(start, min(start + chunk, order.n_rows))
@@ -319,7 +316,7 @@ def write_rows(
 
 
 class OrderedRows(Rows):
-    """Rows gathered from documents whenever they are read; nothing is written."""
+    """Rows gathered from documents on every read; nothing is written."""
 
     def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
         self.data, self.order = data, order
@@ -332,14 +329,14 @@ class OrderedRows(Rows):
 class PreshuffledRows(FixedRows):
     """Rows stored in training order, in one file or in shards that are a byte split of one file.
 
-    The released pre-shuffled data sets come as 21 such shards; a row may begin in one and end in
-    the next, so they are mapped as one logical file, without merging (600 GB).
+    The released pre-shuffled datasets have 21 such shards; a row may begin in one and end in the
+    next, so they are mapped as one logical file, without merging (600 GB).
 
     Args:
-        paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: of the ids.
+        paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: dtype of the ids.
 
     Raises:
-        DataError: a shard missing, out of order, or a total that is not a whole number of rows.
+        DataError: a missing shard, a wrong order, or a total that is not a whole number of rows.
     """
 
     def __init__(
@@ -347,10 +344,10 @@ class PreshuffledRows(FixedRows):
     ) -> None:
         self.paths = [Path(path) for path in paths]
         if not self.paths:
-            raise DataError("no files of rows were given")
+            raise DataError("no files of rows; pass at least one")
         for path in self.paths:
             if not path.is_file():
-                raise DataError(f"{path} does not exist; give every shard, in order")
+                raise DataError(f"{path} does not exist; pass every shard, in order")
         check_shard_names(self.paths)
         sizes = [path.stat().st_size for path in self.paths]
         super().__init__(str(self.paths[0]), sizes, seq_len, dtype)
@@ -364,18 +361,18 @@ class PreshuffledRows(FixedRows):
 
 
 def batch_hash(rows: NDArray[np.integer]) -> str:
-    """Name of a batch: 32 hex digits of the sha256 of its shape and its ids as uint32.
+    """Hash of a batch: 32 hex digits of the sha256 of its shape and its ids as uint32.
 
-    It depends neither on the dtype of the ids nor on the machine's byte order.
+    It depends on neither the dtype of the ids nor the byte order of the machine.
 
     Raises:
         DataError: not integers, or ids outside uint32.
     """
     array = np.asarray(rows)
     if array.dtype.kind not in "iu":
-        raise DataError(f"a batch holds integer ids, got {array.dtype}")
+        raise DataError(f"a batch has integer ids, got {array.dtype}")
     if array.size and (array.min() < 0 or array.max() >= 2**32):
-        raise DataError("a batch holds ids in 0..2^32-1; one is outside")
+        raise DataError("a batch has ids in 0..2^32-1; one is outside")
     digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
     digest.update(np.ascontiguousarray(array, dtype="<u4").tobytes())
     return digest.hexdigest()[:32]

@@ -1,16 +1,16 @@
-"""From text to tokens to rows: everything a training run reads, made once and cached.
+"""From text to tokens to rows: everything a training run reads, prepared once and cached.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). A share of the documents is held out, chosen by the hash of their text, so that
-copies of a text never end up on both sides; duplicates may be removed from the others
-(pythia_core.data.dedup). The rows of S+1 tokens are written in the order of training
-(pythia_core.data.order), so that a batch is a slice of a file.
+(paper section 2.2). A share of the documents is held out, chosen by the hash of their text, so
+copies of a text are never in both parts; duplicates may be removed from the training documents
+(pythia_core.data.dedup). The rows of S+1 tokens are written in training order
+(pythia_core.data.order), so a batch is a slice of a file.
 
-Two folders in the cache, each complete or absent: `tokens-KEY` (tokenizer.json, and `train.*` and
-`heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and `rows-KEY`.
-Each has a manifest with the sha256 of every file. Text is streamed, except in the search for
-duplicates, which holds it in memory. The tokens of a deduplicated corpus are copied from those of
-the whole corpus, which is therefore encoded only once.
+The cache has two kinds of folders, each complete or absent: `tokens-KEY` (tokenizer.json, `train.*`
+and `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and
+`rows-KEY`. Each has a manifest with the sha256 of every file. Text is streamed, except in the
+search for duplicates, which needs it in memory. The tokens of a deduplicated corpus are copied from
+those of the whole corpus, which is encoded only once.
 """
 
 from __future__ import annotations
@@ -50,16 +50,15 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FORMAT = 2
-"""Part of the key of prepared tokens: raise it when the files written change."""
+"""Part of the key of prepared tokens: raise it when the format of the files changes."""
 FULL_CHECK_BYTES = 1 << 28
-"""Up to this size, digests are checked whenever the data are opened (0.5 s at most); above it,
-only sizes."""
+"""Up to this size, digests are checked whenever data are opened (0.5 s); above, only sizes."""
 BATCH_CHARACTERS = 1 << 20
-"""Characters of text that are encoded together."""
+"""Characters of text per call of the encoder."""
 
 
-class Swap(Protocol):
-    """What an intervention changes in the rows of the updates [start, stop)."""
+class SwapSource(Protocol):
+    """The changes by an intervention to the rows of the updates [start, stop)."""
 
     @property
     def swap(self) -> str: ...
@@ -74,11 +73,11 @@ class Swap(Protocol):
     def batch_size(self) -> int: ...
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
-        """A copy of rows first_row, first_row + 1, ... of the training order, changed."""
+        """A changed copy of rows first_row, first_row + 1, ... of the training order."""
 
 
 class Batches(Protocol):
-    """What a run reads: rows in training order and their tokenizer."""
+    """The data of a run: rows in training order and their tokenizer."""
 
     @property
     def config(self) -> DataConfig: ...
@@ -98,20 +97,20 @@ class Batches(Protocol):
     def batch(self, step: int, batch_size: int) -> NDArray:
         """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
 
-    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Swap:
-        """What the intervention changes; a record of it may be kept in the run's folder."""
+    def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> SwapSource:
+        """The changes by the intervention, which may be recorded in the run's folder."""
 
     def with_heldout(self) -> PreparedData:
-        """Data under this tokenizer that have held-out documents."""
+        """This dataset, or another with the same tokenizer, with held-out documents."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokens in training order; made by `prepare`.
+    """Tokens in training order, by `prepare`.
 
     Attributes:
-        folder: of the rows and their manifest. config: as passed to `prepare`.
-        manifest: counts, hashes and settings; no path and no time.
+        folder: folder of the rows and their manifest. config: the argument of `prepare`.
+        manifest: counts, hashes and settings, without paths and times.
     """
 
     folder: Path
@@ -119,7 +118,7 @@ class PreparedData:
     manifest: dict[str, Any]
 
     def __reduce__(self) -> tuple:
-        """Pickled without the files that were read and mapped: cheap to send to a process."""
+        """Pickle without open files, so that it is cheap to send to a process."""
         return PreparedData, (self.folder, self.config, self.manifest)
 
     @property
@@ -129,7 +128,7 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 that determines every batch: corpus, tokenizer, tokens, order settings."""
+        """sha256 of everything that determines the batches: corpus, tokenizer, tokens, order."""
         return _fingerprint(self.manifest)
 
     @cached_property
@@ -153,7 +152,7 @@ class PreparedData:
 
     @cached_property
     def heldout(self) -> MegatronIndexed:
-        """The documents that are never trained on; none if heldout_fraction is 0."""
+        """The held-out documents; none if heldout_fraction is 0."""
         return MegatronIndexed(self.tokens_folder / "heldout")
 
     @cached_property
@@ -173,10 +172,10 @@ class PreparedData:
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """Every token that the intervention changes; found once and kept in `folder`.
+        """The changes by the intervention, computed once and kept in `folder`.
 
         Raises:
-            DataError: the ledger kept there is of another intervention.
+            DataError: the ledger in `folder` belongs to another intervention.
         """
         path = folder / "ledger.safetensors"
         if not path.exists():
@@ -188,14 +187,14 @@ class PreparedData:
         return ledger
 
     def with_heldout(self) -> PreparedData:
-        """Itself."""
+        """This dataset: it has held-out documents."""
         return self
 
     def verify(self, full: bool = True) -> None:
         """Check the files against the manifests: sizes, and with `full` their sha256.
 
         Raises:
-            DataError: names the first file that has changed.
+            DataError: a file has changed; names the first.
         """
         for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
             files = self.manifest[part]["files"]
@@ -210,11 +209,11 @@ class PreparedData:
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
-    """Tokens and rows of `data`, from the cache if they are in it.
+    """Tokens and rows of `data`, from the cache if possible.
 
     Raises:
         FetchError, DataError: corpus or tokenizer cannot be fetched or used, too little text, no
-            space left, or a damaged cache (the folder to delete is named).
+            space left, or a damaged cache (the message names the folder to delete).
     """
     settings = _settings(data)
     order = {
@@ -227,7 +226,7 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     tokens = prepare_tokens(data, progress)
     root = tokens.parent
     rows = root / f"rows-{stable_hash([settings, order])[:16]}"
-    with _storage_errors(root):
+    with _translate_errors(root):
         if not rows.is_dir():
             with atomic_dir(rows) as folder:
                 made = {"tokens": {"folder": tokens.name, **read_manifest(tokens)}}
@@ -242,20 +241,20 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
             raise damaged(rows, f"its manifest lacks {error}") from error
         if not same:
             raise damaged(rows, "its manifest contradicts itself")
-        # opening them checks their structure too
+        # opening the files checks their structure too
         _ = prepared.tokens, prepared.heldout, prepared.rows
     return prepared
 
 
 def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
-    """The folder with the tokens of `data`, made if it does not exist; rows are made from it.
+    """The folder with the tokens of `data`, created if it does not exist.
 
     Raises:
         As `prepare`.
     """
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
-    with _storage_errors(root):
+    with _translate_errors(root):
         if not tokens.is_dir():
             whole = None
             if data.dedup != "none":  # so that nothing is encoded twice
@@ -304,16 +303,16 @@ def _fingerprint(manifest: dict[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def _storage_errors(root: Path) -> Iterator[None]:
+def _translate_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DataError(
-            f"no space left for prepared data in {root} ({error.strerror}); nothing half-written "
-            "was kept. Free about four times the size of the text, or set PYTHIA_CACHE to another "
-            "folder"
+            f"no space left for prepared data in {root} ({error.strerror}); no incomplete "
+            "file was kept. Free about four times the size of the text, or set PYTHIA_CACHE to "
+            "another folder"
         ) from error
 
 
@@ -322,18 +321,18 @@ def _storage_errors(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where a tokenizer comes from."""
+    """A tokenizer by its origin."""
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
-    """(texts, their number of characters) -> tokenizer.json; only "bpe-N" reads them."""
+    """(texts, number of characters) -> tokenizer.json; only "bpe-N" reads the texts."""
 
 
 def tokenizer_source(data: DataConfig) -> TokenizerSource:
     """The tokenizer that DataConfig.tokenizer names.
 
     Raises:
-        DataError: a path at which there is none.
+        DataError: a path without a tokenizer.
     """
     if data.tokenizer.startswith("bpe-"):
         size = int(data.tokenizer.removeprefix("bpe-"))
@@ -343,7 +342,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
         )
     if data.tokenizer == "neox-20b":
         return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
-    load_tokenizer(data.tokenizer)  # raises a clear error if it is not one
+    load_tokenizer(data.tokenizer)  # raises the error if it is not one
     path = Path(data.tokenizer).expanduser()
     return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
 
@@ -406,7 +405,7 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens in `whole` without the duplicates that `data.dedup` finds; their manifest."""
+    """Copy the tokens in `whole` without the duplicates by `data.dedup`; returns their manifest."""
     made = read_manifest(whole)
     first: Tally = {}
     held, _ = choose_heldout(data, first, progress)
@@ -447,7 +446,7 @@ _NO_TOKENS = {
 def _find_duplicates(
     data: DataConfig, held: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
-    """Numbers of the training documents that `data.dedup` removes, and its report."""
+    """Indices of the training documents that `data.dedup` removes, and its report."""
     from pythia_core.data.dedup import deduplicate
 
     numbers, texts = [], []
@@ -456,12 +455,12 @@ def _find_duplicates(
             numbers.append(number)
             texts.append(document.text)
     result = deduplicate(texts, data.dedup, progress=progress)
-    removed = {number for number, kept in zip(numbers, result.keep, strict=True) if not kept}
+    removed = {number for number, keep in zip(numbers, result.keep, strict=True) if not keep}
     return removed, result.report
 
 
 def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
-    """(domain, text) in lists of about BATCH_CHARACTERS."""
+    """Lists of (domain, text), of about BATCH_CHARACTERS each."""
     batch: list[tuple[str, str]] = []
     size = 0
     for document in open_corpus(data, progress=False, tally=tally):
@@ -478,7 +477,7 @@ def _batches(data: DataConfig, tally: Tally) -> Iterator[list[tuple[str, str]]]:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Bytes and sha256 of every file."""
+    """File name -> size and sha256."""
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
@@ -494,7 +493,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read `folder`/manifest.json.
 
     Raises:
-        DataError: absent or not an object.
+        DataError: absent, or not a JSON object.
     """
     try:
         value = json.loads((folder / "manifest.json").read_text("utf-8"))
@@ -506,10 +505,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, reason: str) -> DataError:
-    """The error for prepared data that no longer match their manifest."""
+    """The error for prepared data that do not match their manifest."""
     return DataError(
-        f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be made "
-        "again from the corpus"
+        f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be "
+        "prepared again from the corpus"
     )
 
 
@@ -517,10 +516,10 @@ def damaged(folder: Path, reason: str) -> DataError:
 
 
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
-    """Numbers of the held-out documents, and the number of characters of the others.
+    """Indices of the held-out documents, and the number of characters in the others.
 
-    A document is held out if the hash of its text, as a fraction, is below heldout_fraction; if the
-    corpus is so small that none is, the one with the smallest hash.
+    A document is held out if the hash of its text, as a fraction, is below heldout_fraction. If the
+    corpus is so small that none is, the document with the smallest hash is.
     """
     limit = data.heldout_fraction
     fractions: list[float] = []

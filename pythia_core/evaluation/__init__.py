@@ -1,1 +1,1 @@
-"""What a checkpoint can do: scores, text, memorized rows, and a look inside."""
+"""Evaluation of a checkpoint: scores, generation, memorization, activations."""

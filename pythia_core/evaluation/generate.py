@@ -1,12 +1,12 @@
-"""Text from a model, token by token, with a cache of keys and values.
+"""Generation, token by token, with a cache of keys and values.
 
-All prompts of a batch begin at slot 0 of their rows, so that a slot is a position: a row's next
-token overwrites the padding to its right, and attends only to slots up to its own. Decoding is
-greedy by default; otherwise tokens are sampled after temperature, top-k and top-p, in that order,
-with random numbers that depend only on the seed and the prompt's index, never on the batch.
+All prompts of a batch begin at slot 0 of their rows, so a slot is a position: a row's next token
+overwrites the padding to its right and attends only to slots up to its own. Decoding is greedy by
+default; otherwise tokens are sampled with temperature, top-k and top-p, in that order, with random
+numbers that depend only on the seed and the prompt's index, never on the batch.
 
 The context does not slide. A prompt that is too long for the model together with its continuation
-is an error, unless `truncate` says to drop its beginning, as the evaluation harness does.
+is an error, unless `truncate` drops its beginning, as in the evaluation harness.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
 SLOT_BUDGET = 8192
-"""Slots of a batch's cache, padding included. Results do not depend on it."""
+"""Slots in the cache of a batch, with padding. Results do not depend on it."""
 
 Stop = Callable[[Sequence[int]], bool]
 """Whether to stop after these new tokens."""
@@ -36,20 +36,20 @@ Stop = Callable[[Sequence[int]], bool]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 takes the likeliest."""
+    """How the next token is sampled; temperature 0: greedy."""
 
     temperature: float = 0.0
     top_k: int = 0
-    """Sample only from this many of the likeliest; 0: no limit."""
+    """Sample from this many of the likeliest tokens; 0: no limit."""
     top_p: float = 1.0
-    """Sample only from the smallest set of likeliest tokens with this total probability."""
+    """Sample from the smallest set of likeliest tokens with this total probability."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ConfigError(
-                f"{self}: accepted are a temperature of at least 0 (0 takes the likeliest token), "
-                "top_k of at least 0 (0 is no limit) and 0 < top_p <= 1"
+                f"{self}: expected a temperature of at least 0 (0: greedy), "
+                "top_k of at least 0 (0: no limit) and 0 < top_p <= 1"
             )
 
 
@@ -57,48 +57,48 @@ GREEDY = Sampling()
 
 
 class KVCache:
-    """Rotated keys, and values, of every layer, for rows of different lengths.
+    """Rotated keys and values of every layer, for rows of different lengths.
 
-    The first pass fills it with whole prompts; every later pass adds one token per row.
+    The first pass reads whole prompts; every later pass adds one token per row.
     """
 
     def __init__(self, lengths: Sequence[int], n_slots: int) -> None:
         self.n_slots = n_slots
         self._lengths = list(lengths)
-        self._kept: list[Tensor] = []  # per layer: (2, rows, heads, slots, head_dim)
-        self._at: Tensor | None = None  # the slot of every row's new token; None: reading prompts
-        self._mask: Tensor | None = None  # (rows, 1, 1, slots); None: every row sees all slots
+        self._layers: list[Tensor] = []  # per layer: (2, rows, heads, slots, head_dim)
+        self._slots: Tensor | None = None  # slot of each row's new token; None: reading prompts
+        self._mask: Tensor | None = None  # (rows, 1, 1, slots); None: rows attend to all slots
 
     def next_token(self, device: torch.device) -> None:
-        """From now on the model reads the next token of every row."""
-        self._at = torch.tensor(self._lengths, device=device)
+        """Prepare for the next token of every row."""
+        self._slots = torch.tensor(self._lengths, device=device)
         self._lengths = [n + 1 for n in self._lengths]
         self._rows = torch.arange(len(self._lengths), device=device)
         self._used = max(self._lengths)
         self._mask = None
         if min(self._lengths) < self._used:
             slots = torch.arange(self._used, device=device)
-            self._mask = (slots <= self._at[:, None])[:, None, None]
+            self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows."""
+        """Keep only these rows."""
         self._lengths = [self._lengths[row] for row in rows]
-        index = torch.tensor(rows, device=self._kept[0].device)
-        self._kept = [kept.index_select(1, index) for kept in self._kept]
+        index = torch.tensor(rows, device=self._layers[0].device)
+        self._layers = [layer.index_select(1, index) for layer in self._layers]
 
     def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """As kernels.attention, but also to the cached tokens; caches the new keys and values.
+        """kernels.attention over the cached and the new tokens; caches their keys and values.
 
         Args:
-            cos, sin: for every slot.
+            cos, sin: tables for every slot.
         """
-        if self._at is None:
+        if self._slots is None:
             return self._read_prompts(qkv, cos, sin)
         q, k, v = qkv[:, 0].unbind(2)  # each (rows, heads, head_dim)
-        turn = cos[self._at][:, None], sin[self._at][:, None]
-        q, k = rotary_reference(q, *turn), rotary_reference(k, *turn)
-        keys, values = self._kept[layer]
-        keys[self._rows, :, self._at], values[self._rows, :, self._at] = k, v
+        angles = cos[self._slots][:, None], sin[self._slots][:, None]
+        q, k = rotary_reference(q, *angles), rotary_reference(k, *angles)
+        keys, values = self._layers[layer]
+        keys[self._rows, :, self._slots], values[self._rows, :, self._slots] = k, v
         used = slice(None), slice(None), slice(self._used)
         out = scaled_dot_product_attention(
             q[:, :, None], keys[used], values[used], attn_mask=self._mask
@@ -108,17 +108,17 @@ class KVCache:
     def _read_prompts(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, width, heads, _, dim = qkv.shape
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
-        turn = cos[:width], sin[:width]
-        q, k = rotary_reference(q, *turn), rotary_reference(k, *turn)
-        kept = qkv.new_zeros(2, rows, heads, self.n_slots, dim)
-        kept[0, :, :, :width], kept[1, :, :, :width] = k, v
-        self._kept.append(kept)
-        # padding is to the right of every prompt, where its tokens do not attend
+        angles = cos[:width], sin[:width]
+        q, k = rotary_reference(q, *angles), rotary_reference(k, *angles)
+        layer = qkv.new_zeros(2, rows, heads, self.n_slots, dim)
+        layer[0, :, :, :width], layer[1, :, :, :width] = k, v
+        self._layers.append(layer)
+        # padding is to the right of every prompt, outside its causal mask
         return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
-def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """The next token of every row, int64[n], from logits (n, V) and numbers in [0, 1), float[n]."""
+def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
+    """The next token of every row, int64[n], from logits (n, V) and uniforms float[n] in [0, 1)."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     scaled = (logits.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
@@ -128,10 +128,11 @@ def choose(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
     probabilities /= probabilities.sum(-1, keepdim=True)
     before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= sampling.top_p] = 0
-    reached = probabilities.cumsum(-1)
-    drawn = torch.searchsorted(reached, uniforms[:, None] * reached[:, -1:], right=True)
+    cumulative = probabilities.cumsum(-1)
+    targets = uniforms[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, targets, right=True)
     last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding could exceed the last one
-    return scaled.indices.gather(-1, drawn.minimum(last))[:, 0]
+    return scaled.indices.gather(-1, rank.minimum(last))[:, 0]
 
 
 @torch.inference_mode()
@@ -148,12 +149,12 @@ def generate(
     """The continuation of every prompt, up to `max_new` tokens, in the order of the prompts.
 
     Args:
-        stop: called after each new token; the token that ends a text is part of it.
+        stop: called after each new token; the last token is part of the continuation.
         truncate: drop the beginning of prompts that are too long.
 
     Raises:
         DataError: an empty prompt, or one that is too long (without `truncate`).
-        ConfigError: no room for `max_new` tokens.
+        ConfigError: the model's context is too short for `max_new` tokens.
     """
     longest = model.config.max_seq_len - max_new
     if max_new < 1 or longest < 1:
@@ -163,11 +164,11 @@ def generate(
         )
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise DataError(f"prompt {number} is empty; begin a bare text with the EOD token")
+            raise DataError(f"prompt {number} is empty; to generate from scratch, pass [eod_id]")
         if len(prompt) > longest and not truncate:
             raise DataError(
                 f"prompt {number} has {len(prompt)} tokens; with {max_new} new ones the model has "
-                f"room for {longest}. Shorten it, ask for fewer, or have its beginning cut off"
+                f"room for {longest}. Shorten it, generate fewer tokens, or pass truncate=True"
             )
     rows = [list(prompt)[-longest:] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -186,21 +187,21 @@ def generate(
 def _batch(
     model: GPTNeoX,
     prompts: list[list[int]],
-    places: list[int],
+    indices: list[int],
     max_new: int,
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Continuations of the prompts of one batch, which begins with the longest."""
+    """Continuations of a batch of prompts, the longest first; `indices` seed the sampling."""
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(prompt)
-    drawn = np.zeros((len(prompts), max_new))
+    uniforms = np.zeros((len(prompts), max_new))
     if sampling.temperature:
-        streams = (np.random.default_rng([sampling.seed, place]) for place in places)
-        drawn = np.stack([stream.random(max_new) for stream in streams])
+        streams = (np.random.default_rng([sampling.seed, index]) for index in indices)
+        uniforms = np.stack([stream.random(max_new) for stream in streams])
     cache = KVCache(lengths, lengths[0] + max_new)
     states = model.hidden(ids.to(device), cache)
     states = states[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
@@ -208,8 +209,8 @@ def _batch(
     active = list(range(len(prompts)))  # the prompt of every row of the cache
     open_rows = set(active)
     for step in range(max_new):
-        uniforms = torch.from_numpy(drawn[active, step]).to(device)
-        tokens = choose(model.logits(states), sampling, uniforms)
+        column = torch.from_numpy(uniforms[active, step]).to(device)
+        tokens = sample_tokens(model.logits(states), sampling, column)
         for row, token in zip(active, tokens.tolist(), strict=True):
             if row in open_rows:
                 new[row].append(token)
@@ -217,7 +218,7 @@ def _batch(
                     open_rows.remove(row)
         if not open_rows or step == max_new - 1:
             break
-        if 2 * len(open_rows) <= len(active):  # moving the cache costs time as well
+        if 2 * len(open_rows) <= len(active):  # compacting the cache takes time as well
             rows = [i for i, row in enumerate(active) if row in open_rows]
             cache.keep(rows)
             tokens, active = tokens[rows], [active[i] for i in rows]
@@ -237,10 +238,10 @@ def generate_texts(
     truncate: bool = False,
     progress: bool = False,
 ) -> list[str]:
-    """What follows each prompt, up to the end of the document or the first of `until`, without it.
+    """The continuation of each prompt as text, up to and without EOD or the first of `until`.
 
     Args:
-        prompts: texts, or their token ids; an empty text is a document's beginning.
+        prompts: texts or token ids; an empty text means the beginning of a document.
 
     Raises:
         As `generate`.
@@ -252,7 +253,7 @@ def generate_texts(
         for prompt in prompts
     ]
     ends = [end for end in until if end]
-    # a token has at least one byte; some more, as the first may begin within a character
+    # a token has at least one byte; plus four, because the first may begin within a character
     tail = max((len(end.encode()) for end in ends), default=0) + 4
 
     def stop(tokens: Sequence[int]) -> bool:

@@ -1,15 +1,15 @@
 """Record a model's activations and attention patterns, or patch them, with PyTorch's hooks.
 
-    with record(model, ["layers.*", "layers.*.mlp"]) as seen:
+    with record(model, ["layers.*", "layers.*.mlp"]) as outputs:
         model.hidden(ids)
-    seen["layers.2"]                        # the residual stream after the third block, (B, T, d)
+    outputs["layers.2"]                     # the residual stream after the third block, (B, T, d)
 
-A place is the name of a module in pythia_core.model and means its output: `embed_in` and `layers.3`
-are the residual stream before the first and after the fourth block, `layers.3.attention` and
-`layers.3.mlp` what the two add to it. `*` matches one part of a name. The model itself does not
-change, and no hook remains after the `with`.
+Outputs are named after modules of pythia_core.model: `embed_in` and `layers.3` are the residual
+stream before the first and after the fourth block, `layers.3.attention` and `layers.3.mlp` their
+contributions to it. `*` matches one part of a name. The model itself does not change, and no hook
+remains after the block.
 
-TransformerLens and nnsight read a model that pythia_core.hf.save has written for transformers.
+TransformerLens and nnsight can read a model that was saved with pythia_core.hf.save.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pythia_core.errors import ConfigError, one_of
 from pythia_core.kernels.rotary import rotary_reference
 from pythia_core.model import Attention, GPTNeoX, Rotary
 
-Change = Callable[[Tensor], Tensor]
-"""Maps an output (B, T, width) to the one that the model continues with, of the same shape."""
+PatchFunction = Callable[[Tensor], Tensor]
+"""Output (B, T, width) -> the output of the same shape with which the model continues."""
 
 
-def places(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of modules that match any of the patterns, in the order of the model.
 
     Raises:
-        ConfigError: a pattern that matches none.
+        ConfigError: a pattern without a match.
     """
     names = [name for name, _ in model.named_modules() if name]
-    chosen: set[str] = set()
+    selected: set[str] = set()
     for pattern in patterns:
         matches = {name for name in names if _matches(name, pattern)}
         if not matches:
@@ -45,9 +45,9 @@ def places(model: nn.Module, patterns: Sequence[str]) -> list[str]:
                 ".".join("*" if part.isdecimal() else part for part in name.split("."))
                 for name in names
             )
-            raise ConfigError(one_of(pattern, kinds, "place"))
-        chosen |= matches
-    return [name for name in names if name in chosen]
+            raise ConfigError(one_of(pattern, kinds, "module"))
+        selected |= matches
+    return [name for name in names if name in selected]
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -57,41 +57,41 @@ def _matches(name: str, pattern: str) -> bool:
 
 @contextlib.contextmanager
 def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Outputs of the last forward pass by place, each (B, T, width), with their autograd graph.
+    """Module -> its output (B, T, width) in the last forward pass, with its autograd graph.
 
     Raises:
-        ConfigError: see `places`.
+        ConfigError: see `match_modules`.
     """
-    seen: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         shape = _note_shape(model, stack)
-        for name in places(model, patterns):
+        for name in match_modules(model, patterns):
 
             def keep(_: nn.Module, __: Any, out: Tensor, name: str = name) -> Tensor:
-                seen[name] = _by_row(out, shape)
-                return seen[name].reshape(out.shape)  # gradients are taken of what was recorded
+                outputs[name] = _by_row(out, shape)
+                return outputs[name].reshape(out.shape)  # so that gradients reach the record
 
             stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
-        yield seen
+        yield outputs
 
 
 @contextlib.contextmanager
-def patch(model: GPTNeoX, place: str, change: Change) -> Iterator[None]:
-    """Let the model continue with `change(output)` at a place, or at all that match a pattern.
+def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
+    """Replace the output of all modules that match the pattern by `fn(output)`.
 
     Raises:
-        ConfigError: see `places`; while the model runs: the change returned another shape or dtype.
+        ConfigError: see `match_modules`; in the forward pass, if `fn` changes shape or dtype.
     """
     with contextlib.ExitStack() as stack:
         shape = _note_shape(model, stack)
-        for name in places(model, [place]):
+        for name in match_modules(model, [pattern]):
 
             def replace(_: nn.Module, __: Any, out: Tensor, name: str = name) -> Tensor:
                 old = _by_row(out, shape)
-                new = change(old)
+                new = fn(old)
                 if new.shape != old.shape or new.dtype != old.dtype:
                     raise ConfigError(
-                        f"the change at {name} returned {tuple(new.shape)} {new.dtype} for an "
+                        f"the function at {name} returned {tuple(new.shape)} {new.dtype} for an "
                         f"output of {tuple(old.shape)} {old.dtype}; return the same shape and dtype"
                     )
                 return new.reshape(out.shape)
@@ -111,9 +111,9 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
     Memory grows with the square of the row length: use few, short rows.
 
     Raises:
-        ConfigError: while the model runs: it reads with a cache of earlier tokens.
+        ConfigError: in the forward pass, if the model has a cache of earlier tokens.
     """
-    seen: list[Tensor] = []
+    patterns: list[Tensor] = []
     with contextlib.ExitStack() as stack:
         for layer in range(len(model.layers)):
 
@@ -124,17 +124,18 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
                         "attention patterns need whole rows; run the model without a cache"
                     )
                 if layer == 0:
-                    seen.clear()
+                    patterns.clear()
                 qkv = module.query_key_value(x)
-                seen.append(_pattern(qkv.view(batch, -1, module.heads, 3, module.head_dim), rotary))
+                qkv = qkv.view(batch, -1, module.heads, 3, module.head_dim)
+                patterns.append(_pattern(qkv, rotary))
 
             attention = model.get_submodule(f"layers.{layer}.attention")
             stack.callback(attention.register_forward_hook(keep).remove)
-        yield seen
+        yield patterns
 
 
 def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
-    """The softmax of kernels.attention_reference."""
+    """The softmax in kernels.attention_reference."""
     q, k, _ = (part.transpose(1, 2).float() for part in qkv.unbind(3))
     q, k = rotary_reference(q, *rotary), rotary_reference(k, *rotary)
     scores = q @ k.transpose(-1, -2) * qkv.shape[-1] ** -0.5

@@ -1,16 +1,16 @@
-"""Which training rows a model has memorized, and how often it read them (paper section 3.2).
+"""The training rows that a model has memorized, and their repetition counts (paper section 3.2).
 
 A row is (k, l)-memorized if greedy decoding continues its first k tokens with its next l; the paper
-takes k = l = 32 and every row read so far. No generation is needed: a row is memorized exactly if,
-given its *own* tokens, the right token is the most likely one at each of the l positions, because
-the first miss ends the match. Most rows miss at the first position, hence the stages: one position,
-a few, all. Weights and activations are fp32 (the released numbers: fp16), so that ties hardly
-occur; for every memorized row the smallest margin of the right token is kept.
+uses k = l = 32 and every row read so far. No generation is needed: a row is memorized if and only
+if, given its *own* tokens, the correct token is the most likely one at each of the l positions,
+because the first miss ends the match. Most rows miss at the first position, so there are three
+stages: one position, a few, all. Weights and activations are fp32 (the released numbers: fp16), so
+ties are rare; for every memorized row the smallest margin of the correct token is stored.
 
 The *repetition count* of a row is the number of positions (row and offset) at which its first k + l
 tokens occur in the rows read up to a step. Windows that cross the end of a row were never read
-whole and do not count. Windows are found by a rolling hash and compared token by token, so that a
-hash collision cannot produce a false match. Near-duplicates (one token exchanged) do not count.
+whole and do not count. Windows are found by a rolling hash and compared token by token, so a hash
+collision cannot give a false match. Near-duplicates (one token differs) do not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
-"""Part of the key of kept results: raise it when any result here would change."""
+"""Part of the cache key: raise it when any result here changes."""
 TOKEN_BUDGET = 4096
 """Tokens per batch."""
 SECOND_STAGE = 5
@@ -39,12 +39,12 @@ SECOND_STAGE = 5
 
 @dataclass(frozen=True)
 class Extraction:
-    """The result of extraction, one entry per row."""
+    """Result of extraction, one entry per row."""
 
     memorized: np.ndarray
     """bool[n]."""
     margin: np.ndarray
-    """float32[n]: smallest lead of the right token's logit over the next best; NaN where not
+    """float32[n]: smallest margin of the correct token's logit over the next best; NaN where not
     memorized."""
 
 
@@ -56,7 +56,7 @@ def extract(
     continuation: int = 32,
     token_budget: int = TOKEN_BUDGET,
 ) -> Extraction:
-    """Which of the rows int[n, width] are memorized; equal rows are computed once.
+    """Test which of the rows int[n, width] are memorized; equal rows are computed once.
 
     Raises:
         ConfigError: context or continuation below 1, or together longer than the rows.
@@ -68,29 +68,30 @@ def extract(
     margins = np.full(len(distinct), np.nan, np.float32)
     alive = np.arange(len(distinct))
     for positions in sorted({1, min(SECOND_STAGE, continuation), continuation}):
-        leads = np.full(len(alive), -1, np.float32)
+        margin = np.full(len(alive), -1, np.float32)
         size = max(1, token_budget // (context + positions - 1))
         for start in range(0, len(alive), size):
-            chosen = alive[start : start + size]
-            leads[start : start + size] = _leads(model, distinct[chosen], context, positions)
-        right = leads >= 0
-        margins[alive] = np.where(right, leads, np.nan)
-        alive = alive[right]
+            part = slice(start, start + size)
+            batch = distinct[alive[part]]
+            margin[part] = _logit_margins(model, batch, context, positions)
+        correct = margin >= 0
+        margins[alive] = np.where(correct, margin, np.nan)
+        alive = alive[correct]
     return Extraction(~np.isnan(margins)[group], margins[group])
 
 
-def _leads(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """float32[n]: smallest lead of the right token after `context`; < 0: a miss."""
+def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
+    """float32[n]: smallest margin of the correct token after `context`; < 0: a miss."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
-    right = logits.gather(-1, target)
+    correct = logits.gather(-1, target)
     best_other = logits.scatter(-1, target, -torch.inf).amax(-1, keepdim=True)
-    return (right - best_other).flatten(1).amin(1).cpu().numpy()
+    return (correct - best_other).flatten(1).amin(1).cpu().numpy()
 
 
 @torch.no_grad()
-def generate_plainly(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
+def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
     """int64[n, n_tokens]: greedy continuations of contexts int[n, k], without a cache."""
     ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
@@ -107,29 +108,29 @@ def generate_check(
     continuation: int = 32,
     sample: int = 64,
 ) -> tuple[int, int]:
-    """(rows, disagreements): compares `extract` with actual generation on a sample of the rows.
+    """Compare `extract` with actual generation on a sample; returns (rows, disagreements).
 
-    Half of the sample are memorized rows, if there are enough, spread evenly over each kind.
+    Half of the sample are memorized rows, if there are enough; both halves are spread evenly.
     """
     memorized = extraction.memorized
     if len(rows) != len(memorized):
-        raise DataError(f"{len(rows)} rows, but {len(memorized)} results; give the same rows")
+        raise DataError(f"{len(rows)} rows, but {len(memorized)} results; pass the same rows")
     (yes,), (no,) = np.nonzero(memorized), np.nonzero(~memorized)
     yes = yes[np.unique(np.linspace(0, len(yes) - 1, min(sample // 2, len(yes))).astype(int))]
     rest = min(sample - len(yes), len(no))
     no = no[np.unique(np.linspace(0, len(no) - 1, rest).astype(int))]
-    chosen = np.concatenate([yes, no])
-    if not len(chosen):
+    sampled = np.concatenate([yes, no])
+    if not len(sampled):
         return 0, 0
-    begin = np.asarray(rows)[chosen, : context + continuation].astype(np.int64)
-    generated = generate_plainly(model, begin[:, :context], continuation)
+    begin = np.asarray(rows)[sampled, : context + continuation].astype(np.int64)
+    generated = generate_uncached(model, begin[:, :context], continuation)
     same = (generated == begin[:, context:]).all(1)
-    return len(chosen), int((same != memorized[chosen]).sum())
+    return len(sampled), int((same != memorized[sampled]).sum())
 
 
 @dataclass(frozen=True)
-class ExtractionOfRows:
-    """A measurement: extraction of the rows that a checkpoint has read.
+class ExtractionMeasurement:
+    """Measurement: extraction of the rows that a checkpoint has read.
 
     Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (see
     `generate_check`).
@@ -141,7 +142,7 @@ class ExtractionOfRows:
     context: int = 32
     continuation: int = 32
     unread: bool = False
-    """Also the rows that come later in the run."""
+    """Also test rows that come later in the run."""
 
     @property
     def name(self) -> str:
@@ -149,7 +150,7 @@ class ExtractionOfRows:
 
     @property
     def digest(self) -> str:
-        """Stable hash of everything but weights and step that determines the result."""
+        """Hash of everything that determines the result, except weights and step."""
         settings = [self.batch_size, self.steps, self.context, self.continuation, self.unread]
         return stable_hash([VERSION, self.data.fingerprint, *settings])
 
@@ -164,7 +165,7 @@ class ExtractionOfRows:
         }
 
 
-# --- how often a row was read ----------------------------------------------------------------
+# --- repetition counts -----------------------------------------------------------------------
 
 MULTIPLIER = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16
@@ -175,19 +176,19 @@ def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) ->
 
     Args:
         rows: int[n, width], in the order of training.
-        read: rows read so far; default: all. Rows after it may have a count of 0.
+        read: number of rows read so far; default: all. Later rows may have a count of 0.
 
     Raises:
-        ConfigError: a window that does not fit the rows. DataError: more rows than there are.
+        ConfigError: a window longer than the rows. DataError: `read` exceeds the rows.
     """
     rows = _checked(rows, window)
     read = len(rows) if read is None else read
     if not 0 <= read <= len(rows):
         raise DataError(f"read={read} is outside 0..{len(rows)}, the number of rows")
     distinct, group = distinct_windows(rows, window)
-    wanted = window_hashes(distinct, window)[:, 0]
-    by_hash = np.argsort(wanted, kind="stable")
-    ordered = wanted[by_hash]
+    targets = window_hashes(distinct, window)[:, 0]
+    by_hash = np.argsort(targets, kind="stable")
+    ordered = targets[by_hash]
     counts = np.zeros(len(distinct), np.int64)
     windows = np.lib.stride_tricks.sliding_window_view(rows, window, axis=1)
     for start in range(0, read, _CHUNK // 8):
@@ -198,7 +199,7 @@ def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) ->
         (hits,) = np.nonzero(ordered[first] == hashes.ravel())
         row, offset = np.divmod(hits, hashes.shape[1])
         slot = first[hits]
-        while len(hits):  # a second round only where different windows share a hash
+        while len(hits):  # a second round only if different windows share a hash
             for low in range(0, len(hits), _CHUNK):
                 part = slice(low, low + _CHUNK)
                 match = by_hash[slot[part]]
@@ -212,7 +213,7 @@ def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) ->
 
 
 def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct beginnings of rows, int[d, window], and for each row the index of its own."""
+    """The distinct first windows of rows, int[d, window], and the index of each row's window."""
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
         return begin, np.zeros(0, np.int64)
@@ -224,7 +225,7 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
     """uint64[n, width - window + 1]: a polynomial hash of every window, modulo 2**64.
 
-    The hash of a + b tokens follows from those of a and of b, hence log2(window) passes.
+    The hash of a + b tokens follows from those of a and b, so it takes log2(window) passes.
     """
     tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
     hashes, length = tokens, 1
@@ -241,7 +242,7 @@ def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
 def _checked(rows: np.ndarray, window: int) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.ndim != 2:
-        raise DataError(f"rows of shape {rows.shape}: give (rows, tokens)")
+        raise DataError(f"rows of shape {rows.shape}; pass (rows, tokens)")
     if not 1 <= window <= rows.shape[1]:
         raise ConfigError(
             f"a window of {window} tokens does not fit rows of {rows.shape[1]}; use 1 to "

@@ -1,10 +1,10 @@
 """Log-likelihoods, held-out loss and last-word accuracy.
 
-The scorer follows the harness behind the released numbers: the log-probability of a continuation
-is the *sum* over its tokens given everything before it, a text on its own is scored after one EOD,
-and "greedy" means that every token of the continuation is the most likely one. Requests are
-tokenised and packed once (`pack`), for all checkpoints; only the positions that predict a
-continuation token reach the vocabulary matrix, in fp32.
+The scorer follows the evaluation harness of the released numbers: the log-probability of a
+continuation is the *sum* over its tokens given everything before it, a text without context is
+scored after one EOD, and "greedy" means that every token of the continuation is the most likely
+one. Requests are tokenised and packed once (`pack`), for all checkpoints; logits are computed in
+fp32, only at positions that predict a continuation token.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.util.progress import bar as progress_bar
 
 VERSION = 1
-"""Part of the key of kept results: raise it when any number here would change."""
+"""Part of the cache key: raise it when any result here changes."""
 TOKEN_BUDGET = 4096
-"""Tokens per batch, padding included: small, for a CPU's caches. Results do not depend on it."""
+"""Tokens per batch with padding: few, for a CPU's caches. Results do not depend on it."""
 LOGIT_ROWS = 1024
-"""Positions sent through the vocabulary matrix at a time: bounds memory at any batch size."""
+"""Positions per product with the vocabulary matrix, which bounds memory."""
 
 
 class Scorable(Protocol):
-    """What scoring needs of a model: hidden states and, for chosen ones, logits."""
+    """The part of a model that scoring needs: hidden states, and logits for some of them."""
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor: ...  # [B, T] -> [B, T, d]
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [..., d] -> [..., V]
@@ -49,30 +49,30 @@ class Scores:
     """One entry per request, in the order of the requests."""
 
     logprob: np.ndarray
-    """float64[n], nats: the sum over the continuation's tokens."""
+    """float64[n], nats: sum over the tokens of the continuation."""
     n_tokens: np.ndarray
-    """int64[n]: tokens of the continuation."""
+    """int64[n]: number of tokens in the continuation."""
     greedy: np.ndarray
     """bool[n]: every token of the continuation is the most likely one at its position."""
 
     @property
     def per_token(self) -> np.ndarray:
-        """float64[n], nats per token: orders texts as perplexity does (the paper's wording)."""
+        """float64[n], nats per token: orders texts like perplexity (the paper's word)."""
         return self.logprob / self.n_tokens
 
 
 @dataclass(frozen=True)
 class _Batch:
     ids: np.ndarray  # int64[B, T], padded on the right with 0
-    slots: np.ndarray  # int64[p]: flat positions of `ids` whose logits are needed, distinct
-    slot_of: np.ndarray  # int64[q]: for every target, its entry of `slots`
-    targets: np.ndarray  # int64[q]: the tokens of the continuations
-    owner: np.ndarray  # int64[q]: the request each target belongs to
+    slots: np.ndarray  # int64[p]: distinct flat positions in `ids` at which to compute logits
+    slot_of: np.ndarray  # int64[q]: index into `slots` for every target
+    targets: np.ndarray  # int64[q]: tokens of the continuations
+    request_index: np.ndarray  # int64[q]: request of every target
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Requests laid out for a model: padded batches, longest first, and the positions to score."""
+class PackedRequests:
+    """Requests as padded batches, longest first, with the positions to score."""
 
     batches: tuple[_Batch, ...]
     n_tokens: np.ndarray
@@ -81,11 +81,13 @@ class Packed:
         return len(self.n_tokens)
 
 
-def pack(requests: Sequence[Request], max_seq_len: int, token_budget: int = TOKEN_BUDGET) -> Packed:
-    """Sort requests by length and lay them out in padded batches of at most `token_budget` tokens.
+def pack(
+    requests: Sequence[Request], max_seq_len: int, token_budget: int = TOKEN_BUDGET
+) -> PackedRequests:
+    """Sort requests by length and pack them into padded batches of at most `token_budget` tokens.
 
-    Requests that feed the model the same tokens (one context, several one-token continuations)
-    share a row. A request that is too long loses the beginning of its context.
+    Requests with the same inputs (one context, several one-token continuations) share a row. The
+    context of a request that is too long is cut at the beginning.
 
     Raises:
         DataError: an empty context or continuation, or a continuation longer than `max_seq_len`.
@@ -98,14 +100,14 @@ def pack(requests: Sequence[Request], max_seq_len: int, token_budget: int = TOKE
         size = len(request.continuation)
         if not request.context or not size:
             part = "context" if size else "continuation"
-            raise DataError(f"request {index} has an empty {part}; put EOD before a bare text")
+            raise DataError(f"request {index} has an empty {part}; put EOD first")
         if size > max_seq_len:
             raise DataError(
                 f"the continuation of request {index} has {size} tokens, but the model reads at "
                 f"most {max_seq_len}; shorten the text or use a longer max_seq_len"
             )
-        fed = (request.context + request.continuation)[:-1][-max_seq_len:]
-        rows.setdefault(fed, []).append(index)
+        inputs = (request.context + request.continuation)[:-1][-max_seq_len:]
+        rows.setdefault(inputs, []).append(index)
     ordered = sorted(rows.items(), key=lambda row: len(row[0]), reverse=True)
     batches, start = [], 0
     while start < len(ordered):
@@ -113,7 +115,8 @@ def pack(requests: Sequence[Request], max_seq_len: int, token_budget: int = TOKE
         stop = start + max(1, token_budget // width)
         batches.append(_lay_out(ordered[start:stop], width, requests))
         start = stop
-    return Packed(tuple(batches), np.array([len(r.continuation) for r in requests], np.int64))
+    n_tokens = np.array([len(request.continuation) for request in requests], np.int64)
+    return PackedRequests(tuple(batches), n_tokens)
 
 
 def _lay_out(
@@ -122,21 +125,21 @@ def _lay_out(
     ids = np.zeros((len(rows), width), np.int64)
     positions: list[int] = []
     targets: list[int] = []
-    owner: list[int] = []
-    for r, (fed, members) in enumerate(rows):
-        ids[r, : len(fed)] = fed
+    request_index: list[int] = []
+    for r, (inputs, members) in enumerate(rows):
+        ids[r, : len(inputs)] = inputs
         for index in members:
             continuation = requests[index].continuation
-            end = r * width + len(fed)  # one past the position that predicts the last token
+            end = r * width + len(inputs)  # one past the position that predicts the last token
             positions += range(end - len(continuation), end)
             targets += continuation
-            owner += [index] * len(continuation)
+            request_index += [index] * len(continuation)
     slots, slot_of = np.unique(np.array(positions, np.int64), return_inverse=True)
-    return _Batch(ids, slots, slot_of, np.array(targets, np.int64), np.array(owner, np.int64))
+    return _Batch(ids, slots, slot_of, *(np.array(x, np.int64) for x in (targets, request_index)))
 
 
 @torch.no_grad()
-def score(model: Scorable, packed: Packed, progress: bool = False) -> Scores:
+def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Scores:
     """Log-probability of every request under `model`."""
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
@@ -157,13 +160,13 @@ def score(model: Scorable, packed: Packed, progress: bool = False) -> Scores:
             slot = torch.from_numpy(batch.slot_of[pick] - begin).to(device)
             chosen = logp[slot, torch.from_numpy(batch.targets[pick]).to(device)]
             best = chosen >= logp.amax(-1)[slot]
-            np.add.at(logprob, batch.owner[pick], chosen.double().cpu().numpy())
-            np.logical_and.at(greedy, batch.owner[pick], best.cpu().numpy())
+            np.add.at(logprob, batch.request_index[pick], chosen.double().cpu().numpy())
+            np.logical_and.at(greedy, batch.request_index[pick], best.cpu().numpy())
     return Scores(logprob, packed.n_tokens, greedy)
 
 
 def device_of(model: Any) -> torch.device:
-    """The device of a model; the CPU if it has no parameters."""
+    """The device of a model; the CPU for a model without parameters."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -171,14 +174,14 @@ def device_of(model: Any) -> torch.device:
 
 
 def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
-    """Text -> ids without special tokens, for a `tokenizers.Tokenizer`."""
+    """The function text -> ids without special tokens, for a `tokenizers.Tokenizer`."""
     return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def text_requests(
     texts: Sequence[str], encode: Callable[[str], tuple[int, ...]], eod_id: int
 ) -> list[Request]:
-    """Whole texts, each after one EOD, as the harness scores CrowS-Pairs.
+    """Requests for whole texts, each after one EOD, as in the harness's CrowS-Pairs.
 
     Raises:
         DataError: a text without tokens.
@@ -187,7 +190,7 @@ def text_requests(
     for text in texts:
         ids = encode(text)
         if not ids:
-            raise DataError(f"the text {text!r} has no tokens; leave out empty texts")
+            raise DataError(f"the text {text!r} has no tokens; remove empty texts")
         requests.append(Request((eod_id,), ids))
     return requests
 
@@ -198,10 +201,10 @@ def continuation_requests(
     encode: Callable[[str], tuple[int, ...]],
     eod_id: int,
 ) -> list[Request]:
-    """Every candidate after every context, context-major; candidates carry their leading space.
+    """Every candidate after every context, context-major; candidates include the leading space.
 
     Raises:
-        DataError: a context that ends in white space (the space belongs to the candidate).
+        DataError: a context ends in white space (which belongs to the candidate).
     """
     for context in contexts:
         if context != context.rstrip():
@@ -216,9 +219,9 @@ def continuation_requests(
 # --- rows of tokens --------------------------------------------------------------------------
 
 
-def stream_rows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
-    """int64[n, seq_len+1]: up to `n_rows` windows spread evenly over a stream, without overlap of
-    targets (neighbouring windows share one token, as in training).
+def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
+    """Up to `n_rows` windows int64[n, seq_len+1], spread evenly over a stream, of distinct targets
+    (adjacent windows share one token, as in training).
 
     Raises:
         DataError: the stream is shorter than one window.
@@ -261,8 +264,8 @@ def last_words(
     the letters-only tokens that follow it) directly followed by a token that starts with ".", "!"
     or "?"; the context is everything before it in the same row and document, after one EOD. Rows
     without such a word, or with fewer than `min_context` tokens before it, give no request. Unlike
-    LAMBADA's, these words were not chosen to need a long context, and names and function words are
-    not left out.
+    in LAMBADA, words were not selected to need a long context, and names and function words are
+    included.
     """
     texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
     begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])

@@ -1,13 +1,13 @@
 """The operations of the model, one per file, each next to its plain-torch `*_reference`.
 
-The reference defines what is correct; the function without the suffix takes the fastest exact path
-on the device at hand. A model is given its operations as an `Ops`: `FAST`, all of them from this
-package, or `PLAIN`, the same formulas in torch alone, which `torch.compile` can fuse as it likes.
+The reference defines the correct result; the function without the suffix takes the fastest exact
+path on the device. A model takes its operations as an `Ops`: `FAST`, all of them from this package,
+or `PLAIN`, the same formulas in torch alone, which `torch.compile` can fuse freely.
 
 On a CUDA device with Triton (dispatch) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and
-the rotation inside `attention` run as Triton kernels. Attention itself is computed by the library
+the rotation inside `attention` run as Triton kernels. Attention itself is computed by the backend
 that a table gives for the head dim, or by torch's choice (attention_backends); our Triton attention
-is one of them. The optimizer's kernel (adamw) is not part of the model and so not exported here.
+is one of them. The optimizer's kernel (adamw) is not part of the model and not exported here.
 """
 
 from __future__ import annotations
@@ -44,11 +44,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ops:
-    """What a model computes with; each field has the signature of the function of its name here.
+    """The operations of a model; each has the signature of this package's function of that name.
 
     Attributes:
-        fuses: whether a parallel block on tensors like this one takes `layer_norm_pair` and
-            `bias_gelu` in place of `layer_norm` and `gelu`.
+        fuses: whether a parallel block uses `layer_norm_pair` and `bias_gelu` for such tensors.
     """
 
     linear: Callable[..., Tensor] = linear
@@ -84,7 +83,7 @@ def _plain_linear_cross_entropy(
 
 
 FAST = Ops()
-"""The fastest exact path of every operation."""
+"""The fastest exact path for every operation."""
 PLAIN = Ops(
     linear=_plain_linear,
     layer_norm=_plain_layer_norm,

@@ -1,10 +1,10 @@
 """AdamW on flat fp32 buffers: clip, update and refresh the compute copy, or skip the update.
 
 Everything is decided on the device: `factor` scales the gradient (clipping, loss scale) and `skip`
-leaves all buffers unchanged, so that the loop need not wait for a norm before the next step. On a
-CUDA device with Triton that is one pass, 30 bytes per parameter with a bf16 copy (adamw_triton;
-speed not yet measured). Elsewhere it is torch's fused kernel, preceded by a pass that scales the
-gradient and followed by one that rounds the copy.
+leaves all buffers unchanged, so the loop need not wait for a norm before the next step. On a CUDA
+device with Triton that is one pass, 30 bytes per parameter with a bf16 copy (adamw_triton).
+Elsewhere it is torch's fused kernel, preceded by a pass that scales the gradient and followed by
+one that rounds the copy.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pythia_core.kernels import dispatch
 
 
 @dataclass(frozen=True)
-class Moving:
-    """What an update changes: flat and contiguous tensors of n elements.
+class AdamWBuffers:
+    """The buffers that an update writes: flat, contiguous tensors of n elements.
 
     Attributes:
-        params, grad, exp_avg, exp_avg_sq: fp32. copy: of the params, in the compute dtype, or None.
+        params, grad, exp_avg, exp_avg_sq: fp32. copy: the params in the compute dtype, or None.
         n_decayed: weight decay applies to the first n_decayed parameters only.
     """
 
@@ -37,8 +37,8 @@ class Moving:
 
 
 @dataclass(frozen=True)
-class AdamW:
-    """The constants of a run."""
+class AdamWHyperparameters:
+    """Constant over a run; the learning rate is not."""
 
     beta1: float
     beta2: float
@@ -51,66 +51,65 @@ class AdamW:
 
 
 def adamw_reference_(
-    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+    b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
     """Decoupled weight decay, then Adam, written out; in the dtype of the parameters.
 
     Args:
-        update: 1 for the first; the age of the moments.
-        factor: 0-dim, what the gradient is multiplied by. skip: 0-dim, 1 for "change nothing".
+        update: number of this update, from 1, since the moments were zero.
+        factor: 0-dim, scales the gradient. skip: 0-dim, 1 leaves everything unchanged.
     """
     if skip:
         return
-    m, c = moving, constants
-    g = m.grad * factor
-    m.exp_avg.mul_(c.beta1).add_(g, alpha=1 - c.beta1)
-    m.exp_avg_sq.mul_(c.beta2).add_(g * g, alpha=1 - c.beta2)
-    correction1, correction2 = c.corrections(update)
-    m.params[: m.n_decayed].mul_(1 - lr * c.weight_decay)
-    root = m.exp_avg_sq.sqrt() / math.sqrt(correction2) + c.eps
-    m.params.sub_(lr / correction1 * m.exp_avg / root)
-    if m.copy is not None:
-        m.copy.copy_(m.params)
+    g = b.grad * factor
+    b.exp_avg.mul_(h.beta1).add_(g, alpha=1 - h.beta1)
+    b.exp_avg_sq.mul_(h.beta2).add_(g * g, alpha=1 - h.beta2)
+    correction1, correction2 = h.corrections(update)
+    b.params[: b.n_decayed].mul_(1 - lr * h.weight_decay)
+    root = b.exp_avg_sq.sqrt() / math.sqrt(correction2) + h.eps
+    b.params.sub_(lr / correction1 * b.exp_avg / root)
+    if b.copy is not None:
+        b.copy.copy_(b.params)
 
 
 def adamw_(
-    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+    b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
     """One update in place, the fastest way on the device; arguments as in `adamw_reference_`.
 
-    Whether `grad` is left scaled by `factor` depends on the path taken.
+    Whether `grad` is left scaled by `factor` depends on the backend.
     """
-    device = moving.params.device
-    dtype = torch.float32 if moving.copy is None else moving.copy.dtype
-    if dispatch.use_triton(moving.params) and dispatch.works("adamw", device, dtype, 0):
-        one_pass_(moving, constants, lr, update, factor, skip)
+    device = b.params.device
+    dtype = torch.float32 if b.copy is None else b.copy.dtype
+    if dispatch.use_triton(b.params) and dispatch.is_supported("adamw", device, dtype, 0):
+        adamw_triton_(b, h, lr, update, factor, skip)
     else:
-        passes_(moving, constants, lr, update, factor, skip)
+        adamw_torch_(b, h, lr, update, factor, skip)
 
 
 @dispatch.probe("adamw")
 def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
     p, g, m, v = torch.zeros(4, 8, device=device).unbind(0)
     copy = None if dtype == torch.float32 else p.to(dtype)
-    one_pass_(Moving(p, g, m, v, copy, 4), AdamW(0.9, 0.95, 1e-8, 0.1), 0.0, 1, v[0], v[0])
+    buffers, h = AdamWBuffers(p, g, m, v, copy, 4), AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1)
+    adamw_triton_(buffers, h, 0.0, 1, v[0], v[0])
 
 
-def passes_(
-    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+def adamw_torch_(
+    b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """The same in torch's fused kernel, with a pass before and one after it."""
-    m, c = moving, constants
-    if factor.device.type != "cpu" or factor != 1:  # looking at it is free on a CPU
-        m.grad.mul_(factor)
+    """The same by torch's fused kernel, with a pass before and one after it."""
+    if factor.device.type != "cpu" or factor != 1:  # reading it is free on a CPU
+        b.grad.mul_(factor)
     for part, decay in (
-        (slice(0, m.n_decayed), c.weight_decay),
-        (slice(m.n_decayed, None), 0.0),
+        (slice(0, b.n_decayed), h.weight_decay),
+        (slice(b.n_decayed, None), 0.0),
     ):
         torch_adamw(
-            [m.params[part]],
-            [m.grad[part]],
-            [m.exp_avg[part]],
-            [m.exp_avg_sq[part]],
+            [b.params[part]],
+            [b.grad[part]],
+            [b.exp_avg[part]],
+            [b.exp_avg_sq[part]],
             [],
             [torch.full_like(skip, update - 1)],
             fused=True,
@@ -118,32 +117,31 @@ def passes_(
             amsgrad=False,
             maximize=False,
             lr=lr,
-            beta1=c.beta1,
-            beta2=c.beta2,
+            beta1=h.beta1,
+            beta2=h.beta2,
             weight_decay=decay,
-            eps=c.eps,
+            eps=h.eps,
         )
-    if m.copy is not None:
-        m.copy.copy_(m.params)
+    if b.copy is not None:
+        b.copy.copy_(b.params)
 
 
-def one_pass_(
-    moving: Moving, constants: AdamW, lr: float, update: int, factor: Tensor, skip: Tensor
+def adamw_triton_(
+    b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """The same in one pass of the Triton kernel, in place."""
+    """The same in one pass of the Triton kernel."""
     from pythia_core.kernels.adamw_triton import BLOCK, WARPS, adamw_kernel
 
-    m, c = moving, constants
-    for tensor in (m.params, m.grad, m.exp_avg, m.exp_avg_sq):
+    for tensor in (b.params, b.grad, b.exp_avg, b.exp_avg_sq):
         assert tensor.dtype == torch.float32 and tensor.is_contiguous()
-    assert m.copy is None or m.copy.is_contiguous()
+    assert b.copy is None or b.copy.is_contiguous()
     assert factor.dtype == skip.dtype == torch.float32
-    n = m.params.numel()
-    correction1, correction2 = c.corrections(update)
+    n = b.params.numel()
+    correction1, correction2 = h.corrections(update)
     adamw_kernel[(-(-n // BLOCK),)](
-        m.params, m.grad, m.exp_avg, m.exp_avg_sq, m.params if m.copy is None else m.copy,
-        factor, skip, n, m.n_decayed,
-        1 - lr * c.weight_decay, lr / correction1, 1 / math.sqrt(correction2),
-        1 - c.beta1, 1 - c.beta2, c.eps,
-        COPY=m.copy is not None, BLOCK=BLOCK, num_warps=WARPS,
+        b.params, b.grad, b.exp_avg, b.exp_avg_sq, b.params if b.copy is None else b.copy,
+        factor, skip, n, b.n_decayed,
+        1 - lr * h.weight_decay, lr / correction1, 1 / math.sqrt(correction2),
+        1 - h.beta1, 1 - h.beta2, h.eps,
+        COPY=b.copy is not None, BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip

@@ -1,7 +1,7 @@
-"""AdamW in one pass: master, gradient and moments are read once, what changes is written once.
+"""AdamW in one pass: every buffer is read once and written once.
 
-A program takes BLOCK parameters. Where the skip flag is set it ends before it has touched anything.
-Bias corrections come as numbers from the host, in double precision. Speed: not yet measured.
+A program updates BLOCK parameters; if the skip flag is set, it returns at once. Bias corrections
+are computed on the host, in double precision.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ BLOCK, WARPS = 1024, 4
 
 @triton.jit
 def adamw_kernel(
-    params_ptr,  # (n,) fp32, as the three below
+    params_ptr,  # (n,) fp32, like the three below
     grad_ptr,
     exp_avg_ptr,
     exp_avg_sq_ptr,

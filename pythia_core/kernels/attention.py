@@ -1,15 +1,15 @@
-"""Causal self-attention on the packed QKV of GPT-NeoX, rotary embedding included: one entry.
+"""Causal self-attention on the packed QKV of GPT-NeoX, rotary embedding included.
 
 QKV rows are grouped per head as [q_h | k_h | v_h] (GPT-NeoX v1.0). Scores are scaled by
 1/sqrt(head_dim) under a plain causal mask; attention is *not* reset at document ends, as in the
-released models. It is computed in one of three ways:
+released models. There are three implementations:
 
 - torch's scaled_dot_product_attention (flash kernels) under autograd, the default;
 - on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities kept for
   the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
-  are still the better choice where the passes between the products are not compiled);
+  are still faster if the passes between the products are not compiled);
 - on CUDA devices with Triton: rotation in place (kernels.rotary), then attention on strided views
-  by a library or by our kernel, which a table by head dim decides (attention_backends).
+  by the backend that a table gives for the head dim (attention_backends).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pythia_core.kernels import dispatch, native
 from pythia_core.kernels.attention_backends import (
     backend_attention,
     check_packed,
-    chosen,
     packed_backward,
     packed_forward,
+    select_backend,
 )
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
 SHORT = 512
-"""Longest row for which the probabilities (batch * heads * row^2) are cheap to keep."""
+"""Up to this row length the probabilities (batch * heads * row^2) are cheap to keep."""
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-# Between the products of _ShortAttention: one pass in C each (native.c), else the same in torch.
+# The passes between the products of _ShortAttention: each in C (native.c), else in torch.
 
 
 def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Ten
 
 
 def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
-    """Softmax of scale * scores (n, seq, seq) over the past of each row."""
+    """Causal softmax of scale * scores (n, seq, seq)."""
     n, seq, _ = scores.shape
     if native.available(scores):
         softmax = native.function("causal_softmax", scores.dtype)
@@ -145,8 +145,8 @@ class _ShortAttention(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Our kernel between a rotation in place and one back, without splitting or joining anything.
-    The version counter moves as in kernels.rotary."""
+    """Our kernel between a rotation in place and one back, on packed tensors throughout. The
+    version counter changes as in kernels.rotary."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
     """`attention` by one of `attention_backends.BACKENDS`, on a CUDA device with Triton.
 
     Raises:
-        ConfigError: an unknown or missing backend, or one that cannot take these tensors.
+        ConfigError: an unknown or unavailable backend, or one that cannot take these tensors.
     """
     if backend != "triton":
         q, k, v = split_rotated(qkv, cos, sin)
@@ -189,8 +189,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         (batch, seq, heads * head_dim)
     """
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
-    if dispatch.use_triton(qkv) and dispatch.works("rotation", device, dtype, head_dim):
-        return attention_by(qkv, cos, sin, chosen(head_dim, dtype, device))
+    if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
+        return attention_by(qkv, cos, sin, select_backend(head_dim, dtype, device))
     short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.available(qkv)):
         return _ShortAttention.apply(qkv, cos, sin)

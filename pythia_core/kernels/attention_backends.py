@@ -1,12 +1,12 @@
-"""Causal attention on CUDA devices: the backends that can compute it, and which one is used.
+"""Causal attention on CUDA devices: the available backends, and which one is used.
 
-Backends by name: what torch brings ("torch" lets it choose; "cudnn", "flash", "efficient" and
-"math" force one), "flash_attn" (the package flash-attn, FlashAttention-2), and our own kernel,
-"triton" (attention_triton). Ours leaves dq, dk and dv in one packed gradient without a copy, and is
-a registered operation, which torch.compile takes whole.
+Backends by name: those of torch ("torch" lets it choose; "cudnn", "flash", "efficient" and "math"
+force one), "flash_attn" (the package flash-attn, FlashAttention-2), and our own kernel, "triton"
+(attention_triton). Ours leaves dq, dk and dv in one packed gradient without a copy, and is a
+registered operation, which torch.compile does not have to trace.
 
-Nothing has been measured on a card yet, so `FASTEST` is empty and `DEFAULT` decides. `python -m
-pythia_core bench kernels` measures every backend; the notebook `speed` shows which to enter.
+Nothing has been measured on a GPU yet, so `FASTEST` is empty and `DEFAULT` decides. `python -m
+pythia_core bench attention` times every backend; the notebook `speed` shows which to enter.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ SDPA = {
 BACKENDS = ("torch", *SDPA, "flash_attn", "triton")
 """Accepted by `backend_attention`."""
 FASTEST: dict[int, str] = {}
-"""The fastest of BACKENDS by head dim, forward and backward together, bf16. Not yet measured."""
+"""Head dim -> the fastest backend, forward and backward together, bf16. Not yet measured."""
 DEFAULT = "torch"
-"""For a head dim that has not been measured, and in fp32, which some backends do not take."""
-_missing: dict[str, str] = {}
+"""For head dims that have not been measured, and for fp32, which some backends do not take."""
+_unavailable: dict[str, str] = {}
 
 
 @torch.compiler.assume_constant_result
-def missing(backend: str) -> str:
-    """Why a backend cannot be used here, and what to do; "" if it can. Imports it when asked.
+def unavailable_reason(backend: str) -> str:
+    """Why a backend cannot be used here, and what to do; "" if it can. Imports the backend.
 
     Raises:
         ConfigError: an unknown backend.
     """
     if backend not in BACKENDS:
         raise ConfigError(one_of(backend, BACKENDS, "attention backend"))
-    if backend not in _missing:
-        _missing[backend] = _why_missing(backend)
-    return _missing[backend]
+    if backend not in _unavailable:
+        _unavailable[backend] = _find_reason(backend)
+    return _unavailable[backend]
 
 
-def _why_missing(backend: str) -> str:
+def _find_reason(backend: str) -> str:
     if backend == "triton" and not dispatch.TRITON_FOUND:
-        return "Triton is not installed: pip install triton, the version that torch asks for"
+        return "Triton is not installed: pip install triton, in the version that torch requires"
     if backend != "flash_attn":
         return ""
     install = "pip install --no-build-isolation -r requirements-gpu.txt"
@@ -60,37 +60,37 @@ def _why_missing(backend: str) -> str:
         from flash_attn import flash_attn_func  # noqa: F401
     except Exception as error:  # a build for another version of torch fails in many ways
         absent = isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"
-        # the package of FlashAttention-4 alone leaves an empty parent
+        # the package of FlashAttention-4 alone leaves an empty parent package
         if absent or "cannot import name 'flash_attn_func'" in str(error):
             return f"flash_attn is not installed: {install}"
         reason = str(error).split("\n")[0]
         return (
             f"flash_attn does not load with torch {torch.__version__} ({reason}): it was built for "
-            f"another version, install it again: {install} --force-reinstall --no-deps"
+            f"another version; reinstall it: {install} --force-reinstall --no-deps"
         )
     return ""
 
 
 @torch.compiler.assume_constant_result
-def chosen(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
+def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
     """The backend for heads of this size: FASTEST if it works here, else DEFAULT and a warning."""
     backend = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
-    if why := missing(backend):
+    if reason := unavailable_reason(backend):
         if dispatch.strict():
-            raise ConfigError(why)
-        dispatch.warn_once(f"{why}. torch's own attention is used")
+            raise ConfigError(reason)
+        dispatch.warn_once(f"{reason}. torch's own attention is used")
         return DEFAULT
-    if backend == "triton" and not dispatch.works("attention", device, dtype, head_dim):
+    if backend == "triton" and not dispatch.is_supported("attention", device, dtype, head_dim):
         return DEFAULT
     return backend
 
 
-# Ours, with one packed gradient.
+# Our own kernel, with one packed gradient.
 
 
 @torch.library.custom_op("pythia::causal_attention", mutates_args=())
 def packed_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """out, and the log-sum-exp (batch, heads, seq) that the backward needs."""
+    """The output, and the log-sum-exp (batch, heads, seq) that the backward needs."""
     from pythia_core.kernels.attention_triton import attention_forward
 
     return attention_forward(q, k, v)
@@ -106,7 +106,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def packed_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """(batch, seq, heads, 3, head_dim): dq, dk, dv side by side."""
+    """(batch, seq, heads, 3, head_dim): dq, dk, dv next to each other."""
     from pythia_core.kernels.attention_triton import attention_backward
 
     return attention_backward(dout, q, k, v, out, lse)
@@ -137,15 +137,15 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 def check_packed(q: Tensor) -> None:
-    """Refuse what our kernel cannot compute: q is (batch, seq, heads, head_dim).
+    """Raise an error for q (batch, seq, heads, head_dim) that our kernel cannot take.
 
     Raises:
-        ConfigError: with every problem, or that Triton is missing.
+        ConfigError: lists every problem; or Triton is not installed.
     """
-    if why := missing("triton"):
-        raise ConfigError(f"{why}, or choose another of {', '.join(BACKENDS)}")
+    if reason := unavailable_reason("triton"):
+        raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
     if not dispatch.use_triton(q):
-        raise ConfigError(f"attention by triton runs on CUDA devices, this is {q.device}")
+        raise ConfigError(f"attention by triton runs on CUDA devices only, q is on {q.device!s}")
     _, seq, heads, dim = q.shape
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
@@ -159,13 +159,13 @@ def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     """Causal attention of q, k, v (batch, seq, heads, head_dim), any strides, by one backend.
 
     Raises:
-        ConfigError: an unknown or missing backend, or one that cannot take these tensors.
+        ConfigError: an unknown or unavailable backend, or one that cannot take these tensors.
     """
     if backend == "triton":
         check_packed(q)
         return packed_forward(q, k, v)[0]
-    if why := missing(backend):
-        raise ConfigError(f"{why}, or choose another of {', '.join(BACKENDS)}")
+    if reason := unavailable_reason(backend):
+        raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
     if backend == "flash_attn":
         from flash_attn import flash_attn_func
 

@@ -1,9 +1,8 @@
-"""How the Triton attention is cut: tiles, warps and pipeline stages by head dim, runs of lanes.
+"""How the Triton attention is tiled: tiles, warps and pipeline stages by head dim, runs of lanes.
 
-A head is one or two runs of lanes that are powers of two: 80 is 64 + 16, because padding it to 128
-would do 60 % more work. The tiles are those that compile for sm_90 without a spill and within an
-SM's shared memory (tests/core/kernels/test_compiled.py); which of several such is fastest is not
-yet measured.
+A head is one or two runs of lanes, each a power of two: 80 is 64 + 16, because padding it to 128
+would be 60 % more work. All tiles compile for sm_90 without spilling registers and fit an SM's
+shared memory (tests/core/kernels/test_compiled.py); which of them is fastest is not yet measured.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of queries and keys that a program works on at a time, its warps, pipeline stages."""
+    """Rows of queries and keys per program and iteration, warps, pipeline stages."""
 
     queries: int
     keys: int
@@ -25,7 +24,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of the three kernels; `dv` is None where one launch writes dk and dv together."""
+    """Tiles of the three kernels; `dv` is None if one launch writes dk and dv together."""
 
     forward: Tile
     dq: Tile
@@ -38,30 +37,30 @@ TILES = {
     64: Tiles(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
     80: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
     128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-    # two accumulators of 128 x 256 do not fit the registers: dk and dv apart, 5 products for 4
+    # two accumulators of 128 x 256 do not fit the registers: dk and dv separately, 5 products for 4
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2)),
 }
-"""By head dim, for bf16 and fp16; a head dim between two takes the tiles of the larger."""
+"""Head dim -> tiles for bf16 and fp16; a head dim in between takes those of the next larger."""
 TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-"""Of every head dim in fp32, which has no tensor-core product of its precision: to compare with."""
+"""For every head dim in fp32, which has no tensor-core product: for comparison only."""
 
 
 def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
-    """The tiles for heads of up to 256."""
+    """The tiles for a head dim of at most 256."""
     if dtype == torch.float32:
         return TILES_FP32
     return TILES[next(d for d in TILES if d >= head_dim)]
 
 
 def lanes(head_dim: int) -> tuple[int, int]:
-    """A head as runs of lanes: a power of two, and the rest up to another (0: there is none)."""
+    """A head as two runs of lanes: a power of two, and the rest padded to another (0: none)."""
     first = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - first
     return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
 def constants(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """What the kernels are compiled for, tiles aside."""
+    """The compile-time constants of the kernels except the tiles."""
     first, second = lanes(head_dim)
-    precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter says nothing in 16 bits
+    precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter has no effect in 16 bits
     return {"DIM": head_dim, "LANES1": first, "LANES2": second, "PRECISION": precision}

@@ -1,12 +1,12 @@
 """Causal flash attention on strided views of the packed QKV, forward and backward.
 
-As in FlashAttention-2 (Dao 2023), a program keeps a tile of queries of one head, walks the keys
-before it with a running maximum, and leaves the output and, in fp32 and to base 2, the log-sum-exp.
+As in FlashAttention-2 (Dao 2023), a program keeps a tile of queries of one head, loops over the
+keys before it with a running maximum, and writes the output and the log-sum-exp (fp32, base 2).
 Scores are never written to memory. The backward recomputes them from q, k and the log-sum-exp: one
-kernel owns a tile of keys and walks the queries after it (dk, dv), another owns a tile of queries
-and walks the keys before it (dq). That is two products more than with atomic sums of dq, and every
-bit repeats. All gradients go into the packed (batch, seq, heads, 3, head_dim) that the product
-before attention expects. Tile sizes are in attention_tiles. Speed: not yet measured.
+kernel keeps a tile of keys and loops over the queries after it (dk, dv), another keeps a tile of
+queries and loops over the keys before it (dq). That is two more products than with atomic sums of
+dq, but results are bitwise repeatable. All gradients go into the packed (batch, seq, heads, 3,
+head_dim) that the product before attention expects. Tile sizes are in attention_tiles.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
 
 @triton.jit
-def head_of(which, heads, stride_batch, stride_head):
-    """Batch and head of the `which`-th of all heads, and where its first row begins."""
-    batch, head = (which // heads).to(tl.int64), which % heads
+def head_of(index, heads, stride_batch, stride_head):
+    """Batch and head of the `index`-th of all heads, and the offset of its first row."""
+    batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Rows of LANES lanes from `lane_start`; nothing outside the head or the sequence is read."""
+    """Rows of LANES lanes from `lane_start`; reads nothing outside the head or the sequence."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -50,7 +50,7 @@ def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl
 
 
 def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """q, k and v as the kernels want them: views of one packed buffer are, others are copied."""
+    """q, k and v with equal strides, as the kernels need them; copies unless they already have."""
     if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
         return [q, k, v]
     return [x.contiguous() for x in (q, k, v)]
@@ -110,11 +110,11 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """A tile of queries of one head; the last tiles, which have most to do, come first."""
+    """A tile of queries of one head; the last tiles, which have most work, come first."""
     n_tiles = tl.cdiv(seq, QUERIES)
-    which = tl.program_id(0) // n_tiles
+    index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
-    batch, head, base = head_of(which, heads, stride_batch, stride_head)
+    batch, head, base = head_of(index, heads, stride_batch, stride_head)
     q_ptr += base
     k_ptr += base
     v_ptr += base
@@ -136,7 +136,7 @@ def forward_kernel(
         out1, out2, total, top, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, first,
         tl.minimum(first + QUERIES, seq), True, DIM, LANES1, LANES2, KEYS, PRECISION,
     )  # fmt: skip
-    tl.store(lse_ptr + which.to(tl.int64) * seq + query, top + tl.log2(total), mask=inside)
+    tl.store(lse_ptr + index.to(tl.int64) * seq + query, top + tl.log2(total), mask=inside)
     out_ptr += batch * seq * heads * DIM + head * DIM
     at = query * (heads * DIM)
     inverse = 1.0 / total
@@ -149,7 +149,7 @@ def attention_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """out (batch, seq, heads, head_dim), and the base-2 log-sum-exp (batch, heads, seq) in fp32.
 
     Args:
-        q, k, v: (batch, seq, heads, head_dim); of the same strides, or they are copied.
+        q, k, v: (batch, seq, heads, head_dim); copied if their strides differ.
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape
@@ -235,7 +235,7 @@ def dkv_kernel(
     k_ptr,
     v_ptr,
     dout_ptr,  # (batch, seq, heads, head_dim), contiguous
-    lse_ptr,  # (batch, heads, seq) fp32, as delta
+    lse_ptr,  # (batch, heads, seq) fp32, like delta
     delta_ptr,
     dqkv_ptr,  # (batch, seq, heads, 3, head_dim), contiguous
     seq,
@@ -255,13 +255,13 @@ def dkv_kernel(
 ):
     """dk and dv of a tile of keys of one head."""
     n_tiles = tl.cdiv(seq, KEYS)
-    which = tl.program_id(0) // n_tiles
+    index = tl.program_id(0) // n_tiles
     first = tl.program_id(0) % n_tiles * KEYS
-    batch, head, base = head_of(which, heads, stride_batch, stride_head)
+    batch, head, base = head_of(index, heads, stride_batch, stride_head)
     q_ptr += base
     dout_ptr += batch * seq * heads * DIM + head * DIM
-    lse_ptr += which.to(tl.int64) * seq
-    delta_ptr += which.to(tl.int64) * seq
+    lse_ptr += index.to(tl.int64) * seq
+    delta_ptr += index.to(tl.int64) * seq
     key = first + tl.arange(0, KEYS)
     inside = key < seq
     at = key * stride_seq
@@ -351,9 +351,9 @@ def dq_kernel(
 ):
     """dq of a tile of queries of one head."""
     n_tiles = tl.cdiv(seq, QUERIES)
-    which = tl.program_id(0) // n_tiles
+    index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
-    batch, head, base = head_of(which, heads, stride_batch, stride_head)
+    batch, head, base = head_of(index, heads, stride_batch, stride_head)
     k_ptr += base
     v_ptr += base
     dout_ptr += batch * seq * heads * DIM + head * DIM
@@ -369,7 +369,7 @@ def dq_kernel(
         q2 = load_rows(q_ptr + base, at, inside, LANES1, LANES2, DIM)
         dout2 = load_rows(dout_ptr, dout_at, inside, LANES1, LANES2, DIM)
         dq2 = tl.zeros((QUERIES, LANES2), tl.float32)
-    row = which.to(tl.int64) * seq + query
+    row = index.to(tl.int64) * seq + query
     lse = tl.load(lse_ptr + row, mask=inside, other=float("inf"))
     delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
     dq1, dq2 = _dq_tiles(
@@ -394,7 +394,7 @@ def attention_backward(
     """dq, dk and dv as one (batch, seq, heads, 3, head_dim).
 
     Args:
-        dout: (batch, seq, heads, head_dim). The others: arguments and results of the forward.
+        dout: (batch, seq, heads, head_dim). q, k, v, out, lse: arguments, results of the forward.
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape

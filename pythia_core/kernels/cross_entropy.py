@@ -1,12 +1,12 @@
-"""Unembedding and cross-entropy in one, without ever holding all logits.
+"""Unembedding and cross-entropy in one operation, without ever storing all logits.
 
-Rows are taken in chunks that stay in the cache; the gradients with respect to the hidden states and
-the weight are computed in the same pass and only need scaling later. The softmax and loss are
+Rows are processed in chunks that stay in the cache; the gradients of the hidden states and the
+weight are computed in the same pass and only need scaling later. The softmax and loss are
 fp32 whatever the dtype of the products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. Padded
 vocabulary rows take part in the softmax, as they did in training.
 
-On a CUDA device the same runs as one registered torch operation, the softmax of a chunk being a
-Triton kernel (cross_entropy_triton). Speed there: not yet measured.
+On a CUDA device this is one registered torch operation with a Triton kernel for the softmax of a
+chunk (cross_entropy_triton).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 CHUNK_ELEMENTS = 1 << 21
-"""Logits per chunk, measured on two cores: half or double is slower at every laptop size."""
+"""Logits per chunk, measured on two cores: half or twice as many are slower at all sizes."""
 CHUNK_ELEMENTS_CUDA = 1 << 28
-"""The same on a CUDA device: 5,248 rows of Pythia's vocabulary, 0.5 GB. Not yet measured."""
+"""Logits per chunk on a CUDA device: 5,248 rows of Pythia's vocabulary, 0.5 GB. Not measured."""
 
 
 def linear_cross_entropy_reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Turn logits (n, vocab) into softmax - onehot(target) in place; fills in the n losses."""
+    """Turn logits (n, vocab) into softmax - onehot(target) in place, and fill in the n losses."""
     if native.available(logits):
         cross_entropy = native.function("cross_entropy", logits.dtype)
         cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
@@ -61,12 +61,12 @@ def _in_chunks(
     softmax_: Callable[[Tensor, Tensor, Tensor], None],
     add_product_: Callable[[Tensor, Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss, and the gradients of the summed loss: of `hidden`, and in fp32 of the weight.
+    """Mean loss, and the gradients of the summed loss with respect to `hidden` and weight (fp32).
 
     Args:
-        chunk: rows whose logits are there at a time.
-        softmax_: (logits, targets, losses): turns logits into gradients in place, fills in losses.
-        add_product_: (sum, a, b): adds a^T b to the fp32 sum.
+        chunk: rows per chunk of logits.
+        softmax_: (logits, targets, losses) -> None: turns logits into gradients, fills in losses.
+        add_product_: (total, a, b) -> None: adds a^T b to the fp32 total.
     """
     n, d = hidden.shape
     losses = hidden.new_empty(n, dtype=torch.float32)
@@ -103,14 +103,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dhidden * scale.to(dhidden.dtype), dweight * scale, None, None
 
 
-# The same as an operation that torch.compile takes whole. The gradients are outputs of the forward.
+# The same as an operation that torch.compile does not trace. The forward returns the gradients.
 
 
 @torch.library.custom_op("pythia::linear_cross_entropy", mutates_args=())
 def _fused(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `_in_chunks`."""
+    """See `_in_chunks`."""
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
     chunk = CHUNK_ELEMENTS_CUDA // len(weight_c)
@@ -121,7 +121,7 @@ def _fused(
 
 
 def _add_product_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a^T b, the product in fp32; on the CPU, where torch has no such one, of copies."""
+    """total += a^T b, the product in fp32; on the CPU, which lacks that option, via fp32 copies."""
     if a.dtype == torch.float32:
         total += torch.mm(a.t(), b)
     elif a.device.type == "cpu":
@@ -165,12 +165,13 @@ def linear_cross_entropy(
     """Mean cross-entropy in nats of `hidden` (n, d) unembedded by `weight_c` (vocab, d).
 
     Args:
-        weight: fp32 master, receives the gradient. weight_c: its copy in the dtype of `hidden`.
-        targets: (n,) int64. On a CUDA device one outside [0, vocab) makes the loss NaN.
+        weight: fp32 master, gets the gradient. weight_c: its copy in the dtype of `hidden`.
+        targets: (n,) int64. On a CUDA device, a target outside [0, vocab) makes the loss NaN.
     """
     weight_c = weight_c.detach()  # the weight itself in fp32; see kernels.linear
     if dispatch.use_triton(hidden):
         dispatch.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
-        if dispatch.works("linear_cross_entropy", hidden.device, hidden.dtype, len(weight_c)):
+        device, dtype = hidden.device, hidden.dtype
+        if dispatch.is_supported("linear_cross_entropy", device, dtype, len(weight_c)):
             return _fused(hidden, weight, targets, weight_c)[0]
     return _LinearCrossEntropy.apply(hidden, weight, targets, weight_c)

@@ -5,13 +5,13 @@ torch operation and the function that the model calls; `x_triton.py` holds the T
 imported by the first call that needs it. Triton comes with torch's CUDA builds. Without it, or with
 `PYTHIA_TRITON=0`, every operation takes its torch path.
 
-Before a kernel is first used with a dtype and width on a card, it is run once on a few rows
-(`works`). If that fails (a compile error, a version of Triton that torch was not built for), one
-warning is logged and the operation takes its torch path; inside `no_fallback`, as in benchmarks, it
-is an error.
+Before a kernel is first used with a dtype and width on a GPU, it is run once on a few rows
+(`is_supported`). If that fails (a compile error, a version of Triton that torch was not built for),
+one warning is logged and the operation takes its torch path; inside `no_fallback`, as in
+benchmarks, it is an error.
 
-With Triton's own `TRITON_INTERPRET=1` the kernels run on CPU tensors, slowly: that is how they are
-tested on machines without a GPU. None of their speeds has been measured yet.
+With Triton's own `TRITON_INTERPRET=1` the kernels run on CPU tensors, slowly, which is how they are
+tested without a GPU. Their speed on a GPU has not been measured yet.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ HEAD_DIM_MAX = 256
 TRITON_FOUND = importlib.util.find_spec("triton") is not None
 Probe = Callable[[torch.device, torch.dtype, int], object]
 _probes: dict[str, Probe] = {}
-_worked: dict[tuple[str, torch.device, torch.dtype, int], bool] = {}
+_supported: dict[tuple[str, torch.device, torch.dtype, int], bool] = {}
 _warned: set[str] = set()
 _strict = False
 log = logging.getLogger(__name__)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether operations on tensors like this one run as Triton kernels."""
+    """Whether operations on such tensors run as Triton kernels."""
     if os.environ.get("PYTHIA_TRITON") == "0":
         return False
     if tensor.device.type == "cpu":
@@ -62,8 +62,8 @@ def warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def no_fallback() -> Iterator[None]:
-    """Inside it, a kernel or backend that does not work is an error: a benchmark must not time
-    something else under its name."""
+    """Inside the block, a kernel or backend that fails is an error: a benchmark must not time a
+    fallback under its name."""
     global _strict
     before, _strict = _strict, True
     try:
@@ -73,12 +73,12 @@ def no_fallback() -> Iterator[None]:
 
 
 def strict() -> bool:
-    """Whether this is within `no_fallback`."""
+    """Whether a `no_fallback` block is active."""
     return _strict
 
 
 def version_problem() -> str:
-    """Why torch and Triton do not fit together, and what to do; "" if they do or it is unknown.
+    """Why torch and Triton are incompatible, and what to do; "" if they are not, or if unknown.
 
     A CUDA build of torch names its Triton in its metadata; a CPU build names none.
     """
@@ -100,7 +100,7 @@ def version_problem() -> str:
 
 
 def probe(operation: str) -> Callable[[Probe], Probe]:
-    """Registers what `works` runs: a function of device, dtype and width that runs the kernels."""
+    """Register the function of (device, dtype, width) that runs an operation's kernels once."""
 
     def register(function: Probe) -> Probe:
         _probes[operation] = function
@@ -110,44 +110,44 @@ def probe(operation: str) -> Callable[[Probe], Probe]:
 
 
 @torch.compiler.assume_constant_result
-def works(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernels of an operation run here: tried once, a failure logged once.
+def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether the kernels of an operation run on the device: tried once, a failure logged once.
 
     Raises:
-        ConfigError: they do not, within `no_fallback`.
+        ConfigError: they do not, inside `no_fallback`.
     """
     key = (operation, device, dtype, width)
     if device.type != "cuda":
-        return True  # interpreted: nothing is compiled
-    if key not in _worked or (strict() and not _worked[key]):
+        return True  # interpreted, not compiled
+    if key not in _supported or (strict() and not _supported[key]):
         try:
             with torch.no_grad():
                 _probes[operation](device, dtype, width)
-            _worked[key] = True
+            _supported[key] = True
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of Triton, of ptxas, of the driver, of a C compiler
-            _worked[key] = False
+        except Exception as error:  # from Triton, ptxas, the driver or a C compiler
+            _supported[key] = False
             lines = str(error).strip().splitlines() or [""]
-            why = f"{operation}: the kernel of width {width} fails here, "
-            why += f"{type(error).__name__}: {lines[-1][:200]}"
+            reason = f"{operation}: the kernel of width {width} fails here, "
+            reason += f"{type(error).__name__}: {lines[-1][:200]}"
             if advice := version_problem():
-                why += f" ({advice})"
+                reason += f" ({advice})"
             if strict():
-                raise ConfigError(why) from error
-            warn_once(f"{why}; the slower torch operations are used")
-    return _worked[key]
+                raise ConfigError(reason) from error
+            warn_once(f"{reason}; the slower torch operations are used")
+    return _supported[key]
 
 
 def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str] = ()) -> None:
-    """Refuse what a kernel cannot compute.
+    """Raise an error for arguments that a kernel cannot take.
 
     Args:
-        dtypes: by argument name; each must be one of `DTYPES`.
-        problems: sentences about anything else that is wrong.
+        dtypes: argument name -> dtype; each must be one of `DTYPES`.
+        problems: any other problems, one sentence each.
 
     Raises:
-        ConfigError: with every problem found.
+        ConfigError: lists every problem.
     """
     accepted = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
     wrong_types = [

@@ -1,10 +1,10 @@
-"""GELU in the two forms that matter for Pythia.
+"""GELU in the two forms that Pythia used.
 
 Training used GPT-NeoX's fused bias-GELU, the tanh form with constants 0.79788456 and 0.044715; the
 converted models on the hub declare the exact (erf) form. They differ by up to 4.7e-4.
 
-`bias_gelu` adds the bias of the product before it. On a CUDA device it is one Triton kernel each
-way, the backward summing the bias gradient too (gelu_triton). Speed there: not yet measured.
+`bias_gelu` also adds the bias of the preceding product. On a CUDA device it is one Triton kernel in
+each direction; the backward also sums the bias gradient (gelu_triton).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) 
     """GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf".
 
     Args:
-        bias: receives the gradient. bias_c: its rounded copy, added in its place.
+        bias: gets the gradient. bias_c: its rounded copy, which is the one added.
 
     Raises:
         ConfigError: a dtype that the kernel cannot take.
@@ -112,6 +112,6 @@ def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) 
     if dispatch.use_triton(x):
         bias_c = (bias if bias_c is None else bias_c).detach()
         dispatch.check("bias_gelu", {"x": x.dtype, "bias": bias_c.dtype})
-        if dispatch.works("bias_gelu", x.device, x.dtype, x.shape[1]):
+        if dispatch.is_supported("bias_gelu", x.device, x.dtype, x.shape[1]):
             return _bias_gelu(x, bias, bias_c, form == "tanh")
     return gelu(x + bias.to(x.dtype), form)

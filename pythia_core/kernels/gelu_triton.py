@@ -1,7 +1,7 @@
-"""Bias and GELU in one pass, and their backward with the gradient of the bias summed on the way.
+"""Bias and GELU in one pass, and their backward with the bias gradient in one pass.
 
-The bias gradient is summed in PARTIALS pieces, a fixed number whatever the device. GELU is computed
-again in the backward, from what the product before it wrote. Speed: not yet measured.
+The bias gradient has PARTIALS partial sums, the same number on every device. The backward
+recomputes GELU from the output of the preceding product.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def bias_gelu_kernel(
 
 @triton.jit
 def bias_gelu_backward_kernel(
-    x_ptr,  # (n, d), contiguous, as the two below
+    x_ptr,  # (n, d), contiguous, like the two below
     dy_ptr,
     dx_ptr,
     bias_ptr,  # (d,)
@@ -65,7 +65,7 @@ def bias_gelu_backward_kernel(
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """Program (i, j) takes the row tiles i, i + PARTIALS, ... of the column block j."""
+    """Program (i, j) processes the row tiles i, i + PARTIALS, ... of column block j."""
     program = tl.program_id(0)
     lane = tl.program_id(1) * LANES + tl.arange(0, LANES)
     inside = lane < d
@@ -96,7 +96,7 @@ def bias_gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
 
 
 def bias_gelu_backward(x: Tensor, bias: Tensor, dy: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of x (its dtype) and bias (fp32)."""
+    """Gradients of x (in its dtype) and bias (fp32)."""
     x, dy = x.contiguous(), dy.contiguous()
     n, d = x.shape
     dx = torch.empty_like(x)

@@ -1,8 +1,7 @@
 """LayerNorm of the fp32 residual stream, written in the dtype that the next product reads.
 
-A parallel block has two of them over the same stream: `layer_norm_pair`, which on a CUDA device is
-one Triton kernel each way (layer_norm_triton) and can add the block before it to the stream first.
-Speed there: not yet measured.
+A parallel block applies two to the same stream: `layer_norm_pair`, on a CUDA device one Triton
+kernel in each direction (layer_norm_triton), which can also add the previous block's branches.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 BLOCKS = 16
-"""Partial sums of the weight and bias gradients: a fixed number, whatever the threads."""
+"""Partial sums of the weight and bias gradients: the same for any number of threads."""
 WIDTH_MAX = 8192
-"""Widest row that the Triton kernels hold in registers; Pythia-12B has 5,120."""
+"""Widest row that the Triton kernels can keep in registers; Pythia-12B has 5,120."""
 
 
 def layer_norm_reference(
@@ -61,8 +60,7 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm of x (n, d) with weight (d,), bias (d,), all fp32, into `dtype`."""
-    known = x.dtype == torch.float32 and dtype != torch.float16
-    if known and native.available(x):
+    if x.dtype == torch.float32 and dtype != torch.float16 and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
 
@@ -171,7 +169,7 @@ def layer_norm_pair(
     Args:
         x: (n, d), fp32. branches: () for z = x, or a and b, (n, d) each.
         norms: weight1, bias1, weight2, bias2, (d,) each, fp32.
-        dtype: of the two normalised results.
+        dtype: dtype of the two normalised results.
 
     Raises:
         ConfigError: a dtype or width that the kernel cannot take.
@@ -182,7 +180,7 @@ def layer_norm_pair(
         d = x.shape[1]
         wide = [f"rows of {d}, the kernel takes up to {WIDTH_MAX}"] if d > WIDTH_MAX else []
         dispatch.check("layer_norm_pair", dtypes, wide)
-        if dispatch.works("layer_norm_pair", x.device, dtype, d):
+        if dispatch.is_supported("layer_norm_pair", x.device, dtype, d):
             z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)
             return z if branches else x, y1, y2
     z = x + (branches[0] + branches[1]) if branches else x

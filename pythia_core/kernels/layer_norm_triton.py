@@ -1,10 +1,9 @@
-"""The two LayerNorms of a parallel block from one pass over the residual stream, and the residual.
+"""The two LayerNorms of a parallel block in one pass over the residual stream, which it updates.
 
-Statistics are fp32 and taken in two steps (mean, then centred squares) on rows held in registers.
-The backward keeps its sums for the four parameter gradients in registers over many rows and writes
+Statistics are fp32 and computed in two steps (mean, then centred squares) on rows in registers. The
+backward keeps its sums for the four parameter gradients in registers over many rows and writes
 PARTIALS of each: a fixed number, so results do not depend on the device. There a row is two runs of
-lanes, of 4,096 + 1,024 at Pythia-12B's 5,120: with sums of 8,192 lanes, compiled for sm_90, it
-would spill. Speed: not yet measured.
+lanes, 4,096 + 1,024 at Pythia-12B's 5,120: sums of 8,192 lanes would spill on sm_90.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ PARTIALS = 256
 
 
 def tile(d: int) -> tuple[int, int, int]:
-    """(rows, lanes, warps) of a program: some 2,048 elements, or one row."""
+    """(rows, lanes, warps) per program: about 2,048 elements, at least one row."""
     lanes = triton.next_power_of_2(d)
     rows = max(1, 2048 // lanes)
     return rows, lanes, max(4, min(16, rows * lanes // 512))
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """(rows, lanes, more lanes, warps): a row is one or two runs of lanes, powers of two."""
+    """(rows, lanes, second run of lanes or 0, warps) per program; runs are powers of two."""
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
     rows = tile(d)[0]
@@ -34,10 +33,10 @@ def backward_tile(d: int) -> tuple[int, int, int, int]:
 
 @triton.jit
 def pair_kernel(
-    x_ptr,  # (n, d), as all matrices here: contiguous
+    x_ptr,  # (n, d), contiguous like all matrices here
     a_ptr,  # (n, d), read if RESIDUAL
     b_ptr,  # (n, d), read if RESIDUAL
-    weight1_ptr,  # (d,), as the three others
+    weight1_ptr,  # (d,), like the three others
     bias1_ptr,
     weight2_ptr,
     bias2_ptr,
@@ -85,7 +84,7 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Of the lanes from `first` of a tile of rows: what dx is made of, and the sums so far."""
+    """For a run of lanes of a tile of rows: the two terms of dx, and the updated sums."""
     lane = first + tl.arange(0, LANES)
     inside = lane < d
     mask = (row < n)[:, None] & inside[None, :]
@@ -141,7 +140,7 @@ def pair_backward_kernel(
     rstd_ptr,  # (n,) fp32
     dx_ptr,  # (n, d), in the dtype of z
     dbranch_ptr,  # (n, d): dx in the dtype of the branches, written if RESIDUAL
-    partial_ptr,  # (PARTIALS, 4, d) fp32: of weight1, bias1, weight2, bias2
+    partial_ptr,  # (PARTIALS, 4, d) fp32: gradients of weight1, bias1, weight2, bias2
     n,
     d,
     RESIDUAL: tl.constexpr,
@@ -150,7 +149,7 @@ def pair_backward_kernel(
     LANES1: tl.constexpr,
     LANES2: tl.constexpr,  # 0: the row is one run of lanes
 ):
-    """Program i takes the row tiles i, i + PARTIALS, ..."""
+    """Program i processes the row tiles i, i + PARTIALS, ..."""
     program = tl.program_id(0)
     dweight1 = tl.zeros((LANES1,), tl.float32)
     dbias1, dweight2, dbias2 = dweight1, dweight1, dweight1
@@ -200,7 +199,7 @@ def pair_forward(
 
     Args:
         x: (n, d). branches: none, or two of (n, d). norms: weight1, bias1, weight2, bias2, (d,).
-        dtype: of y1 and y2.
+        dtype: dtype of y1 and y2.
     """
     x = x.contiguous()
     branches = [b.contiguous() for b in branches]
@@ -221,7 +220,7 @@ def pair_backward(
     z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
     mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, the gradient of either branch (empty if `dz` is None), (4, d) of the parameters."""
+    """dx, the gradient of each branch (empty if `dz` is None), those of the parameters (4, d)."""
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()
     rows, first, second, warps = backward_tile(d)

@@ -1,8 +1,8 @@
 """Linear map with a compute copy of its weights: matrix products in bf16 (or fp32), fp32 gradients.
 
-The weight that the optimizer owns stays in fp32. The product uses a copy in the compute dtype that
-is refreshed once per update (pythia_core.training.optimizer), not once per use as autocast does.
-Gradients of weight and bias come back in fp32.
+The optimizer's weight stays in fp32. The product uses a copy in the compute dtype that is refreshed
+once per update (pythia_core.training.optimizer), not once per use as under autocast. Gradients of
+weight and bias are fp32.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def linear(
     """x (n, in) @ weight_c (out, in)^T + bias_c (out); gradients go to `weight` and `bias` in fp32.
 
     Args:
-        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. Both biases
-            are None where the next operation adds it.
+        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. The biases
+            are None if the next operation adds the bias.
     """
     # detached: torch.compile refuses one tensor as two inputs, which masters in fp32 would be
     bias_c = bias_c if bias_c is None else bias_c.detach()

@@ -1,10 +1,10 @@
 """Partial rotary position embedding, half-split ("rotate-half") layout, as in GPT-NeoX v1.0.
 
 Only the first `rotary_dims` of each query and key head are rotated (25 % in Pythia); lane i is
-paired with lane i + rotary_dims/2 and turned by the angle position * base^(-2i / rotary_dims).
+paired with lane i + rotary_dims/2 and rotated by the angle position * base^(-2i / rotary_dims).
 
-On a CUDA device queries and keys are rotated where they lie in the packed QKV, and the backward
-writes one packed gradient (rotary_triton). Speed there: not yet measured.
+On a CUDA device queries and keys are rotated in place in the packed QKV, and the backward writes
+one packed gradient (rotary_triton).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tens
     """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
 
     Returns:
-        three of (batch, seq, heads, head_dim)
+        three tensors (batch, seq, heads, head_dim)
     """
     q, k, v = qkv.unbind(3)
     q, k = (rotary_reference(x.transpose(1, 2), cos, sin).transpose(1, 2) for x in (q, k))
@@ -49,7 +49,7 @@ def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tens
 
 @torch.library.custom_op("pythia::rotate_", mutates_args=("qkv",))
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    """Turn the queries and keys of a packed qkv in place, or back; CUDA only."""
+    """Rotate the queries and keys of a packed qkv in place, or back; CUDA only."""
     from pythia_core.kernels import rotary_triton
 
     rotary_triton.rotate_(qkv, cos, sin, back)
@@ -82,8 +82,8 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 class _SplitRotated(torch.autograd.Function):
-    """Autograd cannot express "in place, and three views of it": the version counter of qkv still
-    moves, so that a backward that needs the unrotated values fails and is never silently wrong."""
+    """Autograd cannot express "in place, and three views of it". The version counter of qkv still
+    changes, so a backward that needs the unrotated values fails instead of being wrong."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
@@ -100,13 +100,13 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
 
     On a CUDA device qkv is overwritten and the results are views of it, except under no_grad:
-    nothing there would notice a use of the old values.
+    there, autograd would not notice a use of the old values.
 
     Args:
         cos, sin: (seq, rotary_dims / 2), fp32.
 
     Returns:
-        three of (batch, seq, heads, head_dim)
+        three tensors (batch, seq, heads, head_dim)
 
     Raises:
         ConfigError: a dtype or head that the kernel cannot take.
@@ -120,6 +120,6 @@ def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     if 2 * half > dim:
         problems.append(f"{2 * half} rotary lanes in a head of {dim}")
     dispatch.check("split_rotated", {"qkv": qkv.dtype}, problems)
-    if not dispatch.works("rotation", qkv.device, qkv.dtype, dim):
+    if not dispatch.is_supported("rotation", qkv.device, qkv.dtype, dim):
         return split_rotated_reference(qkv, cos, sin)
     return _SplitRotated.apply(qkv if torch.is_grad_enabled() else qkv.clone(), cos, sin)

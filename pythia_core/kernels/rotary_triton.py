@@ -1,7 +1,7 @@
-"""Rotary embedding on the packed QKV: in place forward, gradients gathered into one packed buffer.
+"""Rotary embedding on the packed QKV: in-place forward, gradients gathered into one packed buffer.
 
-Only the rotated lanes of queries and keys are read and written by the forward, a sixth of the
-buffer at Pythia's 25 %. Angles are applied in fp32 and rounded once. Speed: not yet measured.
+The forward reads and writes only the rotated lanes of queries and keys, a sixth of the buffer at
+Pythia's 25 %. Angles are applied in fp32 and rounded once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ WARPS = 4
 
 
 def tile(half: int) -> tuple[int, int]:
-    """(rows, lanes) of a program: the rotated lanes of a row, eight elements a thread."""
+    """(rows, lanes) per program: the rotated lanes of a row, eight elements per thread."""
     lanes = triton.next_power_of_2(max(half, 1))
     return max(1, 32 * WARPS * 8 // lanes), lanes
 
 
 @triton.jit
-def _turned(first, second, cos, sin, BACK: tl.constexpr):
+def _rotated(first, second, cos, sin, BACK: tl.constexpr):
     if BACK:
         return first * cos + second * sin, second * cos - first * sin
     return first * cos - second * sin, second * cos + first * sin
@@ -60,7 +60,7 @@ def rotate_kernel(
     sin = tl.load(sin_ptr + table, mask=mask, other=0.0)
     first = tl.load(first_ptr, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(first_ptr + HALF, mask=mask, other=0.0).to(tl.float32)
-    first, second = _turned(first, second, cos, sin, BACK)
+    first, second = _rotated(first, second, cos, sin, BACK)
     tl.store(first_ptr, first.to(qkv_ptr.dtype.element_ty), mask=mask)
     tl.store(first_ptr + HALF, second.to(qkv_ptr.dtype.element_ty), mask=mask)
 
@@ -83,7 +83,7 @@ def _copy_rotated_back(
         first_ptr = from_ptr[:, None] + lane[None, :]
         first = tl.load(first_ptr, mask=mask, other=0.0).to(tl.float32)
         second = tl.load(first_ptr + HALF, mask=mask, other=0.0).to(tl.float32)
-        first, second = _turned(first, second, cos, sin, True)
+        first, second = _rotated(first, second, cos, sin, True)
         out_ptr = to_ptr[:, None] + lane[None, :]
         tl.store(out_ptr, first.to(to_ptr.dtype.element_ty), mask=mask)
         tl.store(out_ptr + HALF, second.to(to_ptr.dtype.element_ty), mask=mask)
@@ -113,7 +113,7 @@ def pack_kernel(
     REST_LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
-    """A row is one head of one token: dq and dk rotated back, dv as it is, side by side."""
+    """A row is one head of one token: dq and dk rotated back, then dv unchanged."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     head = row % heads
@@ -151,7 +151,7 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(batch, seq, heads, 3, head_dim), contiguous, of three (batch, seq, heads, head_dim)."""
+    """One contiguous (batch, seq, heads, 3, head_dim) of three (batch, seq, heads, head_dim)."""
     dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
     batch, seq, heads, dim = dq.shape
     half = cos.shape[-1]

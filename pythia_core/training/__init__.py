@@ -1,1 +1,1 @@
-"""The training loop and what makes it exact: from `train` outwards to runs on disk."""
+"""The training loop, exactly resumable, and runs on disk."""

@@ -1,13 +1,12 @@
 """Asynchronous checkpoints: a snapshot now; hashing, syncing and renaming in another thread.
 
-`save` copies what is to be written (on a CUDA device through pinned memory on a stream of its own)
-and returns; later updates cannot touch the copy. At most one checkpoint is being written: the next
-`save` waits for it. An error in the thread surfaces in the next call, at the latest when the writer
-is closed. What a crash leaves is what pythia_core.training.checkpoint leaves: a whole folder or
-none.
+`save` copies the tensors (on a CUDA device to pinned memory on a separate stream) and returns;
+later updates cannot change the copy. At most one checkpoint is written at a time: the next `save`
+waits for it. An error in the thread is raised by the next call, at the latest when the writer is
+closed. As always (pythia_core.training.checkpoint), a crash leaves a complete folder or none.
 
-On a CPU checkpoints are written synchronously by default: saving takes a small share of the time
-(train.STATE_SHARE), and several runs use every core already.
+On a CPU checkpoints are written synchronously by default: saving takes little of the time
+(train.STATE_SHARE), and several runs already use every core.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ class CheckpointWriter:
     """A context manager; on exit everything is on disk.
 
     Args:
-        asynchronous: write in a thread; otherwise `save` returns when the checkpoint is written.
+        asynchronous: write in a thread; otherwise `save` returns after the checkpoint is written.
 
     Attributes:
-        seconds: how long the last finished write took, the snapshot included.
+        seconds: duration of the last finished write, including the snapshot.
     """
 
     def __init__(self, asynchronous: bool) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
-        self._under_way: Future[None] | None = None
+        self._pending: Future[None] | None = None
         self.seconds = 0.0
 
     def save(
@@ -53,10 +52,10 @@ class CheckpointWriter:
         """Save `files` as they are now (checkpoint.save_checkpoint), then call `then`.
 
         Returns:
-            for CUDA tensors, the event after which they are copied and may change.
+            for CUDA tensors, the event after which they may change.
 
         Raises:
-            TrainingError: this one, or the one before it, could not be written.
+            TrainingError: this checkpoint or the previous one could not be written.
         """
         self.wait()
         started = time.monotonic()
@@ -70,7 +69,7 @@ class CheckpointWriter:
                 copied.synchronize()
             self._write(parent, step, copies, meta, then, started)
 
-        self._under_way = self._thread.submit(write)
+        self._pending = self._thread.submit(write)
         return copied
 
     def _write(
@@ -88,19 +87,19 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> bool:
-        """Whether a write is under way."""
-        return self._under_way is not None and not self._under_way.done()
+        """Whether a write is in progress."""
+        return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise the error of a write that has failed; never waits."""
-        if self._under_way is not None and self._under_way.done():
+        """Raise the error of a failed write; never waits."""
+        if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for what is under way, and raise its error."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+        """Wait for the write in progress, and raise its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -122,7 +121,7 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copies in host memory; those of CUDA tensors (on one device) are complete after the event."""
+    """Copies in host memory; those of CUDA tensors (on one device) are complete at the event."""
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:
         return _map(files, lambda t: t.detach().clone()), None
@@ -133,7 +132,7 @@ def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
         copied = torch.cuda.Event()
         copied.record()
     for tensor in on_device:
-        tensor.record_stream(side)  # its memory is not used again before it is read
+        tensor.record_stream(side)  # keep its memory until the copy is done
     return copies, copied
 
 

@@ -1,13 +1,13 @@
 """Checkpoints: a complete, hashed folder or none.
 
 A folder `step-000123` holds safetensors files, JSON, and a manifest with the size and sha256 of
-each file and of itself, written last. It is made under a temporary name, synced and renamed
+each file and of itself, written last. It is written under a temporary name, synced and renamed
 (pythia_core.util.files.atomic_dir), so a crash at any moment leaves either the whole folder or
-none. Nothing is pickled, and nothing loads without its hashes being checked: no format in use
-notices a flipped bit by itself.
+none. Nothing is pickled, and nothing is loaded before its hashes are checked: neither safetensors
+nor JSON would notice a flipped bit.
 
-There are two kinds: *weights* (the model that the forward pass used; bf16 in bf16 runs; never
-pruned) and *state* (fp32 masters, Adam moments and everything else that exact resumption needs).
+There are two kinds: *weights* (what the forward pass used, so bf16 in bf16 runs; never pruned) and
+*state* (fp32 masters, Adam moments and everything else that exact resumption needs).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NAME = re.compile(r"step-(\d{6,})")
 
 
 def step_folder(parent: Path, step: int) -> Path:
-    """The folder of the checkpoint of `step` under `parent`."""
+    """The folder of a checkpoint."""
     return parent / f"step-{step:06d}"
 
 
@@ -49,7 +49,7 @@ def saved_steps(parent: Path) -> list[int]:
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes, shapes and bytes: equal exactly when every tensor is."""
+    """Hash of names, dtypes, shapes and bytes: equal if and only if all tensors are equal."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
@@ -59,7 +59,7 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def weighted_steps(parent: Path) -> list[int]:
-    """Steps under `parent` that have their weights and not just a manifest (see `drop_weights`)."""
+    """Steps under `parent` whose weights exist, not just a manifest (see `drop_weights`)."""
     return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
 
 
@@ -92,14 +92,14 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 def save_checkpoint(
     parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
 ) -> Path:
-    """Write `step-NNNNNN` under `parent`, unless it is there already and sound.
+    """Write `step-NNNNNN` under `parent`, unless an intact one exists.
 
     Args:
         files: file stem -> tensors, e.g. {"model": {...}}.
         meta: JSON values stored in the manifest.
 
     Raises:
-        TrainingError: no space left; what was there before is untouched.
+        TrainingError: no space left; existing files are untouched.
     """
     target = step_folder(parent, step)
     if _is_dropped(target):
@@ -131,7 +131,7 @@ def save_checkpoint(
         raise TrainingError(
             f"could not save step {step} under {parent}: {reason}. Earlier checkpoints are intact; "
             f"{shutil.disk_usage(parent).free / 1e6:.0f} MB are free there. Make room or set "
-            "PYTHIA_RESULTS to another disk, then run again: training goes on from the last state."
+            "PYTHIA_RESULTS to another disk, then run again: training resumes from the last state."
         ) from error
     return target
 
@@ -140,7 +140,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint, after its own hash and the files' names and sizes are checked.
 
     Raises:
-        CheckpointError: absent, malformed, or the files are not those it lists.
+        CheckpointError: absent, malformed, or not matching the files.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -160,7 +160,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     expected = _NAME.fullmatch(folder.name)
     if expected and int(expected[1]) != manifest["step"]:
-        raise CheckpointError(f"{folder} holds step {manifest['step']}: folders were swapped")
+        raise CheckpointError(
+            f"{folder} holds step {manifest['step']}: the folder was renamed or swapped"
+        )
     return manifest
 
 
@@ -195,7 +197,7 @@ def newest_loadable(
 ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """The newest checkpoint under `parent` that passes its hashes, as (step, files, meta), or None.
 
-    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is taken.
+    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is tried.
     """
     for step in reversed(saved_steps(parent)):
         if at_most is not None and step > at_most:
@@ -213,7 +215,7 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
     aside = folder.with_name(folder.name + ".corrupt")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
-    warnings.warn(f"{error} It was set aside as {aside.name}.", stacklevel=3)
+    warnings.warn(f"{folder.name} was renamed to {aside.name}: {error}", stacklevel=3)
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
@@ -225,13 +227,13 @@ def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
 
 
 def sweep_temporaries(parent: Path) -> None:
-    """Remove what a killed save left behind. Call only while holding the run's lock."""
+    """Remove leftovers of a killed save. Call only while holding the run's lock."""
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:
-    """Step -> one hash over all its files, from the manifests (files are not read).
+    """Step -> one hash over all its files, from the manifests alone.
 
     Raises:
         CheckpointError: a damaged manifest.
@@ -244,14 +246,9 @@ def weight_hashes(parent: Path) -> dict[int, str]:
     return hashes
 
 
-def repeated(hashes: dict[int, str]) -> list[list[int]]:
+def duplicate_steps(hashes: dict[int, str]) -> list[list[int]]:
     """Groups of steps with equal hashes; would have caught the repeated checkpoints on the hub."""
     groups = defaultdict(list)
     for step, sha256 in hashes.items():
         groups[sha256].append(step)
     return [steps for steps in groups.values() if len(steps) > 1]
-
-
-def duplicates(parent: Path) -> list[list[int]]:
-    """Groups of saved steps whose weights are the same."""
-    return repeated(weight_hashes(parent))

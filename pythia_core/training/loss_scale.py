@@ -1,13 +1,12 @@
 """Dynamic loss scaling as DeepSpeed did it for the fp16 models of Pythia.
 
-Gradients of a loss multiplied by `scale` stay above the smallest fp16 number; one that exceeds the
-largest marks the update as an overflow, which is skipped: weights, moments, learning rate and the
-age of the moments stay. The first overflow of a series only uses up the hysteresis, every further
-one halves the scale; after `WINDOW` updates without an overflow it doubles and the hysteresis is
-filled up again. The numbers are those of Pythia's configs (initial power 12, window 1,000,
-hysteresis 2, minimum 1).
+The loss is multiplied by `scale` to keep gradients above the smallest fp16 number. If one exceeds
+the largest, the update is an overflow and is skipped: weights, moments, their age and the learning
+rate do not change. The first overflow only uses up the hysteresis, every further one halves the
+scale; after `WINDOW` updates without an overflow the scale doubles and the hysteresis is reset. The
+values are those of Pythia's configs (initial power 12, window 1,000, hysteresis 2, minimum 1).
 
-The trainer finds overflows and skips updates, on the device (pythia_core.training.trainer).
+The trainer detects overflows and skips updates, on the device (pythia_core.training.trainer).
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ MINIMUM = 1.0
 
 @dataclass
 class LossScale:
-    """The scale and everything that its future depends on."""
+    """The scale and the state of its adaptation."""
 
     scale: float = INITIAL
     good: int = 0
-    """Updates since the last overflow, or since the beginning."""
+    """Updates since the last overflow or the start."""
     hysteresis: int = HYSTERESIS
     """Overflows until the scale is halved, including the one that halves it."""
     skipped: int = 0
-    """Overflows so far, which is how many updates the learning rate is behind the step."""
+    """Overflows so far: the learning rate lags behind the step by as many updates."""
 
     def update(self, overflow: bool) -> None:
         """Adapt the scale after an update.
 
         Raises:
-            TrainingError: an overflow at the smallest scale.
+            TrainingError: an overflow at the minimum scale.
         """
         if not overflow:
             self.good += 1

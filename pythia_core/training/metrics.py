@@ -1,7 +1,7 @@
-"""What a run logs: one JSON object per update; and the FLOP of an update.
+"""The log of a run, one JSON object per update, and the FLOP of an update.
 
-`metrics.jsonl` is the source of truth for curves: append-only, flushed row by row, readable by
-anything. A torn last line (the process was killed during a write) is dropped by the reader.
+`metrics.jsonl` is append-only and flushed after every row. If the process was killed during a
+write, the reader drops the partial last line.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pythia_core.util.files import atomic_file
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl; a torn last line is dropped.
+    """Rows of a metrics.jsonl; a partial last line is dropped.
 
     Raises:
-        DataError: a malformed line that is not the last one, with its number.
+        DataError: a malformed line other than the last; names its number.
     """
     if not path.exists():
         return []
@@ -32,7 +32,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            if number == len(lines):  # no newline after it: the write was cut
+            if number == len(lines):  # no newline after it: an interrupted write
                 break
             raise DataError(f"{path}:{number} is not JSON ({error}); delete the run") from error
     return rows

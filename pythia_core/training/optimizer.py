@@ -1,11 +1,11 @@
 """AdamW as Pythia used it, on parameters that live in one flat buffer.
 
 All masters are views of one fp32 tensor, all gradients of another, and in half precision all
-compute copies of a third: zeroing, the gradient norm, clipping, the update and the refresh of the
-copies are each one pass over contiguous memory at most, however many tensors the model has.
+compute copies of a third. Zeroing, the gradient norm, clipping, the update and the refresh of the
+copies each take at most one pass over contiguous memory, whatever the number of tensors.
 
-Groups (GPT-NeoX v1.0): biases and LayerNorm parameters are not decayed; everything else is, both
-embeddings included. The decay is decoupled (AdamW), although paper and code say "Adam".
+Weight decay (GPT-NeoX v1.0) applies to everything but biases and LayerNorm parameters, so to both
+embeddings too. It is decoupled (AdamW), although paper and code say "Adam".
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pythia_core.config import TrainConfig
-from pythia_core.kernels.adamw import AdamW, Moving, adamw_
+from pythia_core.kernels.adamw import AdamWBuffers, AdamWHyperparameters, adamw_
 from pythia_core.model import GPTNeoX, Linear
 
 
@@ -27,14 +27,14 @@ class FlatParameters:
     """The parameters of a model moved into flat buffers; the model keeps working on views of them.
 
     Attributes:
-        flat, grad: masters and gradients of everything, fp32. names: of the parameters in order.
-        copy: the masters in the compute dtype, None if that is fp32. copies: its parts by name.
-        n_decayed: number of elements that are decayed; they come first.
+        flat, grad: all masters and all gradients, fp32. names: the parameters' names in order.
+        copy: the masters in the compute dtype, None if that is fp32. copies: its views by name.
+        n_decayed: number of elements with weight decay; they come first.
     """
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:
         parameters = dict(model.named_parameters())
-        self.names = sorted(parameters, key=lambda name: not is_decayed(name))  # stable: order kept
+        self.names = sorted(parameters, key=lambda name: not is_decayed(name))  # stable sort
         self.n_decayed = sum(parameters[n].numel() for n in self.names if is_decayed(n))
         self.flat = torch.cat([parameters[n].detach().flatten() for n in self.names])
         self.grad = torch.zeros_like(self.flat)
@@ -63,7 +63,7 @@ class FlatParameters:
             module.copies[leaf] = copy
 
     def refresh_copies(self) -> None:
-        """Round the masters into the compute copies; call after every change of the masters."""
+        """Round the masters into the compute copies; call after every change to the masters."""
         if self.copy is not None:
             self.copy.copy_(self.flat)
 
@@ -87,10 +87,12 @@ class FlatAdamW:
 
     def __init__(self, flat: FlatParameters, train: TrainConfig) -> None:
         self.exp_avg, self.exp_avg_sq = (torch.zeros_like(flat.flat) for _ in range(2))
-        self._moving = Moving(
+        self._buffers = AdamWBuffers(
             flat.flat, flat.grad, self.exp_avg, self.exp_avg_sq, flat.copy, flat.n_decayed
         )
-        self._constants = AdamW(train.beta1, train.beta2, train.eps, train.weight_decay)
+        self._hyperparameters = AdamWHyperparameters(
+            train.beta1, train.beta2, train.eps, train.weight_decay
+        )
         device = flat.flat.device
         self._one, self._no = torch.ones((), device=device), torch.zeros((), device=device)
 
@@ -101,9 +103,9 @@ class FlatAdamW:
         """One update in place; see kernels.adamw. Does not synchronise with the device.
 
         Args:
-            update: 1 for the first one that these moments see.
-            factor: multiplies the gradient, 0-dim (default 1). skip: 0-dim, 1 to change nothing.
+            update: number of this update, from 1, since the moments were zero.
+            factor: 0-dim, scales the gradient (default 1). skip: 0-dim, 1 makes this a no-op.
         """
         factor = self._one if factor is None else factor.float()
         skip = self._no if skip is None else skip.float()
-        adamw_(self._moving, self._constants, lr, update, factor, skip)
+        adamw_(self._buffers, self._hyperparameters, lr, update, factor, skip)

@@ -1,10 +1,10 @@
-"""Find a run by its identity, or train it. Runs live in results/runs, named by their identity.
+"""Find a run by its identity, or train it. Runs are stored in results/runs, named by identity.
 
-The identity is the hash of everything a run's bits depend on: its config, the data's fingerprint,
-and the code, versions, kernels and kind of device that ran. A run that exists is loaded, and a
-half-trained one is continued; a folder with another identity is an error that names the differing
-keys. A fork (a run with an intervention) finds or trains its control first, takes its exact state
-at the branching step and replays the control's batches with the swap.
+The identity is the hash of everything on which a run depends bitwise: its config, the data's
+fingerprint, and the versions, kernels and kind of device. A finished run is loaded, an unfinished
+one is continued; a folder with another identity is an error that names the differing keys. A fork
+(a run with an intervention) finds or trains its control first, takes its exact state at the
+branching step and replays the control's batches with the swap.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.kernels import native, use_triton
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import (
-    duplicates,
+    duplicate_steps,
     load_checkpoint,
     newest_loadable,
     saved_steps,
     step_folder,
+    weight_hashes,
     weighted_steps,
 )
 from pythia_core.training.execution import EAGER, Execution
@@ -57,7 +58,7 @@ from pythia_core.util.workers import n_workers, parallel_map
 # --- identity --------------------------------------------------------------------------------
 
 TRAJECTORY_VERSION = 2
-"""Part of every run's identity: raise it when a change alters what a run computes."""
+"""Part of every run's identity: raise it when a change of the code alters results."""
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> 
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
-    """The versions and the kernels that determine a run's bits.
+    """The versions and kernels that determine a run bitwise.
 
     Raises:
         ConfigError: an execution mode that this machine's device does not support.
@@ -90,14 +91,14 @@ def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
 
 Key = TypeVar("Key")
 CORE_FLOPS = 5e10
-"""Rough FLOP/s of one core in training; for a warning only."""
+"""Approximate FLOP/s of one core in training; only for a warning."""
 LONG_HOURS = 12
-"""Without a GPU, training that takes longer than this gets a warning."""
+"""Without a GPU, training longer than this gives a warning."""
 SHORT = 1e12
-"""FLOP up to which runs train faster than a worker process starts."""
+"""Up to this many FLOP, training takes less time than starting a worker process."""
 
 
-class Checkpoints(Protocol):
+class CheckpointSource(Protocol):
     """A model at several steps of its training: a run, or a published model."""
 
     @property
@@ -105,11 +106,11 @@ class Checkpoints(Protocol):
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The name in messages."""
 
     @property
     def label(self) -> str:
-        """For tables."""
+        """The name in tables."""
 
     @property
     def deduped(self) -> bool:
@@ -117,22 +118,22 @@ class Checkpoints(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where measurements of it are kept."""
+        """The folder of its measurements."""
 
     @property
     def config(self) -> RunConfig: ...
 
     @property
     def data(self) -> Any:
-        """Has at least its tokenizer and eod_id."""
+        """An object with at least `tokenizer` and `eod_id`."""
 
     @property
     def steps(self) -> list[int]:
-        """Steps whose weights are there."""
+        """Steps with weights."""
 
     @property
-    def due(self) -> list[int]:
-        """Steps whose weights should be there."""
+    def scheduled_steps(self) -> list[int]:
+        """Steps that should have weights."""
 
     def model(self, step: int | None = None) -> GPTNeoX: ...
 
@@ -146,12 +147,12 @@ class Run:
     data: PreparedData
 
     def __reduce__(self) -> tuple:
-        """Pickled without its ledger, which is read again."""
+        """Pickle without the ledger, which is read again."""
         return Run, (self.folder, self.config, self.data)
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the identity's hash; does not depend on the folder."""
+        """First 12 hex digits of the hash of its identity; does not depend on the folder."""
         return stable_hash(json.loads((self.folder / "identity.json").read_text()))[:12]
 
     @property
@@ -176,22 +177,22 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with saved weights; a fork's start at its branching point."""
+        """Steps with saved weights; those of a fork start at its branching step."""
         return weighted_steps(self.checkpoints)
 
     @property
     def updates(self) -> range:
-        """The updates it makes: update k turns step k into step k + 1."""
+        """Its updates: update k leads from step k to step k + 1."""
         return self.config.updates
 
     @property
-    def due(self) -> list[int]:
-        """Steps whose weights a finished run has saved."""
+    def scheduled_steps(self) -> list[int]:
+        """Steps at which weights are saved."""
         return [s for s in checkpoint_steps(self.config.train.steps) if s >= self.updates.start]
 
     @cached_property
     def ledger(self) -> Ledger | None:
-        """Every token that the intervention changed; None for a control."""
+        """The changes by the intervention; None for a control."""
         window = self.config.intervention
         if window is None:
             return None
@@ -199,7 +200,7 @@ class Run:
 
     @property
     def tokens_changed(self) -> int:
-        """Tokens that the intervention changed; 0 for a control."""
+        """Number of tokens that the intervention changed; 0 for a control."""
         return len(self.ledger.row) if self.ledger is not None else 0
 
     def batch(self, step: int) -> np.ndarray:
@@ -216,7 +217,7 @@ class Run:
         """The model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
-            CheckpointError: no such checkpoint (lists the nearest there are), or a corrupt one.
+            CheckpointError: no such checkpoint (lists the nearest ones), or a corrupt one.
         """
         steps = self.steps
         step = self.updates.stop if step is None else step
@@ -257,29 +258,30 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent in updates over all sessions, without work that was lost to a kill."""
+        """Time spent in updates, without those that a crash discarded."""
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
-def role(config: RunConfig) -> str:
-    """The role of a run among those of the same model: "control", or the swap and its steps."""
+def arm_label(config: RunConfig) -> str:
+    """The arm of a run in its study: "control", or the swap and its steps."""
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
 
-def _described(config: RunConfig) -> str:
-    return f"{config.model.n_params_non_embedding:,} parameters, {role(config)}"
+def _describe(config: RunConfig) -> str:
+    return f"{config.model.n_params_non_embedding:,} parameters, {arm_label(config)}"
 
 
 def locate(config: RunConfig, progress: bool = True, execution: Execution | None = None) -> Run:
     """The run that `config` describes, trained or not; prepares its data.
 
     Args:
-        execution: default: Execution.chosen(). Settings that move no bits find the same run.
+        execution: default: Execution.from_environment(). Settings without effect on results find
+            the same run.
 
     Raises:
-        CheckpointError: the folder exists under another identity (differing keys are named).
+        CheckpointError: the folder exists with another identity (differing keys are listed).
     """
     data = prepare(config.data, progress=progress)
     if data.vocab_size > config.model.vocab_size:
@@ -290,13 +292,13 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     available = data.rows.n_rows // config.train.batch_size
     if config.train.steps > available:
         raise ConfigError(
-            f"{config.train.steps} steps of {config.train.batch_size} rows need more data than "
-            f"there is: the order has {data.rows.n_rows} rows, enough for {available} "
+            f"{config.train.steps} steps of {config.train.batch_size} rows need more data: "
+            f"the order has {data.rows.n_rows} rows, enough for {available} "
             "steps. Use fewer steps, more epochs (--epochs, DataConfig.epochs) or more text."
         )
-    identity = run_identity(config, data.fingerprint, execution or Execution.chosen())
+    identity = run_identity(config, data.fingerprint, execution or Execution.from_environment())
     shape = f"L{config.model.n_layers}-d{config.model.d_model}"
-    folder = results_dir() / "runs" / f"{shape}-{role(config)}-{stable_hash(identity)[:12]}"
+    folder = results_dir() / "runs" / f"{shape}-{arm_label(config)}-{stable_hash(identity)[:12]}"
     record = folder / "identity.json"
     if record.exists():
         try:
@@ -318,7 +320,7 @@ def open_run(folder: Path) -> Run:
     """The run in a folder.
 
     Raises:
-        CheckpointError: not a run's folder.
+        CheckpointError: not a run's folder, or its corpus has changed.
     """
     try:
         identity = json.loads((Path(folder) / "identity.json").read_text())
@@ -328,20 +330,20 @@ def open_run(folder: Path) -> Run:
         config = run_config_from_dict(identity["config"])
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
-            f"{folder} is not a run: no readable identity.json ({error}). Runs lie in "
+            f"{folder} is not a run: no readable identity.json ({error}). Runs are in "
             f"{results_dir() / 'runs'}."
         ) from error
     data = prepare(config.data, progress=False)
     if data.fingerprint != identity["data"]:
         raise CheckpointError(
             f"{folder} was trained on data {identity['data'][:12]}, but {config.data.corpus!r} now "
-            f"gives {data.fingerprint[:12]}: the corpus has changed since"
+            f"gives {data.fingerprint[:12]}: the corpus has changed"
         )
     return Run(Path(folder), config, data)
 
 
 def find_run(name: str) -> Run:
-    """The run with this folder, folder name, or (beginning of an) id.
+    """The run with this folder, folder name, or id (or the beginning of it).
 
     Raises:
         CheckpointError: none or several match; lists the existing runs.
@@ -393,18 +395,18 @@ def find_or_train(
 ) -> Run:
     """The finished run that `config` describes: loaded if it exists, continued or trained if not.
 
-    Its full states are kept where the paper's interventions branch off and at the steps in `keep`.
+    Its full state is kept at the branching steps of the paper and at the steps in `keep`.
 
     Args:
         keep: what a large run keeps (pythia_core.training.retention); default: everything. A
             control that is trained for its fork keeps everything.
-        execution: default: Execution.chosen().
+        execution: default: Execution.from_environment().
 
     Raises:
-        ConfigError: too little data or too small a vocabulary for the config. CheckpointError,
-        TrainingError: see pythia_core.training.checkpoint and pythia_core.training.train.
+        ConfigError: too little data or too small a vocabulary for the config.
+        CheckpointError, TrainingError: see pythia_core.training.checkpoint and .train.
     """
-    execution = execution or Execution.chosen()
+    execution = execution or Execution.from_environment()
     run = locate(config, progress, execution)
     if run.finished:
         return run
@@ -414,9 +416,9 @@ def find_or_train(
         thinning(run.batch, run.folder, config, keep),
         run.folder,
         start=_parent_state(config, progress, execution) if config.intervention else None,
-        saving=Saving(frozenset(run.due), states | keep.states if keep else states),
+        saving=Saving(frozenset(run.scheduled_steps), states | keep.states if keep else states),
         progress=progress,
-        label=f"training {_described(config)}",
+        label=f"training {_describe(config)}",
         execution=execution,
     )
     write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
@@ -432,7 +434,7 @@ def find_or_train_all(
     """`find_or_train` for several runs: one per core at a time, the longest first.
 
     On a GPU, as many at a time as fit into its memory (pythia_core.training.gpu_sharing). The
-    controls of forks are trained first, whether or not they are in the list. Finished runs are not
+    controls of forks are trained first, even if they are not in the list. Finished runs are not
     trained again; a stopped run resumes.
 
     Args:
@@ -457,49 +459,49 @@ def find_or_train_all(
             progress=progress,
             desc="training",
             unit="run",
-            names=[names.get(c) or _described(c) for c in todo],
+            names=[names.get(c) or _describe(c) for c in todo],
             work=[run_flops(c) for c in todo],
             in_process=sum(map(run_flops, todo)) < SHORT,
-            gate=gate([run_bytes(c, Execution.chosen()) for c in todo]),
+            gate=gate([run_bytes(c, Execution.from_environment()) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Names of runs for people: the texts in their keys, and the numbers that differ."""
+    """Display names of runs: the strings in their keys and the numbers that differ."""
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
-    def distinctive(place: int, part: Any) -> bool:
-        return isinstance(part, str) or len({k[place] for k in keys if len(k) > place}) > 1
+    def distinctive(index: int, part: Any) -> bool:
+        return isinstance(part, str) or len({k[index] for k in keys if len(k) > index}) > 1
 
     return {
-        config: " ".join(str(part) for place, part in enumerate(key) if distinctive(place, part))
+        config: " ".join(str(part) for index, part in enumerate(key) if distinctive(index, part))
         for key, config in zip(keys, configs.values(), strict=True)
     }
 
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
     config, keep = job
-    with share_of_device(run_bytes(config, Execution.chosen())):
+    with share_of_device(run_bytes(config, Execution.from_environment())):
         find_or_train(config, keep=keep)
 
 
 def _warn_if_long(configs: list[RunConfig]) -> None:
-    """Warn before a machine without a GPU starts on days of work."""
+    """Warn before days of training without a GPU."""
     if torch.cuda.is_available():
         return
     hours = sum(map(run_flops, configs)) / (CORE_FLOPS * n_workers()) / 3600
     if hours > LONG_HOURS:
         warnings.warn(
             f"training {len(configs)} runs will take about {hours:,.0f} hours here, without a GPU; "
-            "a smaller scale (laptop) or fewer sizes take less. It can be stopped at any point and "
-            "resumes from there",
+            "a smaller scale (laptop) or fewer sizes take less time. It can be stopped at any time "
+            "and resumed",
             stacklevel=3,
         )
 
 
 def run_flops(config: RunConfig) -> float:
-    """FLOP of training a run; of a fork, from its branching step on."""
+    """FLOP of training a run; for a fork, from its branching step on."""
     per_token = flops_per_token(config.model, config.data.seq_len)
     return per_token * len(config.updates) * config.train.batch_size * config.data.seq_len
 
@@ -508,19 +510,19 @@ def verify(run: Run) -> list[str]:
     """Check every checkpoint against its hashes and every logged batch against the data.
 
     Returns:
-        The findings, one per line; steps with equal weights are named.
+        The findings, one per line, including steps with equal weights.
 
     Raises:
         CheckpointError: files of a finished run are missing or corrupt.
-        DataError: a batch is not what was trained on.
+        DataError: a batch differs from the one that was trained on.
     """
-    first, last, due = run.updates.start, run.updates.stop, run.due
+    first, last, scheduled = run.updates.start, run.updates.stop, run.scheduled_steps
     logged = [row["step"] for row in run.metrics()]
-    saved = saved_steps(run.checkpoints)  # of a large run not all with their weights
-    if run.finished and (saved != due or logged != list(range(first + 1, last + 1))):
-        missing = sorted(set(due) - set(saved))
+    saved = saved_steps(run.checkpoints)  # in a large run, some without their weights
+    if run.finished and (saved != scheduled or logged != list(range(first + 1, last + 1))):
+        missing = sorted(set(scheduled) - set(saved))
         raise CheckpointError(
-            f"run {run.id} is finished but {len(missing)} of its {len(due)} checkpoints "
+            f"run {run.id} is finished but {len(missing)} of its {len(scheduled)} checkpoints "
             f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and train "
             "it again"
         )
@@ -528,12 +530,12 @@ def verify(run: Run) -> list[str]:
         load_checkpoint(step_folder(run.checkpoints, step))
     for row in run.metrics():
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
-            raise DataError(f"the batch of update {row['step'] - 1} is not what was trained on")
+            raise DataError(f"the batch of update {row['step'] - 1} differs from the log")
     lines = [
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
         f"{len(run.metrics())} batches match the log"
     ]
-    for steps in duplicates(run.checkpoints):
-        known = " (expected: the first update runs at learning rate 0)" if steps == [0, 1] else ""
-        lines.append(f"equal weights at steps {', '.join(map(str, steps))}{known}")
+    for steps in duplicate_steps(weight_hashes(run.checkpoints)):
+        reason = " (expected: the first update runs at learning rate 0)" if steps == [0, 1] else ""
+        lines.append(f"equal weights at steps {', '.join(map(str, steps))}{reason}")
     return lines

@@ -1,9 +1,9 @@
 """The steps to save and the learning rate, as pure functions of the step.
 
 Sources: GPT-NeoX v1.0 `learning_rates.py` and Pythia's configs. The released models did *not* use
-the textbook cosine: the cosine aims at zero, its period is not shortened by the warm-up, and it is
-clipped from below at the minimum, so that the floor is reached at update 115,139 of 143,000.
-Updates are counted from 0, hence update 0 runs at learning rate 0 and step 0 equals step 1.
+the textbook cosine: theirs decays to zero, its period is not shortened by the warm-up, and it is
+clipped at the minimum, which it reaches at update 115,139 of 143,000. Updates are counted from 0,
+so update 0 has learning rate 0 and step 0 equals step 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PAPER_FORKS = (113, 133)
 """Evenly spaced checkpoints at which the paper's interventions branch off: 21 % and 7 % before the
-end. Every run keeps its full state there, so that a fork need not replay its control."""
+end. Every run keeps its full state there, so a fork need not replay its control."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
@@ -32,7 +32,7 @@ def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
     then halved until there are 154. Runs of fewer than 153 updates save every step.
 
     Raises:
-        ConfigError: if `total_steps` is not positive.
+        ConfigError: `total_steps` is not positive.
     """
     if total_steps < 1:
         raise ConfigError(f"a run needs at least 1 update, got total_steps={total_steps}")
@@ -59,7 +59,7 @@ def linear_step(index: int, total_steps: int) -> int:
 
 
 def linear_steps(indices: Iterable[int], total_steps: int) -> frozenset[int]:
-    """`linear_step` of several."""
+    """`linear_step` for several indices."""
     return frozenset(linear_step(index, total_steps) for index in indices)
 
 
@@ -71,16 +71,16 @@ def learning_rate(
     warmup_fraction: float = 0.01,
     form: str = "neox",
 ) -> float:
-    """Learning rate of the update that turns the weights of step `update` into those of the next.
+    """Learning rate of the update from step `update` to the next.
 
     Args:
-        update: counted from 0.
+        update: index of the update, from 0.
         total_steps: number of updates N of the run.
-        lr_max: peak. lr_min: floor.
-        warmup_fraction: share of the run with a linear rise; w = fraction * N (1,430 officially).
-        form: "neox", what the released models did: with n = min(update, N - w) - w,
+        lr_max, lr_min: peak and minimum.
+        warmup_fraction: share of the run with a linear warm-up, w = fraction * N updates (1,430).
+        form: "neox", as in the released models: with n = min(update, N - w) - w,
             max(lr_min, lr_max/2 * (1 + cos(pi n / N))); or "paper", the cosine from lr_max at the
-            end of the warm-up to lr_min at the end of the run, as commonly described.
+            end of the warm-up to lr_min at the end of the run, as usually described.
 
     Raises:
         ConfigError: unknown form or a negative update.

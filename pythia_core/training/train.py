@@ -1,11 +1,10 @@
-"""The training loop, top to bottom: one function that a reader can follow line by line.
+"""The training loop, in one function that can be read from top to bottom.
 
-Everything that varies with the step is a pure function of it (batch, learning rate, what to save),
-so the only state is the weights, the Adam moments and the step number (in fp16 the loss scale too);
-resumption is bit-exact on the same kind of machine and library versions. Nothing is random after
-the initialisation. On a CPU a run uses one thread, so that its bits do not depend on the number of
-cores; several runs use several cores. On a CUDA device the loop runs LAG updates ahead of their
-reports.
+Batch, learning rate and saving are pure functions of the step, so the only state is the weights,
+the Adam moments and the step (in fp16 also the loss scale). Resumption is bit-exact on the same
+kind of machine and library versions. Nothing is random after initialisation. On a CPU a run uses
+one thread, so its results do not depend on the number of cores; several runs use several cores. On
+a CUDA device the loop runs LAG updates ahead of their reports.
 """
 
 from __future__ import annotations
@@ -39,30 +38,30 @@ from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
 from pythia_core.training.metrics import MetricsLog
 from pythia_core.training.schedule import checkpoint_steps
-from pythia_core.training.trainer import Pending, State, Trainer
+from pythia_core.training.trainer import PendingUpdate, State, Trainer
 from pythia_core.util.machine import device_info, keep_freed_memory
 from pythia_core.util.progress import bar as progress_bar
 from pythia_core.util.stopping import Stopped, stop_requests
 from pythia_core.util.workers import one_thread
 
 STATE_EVERY_SECONDS = 2.0
-"""Time between two saved states, which is what a crash loses; longer where saving is slow."""
+"""Time between two saved states, the most that a crash can lose; longer if saving is slow."""
 STATE_SHARE = 0.02
-"""Largest share of the time that saving states may take."""
+"""Maximum share of the time spent on saving states."""
 LOCK_SECONDS = 3.0
 """How long to wait for another process to release a run."""
 LAG = {"cpu": 0, "cuda": 2}
-"""By kind of device, how many updates may be under way before the oldest report is read."""
+"""Kind of device -> updates in flight before the oldest report is read."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What a run saves, besides the two newest states, which it always keeps to resume from."""
+    """What a run saves in addition to the two newest states, from which it can resume."""
 
     weights: frozenset[int] | None = None
     """Steps whose weights are saved; None: the schedule's 154 (schedule.checkpoint_steps)."""
     states: frozenset[int] = frozenset()
-    """Steps whose full state is saved and never pruned; the last step's always is."""
+    """Steps whose full state is saved and never pruned, in addition to the last step."""
     asynchronous: bool | None = None
     """Write in a background thread; None: on CUDA devices."""
 
@@ -71,12 +70,12 @@ class Saving:
 def _locked(folder: Path) -> Iterator[None]:
     """Lock the run folder for this process; the kernel releases it however the process ends.
 
-    A worker whose parent was killed keeps it for a moment longer, hence the wait.
+    Wait up to LOCK_SECONDS, because a worker whose parent was killed holds it a little longer.
     """
-    # Not filelock.SoftFileLock: its marker file outlives a killed process, and another one removes
-    # it only if it can see that the process is gone. A job that a scheduler kills and restarts on
-    # another node (measured: another host name), or a killed process that nobody has reaped, would
-    # block its run until somebody deletes the file. flock is released in both cases.
+    # Not filelock.SoftFileLock: its marker file outlives a killed process, and another process
+    # removes it only if it can see that the first is gone. A job that a scheduler restarts on
+    # another node (another host name), or a killed process that was never reaped, would block its
+    # run until the file is deleted by hand. flock is released in both cases.
     deadline = time.monotonic() + LOCK_SECONDS
     with open(folder / ".lock", "w") as file:
         while True:
@@ -92,22 +91,22 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-class _Launched:
-    """Updates that have been launched and whose reports are not yet logged, oldest first."""
+class _InFlight:
+    """Updates in flight, whose reports are not yet logged, oldest first."""
 
     def __init__(self, log: MetricsLog, bar: Any, config: RunConfig, lag: int) -> None:
         self._log, self._bar, self._lag = log, bar, lag
         self._tokens = config.train.batch_size * config.data.seq_len
-        self._entries: deque[tuple[float, Pending]] = deque()
+        self._entries: deque[tuple[float, PendingUpdate]] = deque()
         self._last = 0.0
 
-    def add(self, started: float, pending: Pending) -> None:
-        """Add an update that began at `started` (perf_counter); log those that are due."""
+    def add(self, started: float, pending: PendingUpdate) -> None:
+        """Add an update that began at `started` (perf_counter); log those beyond the lag."""
         self._entries.append((started, pending))
         self.drain(self._lag)
 
     def drain(self, remaining: int = 0) -> None:
-        """Wait for reports and log them until only `remaining` are missing.
+        """Wait for reports and log them until `remaining` updates are in flight.
 
         Raises:
             TrainingError: an update was not finite; neither it nor any later one is logged.
@@ -150,13 +149,13 @@ def _resume(
         trainer.load_state(step, state)
         if meta.get("machine") != machine:
             warnings.warn(
-                f"step {step} was saved on another machine, by another number of processes or "
-                "under other versions; the run continues, but perhaps not bit-identically",
+                f"step {step} was saved on another machine, with another number of processes or "
+                "other versions; the run continues, but perhaps not bit-identically",
                 stacklevel=3,
             )
     elif start:
         trainer.load_state(*start)
-    trainer.world.check_same(trainer.step, "the step to go on from")
+    trainer.world.check_same(trainer.step, "the step to resume from")
 
 
 def _train_worker(
@@ -165,15 +164,15 @@ def _train_worker(
     end: int,
     stop_requested: Callable[[], int],
 ) -> str:
-    """What every process but the first does: all updates; it writes nothing."""
-    launched: deque[Pending] = deque()
+    """The loop of every process but the first: all updates, but nothing is written."""
+    in_flight: deque[PendingUpdate] = deque()
     while trainer.step < end:
-        launched.append(trainer.launch(batch_at(trainer.step)))
-        while len(launched) > LAG[trainer.device.type]:
-            launched.popleft().result()
+        in_flight.append(trainer.launch(batch_at(trainer.step)))
+        while len(in_flight) > LAG[trainer.device.type]:
+            in_flight.popleft().result()
         if trainer.world.any(bool(stop_requested())):
             raise Stopped(f"stopped after step {trainer.step}", stop_requested() or signal.SIGINT)
-    for pending in launched:
+    for pending in in_flight:
         pending.result()
     trainer.world.wait()
     return sha256_tensors(trainer.state()["model"])
@@ -194,25 +193,24 @@ def train(
     progress: bool = True,
     label: str = "train",
 ) -> str:
-    """Train a run to its end (or to `stop_at`), from its newest state if it has one.
+    """Train a run to its end (or to `stop_at`), starting from its newest state if it has one.
 
     Args:
         batch_at: step -> (batch_size, S+1) token ids, a pure function.
-        folder: the run's own; gets checkpoints/, states/ and metrics.jsonl.
-        start: step and state to start from when the folder has none (a fork's branching point).
-        stop_at: last step of this call; the state there is kept.
-        make_trainer: for a run with another optimizer or learning rate.
+        folder: folder of the run; gets checkpoints/, states/ and metrics.jsonl.
+        start: step and state to start from if the folder has none (a fork's branching step).
+        stop_at: last step of this call, whose state is kept.
+        make_trainer: constructor, for another optimizer or learning rate.
         device: default: the CUDA device if there is one.
-        world: the processes that make each update together; all of them call this, the first one
-            writes.
-        label: of the progress bar.
+        world: the processes that compute each update together; all call this, the first writes.
+        label: text of the progress bar.
 
     Returns:
-        sha256 of the fp32 weights at the step reached.
+        sha256 of the fp32 weights at the last step.
 
     Raises:
         TrainingError: a non-finite loss, no space left, or another process on the same run.
-        Stopped: after SIGINT or SIGTERM, once the state is saved; call again to go on.
+        Stopped: after SIGINT or SIGTERM, once the state is saved; call again to resume.
     """
     keep_freed_memory()
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -227,7 +225,7 @@ def train(
         path.mkdir(parents=True, exist_ok=True)
     machine = device_info() | ({"processes": world.size} if world.size > 1 else {})
 
-    def resumed() -> Trainer:
+    def resume() -> Trainer:
         trainer = make_trainer(config, device, execution)
         trainer.world = world
         _resume(trainer, states, end, start, machine)
@@ -236,13 +234,13 @@ def train(
     if not world.leads:
         with one_thread(), stop_requests() as stop_requested:
             world.wait()  # until the leftovers are swept
-            return _train_worker(resumed(), batch_at, end, stop_requested)
+            return _train_worker(resume(), batch_at, end, stop_requested)
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
         sweep_temporaries(states)
         world.wait()
-        trainer = resumed()
+        trainer = resume()
         with (
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
             progress_bar(
@@ -250,10 +248,10 @@ def train(
             ) as bar,
             CheckpointWriter(asynchronous) as writer,
         ):
-            launched = _Launched(log, bar, config, LAG[device.type])
+            in_flight = _InFlight(log, bar, config, LAG[device.type])
 
             def save_state() -> None:
-                launched.drain()
+                in_flight.drain()
                 log.sync()  # the log is never behind the state
                 step, state = trainer.step, trainer.state()
                 trainer.wait_for_copy(
@@ -263,11 +261,11 @@ def train(
                 )
 
             def save_weights() -> None:
-                launched.drain()
+                in_flight.drain()
                 if not torch.isfinite(trainer.flat.flat).all():
                     raise TrainingError(
-                        f"the update to step {trainer.step} made weights that are not finite; "
-                        "nothing of it was saved. Try a lower lr_max (now "
+                        f"the update to step {trainer.step} gave weights that are not finite; "
+                        "they were not saved. Try a lower lr_max (now "
                         f"{config.train.lr_max})."
                     )
                 trainer.wait_for_copy(
@@ -276,17 +274,18 @@ def train(
 
             if trainer.step in scheduled:
                 save_weights()
-            due = time.monotonic() + STATE_EVERY_SECONDS
+            next_state = time.monotonic() + STATE_EVERY_SECONDS
             while trainer.step < end:
-                launched.add(time.perf_counter(), trainer.launch(batch_at(trainer.step)))
+                in_flight.add(time.perf_counter(), trainer.launch(batch_at(trainer.step)))
                 writer.check()
                 if trainer.step in scheduled:
                     save_weights()
-                late = time.monotonic() > due and not writer.busy
+                late = time.monotonic() > next_state and not writer.busy
                 stopping = world.any(bool(stop_requested()))
                 if trainer.step in keep or late or stopping:
                     save_state()
-                    due = time.monotonic() + max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
+                    interval = max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
+                    next_state = time.monotonic() + interval
                 if stopping:
                     writer.wait()
                     raise Stopped(

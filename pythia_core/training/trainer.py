@@ -1,14 +1,14 @@
-"""One update of a run, and the state between two of them.
+"""One update of a run, and the state between two updates.
 
 `MicroStep` runs the forward and backward of one micro-batch in one of the modes of
-pythia_core.training.execution. Every mode does the same to the same tensors: it adds the gradient
-to the parameters' `.grad` and the loss to a 0-dim fp64 sum. A CUDA graph is recorded for every
-shape of rows; `prepare` must see each shape while gradient and sum may still be overwritten.
+pythia_core.training.execution. Every mode adds the gradient to the parameters' `.grad` and the loss
+to a 0-dim fp64 sum. A CUDA graph is recorded for every shape of rows: call `prepare` with each
+shape while gradient and sum may still be overwritten.
 
 `Trainer.launch` enqueues an update and immediately returns a report to be read later. Host and CUDA
 device do not wait for each other: loss, norm, finiteness and the clipping factor stay on the
-device, and an update that is not finite is skipped there, as is every later one until its report
-is read, so that the weights are always those of the last good step. `Trainer.update` launches and
+device. An update that is not finite is skipped there, as is every later one until its report is
+read, so the weights are always those of the last good step. `Trainer.update` launches and
 reads. In fp16 the report is read at once, because the learning rate and loss scale of the next
 update depend on it (DeepSpeed waits for its overflow flag at the same point).
 """
@@ -41,16 +41,15 @@ from pythia_core.util.machine import deterministic
 
 Replay = Callable[[], object]
 WARM_UP = 3
-"""Passes before recording: lazy initialisation and autotuning must be done."""
+"""Passes before recording, for lazy initialisation and autotuning."""
 
 
 class MicroStep:
-    """Each call adds the rows' share of the mean loss, and its gradient.
+    """Accumulates the loss and gradient of a micro-batch.
 
     Args:
-        total: 0-dim fp64, to which the losses are added. scale: 0-dim, multiplies the loss in the
-            backward, or None.
-        capture: records a function; what it returns replays it on the same memory.
+        total: 0-dim fp64 sum of the losses. scale: 0-dim loss scale for the backward, or None.
+        capture: records a function and returns its replay on the same memory.
     """
 
     def __init__(
@@ -72,9 +71,9 @@ class MicroStep:
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
-        """Record a graph for every new shape among these; overwrites gradient and sum."""
+        """Record a graph for every new shape among `parts`; overwrites gradient and sum."""
         for rows in parts:
-            # made outside the compiled or recorded part, and kept as long as a graph reads them
+            # built outside the compiled or recorded part, and kept as long as a graph reads them
             tables = self._model.rotary(rows.shape[1] - 1, rows.device)
             key = (tuple(rows.shape), n_rows)
             if self._graphs is not None and key not in self._graphs:
@@ -128,11 +127,11 @@ def update_lr(config: RunConfig, step: int) -> float:
 
 
 @dataclass
-class Pending:
-    """An update under way.
+class PendingUpdate:
+    """An update in flight.
 
     Attributes:
-        step: before the update. lr: its learning rate. loss_scale: in fp16, else None.
+        step: step before the update. lr: learning rate. loss_scale: fp16 only, otherwise None.
     """
 
     trainer: Trainer
@@ -146,11 +145,12 @@ class Pending:
     skipped: bool = field(default=False, init=False)
 
     def result(self) -> tuple[float, float, float]:
-        """Loss, learning rate and gradient norm, waiting for them if need be.
+        """Loss, learning rate and gradient norm; waits for them.
 
         Raises:
-            TrainingError: loss or gradient is not finite; weights and step are those before it,
-                whatever was launched since. In fp16 only at the smallest loss scale.
+            TrainingError: loss or gradient is not finite. The weights and step are restored to
+                those before it, even if later updates were launched. In fp16, raised only at the
+                minimum loss scale.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -167,7 +167,7 @@ class Trainer:
     """A model with its optimizer: the state of a run between two updates.
 
     Args:
-        make_model: a model with other operations or another initialiser than the released ones.
+        make_model: constructor, for other operations or another initialiser than Pythia's.
 
     Attributes:
         world: the processes that share every batch.
@@ -207,21 +207,21 @@ class Trainer:
 
         Raises:
             TrainingError: loss or gradient is not finite; the weights are left untouched.
-            DataError: no rows, or an id that the model has no embedding for.
+            DataError: no rows, or an id outside the model's vocabulary.
         """
         return self.launch(batch).result()
 
-    def launch(self, batch: np.ndarray) -> Pending:
-        """As `update`, but without waiting for the report; `Pending.result` raises its errors.
+    def launch(self, batch: np.ndarray) -> PendingUpdate:
+        """Like `update`, but without waiting; `PendingUpdate.result` raises its errors.
 
         Raises:
-            TrainingError: out of memory; says how many rows fit in a micro-batch.
+            TrainingError: out of memory; recommends a size of the micro-batch.
             DataError: see `update`.
         """
         with self._kernels():
             return self._launch(batch)
 
-    def _launch(self, batch: np.ndarray) -> Pending:
+    def _launch(self, batch: np.ndarray) -> PendingUpdate:
         rows = self.world.share(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
@@ -256,24 +256,24 @@ class Trainer:
             arrived = torch.cuda.Event()
             arrived.record()
         scale = self.scaler.scale if self.scaler else None
-        pending = Pending(self, self.step, lr, scale, batch, numbers, arrived)
+        pending = PendingUpdate(self, self.step, lr, scale, batch, numbers, arrived)
         self.step += 1
         if self.scaler:
             pending.result()
         return pending
 
     def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
-        """Let no later update change the state before this event: it is still being copied."""
+        """Make later updates wait for this event: until then the state is being copied."""
         if copied is not None:
             self._copies.append(copied)
 
     def _on_device(self, batch: np.ndarray) -> Tensor:
         vocab_size = self.config.model.vocab_size
         if not batch.size or batch.min() < 0 or batch.max() >= vocab_size:
-            seen = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
+            content = f"ids {batch.min()}..{batch.max()}" if batch.size else "no rows"
             raise DataError(
-                f"the batch of update {self.step} has {seen}; the model's vocabulary is "
-                f"0..{vocab_size - 1}: data and model do not belong together"
+                f"the batch of update {self.step} has {content}; the model's vocabulary is "
+                f"0..{vocab_size - 1}: data and model do not match"
             )
         rows = torch.from_numpy(batch.astype(np.int64))
         if self.device.type == "cuda":
@@ -289,9 +289,7 @@ class Trainer:
             self.execution,
             self.config.train.precision,
         )
-        advice = (
-            f"by our estimate micro_batch={fits} fits" if fits else "by our estimate no row fits"
-        )
+        advice = f"micro_batch={fits} should fit" if fits else "not even one row should fit"
         more = "" if self.execution.recompute else "; recompute=True needs less"
         return (
             f"out of memory: {micro_batch} rows of {self.config.data.seq_len} tokens at a time on "
@@ -299,15 +297,15 @@ class Trainer:
             f"are those of step {self.step}."
         )
 
-    def _react(self, pending: Pending, loss: float, norm: float) -> None:
-        """Adapt the loss scale to an fp16 update; else undo the updates after a failed one."""
+    def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
+        """In fp16, adapt the loss scale; otherwise return to the last good step and raise."""
         try:
             if self.scaler:
                 self.scaler.update(pending.skipped)
                 return
             raise TrainingError(
                 f"loss {loss}, gradient norm {norm} at update {pending.step} (batch "
-                f"{batch_hash(pending.batch)}): the optimizer was not stepped, the weights are "
+                f"{batch_hash(pending.batch)}): no optimizer step was taken, the weights are "
                 f"those of step {pending.step}. Try a lower lr_max (now "
                 f"{self.config.train.lr_max}) or fp32."
             )
@@ -318,12 +316,12 @@ class Trainer:
 
     @property
     def updates_made(self) -> int:
-        """Steps that were not skipped, which the learning rate follows."""
+        """Number of updates that were not skipped; the learning rate depends on it."""
         return self.step - (self.scaler.skipped if self.scaler else 0)
 
     @property
     def moments_age(self) -> int:
-        """Updates that Adam's moments have seen."""
+        """Number of updates in Adam's moments."""
         return self.updates_made
 
     def lr(self) -> float:
@@ -333,14 +331,14 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """The tensors that the next forward reads: LayerNorms in fp32, others in the compute dtype.
 
-        No copies: they change with the next update.
+        Not copies: they change with the next update.
         """
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
         rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def state(self) -> State:
-        """Everything that exact resumption needs, by tensor name; no copies."""
+        """Everything that exact resumption needs, by tensor name; not copies."""
         state = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": {
@@ -354,10 +352,10 @@ class Trainer:
         return state
 
     def load_state(self, step: int, state: State) -> None:
-        """Put a saved `state()` back.
+        """Restore a saved `state()`.
 
         Raises:
-            CheckpointError: tensors of another architecture.
+            CheckpointError: the tensors are from another architecture.
         """
         parameters = dict(self.model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -366,14 +364,14 @@ class Trainer:
             names = sorted(shapes.keys() | saved_shapes.keys())
             differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
             raise CheckpointError(
-                f"the state of step {step} is of another architecture: {', '.join(differing[:4])} …"
+                f"the state of step {step} has another architecture: {', '.join(differing[:4])} …"
             )
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(state["model"][name])
             self.optimizer.exp_avg.copy_(state["optimizer"]["exp_avg"])
             self.optimizer.exp_avg_sq.copy_(state["optimizer"]["exp_avg_sq"])
-        if self.scaler and "scaler" in state:  # absent where training starts from mere weights
+        if self.scaler and "scaler" in state:  # absent if training starts from weights alone
             saved = {key: value.item() for key, value in state["scaler"].items()}
             counts = {k: int(v) for k, v in saved.items() if k != "scale"}
             self.scaler = LossScale(saved["scale"], **counts)

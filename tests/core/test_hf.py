@@ -192,13 +192,13 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"model_type": "llama"}, "this is a 'llama'.*only models of Pythia's architecture"),
-        ({"architectures": ["GPTNeoXForSequenceClassification"]}, "accepted is 'gpt_neox'"),
+        ({"architectures": ["GPTNeoXForSequenceClassification"]}, "expected 'gpt_neox'"),
         ({"tie_word_embeddings": True, "attention_bias": False}, "2 problems"),
-        ({"intermediate_size": 100}, "intermediate_size=100, accepted: 256"),
+        ({"intermediate_size": 100}, "intermediate_size=100, expected 256"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type='yarn'"),
         ({"hidden_act": "relu"}, "unknown hidden_act 'relu'"),
-        ({"num_hidden_layers": None}, "no whole number n_layers"),
+        ({"num_hidden_layers": None}, "n_layers must be an integer"),
         ({"num_attention_heads": 5}, "n_heads=5 does not divide"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_tokenizer_with_more_entries_than_the_model(saved: Path) -> None:
 
 def test_what_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
     model = random_model(tiny())
-    with pytest.raises(CheckpointError, match="exists; name a new folder"):
+    with pytest.raises(CheckpointError, match="exists; choose a new folder"):
         hf.save(model, saved)
     model.embed_in.weight[0, 0] = 1e6
     with pytest.raises(CheckpointError, match=r"gpt_neox\.embed_in\.weight has values beyond"):

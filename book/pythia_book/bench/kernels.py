@@ -29,9 +29,15 @@ from pythia_book.bench.rows import SKIPPED, Row, require_cuda
 from pythia_core import kernels
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.kernels import PLAIN, dispatch
-from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
+from pythia_core.kernels.adamw import (
+    AdamWBuffers,
+    AdamWHyperparameters,
+    adamw_,
+    adamw_reference_,
+    adamw_torch_,
+)
 from pythia_core.kernels.attention import attention_by, attention_reference
-from pythia_core.kernels.attention_backends import BACKENDS, backend_attention, missing
+from pythia_core.kernels.attention_backends import BACKENDS, backend_attention, unavailable_reason
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_pair_reference, layer_norm_reference
@@ -72,13 +78,13 @@ class Case:
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
     """An update of n parameters and their copy in `dtype`."""
-    constants, decayed = AdamW(0.9, 0.95, 1e-8, 0.1), n // 2
+    constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
     def by(update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool) -> Implementation:
         def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
-            moving = Moving(p, g, m, v, copy, decayed)
-            update(moving, constants, 1e-3, 10, factor.to(p), skip)
+            buffers = AdamWBuffers(p, g, m, v, copy, decayed)
+            update(buffers, constants, 1e-3, 10, factor.to(p), skip)
             return [p, m, v]
 
         return step
@@ -93,7 +99,7 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
         by(adamw_reference_, None, False),
         "GB/s",
         (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)"),
-        {"torch (fused)": by(passes_, copy, skip)},
+        {"torch (fused)": by(adamw_torch_, copy, skip)},
         differentiated=False,
     )
 
@@ -532,7 +538,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
     lengths, dims = (SEQ_LENS[-1:], HEAD_DIMS[:2]) if dry_run else (SEQ_LENS, HEAD_DIMS)
     for library in MEASURED:
         columns: Row = {"kind": "attention", "library": library, "dry_run": dry_run}
-        if why := missing(library):
+        if why := unavailable_reason(library):
             yield {**columns, "failed": why}
             continue
         for seq_len, head_dim, strict in itertools.product(lengths, dims, (False, True)):

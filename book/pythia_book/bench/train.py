@@ -48,7 +48,7 @@ from pythia_core.training.execution import Execution
 from pythia_core.training.metrics import flops_per_token
 from pythia_core.training.optimizer import is_decayed
 from pythia_core.training.train import LAG
-from pythia_core.training.trainer import Pending, Trainer
+from pythia_core.training.trainer import PendingUpdate, Trainer
 from pythia_core.util.files import atomic_file, results_dir
 from pythia_core.util.machine import cpu_has_bf16, deterministic, keep_freed_memory
 
@@ -214,7 +214,7 @@ def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> 
     return partial(_launch, trainer, deque(), LAG[device.type])
 
 
-def _launch(trainer: Trainer, in_flight: deque[Pending], lag: int, batch: np.ndarray) -> None:
+def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: np.ndarray) -> None:
     in_flight.append(trainer.launch(batch))
     while len(in_flight) > lag:
         in_flight.popleft().result()

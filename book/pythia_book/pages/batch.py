@@ -18,7 +18,7 @@ import numpy as np
 
 from pythia_book.pages import hls_colour
 from pythia_book.style import INK, MUTED, WIDTH, Drawing, style
-from pythia_core.data.order import RowOrder, batch_hash, epochs_needed, rows_asked_for
+from pythia_core.data.order import RowOrder, batch_hash, epochs_needed, samples_requested
 from pythia_core.errors import PythiaError
 from pythia_core.util.files import cache_dir
 
@@ -159,7 +159,7 @@ def values() -> dict[str, str]:
     from pythia_book.released.pile import BATCH, N_ROWS, RELEASED, SEQ_LEN, STEPS
 
     example, shards = real(), RELEASED["pile-standard"].shards
-    n_rows = rows_asked_for(STEPS, BATCH)
+    n_rows = samples_requested(STEPS, BATCH)
     tokens = {"standard": RELEASED["pile-seed0"].shards.total // 2, "deduped": DEDUPED_TOKENS}
     numbers = {
         "example": example.name,

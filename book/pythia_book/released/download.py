@@ -34,8 +34,8 @@ from pythia_core.hf import (
     PLAIN_NAME,
     TOKENIZER,
     WEIGHTS,
-    Loaded,
     ModelFolder,
+    ModelSource,
     local_folder,
     locate_folder,
     refuse_pickle,
@@ -93,7 +93,9 @@ def locate(
     )
 
 
-def load(source: str | Path, revision: str = "main", **settings: Any) -> tuple[GPTNeoX, Loaded]:
+def load(
+    source: str | Path, revision: str = "main", **settings: Any
+) -> tuple[GPTNeoX, ModelSource]:
     """`pythia_core.hf.load` that also takes a repository on the hub, e.g. "EleutherAI/pythia-70m".
 
     Raises:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pythia_core.config import ModelConfig
 from pythia_core.errors import CheckpointError, raise_all
-from pythia_core.hf import misfits
+from pythia_core.hf import mismatches
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES
 
@@ -165,7 +165,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
         {name: tuple(tensor.shape) for name, tensor in state.items()}
         for state in (merged, model.state_dict())
     )
-    problems = misfits(stored, needed)
+    problems = mismatches(stored, needed)
     if rotary - {config.rotary_dims}:
         problems.append(f"{sorted(rotary)} rotary dims are stored, not {config.rotary_dims}")
     raise_all(CheckpointError, sorted(problems), f"{folder} against the config")

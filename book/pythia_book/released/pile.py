@@ -26,7 +26,7 @@ from pythia_core.data.order import (
     Rows,
     batch_hash,
     epochs_needed,
-    rows_asked_for,
+    samples_requested,
 )
 from pythia_core.errors import DataError, one_of
 
@@ -84,7 +84,7 @@ class Released:
         """Its rows, read over HTTP on access."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
-        n_rows = rows_asked_for(STEPS, BATCH)
+        n_rows = samples_requested(STEPS, BATCH)
         stem = f"{_DOCUMENTS}_train_0_indexmap_{n_rows}ns_{SEQ_LEN}sl_{self.seed}s"
         folder = f"seed{0 if self.seed == SEED else self.seed}"
         maps = [HttpFile(url_of(self.maps, f"{folder}/{stem}_{part}.npy")) for part in PARTS]
@@ -172,7 +172,7 @@ def open_rows(
         by_index = " by its index" if data else ""
         return rows, f"{path}: rows in training order{by_index}, {len(rows.paths)} file(s)"
     if epochs is None:
-        epochs = epochs_needed(data.n_tokens, seq_len, rows_asked_for(steps or 0, batch_size))
+        epochs = epochs_needed(data.n_tokens, seq_len, samples_requested(steps or 0, batch_size))
     return (
         OrderedRows(data, RowOrder(data.sizes, seq_len, seed, epochs)),
         f"{path}: {data.n_documents} documents in the order of seed {seed}, {epochs} epoch(s)",
@@ -228,13 +228,13 @@ def partial_shards(folder: Path) -> RemoteRows | None:
 
 def tokenizer_at(name: str) -> Tokenizer:
     """`neox-20b`, the tokenizer of the released data (fetched once), or a tokenizer.json."""
-    from pythia_core.data.tokenizer import load_tokenizer, neox_20b_json, plain
+    from pythia_core.data.tokenizer import disable_special_tokens, load_tokenizer, neox_20b_json
 
     if name != "neox-20b":
         return load_tokenizer(name)
     from tokenizers import Tokenizer
 
-    return plain(Tokenizer.from_str(neox_20b_json()))
+    return disable_special_tokens(Tokenizer.from_str(neox_20b_json()))
 
 
 def describe_batch(

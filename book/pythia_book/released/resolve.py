@@ -21,7 +21,7 @@ from pythia_core.errors import CheckpointError, FetchError
 from pythia_core.hf import CONFIG, TOKENIZER, model_config, step_of
 from pythia_core.model import GPTNeoX
 from pythia_core.training.checkpoint import sha256_tensors
-from pythia_core.training.runs import Checkpoints, find_run
+from pythia_core.training.runs import CheckpointSource, find_run
 from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
@@ -74,7 +74,7 @@ class PublishedModel:
         return sorted(self._revisions)
 
     @property
-    def due(self) -> list[int]:
+    def scheduled_steps(self) -> list[int]:
         return self.steps
 
     @cached_property
@@ -139,7 +139,7 @@ class PublishedModel:
         return PublishedModel, (self.source,)
 
 
-def find_model(name: str) -> Checkpoints:
+def find_model(name: str) -> CheckpointSource:
     """A run by its folder, its folder's name or (a prefix of) its id, or a published model by its
     folder or repository ("EleutherAI/pythia-70m").
 

@@ -46,7 +46,7 @@ from pythia_core.evaluation.scoring import Request
 from pythia_core.model import GPTNeoX
 
 if TYPE_CHECKING:
-    from pythia_core.training.runs import Checkpoints
+    from pythia_core.training.runs import CheckpointSource
 
 VERSION = 2
 """Part of the key of cached generated answers: raise it when any of them would change."""
@@ -237,7 +237,7 @@ def build(
 
 
 def build_tasks(
-    run: Checkpoints,
+    run: CheckpointSource,
     names: Sequence[str],
     shots: Sequence[int | None] = SHOTS,
     limit: int | None = LIMIT,
@@ -270,7 +270,7 @@ Metrics = dict[str, Arrays]
 
 
 def measure_tasks(
-    checkpoints: Sequence[tuple[Checkpoints, int]],
+    checkpoints: Sequence[tuple[CheckpointSource, int]],
     tasks: Sequence[BuiltTask],
     progress: bool = True,
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:

@@ -22,7 +22,7 @@ from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks.benchmarks import task_named
 from pythia_book.tasks.metrics import MIN_FITTING, BuiltTask, build_tasks, measure_tasks
 from pythia_core.errors import CheckpointError, ConfigError
-from pythia_core.training.runs import Checkpoints
+from pythia_core.training.runs import CheckpointSource
 from pythia_core.util.files import atomic_file
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
 """As released, then: number of items, share that fits the model completely, any problem."""
 
 
-def steps_of(run: Checkpoints, text: str) -> list[int]:
+def steps_of(run: CheckpointSource, text: str) -> list[int]:
     """The steps in `text`: "all", or a comma-separated list of steps, "first" and "last".
 
     Raises:
@@ -67,7 +67,7 @@ def steps_of(run: Checkpoints, text: str) -> list[int]:
 
 
 def sweep(
-    run: Checkpoints,
+    run: CheckpointSource,
     tasks: Sequence[str],
     steps: Sequence[int],
     shots: int | None = None,

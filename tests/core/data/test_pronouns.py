@@ -68,7 +68,7 @@ def by_regex(text: str, direction: str) -> str:
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_equals_a_regular_expression_on_the_text(tokenizer: Tokenizer, direction: str) -> None:
     swap = PronounSwap.from_tokenizer(tokenizer, direction)
-    left = {form.strip() for form in swap.unmapped}
+    left = {form.strip() for form in swap.unswappable}
     assert len(left) <= 6  # the texts here hold none of them
     changed = 0
     for text in sentences(700, 0, without=left):
@@ -116,9 +116,9 @@ def test_official_ids(official: Tokenizer) -> None:
     for old, new in [(344, 703), (754, 1500), (1328, 2993), (521, 617), (8701, 379), (779, 617)]:
         assert table[(old,)] == [new]
     # one token each, which the vocabulary has no feminine partner of
-    assert swap.unmapped == ["HE", "himself", " Himself"]
+    assert swap.unswappable == ["HE", "himself", " Himself"]
     back = PronounSwap.from_tokenizer(official, "feminine_to_masculine")
-    assert back.unmapped == ["HER", "HERSELF"]
+    assert back.unswappable == ["HER", "HERSELF"]
 
 
 def test_every_entry_spells_its_text_at_equal_length(tokenizer: Tokenizer) -> None:
@@ -129,7 +129,7 @@ def test_every_entry_spells_its_text_at_equal_length(tokenizer: Tokenizer) -> No
             assert tokenizer.decode(old, skip_special_tokens=False) == source
             assert tokenizer.decode(new, skip_special_tokens=False) == target
             assert target.strip("' ").lower() == WORDS[direction][source.strip("' ").lower()]
-        spelled = {source for source, *_ in swap.table} | set(swap.unmapped)
+        spelled = {source for source, *_ in swap.table} | set(swap.unswappable)
         for word in WORDS[direction]:
             assert {word, " " + word, word.capitalize(), " " + word.upper()} <= spelled
 
@@ -138,7 +138,7 @@ def test_what_has_no_equal_length_is_left_and_listed() -> None:
     """Bytes only: "he" is two tokens and "she" needs three."""
     bytes_only = train_bpe(["x"], 258)
     swap = PronounSwap.from_tokenizer(bytes_only, "masculine_to_feminine")
-    assert {"he", " he", "He"} <= set(swap.unmapped)
+    assert {"he", " he", "He"} <= set(swap.unswappable)
     ids = bytes_only.encode("he saw his hat and him, the chisel").ids
     assert bytes_only.decode(swapped(swap, ids)) == "he saw her hat and her, the chisel"
 
@@ -160,15 +160,15 @@ def test_the_cut_into_rows_does_not_matter(tokenizer: Tokenizer, seq_len: int) -
     stream = np.array(tokenizer.encode("".join(sentences(30, 3))).ids)
     whole = np.array(swapped(swap, stream.tolist()))
     starts = np.arange(0, len(stream), seq_len)
-    at = starts[:, None] + np.arange(-swap.reach, seq_len + 1 + swap.reach)
+    at = starts[:, None] + np.arange(-swap.context, seq_len + 1 + swap.context)
     valid = (at >= 0) & (at < len(stream))
     windows = np.where(valid, stream[np.clip(at, 0, len(stream) - 1)], 0)
-    row, column, old, new, _ = swap.find(windows, valid, swap.reach, swap.reach)
-    core = windows[:, swap.reach : -swap.reach].copy()
+    row, column, old, new, _ = swap.find(windows, valid, swap.context, swap.context)
+    core = windows[:, swap.context : -swap.context].copy()
     assert (core[row, column] == old).all()
     core[row, column] = new
     expected = np.where(valid, whole[np.clip(at, 0, len(stream) - 1)], 0)
-    assert (core == expected[:, swap.reach : -swap.reach]).all()
+    assert (core == expected[:, swap.context : -swap.context]).all()
     assert len(row) > 100
     assert (np.diff(row * 1000 + column) > 0).all()
 

@@ -12,10 +12,10 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.evaluation.generate import (
     GREEDY,
     Sampling,
-    choose,
     cut_at,
     generate,
     generate_texts,
+    sample_tokens,
 )
 from pythia_core.model import GPTNeoX
 
@@ -105,7 +105,7 @@ def test_sampling_draws_what_transformers_filters_leave() -> None:
         expected = left.softmax(-1)[0]
         n = 20_000
         uniforms = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        drawn = choose(logits.expand(n, -1), Sampling(t, k, p), uniforms)
+        drawn = sample_tokens(logits.expand(n, -1), Sampling(t, k, p), uniforms)
         shares = torch.bincount(drawn, minlength=40) / n
         torch.testing.assert_close(shares, expected, atol=2e-4, rtol=0)
         assert set(drawn.tolist()) <= set(expected.nonzero()[:, 0].tolist())

@@ -58,12 +58,12 @@ def test_patterns_are_what_the_model_uses(shape: dict) -> None:
         torch.testing.assert_close(written, seen[f"layers.{layer}.attention"])
 
 
-def replaced_by(clean: torch.Tensor, n: int) -> hooks.Change:
+def replaced_by(clean: torch.Tensor, n: int) -> hooks.PatchFunction:
     """A change that puts the first n positions of `clean` in."""
     return lambda out: torch.cat([clean[:, :n], out[:, n:]], 1)
 
 
-def steered_by(vector: torch.Tensor) -> hooks.Change:
+def steered_by(vector: torch.Tensor) -> hooks.PatchFunction:
     return lambda out: out + vector
 
 
@@ -112,10 +112,10 @@ def test_no_hook_stays_behind_even_after_an_error() -> None:
 
 def test_unknown_places_are_refused_with_those_there_are() -> None:
     model = model_of()
-    with pytest.raises(ConfigError, match=r"unknown place 'blocks\.\*'.*layers\.\*\.attention"):
-        hooks.places(model, ["layers.0", "blocks.*"])
-    assert hooks.places(model, ["layers.*"]) == ["layers.0", "layers.1", "layers.2"]
-    assert hooks.places(model, ["layers.1.mlp", "embed_in"]) == ["embed_in", "layers.1.mlp"]
+    with pytest.raises(ConfigError, match=r"unknown module 'blocks\.\*'.*layers\.\*\.attention"):
+        hooks.match_modules(model, ["layers.0", "blocks.*"])
+    assert hooks.match_modules(model, ["layers.*"]) == ["layers.0", "layers.1", "layers.2"]
+    assert hooks.match_modules(model, ["layers.1.mlp", "embed_in"]) == ["embed_in", "layers.1.mlp"]
 
 
 def test_reading_with_a_cache_has_no_patterns() -> None:

@@ -15,7 +15,7 @@ from pythia_core.evaluation.memorization import (
     distinct_windows,
     extract,
     generate_check,
-    generate_plainly,
+    generate_uncached,
     repetition_counts,
 )
 from pythia_core.model import GPTNeoX
@@ -58,7 +58,7 @@ def test_extraction_equals_generation(
     mixed = np.concatenate([rows, rows[:10]])
     mixed[40:, context + continuation - 1] = 61  # the last place is wrong
     found = extract(model, mixed, context, continuation)
-    made = generate_plainly(model, mixed[:, :context], continuation)
+    made = generate_uncached(model, mixed[:, :context], continuation)
     same = (made == mixed[:, context : context + continuation]).all(1)
     np.testing.assert_array_equal(found.memorized, same)
     assert found.memorized.any()

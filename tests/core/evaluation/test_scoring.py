@@ -161,12 +161,12 @@ def test_last_words_are_cut_as_documented():
     assert scoring.last_words(np.array([encode("no sentence ends here")]), made, 0, 1) == []
 
 
-def test_stream_rows_share_one_token_and_spread_over_the_stream():
+def test_sampled_windows_share_one_token_and_spread_over_the_stream():
     stream = np.arange(101)
-    rows = scoring.stream_rows(stream, 10, 99)
+    rows = scoring.sample_windows(stream, 10, 99)
     assert rows.shape == (10, 11)
     np.testing.assert_array_equal(rows[1:, 0], rows[:-1, -1])
-    few = scoring.stream_rows(stream, 10, 3)
+    few = scoring.sample_windows(stream, 10, 3)
     assert few[:, 0].tolist() == [0, 40, 90]
 
 
@@ -177,7 +177,7 @@ def test_stream_rows_share_one_token_and_spread_over_the_stream():
         (lambda: scoring.pack([Request((), (1,))], 8), DataError, "EOD"),
         (lambda: scoring.pack([Request((1,), (2,) * 9)], 8), DataError, "at most 8"),
         (lambda: scoring.pack([], 8, token_budget=0), ConfigError, "at least 1"),
-        (lambda: scoring.stream_rows(np.arange(5), 10, 3), DataError, "held-out tokens"),
+        (lambda: scoring.sample_windows(np.arange(5), 10, 3), DataError, "held-out tokens"),
         (lambda: scoring.text_requests([""], lambda t: (), 0), DataError, "no tokens"),
         (
             lambda: scoring.continuation_requests(["He "], [" is"], lambda t: (1,), 0),

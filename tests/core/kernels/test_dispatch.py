@@ -36,8 +36,8 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PYTHIA_TRITON", "TRITON_INTERPRET"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(dispatch, "_warned", set())
-    monkeypatch.setattr(dispatch, "_worked", {})
-    monkeypatch.setattr(attention_backends, "_missing", {})
+    monkeypatch.setattr(dispatch, "_supported", {})
+    monkeypatch.setattr(attention_backends, "_unavailable", {})
     monkeypatch.setattr(dispatch, "TRITON_FOUND", True)
 
 
@@ -135,7 +135,7 @@ def test_an_absent_library_says_how_to_get_it() -> None:
 def test_a_library_built_for_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "raise ImportError('undefined symbol: _ZN3c10')", tmp_path, monkeypatch)
-    why = attention_backends.missing("flash_attn")
+    why = attention_backends.unavailable_reason("flash_attn")
     assert "does not load with torch" in why and "undefined symbol: _ZN3c10" in why
     assert "--force-reinstall" in why
 
@@ -146,7 +146,7 @@ def test_flash_attention_4_alone_is_not_flash_attention_2(
     """Its package has the parent name without the parent's functions."""
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "", tmp_path, monkeypatch)
-    assert "flash_attn is not installed" in attention_backends.missing("flash_attn")
+    assert "flash_attn is not installed" in attention_backends.unavailable_reason("flash_attn")
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -165,16 +165,17 @@ def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(attention_backends, "FASTEST", {64: "flash_attn", 128: "cudnn"})
-    monkeypatch.setattr(attention_backends, "_missing", {"flash_attn": "it is not there"})
+    monkeypatch.setattr(attention_backends, "_unavailable", {"flash_attn": "it is not there"})
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert attention_backends.chosen(64, torch.bfloat16, CARD.device) == "torch"
+            assert attention_backends.select_backend(64, torch.bfloat16, CARD.device) == "torch"
     assert [r.message for r in caplog.records] == ["it is not there. torch's own attention is used"]
     with dispatch.no_fallback(), pytest.raises(ConfigError, match="it is not there"):
-        attention_backends.chosen(64, torch.bfloat16, CARD.device)
-    assert attention_backends.chosen(128, torch.bfloat16, CARD.device) == "cudnn"
-    assert attention_backends.chosen(128, torch.float32, CARD.device) == attention_backends.DEFAULT
-    assert attention_backends.chosen(80, torch.bfloat16, CARD.device) == attention_backends.DEFAULT
+        attention_backends.select_backend(64, torch.bfloat16, CARD.device)
+    default = attention_backends.DEFAULT
+    assert attention_backends.select_backend(128, torch.bfloat16, CARD.device) == "cudnn"
+    assert attention_backends.select_backend(128, torch.float32, CARD.device) == default
+    assert attention_backends.select_backend(80, torch.bfloat16, CARD.device) == default
 
 
 def test_only_known_libraries_are_in_the_table() -> None:
@@ -195,19 +196,19 @@ def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
     monkeypatch.setattr(dispatch, "version_problem", lambda: "install another Triton")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert not dispatch.works("op", CARD.device, torch.bfloat16, 64)
+            assert not dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
     assert tried == [(torch.bfloat16, 64)], "tried again"
     assert [r.message for r in caplog.records] == [
         "op: the kernel of width 64 fails here, RuntimeError: ptxas: out of registers "
         "(install another Triton); the slower torch operations are used"
     ]
     with dispatch.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
-        dispatch.works("op", CARD.device, torch.bfloat16, 64)
+        dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
     assert not dispatch.strict()
     monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
-    assert dispatch.works("op", CARD.device, torch.float16, 64)
+    assert dispatch.is_supported("op", CARD.device, torch.float16, 64)
     monkeypatch.setitem(dispatch._probes, "op", fails)
-    assert dispatch.works("op", torch.device("cpu"), torch.bfloat16, 64), "nothing compiles there"
+    assert dispatch.is_supported("op", torch.device("cpu"), torch.bfloat16, 64), "not compiled"
 
 
 def test_a_full_card_is_no_reason_to_give_up_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,9 +217,9 @@ def test_a_full_card_is_no_reason_to_give_up_a_kernel(monkeypatch: pytest.Monkey
 
     monkeypatch.setitem(dispatch._probes, "op", full)
     with pytest.raises(torch.OutOfMemoryError):
-        dispatch.works("op", CARD.device, torch.bfloat16, 64)
+        dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
     monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
-    assert dispatch.works("op", CARD.device, torch.bfloat16, 64)
+    assert dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
 
 
 @pytest.mark.parametrize("operation", ["bias_gelu", "layer_norm_pair", "linear_cross_entropy"])
@@ -226,7 +227,7 @@ def test_entries_take_their_torch_path_where_the_kernel_fails(
     operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    monkeypatch.setattr(dispatch, "works", lambda *_: False)
+    monkeypatch.setattr(dispatch, "is_supported", lambda *_: False)
     x, w, targets = normal(5, 24), normal(24, seed=1), torch.arange(5)
     if operation == "bias_gelu":
         ours, plain = kernels.bias_gelu(x, w, "tanh"), bias_gelu_reference(x, w, "tanh")
@@ -244,7 +245,7 @@ def test_attention_takes_its_torch_path_where_the_rotation_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
-    monkeypatch.setattr(dispatch, "works", lambda *_: False)
+    monkeypatch.setattr(dispatch, "is_supported", lambda *_: False)
     qkv, (cos, sin) = normal(2, 6, 3, 3, 16), kernels.rotary_tables(6, 4, 10_000.0)
     before = qkv.clone()
     out = kernels.attention(qkv, cos, sin)

@@ -17,7 +17,7 @@ import torch
 from pythia_core.errors import CheckpointError, TrainingError
 from pythia_core.training import checkpoint
 from pythia_core.training.checkpoint import (
-    duplicates,
+    duplicate_steps,
     load_checkpoint,
     newest_loadable,
     prune,
@@ -26,6 +26,7 @@ from pythia_core.training.checkpoint import (
     sha256_tensors,
     step_folder,
     sweep_temporaries,
+    weight_hashes,
 )
 from pythia_core.util import files as paths
 
@@ -67,10 +68,10 @@ def test_an_existing_checkpoint_is_kept(tmp_path: Path) -> None:
 def test_a_damaged_or_half_made_one_is_replaced(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     (folder / "model.safetensors").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="set aside"):
+    with pytest.warns(UserWarning, match="was renamed to"):
         load_checkpoint(save(tmp_path, 3))
     (tmp_path / "step-000004").mkdir()
-    with pytest.warns(UserWarning, match="set aside"):
+    with pytest.warns(UserWarning, match="was renamed to"):
         load_checkpoint(save(tmp_path, 4))
 
 
@@ -108,7 +109,7 @@ def test_missing_extra_and_swapped(tmp_path: Path) -> None:
     (a / "extra").unlink()
     a.rename(tmp_path / "x")
     b.rename(a)
-    with pytest.raises(CheckpointError, match="holds step 2: folders were swapped"):
+    with pytest.raises(CheckpointError, match="holds step 2: the folder was renamed or swapped"):
         load_checkpoint(a)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         load_checkpoint(step_folder(tmp_path, 7))
@@ -118,7 +119,7 @@ def test_a_corrupt_newest_falls_back_with_a_warning(tmp_path: Path) -> None:
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     (newest / "model.safetensors").write_bytes(b"x")
-    with pytest.warns(UserWarning, match="set aside"):
+    with pytest.warns(UserWarning, match="was renamed to"):
         found = newest_loadable(tmp_path)
     assert found is not None
     assert found[0] == 1
@@ -214,6 +215,6 @@ def test_duplicates_are_found(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 1, tensors(5), {"other": "metadata"})
     save_checkpoint(tmp_path, 2, tensors(6), {})
     save_checkpoint(tmp_path, 9, tensors(6), {})
-    assert duplicates(tmp_path) == [[0, 1], [2, 9]]
+    assert duplicate_steps(weight_hashes(tmp_path)) == [[0, 1], [2, 9]]
     one, twin = (tmp_path / f"step-00000{step}" / "model.safetensors" for step in (0, 1))
     assert checkpoint.file_sha256(one) == checkpoint.file_sha256(twin)

@@ -65,7 +65,7 @@ def arms(results: Path, monkeypatch: pytest.MonkeyPatch) -> list[Continued]:
     monkeypatch.setenv("PYTHIA_RESULTS", str(results))
     (swapped,) = (path for path in (results / "runs").iterdir() if "masculine" in path.name)
     run = find_run(str(swapped))
-    assert len(run.swaps) == 8 and len(run.steps) == len(run.due)
+    assert len(run.swaps) == 8 and len(run.steps) == len(run.scheduled_steps)
     assert not list(results.rglob("*.tmp-*"))
     return [run, run.control]
 

@@ -40,12 +40,12 @@ def test_modes_are_checked() -> None:
 
 def test_a_variable_chooses_for_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHIA_EXECUTION", raising=False)
-    assert Execution.chosen() == EAGER
+    assert Execution.from_environment() == EAGER
     monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
-    assert Execution.chosen() == Execution("compile", recompute=True)
+    assert Execution.from_environment() == Execution("compile", recompute=True)
     for wrong in ("compile+", "eager+graph", "fast"):
-        with pytest.raises(ConfigError, match=r"after . only 'recompute'|unknown mode"):
-            Execution.named(wrong)
+        with pytest.raises(ConfigError, match=r"only 'recompute' may follow|unknown mode"):
+            Execution.parse(wrong)
 
 
 def test_what_moves_bits_is_in_the_identity() -> None:
@@ -238,9 +238,11 @@ def test_out_of_memory_says_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> N
     )
     monkeypatch.setattr(trainer, "_micro", SimpleNamespace(prepare=full))
     monkeypatch.setattr("pythia_core.training.trainer.torch.cuda", card)
-    with pytest.raises(TrainingError, match=r"4 rows of 16 .*micro_batch=\d+ fits; recompute"):
+    with pytest.raises(
+        TrainingError, match=r"4 rows of 16 .*micro_batch=\d+ should fit; recompute"
+    ):
         trainer.update(batch_at(0))
     card.mem_get_info = lambda device: (0, 2**35)
-    with pytest.raises(TrainingError, match="no row fits"):
+    with pytest.raises(TrainingError, match="not even one row should fit"):
         trainer.update(batch_at(0))
     assert trainer.step == 0

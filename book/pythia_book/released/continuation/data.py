@@ -193,7 +193,7 @@ class RowSwap:
             self.batch_size,
             n_tokens=int(valid.sum()),
             counts={form: counts[form] for form in sorted(counts) if counts[form]},
-            unmapped={form: counts[form] for form in sorted(self._swap.unmapped) if counts[form]},
+            unmapped={f: counts[f] for f in sorted(self._swap.unswappable) if counts[f]},
         )
 
     def apply(self, rows: NDArray, first_row: int) -> NDArray:

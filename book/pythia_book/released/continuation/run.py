@@ -152,7 +152,7 @@ class Continued(Run):
         return range(self.continuation.start, self.continuation.stop)
 
     @property
-    def due(self) -> list[int]:
+    def scheduled_steps(self) -> list[int]:
         scheduled = checkpoint_steps(self.config.train.steps)
         inside = {s for s in scheduled if self.continuation.start <= s <= self.continuation.stop}
         return sorted(inside | {self.continuation.start, self.continuation.stop})
@@ -369,7 +369,8 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             start=(start.step, {"model": start.weights, "optimizer": moments}),
             stop_at=run.continuation.stop,
             saving=Saving(
-                weights=frozenset(run.due), states=linear_steps(PAPER_FORKS, run.config.train.steps)
+                weights=frozenset(run.scheduled_steps),
+                states=linear_steps(PAPER_FORKS, run.config.train.steps),
             ),
             make_trainer=functools.partial(ContinuedTrainer, continuation=run.continuation),
             progress=progress,

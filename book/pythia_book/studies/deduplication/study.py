@@ -38,7 +38,7 @@ from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.prepare import prepare
-from pythia_core.evaluation.memorization import ExtractionOfRows, distinct_windows
+from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
 from pythia_core.suite import DATA_ARMS, DEDUP, scale_named, suite_configs
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.Da
         runs = {size: suite[size, arm] for size in params.size_list}
         first = next(iter(runs.values()))
         data, batch, last = first.data, first.config.train.batch_size, first.config.train.steps
-        extraction = ExtractionOfRows(data, batch, last, CONTEXT, CONTEXT)
+        extraction = ExtractionMeasurement(data, batch, last, CONTEXT, CONTEXT)
         _, text = distinct_windows(data.rows.rows(0, batch * last), 2 * CONTEXT)
         arrays_at, gaps = measure_all([(run, last) for run in runs.values()], extraction, progress)
         n_gaps += len(gaps)

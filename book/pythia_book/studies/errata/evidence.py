@@ -221,7 +221,7 @@ def epoch_boundary() -> Values:
     for policy in ("joint", "separate"):
         order = RowOrder(sizes, 64, epochs=2, policy=policy)
         n_rows = round(share_read * order.n_rows)
-        counts, again = order.reads(n_rows, block=-(-n_rows // 2))
+        counts, again = order.read_counts(n_rows, block=-(-n_rows // 2))
         toy = 100 * np.bincount(counts, minlength=3)[:3] / len(counts)
         for times, share in enumerate(pile_reads("deduplicated", policy)[:3]):
             values[f"read_{times}_{policy}_percent"] = 100 * share

@@ -38,7 +38,7 @@ from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.reading import pile_reads
 from pythia_book.study import StudyResult
 from pythia_core.config import stable_hash
-from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.evaluation.memorization import ExtractionMeasurement
 from pythia_core.evaluation.scoring import device_of
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import scale_named
@@ -164,7 +164,7 @@ def memorized_table(
     for data in {run.data.fingerprint: run.data for run in runs.values()}.values():
         same_data = {n: r for n, r in runs.items() if r.data.fingerprint == data.fingerprint}
         train = next(iter(same_data.values())).config.train
-        extraction = ExtractionOfRows(data, train.batch_size, train.steps)
+        extraction = ExtractionMeasurement(data, train.batch_size, train.steps)
         arrays, gaps = measure_all([(r, last) for r in same_data.values()], extraction, progress)
         n_gaps += len(gaps)
         for name, run in same_data.items():

@@ -97,13 +97,15 @@ class Battery:
         self.jobs = items.jobs()
         encode = scoring.encoder(data.tokenizer)
 
-        def pack(requests: list[scoring.Request], kind: str) -> scoring.Packed:
+        def pack(requests: list[scoring.Request], kind: str) -> scoring.PackedRequests:
             if not requests:
                 raise DataError(f"no {kind} to measure; the study needs at least one")
             digests.append([(r.context, r.continuation) for r in requests])
             return scoring.pack(requests, max_seq_len)
 
-        def pairs(left: list[str], right: list[str], kind: str) -> tuple[scoring.Packed, list]:
+        def pairs(
+            left: list[str], right: list[str], kind: str
+        ) -> tuple[scoring.PackedRequests, list]:
             # A pair is scored if both its sentences fit; which pairs did is part of the result.
             lefts = scoring.text_requests(left, encode, data.eod_id)
             rights = scoring.text_requests(right, encode, data.eod_id)

@@ -24,7 +24,7 @@ from pythia_book.studies.memorization.tables import Rows
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_core.evaluation.memorization import (
-    ExtractionOfRows,
+    ExtractionMeasurement,
     distinct_windows,
     repetition_counts,
 )
@@ -108,7 +108,9 @@ def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) 
     for arm in DATA_ARMS:
         smallest = suite[params.size_list[0], arm]
         data, train = smallest.data, smallest.config.train
-        extraction = ExtractionOfRows(data, train.batch_size, train.steps, context, continuation)
+        extraction = ExtractionMeasurement(
+            data, train.batch_size, train.steps, context, continuation
+        )
         cells = [(suite[size, arm], s) for size in params.size_list for s in params.steps(arm)]
         of_arm, gaps = measure_all(cells, extraction, progress)
         arrays |= of_arm

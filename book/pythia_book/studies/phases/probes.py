@@ -224,7 +224,7 @@ class RunText:
         return self.data.rows.rows(0, self.n_read)
 
     def heldout(self, n: int) -> np.ndarray:
-        return scoring.stream_rows(self.data.heldout.tokens, self.seq_len, n)
+        return scoring.sample_windows(self.data.heldout.tokens, self.seq_len, n)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pythia_book.tasks.sweep import steps_of
 from pythia_core.suite import scale_named, suite_configs
 
 if TYPE_CHECKING:
-    from pythia_book.released.resolve import Checkpoints
+    from pythia_book.released.resolve import CheckpointSource
     from pythia_book.studies.phases.probes import Text
 
 
@@ -68,10 +68,10 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     return StudyResult(STUDY, params, tables, values, claims, runs, started)
 
 
-def _models(params: Params, progress: bool) -> tuple[dict[str, Checkpoints], Text]:
+def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], Text]:
     """Size -> model, and the text that they read."""
     if params.released:
-        models: dict[str, Checkpoints] = dict(released_models(params.source))
+        models: dict[str, CheckpointSource] = dict(released_models(params.source))
         eod_id = next(iter(models.values())).data.eod_id
         scale = scale_named(params.scale)
         return models, released_text(params.data, params.batches, scale, eod_id)
@@ -82,12 +82,12 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, Checkpoints], Tex
     return runs, RunText(first.data, train.steps * train.batch_size)
 
 
-def _steps(model: Checkpoints, text: str) -> list[int]:
+def _steps(model: CheckpointSource, text: str) -> list[int]:
     """Of our own runs the checkpoints that are due, saved or not: what is missing is a gap."""
-    return model.due if text == "all" else steps_of(model, text)
+    return model.scheduled_steps if text == "all" else steps_of(model, text)
 
 
-def _released_table(models: dict[str, Checkpoints], steps: dict[str, list[int]]) -> Any:
+def _released_table(models: dict[str, CheckpointSource], steps: dict[str, list[int]]) -> Any:
     """size, deduplicated, checkpoints, last_step, sha256 of its weights as stored."""
     import pandas as pd
 

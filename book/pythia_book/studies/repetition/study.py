@@ -31,7 +31,7 @@ from pythia_core.config import stable_hash
 from pythia_core.data.prepare import prepare
 from pythia_core.errors import DataError
 from pythia_core.evaluation import scoring
-from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.evaluation.memorization import ExtractionMeasurement
 from pythia_core.suite import DEDUP, scale_named
 from pythia_core.training.schedule import linear_step
 
@@ -102,7 +102,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     language, gaps = measure_all([*cells, *last], heldout, progress)
     read, read_gaps = measure_all(cells, ReadRowsMeasurement(common[spread]), progress)
     batch, first = fresh.config.train.batch_size, params.n_steps // params.epoch_list[-1]
-    extraction = ExtractionOfRows(fresh.data, batch, first, CONTEXT, CONTEXT, unread=True)
+    extraction = ExtractionMeasurement(fresh.data, batch, first, CONTEXT, CONTEXT, unread=True)
     ends = [(run, params.n_steps) for run in arms.values()]
     recited, recited_gaps = measure_all(ends, extraction, progress)
     gaps += read_gaps + recited_gaps

@@ -24,7 +24,7 @@ from pythia_book.studies.seeds.params import STUDY, Cell, Params
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables_of
 from pythia_book.study import StudyResult
 from pythia_core.config import RunConfig
-from pythia_core.evaluation.memorization import ExtractionOfRows
+from pythia_core.evaluation.memorization import ExtractionMeasurement
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Meas
     for order, arm in product(params.seed_values, DATA_ARMS):  # the rows read depend on these
         cells = [cell for cell in params.cells if cell[::2] == (order, arm)]
         t = runs[cells[0]].config.train
-        rows = ExtractionOfRows(runs[cells[0]].data, t.batch_size, t.steps, CONTEXT, CONTEXT)
+        rows = ExtractionMeasurement(runs[cells[0]].data, t.batch_size, t.steps, CONTEXT, CONTEXT)
         add(rows, cells, [last], "memorized")
     return measured, n_gaps
 

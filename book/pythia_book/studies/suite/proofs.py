@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pythia_core.data.order import batch_hash
 from pythia_core.suite import DATA_ARMS
-from pythia_core.training.checkpoint import repeated, weight_hashes
+from pythia_core.training.checkpoint import duplicate_steps, weight_hashes
 from pythia_core.training.metrics import read_metrics
 from pythia_core.training.schedule import checkpoint_steps
 from pythia_core.training.train import train
@@ -46,13 +46,13 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}
     due = checkpoint_steps(next(iter(suite.values())).config.train.steps)
     missing = sum(len(set(due) - set(of_run)) for of_run in hashes.values())
-    groups = [group for of_run in hashes.values() for group in repeated(of_run)]
+    groups = [group for of_run in hashes.values() for group in duplicate_steps(of_run)]
     known = [{0, 1}]  # the first update runs at learning rate 0
     copies = sum(set(group) not in known for group in groups)
     planted = dict(hashes[next(iter(hashes))])
     for step in due[2:-1:3]:  # as on the hub: many branches serve the last weights
         planted[step] = planted[due[-1]]
-    caught = {s for group in repeated(planted) for s in group} >= set(due[2:-1:3])
+    caught = {s for group in duplicate_steps(planted) for s in group} >= set(due[2:-1:3])
     rows: list[tuple[str, str, int, int]] = [
         ("complete", "scheduled checkpoints are there", len(due) * len(suite), missing),
         ("distinct", "checkpoints differ from each other, but step 1 from 0", len(groups), copies),

@@ -46,7 +46,7 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
                     run.data.tokens.sizes, data.seq_len, data.order_seed, data.epochs, policy
                 )
             block = size * max(1, run.config.train.steps // BLOCKS)
-            counts, again = order.reads(n_rows, block)
+            counts, again = order.read_counts(n_rows, block)
             pile = pile_reads(arm, policy)
             shares = np.bincount(np.minimum(counts, 3), minlength=4) / len(counts)
             for times, share in enumerate(shares):

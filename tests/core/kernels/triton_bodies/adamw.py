@@ -9,22 +9,30 @@ import torch
 from kernel_checks import normal
 from pythia_book.bench.kernels import relative_error
 
-from pythia_core.kernels.adamw import AdamW, Moving, adamw_, adamw_reference_, passes_
+from pythia_core.kernels.adamw import (
+    AdamWBuffers,
+    AdamWHyperparameters,
+    adamw_,
+    adamw_reference_,
+    adamw_torch_,
+)
 
-CONSTANTS = AdamW(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+CONSTANTS = AdamWHyperparameters(beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
 NAMES = ("params", "exp_avg", "exp_avg_sq", "copy")
 COPIES = pytest.mark.parametrize("copy", [None, torch.bfloat16, torch.float16])
 
 
-def buffers(n: int, dtype: torch.dtype, device: str, copy: torch.dtype | None = None) -> Moving:
+def buffers(
+    n: int, dtype: torch.dtype, device: str, copy: torch.dtype | None = None
+) -> AdamWBuffers:
     """Parameters in the middle of training; a third of them not decayed."""
     params, grad, exp_avg, noise = (normal(n, seed=i).to(device, dtype) for i in range(4))
     rounded = None if copy is None else params.to(copy)
-    return Moving(params, grad, 0.1 * exp_avg, 0.01 * noise.square(), rounded, n - n // 3)
+    return AdamWBuffers(params, grad, 0.1 * exp_avg, 0.01 * noise.square(), rounded, n - n // 3)
 
 
-def tensors(moving: Moving) -> dict[str, torch.Tensor]:
-    return {n: t for n in NAMES if (t := getattr(moving, n)) is not None}
+def tensors(state: AdamWBuffers) -> dict[str, torch.Tensor]:
+    return {n: t for n in NAMES if (t := getattr(state, n)) is not None}
 
 
 def number(value: float, device: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -43,8 +51,8 @@ def test_three_updates(n: int, update: int, copy: torch.dtype | None, device: st
         wide = number(factor, "cpu", torch.float64), number(0, "cpu")
         adamw_reference_(exact, CONSTANTS, lr, update + k, *wide)
         settings = CONSTANTS, lr, update + k, number(factor, device), number(0, device)
-        passes_(plain, *settings)
-        plain.grad.copy_(ours.grad)  # that route scales it in place
+        adamw_torch_(plain, *settings)
+        plain.grad.copy_(ours.grad)  # that backend scales it in place
         adamw_(ours, *settings)
         adamw_(again, *settings)
     for name in ("params", "exp_avg", "exp_avg_sq"):
@@ -59,19 +67,19 @@ def test_three_updates(n: int, update: int, copy: torch.dtype | None, device: st
 @COPIES
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.0])
 def test_a_set_flag_changes_nothing(bad: float, copy: torch.dtype | None, device: str) -> None:
-    moving = buffers(2500, torch.float32, device, copy)
-    moving.grad[7] = bad
-    before = {name: t.clone() for name, t in tensors(moving).items()}
-    adamw_(moving, CONSTANTS, 1e-2, 3, number(bad, device), number(1, device))
-    assert all(torch.equal(t, before[name]) for name, t in tensors(moving).items())
+    state = buffers(2500, torch.float32, device, copy)
+    state.grad[7] = bad
+    before = {name: t.clone() for name, t in tensors(state).items()}
+    adamw_(state, CONSTANTS, 1e-2, 3, number(bad, device), number(1, device))
+    assert all(torch.equal(t, before[name]) for name, t in tensors(state).items())
 
 
 def test_only_the_first_ones_are_decayed(device: str) -> None:
-    moving = replace(buffers(2500, torch.float32, device), n_decayed=1100)
-    for tensor in (moving.grad, moving.exp_avg, moving.exp_avg_sq):
+    state = replace(buffers(2500, torch.float32, device), n_decayed=1100)
+    for tensor in (state.grad, state.exp_avg, state.exp_avg_sq):
         tensor.zero_()
-    moving.params.fill_(0.5)
-    adamw_(moving, CONSTANTS, 1e-2, 1, number(1, device), number(0, device))
+    state.params.fill_(0.5)
+    adamw_(state, CONSTANTS, 1e-2, 1, number(1, device), number(0, device))
     expected = torch.full((2500,), 0.5, device=device)
     expected[:1100] *= 1 - 1e-3
-    assert torch.equal(moving.params, expected)
+    assert torch.equal(state.params, expected)
