@@ -48,12 +48,8 @@ def add(command: AddCommand) -> None:
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "train a fork with swapped pronouns in the updates from --start to --stop"
     option("--swap", choices=SWAPS, help=text)
-    option(
-        "--start", type=int, metavar="STEP", help="first swapped update (default: the last 7 %%)"
-    )
-    option(
-        "--stop", type=int, metavar="STEP", help="first update after the swap (default: the end)"
-    )
+    option("--start", type=int, metavar="STEP", help="first swapped step (default: the last 7 %%)")
+    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: end)")
 
 
 TEXT = ("corpus", "tokenizer", "epochs", "heldout_fraction")
