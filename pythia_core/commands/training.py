@@ -24,31 +24,32 @@ def add(command: AddCommand) -> None:
 
     p = command("train", _train, "train a model, or find the run if it exists")
     p.set_defaults(kept="what was trained is kept")
+    option = p.add_argument
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
-    p.add_argument("size", metavar="SIZE", help=f"size of the model: {sizes}")
+    option("size", metavar="SIZE", help=f"size of the model: {sizes}")
     scales = ", ".join(trained_scales())
-    p.add_argument("--scale", default="laptop", help=f"{scales} (default: laptop)")
+    option("--scale", default="laptop", help=f"{scales} (default: laptop)")
     _add_text(p)
-    p.add_argument("--steps", type=int, help="number of updates (default: the scale's)")
-    p.add_argument("--batch-size", type=int, help="rows per update (default: the scale's)")
+    option("--steps", type=int, metavar="N", help="number of updates (default: the scale's)")
+    option("--batch-size", type=int, metavar="ROWS", help="rows per update (default: the scale's)")
     text = "rows per forward/backward pass (default: the whole batch)"
-    p.add_argument("--micro-batch", type=int, metavar="ROWS", help=text)
-    p.add_argument("--lr", type=float, help="peak learning rate (default: the size's)")
+    option("--micro-batch", type=int, metavar="ROWS", help=text)
+    option("--lr", type=float, metavar="RATE", help="peak learning rate (default: the size's)")
     text = "training precision (default: bf16 if supported)"
-    p.add_argument("--precision", choices=PRECISIONS, help=text)
-    p.add_argument(
+    option("--precision", choices=PRECISIONS, help=text)
+    option(
         "--execution",
         help=f"{', '.join(MODES)}, each optionally with +recompute, which saves memory; graph "
         f"needs a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
     text = "seed of the data order (default: 1234)"
-    p.add_argument("--order-seed", type=int, default=1234, metavar="SEED", help=text)
+    option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
-    p.add_argument("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
+    option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "train a fork with swapped pronouns in the updates from --start to --stop"
-    p.add_argument("--swap", choices=SWAPS, help=text)
-    p.add_argument("--start", type=int, help="first swapped update (default: the last 7 %%)")
-    p.add_argument("--stop", type=int, help="first update after the swap (default: the end)")
+    option("--swap", choices=SWAPS, help=text)
+    option("--start", type=int, metavar="STEP", help="first swapped step (default: the last 7 %%)")
+    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: end)")
 
 
 TEXT = ("corpus", "tokenizer", "epochs", "heldout_fraction")
@@ -63,7 +64,8 @@ def _add_text(p: argparse.ArgumentParser) -> None:
         "name of a registered corpus (default: the scale's)",
     )
     p.add_argument("--tokenizer", help="bpe-N, neox-20b or a tokenizer.json (default: the scale's)")
-    p.add_argument("--epochs", type=int, help="passes over the text (default: the scale's)")
+    text = "passes over the text (default: the scale's)"
+    p.add_argument("--epochs", type=int, metavar="N", help=text)
     p.add_argument(
         "--heldout",
         type=float,

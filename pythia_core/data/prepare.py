@@ -229,9 +229,9 @@ def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
     with _translate_errors(root):
         if not rows.is_dir():
             with atomic_dir(rows) as folder:
-                made = {"tokens": {"folder": tokens.name, **read_manifest(tokens)}}
-                made["rows"] = _make_rows(tokens, order, folder, progress)
-                write_manifest(folder, {**made, "fingerprint": _fingerprint(made)})
+                manifest = {"tokens": {"folder": tokens.name, **read_manifest(tokens)}}
+                manifest["rows"] = _make_rows(tokens, order, folder, progress)
+                write_manifest(folder, {**manifest, "fingerprint": _fingerprint(manifest)})
         prepared = PreparedData(rows, data, read_manifest(rows))
         try:
             same = prepared.manifest["fingerprint"] == prepared.fingerprint
@@ -261,10 +261,10 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
                 whole = prepare_tokens(replace(data, dedup="none"), progress)
             with atomic_dir(tokens) as folder:
                 if whole:
-                    made = remove_duplicates(data, whole, folder, progress)
+                    manifest = remove_duplicates(data, whole, folder, progress)
                 else:
-                    made = make_tokens(data, tokenizer_source(data), folder, progress)
-                write_manifest(folder, made)
+                    manifest = make_tokens(data, tokenizer_source(data), folder, progress)
+                write_manifest(folder, manifest)
     return tokens
 
 
@@ -355,11 +355,11 @@ def make_tokens(
 ) -> dict[str, Any]:
     """Write tokenizer.json, train.* and heldout.* into `folder`; returns their manifest."""
     first: Tally = {}
-    held, characters = choose_heldout(data, first, progress)
+    excluded, characters = choose_heldout(data, first, progress)
 
     def training_texts() -> Iterator[str]:
         documents = enumerate(open_corpus(data, progress=False))
-        return (document.text for i, document in documents if i not in held)
+        return (document.text for i, document in documents if i not in excluded)
 
     (folder / "tokenizer.json").write_text(source.make(training_texts(), characters), "utf-8")
     tokenizer = load_tokenizer(folder / "tokenizer.json")
@@ -382,7 +382,7 @@ def make_tokens(
             for (domain, text), ids in zip(batch, encoded, strict=True):
                 ids.append(eod)
                 entry = domains[domain]
-                out = heldout if number in held else train
+                out = heldout if number in excluded else train
                 out.add(ids)
                 entry["heldout_documents"] += out is heldout
                 entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
@@ -406,28 +406,30 @@ def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
     """Copy the tokens in `whole` without the duplicates by `data.dedup`; returns their manifest."""
-    made = read_manifest(whole)
+    manifest = read_manifest(whole)
     first: Tally = {}
-    held, _ = choose_heldout(data, first, progress)
+    excluded, _ = choose_heldout(data, first, progress)
     counts = list(next(iter(first.values())).summary())
-    _check_unchanged(data, first, {n: {k: d[k] for k in counts} for n, d in made["corpus"].items()})
-    dropped, report = _find_duplicates(data, held, progress)
+    _check_unchanged(
+        data, first, {n: {k: d[k] for k in counts} for n, d in manifest["corpus"].items()}
+    )
+    dropped, report = _find_duplicates(data, excluded, progress)
     for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
         shutil.copyfile(whole / name, folder / name)
     source, position = MegatronIndexed(whole / "train"), 0
-    with IndexedWriter(folder / "train", made["vocab_size"]) as train:
+    with IndexedWriter(folder / "train", manifest["vocab_size"]) as train:
         for number, document in enumerate(open_corpus(data, progress=False)):
-            if number in held:
+            if number in excluded:
                 continue
-            ids, entry = source.document(position), made["corpus"][document.domain]
+            ids, entry = source.document(position), manifest["corpus"][document.domain]
             position += 1
             if number in dropped:
                 entry["train_tokens"] -= len(ids)
                 entry["duplicate_tokens"] += len(ids)
             else:
                 train.add(ids)
-    made["train"] = {"documents": train.n_documents, "tokens": train.n_tokens}
-    return {**made, "dedup": report, "files": list_files(folder)}
+    manifest["train"] = {"documents": train.n_documents, "tokens": train.n_tokens}
+    return {**manifest, "dedup": report, "files": list_files(folder)}
 
 
 def _check_unchanged(data: DataConfig, now: Tally, before: dict[str, Any]) -> None:
@@ -444,14 +446,14 @@ _NO_TOKENS = {
 
 
 def _find_duplicates(
-    data: DataConfig, held: set[int], progress: bool
+    data: DataConfig, excluded: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
     """Indices of the training documents that `data.dedup` removes, and its report."""
     from pythia_core.data.dedup import deduplicate
 
     numbers, texts = [], []
     for number, document in enumerate(open_corpus(data, progress=False)):
-        if number not in held:
+        if number not in excluded:
             numbers.append(number)
             texts.append(document.text)
     result = deduplicate(texts, data.dedup, progress=progress)
@@ -527,14 +529,14 @@ def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[
     for document in open_corpus(data, progress, tally):
         fractions.append(fraction(document.text))
         lengths.append(len(document.text))
-    held = {number for number, value in enumerate(fractions) if value < limit}
-    if limit > 0 and not held:
+    excluded = {number for number, value in enumerate(fractions) if value < limit}
+    if limit > 0 and not excluded:
         smallest = min(fractions)
-        held = {number for number, value in enumerate(fractions) if value == smallest}
-    if len(held) == len(fractions):
+        excluded = {number for number, value in enumerate(fractions) if value == smallest}
+    if len(excluded) == len(fractions):
         raise DataError(
             f"heldout_fraction={limit} would hold out all {len(fractions)} document(s) of "
             f"{data.corpus!r} (copies of a text count as one); use 0, a smaller fraction or more "
             "text"
         )
-    return held, sum(size for number, size in enumerate(lengths) if number not in held)
+    return excluded, sum(size for number, size in enumerate(lengths) if number not in excluded)

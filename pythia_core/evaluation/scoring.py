@@ -158,9 +158,9 @@ def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Sc
             logits = model.logits(states[begin : begin + LOGIT_ROWS]).float()
             logp = torch.log_softmax(logits, -1)
             slot = torch.from_numpy(batch.slot_of[pick] - begin).to(device)
-            chosen = logp[slot, torch.from_numpy(batch.targets[pick]).to(device)]
-            best = chosen >= logp.amax(-1)[slot]
-            np.add.at(logprob, batch.request_index[pick], chosen.double().cpu().numpy())
+            logp_target = logp[slot, torch.from_numpy(batch.targets[pick]).to(device)]
+            best = logp_target >= logp.amax(-1)[slot]
+            np.add.at(logprob, batch.request_index[pick], logp_target.double().cpu().numpy())
             np.logical_and.at(greedy, batch.request_index[pick], best.cpu().numpy())
     return Scores(logprob, packed.n_tokens, greedy)
 

@@ -1,4 +1,4 @@
-"""How the Triton attention is tiled: tiles, warps and pipeline stages by head dim, runs of lanes.
+"""Tiling of the Triton attention: tiles, warps and pipeline stages by head dim, runs of lanes.
 
 A head is one or two runs of lanes, each a power of two: 80 is 64 + 16, because padding it to 128
 would be 60 % more work. All tiles compile for sm_90 without spilling registers and fit an SM's

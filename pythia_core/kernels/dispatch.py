@@ -1,4 +1,4 @@
-"""Which tensors take the Triton kernels, the checks they share, and what happens when one fails.
+"""Dispatch of tensors to the Triton kernels: shared checks, and the fallback if a kernel fails.
 
 An operation with a kernel lives in two files: `x.py` holds the plain reference, the registered
 torch operation and the function that the model calls; `x_triton.py` holds the Triton code and is
@@ -83,7 +83,7 @@ def version_problem() -> str:
     A CUDA build of torch names its Triton in its metadata; a CPU build names none.
     """
     try:
-        wanted = [
+        required = [
             match[1]
             for line in importlib.metadata.requires("torch") or ()
             if (match := re.match(r"triton\s*==\s*([\w.]+)", line))
@@ -91,11 +91,11 @@ def version_problem() -> str:
         installed = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return ""
-    if not wanted or installed in wanted:
+    if not required or installed in required:
         return ""
     return (
-        f"torch {torch.__version__} was built for Triton {wanted[0]}, but {installed} is installed:"
-        f" pip install triton=={wanted[0]}"
+        f"torch {torch.__version__} was built for Triton {required[0]}, but {installed} is "
+        f"installed: pip install triton=={required[0]}"
     )
 
 

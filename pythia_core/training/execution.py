@@ -1,4 +1,4 @@
-"""How a training step is executed: settings that are not part of a run's config.
+"""Execution of a training step: settings that are not part of a run's config.
 
 The same run can be executed operation by operation (eager), as one recorded CUDA graph per
 micro-step, or through torch.compile; activations can be kept or recomputed in the backward.
@@ -21,7 +21,7 @@ VARIABLE = "PYTHIA_EXECUTION"
 
 @dataclass(frozen=True)
 class Execution:
-    """How a `Trainer` executes a step; the default works on every device."""
+    """Execution settings of a `Trainer`; the defaults work on every device."""
 
     mode: str = "eager"
     """"graph": a CUDA graph of forward and backward, replayed; "compile": torch.compile."""

@@ -42,9 +42,9 @@ class MetricsLog:
     """Appends rows to a metrics.jsonl, after dropping the rows of steps past `last_step`."""
 
     def __init__(self, path: Path, last_step: int) -> None:
-        kept = [row for row in read_metrics(path) if row["step"] <= last_step]
+        rows = [row for row in read_metrics(path) if row["step"] <= last_step]
         with atomic_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self._file = open(path, "a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:

@@ -49,14 +49,14 @@ STATE_EVERY_SECONDS = 2.0
 STATE_SHARE = 0.02
 """Maximum share of the time spent on saving states."""
 LOCK_SECONDS = 3.0
-"""How long to wait for another process to release a run."""
+"""Time to wait for another process to release a run."""
 LAG = {"cpu": 0, "cuda": 2}
 """Kind of device -> updates in flight before the oldest report is read."""
 
 
 @dataclass(frozen=True)
 class Saving:
-    """What a run saves in addition to the two newest states, from which it can resume."""
+    """Files that a run saves in addition to the two newest states, from which it can resume."""
 
     weights: frozenset[int] | None = None
     """Steps whose weights are saved; None: the schedule's 154 (schedule.checkpoint_steps)."""
