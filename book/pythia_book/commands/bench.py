@@ -91,9 +91,9 @@ def _bench(args: argparse.Namespace) -> None:
 
             measured = bench_attention(**options)
         else:
-            from pythia_book.bench.correctness import check_card
+            from pythia_book.bench.correctness import check_gpu
 
-            measured = check_card(sizes, **options)
+            measured = check_gpu(sizes, **options)
         return rows.write_rows(measured, file, lambda row: print(json.dumps(row), flush=True))
     from pythia_book.bench import train
 
@@ -103,7 +103,7 @@ def _bench(args: argparse.Namespace) -> None:
 
     def show(row: rows.Row) -> None:
         shown.append(row)
-        print(rows.line(row), flush=True)
+        print(rows.format_row(row), flush=True)
 
     rows.write_rows(train.bench_train(sizes, args.device or "cpu", **options), file, show)
     if args.device != "cuda":

@@ -1,8 +1,8 @@
-"""Finds the studies that train something, their runs, and what a run keeps on disk.
+"""The studies that train models, their runs, and the checkpoints that runs keep.
 
 A study is a folder next to this file. If its params.py has a function `runs`, it is listed here,
 counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so a run keeps
-whatever any of them reads, no matter which one trains it.
+everything that any study reads, whichever study trains it.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ from pythia_core.training.runs import Run, find_or_train_all
 # --- the studies -----------------------------------------------------------------------------
 
 
-def _rooms() -> dict[str, ModuleType]:
-    """params.py of every study that has runs, by the study's name, in the order to run them.
+def _load_studies() -> dict[str, ModuleType]:
+    """Study name -> its params.py, for studies that have runs, in the order to run them.
 
-    Studies named in a study's AFTER come before it, because it reads runs that they train;
+    A study's AFTER names studies that come before it, because it reads runs that they train;
     otherwise the order is alphabetical. So budget counts shared runs where they are trained.
     """
-    rooms = {}
-    for room in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
-        if room.ispkg and find_spec(f"{room.name}.params"):
-            params = importlib.import_module(f"{room.name}.params")
+    by_name = {}
+    for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
+        if package.ispkg and find_spec(f"{package.name}.params"):
+            params = importlib.import_module(f"{package.name}.params")
             if hasattr(params, "runs"):
-                rooms[room.name.rpartition(".")[2]] = params
-    sorter = TopologicalSorter({name: getattr(room, "AFTER", ()) for name, room in rooms.items()})
+                by_name[package.name.rpartition(".")[2]] = params
+    sorter = TopologicalSorter({name: getattr(p, "AFTER", ()) for name, p in by_name.items()})
     sorter.prepare()
     order: list[str] = []
     while ready := sorted(sorter.get_ready()):
         order += ready
         sorter.done(*ready)
-    return {name: rooms[name] for name in order if name in rooms}
+    return {name: by_name[name] for name in order if name in by_name}
 
 
-_ROOMS = _rooms()
-STUDIES = tuple(_ROOMS)
-"""The studies that have runs, in the order in which to run them."""
+_STUDIES_BY_NAME = _load_studies()
+STUDIES = tuple(_STUDIES_BY_NAME)
+"""The studies that have runs, in the order to run them."""
 
 
 def declared(study: str) -> Any:
@@ -61,9 +61,9 @@ def declared(study: str) -> Any:
     Raises:
         ConfigError: an unknown study.
     """
-    if study not in _ROOMS:
-        raise ConfigError(one_of(study, _ROOMS, "study"))
-    return _ROOMS[study]
+    if study not in _STUDIES_BY_NAME:
+        raise ConfigError(one_of(study, _STUDIES_BY_NAME, "study"))
+    return _STUDIES_BY_NAME[study]
 
 
 # --- their runs ------------------------------------------------------------------------------
@@ -73,11 +73,11 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
     """The runs of a study with its default parameters, each once.
 
     Raises:
-        ConfigError: an unknown study, or parameters that do not suit the scale.
+        ConfigError: an unknown study, or default parameters that do not suit the scale.
     """
-    room = declared(study)
+    params = declared(study)
     scale_named(scale)
-    return list(dict.fromkeys(room.runs(room.Params(scale))))
+    return list(dict.fromkeys(params.runs(params.Params(scale))))
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
@@ -86,34 +86,34 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """The data that several studies read, each once: that of runs, and what else they declare."""
+    """The data that several studies read, each once: that of their runs, and other data."""
     texts = [run.data for run in all_runs(scale, studies)]
-    for room in map(declared, studies):
-        texts += room.texts(room.Params(scale)) if hasattr(room, "texts") else []
+    for params in map(declared, studies):
+        texts += params.texts(params.Params(scale)) if hasattr(params, "texts") else []
     return list(dict.fromkeys(texts))
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """Wheels that several studies read as they run: of items, and of text that is read again."""
+    """Wheels that several studies read while they run: of items, and of text that is read again."""
     wheels: set[str] = set()
-    for room in map(declared, studies):
-        wheels |= set(room.wheels(room.Params(scale))) if hasattr(room, "wheels") else set()
+    for params in map(declared, studies):
+        wheels |= set(params.wheels(params.Params(scale))) if hasattr(params, "wheels") else set()
     return sorted(wheels)
 
 
-# --- what runs keep --------------------------------------------------------------------------
+# --- retention -------------------------------------------------------------------------------
 
 
 def keep(scale: str, run: RunConfig, *also: StudyParams) -> Keep | None:
-    """What a run keeps if it is large; None: everything.
+    """The checkpoints that a large run keeps; None: everything.
 
-    That is whatever any study reads from it with its default parameters, or with those in `also`;
-    and always the first and the last weights.
+    These are all that any study reads with its default parameters, or with those in `also`, and the
+    first and the last weights.
     """
     params = list(also)
-    for room in _ROOMS.values():
+    for study in _STUDIES_BY_NAME.values():
         with contextlib.suppress(ConfigError):  # a study without this scale
-            params.append(room.Params(scale))
+            params.append(study.Params(scale))
     kept = Keep(frozenset({0, run.train.steps}))
     for study_params in params:
         needed = sys.modules[type(study_params).__module__].keep(study_params, run)
@@ -126,7 +126,7 @@ def keep(scale: str, run: RunConfig, *also: StudyParams) -> Keep | None:
 def train_all(
     params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Find or train a study's runs; they keep whatever any study reads, this one with `params`.
+    """Find or train a study's runs; they keep all that any study reads, this one with `params`.
 
     Raises:
         As pythia_core.training.runs.find_or_train_all.

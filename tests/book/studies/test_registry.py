@@ -45,12 +45,12 @@ OURS = (
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """What follows is about these studies, whatever others read."""
     rooms = {study: declared(study) for study in OURS}
-    monkeypatch.setattr(registry, "_ROOMS", rooms)
+    monkeypatch.setattr(registry, "_STUDIES_BY_NAME", rooms)
 
 
 def test_the_studies_are_found_in_an_order_that_suits_them() -> None:
     assert tuple(study for study in STUDIES if study in OURS) == OURS
-    for study, room in registry._rooms().items():
+    for study, room in registry._load_studies().items():
         assert room.STUDY == study
         assert {*getattr(room, "AFTER", ())} <= {*STUDIES[: STUDIES.index(study)]}
     with pytest.raises(ConfigError, match="unknown study 'speed'"):
