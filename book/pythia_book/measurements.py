@@ -24,8 +24,8 @@ from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
-from pythia_core.training.gpu_sharing import gate, share_of_device
-from pythia_core.training.memory import measuring_bytes
+from pythia_core.training.gpu_sharing import admission_gate, reserve_memory
+from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
 from pythia_core.util.files import atomic_file
 from pythia_core.util.machine import on_device
@@ -105,7 +105,7 @@ def measure_each(
         unit="checkpoint",
         names=[f"{size_name(r.config.model)} {arm_label(r.config)}, step {s}" for r, s, _ in jobs],
         in_process=sum(run_flops(r.config) for r in {r.id: r for r, _, _ in jobs}.values()) < SHORT,
-        gate=gate([measuring_bytes(run.config.model) for run, _, _ in jobs]),
+        gate=admission_gate([inference_bytes(run.config.model) for run, _, _ in jobs]),
     )
     gaps = []
     for (run, step, _), result in zip(jobs, results, strict=True):
@@ -125,7 +125,7 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
     except CheckpointError as error:
         return str(error)
     results = []
-    with share_of_device(measuring_bytes(run.config.model)), on_device(model) as model:
+    with reserve_memory(inference_bytes(run.config.model)), on_device(model) as model:
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
             arrays = measurement(model, step)
             arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}

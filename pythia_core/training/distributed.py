@@ -1,8 +1,8 @@
-"""One update over several processes, one per GPU: each takes its share of the batch's rows.
+"""Data parallelism: several processes, one per GPU, each with its shard of every batch.
 
 Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch, as GPT-NeoX's ranks did, and
 the gradients, already means over the whole batch, are summed. So the batch of a step, its hash and
-the log do not depend on W; the weights do in their last bits, because the order of the sums does.
+the log do not depend on W; the last bits of the weights do, because the order of summation does.
 Only the first process writes files. Every process holds the whole state: a model must fit on one
 GPU. torchrun starts the processes:
 
@@ -25,18 +25,18 @@ from pythia_core.errors import ConfigError, TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, as one of them sees it; one alone exchanges nothing."""
+    """The processes that train together, and the rank of this one."""
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes and prints."""
+    def is_rank_zero(self) -> bool:
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
-    def share(self, rows: Tensor) -> Tensor:
-        """This process's part of a batch (B, ...).
+    def shard(self, rows: Tensor) -> Tensor:
+        """This process's rows of a batch (B, ...).
 
         Raises:
             ConfigError: B is not a multiple of the number of processes.
@@ -48,14 +48,14 @@ class World:
             )
         return rows.chunk(self.size)[self.rank]
 
-    def sum_(self, *tensors: Tensor) -> None:
-        """Replace tensors by their sums over all processes; every process gets the same bits."""
+    def all_reduce_(self, *tensors: Tensor) -> None:
+        """Sum tensors over all processes, in place; every process gets the same bits."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; exchanged on the CPU: no GPU is waited for."""
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; exchanged on the CPU, so no GPU has to finish."""
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
@@ -63,7 +63,7 @@ class World:
         return bool(flags)
 
     def check_same(self, value: int, name: str) -> None:
-        """Refuse to go on if the processes have read different values.
+        """Check that all processes have the same value.
 
         Raises:
             TrainingError: on every process.
@@ -75,21 +75,21 @@ class World:
         values = [int(each) for each in gathered]
         if len(set(values)) > 1:
             raise TrainingError(
-                f"the {self.size} processes found different values of {name}: {values}. They must "
+                f"the {self.size} processes have different values of {name}: {values}. They must "
                 "see the same results folder (PYTHIA_RESULTS)"
             )
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes have reached this call."""
-        self.any(False)
+        self.any_rank(False)
 
 
 ALONE = World()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
-    """The processes that torchrun started; without torchrun, this one alone."""
+def init_world() -> Iterator[World]:
+    """Join the processes that torchrun started; without torchrun, ALONE."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE

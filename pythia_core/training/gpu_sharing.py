@@ -1,9 +1,9 @@
-"""Several small models on one GPU: which runs train at a time, so that memory is never exceeded.
+"""Several small models on one GPU: which jobs run at the same time without exceeding its memory.
 
 A model of a million parameters keeps a large GPU busy for a fraction of each step; several
 processes fill the gaps. Jobs start in order, each as soon as its estimated memory
-(pythia_core.training.memory) fits next to those that run; one that needs the whole device runs
-alone. `PYTHIA_GPU_JOBS` limits how many run at a time. The gain is not yet measured.
+(pythia_core.training.memory) fits alongside the running jobs; one that needs the whole device runs
+alone. `PYTHIA_GPU_JOBS` limits how many run at a time. The gain has not been measured yet.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ VARIABLE = "PYTHIA_GPU_JOBS"
 MOST = 6
 """Processes on one GPU unless `PYTHIA_GPU_JOBS` is set."""
 RESERVE = 0.1
-"""Share of the device's memory that is left free."""
+"""Fraction of the device's memory that is left free."""
 SLACK = 1.3
-"""A process that takes more than this multiple of its estimate is stopped, before others are."""
+"""A process may use up to this multiple of its estimate; beyond it, its own allocations fail."""
 
 
-def startable(
+def next_admissible(
     waiting: Sequence[int],
     running: Sequence[int],
     needs: Sequence[float],
@@ -34,8 +34,8 @@ def startable(
     """The first waiting job that may start now: its memory fits, or nothing else runs.
 
     Args:
-        waiting: jobs in the order in which they should start. running: jobs that run.
-        needs: bytes by job. capacity: bytes of the device. most: jobs at a time.
+        waiting: jobs in the order in which they should start. running: the running jobs.
+        needs: bytes per job. capacity: bytes of the device. most: maximum number of jobs.
     """
     if len(running) >= most:
         return None
@@ -43,18 +43,18 @@ def startable(
     return next((job for job in waiting if needs[job] <= free or not running), None)
 
 
-def gate(needs: Sequence[float]) -> Gate | None:
-    """`startable` on this machine's GPU, for jobs that need these bytes; None without a GPU."""
+def admission_gate(needs: Sequence[float]) -> Gate | None:
+    """`next_admissible` for this machine's GPU; `needs`: bytes per job. None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None
     most = number_from(VARIABLE) or MOST
     usable = capacity * (1 - RESERVE) - most * CONTEXT_BYTES  # idle processes keep their context
-    return lambda waiting, running: startable(waiting, running, needs, usable, most)
+    return lambda waiting, running: next_admissible(waiting, running, needs, usable, most)
 
 
 def device_bytes() -> float | None:
-    """Memory of the GPU that is used here; None without one."""
+    """Total memory of the GPU in use; None without one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -63,10 +63,10 @@ def device_bytes() -> float | None:
 
 
 @contextlib.contextmanager
-def share_of_device(n_bytes: float) -> Iterator[None]:
-    """In the body this process may take `n_bytes` of the GPU; afterwards it returns them.
+def reserve_memory(n_bytes: float) -> Iterator[None]:
+    """Reserve `n_bytes` of the GPU for the duration of the block.
 
-    Without a GPU nothing happens. A job that needs the whole device gets it.
+    A job that needs the whole device gets it. Without a GPU this does nothing.
     """
     total = device_bytes()
     if total is None:

@@ -1,8 +1,8 @@
-"""Which checkpoints a run keeps when all 154 would fill the disk.
+"""Retention: which checkpoints a run keeps when all 154 would fill the disk.
 
 154 checkpoints of an 85-million-parameter model take 30 GB in bf16, and a suite has sixteen models.
-So a run may be given a `Keep`; if its checkpoints take more than WHOLE_BYTES, it drops all other
-weights as it trains, unless PYTHIA_KEEP_ALL=1. A dropped checkpoint keeps its manifest with the
+So a run may have a `Keep`; if its checkpoints take more than WHOLE_BYTES, all other weights are
+dropped during training, unless PYTHIA_KEEP_ALL=1. A dropped checkpoint keeps its manifest with the
 hash of its weights, which still proves that all 154 existed and that no two are equal; training
 again restores them bit for bit.
 """
@@ -24,17 +24,17 @@ from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 BatchAt = Callable[[int], np.ndarray]
 
 WHOLE_BYTES = 1e9
-"""Runs whose checkpoints take no more than this keep everything."""
+"""Runs whose checkpoints take at most this much keep everything."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """What a large run keeps; `a | b` keeps what either of them does."""
+    """What a large run keeps; `a | b` is the union."""
 
     weights: frozenset[int] = frozenset()
-    """Steps whose weights are kept, besides the last step's."""
+    """Steps whose weights are kept, in addition to the last."""
     states: frozenset[int] = frozenset()
-    """Steps whose full state, from which a fork can start exactly, is kept."""
+    """Steps whose full state is kept, so that a fork can start from it exactly."""
 
     def __or__(self, other: Keep) -> Keep:
         return Keep(self.weights | other.weights, self.states | other.states)
@@ -62,34 +62,36 @@ def _kept(config: RunConfig, keep: Keep | None) -> Keep | None:
     return keep | Keep(frozenset({config.train.steps}))
 
 
-def _thin_weights(folder: Path, kept: frozenset[int]) -> None:
+def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
     """Drop the weights saved so far, except those of the steps in `kept`."""
     for step in weighted_steps(folder / "checkpoints"):
         if step not in kept:
             drop_weights(step_folder(folder / "checkpoints", step))
 
 
-def thinning(batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None) -> BatchAt:
-    """`batch_at`, wrapped to thin a large run as it trains, whenever it fetches a batch."""
+def prune_during_training(
+    batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
+) -> BatchAt:
+    """`batch_at`, wrapped so that a large run drops weights whenever it fetches a batch."""
     kept = _kept(config, keep)
     if kept is None:
         return batch_at
     dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
 
     def batch(step: int) -> np.ndarray:
-        if step in dropped:  # its weights were saved before this batch is fetched
-            _thin_weights(folder, kept.weights)
+        if step in dropped:  # its weights have been saved by now
+            _prune_weights(folder, kept.weights)
         return batch_at(step)
 
     return batch
 
 
-def thin(folder: Path, config: RunConfig, keep: Keep | None) -> None:
+def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
     """Drop the weights and states that the finished large run in `folder` need not keep."""
     kept = _kept(config, keep)
     if kept is None:
         return
-    _thin_weights(folder, kept.weights)
+    _prune_weights(folder, kept.weights)
     for step in saved_steps(folder / "states"):
         if step not in kept.states:
             shutil.rmtree(step_folder(folder / "states", step))

@@ -43,10 +43,10 @@ from pythia_core.training.checkpoint import (
     weighted_steps,
 )
 from pythia_core.training.execution import EAGER, Execution
-from pythia_core.training.gpu_sharing import gate, share_of_device
+from pythia_core.training.gpu_sharing import admission_gate, reserve_memory
 from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
-from pythia_core.training.retention import Keep, thin, thinning
+from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import Saving, train
 from pythia_core.training.trainer import Trainer
@@ -413,7 +413,7 @@ def find_or_train(
     states = linear_steps(PAPER_FORKS, config.train.steps)
     sha256 = train(
         config,
-        thinning(run.batch, run.folder, config, keep),
+        prune_during_training(run.batch, run.folder, config, keep),
         run.folder,
         start=_parent_state(config, progress, execution) if config.intervention else None,
         saving=Saving(frozenset(run.scheduled_steps), states | keep.states if keep else states),
@@ -422,7 +422,7 @@ def find_or_train(
         execution=execution,
     )
     write_json(run._done, {"final_sha256": sha256, "machine": device_info()})
-    thin(run.folder, config, keep)
+    prune_run(run.folder, config, keep)
     return run
 
 
@@ -462,7 +462,7 @@ def find_or_train_all(
             names=[names.get(c) or _describe(c) for c in todo],
             work=[run_flops(c) for c in todo],
             in_process=sum(map(run_flops, todo)) < SHORT,
-            gate=gate([run_bytes(c, Execution.from_environment()) for c in todo]),
+            gate=admission_gate([run_bytes(c, Execution.from_environment()) for c in todo]),
         )
     return {key: locate(config, progress) for key, config in configs.items()}
 
@@ -482,7 +482,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
     config, keep = job
-    with share_of_device(run_bytes(config, Execution.from_environment())):
+    with reserve_memory(run_bytes(config, Execution.from_environment())):
         find_or_train(config, keep=keep)
 
 

@@ -170,11 +170,11 @@ def _train_worker(
         in_flight.append(trainer.launch(batch_at(trainer.step)))
         while len(in_flight) > LAG[trainer.device.type]:
             in_flight.popleft().result()
-        if trainer.world.any(bool(stop_requested())):
+        if trainer.world.any_rank(bool(stop_requested())):
             raise Stopped(f"stopped after step {trainer.step}", stop_requested() or signal.SIGINT)
     for pending in in_flight:
         pending.result()
-    trainer.world.wait()
+    trainer.world.barrier()
     return sha256_tensors(trainer.state()["model"])
 
 
@@ -231,15 +231,15 @@ def train(
         _resume(trainer, states, end, start, machine)
         return trainer
 
-    if not world.leads:
+    if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
-            world.wait()  # until the leftovers are swept
+            world.barrier()  # until the leftovers are swept
             return _train_worker(resume(), batch_at, end, stop_requested)
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
         sweep_temporaries(checkpoints)
         sweep_temporaries(states)
-        world.wait()
+        world.barrier()
         trainer = resume()
         with (
             contextlib.closing(MetricsLog(folder / "metrics.jsonl", trainer.step)) as log,
@@ -281,7 +281,7 @@ def train(
                 if trainer.step in scheduled:
                     save_weights()
                 late = time.monotonic() > next_state and not writer.busy
-                stopping = world.any(bool(stop_requested()))
+                stopping = world.any_rank(bool(stop_requested()))
                 if trainer.step in keep or late or stopping:
                     save_state()
                     interval = max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
@@ -292,5 +292,5 @@ def train(
                         f"stopped after saving step {trainer.step}",
                         stop_requested() or signal.SIGINT,
                     )
-        world.wait()  # everything is written
+        world.barrier()  # everything is written
         return sha256_tensors(trainer.state()["model"])

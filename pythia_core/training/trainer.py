@@ -222,7 +222,7 @@ class Trainer:
             return self._launch(batch)
 
     def _launch(self, batch: np.ndarray) -> PendingUpdate:
-        rows = self.world.share(self._on_device(batch))
+        rows = self.world.shard(self._on_device(batch))
         parts = rows.split(self.config.train.micro_batch or len(rows))
         if self.scaler:
             self._scale.fill_(self.scaler.scale)
@@ -234,7 +234,7 @@ class Trainer:
                 self._micro(part, len(batch))
         except torch.OutOfMemoryError as error:
             raise TrainingError(self._out_of_memory(len(parts[0]))) from error
-        self.world.sum_(self.flat.grad, self._total)
+        self.world.all_reduce_(self.flat.grad, self._total)
         norm = self.flat.norm()
         finite = torch.isfinite(self._total + norm)
         if self.scaler:

@@ -1,4 +1,4 @@
-"""What other packages add to this library: found by name, loaded on demand.
+"""Extensions: what other packages add to this library, found by name and loaded on demand.
 
 A package registers its commands, corpora and kinds of runs as entry points in the groups
 `pythia_core.commands`, `pythia_core.corpora` and `pythia_core.runs`. The book has a table instead
@@ -20,7 +20,7 @@ from pythia_core.util.files import checkout
 
 @functools.cache
 def registered(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of everything registered in the group `pythia_core.<group>`."""
+    """Name -> entry point in the group `pythia_core.<group>`."""
     full_group = f"pythia_core.{group}"
     table = _book_table().get(group, {})
     points = {point.name: point for point in entry_points(group=full_group)}
@@ -28,8 +28,8 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """The book's table; in a checkout that of its own book, whatever else is installed, because the
-    two packages belong together. Child processes find the same one.
+    """The book's table. A checkout uses its own book even if another one is installed, because the
+    two packages belong together; so do child processes.
     """
     root = checkout()
     if root and (root / "book" / "pythia_book").is_dir():

@@ -1,8 +1,8 @@
-"""Files: where they go, writing them atomically, and their hashes.
+"""Files: where they are stored, atomic writes, and hashes.
 
 `results/` belongs to a checkout and holds runs and study outputs. The cache belongs to a user and
-holds what can be downloaded or recomputed from pinned inputs: wheels, tokenizers, token files.
-Both can be moved with an environment variable.
+holds files that can be downloaded or recomputed from pinned inputs: wheels, tokenizers, token
+files. An environment variable moves either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pythia_core.errors import ConfigError
 
 
 def checkout() -> Path | None:
-    """The checkout that this package runs from; None where it was installed as a wheel."""
+    """The checkout that this package runs from; None if it was installed as a wheel."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "notebooks").is_dir() else None
 
@@ -34,7 +34,7 @@ def require_checkout(feature: str) -> Path:
     root = checkout()
     if root is None:
         raise ConfigError(
-            f"{feature} needs the project's checkout, and this is an installed package; clone the "
+            f"{feature} needs the project's checkout, but this is an installed package; clone the "
             "repository and run the command there"
         )
     return root
@@ -58,7 +58,7 @@ def cache_dir() -> Path:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename survives a crash of the machine."""
+    """Sync the entries of `folder`, so that a rename survives a crash of the machine."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -77,7 +77,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        temporary.chmod(0o644)  # mkstemp makes private files; these are ordinary ones
+        temporary.chmod(0o644)  # mkstemp creates private files
         os.replace(temporary, target)
         fsync_dir(target.parent)
     finally:
@@ -86,10 +86,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_dir(target: Path) -> Iterator[Path]:
-    """Make the folder `target` atomically: yields a temporary folder next to it.
+    """Create the folder `target` atomically: yields a temporary folder next to it.
 
-    Every file in it is synced before the rename. If another process has made `target` in the
-    meantime, that one is kept.
+    Every file in it is synced before the rename. If another process creates `target` in the
+    meantime, that folder is kept.
     """
     import shutil
 

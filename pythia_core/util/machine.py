@@ -1,4 +1,4 @@
-"""The machine: its processor and accelerator, their fast precisions, how memory is reused.
+"""The machine: processor, accelerator, fast precisions, reuse of memory.
 
 Nothing here reveals the host's name. torch is imported by the functions that need it, so that
 reading a record does not load it.
@@ -37,27 +37,27 @@ def cpu_name() -> str:
 
 
 def cpu_flags() -> str:
-    """The processor's instruction sets, one string; empty where they cannot be read."""
+    """The processor's instruction sets as one string; empty if they cannot be read."""
     return _cpuinfo().get("flags", "")
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 faster than fp32: with AMX.
+    """Whether the CPU multiplies bf16 faster than fp32, i.e. has AMX.
 
-    AVX512-BF16 alone does not help: measured 155 GFLOP/s in bf16 against 332 in fp32.
+    AVX512-BF16 alone does not help: 155 GFLOP/s measured in bf16, 332 in fp32.
     """
     return "amx_bf16" in cpu_flags()
 
 
 def best_precision() -> str:
-    """ "bf16" where the machine multiplies it in hardware, else "fp32"."""
+    """ "bf16" if the hardware supports it, else "fp32"."""
     import torch
 
     return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
 
 
 def device_info() -> dict[str, Any]:
-    """The machine as it is recorded: device, threads, versions; no host name, no paths."""
+    """The machine as recorded: device, threads, versions; no host name, no paths."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -73,10 +73,10 @@ def device_info() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The model on the GPU if there is one, otherwise where it is; in fp32 either way.
+    """The model on the GPU if there is one, otherwise on its device; in fp32 either way.
 
-    On a GPU, and only inside the context, fp32 matrix products round their factors to TF32: three
-    bits more than the bf16 in which the model was trained, and several times as fast as fp32.
+    On a GPU, inside the block, fp32 matrix products round their factors to TF32: three bits more
+    than the bf16 in which the model was trained, and several times as fast as fp32.
     """
     import torch
 
@@ -93,11 +93,10 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 
 @contextlib.contextmanager
 def deterministic(wanted: bool = True) -> Iterator[None]:
-    """Inside, refuse (or allow) CUDA kernels whose sums depend on the order of threads.
+    """Inside the block, refuse (or allow) CUDA kernels whose sums depend on thread order.
 
     Applies to the whole process; the previous setting is restored on exit. torch raises a
-    RuntimeError, because with a mere warning its attention still uses a kernel whose bits do not
-    repeat.
+    RuntimeError: with a mere warning, its attention would still use a nondeterministic kernel.
     """
     import torch
 
@@ -115,7 +114,7 @@ def deterministic(wanted: bool = True) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to reuse freed blocks instead of returning them to the system.
+    """Make glibc reuse freed blocks instead of returning them to the system.
 
     Page-faulting them in again costs a third of a small model's step. Does nothing without glibc.
     """

@@ -1,4 +1,4 @@
-"""Progress of long work: one live line where a person waits, plain lines in a log.
+"""Progress of long work: a live line for a person, plain lines in a log.
 
     a terminal                        tqdm's bar, on the error stream
     a pipe, a log file                a line when a stage begins, every LOG_SECONDS, and at its end
@@ -21,13 +21,13 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 TERMINAL = "PYTHIA_TERMINAL"
-"""Set for a notebook's kernel by the command that runs it: that command's terminal, or empty if it
+"""Set by the command that runs a notebook, for the kernel: the command's terminal, or empty if it
 has none and relays the kernel's error stream."""
 LOG_SECONDS = 20.0
 """Time between two lines of a stage in a log."""
 DONE = "{desc}: done in {elapsed}"
 Report = Callable[[float, str], None]
-"""(share that is done, 0 to 1; position, e.g. "step 412/572, 61.0k tokens/s")."""
+"""(fraction done, 0 to 1; position, e.g. "step 412/572, 61.0k tokens/s")."""
 
 _report: Report | None = None
 
@@ -60,13 +60,14 @@ class _Lines(tqdm):
         self._print(str(self))
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """Nothing is ever drawn over."""
+        """No-op: this bar never redraws."""
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         self._broken = kind is not None
         super().__exit__(kind, *rest)
 
     def close(self) -> None:
+        """Show the final state of the bar, completed or not, and close it."""
         if not getattr(self, "disable", True):
             if not self._broken and (self.total is None or self.n >= self.total):
                 self.desc, self.bar_format = self._title, DONE
@@ -74,11 +75,11 @@ class _Lines(tqdm):
         super().close()
 
     def __del__(self) -> None:
-        """A bar that was never closed, because its stage was interrupted, prints nothing."""
+        """Print nothing for a bar that was never closed because its stage was interrupted."""
 
 
 class _Reporting(tqdm):
-    """The bar of one job: draws nothing, reports its share and the first part of its postfix."""
+    """The bar of one job: reports its progress and the first part of its postfix; draws nothing."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(gui=True, **(settings | {"mininterval": 0.5, "miniters": 1}))
@@ -91,12 +92,12 @@ class _Reporting(tqdm):
             _report(share, ", ".join(filter(None, (f"{self.unit} {self.n}/{self.total}", first))))
 
     def clear(self, *_: Any, **__: Any) -> None:
-        """Nothing is drawn."""
+        """No-op: this bar never redraws."""
 
 
 @contextlib.contextmanager
 def reporting(report: Report) -> Iterator[None]:
-    """Bars made in the body draw nothing and call `report`, about twice per second."""
+    """Bars created inside the block call `report` about twice per second and draw nothing."""
     global _report
     before, _report = _report, report
     try:
@@ -106,7 +107,7 @@ def reporting(report: Report) -> Iterator[None]:
 
 
 def is_live(stream: TextIO) -> bool:
-    """Whether it is a terminal that knows its width, so that a line can be redrawn."""
+    """Whether a stream is a terminal with a known width, so that a line can be redrawn."""
     try:
         return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
     except OSError:
@@ -128,7 +129,7 @@ def _terminal() -> TextIO | None:
 def bar(show: bool = True, **settings: Any) -> tqdm:
     """A tqdm bar with this project's settings.
 
-    It is silent if `show` is false, and in a log if it has no `desc`.
+    Silent if `show` is false, or if it has no `desc` and would print to a log.
     """
     if not show:
         return tqdm(disable=True, **settings)

@@ -1,8 +1,8 @@
-"""Stopping: what Ctrl-C (SIGINT) and SIGTERM do, at a terminal and under a scheduler.
+"""Stopping on Ctrl-C (SIGINT) and SIGTERM, at a terminal and under a scheduler.
 
 Work that can save its state polls `stop_requests`, saves, and raises `Stopped`. Everything else is
-interrupted where it is, which is safe because files are written completely or not at all. A command
-then prints in one line what is kept (`report_stop`) and exits with 128 plus the signal's number.
+interrupted immediately, which is safe because files are written atomically. A command then prints
+one line that says what was kept (`report_stop`) and exits with 128 plus the signal number.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ has already received it, and people press Ctrl-C twice."""
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or a scheduler requested a stop; `number` is the signal's."""
+    """The user or a scheduler requested a stop; `number` is the signal number."""
 
     def __init__(self, message: str = "stopped", number: int = signal.SIGINT) -> None:
         super().__init__(message)
@@ -38,7 +38,7 @@ _arrived: list[int] | None = None
 
 @contextlib.contextmanager
 def _handled(handler: Callable[[int], None]) -> Iterator[None]:
-    """Both signals go to `handler`, except repeated ones."""
+    """Pass both signals to `handler`, except repeated ones."""
     previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _frame: Any) -> None:
@@ -61,12 +61,12 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
-    """Record SIGINT and SIGTERM in the body; a second signal, after PATIENCE, raises `Stopped`.
+    """Record SIGINT and SIGTERM inside the block; a second one, after PATIENCE, raises `Stopped`.
 
-    Nested contexts share what was recorded. `notify` is called when the first signal arrives.
+    Nested blocks share the record. `notify` is called when the first signal arrives.
 
     Yields:
-        A function that returns the number of the signal that arrived, 0 if none did.
+        A function that returns the number of the signal received, 0 if none.
     """
     global _arrived
     outer = _arrived
@@ -88,7 +88,7 @@ def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped` in the body, wherever it is."""
+    """Inside the block, SIGINT and SIGTERM raise `Stopped` immediately."""
 
     def stop(number: int) -> None:
         raise Stopped(number=number)
@@ -99,8 +99,8 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted_children() -> Iterator[None]:
-    """Processes started in the body never see SIGINT, which a terminal sends to the whole group, so
-    they print no tracebacks; the process that started them stops them."""
+    """Processes started inside the block never see SIGINT, which a terminal sends to the whole
+    group, and print no tracebacks; their parent stops them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -109,21 +109,21 @@ def uninterrupted_children() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore both signals from now on, because only little is left to do."""
+    """Ignore both signals from now on, because little is left to do."""
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
 def report_stop(stop: KeyboardInterrupt, kept: str | None = "") -> int:
-    """Print in one line on the error stream that the command was stopped, and how to go on.
+    """Print one line to the error stream: the command was stopped, and how to go on.
 
-    Afterwards the process can only exit, with the code returned: it ignores signals and logs
-    nothing more.
+    Afterwards the process should exit with the returned code: it ignores signals and logs nothing
+    more.
 
     Args:
-        kept: what is kept, e.g. "what was trained is kept"; empty: nothing, it would start over;
-            None: nothing had been done yet.
+        kept: what was kept, e.g. "what was trained is kept"; empty if the command would start over;
+            None if nothing had been done yet.
     """
     logging.disable()
     ignore_signals()

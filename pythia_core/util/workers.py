@@ -1,9 +1,9 @@
 """Many independent jobs on all cores: one process per core, one thread per process.
 
-Small models gain little from a second thread; several models at once gain nearly everything.
-Because a worker has one thread, sums are never split, so results do not depend on how many cores a
-machine has. Workers are started once and end with this process, however it ends. `PYTHIA_WORKERS`
-sets their number (default: the cores of this process; 1: no other process).
+A second thread speeds a small model up little; several models in parallel scale almost perfectly.
+A worker has one thread, so sums are never split and results do not depend on the number of cores.
+Workers are started once and end with this process, however it ends. `PYTHIA_WORKERS` sets their
+number (default: the cores available to this process; 1: no other process).
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Gate = Callable[[Sequence[int], Sequence[int]], int | None]
 """(waiting jobs, running jobs) -> the waiting job that may start now (training.gpu_sharing)."""
 
 SHOWN = 4
-"""Jobs that the progress line names at most; it counts all."""
+"""Maximum number of jobs that the progress line names; it counts all."""
 
 
-class _Slot(ctypes.Structure):
-    """Shared memory for the progress of a worker's job; not locked, since it is only shown."""
+class _ProgressSlot(ctypes.Structure):
+    """Shared memory for the progress of a worker's job; not locked, since it is only displayed."""
 
     _fields_: ClassVar = [
         ("job", ctypes.c_int),
@@ -45,11 +45,11 @@ class _Slot(ctypes.Structure):
     ]
 
 
-_pool: tuple[ProcessPoolExecutor, ctypes.Array[_Slot]] | None = None
+_pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
 
 
 def number_from(variable: str) -> int | None:
-    """The number of processes that an environment variable sets; None where it is not set.
+    """The number of processes in an environment variable; None if it is not set.
 
     Raises:
         ConfigError: the variable is not a positive whole number.
@@ -63,7 +63,7 @@ def number_from(variable: str) -> int | None:
 
 
 def n_workers() -> int:
-    """How many worker processes there are: `PYTHIA_WORKERS`, else the cores of this process."""
+    """Number of worker processes: `PYTHIA_WORKERS`, else the cores available to this process."""
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
     return number_from(VARIABLE) or cores
@@ -71,7 +71,7 @@ def n_workers() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Run the body on one thread, so that sums are not split on any machine."""
+    """Use one thread inside the block, so that sums are not split on any machine."""
     import torch
 
     before = torch.get_num_threads()
@@ -96,18 +96,18 @@ def parallel_map(
 ) -> list[Result]:
     """`[function(job) for job in jobs]`, each job on one thread of one of the workers.
 
-    One line shows which jobs run and how far they are, as their own progress bars report.
+    One line shows the running jobs and their progress, as reported by their own progress bars.
 
     Args:
-        function: importable by name; jobs and results are pickled. Jobs start in the order given.
-        desc: what is done to them, e.g. "training"; empty: nothing is shown in a log.
-        names: of the jobs, for the line; default: none.
-        work: per job, in any unit, to estimate the time left; default: all the same.
+        function: importable by name; jobs and results are pickled. Jobs start in order.
+        desc: a verb for the line, e.g. "training"; if empty, a log shows nothing.
+        names: names of the jobs for the line; default: none.
+        work: amount of work per job, in any unit, to estimate the time left; default: equal.
         in_process: start no worker, e.g. because that takes longer than the jobs.
-        gate: picks the job that may start next to those that run; None: the first one.
+        gate: picks the waiting job that may start next; None: the first one.
 
     Raises:
-        The first error that a job raises; the others are stopped (a training saves its state).
+        The first error that a job raises; the other jobs are stopped (training saves its state).
         PythiaError: a worker died, e.g. because memory ran out.
     """
     if not jobs:
@@ -132,7 +132,7 @@ def parallel_map(
         waiting, running = list(range(len(jobs))), dict[Future, int]()
         try:
             while waiting or running:
-                # none is queued: a worker that is being stopped would begin it
+                # no job is queued: a worker that is being stopped would start it
                 while waiting and len(running) < len(slots):
                     chosen = gate(waiting, list(running.values())) if gate else waiting[0]
                     if chosen is None:
@@ -151,7 +151,7 @@ def parallel_map(
         except BrokenProcessPool as error:
             _stop()
             raise PythiaError(
-                "a worker process died; did memory run out? What was finished is kept: run it "
+                "a worker process died; did memory run out? Finished jobs are kept: run this "
                 f"again to go on, with fewer workers ({VARIABLE}=1) if it happens again"
             ) from error
         except BaseException:
@@ -160,7 +160,7 @@ def parallel_map(
 
 
 class _Line:
-    """The progress line of many jobs: which ones run, how far each is, the time left."""
+    """The progress line of many jobs: the running jobs, their progress, the time left."""
 
     def __init__(
         self, progress: bool, desc: str, unit: str, names: Sequence[str], work: Sequence[float]
@@ -192,9 +192,9 @@ class _Line:
         return f"{self._desc} {total} {self._unit}{'s' * (total > 1)}" if self._desc else ""
 
     def show(self, running: dict[int, tuple[float, str]]) -> None:
-        """Draw the line; `running`: job -> (share that is done, its position, e.g. "step 4/9")."""
+        """Draw the line; `running`: job -> (fraction done, position, e.g. "step 4/9")."""
         first, last = len(self._done) + 1, len(self._done) + max(1, len(running))
-        which = f" {first}" if first == last else f"s {first}-{last}"
+        numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
         notes = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
         if len(notes) > SHOWN:
@@ -202,18 +202,18 @@ class _Line:
         done = sum(self._parts[number] for number in self._done)
         done += sum(self._parts[number] * share for number, (share, _) in running.items())
         self._bar.set_description_str(
-            f"{self._desc} {self._unit}{which} of {len(self._parts)}", refresh=False
+            f"{self._desc} {self._unit}{numbers} of {len(self._parts)}", refresh=False
         )
         self._bar.set_postfix_str("; ".join(filter(None, notes)), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def done(self, number: int) -> None:
-        """Count a job as done."""
+        """Mark a job as done."""
         self._done.add(number)
 
 
 def workers_peak_mb() -> float:
-    """Sum of the largest resident sets of all living workers, in MB; 0 where unknown."""
+    """Sum of the peak resident set sizes of all live workers, in MB; 0 if unknown."""
     total = 0
     for pid in list((_pool[0]._processes or {}) if _pool else {}):
         with contextlib.suppress(OSError, ValueError, StopIteration):
@@ -225,11 +225,11 @@ def workers_peak_mb() -> float:
 # --- workers ---------------------------------------------------------------------------------
 
 
-def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_Slot]]:
+def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]]:
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
-        slots = context.RawArray(_Slot, n_workers())
+        slots = context.RawArray(_ProgressSlot, n_workers())
         for slot in slots:
             slot.job = -1
         arguments = (slots, context.Value("i", 0), os.getpid())
@@ -239,10 +239,10 @@ def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_Slot]]:
     return _pool
 
 
-_slot: _Slot | None = None
+_slot: _ProgressSlot | None = None
 
 
-def _start_worker(slots: ctypes.Array[_Slot], next_slot: Any, parent: int) -> None:
+def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
     import torch
 
     global _slot
@@ -250,12 +250,12 @@ def _start_worker(slots: ctypes.Array[_Slot], next_slot: Any, parent: int) -> No
     with next_slot.get_lock():
         _slot = slots[next_slot.value]
         next_slot.value += 1
-    # otherwise it would outlive a killed parent, and keep the lock of the run that it trains
-    end_with(parent, lambda: os._exit(1))
+    # otherwise it would outlive a killed parent and keep the lock of the run it is training
+    exit_with_parent(parent, lambda: os._exit(1))
 
 
 def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
-    """Do a job in a worker; its progress bars report to the worker's slot."""
+    """Run a job in a worker; its progress bars report to the worker's slot."""
     slot = _slot
     assert slot is not None
 
@@ -271,8 +271,8 @@ def _work(function: Callable[[Job], Result], number: int, job: Job) -> Result:
         slot.job = -1
 
 
-def end_with(parent: int, end: Callable[[], object]) -> None:
-    """Call `end` from a thread once the process `parent` is gone."""
+def exit_with_parent(parent: int, end: Callable[[], object]) -> None:
+    """Call `end` from a thread once the process `parent` has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -283,7 +283,7 @@ def end_with(parent: int, end: Callable[[], object]) -> None:
 
 
 def _stop() -> None:
-    """Stop the workers; one that trains saves its state first."""
+    """Stop the workers; one that is training saves its state first."""
     global _pool
     if _pool is None:
         return

@@ -18,7 +18,7 @@ WORK = (
     "pythia_book.released.resolve.find_model",
     "pythia_book.released.continuation.start.source_of",
     "pythia_book.bundle.prepare_tokens",
-    "pythia_book.bench.train.ceilings",
+    "pythia_book.bench.train.peak_rates",
 )
 """Where the commands below begin their work."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.data import TokenFileData
 
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -35,8 +35,8 @@ class Published:
     tokenizer: Path
 
     @property
-    def rows(self) -> RowsData:
-        return RowsData(str(self.shards), str(self.tokenizer), SEQ)
+    def rows(self) -> TokenFileData:
+        return TokenFileData(str(self.shards), str(self.tokenizer), SEQ)
 
     @property
     def train(self) -> TrainConfig:

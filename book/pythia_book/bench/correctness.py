@@ -1,9 +1,9 @@
 """Correctness on a GPU: every kernel against fp64, the training step against plain torch.
 
-`problem` is the rule for a kernel, here and in the tests. The training step, in each of its modes,
-has to reach the losses of the same model on plain operations in fp32 on the CPU, and to repeat its
-bits. A kernel that would fall back to a slower operation has failed. A dry run does the same on
-tiny CPU tensors, where no GPU kernel runs.
+`problem` is the tolerance rule for kernels, here and in the tests. In each of its modes, the
+training step must reach the losses of the same model with plain operations in fp32 on the CPU, and
+be bitwise reproducible. A kernel that would fall back to a slower operation fails. A dry run does
+the same on tiny CPU tensors, without GPU kernels.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ from pythia_core.training.trainer import DTYPES, Trainer
 from pythia_core.util.machine import deterministic
 
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
-"""Of the training step that is checked; rows this long are several tiles of attention."""
+"""Updates, vocabulary and row length of the training check; a row spans several attention tiles."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
-"""How far a loss, in nats, may be from that of plain torch in fp32."""
+"""Largest allowed difference of a loss, in nats, from plain torch in fp32."""
 
 
-def check_card(
+def check_gpu(
     sizes: Sequence[str] = (), dry_run: bool = False, budget: float = float("inf")
 ) -> Iterator[Row]:
-    """A row per check as it ends, what training uses first; the first row is the machine.
+    """A row for the machine, then one per check, starting with the operations that training uses.
 
     Args:
         sizes: official sizes (default: one of every head dim).
-        budget: seconds after which nothing starts; the rows say what was left out.
+        budget: seconds after which no check starts; rows report the skipped ones.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size.
-        PythiaError: after the last row: something is wrong; names it.
+        PythiaError: after the last row, if checks failed; names them.
     """
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
@@ -71,7 +71,7 @@ def check_card(
             try:
                 with dispatch.no_fallback():
                     why = check()
-            except Exception as error:  # of a compiler, of the driver, out of memory
+            except Exception as error:  # from a compiler or the driver, out of memory
                 why = reason(error)
             row |= {"outcome": "failed" if why else "passed", "why": why[:300]}
             row["seconds"] = round(time.monotonic() - begun, 2)
@@ -83,7 +83,7 @@ def check_card(
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Names, and functions that say what is wrong; "" if nothing is."""
+    """Names, and functions that return the problem; "" if there is none."""
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
@@ -116,7 +116,7 @@ def _kernel_checks(
 
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
-    """What is wrong with a kernel."""
+    """The problem with a kernel; "" if there is none."""
     inputs, exact = exact_results(case)
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
@@ -131,11 +131,11 @@ def problem(
     differentiated: bool = True,
     least: float = 1e-6,
 ) -> str:
-    """How a kernel breaks the rule; "" if it keeps it.
+    """How a kernel violates the tolerance rule; "" if it does not.
 
-    Every output and gradient is at most twice as far from fp64 as the plain reference's in the same
-    dtype, or `least`; a second call gives the same bits; no element is left unwritten. `exact` has
-    outputs and gradients in fp64.
+    The error of every output and gradient against fp64 is at most twice that of the plain reference
+    in the same dtype, or `least`; a second call gives the same bits; every element is written.
+    `exact`: outputs and gradients in fp64.
     """
     plain = results(reference, inputs, differentiated)
     with deterministic():
@@ -154,7 +154,7 @@ def problem(
 
 
 def _training_problem(mode: str, precision: str, device: str) -> str:
-    """What is wrong with a mode of the training step."""
+    """The problem with a mode of the training step; "" if there is none."""
     seq_len = 32 if device == "cpu" else SEQ_LEN
     losses, weights = _trained(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
@@ -162,7 +162,7 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
     allowed = LOSS_TOLERANCE[precision]
     if not error <= allowed:
         return f"a loss differs from plain torch's by {error:.2g}; {allowed:.2g} is allowed"
-    if mode == "compile":  # would compile everything again
+    if mode == "compile":  # a second run would compile everything again
         return ""
     again, twin = _trained(precision, device, EAGER, seq_len)
     same = losses == again and torch.equal(weights, twin)
@@ -177,7 +177,7 @@ def _plain_losses(seq_len: int) -> list[float]:
 def _trained(
     precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
 ) -> tuple[list[float], Tensor]:
-    """Losses of the updates of a tiny model that learns to count, and its weights."""
+    """Loss of each update of a tiny model that learns to count, and its final weights."""
     run = RunConfig(
         ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
         DataConfig(seq_len=seq_len),
@@ -190,7 +190,7 @@ def _trained(
 
 
 def _rows(step: int, seq_len: int) -> np.ndarray:
-    """Rows to learn: counting on from a random number, now and then by two."""
+    """Training rows: counting up from a random number, occasionally by two."""
     random = np.random.default_rng(step)
     strides = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
     return ((random.integers(VOCAB, size=(4, 1)) + strides.cumsum(1)) % VOCAB).astype(np.uint16)

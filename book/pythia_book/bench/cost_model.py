@@ -1,10 +1,10 @@
-"""What a training step should cost on one H100, predicted before it is measured.
+"""The cost of a training step on one H100, predicted before it is measured.
 
-A step is five parts: the layers' matrix products, those of the vocabulary, attention, passes over
-memory, and the loss. Work and bytes of each are counted from the architecture; the rates are
+A step has five parts: matrix products of the layers, of the vocabulary, attention, memory-bound
+passes, and the loss. Operations and bytes of each are counted from the architecture; the rates are
 *estimates*, from published kernels and data sheets, made before any measurement of this project.
-They are constants here so that a wrong one shows. The optimizer is apart (`optimizer_seconds`); no
-launch gaps, no power limit.
+They are named constants, so that each can be checked. The optimizer is modelled separately
+(`optimizer_seconds`); launch gaps and power limits are ignored.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PEAKS = (
     ("H200", 989.4),
     ("A100", 312.0),
 )
-"""Dense bf16 TFLOP/s of data sheets, by what a device's name contains; the first match counts."""
+"""Dense bf16 TFLOP/s of data sheets by part of a device's name; the first match counts."""
 EFFICIENCY = {
     128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
 }  # fmt: skip
-"""Share of MATMUL that separate products of a width reach [estimates]; on a line between them."""
+"""Fraction of MATMUL reached by separate products of a width [estimates]; interpolated linearly."""
 
-# --- the two ways of executing it ------------------------------------------------------------
+# --- execution profiles ----------------------------------------------------------------------
 
 Rates = dict[int, tuple[float, float]]
 """Causal attention by head dim at 2,048 tokens: TFLOP/s forward and backward [estimates]."""
@@ -57,15 +57,15 @@ BEST_LIBRARY: Rates = {
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way of executing the step: how often it passes over memory, and its rates.
+class Profile:
+    """An execution of the step: its number of memory passes, and its rates.
 
     Attributes:
-        passes: reads and writes of a bf16 (tokens, width) tensor in every layer.
-        bandwidth: TB/s of these. loss_bytes, loss_bandwidth: the loss' bytes per logit, and TB/s.
-        extra, most: added to the efficiency of the layers' products, and its limit.
-        vocab_extra, vocab_most, vocab_bandwidth: the same of the vocabulary's products, and the
-            TB/s at which they read and write 10 bytes per logit, which limits them too.
+        passes: reads and writes of a bf16 (tokens, width) tensor per layer.
+        bandwidth: TB/s of the passes. loss_bytes, loss_bandwidth: the loss's bytes per logit, TB/s.
+        extra, most: added to the efficiency of the layers' products, and its maximum.
+        vocab_extra, vocab_most, vocab_bandwidth: the same for the products with the vocabulary, and
+            the TB/s at which they read and write 10 bytes per logit, another limit.
     """
 
     passes: int
@@ -80,18 +80,18 @@ class Way:
     vocab_bandwidth: float = 2.6
 
 
-WAYS = {
-    "compiled": Way(52, 2.4, LIBRARY, 6, 2.5),
-    "ours": Way(34, 2.8, BEST_LIBRARY, 4, 2.8, 0.05, 0.93, 0.13, 0.92, 2.8),
+PROFILES = {
+    "compiled": Profile(52, 2.4, LIBRARY, 6, 2.5),
+    "ours": Profile(34, 2.8, BEST_LIBRARY, 4, 2.8, 0.05, 0.93, 0.13, 0.92, 2.8),
 }
 
 
-def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
+def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str, float]:
     """Predicted nanoseconds per token of gemm, logits, attention, elementwise and loss.
 
     Args:
-        model: of a head dim that LIBRARY has.
-        way: one of WAYS.
+        model: its head dim must be in LIBRARY.
+        profile: a name in PROFILES.
         seq_len: attention on rows shorter than SEQ_LEN is slower by the square root [a guess].
 
     Raises:
@@ -99,10 +99,10 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
     """
     if model.head_dim not in LIBRARY:
         raise ConfigError(
-            f"no speed is predicted for heads of {model.head_dim} dims; there are estimates for "
+            f"no speed estimate for head_dim {model.head_dim}; there are estimates for "
             f"{', '.join(map(str, LIBRARY))}, as in scale gpu and the official sizes"
         )
-    w, d, n_layers, vocab = WAYS[way], model.d_model, model.n_layers, model.vocab_size
+    w, d, n_layers, vocab = PROFILES[profile], model.d_model, model.n_layers, model.vocab_size
     efficiency = float(np.interp(d, list(EFFICIENCY), list(EFFICIENCY.values())))
     share = min(efficiency + w.extra, w.most)
     slower = math.sqrt(max(1.0, SEQ_LEN / seq_len))
@@ -121,9 +121,9 @@ def parts(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> dict[str, flo
     return {name: value / 1e3 for name, value in times.items()}  # FLOP / TFLOP/s are picoseconds
 
 
-def ns_per_token(model: ModelConfig, way: str, seq_len: int = SEQ_LEN) -> float:
+def ns_per_token(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> float:
     """Predicted nanoseconds per token, without the optimizer."""
-    return sum(parts(model, way, seq_len).values())
+    return sum(parts(model, profile, seq_len).values())
 
 
 def optimizer_seconds(model: ModelConfig) -> float:
@@ -131,16 +131,16 @@ def optimizer_seconds(model: ModelConfig) -> float:
     return 30 * model.n_params / (COPY * 1e12)
 
 
-def predicted_tokens_per_s(model: ModelConfig, way: str, tokens_per_update: int) -> float:
-    """Predicted tokens per second of updates of this many tokens, the optimizer included."""
-    seconds = ns_per_token(model, way) / 1e9
+def predicted_tokens_per_s(model: ModelConfig, profile: str, tokens_per_update: int) -> float:
+    """Predicted tokens per second, including the optimizer, for updates of this many tokens."""
+    seconds = ns_per_token(model, profile) / 1e9
     return 1 / (seconds + optimizer_seconds(model) / tokens_per_update)
 
 
 def peak_tflops(device: str) -> float | None:
-    """Dense bf16 TFLOP/s of the data sheet; None for a device that is not in PEAKS."""
+    """Dense bf16 TFLOP/s of the data sheet; None for a device not in PEAKS."""
     return next((peak for name, peak in PEAKS if name in device), None)
 
 
 GOAL = 1.15
-"""Times the speed of the same model in plain torch under torch.compile: the aim of our kernels."""
+"""Goal of our kernels: speedup over the same model in plain torch under torch.compile."""

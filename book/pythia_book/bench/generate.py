@@ -1,8 +1,8 @@
-"""How fast texts are generated, against `transformers`' generate on equal weights, in one run.
+"""Speed of text generation, compared with `transformers`' generate on equal weights in one run.
 
 Both continue the same prompts of different lengths greedily, in fp32 and in one batch, padded on
-the left for `transformers`, whose faster attention counts. Weights are random but sharp: every
-prompt is continued to the full length, and the number of equal texts is reported.
+the left for `transformers`, of which the faster attention counts. Weights are random but give sharp
+predictions: every prompt is continued to full length, and the number of equal texts is reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pythia_core.util.machine import device_info
 from pythia_core.util.progress import bar as progress_bar
 
 PROMPT = (16, 48)
-"""Shortest and longest prompt, tokens."""
+"""Shortest and longest prompt, in tokens."""
 NEW = 64
 BATCHES = (1, 16)
 ATTENTION = ("eager", "sdpa")
@@ -64,7 +64,7 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
 
 
 def alternating(calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]) -> dict[str, float]:
-    """Median seconds of each call, the calls taking turns in every round."""
+    """Median seconds per call; the calls alternate in every round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in rounds:
         for name, call in calls.items():

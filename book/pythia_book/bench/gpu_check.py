@@ -1,10 +1,10 @@
-"""A GPU in one command: are the kernels right, what is fast, and how fast is training.
+"""A GPU in one command: are the kernels correct, which backend is fastest, how fast is training?
 
-The steps are the commands `bench` and `study`, each in its own process, which is stopped at its
-time limit, so that a step that fails or hangs costs no other its result. A step starts only if the
-rest of the budget should be enough for it. Results go to one folder as they come, and stay readable
-if the machine is lost: rows of measurements in FILES, among them how each step ended, and what the
-steps printed in check.log. A later call with other sizes adds to them.
+The steps are the commands `bench` and `study`, each in its own process with a time limit, so that a
+failing or hanging step does not affect the others. A step starts only if the remaining budget
+should suffice. Results are written to one folder as they arrive, and stay readable if the machine
+is lost: measurements and the outcome of each step as rows in FILES, the output of the steps in
+check.log. A later call with other sizes adds to them.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pythia_book.bench.rows import DRY_RUN, Row, line, read_rows, require_cuda, write_rows
+from pythia_book.bench.rows import DRY_RUN, Row, format_row, read_rows, require_cuda, write_rows
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.stopping import Stopped
-from pythia_core.util.workers import end_with
+from pythia_core.util.workers import exit_with_parent
 
 PARTS = ("correctness", "attention", "train", "kernels", "study")
 DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
 FILES = ("correctness", "attention", "train", "kernels", "steps")
-"""Of rows; each names one in the folder of results."""
+"""Files of rows in the results folder, by name."""
 OVERTIME = 1.5
-"""A step is stopped after this multiple of the time it should take; in a dry run, which may be on a
-slow or busy machine and costs nothing, at the end of the budget."""
+"""A step is stopped after this multiple of its estimated time; in a dry run, which may be on a slow
+machine, at the end of the budget."""
 CLOSING = 15.0
-"""Seconds before its limit in which a benchmark starts nothing new."""
+"""Seconds before its limit in which a benchmark starts no new measurement."""
 EVERY = 15.0
-"""Seconds between two progress lines of a step."""
+"""Seconds between progress lines of a step."""
 ENOUGH = 5.0
-"""Seconds that a process has to end after a signal."""
+"""Seconds for a process to end after a signal."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Step:
 
     Attributes:
         command: a module and its arguments; {budget} is replaced by the seconds it may measure.
-        file: where its rows go, in the folder of results.
-        seconds: how long it should take.
-        extra: not requested by name, so that it may be left out.
+        file: the file of its rows in the results folder.
+        seconds: estimated duration.
+        extra: optional; skipping it is not a failure.
     """
 
     name: str
@@ -67,10 +67,10 @@ class Step:
 
 
 def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
-    """The steps, the most useful first; their seconds are guesses until a card has run them.
+    """The steps, most useful first; their durations are guesses until a GPU has run them.
 
     Args:
-        out: folder of results. only: some of PARTS (default: all but the study).
+        out: results folder. only: a subset of PARTS (default: all but the study).
         sizes: official sizes (default: 160m, then the others; in a dry run 160m).
 
     Raises:
@@ -95,9 +95,9 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     for size in sizes or (
         (FIRST_SIZE,) if dry_run else sorted(ORDER, key=lambda s: s != FIRST_SIZE)
     ):
-        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # of the baselines
-        making = 0 if text_file().is_file() or steps.get("train") else 40  # the text
-        seconds = making + (25 if dry_run else 60 + compiling)
+        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # the baselines
+        text_seconds = 0 if text_file().is_file() or steps.get("train") else 40
+        seconds = text_seconds + (25 if dry_run else 60 + compiling)
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
         if sizes or size in SIZES:
             steps.get("kernels", []).append(bench("kernels", size, 10 if dry_run else 60))
@@ -122,17 +122,17 @@ def gpu_check(
     sizes: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
-    """Run what the budget holds and print a table of what is in `out`.
+    """Run the steps that fit the budget and print a table of all results in `out`.
 
     Args:
-        budget: seconds for everything. out: folder of results; may hold those of an earlier call.
-        only, sizes, dry_run: as `plan`.
+        budget: seconds in total. out: results folder; may hold results of an earlier call.
+        only, sizes, dry_run: as in `plan`.
 
     Raises:
-        ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that holds
-            the other kind of results.
-        PythiaError: a step failed, was stopped or, if requested by name, left out; names them.
-        KeyboardInterrupt: it was stopped; the table is printed first.
+        ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that mixes
+            measurements and dry runs.
+        PythiaError: a step failed, was stopped or, if requested by name, skipped; names them.
+        KeyboardInterrupt: stopped by the user; the table is printed first.
     """
     deadline = time.monotonic() + budget - ENOUGH
     if not dry_run:
@@ -151,19 +151,19 @@ def gpu_check(
             if row["problem"]:
                 problems.append(f"{row['name']} ({row['outcome']})")
     finally:
-        _say(out, "\n".join(["", *table(out), "", f"results are in {out}"]))
+        _log(out, "\n".join(["", *table(out), "", f"results are in {out}"]))
     if problems:
         raise PythiaError(
             f"{len(problems)} of {len(steps)} steps failed or did not end: {', '.join(problems)}; "
-            f"what was printed is in {out / 'check.log'}"
+            f"their output is in {out / 'check.log'}"
         )
 
 
 def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
-    """How each step ended, also appended to steps.jsonl. `deadline` is of time.monotonic().
+    """The outcome of each step, also appended to steps.jsonl. `deadline`: a time.monotonic() value.
 
     Raises:
-        Stopped: after the step that was interrupted is ended.
+        Stopped: the user interrupted a step, which has been ended.
     """
     for step in steps:
         left = deadline - time.monotonic()
@@ -175,7 +175,7 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
             row |= _run(step, left, out, dry_run)
         row["problem"] = row["outcome"] != "ok" and not (row["outcome"] == "no time" and step.extra)
         if row["problem"] or row["outcome"] == "ok":
-            _say(out, f"== {_ended(row)}")
+            _log(out, f"== {_ended(row)}")
         write_rows([row], out / "steps.jsonl", lambda _: None)
         yield row
         if row["outcome"] == "interrupted":
@@ -183,10 +183,10 @@ def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) 
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
-    """Run a step in its process; the outcome, why, seconds."""
+    """Run a step in its process; return outcome, reason and seconds."""
     limit = left if dry_run else min(OVERTIME * step.seconds, left)
     may_measure = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING))
-    _say(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
+    _log(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
     log, file = out / "check.log", out / (step.file or "none")
     printed, known, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
     process = _start(step, may_measure, log)
@@ -224,7 +224,7 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
 
 
 def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
-    """A step's process, in its own session: it and everything it starts are ended together."""
+    """Start a step in its own session, so that all its processes can be ended together."""
     paths = os.pathsep.join(filter(None, sys.path))
     environment = {**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}
     code = "from pythia_book.bench.gpu_check import child; child()"
@@ -242,15 +242,15 @@ def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
 
 
 def child() -> None:
-    """Inside a step's process: run a module as `python -m` does, and end with the parent."""
+    """In a step's process: run a module as `python -m` does, and end with the parent."""
     parent, module, *arguments = sys.argv[1:]
-    end_with(int(parent), lambda: os.killpg(0, signal.SIGKILL))  # and everything it has started
+    exit_with_parent(int(parent), lambda: os.killpg(0, signal.SIGKILL))  # and its children
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a step's process, if it still runs, and whatever it left behind."""
+    """End a step's process, if it is still running, and any children left behind."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -258,10 +258,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.wait(ENOUGH)
 
 
-def _say(out: Path, words: str) -> None:
-    print(words, flush=True)
+def _log(out: Path, text: str) -> None:
+    print(text, flush=True)
     with open(out / "check.log", "a", encoding="utf-8") as file:
-        file.write(words + "\n")
+        file.write(text + "\n")
 
 
 def _last_line(log: Path, offset: int) -> str:
@@ -276,12 +276,12 @@ def _last_line(log: Path, offset: int) -> str:
 
 
 def results(out: Path) -> dict[str, list[Row]]:
-    """The rows of every file in a folder of results: of measurements, or all of dry runs."""
+    """The rows of every file in a results folder, all from measurements or all from dry runs."""
     return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
 
 
 def table(out: Path) -> list[str]:
-    """Everything in a folder of results as lines of text, the newest row of each kind."""
+    """A results folder as lines of text, with the newest row of each kind."""
     rows = results(out)
     mark = DRY_RUN if any(row.get("dry_run") for kind in rows.values() for row in kind) else ""
     checks = {row["name"]: row for row in rows["correctness"] if "name" in row}
@@ -323,15 +323,15 @@ def table(out: Path) -> list[str]:
     blocks = {
         "correctness": counts,
         "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
-        "training": [line(row).removeprefix(mark) for row in newest.values()],
+        "training": [format_row(row).removeprefix(mark) for row in newest.values()],
         "kernels, ms forward and backward": kernels,
         "steps": [_ended(row) for row in steps.values()],
     }
     return [
-        words
+        line
         for title, lines in blocks.items()
         if lines
-        for words in (f"{title}:", *(f"  {mark}{text}" for text in lines))
+        for line in (f"{title}:", *(f"  {mark}{text}" for text in lines))
     ]
 
 

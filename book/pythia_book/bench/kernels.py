@@ -1,14 +1,13 @@
-"""How fast every kernel is against its plain reference, torch.compile of it, and libraries.
+"""Speed of every kernel, compared with its plain reference, torch.compile of it, and libraries.
 
-One row per implementation, forward and backward together. After three calls to warm up, three
-times at least twenty calls are timed one by one, on a GPU each with emptied caches and between two
-events of the device. A row has the median of the three medians, and their range. Rates count the
-least work of an operation: each operand read once, each result written once, and of causal
-attention only the products of pairs that are not in the future. Shares are of a copy and of a
-matrix product measured in the same run. Errors are against fp64, on fewer tokens. An implementation
-that cannot run gives a row that says so: nothing is timed under another's name.
+One row per implementation, forward and backward together. After three warm-up calls, at least
+twenty single calls are timed in each of three repeats, on a GPU with flushed caches and between two
+CUDA events. A row has the median of the three medians and their range. Rates count minimal work:
+each operand read once, each result written once; for causal attention, only the query-key products
+below the mask. Shares are relative to a copy and a matrix product measured in the same run. Errors
+are against fp64, on fewer tokens. An implementation that cannot run gives a row with the reason.
 
-In a dry run everything is done on tiny CPU tensors, where the times mean nothing.
+A dry run does everything on tiny CPU tensors; its times are meaningless.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from torch.nn.attention import SDPBackend
 
 from pythia_book.bench.rows import SKIPPED, Row, require_cuda
 from pythia_core import kernels
-from pythia_core.errors import ConfigError, one_of
+from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.kernels import PLAIN, dispatch
 from pythia_core.kernels.adamw import (
     AdamWBuffers,
@@ -56,11 +55,11 @@ class Case:
     """An operation at one shape.
 
     Attributes:
-        inputs: makes the tensors that are differentiated, or that an update changes.
+        inputs: creates the tensors to be differentiated or, for an optimizer, updated.
         exact: the reference for inputs in fp64.
-        differentiated: whether it has a backward.
+        differentiated: whether it has a backward pass.
         unit: "GB/s" or "TFLOP/s".
-        work: the least bytes moved or operations done, and its formula.
+        work: the minimal number of bytes or operations, and its formula.
         others: further implementations by name.
     """
 
@@ -77,7 +76,7 @@ class Case:
 
 
 def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
-    """An update of n parameters and their copy in `dtype`."""
+    """AdamW on n parameters and their copy in `dtype`."""
     constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
@@ -95,7 +94,7 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
         {"parameters": n},
         lambda: [torch.randn(n, device=device) for _ in range(3)] + [torch.rand(n, device=device)],
         by(adamw_, copy, skip),
-        by(adamw_reference_, copy, False),  # as a tensor its `if` would cost it a wait
+        by(adamw_reference_, copy, False),  # a tensor in its `if` would cost a sync
         by(adamw_reference_, None, False),
         "GB/s",
         (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)"),
@@ -114,8 +113,8 @@ def cases(
     device: str,
     fused: bool = True,
 ) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens: if `fused`, those that a GPU
-    fuses; else those of a CPU, with torch's own to compare with."""
+    """The operations of one model size on `rows` rows of `seq` tokens: if `fused`, those fused on a
+    GPU; else those of a CPU, with torch's own for comparison."""
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}
     low = {"dtype": dtype, "device": device}
@@ -167,7 +166,7 @@ def cases(
                 lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
                 lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
                 lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
-                # the bias is added as it is rounded for the product
+                # the bias is rounded as for the product
                 lambda x, bias, form=form: bias_gelu_reference(x, bias.to(dtype).to(x), form),
                 "GB/s",
                 (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
@@ -229,14 +228,14 @@ REPEATS, CALLS = 3, 20
 def _timed_calls(
     function: Callable[[], Any], device: str, seconds: float, calls: int
 ) -> list[float]:
-    """Milliseconds of single calls, at least `calls`, over at least `seconds`."""
+    """Milliseconds per call, of at least `calls` calls over at least `seconds`."""
     cuda = device == "cuda"
-    sweep = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
+    flush_buffer = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
-    until = time.perf_counter() + seconds
-    while len(times) < calls or time.perf_counter() < until:
+    deadline = time.perf_counter() + seconds
+    while len(times) < calls or time.perf_counter() < deadline:
         if cuda:
-            sweep.zero_()
+            flush_buffer.zero_()
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             function()
@@ -253,7 +252,7 @@ def _timed_calls(
 def timing(
     function: Callable[[], Any], device: str, seconds: float, calls: int = CALLS
 ) -> dict[str, Any]:
-    """ms (median of the repeats' medians), ms_low, ms_high (their range), calls."""
+    """ms (median of the medians of the repeats), ms_low, ms_high (their range), calls."""
     for _ in range(3):
         function()
     repeats = [_timed_calls(function, device, seconds / REPEATS, calls) for _ in range(REPEATS)]
@@ -266,10 +265,10 @@ def timing(
     }
 
 
-def ceilings(
+def peak_rates(
     device: torch.device, dtypes: Sequence[torch.dtype], seconds: float
 ) -> dict[str, float]:
-    """Measured GB/s of a copy, read and written, and TFLOP/s of square matrix products by dtype."""
+    """Measured GB/s of a copy (reads and writes) and TFLOP/s of square matrix products by dtype."""
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)
     a, b, out = (torch.randn(side, side, device=device) for _ in range(3))
@@ -287,16 +286,16 @@ def precision_name(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def machine_row(device: torch.device, roof: dict[str, float]) -> Row:
-    """The row that describes a run: device, versions, and what `ceilings` measured."""
-    rates = {name: value for name, value in roof.items() if name != "copy"}
+def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
+    """The row that describes a run: device, versions and `peak_rates`."""
+    rates = {name: value for name, value in peaks.items() if name != "copy"}
     return {
         **device_info(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else cpu_name(),
         "kind": "machine",
         "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
         "triton": dispatch.use_triton(torch.empty(0, device=device)),
-        "copy_gb_per_s": roof.get("copy"),
+        "copy_gb_per_s": peaks.get("copy"),
         "matmul_tflop_per_s": rates,
     }
 
@@ -309,7 +308,7 @@ def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tenso
 def results(
     implementation: Implementation, inputs: list[Tensor], differentiated: bool = True
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and gradients in fp64, for upstream gradients that are the same in every dtype."""
+    """Outputs and gradients, as fp64, for upstream gradients that are equal in every dtype."""
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
@@ -322,12 +321,12 @@ def results(
 
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of what is exact; both in fp64."""
+    """Norm of the difference relative to the norm of the exact tensor, in fp64."""
     return ((actual.to(exact.device) - exact).norm() / exact.norm().clamp_min(1e-30)).item()
 
 
 def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
-    """Inputs to judge an implementation by, the same every time, and what fp64 makes of them."""
+    """Fixed inputs for the error of an implementation, and the results in fp64."""
     torch.manual_seed(2)
     inputs = case.inputs()
     return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
@@ -342,7 +341,7 @@ def error_of(case: Case, implementation: Implementation) -> float:
 
 
 def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
-    """What is timed: forward and backward."""
+    """The call to be timed: forward and backward."""
     inputs = case.inputs()
     if not case.differentiated:
         return lambda: implementation(*inputs)
@@ -351,8 +350,8 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
     return lambda: torch.autograd.grad(_outputs(implementation, leaves), leaves, upstream)
 
 
-def _peak(call: Callable[[], Any], device: str) -> int | None:
-    """Bytes allocated at most during a call beyond what was there before; CUDA only."""
+def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
+    """Peak of the bytes allocated during a call, beyond those allocated before; CUDA only."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -365,11 +364,11 @@ def _peak(call: Callable[[], Any], device: str) -> int | None:
 
 def measure(
     case: Case,
-    small: Case,
+    error_case: Case,
     dtype: torch.dtype,
     device: str,
     seconds: float,
-    roof: dict[str, float],
+    peaks: dict[str, float],
     calls: int = CALLS,
     deadline: float = float("inf"),
     compiled: bool = True,
@@ -377,24 +376,26 @@ def measure(
     """A row for every implementation.
 
     Args:
-        small: the same operation on few tokens, for the errors.
-        roof: as `ceilings` gives it.
-        deadline: time.monotonic() after which nothing starts.
+        error_case: the same operation on few tokens, for the errors.
+        peaks: as returned by `peak_rates`.
+        deadline: the time.monotonic() value after which no measurement starts.
     """
     implementations = {
-        "ours": (case.ours, small.ours),
-        "reference": (case.reference, small.reference),
+        "ours": (case.ours, error_case.ours),
+        "reference": (case.reference, error_case.reference),
     }
     if compiled:
         backend = "inductor" if device == "cuda" else "eager"
-        torch.compiler.reset()  # its cache of one function's variants is short
+        torch.compiler.reset()  # its cache holds few variants of a function
         implementations[f"torch.compile ({backend})"] = tuple(
-            # not for any shape, which a second one would ask of the compiler by default
+            # static shapes: by default a second shape makes the compiler generalise
             torch.compile(c.reference, backend=backend, dynamic=False)
-            for c in (case, small)
+            for c in (case, error_case)
         )
-    implementations |= {name: (other, small.others[name]) for name, other in case.others.items()}
-    for name, (implementation, on_few) in implementations.items():
+    implementations |= {
+        name: (other, error_case.others[name]) for name, other in case.others.items()
+    }
+    for name, (implementation, error_implementation) in implementations.items():
         row: Row = {
             "kind": "operation",
             "kernel": case.kernel,
@@ -407,28 +408,35 @@ def measure(
             continue
         try:
             with dispatch.no_fallback():
-                row["relative_error"] = error_of(small, on_few)
+                row["relative_error"] = error_of(error_case, error_implementation)
                 call = _call(case, implementation)
                 row |= timing(call, device, seconds, calls)
-                row["peak_bytes"] = _peak(call, device)
+                row["peak_bytes"] = _peak_bytes(call, device)
             amount, formula = case.work
             copied = case.unit == "GB/s"
             rate = amount / row["ms"] / (1e6 if copied else 1e9)
-            least = roof["copy" if copied else precision_name(dtype)]
+            least = peaks["copy" if copied else precision_name(dtype)]
             row |= {"rate": rate, "unit": case.unit, "share": rate / least}
             row["formula"] = f"{formula}, over time"
-        except Exception as error:  # not installed, out of memory, a head dim, of its compiler
+        except Exception as error:  # not installed, out of memory, head dim, compiler
             row["failed"] = reason(error)[:200]
         yield row
 
 
+OUT_OF_MEMORY = "out of memory"
+
+
 def reason(error: Exception) -> str:
     """Why something failed, in one line."""
-    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{OUT_OF_MEMORY}: {text}"
+    kind = "" if isinstance(error, PythiaError) else type(error).__name__
+    return ": ".join(filter(None, (kind, text)))
 
 
 def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
-    """The sizes, by default those of SIZES.
+    """The sizes to measure; default: SIZES.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size.
@@ -450,18 +458,26 @@ def bench_kernels(
     seconds: float = 0.5,
     only: Sequence[str] = (),
     budget: float = float("inf"),
+    device: str = "cuda",
+    precisions: Sequence[str] = ("bf16",),
+    calls: int = CALLS,
 ) -> Iterator[Row]:
-    """Rows as they are measured; the first holds machine and ceilings.
+    """Rows as they are measured; the first has the machine and its peak rates.
 
     Args:
-        sizes: official sizes (default: one of every head dim).
-        seconds: of timed calls per measurement, at least.
-        only: some of KERNELS (default: all).
-        budget: seconds after which nothing starts; the rows say what was left out.
+        sizes: official sizes (default: one of every head dim); on a CPU, sizes of scale laptop,
+            whose batch is measured.
+        seconds: minimum seconds of timed calls per measurement.
+        only: a subset of KERNELS (default: all).
+        budget: seconds after which no measurement starts; rows report the skipped ones.
+        precisions, calls: on a CPU; on a GPU, bf16 and CALLS.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size or kernel.
     """
+    if device == "cpu":
+        yield from _bench_on_cpu(sizes, precisions, seconds, calls)
+        return
     deadline = time.monotonic() + budget
     sizes = check_can_run("kernels", sizes, dry_run)
     for name in only:
@@ -469,37 +485,39 @@ def bench_kernels(
             raise ConfigError(one_of(name, KERNELS, "kernel"))
     device, dtype = ("cpu" if dry_run else "cuda"), torch.bfloat16
     seconds, calls = (0.0, 1) if dry_run else (seconds, CALLS)
-    roof = ceilings(torch.device(device), (dtype,), seconds)
-    yield {**machine_row(torch.device(device), roof), "dry_run": dry_run}
+    peaks = peak_rates(torch.device(device), (dtype,), seconds)
+    yield {**machine_row(torch.device(device), peaks), "dry_run": dry_run}
     for name in sizes:
         torch.manual_seed(0)
         shape, few = (shape_of(OFFICIAL_SIZES[name], dry_run, t) for t in (False, True))
         pairs = zip(cases(*shape, dtype, device), cases(*few, dtype, device), strict=True)
-        for case, small in pairs:
+        for case, error_case in pairs:
             if only and case.kernel not in only:
                 continue
-            for row in measure(case, small, dtype, device, seconds, roof, calls, deadline):
+            for row in measure(case, error_case, dtype, device, seconds, peaks, calls, deadline):
                 yield {"size": name, **row, "dry_run": dry_run}
 
 
-def bench_cpu_kernels(
-    sizes: Sequence[str], precisions: Sequence[str], seconds: float = 0.3, calls: int = CALLS
+def _bench_on_cpu(
+    sizes: Sequence[str], precisions: Sequence[str], seconds: float, calls: int
 ) -> Iterator[Row]:
-    """The same on a CPU, for a batch of scale laptop."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
-    vocab, roof = scale.run(sizes[0]).model.vocab_size, ceilings(device, dtypes, seconds)
-    yield {**machine_row(device, roof), "dry_run": False}
+    vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
+    yield {**machine_row(device, peaks), "dry_run": False}
     for size, dtype in itertools.product(map(size_named, sizes), dtypes):
         torch.manual_seed(0)
         shape = (scale.data.seq_len, size.d_model, size.n_heads, vocab, dtype, "cpu", False)
-        for case, small in zip(cases(scale.batch_size, *shape), cases(2, *shape), strict=True):
-            for row in measure(case, small, dtype, "cpu", seconds, roof, calls, compiled=False):
+        for case, error_case in zip(cases(scale.batch_size, *shape), cases(2, *shape), strict=True):
+            for row in measure(
+                case, error_case, dtype, "cpu", seconds, peaks, calls, compiled=False
+            ):
                 yield {"size": size.name, **row, "dry_run": False}
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
-    """rows, tokens a row, width, heads, vocabulary: 32,768 tokens, or few, or almost nothing."""
+    """(rows, tokens per row, width, heads, vocabulary): 32,768 tokens in total; fewer with `few`, a
+    handful in a dry run."""
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
     if few:
@@ -513,21 +531,21 @@ HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
 MEASURED = tuple(library for library in BACKENDS if library != "math")
-"""The plain formula holds all scores in memory; nobody would train with it."""
+"""All but the plain formula, which keeps all scores in memory; nobody would train with it."""
 REPETITIONS = 4
-"""How many times the gradients are recomputed."""
+"""Number of times that the gradients are recomputed."""
 
 
 def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:
-    """How fast each library is, and whether its backward repeats every bit.
+    """The speed of each attention library, and whether its backward is bitwise reproducible.
 
     A run can be resumed exactly only if the same step gives the same bits, and a backward pass that
-    accumulates over tiles with atomics does not. So every library is timed at its fastest, and
-    again with deterministic kernels only, and each time the gradients are recomputed and compared:
-    in bf16, with queries, keys and values as views of one packed tensor.
+    accumulates over tiles with atomics does not. So every library is timed at its fastest and again
+    with deterministic kernels only, and each time the gradients are recomputed and compared: in
+    bf16, with queries, keys and values as views of one packed tensor.
 
     Args:
-        budget: seconds after which nothing starts; rows say what was left out.
+        budget: seconds after which no measurement starts; rows report the skipped ones.
 
     Raises:
         ConfigError: no CUDA device and no dry run.
@@ -549,7 +567,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
             try:
                 with deterministic(strict):
                     row |= _time_attention(library, seq_len, head_dim, dry_run)
-            except Exception as error:  # a head dim, no such kernel, a compiler
+            except Exception as error:  # head dim, no such kernel, compiler
                 row["failed"] = reason(error)[:200]
             yield row
 

@@ -1,7 +1,7 @@
 """Rows of measurements in a file, one JSON object per line, each written as soon as it is known.
 
-A kill or a full disk can cut the last line: it is ended before the next row, and readers skip it.
-Every row says whether it comes from a dry run, whose numbers mean nothing and which no page reads;
+An interrupted write can leave a partial last line: appending terminates it, reading skips it. Every
+row says whether it comes from a dry run; dry-run numbers are meaningless and no page uses them.
 `failed` says why there is no measurement. Kinds of rows:
 
     machine    device, versions, measured rates of a copy and of matrix products
@@ -9,7 +9,7 @@ Every row says whether it comes from a dry run, whose numbers mean nothing and w
     operation  one implementation of one operation
     attention  one attention library at one shape
     check      whether a kernel or a training step is correct
-    step       how a step of gpu-check ended
+    step       outcome of a step of gpu-check
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from pythia_core.util.files import results_dir
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 SKIPPED = "skipped: the time budget was used up"
-"""Why there is no measurement of something that was never started."""
+"""Reason recorded for a measurement that was never started."""
 DRY_RUN = "[dry run: not a result] "
-"""Marks printed lines whose numbers mean nothing."""
+"""Prefix of printed lines whose numbers are meaningless."""
 
 
 def require_cuda(command: str) -> None:
-    """Refuse to measure a GPU that is not there.
+    """Check that there is a GPU to measure.
 
     Raises:
         ConfigError: torch finds no CUDA device.
@@ -49,12 +49,12 @@ def require_cuda(command: str) -> None:
 
 
 def gpu_folder() -> Path:
-    """Where gpu-check keeps what it measures unless another folder is named."""
+    """Default results folder of gpu-check."""
     return results_dir() / "gpu-check"
 
 
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
-    """Append rows to `path` one by one as they come, and show each."""
+    """Append rows to `path` one by one as they arrive, and show each."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _end_cut_line(path)
@@ -66,7 +66,7 @@ def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], Non
 
 
 def _end_cut_line(path: Path) -> None:
-    """Otherwise the next row would be appended to a truncated one, and lost with it."""
+    """Terminate a partial last line, so that the next row is not appended to it and lost."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -75,7 +75,7 @@ def _end_cut_line(path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none if there is no file; lines that are not a row are left out."""
+    """The rows of a file, none if there is no file; damaged lines are skipped."""
     rows, unreadable = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
         try:
@@ -94,14 +94,13 @@ def read_rows(path: Path) -> list[Row]:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once: files are read again while they grow."""
+    """Warn once per message: files are read repeatedly while they grow."""
     log.warning(message)
 
 
 def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
-    """The rows of one kind that count: on the device measured last, the newest for each
-    combination of `keys`, preceded by that device's newest machine row. None of a dry run; none at
-    all where nothing has a speed."""
+    """The valid rows of one kind: the machine row of the device measured last, then its newest row
+    for each combination of `keys`. Excludes dry runs; empty if no row has a speed."""
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]
     device, newest = None, {}
@@ -117,8 +116,8 @@ def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
     return [machines[-1], *newest.values()]
 
 
-def line(row: Row) -> str:
-    """A row of the training benchmark in words, for a terminal."""
+def format_row(row: Row) -> str:
+    """A row of the training benchmark as text, for a terminal."""
     mark = DRY_RUN if row["dry_run"] else ""
     if row["kind"] == "machine":
         rates = ", ".join(f"{v:.3g} {name}" for name, v in row["matmul_tflop_per_s"].items())

@@ -1,6 +1,6 @@
-"""How fast terms are counted, against decoding every row and splitting it into words.
+"""Speed of term counting, compared with decoding every row and splitting it into words.
 
-One thread, real rows of the laptop scale, the most frequent words and word pairs as terms; the
+One thread, real rows of scale laptop, the most frequent words and word pairs as terms; the
 implementations alternate in one run and must agree on every count.
 """
 
@@ -26,15 +26,15 @@ _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
-    """Tokens per second of surface terms and of the plain implementation.
+    """Tokens per second of surface terms and of the baseline.
 
     Raises:
-        ConfigError: fewer than ten terms or no round.
+        ConfigError: fewer than 10 terms or 1 round.
     """
     from pythia_core.data.prepare import prepare
 
     if n_terms < 10 or rounds < 1:
-        raise ConfigError(f"give at least 10 terms and 1 round, got {n_terms} and {rounds}")
+        raise ConfigError(f"need at least 10 terms and 1 round, got {n_terms} and {rounds}")
     data = prepare(scale_named("laptop").data, progress)
     rows = data.rows.rows(0, min(data.rows.n_rows, 4096))[:, :-1]
     pieces = token_bytes(data.tokenizer)
@@ -67,7 +67,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
         "decode, split, count": plain,
     }
     if surface.count(rows).tolist() != plain():
-        raise DataError("two implementations of counting words do not agree; this is a bug")
+        raise DataError("the two implementations disagree on the counts; this is a bug")
     bar = progress_bar(progress, iterable=range(rounds), desc="counting")
     speed = {name: rows.size / s for name, s in alternating(implementations, bar).items()}
     return {

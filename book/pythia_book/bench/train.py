@@ -1,18 +1,18 @@
-"""How fast a training step is: several implementations of one update, alternating in one run.
+"""Speed of a training step: several implementations of one update, alternating in one run.
 
 The implementations, each with fp32 masters, AdamW and clipping at the same settings:
 
-- ours: the `Trainer` as it trains, by `Execution`;
-- plain: our model definition on torch's own operations, eager or under `torch.compile`: what the
-  compiler alone makes of the architecture;
+- ours: the `Trainer` in each mode of `Execution`;
+- plain: our model definition with torch's own operations, eager or under `torch.compile`, which
+  shows what the compiler alone achieves;
 - transformers: GPT-NeoX as its users train it, in fp32 or under bf16 autocast.
 
-They read the same batches of real text. Those that fit into memory together take turns, so that a
-device whose clock drifts slows all of them: several rounds of some updates each, timed as a whole;
-the first updates, which compile and allocate, are dropped. A CPU measures the sizes and batches of
-scale laptop; a GPU official sizes with as many rows of 2,048 tokens as the implementation that
-needs the most memory can hold, the most useful comparisons first, because a budget of seconds may
-cut the rest. A dry run does the same with tiny models on the CPU; its numbers mean nothing.
+They read the same batches of real text. Those that fit into memory together alternate, so that
+clock drift affects all of them: several rounds of a few updates each, timed as a whole, after
+warm-up updates that compile and allocate. On a CPU, the sizes and batches of scale laptop are
+measured; on a GPU, official sizes with as many rows of 2,048 tokens as the implementation that
+needs the most memory can hold, the most useful comparisons first, because a time budget may cut the
+rest. A dry run does the same with tiny models on the CPU; its numbers are meaningless.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ import torch
 from torch import Tensor, nn
 
 from pythia_book.bench import cost_model
-from pythia_book.bench.kernels import ceilings, machine_row
+from pythia_book.bench.kernels import OUT_OF_MEMORY, machine_row, peak_rates, reason
 from pythia_book.bench.rows import SKIPPED, Row, require_cuda
 from pythia_core import hf
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
-from pythia_core.errors import ConfigError, DataError, FetchError, PythiaError, one_of
+from pythia_core.errors import ConfigError, DataError, FetchError, one_of
 from pythia_core.kernels import PLAIN
 from pythia_core.model import GPTNeoX
 from pythia_core.suite import OFFICIAL_SIZES, scale_named
@@ -58,18 +58,18 @@ Step = Callable[[np.ndarray], Any]
 """One update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 KEPT = {"compile": (34, 8), "eager": (60, 14)}
-"""Bytes per token that a baseline's micro-step keeps: multiples of the width per layer, and of the
-vocabulary. Counted by hand; only where to start trying."""
+"""Bytes per token that a baseline saves for the backward pass: multiples of the width per layer and
+of the vocabulary. Counted by hand; only the starting point of the search."""
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way of making an update.
+    """One implementation of an update.
 
     Attributes:
         family: "ours", "plain" or "transformers".
-        mode: of Execution, or a baseline's "eager" or "compile".
-        attention: of `transformers`, "sdpa" or "eager".
+        mode: a mode of Execution; for a baseline, "eager" or "compile".
+        attention: for `transformers`, "sdpa" or "eager".
     """
 
     family: str
@@ -81,9 +81,9 @@ class Implementation:
 
     @property
     def label(self) -> str:
-        words = ["sdpa"] * (self.family == "transformers" and self.attention == "sdpa")
-        words += ["recompute"] * self.recompute + ["deterministic"] * self.deterministic
-        return ", ".join([f"{self.family} {self.mode}", *words])
+        options = ["sdpa"] * (self.family == "transformers" and self.attention == "sdpa")
+        options += ["recompute"] * self.recompute + ["deterministic"] * self.deterministic
+        return ", ".join([f"{self.family} {self.mode}", *options])
 
     @property
     def name(self) -> str:
@@ -91,7 +91,7 @@ class Implementation:
 
     @property
     def columns(self) -> Row:
-        """What a row says about it."""
+        """Its columns of a row."""
         return {
             "implementation": self.name,
             "label": self.label,
@@ -107,20 +107,20 @@ class Implementation:
     def activation_bytes(self, model: ModelConfig, tokens: int) -> int:
         """Estimated memory of a micro-batch of `tokens`, on top of the state."""
         if self.family == "ours":
-            per_token = memory.token_bytes(model, self.execution, self.precision)
+            per_token = memory.activation_bytes_per_token(model, self.execution, self.precision)
         else:
             widths, vocabularies = KEPT[self.mode]
             per_token = widths * model.d_model * model.n_layers + vocabularies * model.vocab_size
         return memory.RESERVE + tokens * per_token
 
-    def held_bytes(self, model: ModelConfig, tokens: int) -> int:
-        """What stays allocated while others compute: the state, and of a CUDA graph its
-        intermediate tensors too."""
+    def resident_bytes(self, model: ModelConfig, tokens: int) -> int:
+        """Bytes that stay allocated while other implementations run: the state and, for a CUDA
+        graph, its intermediate tensors."""
         graph = self.activation_bytes(model, tokens) if self.mode == "graph" else 0
         return memory.state_bytes(model, self.precision) + graph
 
     def make(self, config: RunConfig, device: torch.device) -> Step:
-        """The step of a newly drawn model."""
+        """The step of a newly initialised model."""
         train = replace(config.train, precision=self.precision)
         config = replace(config, train=train)
         with deterministic(self.deterministic):
@@ -139,9 +139,9 @@ class Implementation:
         return partial(_update, config, device, model, optimizer, forward)
 
     def _transformers(self, config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-        """As a user of `transformers` would write it.
+        """GPT-NeoX as a user of `transformers` would train it.
 
-        Its fused form of the tanh GELU stands in for "gelu_new", the same in several passes.
+        Its fused tanh GELU replaces "gelu_new", the same function in several passes.
         """
         from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
@@ -161,14 +161,14 @@ class Implementation:
 
 
 Baseline = tuple[nn.Module, Callable[[Tensor], Tensor]]
-"""A model, and its loss on some rows."""
+"""A model, and a function that computes its loss on rows."""
 BASELINE = Implementation("plain", "compile")
-"""The one that our kernels have to beat on a GPU."""
-FITTING = Implementation("transformers")
-"""The one that needs the most memory: what it fits, all fit."""
+"""The baseline that our kernels must beat on a GPU."""
+SIZING_IMPLEMENTATION = Implementation("transformers")
+"""Needs the most memory: rows that fit for it fit for all."""
 GRAPH = Implementation("ours", "graph")
 ROUNDS_ON_GPU = (
-    (GRAPH, BASELINE, FITTING, Implementation("ours")),
+    (GRAPH, BASELINE, SIZING_IMPLEMENTATION, Implementation("ours")),
     (GRAPH, Implementation("transformers", "compile"), Implementation("ours", "compile")),
     (
         Implementation("ours", "graph", deterministic=True),
@@ -177,14 +177,14 @@ ROUNDS_ON_GPU = (
         Implementation("plain"),
     ),
 )
-"""Measured at every size in this order: the comparison, with one implementation that has to be
-compiled; the others that have to be; what determinism, recomputation and no compiler cost."""
+"""Measured at every size in this order: the main comparison, with one compiled implementation; the
+other compiled ones; the cost of determinism, of recomputation and of no compiler."""
 
 
 def implementations_on_cpu(
     precisions: Sequence[str], compiled: Sequence[str]
 ) -> tuple[Implementation, ...]:
-    """Our step and those of `transformers` in each precision; to compile takes half a minute."""
+    """Our step and those of `transformers` in each precision; compiling takes half a minute."""
     return tuple(
         implementation
         for precision in precisions
@@ -198,7 +198,7 @@ def implementations_on_cpu(
 
 
 def _draw(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Random weights, drawn on their device: on a CPU 2.8 billion take longer than measuring."""
+    """Random weights, drawn on the device: on a CPU, 2.8 billion would take too long."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:
@@ -206,8 +206,8 @@ def _draw(name: str, p: Tensor, _: torch.Generator) -> None:
 
 
 def _our_step(config: RunConfig, device: torch.device, execution: Execution) -> Step:
-    """The update of our trainer, past the warm-up of the learning rate; its loss is read some
-    updates later, as `train` does."""
+    """The update of our trainer after learning-rate warm-up; as in `train`, its loss is read some
+    updates later."""
     with torch.device(device):
         trainer = Trainer(config, device, execution, partial(GPTNeoX, init=_draw))
     trainer.step = config.train.steps // 10
@@ -221,7 +221,7 @@ def _launch(trainer: Trainer, in_flight: deque[PendingUpdate], lag: int, batch: 
 
 
 def _plain(config: RunConfig, device: torch.device, compiled: bool) -> Baseline:
-    """Our model on plain operations."""
+    """Our model with plain operations."""
     with torch.device(device):
         model = GPTNeoX(config.model, PLAIN, _draw)
         model.init_weights(0)
@@ -238,7 +238,7 @@ def _update(
     forward: Callable[[Tensor], Tensor],
     batch: np.ndarray,
 ) -> None:
-    """A baseline's update; nothing is waited for."""
+    """A baseline's update, without synchronization."""
     rows = torch.from_numpy(batch.astype(np.int64)).to(device)
     optimizer.zero_grad(set_to_none=True)
     forward(rows).backward()
@@ -250,31 +250,30 @@ def _update(
 
 SEQ_LEN = cost_model.SEQ_LEN
 TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
-"""Tokens per update at most, up to a width of 256 and beyond: what fills an H100."""
-MEMORY = "out of memory"
+"""Maximum tokens per update, up to a width of 256 and beyond: enough to fill an H100."""
 WARM_UP = 3
-ROUNDS, LEAST_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
-"""Rounds of every implementation, and its updates per round: at least 20 in all."""
+ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
+"""Rounds per implementation, and minimum updates per round: at least 20 in total."""
 COSTS = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
-"""Seconds that an implementation may take by its mode on a GPU; none starts with less left."""
+"""Seconds that an implementation may take on a GPU, by mode; it is skipped if less is left."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Some implementations to be compared at one size."""
+    """Implementations to be compared at one size."""
 
     size: str
     implementations: tuple[Implementation, ...]
     kind: str = "cuda"
     rows: int = 0
-    """Of an update; 0: the most that FITTING holds."""
+    """Per update; 0: the most that fit for SIZING_IMPLEMENTATION."""
     seq_len: int = SEQ_LEN
     dry_run: bool = False
     rounds: int = 3
     seconds: float = 1.0
-    """Of a round, at least."""
+    """Minimum duration of a round."""
     deadline: float = float("inf")
-    """time.time() after which nothing starts."""
+    """The time.time() value after which no measurement starts."""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint16), repr=False)
 
     @property
@@ -291,36 +290,36 @@ class Job:
 
     @property
     def columns(self) -> Row:
-        """What every row of this job says."""
+        """Columns of every row of this job."""
         rows = self.rows or None
         return {"kind": "train", "size": self.size, "rows": rows, "seq_len": self.seq_len}
 
     def config(self, rows: int) -> RunConfig:
-        """A run whose updates read `rows` rows."""
+        """The config of a run with `rows` rows per update."""
         train = TrainConfig(steps=100_000, batch_size=rows, lr_max=LEARNING_RATE)
         return RunConfig(self.model, DataConfig(seq_len=self.seq_len), train)
 
     def batches(self, rows: int, n: int = 4) -> list[np.ndarray]:
-        """Batches of rows of S+1 tokens, cut from the text one after the other."""
+        """Batches of rows of S+1 tokens, consecutive in the text."""
         shape = (n, rows, self.seq_len + 1)
         return list(np.resize(self.tokens, int(np.prod(shape))).reshape(shape))
 
 
 def rows_to_try(job: Job, total_bytes: float) -> list[int]:
-    """Rows of an update, most first: powers of two, from twice what the estimate says."""
+    """Candidates for the rows of an update, descending powers of two, from twice the estimate."""
     if job.rows:
         return [job.rows]
     model, most = job.model, TOKENS["narrow" if job.model.d_model <= 256 else "wide"]
-    free = total_bytes - FITTING.held_bytes(model, 0)
+    free = total_bytes - SIZING_IMPLEMENTATION.resident_bytes(model, 0)
     largest = rows = max(1, most // job.seq_len)
-    while rows > 1 and FITTING.activation_bytes(model, rows * job.seq_len) > free:
+    while rows > 1 and SIZING_IMPLEMENTATION.activation_bytes(model, rows * job.seq_len) > free:
         rows //= 2
     first = min(2 * rows, largest)
     return [2**power for power in range(first.bit_length() - 1, -1, -1)]
 
 
 def fitting_rows(job: Job) -> int:
-    """The most rows of which FITTING can make an update; two in a dry run."""
+    """The most rows per update that fit for SIZING_IMPLEMENTATION; two in a dry run."""
     if job.rows or job.device.type != "cuda":
         return job.rows or 2
     tries = rows_to_try(job, _total_bytes(job.device))
@@ -334,35 +333,35 @@ def fitting_rows(job: Job) -> int:
 
 def _try_update(job: Job, rows: int) -> Exception | None:
     try:
-        FITTING.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
+        SIZING_IMPLEMENTATION.make(job.config(rows), job.device)(job.batches(rows, 1)[0])
         _wait(job.device)
     except Exception as error:
-        return error.with_traceback(None)  # it would hold on to the memory
+        return error.with_traceback(None)  # it would keep the memory alive
     return None
 
 
 def groups(job: Job, rows: int, total_bytes: float) -> list[list[Implementation]]:
     """Implementations that should fit into memory together, in order; at least one per group."""
     model, tokens = job.model, rows * job.seq_len
-    made: list[list[Implementation]] = []
-    held = peak = 0
+    result: list[list[Implementation]] = []
+    total_resident = peak = 0
     for implementation in job.implementations:
-        holds = implementation.held_bytes(model, tokens)
-        needs = implementation.activation_bytes(model, tokens)
-        if not made or held + holds + max(peak, needs) > total_bytes:
-            made.append([])
-            held = peak = 0
-        made[-1].append(implementation)
-        held, peak = held + holds, max(peak, needs)
-    return made
+        resident = implementation.resident_bytes(model, tokens)
+        transient = implementation.activation_bytes(model, tokens)
+        if not result or total_resident + resident + max(peak, transient) > total_bytes:
+            result.append([])
+            total_resident = peak = 0
+        result[-1].append(implementation)
+        total_resident, peak = total_resident + resident, max(peak, transient)
+    return result
 
 
 # --- measuring -------------------------------------------------------------------------------
 
 
 @dataclass
-class _Ready:
-    """An implementation that is ready to be timed, and what was measured."""
+class _Warmed:
+    """A warmed-up implementation and its timings."""
 
     implementation: Implementation
     step: Step
@@ -374,7 +373,7 @@ class _Ready:
 
 
 def measure(job: Job) -> Iterator[Row]:
-    """A row for every implementation of a job, as soon as it is known."""
+    """A row for every implementation of a job, as soon as it is measured."""
     device = job.device
     if time.time() > job.deadline:
         yield from failures(job, job.implementations, SKIPPED)
@@ -389,7 +388,7 @@ def measure(job: Job) -> Iterator[Row]:
             columns["alternates_with"] = [i.name for i in group]
             crowded = []
             for row in _measure_group(job, rows, group):
-                if row.get("failed", "").startswith(MEMORY) and len(group) > 1:
+                if row.get("failed", "").startswith(OUT_OF_MEMORY) and len(group) > 1:
                     crowded.append(row["implementation"])
                 else:
                     yield columns | row
@@ -400,16 +399,16 @@ def measure(job: Job) -> Iterator[Row]:
 
 def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
     batches = job.batches(rows)
-    ready: list[_Ready] = []
+    ready: list[_Warmed] = []
     for implementation in group:
         if time.time() + COSTS[implementation.mode] > job.deadline:
             yield implementation.columns | {"failed": SKIPPED}
             continue
         why = ""
         try:
-            ready.append(_prepare(implementation, job, rows, batches))
-        except Exception as error:  # out of memory, no such mode on this device: a result too
-            why = _reason(error)
+            ready.append(_warmed(implementation, job, rows, batches))
+        except Exception as error:  # out of memory, no such mode on this device: also a result
+            why = reason(error)
         if why:
             _release(job.device)
             yield implementation.columns | {"failed": why}
@@ -420,8 +419,8 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
                 with deterministic(entry.implementation.deterministic):
                     entry.seconds.append(_seconds(entry.step, batches, entry.n, job.device))
             except Exception as error:
-                why = _reason(error)
-            if why:  # not inside except, where the error still holds the memory
+                why = reason(error)
+            if why:  # outside except, where the error would keep the memory alive
                 ready.remove(entry)
                 yield entry.implementation.columns | {"failed": why}
     for entry in ready:
@@ -430,8 +429,8 @@ def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iter
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What this library warns of inside, a list that grows: e.g. that a kernel does not work here
-    and a slower operation is used."""
+    """Collect pythia_core's warnings inside the block, e.g. that a kernel fell back to a slower
+    operation."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -443,24 +442,25 @@ def _warnings() -> Iterator[list[str]]:
         log.removeHandler(handler)
 
 
-def _prepare(
+def _warmed(
     implementation: Implementation, job: Job, rows: int, batches: list[np.ndarray]
-) -> _Ready:
-    """An implementation after its first updates, which build what they need once."""
+) -> _Warmed:
+    """Warm an implementation up (compilation, allocation) and choose the number of timed steps."""
     device = job.device
     before = _allocated(device)
     step = implementation.make(job.config(rows), device)
-    _allocated(device)  # what was needed for a moment to make it does not count
+    _allocated(device)  # exclude the peak of construction
     with deterministic(implementation.deterministic):
         _seconds(step, batches, WARM_UP - 1, device)
-        once = _seconds(step, batches, 1, device)
+        seconds_per_update = _seconds(step, batches, 1, device)
     peak = torch.cuda.max_memory_allocated() - before if device.type == "cuda" else 0
-    n = LEAST_STEPS["cuda" if job.dry_run else device.type]
-    return _Ready(implementation, step, max(n, round(job.seconds / max(once, 1e-6))), peak)
+    least = MIN_STEPS["cuda" if job.dry_run else device.type]
+    n = max(least, round(job.seconds / max(seconds_per_update, 1e-6)))
+    return _Warmed(implementation, step, n, peak)
 
 
 def _seconds(step: Step, batches: list[np.ndarray], n: int, device: torch.device) -> float:
-    """Per update, of n in a row, waited for at the end."""
+    """Seconds per update, over n updates with one synchronization at the end."""
     _wait(device)
     started = time.perf_counter()
     for number in range(n):
@@ -475,7 +475,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _allocated(device: torch.device) -> int:
-    """Bytes allocated now; the peak is counted from here on."""
+    """Bytes currently allocated; resets the peak."""
     if device.type != "cuda":
         return 0
     _wait(device)
@@ -493,14 +493,7 @@ def _release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _reason(error: Exception) -> str:
-    words = " ".join(str(error).split())[:300]
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"{MEMORY}: {words}"
-    return words if isinstance(error, PythiaError) else f"{type(error).__name__}: {words}"
-
-
-def _result(entry: _Ready, job: Job, rows: int) -> Row:
+def _result(entry: _Warmed, job: Job, rows: int) -> Row:
     tokens = rows * job.seq_len
     median = statistics.median(entry.seconds)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)
@@ -520,7 +513,7 @@ def _result(entry: _Ready, job: Job, rows: int) -> Row:
 
 
 def failures(job: Job, implementations: Sequence[Implementation], why: str) -> Iterator[Row]:
-    """A row per implementation that says why it has no speed."""
+    """A row per implementation, with the reason why it was not measured."""
     for implementation in implementations:
         yield job.columns | implementation.columns | {"failed": why}
 
@@ -529,19 +522,19 @@ def failures(job: Job, implementations: Sequence[Implementation], why: str) -> I
 
 TEXT_ROWS = 512
 DATA = DataConfig("miniature", tokenizer="neox-20b", seq_len=SEQ_LEN)
-"""The text that is read on a GPU: the miniature corpus in the tokens of Pythia."""
+"""The text for a GPU: the miniature corpus, tokenized with Pythia's tokenizer."""
 
 
 def text_file() -> Path:
-    """Where its tokens are kept: small enough to be carried to a machine without a network."""
+    """The file of its tokens, small enough to copy to a machine without a network."""
     return results_dir() / "bench" / "tokens.npy"
 
 
 def text_tokens(progress: bool = True) -> np.ndarray:
-    """uint16[n]: real text to be cut into rows; made once, then read from `text_file`.
+    """uint16[n]: real text to be cut into rows; prepared once, then read from `text_file`.
 
     Raises:
-        FetchError, DataError: the corpus or tokenizer cannot be had here, or the file is damaged.
+        FetchError, DataError: the corpus or tokenizer is not available, or the file is damaged.
     """
     from pythia_core.data.prepare import prepare
 
@@ -570,7 +563,7 @@ def text_tokens(progress: bool = True) -> np.ndarray:
 # --- running ---------------------------------------------------------------------------------
 
 ORDER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "14m", "31m")
-"""What is measured on a GPU, the most useful size first."""
+"""Sizes measured on a GPU, most useful first."""
 
 
 def bench_train(
@@ -587,12 +580,13 @@ def bench_train(
     """Rows as they are measured (pythia_book.bench.rows): the machine, then implementations.
 
     Args:
-        sizes: of scale laptop on a CPU, official ones up to 2.8b on a GPU (default: all).
-        dry_run: of a GPU: tiny models on the CPU, to see that everything runs.
-        precisions: on a CPU; default: fp32, and bf16 where the processor multiplies it.
-        compiled: those of them in which a CPU also compiles (default: all).
-        rounds: of each implementation.
-        seconds: of a round, at least. budget: seconds after which nothing starts; 0: no limit.
+        sizes: sizes of scale laptop on a CPU, official sizes up to 2.8b on a GPU (default: all).
+        dry_run: for a GPU: tiny models on the CPU, to test that everything runs.
+        precisions: on a CPU; default: fp32, and bf16 if the processor supports it.
+        compiled: precisions in which a CPU also measures torch.compile (default: all).
+        rounds: rounds per implementation.
+        seconds: minimum duration of a round. budget: seconds after which no measurement starts; 0:
+            no limit.
 
     Raises:
         ConfigError: no CUDA device and no dry run, an unknown size, a number out of range.
@@ -634,17 +628,17 @@ def bench_train(
         rounds_of = (
             implementations_on_cpu(precisions, precisions if compiled is None else compiled),
         )
-    roof = ceilings(shared.device, dtypes, 0.0 if dry_run else 0.5)
+    peaks = peak_rates(shared.device, dtypes, 0.0 if dry_run else 0.5)
     versions = {"transformers": importlib.metadata.version("transformers")}
-    yield machine_row(shared.device, roof) | versions | {"dry_run": dry_run}
-    fitting: dict[str, int] = {}  # rows, as the first job of a size found them
+    yield machine_row(shared.device, peaks) | versions | {"dry_run": dry_run}
+    fitting: dict[str, int] = {}  # size -> rows, determined by its first job
     for implementations in rounds_of:
         for size in sorted(sizes or accepted, key=accepted.index):
             job = replace(shared, size=size, implementations=implementations)
             for row in measure(replace(job, rows=fitting.get(size, shared.rows))):
                 fitting[size] = row["rows"] or 0
                 if "tflops" in row:
-                    row["matmul_share"] = row["tflops"] / roof[row["precision"]]
+                    row["matmul_share"] = row["tflops"] / peaks[row["precision"]]
                 yield row | {"dry_run": dry_run}
 
 
@@ -652,7 +646,7 @@ def bench_train(
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Measurements on a CPU as the README's table."""
+    """CPU measurements as the table of the README."""
     machine = rows[0]
     rates = ", ".join(f"{1e3 * v:.0f} {name}" for name, v in machine["matmul_tflop_per_s"].items())
     lines = [

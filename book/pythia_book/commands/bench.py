@@ -123,7 +123,7 @@ def _train(args: argparse.Namespace) -> None:
 
     def show(row: rows.Row) -> None:
         shown.append(row)
-        print(rows.line(row), flush=True)
+        print(rows.format_row(row), flush=True)
 
     rows.write_rows(train.bench_train(**options), args.json, show)
     if args.device == "cpu":
@@ -166,9 +166,9 @@ def _attention(args: argparse.Namespace) -> None:
 
 
 def _correctness(args: argparse.Namespace) -> None:
-    from pythia_book.bench.correctness import check_card
+    from pythia_book.bench.correctness import check_gpu
 
-    _print_rows(check_card(**_given(args)), args.json)
+    _print_rows(check_gpu(**_given(args)), args.json)
 
 
 def _print_rows(measured: Any, file: Path | None) -> None:

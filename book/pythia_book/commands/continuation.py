@@ -76,10 +76,10 @@ def _continue(args: argparse.Namespace) -> None:
     Raises:
         As `_continue_in`.
     """
-    from pythia_core.training.distributed import joined
+    from pythia_core.training.distributed import init_world
 
-    with joined() as world, contextlib.ExitStack() as quiet:
-        if not world.leads:
+    with init_world() as world, contextlib.ExitStack() as quiet:
+        if not world.is_rank_zero:
             quiet.enter_context(contextlib.redirect_stdout(io.StringIO()))
         _continue_in(world, args)
 
@@ -90,7 +90,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     Raises:
         ConfigError: impossible settings, or --yes is needed. DataError: shards are missing.
     """
-    from pythia_book.released.continuation.data import RowsData, swap_summary
+    from pythia_book.released.continuation.data import TokenFileData, swap_summary
     from pythia_book.released.continuation.plan import make_plan
     from pythia_book.released.continuation.run import Rewarm, find_or_continue
     from pythia_book.released.continuation.start import published_train, source_of, tokenizer_of
@@ -126,11 +126,13 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     rows = None
     if args.data is not None:
         tokenizer = args.tokenizer or tokenizer_of(source, revision)
-        rows = RowsData(args.data, tokenizer, args.seq_len)
+        rows = TokenFileData(args.data, tokenizer, args.seq_len)
     plan = make_plan(args.source, model, train, step, args.steps, rows, bool(args.swap), seq_len)
     print("\n".join(plan.lines))
-    if plan.absent and not args.plan:
-        raise DataError(f"{len(plan.absent)} shards are missing in {args.data}, listed above")
+    if plan.missing_shards and not args.plan:
+        raise DataError(
+            f"{len(plan.missing_shards)} shards are missing in {args.data}, listed above"
+        )
     if args.plan:
         return
     if plan.is_large and not args.yes:
@@ -153,10 +155,10 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         train_config=train,
         rewarm=rule,
         state=args.state,
-        progress=world.leads,
+        progress=world.is_rank_zero,
         world=world,
     )
-    if not world.leads:
+    if not world.is_rank_zero:
         return
     print(run.continuation.described())
     for arm, trained in {"control": run.control, run.continuation.arm: run}.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pythia_book.pages import formatted
-from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.recipe import BATCH_ROWS, HARDWARE, SEQ_LEN, estimates
@@ -132,7 +132,7 @@ def _forward_seconds(size: str, tokens: float) -> float:
 def _plan(size: str, start: int, steps: int, swap: bool = True) -> Plan:
     model = OFFICIAL_SIZES[size].model()
     train = published_train(model, SEQ_LEN, precision="bf16")
-    rows = RowsData("pile-deduped", "")
+    rows = TokenFileData("pile-deduped", "")
     return make_plan(repository(size, True), model, train, start, steps, rows, swap)
 
 

@@ -1,10 +1,10 @@
-"""Audit the checkpoints of a published model: hash every step, find repeated and missing ones.
+"""Audit the checkpoints of a published model: hash every step, find duplicate and missing ones.
 
 Steps of released models have been served under the wrong name: 86 of pythia-2.8b's 154 branches
-held the weights of two others (EleutherAI/pythia#205), a shard of pythia-12b's step 50,000 was that
-of the last step (#206). Such a file is not damaged; only comparing hashes shows it. The hashes are
-those of the hub or of git-lfs pointers, without a download; local safetensors are hashed by tensor
-(checkpoint.sha256_tensors), so that equal weights are found whatever file holds them.
+held the weights of two others (EleutherAI/pythia#205), and a shard of pythia-12b's step 50,000 was
+that of the last step (#206). Such a file is not damaged; only comparing hashes reveals it. The
+hashes are those of the hub or of git-lfs pointers, without a download; local safetensors are hashed
+by tensor (checkpoint.sha256_tensors), so equal weights are found in any file layout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXPECTED = {
 }
 ABSENT = "no weights there"
 SHOWN = 12
-"""Names listed before the rest is only counted."""
+"""Maximum number of names to list; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,18 @@ class Entry:
 
     revision: str
     kind: str
-    """What was hashed: "tensors", "safetensors" or "pickles" (files); only equal kinds compare."""
+    """Hashed content: "tensors", or "safetensors" or "pickles" files; kinds are never compared."""
     parts: dict[str, str] = field(default_factory=dict)
     """File -> sha256."""
     whole: str = ""
-    """sha256 of all tensors; for files, of the file or of the list of several."""
+    """sha256 of all tensors; for files, of the file or of the list of files."""
     problem: str = ""
     """Why there is no hash."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The hashes of a model and what follows from them."""
+    """The hashes of a model, and their analysis."""
 
     source: str
     entries: tuple[Entry, ...]
@@ -67,8 +67,8 @@ class Audit:
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
-    def repeated(self) -> list[tuple[list[str], str]]:
-        """Groups of revisions with equal weights, each with the reason why that is right, or ""."""
+    def duplicates(self) -> list[tuple[list[str], str]]:
+        """Groups of revisions with equal weights, each with the reason if expected, or ""."""
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in self.sound:
             groups[entry.kind, entry.whole].append(entry.revision)
@@ -79,7 +79,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """Files shared by revisions whose other files differ."""
+        """Equal files in revisions whose other files differ."""
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -91,12 +91,12 @@ class Audit:
         ]
 
     def defects(self) -> list[str]:
-        """What is wrong, one sentence each."""
+        """The defects, one sentence each."""
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
-            f"{len(names)} revisions hold the same weights, so that all but one are of another "
+            f"{len(names)} revisions hold the same weights, so all but one belong to another "
             f"step: {_list(names)}"
-            for names, reason in self.repeated()
+            for names, reason in self.duplicates()
             if not reason
         ]
         defects += [
@@ -119,7 +119,7 @@ class Audit:
         ]
         lines += [
             f"equal weights in {_list(names)} ({reason})"
-            for names, reason in self.repeated()
+            for names, reason in self.duplicates()
             if reason
         ]
         wholes = {entry.revision: entry.whole for entry in self.sound}
@@ -143,7 +143,7 @@ def audit(source: str, progress: bool = True) -> Audit:
     if not names:
         raise CheckpointError(
             f"{source} has no revision named like step3000"
-            + (": give the folder that holds the folders of the steps" if folder else "")
+            + (": pass the parent folder of the steps" if folder else "")
         )
     entries: list[Entry] = []
     with progress_bar(progress, total=len(names), desc="hashing", unit="step") as bar:
@@ -200,7 +200,7 @@ def _local(folder: Path) -> list[Entry]:
 
 
 def _of_tensors(folder: Path, revision: str) -> Entry:
-    """Of a checkpoint of ours or of safetensors files."""
+    """The entry for one of our checkpoints or for safetensors files."""
     try:
         if (folder / MANIFEST).is_file():
             whole = sha256_tensors(load_checkpoint(folder)[0]["model"])

@@ -1,4 +1,4 @@
-"""Convert models between our checkpoints, transformers' folders and GPT-NeoX's native files.
+"""Convert models between our checkpoints, transformers folders and GPT-NeoX's native files.
 
 Our checkpoint of a converted model holds weights only. Its manifest says so, names the source and
 has the model's config, so it can be loaded without a run.
@@ -40,7 +40,7 @@ WEIGHTS_ONLY = "weights only"
 
 @dataclass(frozen=True)
 class Source:
-    """A model as read from any format."""
+    """A model read from any format."""
 
     kind: str
     """ "pythia", "hf" or "native"."""
@@ -55,11 +55,11 @@ def from_checkpoint(folder: Path) -> tuple[GPTNeoX, dict[str, Any]]:
     """The model of a converted checkpoint, in the stored dtype, and its manifest's metadata.
 
     Raises:
-        CheckpointError: corrupt, or the checkpoint of a run, which has its config.
+        CheckpointError: corrupt, or a checkpoint of a run, whose config is in the run.
     """
     files, meta = load_checkpoint(folder)
     if meta.get("kind") != WEIGHTS_ONLY:
-        raise CheckpointError(f"{folder} belongs to a run; give the run's folder and the step")
+        raise CheckpointError(f"{folder} belongs to a run; pass the run's folder and the step")
     return _model(ModelConfig(**meta["model"]), files["model"]), meta
 
 
@@ -86,11 +86,11 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
     """A model in any of the formats.
 
     Args:
-        source: a run (folder or id), a converted checkpoint, a folder of transformers or of native
-            GPT-NeoX files, or a repository on the hub.
-        revision: of a folder of transformers or a repository.
-        step: of a run (default: the last), or of a source whose name does not give it.
-        size: of native files, where their shapes do not give it.
+        source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
+            native GPT-NeoX files, or a repository on the hub.
+        revision: revision of a transformers folder or a repository.
+        step: step of a run (default: the last), or of a source whose name does not contain it.
+        size: size of the model in native files, if their shapes do not determine it.
 
     Raises:
         CheckpointError, FetchError: not such a model, damaged, or not available.
@@ -133,9 +133,9 @@ def convert(
     """Write a model of any format in one of `FORMATS` (arguments as in `read`); return the folder.
 
     Args:
-        target: a new folder for "hf"; for "pythia" one that gets a `step-NNNNNN` folder.
-        to: empty: "pythia" from transformers, "hf" from any other format.
-        dtype: "fp32", "fp16" or "bf16"; empty: as stored.
+        target: a new folder for "hf"; for "pythia", the parent of a new `step-NNNNNN` folder.
+        to: default: "pythia" from transformers, "hf" from any other format.
+        dtype: "fp32", "fp16" or "bf16"; default: as stored.
 
     Raises:
         CheckpointError, FetchError: as `read`, or the target exists. ConfigError: bad arguments.
@@ -149,13 +149,13 @@ def convert(
     if (to or ("pythia" if origin.kind == "hf" else "hf")) == "hf":
         return hf.save(origin.model, target, dtype=cast_to, tokenizer=origin.tokenizer)
     if origin.kind == "pythia":
-        raise ConfigError(f"{source} is a checkpoint of ours already; --to hf exports it")
+        raise ConfigError(f"{source} is already a pythia checkpoint; --to hf exports it")
     if origin.step is None:
-        raise ConfigError(f"{source} ({revision}) does not tell which step it is; give --step")
+        raise ConfigError(f"{source} ({revision}) has no step in its name; pass --step")
     parent = Path(target)
     folder = step_folder(parent, origin.step)
     if folder.exists():
-        raise CheckpointError(f"{folder} exists; name another folder, or delete that one")
+        raise CheckpointError(f"{folder} exists; choose another folder or delete this one")
     state = {name: hf.cast(name, t, cast_to) for name, t in origin.model.state_dict().items()}
     meta = {"kind": WEIGHTS_ONLY, "source": origin.about, "model": config_dict(origin.model.config)}
     save_checkpoint(parent, origin.step, {"model": state}, meta)

@@ -1,7 +1,7 @@
 """Find a released model: a folder, or a repository and revision on the Hugging Face hub.
 
 Downloads go through `huggingface_hub`, its cache and the endpoint in HF_ENDPOINT. Only *.json and
-*.safetensors are ever fetched, never a repository's code; every file that the hub stores by sha256
+*.safetensors are ever fetched, never a repository's code; every file for which the hub has a sha256
 is checked against it before use, even in the cache. Pythia's repositories are public, so no token
 is sent. A revision is a branch: "step3000", or "main" for the last step.
 """
@@ -59,7 +59,7 @@ def is_repository(name: str) -> bool:
 
 
 def is_published(source: str) -> bool:
-    """Whether a name is a published model (a folder or a repository) and not a run of ours."""
+    """Whether a name is a published model (a folder or a repository) and not a local run."""
     folder = local_folder(source)
     return not (folder / "identity.json").exists() if folder else is_repository(source)
 
@@ -70,15 +70,15 @@ class RemoteFile:
 
     size: int | None
     sha256: str
-    """Of the content, where the hub stores it (large files); otherwise empty."""
+    """sha256 of the content if the hub has it (large files); otherwise empty."""
     blob: str
-    """Identifies the content of any file: the sha256, or git's id."""
+    """Identifies the content of any file: the sha256, or the git blob id."""
 
 
 def locate(
     source: str | Path, revision: str = "main", files: Iterable[str] | None = None
 ) -> ModelFolder:
-    """A model's folder: the one named, its subfolder for the revision, or one with `fetch`ed files.
+    """A model's folder: the given one, its subfolder for the revision, or one of fetched files.
 
     Raises:
         CheckpointError: neither a folder with a model nor the name of a repository.
@@ -192,7 +192,7 @@ def _model_files(where: str, available: dict[str, RemoteFile]) -> list[str]:
 
 
 def _cached(repo: str, revision: str, wanted: list[str] | None) -> ModelFolder | None:
-    """The wanted files of a revision in the cache, for use without a network; None if absent."""
+    """The cached folder of a revision if it has all files; for use without a network."""
     try:
         folder = Path(
             snapshot_download(
@@ -223,8 +223,8 @@ def _check(path: Path, sha256: str) -> None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise FetchError(
-            f"{path.name} has sha256 {actual}, the hub says {sha256}: damaged on the way or in the "
-            "cache. It was deleted; run this again"
+            f"{path.name} has sha256 {actual}, the hub says {sha256}: corrupted in transit or in "
+            "the cache. It was deleted; run this again"
         )
 
 
@@ -233,14 +233,14 @@ def _api() -> HfApi:
 
 
 def _unanswered(error: FetchError) -> bool:
-    """Whether the hub did not answer, rather than answering that there is no such thing."""
+    """Whether the hub did not answer, as opposed to "not found"."""
     answers = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     return not isinstance(error.__cause__, answers)
 
 
 @contextlib.contextmanager
 def translate_errors(repo: str, revision: str, name: str = "") -> Iterator[None]:
-    """Turn the library's errors into ours, which say what to do."""
+    """Turn the library's errors into FetchErrors that say what to do."""
     target = f"{repo}{f' ({revision})' if revision else ''}{f': {name}' if name else ''}"
     try:
         yield

@@ -4,7 +4,7 @@ GPT-NeoX stores what `order.RowOrder` computes: `doc_idx` (the shuffled document
 `sample_idx` (where each row of the stream begins: entry of doc_idx, token within the document) and
 `shuffle_idx` (which row of the stream is the r-th of training). The orders of PolyPythias' seeds
 are released in this form. A row needs a few bytes of each, so maps and documents may be behind URLs
-as well as on disk. Shapes, lengths and every offset are checked.
+as well as on disk. All input is validated: shapes, lengths and every offset.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HEAD = 4096
 
 
 class NpyArray:
-    """An array of integers in a `.npy` file, of which any entries can be read.
+    """An array of integers in a `.npy` file, with random access to its entries.
 
     Raises:
-        DataError: not a `.npy` file, another kind of array, or truncated.
+        DataError: not a `.npy` file, the wrong kind of array, or truncated.
     """
 
     def __init__(self, file: ByteFile, ndim: int) -> None:
@@ -46,10 +46,10 @@ class NpyArray:
             }[version]
             self.shape, fortran, self.dtype = read(head)
         except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
-            raise DataError(f"{file.name} is not a .npy file that can be read ({error})") from error
+            raise DataError(f"{file.name} is not a readable .npy file ({error})") from error
         if self.dtype.kind not in "iu" or len(self.shape) != ndim or (fortran and ndim > 1):
             raise DataError(
-                f"{file.name} holds an array of {self.dtype} with shape {self.shape}; needed are "
+                f"{file.name} holds an array of {self.dtype} with shape {self.shape}; expected "
                 f"integers in {ndim} dimension(s), row by row"
             )
         self._start = head.tell()
@@ -57,7 +57,8 @@ class NpyArray:
         expected = self._start + self.shape[0] * self._row
         if file.size != expected:
             raise DataError(
-                f"{file.name} has {file.size} bytes, but its header says {expected}; copy it again"
+                f"{file.name} has {file.size} bytes, but its header says {expected}; copy it again "
+                "from the source"
             )
 
     def __len__(self) -> int:
@@ -70,16 +71,18 @@ class NpyArray:
             DataError: there are no such entries.
         """
         if not 0 <= start <= stop <= len(self):
-            raise DataError(f"{self.file.name} has no entries [{start}, {stop}), but {len(self)}")
+            raise DataError(
+                f"{self.file.name} has {len(self)} entries; [{start}, {stop}) is outside"
+            )
         raw = self.file.read(self._start + start * self._row, self._start + stop * self._row)
         return np.frombuffer(raw, self.dtype).astype(np.int64).reshape(-1, *self.shape[1:])
 
 
 class Documents:
-    """The documents of a `.bin` by its `.idx`, of which any tokens can be read.
+    """The documents of a `.bin` with its `.idx`, with random access to their tokens.
 
     Raises:
-        DataError: not an index of tokens, or one of another length than its header says.
+        DataError: not an index of tokens, or its length contradicts its header.
     """
 
     def __init__(self, index: ByteFile, tokens: ByteFile) -> None:
@@ -93,15 +96,15 @@ class Documents:
         if index.size != (length := HEADER.size + 12 * self._count + 8 * d):
             raise DataError(
                 f"{index.name} has {index.size} bytes, but {self._count} documents need {length}; "
-                "copy it again"
+                "copy it again from the source"
             )
 
     def extent(self, number: int) -> tuple[int, int]:
-        """Tokens [low, high) of the token file that are the document's."""
+        """The document's extent [low, high) in the token file."""
         if not 0 <= number < self._count:
             raise DataError(f"{self._index.name} has no document {number}")
-        at = HEADER.size + 4 * self._count + 8 * number
-        raw = self._index.read(at, at + (16 if number < self._count - 1 else 8))
+        start = HEADER.size + 4 * self._count + 8 * number
+        raw = self._index.read(start, start + (16 if number < self._count - 1 else 8))
         low, high, *_ = [*np.frombuffer(raw, "<i8").tolist(), self.tokens.size]
         return low // self.dtype.itemsize, high // self.dtype.itemsize
 
@@ -116,7 +119,7 @@ class MappedRows(Rows):
 
     Args:
         maps: doc_idx, sample_idx, shuffle_idx. index, tokens: the `.idx` and `.bin` of the
-            documents. seq_len: S. remote: whether every read costs a request.
+            documents. seq_len: S. remote: whether every read is a request.
 
     Raises:
         DataError: maps that contradict each other or the documents.
@@ -135,7 +138,8 @@ class MappedRows(Rows):
         if self._samples.shape != (self.n_rows + 1, 2):
             raise DataError(
                 f"{maps[1].name} has shape {self._samples.shape}, but {maps[2].name} has "
-                f"{self.n_rows} entries: {(self.n_rows + 1, 2)} is needed. They are not of one set"
+                f"{self.n_rows} entries: {(self.n_rows + 1, 2)} is needed. They come from "
+                "different sets"
             )
         self._documents = Documents(index, tokens)
 
@@ -144,7 +148,7 @@ class MappedRows(Rows):
         return np.stack(rows) if rows else np.zeros((0, self.seq_len + 1), self._documents.dtype)
 
     def _row(self, number: int) -> NDArray:
-        """Row `number` of the stream: from its first token to the first of the next row."""
+        """Row `number` of the stream, from its first token to the first of the next row."""
         (first, offset), (last, end) = self._samples.read(number, number + 2).tolist()
         parts = []
         for entry, document in enumerate(self._order.read(first, last + 1).tolist(), first):
@@ -166,7 +170,7 @@ class MappedRows(Rows):
 
 
 def find_maps(folder: Path) -> Path | None:
-    """The common prefix of the three maps in a folder, None if there are none.
+    """The common prefix of the three maps in a folder; None if there are none.
 
     Raises:
         DataError: several sets, or an incomplete one.
@@ -189,7 +193,7 @@ def open_maps(stem: Path, seq_len: int) -> MappedRows:
     up.
 
     Raises:
-        DataError: the documents are not there, or not those of the maps.
+        DataError: the documents are missing or do not belong to the maps.
     """
     named = _NAME.match(stem.name)
     if named and int(named["seq_len"]) != seq_len:

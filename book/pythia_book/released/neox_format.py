@@ -1,10 +1,10 @@
-"""Models in GPT-NeoX's own files: one per layer and tensor-parallel rank, merged.
+"""Models in GPT-NeoX's native files, one per layer and tensor-parallel rank, merged.
 
 `layer_XX-model_YY-model_states.pt` is layer XX of the pipeline on rank YY: 00 the embedding, 02
-onwards the transformer layers, then with one number left out the final norm and the unembedding.
-Linear layers whose output is split hold rows of the weight (QKV: whole heads). Those whose input is
-split hold columns and, on every rank, a bias of its own; the biases are *summed*. LayerNorms were
-computed on every rank and are averaged. The rules are those of the training code's own converter.
+onwards the transformer layers, then, after skipping one number, the final norm and the unembedding.
+Linear layers with split output hold rows of the weight (QKV: whole heads). Those with split input
+hold columns and, on every rank, a bias of its own; the biases are *summed*. LayerNorms were
+computed on every rank and are averaged. These are the rules of the training code's own converter.
 
 These files are pickles; `torch.load(weights_only=True)` refuses anything that would run code.
 Optimizer states are not read.
@@ -30,17 +30,17 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """For a layer whose output is split over ranks, and for the vocabulary."""
+    """Merge layers whose output is split over ranks, and the vocabulary."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """For a layer whose input is split over ranks."""
+    """Merge layers whose input is split over ranks."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """For the bias of such a layer: each rank adds its own before the outputs are summed."""
+    """Merge the biases of such layers: each rank adds its own before outputs are summed."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
@@ -56,7 +56,7 @@ MERGES: dict[str, tuple[Merge, Merge]] = {
     "mlp.dense_h_to_4h": (rows, rows),
     "mlp.dense_4h_to_h": (columns, summed),
 }
-"""Part of a layer -> how the ranks' weights and biases are merged."""
+"""Part of a layer -> merges of the ranks' weights and biases."""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
     **{
@@ -70,7 +70,7 @@ NATIVE: dict[str, tuple[str, Merge]] = {
 }
 """Name in a layer's file -> our name, `{}` for the layer, and the merge of the ranks' parts."""
 ROTARY = "attention.rotary_emb.inv_freq"
-"""Stored per layer; only its length is read, which must be the config's."""
+"""Stored per layer; only its length is read, which must match the config."""
 _FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _QKV = "attention.query_key_value.weight"
 
@@ -94,11 +94,11 @@ def _opened(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} is a pickle that asks to run code, or holds more than tensors: it was not "
                 f"opened. GPT-NeoX's layer files hold tensors only; do not open it by other means "
-                f"unless you trust who made it. ({str(error).splitlines()[-1]})"
+                f"unless you trust its author. ({str(error).splitlines()[-1]})"
             ) from error
         raise CheckpointError(f"{path} is truncated or damaged: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise CheckpointError(f"{path} is not a layer's file: it holds no table of tensors")
+        raise CheckpointError(f"{path} is not a layer file: it holds no dictionary of tensors")
     return state
 
 
@@ -126,7 +126,7 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
-    """The model in a folder of layer files, the ranks merged, in the stored dtype; the default
+    """The model in a folder of layer files, with ranks merged, in the stored dtype. The default
     config is that of the official size with these shapes.
 
     Raises:
@@ -153,7 +153,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
                     tensor = merge(parts)
                 except RuntimeError:
                     shapes = [tuple(p.shape) for p in parts]
-                    problems.append(f"{key}: the ranks' shapes do not fit together: {shapes}")
+                    problems.append(f"{key}: the ranks' shapes do not match: {shapes}")
                     continue
                 merged[name.format(number)] = tensor
         number += _QKV in states[0]

@@ -1,11 +1,11 @@
-"""The released token files of the real Pythia by name, on disk or behind the hub's URLs.
+"""The released token files of the real Pythia by name, on disk or on the hub.
 
 `pile-standard` and `pile-deduped` are the pre-shuffled sets: 146,432,000 rows of 2,049 uint16 ids
-in training order, 21 shards that are a byte split of one file, so that batch k of 1,024 rows is the
-bytes [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are PolyPythias' orders of the
-same documents: GPT-NeoX's index maps (pythia_book.released.index_maps), with `pile-seed0` that of
-Pythia. Sizes are checked at every read, so that a truncated or different file is an error; there is
-no digest of the pre-shuffled shards to check against.
+in training order, 21 shards that are a byte split of one file; batch k of 1,024 rows is the bytes
+[4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are PolyPythias' orders of the same
+documents: GPT-NeoX's index maps (pythia_book.released.index_maps), with `pile-seed0` that of
+Pythia. Sizes are checked at every read, so a truncated or different file is an error; no digest of
+the pre-shuffled shards was released.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STEPS, BATCH, SEQ_LEN, SEED = 143_000, 1024, 2048, 1234
-"""Pythia's updates, rows per batch, tokens per row, and seed of the order."""
+"""Pythia's updates, rows per batch, tokens per row, and order seed."""
 N_ROWS = STEPS * BATCH
 HUB = "https://huggingface.co"
-"""The server of the data, unless the environment names another in HF_ENDPOINT."""
+"""The server of the data, unless HF_ENDPOINT names another."""
 _DOCUMENTS = "pile_20B_tokenizer_text_document"
 
 
 @dataclass(frozen=True)
 class Shards:
-    """Files that are a byte split of one: their names and sizes."""
+    """A file split by bytes: names and sizes of its parts."""
 
     repository: str
     name: str
@@ -66,7 +66,7 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class Released:
+class ReleasedOrder:
     """A released order of training: pre-shuffled rows, or documents with the maps of a seed."""
 
     name: str
@@ -74,14 +74,14 @@ class Released:
     shards: Shards
     seed: int = SEED
     maps: str = ""
-    """Repository of the index maps; none if the rows are pre-shuffled."""
+    """Repository of the index maps; empty if the rows are pre-shuffled."""
 
     @property
     def sentence(self) -> str:
         return f"{self.name}: {self.description}, read over the network"
 
     def open(self) -> Rows:
-        """Its rows, read over HTTP on access."""
+        """The rows, read over HTTP on access."""
         if not self.maps:
             return RemoteRows(self.shards.files(), SEQ_LEN)
         n_rows = samples_requested(STEPS, BATCH)
@@ -93,13 +93,13 @@ class Released:
 
 
 def url_of(repository: str, name: str) -> str:
-    """The URL of a file of a data set on the hub."""
+    """The URL of a file of a dataset on the hub."""
     server = (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
     return f"{server}/datasets/{repository}/resolve/main/{name}"
 
 
-def _preshuffled(which: str) -> Shards:
-    repository = f"EleutherAI/pile-{which}-pythia-preshuffled"
+def _preshuffled(text: str) -> Shards:
+    repository = f"EleutherAI/pile-{text}-pythia-preshuffled"
     return Shards(repository, "document", 21, 30_000_000_000, N_ROWS * (SEQ_LEN + 1) * 2)
 
 
@@ -107,10 +107,12 @@ _RAW = Shards("EleutherAI/pythia_pile_idxmaps", _DOCUMENTS, 133, 5_000_000_000, 
 RELEASED = {
     released.name: released
     for released in (
-        Released("pile-standard", "the Pile, rows in Pythia's order", _preshuffled("standard")),
-        Released("pile-deduped", "the same of the deduplicated Pile", _preshuffled("deduped")),
+        ReleasedOrder("pile-standard", "the Pile in Pythia's order", _preshuffled("standard")),
+        ReleasedOrder(
+            "pile-deduped", "the deduplicated Pile in Pythia's order", _preshuffled("deduped")
+        ),
         *(
-            Released(
+            ReleasedOrder(
                 f"pile-seed{number}",
                 f"the Pile in the order of PolyPythias' seed {number}",
                 _RAW,
@@ -137,11 +139,11 @@ def open_rows(
 ) -> tuple[Rows, str]:
     """Rows of a name in RELEASED, a folder, a `.bin` or a PREFIX, and a sentence describing them.
 
-    A folder holds pre-shuffled rows (one `.bin`, all shards of one, or only the needed ones of a
-    released set: reading from another is an error that names it), index maps, or one `.bin`/`.idx`
-    pair of documents. Documents are put in GPT-NeoX's order of `seed`, repeated for `epochs`, or
-    for as many as `steps` updates of `batch_size` rows need, by default one. If all items of an
-    `.idx` have seq_len + 1 tokens, they are pre-shuffled rows and are not shuffled again.
+    A folder holds pre-shuffled rows (one `.bin`, all of its shards, or only the needed shards of a
+    released set: reading from a missing one is an error that names it), index maps, or one pair of
+    `.bin` and `.idx`. Documents are put in GPT-NeoX's order of `seed`, repeated for `epochs`, or
+    for as many epochs as `steps` updates of `batch_size` rows need, by default one. If all items of
+    an `.idx` have seq_len + 1 tokens, they are pre-shuffled rows and are not shuffled again.
 
     Raises:
         DataError: no such name or path, or files that are missing, truncated or contradictory.
@@ -151,7 +153,7 @@ def open_rows(
     path = Path(where).expanduser()
     if path.is_dir():
         if seq_len == SEQ_LEN and (partial := partial_shards(path)):
-            present = sum(not isinstance(file, Absent) for file in partial.files)
+            present = sum(not isinstance(file, MissingShard) for file in partial.files)
             return partial, f"{path}: {present} of the {len(partial.files)} released shards"
         stem = find_maps(path)
         if stem is not None:
@@ -163,7 +165,7 @@ def open_rows(
     whole, index = (path.with_name(path.name + kind) for kind in (".bin", ".idx"))
     if not shards and not whole.is_file():
         raise DataError(
-            f"{one_of(where, RELEASED, 'data')} Or give a folder with the pre-shuffled shards, or "
+            f"{one_of(where, RELEASED, 'data')} Or pass a folder with the pre-shuffled shards, or "
             "the PREFIX of a .bin/.idx pair"
         )
     data = MegatronIndexed(path) if index.is_file() else None
@@ -180,7 +182,7 @@ def open_rows(
 
 
 def _only_prefix(folder: Path) -> Path:
-    """The prefix of the only token file in a folder, whole or in shards."""
+    """The prefix of the single token file in a folder, whole or in shards."""
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
         several = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
@@ -188,15 +190,15 @@ def _only_prefix(folder: Path) -> Path:
     return folder / prefixes.pop()
 
 
-class Absent:
-    """A released shard that is not in the folder: its size is known, its bytes are not."""
+class MissingShard:
+    """A released shard that is not in the folder; only its size is known."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size
 
     def read(self, start: int, stop: int) -> bytes:
         raise DataError(
-            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows and is not in the "
+            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows but not in the "
             "folder; put it there"
         )
 
@@ -205,7 +207,7 @@ def partial_shards(folder: Path) -> RemoteRows | None:
     """Rows of a folder with only some shards of a released set; None for any other folder.
 
     Raises:
-        DataError: a shard of another size than the released one.
+        DataError: a shard whose size differs from that of the released one.
     """
     names = {path.name for path in folder.glob("*.bin")}
     preshuffled = [released.shards for released in RELEASED.values() if not released.maps]
@@ -214,11 +216,11 @@ def partial_shards(folder: Path) -> RemoteRows | None:
         return None
     files: list[ByteFile] = []
     for name, size in zip(shards.names, shards.sizes, strict=True):
-        files.append(LocalFile(folder / name) if name in names else Absent(name, size))
+        files.append(LocalFile(folder / name) if name in names else MissingShard(name, size))
         if files[-1].size != size:
             raise DataError(
                 f"{folder / name} has {files[-1].size:,} bytes, the released shard {size:,}: it "
-                "was cut short; fetch it again"
+                "is truncated; fetch it again"
             )
     return RemoteRows(files, SEQ_LEN)
 
@@ -240,10 +242,10 @@ def tokenizer_at(name: str) -> Tokenizer:
 def describe_batch(
     rows: Rows, step: int, batch_size: int, shown: int = 4, tokenizer: Any = None, eod_id: int = 0
 ) -> str:
-    """A batch as text: its rows, their hash, which ids they hold, the first of them decoded.
+    """A batch as text: row numbers, hash, range of ids, and the first rows decoded.
 
-    Of rows that are not contiguous in a file, only those shown are read. Without a tokenizer the
-    ids are shown.
+    If rows are not contiguous in a file, only those shown are read. Without a tokenizer, ids are
+    shown.
 
     Raises:
         DataError: no such batch, or no such rows.

@@ -1,8 +1,8 @@
-"""The recipe of the released models as tables: a layer's parts, and what training cost.
+"""The recipe of the released models as tables: the parts of a layer, and the cost of training.
 
 `HARDWARE` and `GPT3` hold what cannot be computed, with sources; everything else comes from the
 sizes' configs. Energy and hours on later hardware are our estimates, by the formulas in
-`estimates`; the paper has no table of energy.
+`estimates`; the paper has no energy table.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ A100_PEAK = 312e12
 """Dense fp16 and bf16 FLOP/s by the data sheet; H100_PEAK likewise (SXM)."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
-"""A share of the peak that common training code reaches; assumed, not measured."""
+"""Fraction of the peak that common training code reaches; assumed, not measured."""
 A100_WATT = 400
-"""Board power limit of an A100 SXM; PUE is the data centre's overhead."""
+"""Board power limit of an A100 SXM; PUE is the overhead of the data centre."""
 PUE = 1.1
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """How one size was trained, on A100 GPUs of 40 GB."""
+    """The training setup of one size, on A100 GPUs with 40 GB."""
 
     gpus: int
     micro_batch: int
@@ -89,12 +89,12 @@ GPT3 = {
 
 
 def block_parts(config: ModelConfig) -> pd.DataFrame:
-    """The parts of one layer in execution order, read from the module as it runs (on meta tensors).
+    """The parts of one layer in execution order, recorded during a forward pass on meta tensors.
 
     Returns:
         part (its name in the module), weight (shape, as text), parameters, d_in, d_out (widths of
-        its input and output, as observed), reads: "x" if the part's input is the layer's own input,
-        the name of the part that made it, or "" if something lies in between.
+        its input and output, as observed), reads: "x" if the part's input is that of the layer, the
+        name of the part that produced it, or "" if other operations come in between.
     """
     import pandas as pd
     import torch
@@ -103,7 +103,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     from pythia_core.model import Block
 
     rows: list[dict[str, Any]] = []
-    made: list[tuple[str, torch.Tensor]] = []  # keeps the tensors alive, so that `is` is reliable
+    outputs: list[tuple[str, torch.Tensor]] = []  # keeps tensors alive, so that `is` is reliable
 
     def recorder(name: str) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
@@ -115,10 +115,10 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
                     "parameters": sum(p.numel() for p in module.parameters()),
                     "d_in": args[0].shape[-1],
                     "d_out": out.shape[-1],
-                    "reads": next((part for part, tensor in made if tensor is args[0]), ""),
+                    "reads": next((part for part, tensor in outputs if tensor is args[0]), ""),
                 }
             )
-            made.append((name, out))
+            outputs.append((name, out))
 
         return hook
 
@@ -128,17 +128,17 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
             if not list(module.children()):
                 module.register_forward_hook(recorder(name))
         x = torch.empty(8, config.d_model)
-        made.append(("x", x))
+        outputs.append(("x", x))
         rotary = rotary_tables(8, config.rotary_dims, config.rotary_base, torch.device("meta"))
         block(x, rotary, 1, torch.float32, FAST.attention)
     return pd.DataFrame(rows)
 
 
 def cost_table() -> pd.DataFrame:
-    """Parameters, FLOP by two counts, GPU-hours and the share of the hardware's peak, by size.
+    """Parameters, FLOP by two counts, GPU-hours and fraction of the hardware's peak, by size.
 
-    "6nt" is 6 * parameters * tokens; "exact" counts the matrix products: causal attention scores
-    included, embedding look-up, biases and norms not.
+    "6nt" is 6 * parameters * tokens; "exact" counts matrix products, including causal attention
+    scores but not embedding look-up, biases and norms.
     """
     import pandas as pd
 
@@ -164,7 +164,7 @@ def cost_table() -> pd.DataFrame:
 
 
 def layout_table() -> pd.DataFrame:
-    """GPUs, how a batch was split over them, and the days that follow from the GPU-hours."""
+    """GPUs, the split of a batch over them, and the days that follow from the GPU-hours."""
     import pandas as pd
 
     rows = [
@@ -185,9 +185,9 @@ def layout_table() -> pd.DataFrame:
 
 
 def estimates() -> pd.DataFrame:
-    """Our estimates: the original run's energy, and hours on one H100 today.
+    """Our estimates of the original run's energy, and of the hours on one H100 today.
 
-    The energy assumes every GPU at its power limit throughout and leaves out hosts and network; the
+    The energy assumes every GPU at its power limit throughout and excludes hosts and network; the
     hours ignore whether the model fits on one GPU.
     """
     costs = cost_table()
@@ -200,7 +200,7 @@ def estimates() -> pd.DataFrame:
 def gpt3_table() -> pd.DataFrame:
     """Pythia's batch and peak learning rate next to those of the GPT-3 model of similar size.
 
-    `gpus_allowed`: GPUs that the smaller batch would have kept busy with the same rows on each; the
+    `gpus_allowed`: GPUs that the smaller batch could have used with the same rows on each; the
     larger batch is faster by the ratio.
     """
     import pandas as pd
@@ -222,8 +222,8 @@ def gpt3_table() -> pd.DataFrame:
 
 
 def schedules(points: int = 600) -> tuple[pd.DataFrame, int]:
-    """Learning rate over the run as a share of its peak: step, neox (the schedule that was used),
-    paper (cosine from the peak to a tenth of it at the end); and the first step at neox's floor."""
+    """Learning rate over the run as a fraction of its peak: step, neox (the actual schedule), paper
+    (cosine from the peak to a tenth of it at the end); and the first step at neox's floor."""
     import pandas as pd
 
     floor = lr_floor_step(OFFICIAL_STEPS)

@@ -1,10 +1,10 @@
 """Byte ranges of files behind URLs, and rows of the released data read through them.
 
-One batch of the pre-shuffled Pile is one contiguous piece of 4.2 MB; looking at it must not need
-the other 600 GB. An answer to a range request is accepted only if the server says that it sends
-exactly that range of a file of the expected size: a server that ignores `Range` would start to send
-the whole shard, so its answer is refused unread. Requests whose answers are short, late or server
-errors are retried a few times; then an error names the URL and the bytes.
+One batch of the pre-shuffled Pile is one contiguous piece of 4.2 MB; reading it must not require
+the other 600 GB. The response to a range request is accepted only if its headers announce exactly
+that range of a file of the expected size: a server that ignores `Range` would start to send the
+whole shard, so its response is rejected unread. Short or late responses and server errors are
+retried a few times; then an error names the URL and the bytes.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
 
 LARGEST_READ = 1 << 28
-"""Bytes of one read from a URL; more is a mistake or should be downloaded."""
+"""Maximum bytes per read from a URL; more is a mistake or should be downloaded."""
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
-"""Status codes that may change in a moment."""
+"""Status codes that may be transient."""
 HINTS = {
-    401: "; it wants a login, which the released data do not need",
-    403: "; it does not let this machine read it",
+    401: "; it requires a login, which the released data do not need",
+    403: "; it denies access to this machine",
     404: "; there is no such file: is the name, or the mirror, right?",
     416: "; the file is shorter than it should be",
 }
 
 
 class ByteFile(Protocol):
-    """A file of known size of which any bytes can be read."""
+    """A file of known size with random access to byte ranges."""
 
     name: str
 
@@ -72,25 +72,25 @@ class LocalFile:
 
 
 class HttpFile:
-    """A file behind an http or https URL whose server answers byte ranges.
+    """A file behind an http or https URL whose server supports byte ranges.
 
-    fsspec makes the requests. It accepts any answer and never retries, so two things are done here:
-    an answer is refused, unread, unless it is the range (`_check`), and failures that may be
-    transient are retried (`_fetch`).
+    fsspec makes the requests. It accepts any response and never retries, so this class rejects a
+    response, unread, unless it is the requested range (`_check`), and retries failures that may be
+    transient (`_fetch`).
 
     Args:
-        url: of the file; redirects are followed.
-        size: bytes it must have; None asks the server once.
+        url: the file's URL; redirects are followed.
+        size: expected size in bytes; None: ask the server once.
 
     Raises (of `read` and `size`):
-        FetchError: not found, not allowed, no ranges, another size, or all `tries` failed.
+        FetchError: not found, not allowed, no ranges, wrong size, or all `tries` failed.
     """
 
     timeout = 30.0
-    """Seconds for which a server may be silent; `deadline`: that one range may take in all."""
+    """Seconds of silence allowed; `deadline`: seconds in total for one range."""
     deadline = 300.0
     tries = 4
-    """Requests for a range whose answer is short, late or a server's error."""
+    """Maximum number of requests for one range."""
     pause = 1.0
 
     def __init__(self, url: str, size: int | None = None) -> None:
@@ -148,14 +148,14 @@ class HttpFile:
         raise self._failed(
             f"bytes {start}-{stop - 1}",
             f"{reason} (tried {self.tries} times). Run it again to continue. Without a network, "
-            f"put {self.name} in a folder and give the folder instead of the name",
+            f"put {self.name} in a folder and pass the folder instead of the name",
         )
 
     async def _check(self, response: ClientResponse) -> None:
-        """Refuse, before its body is read, a response that is not just the range requested.
+        """Reject, before its body is read, a response that is not exactly the requested range.
 
         Raises:
-            ConnectionError: a status that another try may change. FetchError: anything else.
+            ConnectionError: a transient status. FetchError: anything else.
         """
         status, headers = response.status, response.headers
         requested = response.request_info.headers["Range"].replace("=", " ")
@@ -195,7 +195,7 @@ class JoinedFile:
     def __init__(self, parts: Sequence[ByteFile]) -> None:
         self.parts = list(parts)
         if not self.parts:
-            raise DataError("no files were given")
+            raise DataError("expected at least one file")
         check_shard_names([part.name for part in self.parts])
         self.name = f"{self.parts[0].name} (+{len(self.parts) - 1} more)"
         self._bounds = [0, *itertools.accumulate(part.size for part in self.parts)]
@@ -215,10 +215,10 @@ class JoinedFile:
 
 
 class RemoteRows(FixedRows):
-    """PreshuffledRows of uint16 whose shards may be anywhere; a read requests only the rows' bytes.
+    """PreshuffledRows of uint16 whose shards may be remote; a read requests only the rows' bytes.
 
     Raises:
-        DataError: as PreshuffledRows. FetchError: when rows are read, as HttpFile.
+        DataError: as for PreshuffledRows. FetchError: when rows are read, as for HttpFile.
     """
 
     def __init__(self, files: Sequence[ByteFile], seq_len: int) -> None:

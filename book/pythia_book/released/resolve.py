@@ -1,8 +1,8 @@
-"""Resolve the name of a model on the command line: a run of ours, or a published model.
+"""Resolve the name of a model on the command line: a local run or a published model.
 
 A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
-repository on the hub, whose revisions are its steps. It offers what evaluation needs of a run:
-steps, the model at each, a tokenizer, a folder for measurements.
+repository on the hub, whose revisions are its steps. It has the part of a run's interface that
+evaluation needs: steps, the model at each step, a tokenizer, a folder for measurements.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ LAST = OFFICIAL_STEPS
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model with the part of a run's interface that measurements need."""
+    """A published model as a source of checkpoints."""
 
     source: str
     """A folder or the name of a repository."""
 
     @property
     def label(self) -> str:
-        """As in the tables of released results: "70m" of pythia-70m-deduped."""
+        """Size as in the tables of released results, e.g. "70m" for pythia-70m-deduped."""
         return self._name.removeprefix("pythia-").removesuffix("-deduped")
 
     @property
@@ -51,7 +51,7 @@ class PublishedModel:
 
     @property
     def _name(self) -> str:
-        """Of the model, even if the folder is that of one step."""
+        """Name of the model, even if the source is the folder of one step."""
         *_, above, last = "/", *self.source.rstrip("/").split("/")
         return last if step_of(last) is None else above
 
@@ -79,7 +79,7 @@ class PublishedModel:
 
     @cached_property
     def id(self) -> str:
-        """Name and, for a folder, the state of its files, to which measurements belong."""
+        """Key of the measurements: the name and, for a folder, the state of its files."""
         folder = hf.local_folder(self.source)
         files = sorted(folder.rglob("*.safetensors")) if folder else []
         state = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
@@ -87,14 +87,14 @@ class PublishedModel:
 
     @property
     def folder(self) -> Path:
-        """Where measurements are kept."""
+        """Folder of the measurements."""
         return results_dir() / "published_models" / self.id
 
     def model(self, step: int | None = None) -> GPTNeoX:
         """The model at a step (default: the last), in fp32.
 
         Raises:
-            CheckpointError: no such step, a damaged file, or one that cannot be fetched.
+            CheckpointError: no such step, or a file that is damaged or not available.
         """
         try:
             return download.load(self.source, self._revision(step))[0]
@@ -129,7 +129,7 @@ class PublishedModel:
 
     @property
     def config(self) -> RunConfig:
-        """The model's config; of its training only the number of steps is meaningful."""
+        """The model's config; of its training settings, only the number of steps is meaningful."""
         shape = self._shared[0]
         train = TrainConfig(steps=max(*self.steps, 1), batch_size=1024, lr_max=1e-3)
         return RunConfig(shape, DataConfig(seq_len=shape.max_seq_len), train)

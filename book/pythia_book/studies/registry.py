@@ -73,7 +73,7 @@ def runs_of(study: str, scale: str) -> list[RunConfig]:
     """The runs of a study with its default parameters, each once.
 
     Raises:
-        ConfigError: an unknown study, or parameters that do not suit the scale.
+        ConfigError: an unknown study, or default parameters that do not suit the scale.
     """
     module = declared(study)
     scale_named(scale)
@@ -126,7 +126,7 @@ def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
 def train_all(
     params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Find or train a study's runs; they keep whatever any study reads, this one with `params`.
+    """Find or train a study's runs; they keep all that any study reads, this one with `params`.
 
     Raises:
         As pythia_core.training.runs.find_or_train_all.

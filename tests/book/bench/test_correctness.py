@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pythia_book.bench.correctness import _training_problem, check_card
+from pythia_book.bench.correctness import _training_problem, check_gpu
 from pythia_book.bench.rows import SKIPPED
 from torch import Tensor
 
@@ -91,7 +91,7 @@ def test_a_kernel_that_fails_gives_way_to_nothing(
         raise RuntimeError("ptxas died\nat length")
 
     monkeypatch.setattr(kernels, "attention", fails)
-    assert set(failures(capsys).values()) == {"RuntimeError: ptxas died"}
+    assert set(failures(capsys).values()) == {"RuntimeError: ptxas died at length"}
 
 
 def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,15 +106,15 @@ def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_there_is_no_time_for_is_skipped() -> None:
-    _, *rows = check_card(("31m",), dry_run=True, budget=-1.0)
+    _, *rows = check_gpu(("31m",), dry_run=True, budget=-1.0)
     assert {(row["outcome"], row["why"]) for row in rows} == {("skipped", SKIPPED)}
 
 
 def test_what_cannot_be_checked_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"bench correctness takes official sizes \(14m, .*7k"):
-        next(check_card(("7k",), dry_run=True))
+        next(check_gpu(("7k",), dry_run=True))
     if not torch.cuda.is_available():
         with pytest.raises(
             PythiaError, match="bench correctness needs a GPU, but torch finds no CUDA device; --d"
         ):
-            next(check_card())
+            next(check_gpu())

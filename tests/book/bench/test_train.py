@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pythia_book.bench import train
-from pythia_book.bench.rows import line, measured_rows, write_rows
+from pythia_book.bench.rows import format_row, measured_rows, write_rows
 
 from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
@@ -97,7 +97,7 @@ def test_a_dry_run_measures_everything_and_says_that_it_is_one(rows: list[dict])
         assert row["tokens_per_update"] == tokens
         assert row["tokens_per_s"] == pytest.approx(1e3 * tokens / row["ms"])
         assert row["mfu"] is None and row["peak_bytes"] is None
-    assert "[dry run: not a result]" in line(measured[0])
+    assert "[dry run: not a result]" in format_row(measured[0])
 
 
 def test_a_second_round_takes_the_rows_that_the_first_found_to_fit(
@@ -147,13 +147,13 @@ def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_row_says_what_the_kernels_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = train._prepare
+    make = train._warmed
 
     def warning(*arguments):
         logging.getLogger("pythia_core.kernels.dispatch").warning("a kernel fails here")
         return make(*arguments)
 
-    monkeypatch.setattr(train, "_prepare", warning)
+    monkeypatch.setattr(train, "_warmed", warning)
     (row,) = train.measure(replace(DRY, implementations=FIRST[-1:]))
     assert row["warnings"] == ["a kernel fails here"]
 
@@ -164,7 +164,7 @@ def test_a_spent_budget_gives_rows_that_say_so() -> None:
 
 
 def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd, make = [], train._prepare
+    crowd, make = [], train._warmed
 
     def greedy(implementation, *rest):
         crowd.append(implementation.name)
@@ -172,7 +172,7 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
             raise torch.OutOfMemoryError("CUDA out of memory")
         return make(implementation, *rest)
 
-    monkeypatch.setattr(train, "_prepare", greedy)
+    monkeypatch.setattr(train, "_warmed", greedy)
     job = replace(DRY, implementations=(FIRST[-1], train.ROUNDS_ON_GPU[2][-1]))
     found = {r["implementation"]: r for r in train.measure(job)}
     assert "failed" not in found["ours eager, bf16"]
@@ -190,8 +190,10 @@ def test_rows_are_tried_from_above_the_estimate_down() -> None:
     job = train.Job("1.4b", FIRST)
     tries = train.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
-    estimate, fitting = tries[1] * job.seq_len, train.FITTING
-    need = fitting.activation_bytes(job.model, estimate) + fitting.held_bytes(job.model, estimate)
+    estimate, fitting = tries[1] * job.seq_len, train.SIZING_IMPLEMENTATION
+    need = fitting.activation_bytes(job.model, estimate) + fitting.resident_bytes(
+        job.model, estimate
+    )
     assert need < 80e9 < need + fitting.activation_bytes(job.model, estimate)
     assert train.rows_to_try(replace(job, size="160m"), 80e9)[0] == 16
     assert train.rows_to_try(replace(job, size="14m"), 80e9)[0] == 32

@@ -61,7 +61,7 @@ def test_the_defect_of_2_8b(server: FakeHub, capsys: pytest.CaptureFixture) -> N
     for name in early[76:]:
         model[name] = {"model.safetensors": blob(-1)}
     found = audit(REPO, progress=False)
-    groups = {len(names): names for names, reason in found.repeated() if not reason}
+    groups = {len(names): names for names, reason in found.duplicates() if not reason}
     assert sorted(groups) == [10, 78]
     assert set(groups[78]) == {*early[:76], LAST, "main"} and set(groups[10]) == set(early[76:])
     assert len({entry.whole for entry in found.sound}) == 154 - 86 - 1 + 1
@@ -104,7 +104,7 @@ def test_pickles_on_the_hub_are_compared_too(server: FakeHub) -> None:
             files["pytorch_model.bin"] = files.pop("model.safetensors")
     server.repos[REPO]["step9000"]["pytorch_model.bin"] = blob(8000)
     assert audit(REPO, progress=False).defects() == [
-        "2 revisions hold the same weights, so that all but one are of another step: "
+        "2 revisions hold the same weights, so all but one belong to another step: "
         "step8000, step9000"
     ]
 
@@ -139,7 +139,7 @@ def test_folders_are_compared_by_their_tensors(tmp_path: Path) -> None:
     assert [e.revision for e in found.entries] == [
         "step0", "step1", "step2", "step1000", "step2000", "step4000",
     ]  # fmt: skip
-    assert found.repeated() == [
+    assert found.duplicates() == [
         (["step0", "step1"], "expected: the first update runs at learning rate 0"),
         (["step2000", "step4000"], ""),
     ]
@@ -168,11 +168,11 @@ def test_damaged_folders_pointers_and_our_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "step7").mkdir()
     found = audit(str(tmp_path), progress=False)
     assert {e.revision: e.whole for e in found.entries}["step1000"] == digest
-    assert (["step2000", "step3000"], "") in found.repeated()
+    assert (["step2000", "step3000"], "") in found.duplicates()
     assert "truncated or damaged" in found.defects()[0]
     assert found.defects()[1] == "step7: no weights there"
 
 
 def test_a_folder_without_steps(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["verify", str(tmp_path)]) == 1
-    assert "give the folder that holds the folders of the steps" in capsys.readouterr().err
+    assert "pass the parent folder of the steps" in capsys.readouterr().err

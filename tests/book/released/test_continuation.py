@@ -17,7 +17,7 @@ from continued_fakes import BATCH, SEQ, SHARD, STEPS, Published
 from pythia_book.released import pile
 from pythia_book.released.continuation import data as continued_data
 from pythia_book.released.continuation import run as continued
-from pythia_book.released.continuation.data import RowsData, RowSwap, check_swap, swap_summary
+from pythia_book.released.continuation.data import RowSwap, TokenFileData, check_swap, swap_summary
 from pythia_book.released.continuation.plan import make_plan
 from pythia_book.released.continuation.run import Continuation, Rewarm, find_or_continue
 from pythia_book.released.continuation.start import published_train
@@ -103,14 +103,14 @@ def test_beyond_its_end_the_rate_stays_at_the_floor(published: Published) -> Non
 
 def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
     run = published.run
-    with pytest.raises(CheckpointError, match=r"kept no optimizer state of step 30; .*47"):
+    with pytest.raises(CheckpointError, match=r"kept no optimizer state of step 30, only of .*47"):
         find_or_continue(run, 30, 5, state="kept")
-    with pytest.raises(ConfigError, match="nothing is to be re-warmed"):
+    with pytest.raises(ConfigError, match="re-warming does not apply"):
         find_or_continue(run, 47, 5, rewarm=Rewarm())
     with pytest.raises(CheckpointError, match="no checkpoint of step 99"):
         find_or_continue(run, 99, 5)
     fork = find_or_train(run.config.fork(SWAP, 47), progress=False)
-    with pytest.raises(ConfigError, match="up to step 60: continue from there"):
+    with pytest.raises(ConfigError, match="up to step 60: continue from that step"):
         find_or_continue(fork, 56, 4)
 
 
@@ -206,9 +206,9 @@ def test_stopped_and_asked_again_it_ends_in_the_same_bits(
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.setattr("pythia_core.training.train.STATE_EVERY_SECONDS", 0.0)
     monkeypatch.setattr("pythia_core.training.train.STATE_SHARE", 1e9)
-    real = RowsData.batch
+    real = TokenFileData.batch
 
-    def cut(self: RowsData, step: int, size: int) -> np.ndarray:
+    def cut(self: TokenFileData, step: int, size: int) -> np.ndarray:
         if step == 53 and cut.armed:
             raise KeyboardInterrupt
         return real(self, step, size)
@@ -216,7 +216,7 @@ def test_stopped_and_asked_again_it_ends_in_the_same_bits(
     cut.armed = False
     go_on(published, 40, 20)  # the control
     cut.armed = True
-    monkeypatch.setattr(RowsData, "batch", cut)
+    monkeypatch.setattr(TokenFileData, "batch", cut)
     with pytest.raises(KeyboardInterrupt):
         go_on(published, 40, 20, SWAP)
     cut.armed = False
@@ -247,7 +247,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
     refused(ConfigError, "weights only", lambda: go_on(p, 40, 4, state="kept"))
     refused(ConfigError, "unknown swap 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
-    refused(ConfigError, "none of Pythia's", lambda: go_on(p, 40, 4, train_config=None))
+    refused(ConfigError, "not a Pythia size", lambda: go_on(p, 40, 4, train_config=None))
     rows = p.rows
     refused(
         ConfigError,
@@ -271,7 +271,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
             Rewarm(**bad)
 
 
-def go_on_with(published: Published, rows: RowsData, swap: str | None = None):
+def go_on_with(published: Published, rows: TokenFileData, swap: str | None = None):
     return find_or_continue(
         published.models, 40, 4, rows, swap, train_config=published.train, progress=False
     )
@@ -292,7 +292,7 @@ def test_model_and_rows_must_share_a_vocabulary(published: Published, tmp_path: 
     refused(ConfigError, "different tokenizers", lambda: go_on_with(published, rows))
     ids = np.full((STEPS * BATCH, SEQ + 1), 400, "<u2")
     (tmp_path / "rows.bin").write_bytes(ids.tobytes())
-    rows = RowsData(str(tmp_path / "rows.bin"), "", SEQ)
+    rows = TokenFileData(str(tmp_path / "rows.bin"), "", SEQ)
     refused(ConfigError, "hold id 400", lambda: go_on_with(published, rows))
 
 
@@ -339,7 +339,7 @@ def test_a_folder_may_hold_the_needed_shards_only(
     assert find_run(ours.id).data == rows
     assert ours.folder == go_on(published, 40, 4, SWAP).folder, "the same rows, another place"
     assert find_run(ours.id).data == published.rows
-    lacking = rows.absent(10, 14, BATCH)
+    lacking = rows.missing_shards(10, 14, BATCH)
     assert [(file.name, file.size) for file in lacking] == [("document-00000-of-00002.bin", SHARD)]
     refused(
         DataError,
@@ -349,7 +349,7 @@ def test_a_folder_may_hold_the_needed_shards_only(
         ),
     )
     (tmp_path / "some" / "document-00001-of-00002.bin").write_bytes(raw[SHARD:15000])
-    with pytest.raises(DataError, match="it was cut short"):
+    with pytest.raises(DataError, match="it is truncated"):
         _ = replace(rows).rows
 
 
@@ -362,24 +362,24 @@ def test_the_paper_is_planned_before_anything_is_fetched(
     """No network is touched: the released shards' sizes and the sizes' names suffice."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     hub = "EleutherAI/pythia-70m-deduped"
-    plan = make_plan(hub, None, None, 133_000, 10_000, RowsData("pile-deduped"), True)
+    plan = make_plan(hub, None, None, 133_000, 10_000, TokenFileData("pile-deduped"), True)
     assert plan.tokens == 10_000 * 2_097_152 and plan.arms == 2
     assert plan.flops == pytest.approx(6 * 70_426_624 * plan.tokens * 2)
     assert plan.row_bytes == 2 * 10_000 * 4_196_352 and plan.is_large
     text = "\n".join(plan.lines)
     assert "41,943" not in text and "20,971,520,000 tokens per arm" in text
     assert "83.9 GB" in text and "H100" in text and "torchrun" in text
-    seed = make_plan(hub, None, None, 0, 10, RowsData("pile-seed1"), False)
+    seed = make_plan(hub, None, None, 0, 10, TokenFileData("pile-seed1"), False)
     assert "PolyPythias' seed 1, read over the network" in seed.rows
     # a folder that has but one of the three shards that the last 7 % lie in
     last = RELEASED["pile-deduped"].shards
     with open(tmp_path / last.names[19], "wb") as file:
         file.truncate(last.sizes[19])  # sparse
-    lacking = make_plan(hub, None, None, 133_000, 10_000, RowsData(str(tmp_path)), True)
-    assert [file.name for file in lacking.absent] == [last.names[18], last.names[20]]
+    lacking = make_plan(hub, None, None, 133_000, 10_000, TokenFileData(str(tmp_path)), True)
+    assert [file.name for file in lacking.missing_shards] == [last.names[18], last.names[20]]
     assert "MISSING: document-00018-of-00020.bin, 30.0 GB" in "\n".join(lacking.lines)
     with pytest.raises(DataError, match="enough for 143,000 updates"):
-        make_plan(hub, None, None, 133_000, 10_001, RowsData(str(tmp_path)), True)
+        make_plan(hub, None, None, 133_000, 10_001, TokenFileData(str(tmp_path)), True)
 
 
 def test_published_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,6 +391,6 @@ def test_published_schedules(monkeypatch: pytest.MonkeyPatch) -> None:
         8,
     )
     small = ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384)
-    with pytest.raises(ConfigError, match="say how the model was trained: batch_size, lr_max"):
+    with pytest.raises(ConfigError, match="specify how the model was trained: batch_size, lr_max"):
         published_train(small, steps=10)
     assert published_train(small, 16, steps=10, lr_max=0.1, batch_size=6).micro_batch == 0

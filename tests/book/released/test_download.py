@@ -134,11 +134,11 @@ def test_a_cache_that_was_damaged_is_noticed(
     sound = path.read_bytes()
     damaged = sound[:-1] + bytes([sound[-1] ^ 1])
     path.resolve().write_bytes(damaged)
-    with pytest.raises(FetchError, match="damaged on the way or in the cache"):
+    with pytest.raises(FetchError, match="corrupted in transit or in the cache"):
         download.fetch(REPO)
     download.fetch(REPO).folder.joinpath("model.safetensors").resolve().write_bytes(damaged)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(FetchError, match="damaged on the way or in the cache"):
+    with pytest.raises(FetchError, match="corrupted in transit or in the cache"):
         download.fetch(REPO)
 
 

@@ -88,21 +88,21 @@ def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
     shuffle = Path(f"{stem}_shuffle_idx.npy")
     good = shuffle.read_bytes()
     for wrong, message in (
-        (order.shuffle[:-1], "They are not of one set"),
-        (order.shuffle.astype(float), "needed are integers"),
-        (order.shuffle[:, None], "needed are integers"),
-        (np.full_like(order.shuffle, order.n_rows), "has no entries"),
+        (order.shuffle[:-1], "They come from different sets"),
+        (order.shuffle.astype(float), "expected integers"),
+        (order.shuffle[:, None], "expected integers"),
+        (np.full_like(order.shuffle, order.n_rows), "is outside"),
     ):
         np.save(shuffle, wrong)
         with pytest.raises(DataError, match=message):
             open_maps(stem, 8).rows(0, 1)
     for raw in (b"", b"\x93NUMPY", good[:-1], good + b"\0", b"x" * 200):
         shuffle.write_bytes(raw)
-        with pytest.raises(DataError, match=r"not a \.npy file|copy it again"):
+        with pytest.raises(DataError, match=r"not a readable \.npy file|copy it again"):
             open_maps(stem, 8)
     objects = np.array([{"a": 1}], dtype=object)
     np.save(shuffle, objects)
-    with pytest.raises(DataError, match="needed are integers"):
+    with pytest.raises(DataError, match="expected integers"):
         NpyArray(LocalFile(shuffle), 1)
     shuffle.write_bytes(good)
     index = tmp_path / "toy_document.idx"

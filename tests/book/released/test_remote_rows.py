@@ -111,7 +111,7 @@ def test_no_credentials_are_sent(
     ("fault", "message"),
     [
         ("404", "404 .*there is no such file"),
-        ("403", "403 .*does not let"),
+        ("403", "403 .*denies access"),
         ("401", "401 .*login"),
         ("416", "416 .*shorter"),
         ("ignores ranges", r"ignores Range.*whole file \(600078336000 bytes\)"),
@@ -177,7 +177,7 @@ def test_local_files_join_like_remote_ones(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="number 1 is missing"):
         RemoteRows([LocalFile(path) for path in (paths[0], *paths[2:])], 8)
-    with pytest.raises(DataError, match="no files"):
+    with pytest.raises(DataError, match="at least one file"):
         RemoteRows([], 8)
     with pytest.raises(DataError, match="whole number of rows"):
         RemoteRows([LocalFile(path) for path in paths], 7)

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from pythia_book.stats import estimate
 from pythia_book.studies.deduplication import study as deduplication
-from pythia_book.studies.deduplication.study import Params, claims_table
+from pythia_book.studies.deduplication.study import Params
+from pythia_book.studies.deduplication.study import claims as study_claims
 
 from pythia_core.errors import ConfigError
 
@@ -41,7 +42,7 @@ def memorized(standard: float, deduplicated: float) -> pd.DataFrame:
 def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> None:
     """A loss that rises is no benefit either."""
     change = np.random.default_rng(0).normal(shift, 0.3, 300)
-    claims = claims_table(
+    claims = study_claims(
         Params(sizes="600k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
     )
     assert claims[0]["verdict"] == verdict
@@ -55,7 +56,7 @@ def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> Non
 
 def test_without_final_models_nothing_is_claimed() -> None:
     empty = memorized(0, 0).iloc[:0]
-    claims = claims_table(Params(), {}, empty, pd.DataFrame())
+    claims = study_claims(Params(), {}, empty, pd.DataFrame())
     assert {claim["verdict"] for claim in claims} == {"not testable here"}
     assert {claim["ours"] for claim in claims} == {None}
 

@@ -259,7 +259,7 @@ def test_verdicts_follow_the_interval(low: float, high: float, verdict: str) -> 
     params = Params("smoke", switches="init")
     rows = [("init", "loss", (low + high) / 2, low, high), ("init", "last_word", 0, -5, 5)]
     last = pd.DataFrame(rows, columns=["variant", "measure", "value", "low", "high"])
-    claims = study.claims_table(params, last, {"standard": 5.0})
+    claims = study.claims(params, last, {"standard": 5.0})
     assert [claim["verdict"] for claim in claims] == [verdict, "not testable here"]
     assert claims[0]["ours"] == pytest.approx((low + high) / 2)
     assert claims[1]["ours"] is None  # no other seed was measured

@@ -9,11 +9,17 @@ import pytest
 from pythia_book.stats import equivalence_verdict
 from pythia_book.studies.repetition import study as repetition
 from pythia_book.studies.repetition.claims import (
-    claims_table,
+    claims as study_claims,
+)
+from pythia_book.studies.repetition.claims import (
     law_share,
     measured_share,
-    tables_of,
-    values_of,
+)
+from pythia_book.studies.repetition.claims import (
+    tables as study_tables,
+)
+from pythia_book.studies.repetition.claims import (
+    values as study_values,
 )
 from pythia_book.studies.repetition.study import Params, repetition_configs
 
@@ -135,14 +141,14 @@ def made(costs: dict[int, float], learned: float = 0.05, noise: float = 0.02) ->
 
 
 def verdicts(finals: dict, once: dict) -> list[str]:
-    return [claim["verdict"] for claim in claims_table(PARAMS, finals, once)]
+    return [claim["verdict"] for claim in study_claims(PARAMS, finals, once)]
 
 
 def test_costs_as_published_reproduce() -> None:
     """Costs such that the worth is the law's: 10 % of the loss for every halving of the data."""
     costs = {r: -10 * np.log2(law_share(r)) for r in PARAMS.epoch_list}
     costs |= {2: 0.2, 4: 0.6}
-    found = claims_table(PARAMS, *made(costs))
+    found = study_claims(PARAMS, *made(costs))
     assert found[0]["ours"] == pytest.approx(0.6, abs=0.1)
     assert [claim["verdict"] for claim in found] == [
         *("reproduced", "holds", "reproduced", "reproduced", "reproduced", "holds", "holds")
@@ -166,18 +172,18 @@ def test_what_is_too_wide_is_not_told() -> None:
 def test_missing_arms_are_not_testable() -> None:
     finals, once = made(dict.fromkeys(PARAMS.epoch_list, 0.2))
     del finals["85k", 4]
-    found = claims_table(PARAMS, finals, once)
+    found = study_claims(PARAMS, finals, once)
     assert [c["verdict"] == "not testable here" for c in found] == [
         *(True, False, True, True, False, False, False)
     ]
     assert found[0]["ours"] is None
-    values = values_of(PARAMS, finals, once)
+    values = study_values(PARAMS, finals, once)
     assert values["excess_4"] is None
     assert values["excess_16"]["low"] < values["excess_16"]["high"]
     del once["85k", 2]
-    assert {c["ours"] for c in claims_table(PARAMS, finals, once)[3:5]} == {None}
-    assert {c["verdict"] for c in claims_table(PARAMS, {}, {})} == {"not testable here"}
-    assert all(frame.empty for frame in tables_of(PARAMS, {}, {}, {}).values())
+    assert {c["ours"] for c in study_claims(PARAMS, finals, once)[3:5]} == {None}
+    assert {c["verdict"] for c in study_claims(PARAMS, {}, {})} == {"not testable here"}
+    assert all(frame.empty for frame in study_tables(PARAMS, {}, {}, {}).values())
 
 
 # --- end to end ------------------------------------------------------------------------------

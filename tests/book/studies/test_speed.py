@@ -71,7 +71,7 @@ def gpu_steps(ratio: float = 1.3, dry_run: bool = False) -> list[Row]:
         CARD,
         step(train.BASELINE, baseline, "160m"),
         step(train.Implementation("plain"), baseline / 2, "160m"),  # compiled counts all the same
-        step(train.FITTING, 2 * baseline, "160m"),
+        step(train.SIZING_IMPLEMENTATION, 2 * baseline, "160m"),
         step(train.Implementation("ours"), 1.1 * baseline, "160m"),
         step(train.GRAPH, baseline / ratio, "160m"),
         {
@@ -87,7 +87,7 @@ def measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the CPU measures is made up: it is tested where it is measured."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.setattr(train, "bench_train", lambda *_, **__: iter(CPU_STEPS))
-    monkeypatch.setattr(kernels, "bench_cpu_kernels", lambda *_, **__: iter(CPU_OPERATIONS))
+    monkeypatch.setattr(kernels, "bench_kernels", lambda *_, **__: iter(CPU_OPERATIONS))
 
 
 def run_with(steps: list[Row] = (), operations: list[Row] = (), libraries: list[Row] = ()) -> Any:

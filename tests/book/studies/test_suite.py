@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pythia_book.studies.suite import study as suite
 from pythia_book.studies.suite.proofs import proofs_table
-from pythia_book.studies.suite.reading import pile_reads
+from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.studies.suite.study import suites_table
 
 from pythia_core.config import DataConfig

@@ -20,27 +20,29 @@ from pythia_core.__main__ import main
 from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
-from pythia_core.training.distributed import ALONE, World, joined
+from pythia_core.training.distributed import ALONE, World, init_world
 from pythia_core.training.runs import find_run
 
 
 def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined() as world:
-        assert world is ALONE and world.leads
+    with init_world() as world:
+        assert world is ALONE and world.is_rank_zero
     rows = torch.arange(6)
-    assert ALONE.share(rows) is not None and torch.equal(ALONE.share(rows), rows)
-    ALONE.sum_(rows)
+    assert ALONE.shard(rows) is not None and torch.equal(ALONE.shard(rows), rows)
+    ALONE.all_reduce_(rows)
     ALONE.check_same(3, "something")
-    assert rows.tolist() == [0, 1, 2, 3, 4, 5] and ALONE.any(True) and not ALONE.any(False)
+    assert (
+        rows.tolist() == [0, 1, 2, 3, 4, 5] and ALONE.any_rank(True) and not ALONE.any_rank(False)
+    )
 
 
 def test_shares_are_contiguous_and_all_there_is() -> None:
     rows = torch.arange(24).view(12, 2)
-    parts = [World(rank, 4).share(rows) for rank in range(4)]
+    parts = [World(rank, 4).shard(rows) for rank in range(4)]
     assert torch.equal(torch.cat(parts), rows) and {len(p) for p in parts} == {3}
     with pytest.raises(ConfigError, match="12 rows cannot be split over 5 processes"):
-        World(0, 5).share(rows)
+        World(0, 5).shard(rows)
 
 
 def launch(arguments: list[str], results: Path, size: int) -> list[tuple[int, str, str]]:

@@ -14,7 +14,7 @@ from pythia_core.errors import ConfigError
 from pythia_core.suite import scale_named
 from pythia_core.training import gpu_sharing
 from pythia_core.training.execution import EAGER
-from pythia_core.training.gpu_sharing import startable
+from pythia_core.training.gpu_sharing import next_admissible
 from pythia_core.training.memory import run_bytes
 from pythia_core.util.workers import parallel_map
 
@@ -27,7 +27,7 @@ def test_jobs_keep_to_memory_and_number(jobs, capacity, most) -> None:
     waiting = sorted(range(len(jobs)), key=lambda job: (-durations[job], job))
     now, running, starts = 0, dict[int, int](), dict[int, int]()
     while waiting or running:
-        job = startable(waiting, list(running), needs, capacity, most)
+        job = next_admissible(waiting, list(running), needs, capacity, most)
         if job is None:
             now = min(running.values())
             running = {other: end for other, end in running.items() if end > now}
@@ -45,9 +45,9 @@ def test_jobs_keep_to_memory_and_number(jobs, capacity, most) -> None:
 
 
 def test_a_job_larger_than_the_device_runs_alone() -> None:
-    assert startable([0, 1], [], [9, 1], 5, 4) == 0
-    assert startable([1], [0], [9, 1], 5, 4) is None
-    assert startable([1, 2], [], [9, 1, 1], 5, 4) == 1
+    assert next_admissible([0, 1], [], [9, 1], 5, 4) == 0
+    assert next_admissible([1], [0], [9, 1], 5, 4) is None
+    assert next_admissible([1, 2], [], [9, 1, 1], 5, 4) == 1
 
 
 def test_the_gpu_sizes_fit_and_the_large_ones_take_more() -> None:
@@ -63,11 +63,11 @@ def test_the_gpu_sizes_fit_and_the_large_ones_take_more() -> None:
 def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_sharing, "device_bytes", lambda: 80e9)
     monkeypatch.setenv(gpu_sharing.VARIABLE, "3")
-    gate = gpu_sharing.gate([1.0] * 4)
+    gate = gpu_sharing.admission_gate([1.0] * 4)
     assert [gate([3], list(range(n))) for n in (2, 3)] == [3, None]
     monkeypatch.setenv(gpu_sharing.VARIABLE, "none")
     with pytest.raises(ConfigError, match="PYTHIA_GPU_JOBS must be a positive whole number"):
-        gpu_sharing.gate([1.0])
+        gpu_sharing.admission_gate([1.0])
 
 
 def alone(job: tuple[str, int]) -> bool:
@@ -89,7 +89,7 @@ def test_jobs_wait_for_the_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     needs = [2, 2, 1, 2, 1]
     jobs = [(str(tmp_path), need) for need in needs]
     found = parallel_map(
-        alone, jobs, progress=False, gate=lambda w, r: startable(w, r, needs, 3, 2)
+        alone, jobs, progress=False, gate=lambda w, r: next_admissible(w, r, needs, 3, 2)
     )
     assert found == [True] * 5
-    assert gpu_sharing.gate(needs) is None, "there is no GPU here"
+    assert gpu_sharing.admission_gate(needs) is None, "there is no GPU here"

@@ -9,10 +9,10 @@ from pythia_core.training import memory
 from pythia_core.training.execution import Execution
 from pythia_core.training.memory import (
     GIB,
+    activation_bytes_per_token,
     largest_micro_batch,
     run_bytes,
     state_bytes,
-    token_bytes,
 )
 
 KEPT, AGAIN = Execution(), Execution(recompute=True)
@@ -47,15 +47,22 @@ def test_what_does_not_fit() -> None:
     assert largest_micro_batch(model, 2048, H100, AGAIN, "bf16") == 0
     small = OFFICIAL_SIZES["160m"].model()
     fits = largest_micro_batch(small, 2048, H100, KEPT, "bf16")
-    row = 2048 * token_bytes(small, KEPT, "bf16")
+    row = 2048 * activation_bytes_per_token(small, KEPT, "bf16")
     assert largest_micro_batch(small, 2048, H100 - row, KEPT, "bf16") == fits - 1
 
 
 def test_what_takes_more() -> None:
     model = OFFICIAL_SIZES["410m"].model()
-    assert token_bytes(model, AGAIN, "bf16") < token_bytes(model, KEPT, "bf16") / 4
-    assert token_bytes(model, KEPT, "bf16") == token_bytes(model, KEPT, "fp16")
-    assert token_bytes(model, KEPT, "fp32") > 1.7 * token_bytes(model, KEPT, "bf16")
+    assert (
+        activation_bytes_per_token(model, AGAIN, "bf16")
+        < activation_bytes_per_token(model, KEPT, "bf16") / 4
+    )
+    assert activation_bytes_per_token(model, KEPT, "bf16") == activation_bytes_per_token(
+        model, KEPT, "fp16"
+    )
+    assert activation_bytes_per_token(model, KEPT, "fp32") > 1.7 * activation_bytes_per_token(
+        model, KEPT, "bf16"
+    )
 
 
 @pytest.mark.parametrize("execution", [KEPT, AGAIN])

@@ -1,6 +1,6 @@
-"""What a continued run reads: rows of token files with their tokenizer, and their pronoun swap.
+"""The data of a continued run: rows of token files with their tokenizer, and their pronoun swap.
 
-Rows in training order do not contain their neighbours in the text, so a swap treats a row's ends as
+Rows in training order do not contain the neighbouring text, so a swap treats the ends of a row as
 ends of the text; tokens changed there are counted. The swapped row is a pure function of the row:
 nothing is prepared, and the log can be reproduced at any time.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pythia_book.released.pile import RELEASED, SEQ_LEN, Absent, open_rows, tokenizer_at
+from pythia_book.released.pile import RELEASED, SEQ_LEN, MissingShard, open_rows, tokenizer_at
 from pythia_book.released.remote_rows import RemoteRows
 from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.interventions import Ledger
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RowsData:
+class TokenFileData:
     """Rows of token files with their tokenizer: a continued run's counterpart of PreparedData.
 
     Attributes:
-        where: as in `pile.open_rows`: a released name, a folder, which may hold only the shards
-            that are needed, or a PREFIX.
+        where: as in `pile.open_rows`: a released name, a folder, which may hold only the needed
+            shards, or a PREFIX.
         tokenizer_name: "neox-20b", the path of a tokenizer.json, or "" for none; swaps and
             measurements need one.
     """
@@ -52,7 +52,7 @@ class RowsData:
 
     def __reduce__(self) -> tuple:
         """Pickled without the open files."""
-        return RowsData, (self.where, self.tokenizer_name, self.seq_len, self.dtype)
+        return TokenFileData, (self.where, self.tokenizer_name, self.seq_len, self.dtype)
 
     @cached_property
     def _opened(self) -> tuple[Rows, str]:
@@ -64,13 +64,13 @@ class RowsData:
 
     @property
     def description(self) -> str:
-        """A sentence that describes the rows; a released name is not opened for it."""
+        """A sentence that describes the rows; does not open released data."""
         return RELEASED[self.where].sentence if self.where in RELEASED else self._opened[1]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         if not self.tokenizer_name:
-            raise DataError(f"no tokenizer for {self.where}; name neox-20b or a tokenizer.json")
+            raise DataError(f"no tokenizer for {self.where}; pass neox-20b or a tokenizer.json")
         return tokenizer_at(self.tokenizer_name)
 
     @property
@@ -87,7 +87,7 @@ class RowsData:
 
     @property
     def config(self) -> DataConfig:
-        """As a run's config states it; no corpus is named like this."""
+        """The data config of the run; its corpus is the source of the rows."""
         return DataConfig(
             corpus=self.where,
             domains=(),
@@ -97,37 +97,39 @@ class RowsData:
         )
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> RowSwap:
-        """Computed from the rows whenever they are read; nothing is kept."""
+        """The swap in this window, computed from the rows whenever they are read."""
         return RowSwap(self.tokenizer, window.swap, window.start, window.stop, batch_size)
 
     def with_heldout(self) -> PreparedData:
-        """The miniature under this tokenizer, because no documents of these rows were held out.
+        """The miniature with this tokenizer, because these rows have no held-out documents.
 
-        A published model may have been trained on its text; so were both arms of a comparison.
+        A published model may have been trained on this text, but then so were both arms.
         """
         return prepare(DataConfig("miniature", tokenizer=self.tokenizer_name))
 
-    def absent(self, start: int, stop: int, batch_size: int) -> list[Absent]:
-        """The shards that the updates [start, stop) need and the folder lacks."""
+    def missing_shards(self, start: int, stop: int, batch_size: int) -> list[MissingShard]:
+        """The shards that updates [start, stop) need but the folder lacks."""
         if not isinstance(self.rows, RemoteRows):
             return []
         width = (self.seq_len + 1) * np.dtype(self.rows.dtype).itemsize * batch_size
         missing, low = [], 0
         for file in self.rows.files:
             high = low + file.size
-            if low < stop * width and high > start * width and isinstance(file, Absent):
+            if low < stop * width and high > start * width and isinstance(file, MissingShard):
                 missing.append(file)
             low = high
         return missing
 
     def identity(self, start: int, stop: int, batch_size: int) -> dict[str, Any]:
-        """What identifies these rows, wherever they are: three batches and the tokenizer.
+        """The identity of these rows, wherever they are stored: three batches and the tokenizer.
 
         Raises:
             DataError: too few rows, missing shards, or ids that the tokenizer lacks.
         """
-        if absent := self.absent(start, stop, batch_size):
-            lacking = ", ".join(f"{file.name} ({file.size / 1e9:.1f} GB)" for file in absent)
+        if missing_shards := self.missing_shards(start, stop, batch_size):
+            lacking = ", ".join(
+                f"{file.name} ({file.size / 1e9:.1f} GB)" for file in missing_shards
+            )
             raise DataError(
                 f"{self.where} lacks shards that updates {start}..{stop - 1} read: {lacking}"
             )
@@ -140,8 +142,7 @@ class RowsData:
             if largest >= self.vocab_size:
                 raise DataError(
                     f"the rows of {self.where} hold id {largest}, but the tokenizer "
-                    f"{self.tokenizer_name} has ids below {self.vocab_size}: they do not belong "
-                    "together"
+                    f"{self.tokenizer_name} has ids below {self.vocab_size}: they do not match"
                 )
         hashes = [batch_hash(rows) for rows in probes]
         return {"seq_len": self.seq_len, "batches": hashes, "tokenizer": vocabulary}
@@ -151,10 +152,10 @@ class RowsData:
 
 
 def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
-    """The swap, if the tokenizer encodes each of the plain pronouns as one token.
+    """The swap; checks that the tokenizer encodes each non-reflexive pronoun as one token.
 
     Raises:
-        ConfigError: unknown direction. DataError: it does not; lists the pronouns.
+        ConfigError: unknown direction. DataError: lists the pronouns that are not single tokens.
     """
     if direction not in WORDS:
         raise ConfigError(one_of(direction, SWAPS, "swap"))
@@ -164,13 +165,13 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:
         raise DataError(
             f"the swap {direction} needs a tokenizer in which pronouns are single tokens; in this "
-            f"one these are not: {', '.join(split)}. Name the tokenizer that made the rows"
+            f"one these are not: {', '.join(split)}. Pass the tokenizer of the rows"
         )
     return swap
 
 
 class RowSwap:
-    """The swap of each row by itself, in the updates [start, stop); replaces a Ledger."""
+    """Swaps each row separately, in updates [start, stop); replaces a Ledger."""
 
     def __init__(
         self, tokenizer: Tokenizer, swap: str, start: int, stop: int, batch_size: int
@@ -202,7 +203,7 @@ class RowSwap:
 
 
 def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
-    """What the swap changed in one update, as a line of the log."""
+    """The changes of one update, as a line of the log."""
     ends = (ledger.column == 0) | (ledger.column == width - 1)
     return {
         "step": step,
@@ -215,7 +216,7 @@ def swap_row(step: int, ledger: Ledger, width: int) -> dict[str, Any]:
 
 
 def swap_summary(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The sums over the lines of the log."""
+    """Sums over the lines of the log."""
     totals: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("tokens", "tokens_changed", "at_row_ends")
     }

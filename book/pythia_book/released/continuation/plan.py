@@ -1,7 +1,7 @@
-"""What a continuation needs and costs, estimated before anything is downloaded or trained.
+"""The requirements and cost of a continuation, estimated before anything is downloaded or trained.
 
-FLOP are 6 N D with N all parameters, as in papers' tables of compute; hours assume a share of one
-GPU's peak, which was not measured.
+FLOP are 6 N D with N all parameters, as in the compute tables of papers; hours assume a fraction of
+one GPU's peak, which was not measured.
 """
 
 from __future__ import annotations
@@ -11,28 +11,30 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.download import is_repository
-from pythia_book.released.pile import RELEASED, Absent
-from pythia_core.config import ModelConfig, TrainConfig
+from pythia_book.released.pile import RELEASED, MissingShard
+from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.hf import local_folder
 from pythia_core.suite import OFFICIAL_SIZES
+from pythia_core.training.memory import state_bytes
+from pythia_core.training.retention import checkpoint_bytes, saved_state_bytes
 from pythia_core.training.schedule import checkpoint_steps
 
 GPU, PEAK_FLOPS, UTILISATION = "H100", 989e12, 0.25
-"""One H100 in bf16 without sparsity, and the assumed share of its peak. By their GPU-hours, the
-released 70M to 410M models reached 22 to 26 % of their A100s' peak."""
+"""One H100 in bf16 without sparsity, and the assumed fraction of its peak. By their GPU-hours, the
+released 70M to 410M models reached 22 to 26 % of the peak of their A100s."""
 NETWORK = 25e6
-"""Bytes per second assumed for downloads."""
+"""Assumed bytes per second of downloads."""
 LARGE_DOWNLOAD, LONG = 1e9, 3600.0
-"""More bytes or seconds than these need confirmation."""
+"""Bytes and seconds beyond which confirmation is needed."""
 _SIZE = re.compile(r"pythia-(\w+(?:\.\d+\w*)?)")
 
 
 def hub_size(source: str) -> ModelConfig | None:
-    """The model by its repository's name, e.g. EleutherAI/pythia-70m-deduped; None if unknown."""
+    """The model config by repository name, e.g. EleutherAI/pythia-70m-deduped; None if unknown."""
     match = _SIZE.search(source.rsplit("/", 1)[-1])
     size = OFFICIAL_SIZES.get(match[1].lower()) if match else None
     return size.model() if size else None
@@ -44,23 +46,23 @@ class Plan:
 
     source: str
     model: ModelConfig | None
-    """None where it is known only from the files."""
+    """None if only the files tell."""
     train: TrainConfig | None
     start: int
     stop: int
     rows: str
     seq_len: int
     arms: int
-    """Runs to train: 2 for a swap, with its control."""
-    absent: tuple[Absent, ...] = ()
+    """Runs to train: 2 for a swap and its control."""
+    missing_shards: tuple[MissingShard, ...] = ()
     weight_bytes: float = 0.0
-    """To be downloaded."""
+    """Bytes to download."""
     row_bytes: float = 0.0
-    """To be read over the network, all arms together."""
+    """Bytes to read over the network, for all arms."""
 
     @property
     def tokens(self) -> int:
-        """Per arm."""
+        """Tokens per arm."""
         batch = self.train.batch_size if self.train else 1024
         return (self.stop - self.start) * batch * self.seq_len
 
@@ -71,29 +73,30 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all arms on the stated GPU."""
+        """Seconds for all arms on the assumed GPU."""
         return self.flops / (PEAK_FLOPS * UTILISATION)
 
     @property
     def saved(self) -> int:
-        """Checkpoints per arm, as far as the schedule is known."""
+        """Checkpoints per arm; 0 if the schedule is unknown."""
         steps = checkpoint_steps(self.train.steps) if self.train else ()
         return sum(self.start <= step <= self.stop for step in steps)
 
     @property
     def memory(self) -> float:
-        """Bytes of weights, gradients and Adam's moments, in bf16 with a copy of the weights."""
-        return self.model.n_params * (18.0 if self._half else 16.0) if self.model else 0.0
+        """Bytes of the training state (memory.state_bytes)."""
+        precision = self.train.precision if self.train else "fp32"
+        return state_bytes(self.model, precision) if self.model else 0.0
 
     @property
     def disk(self) -> float:
         """Bytes of all arms' checkpoints and of the optimizer states that each keeps."""
-        per_parameter = self.saved * (2 if self._half else 4) + 4 * 12
-        return float(self.arms * self.model.n_params * per_parameter) if self.model else 0.0
-
-    @property
-    def _half(self) -> bool:
-        return bool(self.train and self.train.precision != "fp32")
+        if not self.model or not self.train:
+            return 0.0
+        data = DataConfig(seq_len=self.model.max_seq_len)
+        config = RunConfig(self.model, data, self.train)
+        states = 4 * saved_state_bytes(config)
+        return float(self.arms * (self.saved * checkpoint_bytes(config) + states))
 
     @property
     def is_large(self) -> bool:
@@ -102,7 +105,7 @@ class Plan:
 
     @property
     def lines(self) -> list[str]:
-        """The plan as text, one fact per line."""
+        """The plan as text, one item per line."""
         updates = self.stop - self.start
         lines = [
             f"from {self.source}, step {self.start:,} to {self.stop:,}: {updates:,} updates, "
@@ -118,7 +121,9 @@ class Plan:
                 f"rows to fetch while training: {self.row_bytes / 1e9:.1f} GB, {hours:.1f} h at an "
                 f"assumed {NETWORK / 1e6:.0f} MB/s"
             )
-        lines += [f"MISSING: {shard.name}, {shard.size / 1e9:.1f} GB" for shard in self.absent]
+        lines += [
+            f"MISSING: {shard.name}, {shard.size / 1e9:.1f} GB" for shard in self.missing_shards
+        ]
         if self.model and self.train:
             lines += [
                 f"{self.model.n_params:,} parameters: {self.memory / 1e9:.1f} GB for weights, "
@@ -138,31 +143,33 @@ def make_plan(
     train: TrainConfig | None,
     start: int,
     steps: int,
-    rows: RowsData | None,
+    rows: TokenFileData | None,
     swap: bool,
     seq_len: int = 2048,
 ) -> Plan:
-    """The plan of a continuation; reads local files and names only.
+    """The plan of a continuation, from local files and names only.
 
     Args:
-        model, train: as far as known; a repository's name gives its size.
-        rows: None for those of the run that is continued, which are `seq_len` long.
+        model, train: if known; a repository's name gives its size.
+        rows: None for the rows of the continued run, which are `seq_len` long.
 
     Raises:
-        ConfigError: impossible steps. DataError: no such rows, or too few of them.
+        ConfigError: invalid steps. DataError: no such rows, or too few of them.
     """
     if start < 0 or steps < 1:
-        raise ConfigError(f"from step {start} for {steps} updates: accepted are 0 and 1 or more")
+        raise ConfigError(
+            f"need start >= 0 and at least 1 update, got start={start}, steps={steps}"
+        )
     model = model or hub_size(source)
     train = train or (published_train(model) if model else None)
     stop, arms = start + steps, 1 + swap
     batch = train.batch_size if train else 1024
-    absent: list[Absent] = []
+    missing_shards: list[MissingShard] = []
     row_bytes = 0.0
     if rows is not None and rows.where in RELEASED:
         row_bytes = float(arms * steps * batch * (rows.seq_len + 1) * np.dtype("<u2").itemsize)
     elif rows is not None:
-        absent = rows.absent(start, stop, batch)
+        missing_shards = rows.missing_shards(start, stop, batch)
         if rows.rows.n_rows < stop * batch:
             raise DataError(
                 f"updates {start}..{stop - 1} read rows up to {stop * batch:,}; {rows.where} has "
@@ -178,7 +185,7 @@ def make_plan(
         rows.description if rows else "those of the run",
         rows.seq_len if rows else seq_len,
         arms,
-        tuple(absent),
+        tuple(missing_shards),
         weight_bytes=2.0 * model.n_params if remote and model else 0.0,
         row_bytes=row_bytes,
     )

@@ -1,17 +1,17 @@
-"""Continue training from a checkpoint, ours or a released one, with or without a pronoun swap.
+"""Continue training from one of our checkpoints or a released one, with or without a pronoun swap.
 
 The paper's interventions (section 3.1) take the models of step 133,000 with their optimizer state
 and replay the batches that would have come next. The released revisions hold weights only; the
-optimizer state was kept for the last step alone. So a continuation of released weights has to say
-how it begins: Adam's moments are zero, its bias correction starts again, and the learning rate is
+optimizer state was kept only for the last step. So a continuation of released weights restarts
+Adam, with zero moments and new bias correction, and one of these rules sets the learning rate:
 
-    linear    the schedule's times i / W in the i-th update (from 0), W = 1 % of them by default
-    none      the schedule's at once
-    constant  the schedule's at the first update, throughout
+    linear    the schedule's times i / W in update i (from 0); W is 1 % of the updates by default
+    none      the schedule's, without re-warming
+    constant  that of the schedule at the first update, throughout
 
-That is part of the run's identity. For every swap a control with the same beginning and unchanged
-batches is trained, so that the two differ in their data only. A run of ours whose state at the step
-was kept continues exactly, as if it had never stopped.
+The rule is part of the run's identity. For every swap, a control that begins in the same way is
+trained on unchanged batches, so the two differ only in their data. A local run whose state at the
+step was kept continues exactly, as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pythia_book.released.continuation.data import RowsData, RowSwap, swap_row
+from pythia_book.released.continuation.data import RowSwap, TokenFileData, swap_row
 from pythia_book.released.continuation.start import Start, checked_data, published_train, start_at
 from pythia_core.config import (
     InterventionConfig,
@@ -60,7 +60,7 @@ RULES = ("linear", "none", "constant")
 
 @dataclass(frozen=True)
 class Rewarm:
-    """How the learning rate begins where the optimizer's state is lost; see the module."""
+    """Learning-rate re-warming when there is no optimizer state; see the module."""
 
     rule: str = "linear"
     updates: int = 0
@@ -71,19 +71,19 @@ class Rewarm:
             raise ConfigError(one_of(self.rule, RULES, "re-warming rule"))
         if self.updates < 0 or (self.updates and self.rule != "linear"):
             raise ConfigError(
-                f"{self.updates} re-warming updates with rule {self.rule!r}: accepted is a number "
+                f"{self.updates} re-warming updates with rule {self.rule!r}: expected a number "
                 "from 0, and only with 'linear'"
             )
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What determines a continued run besides its weights, data, model and schedule."""
+    """Settings of a continued run besides its weights, data, model and schedule."""
 
     start: int
     stop: int
     adam_from: int
-    """Step at which Adam's moments were zero; 0 for an exact continuation of a run of ours."""
+    """Step at which Adam's moments were zero; 0 for an exact continuation of a local run."""
     rule: str
     rewarm_updates: int
     swap: str = ""
@@ -102,12 +102,12 @@ class Continuation:
         return lr * warmed / self.rewarm_updates if warmed < self.rewarm_updates else lr
 
     def described(self) -> str:
-        """How the run begins, in words."""
+        """A phrase that says how the run begins."""
         if self.adam_from != self.start:
             return f"optimizer state of step {self.start} kept: an exact continuation"
         rate = {
             "linear": f"re-warmed from 0 in {self.rewarm_updates} updates",
-            "none": "the schedule's at once",
+            "none": "the schedule's, without re-warming",
             "constant": f"that of step {self.start} throughout",
         }[self.rule]
         return f"weights of step {self.start} only; Adam's moments zero, learning rate {rate}"
@@ -159,7 +159,7 @@ class Continued(Run):
 
     @cached_property
     def ledger(self) -> Ledger | RowSwap | None:
-        """What the swap changes; for token files, computed from the rows when they are read."""
+        """The changes of the swap; for token files, computed from the rows when they are read."""
         if not self.continuation.swap:
             return None
         window = InterventionConfig(
@@ -174,19 +174,19 @@ class Continued(Run):
 
     @property
     def place(self) -> dict[str, Any]:
-        """Where its source and its rows were; not part of its identity."""
+        """Locations of its source and its rows; not part of its identity."""
         return json.loads((self.folder / "place.json").read_text())
 
     @property
     def swaps(self) -> list[dict[str, Any]]:
-        """What the swap changed, update by update; logged for token files only."""
+        """The changes of the swap per update; logged for token files only."""
         return read_metrics(self.folder / "swaps.jsonl")
 
     @property
     def control(self) -> Run:
-        """The run with the same beginning and unchanged batches; itself if nothing is swapped.
+        """The run that begins in the same way, with unchanged batches; itself without a swap.
 
-        If this run forks from one of ours that reaches the same step, that run is its control.
+        If this run forks from a local run that reaches the same step, that run is its control.
         """
         if not self.continuation.swap:
             return self
@@ -217,7 +217,7 @@ class Continued(Run):
         def batch(step: int) -> np.ndarray:
             rows = self.data.batch(step, size)
             changes = swap.ledger(rows, step * size)
-            if not logs:  # lines of updates that a kill undid are dropped
+            if not logs:  # drops the lines of updates that were lost in a crash
                 logs.append(MetricsLog(self.folder / "swaps.jsonl", step))
             logs[0].write(swap_row(step + 1, changes, rows.shape[1]))
             return changes.apply(rows, step * size)
@@ -232,7 +232,7 @@ def find_or_continue(
     source: Run | Path | str,
     step: int,
     steps: int,
-    batches: RowsData | None = None,
+    batches: TokenFileData | None = None,
     intervention: str | None = None,
     *,
     revision: str = "",
@@ -242,27 +242,27 @@ def find_or_continue(
     progress: bool = True,
     world: World = ALONE,
 ) -> Continued:
-    """The run that makes `steps` more updates from a checkpoint; found, resumed or trained.
+    """The run with `steps` more updates after a checkpoint; found, resumed or trained.
 
     With an intervention, its control is found or trained first (`Continued.control`).
 
     Args:
-        source: a run of ours, the folder of a published model or one with a subfolder per revision,
+        source: a local run, the folder of a published model or one with a subfolder per revision,
             or a repository on the hub.
-        batches: rows in training order; update k reads rows [k B, (k + 1) B). None: those of the
+        batches: rows in training order; update k reads rows [k B, (k + 1) B). None: the rows of the
             source, which must be a run.
         intervention: a pronoun swap (config.SWAPS) in every update.
-        train_config: batch size, schedule and optimizer; default: as the source was trained.
-        rewarm: see the module; only without an optimizer state.
-        world: the processes that train together; all of them call this.
+        train_config: batch size, schedule and optimizer; default: those of the source.
+        rewarm: see the module; only if there is no optimizer state.
+        world: the processes that train together; all of them must call this.
 
     Raises:
-        ConfigError, DataError, CheckpointError, FetchError: settings, rows or a source that cannot
-            work, before any training.
+        ConfigError, DataError, CheckpointError, FetchError: invalid settings, rows or source;
+            before any training.
         TrainingError: see pythia_core.training.train.
     """
     if steps < 1:
-        raise ConfigError(f"steps={steps}: at least 1 update is needed after step {step}")
+        raise ConfigError(f"need at least 1 update after step {step}, got steps={steps}")
     start = start_at(source, step, revision, state)
     swapped = locate_continued(start, steps, batches, intervention or "", train_config, rewarm)
     if intervention and not swapped.place["control"]:
@@ -277,15 +277,15 @@ def find_or_continue(
 def locate_continued(
     start: Start,
     steps: int,
-    batches: RowsData | None,
+    batches: TokenFileData | None,
     swap: str,
     train_config: TrainConfig | None = None,
     rewarm: Rewarm | None = None,
 ) -> Continued:
-    """The continued run of these settings, trained or not; checks everything."""
+    """The continued run with these settings, trained or not; checks everything."""
     data: Batches | None = batches if batches is not None else start.run and start.run.data
     if data is None:
-        raise ConfigError("name the rows to train on: published weights come without their data")
+        raise ConfigError("pass the rows to train on: published weights come without data")
     continuation = _continuation(start, steps, swap, rewarm)
     if train_config is None and start.run is not None:
         train_config = start.run.config.train
@@ -293,7 +293,7 @@ def locate_continued(
     config = RunConfig(start.model, data.config, train_config)
     if "dedup" in start.label:
         config = replace(config, data=replace(data.config, dedup="eleutherai-0.87"))
-    if swap and continuation.stop <= train_config.steps:  # so that the config says what it is
+    if swap and continuation.stop <= train_config.steps:  # the config records it
         window = InterventionConfig(swap, continuation.start, continuation.stop)
         config = replace(config, intervention=window)
     identity = {
@@ -314,11 +314,11 @@ def locate_continued(
         "revision": start.revision,
         "run": run,
         "control": run if forks else None,
-        "rows": asdict(data) if isinstance(data, RowsData) else None,
+        "rows": asdict(data) if isinstance(data, TokenFileData) else None,
         "config": config_dict(config),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "place.json", place)  # the same rows may have moved
+    write_json(folder / "place.json", place)  # the rows may have moved
     if not (folder / "identity.json").exists():
         write_json(folder / "identity.json", identity)
     return Continued(folder, config, data, continuation)
@@ -327,7 +327,7 @@ def locate_continued(
 def _is_its_control(
     start: Start, data: Batches, continuation: Continuation, config: TrainConfig
 ) -> bool:
-    """Whether the run that is forked is what the fork's control would be, bit for bit."""
+    """Whether the source run is bitwise what the fork's control would be."""
     run = start.run
     if run is None or start.moments is None or run.ledger is not None:
         return False
@@ -343,10 +343,10 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
         return Continuation(start.step, stop, start.step, rewarm.rule, updates, swap)
     if rewarm is not None:
         raise ConfigError(
-            f"{start.label} has its optimizer state of step {start.step}: nothing is to be "
-            "re-warmed. To continue from the weights alone, set state to 'weights'"
+            f"{start.label} has its optimizer state of step {start.step}: re-warming does not "
+            "apply. To continue from the weights alone, set state to 'weights'"
         )
-    if isinstance(start.run, Continued):  # its rule stays in force
+    if isinstance(start.run, Continued):  # keeps its rule
         return replace(start.run.continuation, start=start.step, stop=stop, swap=swap)
     return Continuation(start.step, stop, 0, "none", 0, swap)
 
@@ -361,7 +361,9 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
     count = sum(t.numel() for t in start.weights.values())
     zero = torch.zeros(1).expand(count)
     moments = start.moments or {"exp_avg": zero, "exp_avg_sq": zero}
-    with Prefetch(run._training_batches(logged=world.leads), run.continuation.stop) as batches:
+    with Prefetch(
+        run._training_batches(logged=world.is_rank_zero), run.continuation.stop
+    ) as batches:
         sha256 = train(
             run.config,
             batches,
@@ -377,17 +379,17 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             label=f"continuing {start.label} from {run.updates.start}, {run.continuation.arm}",
             world=world,
         )
-    if world.leads:
+    if world.is_rank_zero:
         done = {"final_sha256": sha256, "machine": device_info(), "processes": world.size}
         write_json(run._done, done)
-    world.wait()
+    world.barrier()
 
 
 def open_continued(folder: Path) -> Continued:
     """A continued run by its folder.
 
     Raises:
-        CheckpointError: not one, or its data are gone.
+        CheckpointError: not a continued run, or its data are missing.
     """
     try:
         identity = json.loads((folder / "identity.json").read_text())
@@ -395,7 +397,7 @@ def open_continued(folder: Path) -> Continued:
         continuation = Continuation(**identity["continued"])
         config = run_config_from_dict(place["config"])
         files = place["rows"]
-        data: Batches = RowsData(**files) if files else find_run(place["run"]).data
+        data: Batches = TokenFileData(**files) if files else find_run(place["run"]).data
     except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{folder} is not a continued run: {error!r}") from error
     return Continued(folder, config, data, continuation)
@@ -404,13 +406,13 @@ def open_continued(folder: Path) -> Continued:
 # --- prefetch --------------------------------------------------------------------------------
 
 DEPTH = 4
-"""Batches prefetched; 4.2 MB each of the pre-shuffled Pile."""
+"""Number of prefetched batches; 4.2 MB each for the pre-shuffled Pile."""
 
 
 class Prefetch:
-    """`batch_at` for ascending steps, with the next `depth` batches before `stop` read meanwhile.
+    """`batch_at` for ascending steps; reads the next `depth` batches before `stop` asynchronously.
 
-    Errors of a step are raised when that step is requested. Use it as a context manager.
+    The error of a step is raised when the step is requested. A context manager.
     """
 
     def __init__(
@@ -418,7 +420,7 @@ class Prefetch:
     ) -> None:
         self._batch_at, self._stop, self._depth = batch_at, stop, depth
         self._batches: dict[int, Future[np.ndarray]] = {}
-        self._reader = ThreadPoolExecutor(1, "prefetch")  # one: the order of reads is kept
+        self._reader = ThreadPoolExecutor(1, "prefetch")  # one thread keeps the order of reads
 
     def __call__(self, step: int) -> np.ndarray:
         for later in range(step, min(step + 1 + self._depth, max(self._stop, step + 1))):

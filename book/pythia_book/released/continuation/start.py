@@ -1,7 +1,7 @@
-"""The checkpoint from which a continued run starts, ours or published, and whether rows fit it.
+"""The checkpoint from which a continued run starts, local or published, and checks of its rows.
 
-Published revisions hold weights only; a run of ours may have kept its optimizer state at the step.
-A published model's schedule is not in its files; for Pythia's sizes it is known.
+Published revisions hold weights only; a local run may have kept its optimizer state at the step. A
+published model's schedule is not in its files; for Pythia's sizes it is known.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pythia_book.released import download
-from pythia_book.released.continuation.data import RowsData, check_swap
+from pythia_book.released.continuation.data import TokenFileData, check_swap
 from pythia_core.config import ModelConfig, TrainConfig
 from pythia_core.data.prepare import Batches, PreparedData
 from pythia_core.data.tokenizer import load_tokenizer
@@ -27,12 +27,12 @@ from pythia_core.util.machine import best_precision
 
 STATES = ("auto", "kept", "weights")
 PASS_TOKENS = 1 << 14
-"""Tokens per forward and backward pass of a published model, unless micro_batch is given."""
+"""Tokens per forward and backward pass of a published model, unless micro_batch is set."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint to continue from: `run` if it is ours, `moments` if they were kept."""
+    """A checkpoint to continue from; `run` if it is local, `moments` if they were kept."""
 
     label: str
     step: int
@@ -48,7 +48,7 @@ class Start:
 
 
 def source_of(source: Run | Path | str) -> Run | str:
-    """A run of ours, or the folder or repository of a published model."""
+    """A local run, or the folder or repository of a published model."""
     if isinstance(source, Run):
         return source
     name = str(local_folder(source) or source)
@@ -70,29 +70,29 @@ def start_at(source: Run | Path | str, step: int, revision: str = "", state: str
     """The checkpoint of a step.
 
     Args:
-        revision: of a published model; default: "step" and the number.
-        state: of a run of ours: "kept" optimizer state, "weights" only, or "auto", what there is.
+        revision: revision of a published model; default: "step" and the number.
+        state: of a local run: the "kept" optimizer state, "weights" only, or "auto": kept if any.
 
     Raises:
-        CheckpointError, FetchError: no such run, model, revision or step, or another architecture.
-        ConfigError: the revision is of another step; a published model has no kept state.
+        CheckpointError, FetchError: no such run, model, revision or step, or wrong architecture.
+        ConfigError: the revision belongs to another step; a published model has no kept state.
     """
     if state not in STATES:
         raise ConfigError(one_of(state, STATES, "state"))
     if step < 0:
-        raise ConfigError(f"step {step}: steps are counted from 0")
+        raise ConfigError(f"step must be at least 0, got {step}")
     run = source_of(source)
     if not isinstance(run, Run):
         return _published_start(run, step, revision, state)
     if run.ledger is not None and step < run.ledger.stop:
         raise ConfigError(
             f"run {run.id} swaps {run.ledger.swap} up to step {run.ledger.stop}: continue from "
-            "there or later, or from its control"
+            "that step or later, or from its control"
         )
     kept = saved_steps(run.states)
     if state == "kept" and step not in kept:
         raise CheckpointError(
-            f"run {run.id} kept no optimizer state of step {step}; it has those of {kept}. "
+            f"run {run.id} kept no optimizer state of step {step}, only of {kept}. "
             "Continue from one of them, or from the weights alone (state 'weights')"
         )
     label, model = f"run {run.id}", run.config.model
@@ -106,14 +106,16 @@ def _published_start(source: str, step: int, revision: str, state: str) -> Start
     if state == "kept":
         raise ConfigError(
             f"{source} holds weights only: published revisions have no optimizer state. Leave "
-            "state at 'auto' and choose how the learning rate begins (Rewarm)"
+            "state at 'auto' and choose the learning-rate re-warming (Rewarm)"
         )
     revision = revision or f"step{step}"
     if step_of(revision) not in (None, step):
-        raise ConfigError(f"revision {revision} is not of step {step}; name one of the two")
+        raise ConfigError(
+            f"revision {revision} does not belong to step {step}; pass only one of the two"
+        )
     model, info = download.load(source, revision)
     if info.step not in (None, step):
-        raise ConfigError(f"{source} ({revision}) is of step {info.step}, not {step}")
+        raise ConfigError(f"{source} ({revision}) belongs to step {info.step}, not {step}")
     tokenizer = info.folder / TOKENIZER
     return Start(
         f"{source} ({revision})",
@@ -127,17 +129,17 @@ def _published_start(source: str, step: int, revision: str, state: str) -> Start
 
 
 def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) -> TrainConfig:
-    """The schedule that a published model was trained with; `settings` are fields that differ.
+    """The training settings of a published model; `settings` overrides fields.
 
     Raises:
-        ConfigError: not one of Pythia's sizes, and its training is not described.
+        ConfigError: not a Pythia size, and required settings are missing.
     """
     official = size_of(model, OFFICIAL_SIZES)
     missing = {"lr_max", "steps", "batch_size"} - settings.keys()
     if official is None and missing:
         raise ConfigError(
-            f"{model.n_layers} layers of width {model.d_model} with {model.n_heads} heads are none "
-            f"of Pythia's sizes; say how the model was trained: {', '.join(sorted(missing))}"
+            f"{model.n_layers} layers of width {model.d_model} with {model.n_heads} heads are not "
+            f"a Pythia size; specify how the model was trained: {', '.join(sorted(missing))}"
         )
     known: dict[str, Any] = {"steps": OFFICIAL_STEPS, "batch_size": 1024}
     known |= {"precision": best_precision(), "lr_max": official and official.lr_max} | settings
@@ -148,18 +150,18 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
     return TrainConfig(**known)
 
 
-# --- whether rows fit it ---------------------------------------------------------------------
+# --- checks of the rows ----------------------------------------------------------------------
 
 
 def checked_data(start: Start, data: Batches, stop: int, swap: str, batch_size: int) -> Any:
     """The data's part of the run's identity.
 
     Raises:
-        ConfigError: a vocabulary other than the model's. DataError: too few rows, or a swap that
-            cannot be made.
+        ConfigError: a vocabulary other than the model's. DataError: too few rows, or a tokenizer
+            that does not allow the swap.
     """
     if isinstance(data, PreparedData):
-        data.batch(stop - 1, batch_size)  # its error says where the rows end
+        data.batch(stop - 1, batch_size)  # its error says how many rows there are
         return data.fingerprint
     identity = data.identity(start.step, stop, batch_size)
     _check_vocabulary(start, data)
@@ -167,21 +169,21 @@ def checked_data(start: Start, data: Batches, stop: int, swap: str, batch_size: 
     if largest >= start.model.vocab_size:
         raise ConfigError(
             f"the rows hold id {largest}, {start.label} has embeddings for ids below "
-            f"{start.model.vocab_size}: model and rows do not belong together"
+            f"{start.model.vocab_size}: model and rows do not match"
         )
     if swap:
         check_swap(data.tokenizer, swap)
     return identity
 
 
-def _check_vocabulary(start: Start, data: RowsData) -> None:
+def _check_vocabulary(start: Start, data: TokenFileData) -> None:
     if not data.tokenizer_name:
         return
     if data.vocab_size > start.model.vocab_size:
         raise ConfigError(
             f"the tokenizer {data.tokenizer_name} of the rows has {data.vocab_size} ids, "
             f"{start.label} has embeddings for {start.model.vocab_size}: model and rows do not "
-            "belong together"
+            "match"
         )
     if start.run is not None:
         tokenizer = start.run.data.tokenizer

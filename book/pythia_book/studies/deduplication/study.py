@@ -1,8 +1,8 @@
-"""What deduplication takes away and what it gives (paper sections 2.1 and 2.6): twins compared.
+"""Deduplication (paper sections 2.1 and 2.6): the text it removes, and twin models compared.
 
-The suite has every size twice, on the standard and on the deduplicated text, with the same
-initial weights, number of updates and tokens. Both are measured on the same held-out rows, items
-and training rows, so that every difference is paired.
+The suite has every size twice, trained on the standard and on the deduplicated text from the same
+initial weights, for as many updates and tokens. Twins are measured on the same held-out rows and
+items, so their differences are paired.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ MEASURES = {
     "last_word": ("last words of held-out sentences, deduplicated minus standard (points", 100, 1),
     "accuracy": ("benchmark tasks, zero-shot, deduplicated minus standard (points", 100, 1),
 }
-"""Measure -> words, factor of its unit, and the sign of a benefit."""
+"""Measure -> description, factor of its unit, and the sign of a benefit."""
 
 Suite = dict[tuple[str, str], "Run"]
 
@@ -65,8 +65,8 @@ Suite = dict[tuple[str, str], "Run"]
 
 def recipes_table(params: Params, progress: bool) -> dict[str, pd.DataFrame]:
     """recipes: recipe, documents, tokens, identical, similar (documents removed), percent (tokens).
-    clusters: recipe, copies (size of a cluster), clusters, documents. caught: recipe, similarity,
-    probability that a pair of that similarity is found.
+    clusters: recipe, copies (cluster size), clusters, documents. caught: recipe, similarity,
+    probability that a pair of this similarity is found.
     """
     import pandas as pd
 
@@ -105,7 +105,7 @@ def twins_tables(
 ) -> tuple[dict[str, pd.DataFrame], dict[tuple[str, str], np.ndarray], int]:
     """levels: size, arm, measure, step, percent, value, low, high, n. effects: the same without
     arm, deduplicated minus standard, paired. Also the final paired differences by (measure, size),
-    and the number of checkpoints that could not be measured.
+    and the number of gaps.
     """
     import pandas as pd
 
@@ -172,7 +172,8 @@ def tasks_table(
     params: Params, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray], int]:
     """Benchmark accuracy of the final twins, deduplicated minus standard: size, task, shots, value,
-    low, high, n (task "mean": all zero-shot items); the differences of these by size; gaps."""
+    low, high, n (task "mean": all zero-shot items). Also the pooled zero-shot differences by size,
+    and the number of gaps."""
     import pandas as pd
 
     first = next(iter(suite.values()))
@@ -228,19 +229,19 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         measure: np.mean([final[measure, s] for m, s in final if m == measure], axis=0)
         for measure in dict.fromkeys(measure for measure, _ in final)
     }
-    claims = claims_table(params, pooled, memorized, released)
-    values = _values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps + task_gaps}
+    rows = claims(params, pooled, memorized, released)
+    numbers = values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps + task_gaps}
     runs = list(suite.values())
-    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
+    return StudyResult(STUDY, params, tables, numbers, rows, runs, started, released)
 
 
-def claims_table(
+def claims(
     params: Params,
     pooled: dict[str, np.ndarray],
     memorized: pd.DataFrame,
     released: pd.DataFrame,
 ) -> list[dict[str, Any]]:
-    """The paper finds no clear benefit: an interval wholly on the better side contradicts that."""
+    """The paper finds no clear benefit; an interval on the better side contradicts that."""
     rows = []
     for measure, (words, factor, better) in MEASURES.items():
         e, verdict = None, NOT_TESTABLE
@@ -267,7 +268,7 @@ def claims_table(
 
 
 def published_means(released: pd.DataFrame) -> str | None:
-    """The released differences, a mean over sizes for each number of shots and step, as text."""
+    """The released differences as text, averaged over sizes by number of shots and step."""
     if released.empty:
         return None
     means = released.groupby(["shots", "step"]).value.mean()
@@ -276,7 +277,7 @@ def published_means(released: pd.DataFrame) -> str | None:
     )
 
 
-def _values(
+def values(
     params: Params,
     suite: Suite,
     tables: dict[str, pd.DataFrame],
@@ -284,7 +285,7 @@ def _values(
 ) -> dict[str, Any]:
     recipes = tables["recipes"].set_index("recipe")
     before, after = PILE["tokens"]
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": params.size_list[-1],
         "tokens_before": int(recipes.tokens["none"]),
@@ -297,10 +298,10 @@ def _values(
     }
     for measure, change in pooled.items():
         e = estimate(change[None], params.bootstrap, change=True)
-        values[f"{measure}_change"] = e.interval()
-        values[f"n_{measure}"] = len(change)
+        numbers[f"{measure}_change"] = e.interval()
+        numbers[f"n_{measure}"] = len(change)
     for row in tables["memorized"].itertuples():
         if row.size == params.size_list[-1]:
             share = Estimate(row.value, row.low, row.high, row.n, 1).times(100)
-            values[f"memorized_{row.arm}_percent"] = share.interval()
-    return values
+            numbers[f"memorized_{row.arm}_percent"] = share.interval()
+    return numbers

@@ -1,8 +1,8 @@
-"""What everyone gets wrong about Pythia: the errata of catalogue.toml with their evidence.
+"""Common misstatements about Pythia: the errata of catalogue.toml with their evidence.
 
-Where a computation can decide, the numbers in the text are computed when the erratum is shown
-(errata.evidence); the others cite their source. What an error costs on our models is measured by
-errata.study, through the config field that `measured` names.
+If a computation can decide, the numbers in the text are computed when the erratum is displayed
+(errata.evidence); the others cite their source. errata.study measures the cost of an error on our
+models, through the config field that `measured` names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Erratum:
-    """One common misstatement; the fields are explained in catalogue.toml."""
+    """A common misstatement; catalogue.toml explains the fields."""
 
     name: str
     title: str
@@ -35,7 +35,7 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """The evidence as of now; `released`: the released scores, if there are any."""
+        """Compute the evidence; `released`: the released scores, if available."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
         text = self.evidence.format(**values)
         if not self.released:
@@ -44,10 +44,10 @@ class Erratum:
         return Evidence(text, values, self.released.format(**scores) if scores else NO_SCORES)
 
     def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
-        """What the page and the command line show, text by heading.
+        """Heading -> text, for the page and the command line.
 
         Args:
-            effect: what was measured of its switch, in words.
+            effect: the measured effect of its switch, as text.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -71,10 +71,10 @@ ERRATA = _read()
 
 
 def erratum_named(name: str) -> Erratum:
-    """Look an erratum up.
+    """The erratum with this name.
 
     Raises:
-        ConfigError: unknown name; lists the accepted ones.
+        ConfigError: unknown name; lists the known ones.
     """
     by_name = {erratum.name: erratum for erratum in ERRATA}
     if name not in by_name:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
 from pythia_book.published.tables import TASKS
-from pythia_book.studies.suite.reading import OFFICIAL, pile_reads
+from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.dedup import RECIPES, s_curve
 from pythia_core.data.order import RowOrder

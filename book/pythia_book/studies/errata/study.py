@@ -1,8 +1,9 @@
-"""What the errata cost: models that differ from the suite's in one setting, compared with them.
+"""What each erratum costs: runs that differ from the suite in one setting.
 
-Each switch of errata.params gives one run, equal to the suite's run of that size in all but this
+Each switch of errata.params gives one run, equal to the suite's run of that size in all but one
 field of its config; both are scored on the same held-out rows, so differences are paired. A run
-with another seed is the yardstick. Intervals cover the items, not a repeated training.
+with another seed gives the scale of seed noise. There is one run per setting, so intervals cover
+sampling of items, not of training runs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pythia_book.studies.errata.params import (
     run_configs,
 )
 from pythia_book.studies.registry import train_all
-from pythia_book.studies.suite.reading import pile_reads
+from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.study import StudyResult
 from pythia_core.config import stable_hash
 from pythia_core.evaluation.memorization import ExtractionMeasurement
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 MARGIN = 1.0
-"""Percent of the control's loss that still counts as no change."""
+"""Largest change, in percent of the control's loss, that counts as none."""
 NOT_MEASURED = "not measured"
 INTERVAL = ["value", "low", "high"]
 
@@ -59,7 +60,7 @@ INTERVAL = ["value", "low", "high"]
 def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the runs, compare them with their controls, compute the evidence.
 
-    The default of `published` are the released numbers in `PYTHIA_PUBLISHED_DIR`, if it is set.
+    `published`: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
     published = published or find_published()
     started = time.time()
@@ -75,13 +76,11 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         "passes": passes_table(),
     }
     last = effects[effects.step == scale_named(params.scale).steps]
-    claims = claims_table(params, last, losses)
-    values = _values(params, last, losses, memorized) | {"gaps": gaps + more_gaps}
+    rows = claims(params, last, losses)
+    numbers = values(params, last, losses, memorized) | {"gaps": gaps + more_gaps}
     for each in evidence.values():
-        values |= each.values
-    return StudyResult(
-        STUDY, params, tables, values, claims, list(runs.values()), started, evidence
-    )
+        numbers |= each.values
+    return StudyResult(STUDY, params, tables, numbers, rows, list(runs.values()), started, evidence)
 
 
 # --- measurements ----------------------------------------------------------------------------
@@ -89,7 +88,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 @dataclass(frozen=True)
 class ReadWithGelu:
-    """A trained model measured with the other form of GELU, as converted models are read."""
+    """A trained model with the other form of GELU, as `transformers` evaluates converted models."""
 
     language: LanguageMeasurement
     gelu: str
@@ -111,7 +110,7 @@ def language_table(
 ) -> tuple[pd.DataFrame, dict[str, float], int]:
     """effects: variant, measure, step, percent, value, low, high, n: paired differences from the
     control, loss in nats per token and last words in points. Also the controls' final losses by
-    arm, and the number of checkpoints that could not be measured."""
+    arm, and the number of gaps."""
     import pandas as pd
 
     scale = scale_named(params.scale)
@@ -154,8 +153,8 @@ def memorized_table(
     params: Params, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, int]:
     """variant, control, share (percent of the rows read that the final models have memorized),
-    value, low, high (their difference in points), n; and the number of gaps. Two orders read
-    different rows, hence nothing is paired."""
+    value, low, high (their difference in points), n; and the number of gaps. Runs with different
+    data orders read different rows, so those differences are unpaired."""
     import pandas as pd
 
     last = scale_named(params.scale).steps
@@ -182,7 +181,7 @@ def memorized_table(
 
 
 def _controls(params: Params) -> dict[str, str]:
-    """Every row of the comparison, with the arm of its control."""
+    """Variant -> the suite arm it is compared with."""
     rows = {s.name: s.arm for s in params.switch_list}
     return rows | ({READ: "standard"} if "gelu" in rows else {}) | {SEED: "standard"}
 
@@ -191,8 +190,8 @@ def _controls(params: Params) -> dict[str, str]:
 
 
 def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
-    """name, title, told (the claim as it is usually made), certainty, source, evidence, switch;
-    without what released scores say."""
+    """name, title, told (the claim as usually made), certainty, source, evidence, switch; without
+    released scores."""
     import pandas as pd
 
     rows = [
@@ -204,7 +203,8 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
 
 
 def passes_table() -> pd.DataFrame:
-    """policy, times, percent: of the deduplicated Pile's tokens, read that often by the run."""
+    """policy, times, percent: percentage of the deduplicated Pile's tokens that the run reads
+    `times` times."""
     import pandas as pd
 
     rows = [
@@ -218,9 +218,7 @@ def passes_table() -> pd.DataFrame:
 # --- claims and values -----------------------------------------------------------------------
 
 
-def claims_table(
-    params: Params, last: pd.DataFrame, losses: dict[str, float]
-) -> list[dict[str, Any]]:
+def claims(params: Params, last: pd.DataFrame, losses: dict[str, float]) -> list[dict[str, Any]]:
     """One claim per variant on the final held-out loss; `last`: the effects of the last step."""
     (size,) = params.size_list
     loss = last[last.measure == "loss"].set_index("variant")
@@ -237,11 +235,11 @@ def claims_table(
     return rows
 
 
-def _values(
+def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
     (size,) = params.size_list
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "size": size,
         "n_errata": len(ERRATA),
         "margin_percent": MARGIN,
@@ -249,17 +247,17 @@ def _values(
         "loss_deduplicated": losses.get("deduplicated", NOT_MEASURED),
     }
     controls = _controls(params)
-    for name in LABELS:  # a page names them all, whichever were asked for
+    for name in LABELS:  # pages name all of them, measured or not
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
-            values[f"{name}_{measure}_change"] = _interval(row)
-        change = values[f"{name}_loss_change"]
+            numbers[f"{name}_{measure}_change"] = _interval(row)
+        change = numbers[f"{name}_loss_change"]
         measured = isinstance(change, dict) and controls.get(name) in losses
-        values[f"{name}_loss_percent"] = (
+        numbers[f"{name}_loss_percent"] = (
             100 * change["value"] / losses[controls[name]] if measured else NOT_MEASURED
         )
-        values[f"{name}_memorized_change"] = _interval(memorized[memorized.variant == name])
-    return values
+        numbers[f"{name}_memorized_change"] = _interval(memorized[memorized.variant == name])
+    return numbers
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:

@@ -1,10 +1,10 @@
-"""The gender-bias study's claims: the paper's words, the released numbers, ours, a verdict.
+"""The claims of the gender-bias study: paper, released numbers, our estimate, verdict.
 
-Every row states one difference in one unit, and the verdict follows from its interval by the rules
-of `stats`: excludes 0 on the claimed side -> reproduced; on the other side -> not reproduced;
-includes 0 -> no effect seen. "Marginal" costs are compared with a bound. A claim whose premise
-does not hold here (no stereotype or accuracy to lose, one size, the mirrored swap) is not testable.
-The released numbers are means over the checkpoints from step 134k on that both arms have.
+Every row states one difference in one unit, and its verdict follows from the interval by the rules
+of `stats`: on the claimed side of 0 -> reproduced; on the other side -> not reproduced; including 0
+-> no effect seen. "Marginal" costs are compared with a bound. A claim whose premise does not hold
+here (no stereotype or accuracy to lose, one size, the mirrored swap) is not testable. The released
+numbers are means over the checkpoints from step 134k on that both arms have.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 NOT_RELEASED = "not among the released files"
 LAST_WINDOW = 134_000
 MARGINAL = 2.0
-"""Bound of a marginal loss of accuracy, in points."""
+"""Largest marginal loss of accuracy, in points."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Arm -> length of its intervention, in percent of training."""
 
@@ -61,7 +61,7 @@ Final = dict[tuple[str, str], dict[str, np.ndarray]]
 """(size, arm) -> measure -> float[seeds, items] at the end of training."""
 
 
-def claims_table(
+def claims(
     params: Params,
     final: Final,
     published: Published | None,
@@ -70,7 +70,7 @@ def claims_table(
     """One dict per claim, as `stats.claim_row` makes it.
 
     Args:
-        halves: measure -> group of each of its items, where the groups are resampled apart.
+        halves: measure -> group of each item, for measures resampled within groups.
     """
     sizes = params.size_list
     small, large = sizes[0], sizes[-1]
@@ -99,9 +99,9 @@ def claims_table(
         return points(values, measure, change=False)
 
     moves = partial(premise_verdict, direction=1 if as_paper else -1)
-    # The paper swapped masculine for feminine only: the mirror tests none of its claims.
+    # The paper swapped only masculine for feminine: the mirror tests none of its claims.
     falls = partial(directional_verdict, direction=-1) if as_paper else NOT_TESTABLE
-    # A stereotype can only be lowered where the controls have one, accuracy only lost likewise.
+    # A stereotype can only be lowered, and accuracy only lost, if the controls have it.
     lowered = {
         measure: falls if control(measure).low > 50 else NOT_TESTABLE
         for measure in ("winobias", "crows")
@@ -156,7 +156,7 @@ def _released(published: Published | None, view: str, column: str, window: int |
     parts = []
     for model in dict.fromkeys(late.model):
         arms = ["none"] if window is None else ["none", f"swap_last_{window}pct"]
-        # Only steps at which both were scored: some controls have the final one alone.
+        # Only steps at which both were scored: some controls have only the last one.
         both = wide.loc[model].reindex(columns=arms).dropna()
         if len(both):
             parts.append(f"{model} " + " → ".join(f"{100 * both[arm].mean():.1f}" for arm in arms))

@@ -1,9 +1,9 @@
-"""What a continuation did to a model: whether it goes on smoothly, and what a swap changed.
+"""Two checks of a continuation.
 
-Smoothly: on rows that neither has read yet, the loss of the continued control next to that of the
-source's own checkpoint of the same step, or of the step it began with where there is no other.
-Changed: the gender study's measures of the swap and of its control, which began in the same way
-and read the same rows but for the swapped tokens. All differences are paired and have intervals.
+Continuity: the loss of the continued control on unread rows, compared with the source's checkpoint
+of that step (or of the starting step). Effect: the gender study's measures for swap and control,
+which began in the same way and read the same rows except for swapped tokens. All differences are
+paired and have intervals.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pythia_book.measurements import measure_all
 from pythia_book.released import download
 from pythia_book.released.continuation.run import Continued
 from pythia_book.stats import estimate
-from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, is_choice
+from pythia_book.studies.gender_bias.measures import STRATIFIED, Items, TokenizedItems, is_choice
 from pythia_core.errors import CheckpointError, ConfigError, FetchError
 from pythia_core.evaluation import scoring
 from pythia_core.training.runs import find_run
@@ -32,27 +32,27 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
-    """The source's own checkpoint of a step, else of the step that the run began with."""
+    """The source's checkpoint of a step, else of the step at which the run began."""
     place = run.place
 
-    def at(step: int, revision: str) -> tuple[GPTNeoX, int]:
+    def load(step: int, revision: str) -> tuple[GPTNeoX, int]:
         if place["run"]:
             return find_run(place["run"]).model(step), step
         return download.load(place["published"], revision)[0], step
 
     try:
-        return at(step, f"step{step}")
+        return load(step, f"step{step}")
     except (CheckpointError, FetchError):
-        return at(run.continuation.start, place["revision"])
+        return load(run.continuation.start, place["revision"])
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Loss of the continued control and of its source on the first rows of coming batches.
+    """Loss of the continued control and of its source on the first rows of the next batch.
 
-    At the first saved step, the first after the re-warming, and the last that has a batch to come.
+    Measured at the first saved step, the first after re-warming, and the last with a next batch.
 
     Args:
-        rows: of each batch, at most.
+        rows: maximum number of rows per batch.
 
     Returns:
         Columns CONTINUITY: nats per token; difference = ours - source, with its interval over rows.
@@ -68,16 +68,16 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     table = []
     for step in sorted(chosen):
         batch = control.batch(step)[:rows]
-        original, at = source_model(control, step)
-        ours = scoring.row_losses(_quick(control.model(step)), batch)
-        source = scoring.row_losses(_quick(original), batch)
+        original, source_step = source_model(control, step)
+        ours = scoring.row_losses(_on_device(control.model(step)), batch)
+        source = scoring.row_losses(_on_device(original), batch)
         e = estimate((ours - source)[None], bootstrap, change=True)
         means = float(ours.mean()), float(source.mean())
-        table.append([step, at, len(batch), *means, e.value, e.low, e.high])
+        table.append([step, source_step, len(batch), *means, e.value, e.low, e.high])
     return pd.DataFrame(table, columns=CONTINUITY)
 
 
-def _quick(model: GPTNeoX) -> GPTNeoX:
+def _on_device(model: GPTNeoX) -> GPTNeoX:
     import torch
 
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,15 +101,15 @@ def effects(
         Columns EFFECTS; a step that cannot be measured has a row with the reason.
 
     Raises:
-        ConfigError: nothing is swapped in the run.
+        ConfigError: the run has no swap.
     """
     import pandas as pd
 
     if not swapped.continuation.swap:
-        raise ConfigError(f"run {swapped.id} swaps nothing: give the run with the swap")
+        raise ConfigError(f"run {swapped.id} has no swap: pass the run with the swap")
     control = swapped.control
     length = swapped.config.model.max_seq_len
-    battery = Battery(items or Items.load(), text or swapped.data.with_heldout(), length)
+    battery = TokenizedItems(items or Items.load(), text or swapped.data.with_heldout(), length)
     steps = list(steps or [swapped.continuation.stop])
     cells = [(run, step) for run in (control, swapped) for step in steps]
     arrays_at, gaps = measure_all(cells, battery.measurement(full=True), progress)

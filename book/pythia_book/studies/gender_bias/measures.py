@@ -1,10 +1,10 @@
-"""What the gender-bias study measures on one checkpoint, item by item, computed once and kept.
+"""The measures of the gender-bias study on one checkpoint, item by item.
 
     feminine_share   P(she, her, hers, herself) / P(those and he, him, his, himself) for the token
                      after a context such as "The nurse said that", averaged over the contexts of an
                      occupation; one value per occupation
-    winobias         is the sentence with the pro-stereotypical pronoun the likelier one? 0 or 1
-    crows, stereoset is the stereotyping sentence of the pair the likelier one? 0 or 1
+    winobias         is the sentence with the pro-stereotypical pronoun likelier? 0 or 1
+    crows, stereoset is the stereotyping sentence of the pair likelier? 0 or 1
     loss             nats per token on held-out rows; one value per row
     last_word        is the last word of a held-out sentence predicted greedily? 0 or 1
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 FEMININE = (" she", " her", " hers", " herself")
 MASCULINE = (" he", " him", " his", " himself")
-FEW = ("feminine_share", "crows", "crows_per_token", "crows_margin")
-"""Measures followed over all of training; the others from the first fork on."""
+TRACKED_MEASURES = ("feminine_share", "crows", "crows_per_token", "crows_margin")
+"""Measured over all of training; the other measures from the first fork on."""
 
 STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
-"""Measures whose items come in halves of fixed size: feminine and masculine stereotypes."""
+"""Measures whose items have two strata of fixed size: feminine and masculine stereotypes."""
 
 Measured = dict[str, np.ndarray]
 """Measure -> one value per item, float64[n]."""
@@ -50,7 +50,7 @@ def is_choice(measure: str) -> bool:
 
 @dataclass(frozen=True)
 class Items:
-    """The evaluation items of the study, as plain text."""
+    """The evaluation items as plain text."""
 
     winobias: Sequence[Any]  # items.PronounItem
     crows: Sequence[Any]  # items.SentencePair
@@ -72,24 +72,24 @@ class Items:
         )
 
     def occupation_of(self, context: str) -> str:
-        """The job a context names, the longest match first; the context itself if it names none."""
+        """The longest occupation that a context names; the context itself if it names none."""
         for job in sorted(self.occupations, key=len, reverse=True):
             if re.search(rf"\b{re.escape(job)}\b", context, re.IGNORECASE):
                 return job
         return context
 
     def jobs(self) -> tuple[list[str], np.ndarray]:
-        """The occupations that contexts name, sorted, and for each context the index of its own."""
+        """The occupations that contexts name, sorted, and for each context the index of its one."""
         named = [self.occupation_of(context) for context in self.contexts]
         jobs, index = np.unique(named, return_inverse=True)
         return jobs.tolist(), index
 
 
-class Battery:
-    """The items tokenised and packed for one tokenizer, ready for any number of checkpoints.
+class TokenizedItems:
+    """The items, tokenized and packed once for all checkpoints.
 
-    `too_long` counts the pairs left out because a sentence exceeds the model's length (none at
-    laptop scale).
+    `too_long` counts the pairs excluded because a sentence exceeds the model's context (none at
+    scale laptop).
     """
 
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
@@ -99,14 +99,14 @@ class Battery:
 
         def pack(requests: list[scoring.Request], kind: str) -> scoring.PackedRequests:
             if not requests:
-                raise DataError(f"no {kind} to measure; the study needs at least one")
+                raise DataError(f"no {kind} to measure; need at least one")
             digests.append([(r.context, r.continuation) for r in requests])
             return scoring.pack(requests, max_seq_len)
 
         def pairs(
             left: list[str], right: list[str], kind: str
         ) -> tuple[scoring.PackedRequests, list]:
-            # A pair is scored if both its sentences fit; which pairs did is part of the result.
+            # A pair is scored if both sentences fit; also returns which pairs do.
             lefts = scoring.text_requests(left, encode, data.eod_id)
             rights = scoring.text_requests(right, encode, data.eod_id)
             both = list(zip(lefts, rights, strict=True))
@@ -143,16 +143,16 @@ class Battery:
         self.digest = stable_hash([scoring.VERSION, max_seq_len, digests])
 
     def measurement(self, full: bool) -> GenderMeasurement:
-        """What pythia_book.measurements.measure_all applies to checkpoints."""
+        """The measurement for pythia_book.measurements.measure_all."""
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Every measure if `full`, else those followed over all of training (FEW)."""
+        """Every measure if `full`, else TRACKED_MEASURES."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
         feminine = mass[:, : len(FEMININE)].sum(1)
-        # Contexts of one occupation are no independent items: their mean is one.
+        # Contexts of one occupation are not independent: their mean is one item.
         jobs, job_of = self.jobs
         share = np.bincount(job_of, feminine / mass.sum(1), len(jobs))
         measured["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
@@ -176,7 +176,7 @@ _WORDS = {word.strip() for word in FEMININE}
 
 
 def _choices(name: str, scores: scoring.Scores) -> Measured:
-    """Scores of interleaved pairs (stereotyping, other) as the three forms of a choice."""
+    """The three forms of a choice, from scores of interleaved pairs (stereotyping, other)."""
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]
     return {
@@ -188,9 +188,9 @@ def _choices(name: str, scores: scoring.Scores) -> Measured:
 
 @dataclass(frozen=True)
 class GenderMeasurement:
-    """A battery as a pythia_book.measurements.Measurement."""
+    """The measures of TokenizedItems as a pythia_book.measurements.Measurement."""
 
-    battery: Battery
+    battery: TokenizedItems
     full: bool
 
     @property

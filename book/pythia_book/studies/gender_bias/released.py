@@ -1,12 +1,11 @@
 """The gender study at scale paper: the released deduplicated models, trained on with a swap.
 
-The paper's arms from the released weights of step 113,000, which come without their optimizer state
-(pythia_book.released.continuation.run says how to begin without it). The control and the long swap
-begin there; the short one forks at step 133,000 from the control, whose state was kept: exactly,
-with moments that have had 20,000 updates to form. So one control serves both, as in the study's
-other scales.
+The paper's arms, started from the released weights of step 113,000, which lack optimizer state
+(pythia_book.released.continuation.run explains the re-warming). The control and the long swap start
+there; the short one forks exactly from that control at step 133,000, where Adam's moments have had
+20,000 updates to recover. So one control serves both, as at the study's other scales.
 
-The environment names the models and the data; what is missing is reported before any download:
+The environment names the models and the data; anything missing is reported before any download:
 PYTHIA_PAPER_MODELS, "hub" or a folder with pythia-SIZE-deduped/step113000, and PYTHIA_PAPER_DATA,
 "pile-deduped" (over the network) or a folder with the shards needed.
 """
@@ -17,7 +16,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.run import find_or_continue
 from pythia_book.released.continuation.start import published_train, tokenizer_of
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 MODELS, DATA = "PYTHIA_PAPER_MODELS", "PYTHIA_PAPER_DATA"
 LONG, SHORT, END = 113, 133, 143
-"""Evenly spaced checkpoints: where the long and the short swap begin, and the end."""
+"""Evenly spaced checkpoints at which the long and the short swap begin, and the end."""
 
 
 def _source(size: str) -> str:
@@ -46,13 +45,13 @@ def _train(scale: Scale, size: str) -> TrainConfig:
     return published_train(shape.model(50_304), scale.data.seq_len, **schedule)
 
 
-def _rows(scale: Scale, size: str) -> RowsData:
+def _rows(scale: Scale, size: str) -> TokenFileData:
     tokenizer = tokenizer_of(_source(size), f"step{scale.fork_step(LONG)}")
-    return RowsData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
+    return TokenFileData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
 
 
 def plans(params: Params) -> list[Plan]:
-    """For each size: control and long swap, then the short swap."""
+    """Per size: control and long swap, then the short swap."""
     scale, every = scale_named(params.scale), []
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     for size in params.size_list:
@@ -65,13 +64,13 @@ def plans(params: Params) -> list[Plan]:
 
 
 def check(params: Params) -> None:
-    """Refuse to begin while something is missing.
+    """Check that nothing is missing.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
     """
     if params.seeds != 1:
-        raise ConfigError(f"seeds={params.seeds}: the released deduplicated models have one")
+        raise ConfigError(f"expected seeds=1, as the released models have one; got {params.seeds}")
     missing = [
         f"set {name} to {value}"
         for name, value in (
@@ -90,7 +89,7 @@ def check(params: Params) -> None:
         lines = [line for plan in _plans_or_none(params) for line in plan.lines]
         raise ConfigError("\n  ".join(["scale paper cannot begin:", *missing, *lines]))
     every = plans(params)
-    if any(plan.absent for plan in every):
+    if any(plan.missing_shards for plan in every):
         lines = [line for plan in every for line in plan.lines]
         raise ConfigError("\n  ".join(["scale paper cannot begin, shards are missing:", *lines]))
 
@@ -103,7 +102,7 @@ def _plans_or_none(params: Params) -> list[Plan]:
 
 
 def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
-    """(size, 0, arm) -> run, for the study's three arms; found or trained."""
+    """(size, 0, arm) -> run, found or trained, for the three arms of the study."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     arms: dict[tuple[str, int, str], Any] = {}

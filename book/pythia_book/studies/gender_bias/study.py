@@ -1,9 +1,9 @@
-"""The gender-bias intervention (paper section 3.1): train on, with the pronouns swapped.
+"""The gender-bias intervention (paper section 3.1): training goes on with pronouns swapped.
 
 For each size and seed: a control run, and two forks of it that replay exactly its batches with
 masculine pronouns replaced by feminine ones (or the mirror) in the last 7 % and the last 21 % of
-training. The forks leave at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
-paper. Seed i gives both the order and the weights the seed 1234 + i.
+training. They fork at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the paper.
+Seed i uses 1234 + i for both data order and initial weights.
 
 Measured over the branch and at the end (gender_bias.measures); every effect is a paired difference
 with its bootstrap interval (stats).
@@ -21,8 +21,14 @@ import numpy as np
 from pythia_book.measurements import measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.stats import estimate
-from pythia_book.studies.gender_bias.claims import claims_table
-from pythia_book.studies.gender_bias.measures import STRATIFIED, Battery, Items, Measured, is_choice
+from pythia_book.studies.gender_bias.claims import claims
+from pythia_book.studies.gender_bias.measures import (
+    STRATIFIED,
+    Items,
+    Measured,
+    TokenizedItems,
+    is_choice,
+)
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
@@ -39,11 +45,11 @@ if TYPE_CHECKING:
 Key = tuple[str, str, int]
 """(size, arm, step)."""
 Strata = dict[str, np.ndarray]
-"""Measure -> group of each of its items, where the groups are resampled apart."""
+"""Measure -> group of each item, for measures resampled within groups."""
 
 
 def check(params: Params) -> None:
-    """Refuse scale paper while models or data that it needs are missing.
+    """Check that the models and data for scale paper are there.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
@@ -69,7 +75,7 @@ def run(
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
 
     Raises:
-        ConfigError: as `check`.
+        ConfigError: see `check`.
     """
     from pythia_book.studies.gender_bias import released
 
@@ -88,11 +94,11 @@ def run(
         trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
     runs = list(trained.values())
     texts = {run.id: run.data.with_heldout() for run in runs}
-    batteries: dict[str, Battery] = {}  # the order of seeds differs, items and texts do not
+    batteries: dict[str, TokenizedItems] = {}  # the order of seeds differs, items and texts do not
     for run in runs:
         text = texts[run.id]
         if text.fingerprint not in batteries:
-            batteries[text.fingerprint] = Battery(items, text, run.config.model.max_seq_len)
+            batteries[text.fingerprint] = TokenizedItems(items, text, run.config.model.max_seq_len)
     battery = batteries[texts[runs[0].id].fingerprint]
     places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
     arrays_at, gaps = {}, []
@@ -108,7 +114,7 @@ def run(
             arrays_at |= arrays
             gaps += missing
     if lost := [gap for gap in gaps if gap.step == scale.steps]:
-        raise CheckpointError(f"the end of a run cannot be measured: {lost[0].reason}")
+        raise CheckpointError(f"the last checkpoint of a run cannot be measured: {lost[0].reason}")
     measured: dict[Key, list[Measured]] = {}
     for (size, _, arm), run, step in places:
         if (run.id, step) in arrays_at:
@@ -120,13 +126,13 @@ def run(
         if ARMS[arm] is not None
     ]
     halves = {name: battery.feminine_job for name in STRATIFIED}
-    tables = _tables(params, items, arrays, ledgers, halves)
+    frames = tables(params, items, arrays, ledgers, halves)
     final = {(s, a): arrays[s, a, scale.steps] for s in params.size_list for a in ARMS}
-    claims = claims_table(params, final, published, halves)
-    values = _values(params, items, tables)
-    values["n_too_long"] = sum(battery.too_long.values())
-    values["gaps"] = len(gaps)
-    return StudyResult(STUDY, params, tables, values, claims, runs, started, published)
+    rows = claims(params, final, published, halves)
+    numbers = values(params, items, frames)
+    numbers["n_too_long"] = sum(battery.too_long.values())
+    numbers["gaps"] = len(gaps)
+    return StudyResult(STUDY, params, frames, numbers, rows, runs, started, published)
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
@@ -145,12 +151,12 @@ def _ledger_row(run: Run) -> dict[str, Any]:
 
 
 def _stack(measures: list[Measured]) -> dict[str, np.ndarray]:
-    """Per measure float[seeds, items]; only what every seed has."""
+    """Measure -> float[seeds, items], for measures that every seed has."""
     names = [n for n in measures[0] if all(n in other for other in measures)]
     return {name: np.stack([other[name] for other in measures]) for name in names}
 
 
-def _tables(
+def tables(
     params: Params,
     items: Items,
     arrays: dict[Key, dict[str, np.ndarray]],
@@ -159,8 +165,8 @@ def _tables(
 ) -> dict[str, pd.DataFrame]:
     """levels: size arm measure value low high n seeds (final weights).
     effects: the same with value = arm - control, paired.
-    branch: levels at every measured step (before the first fork those of FEW only), percent = 100
-    step / steps; a fork begins with its parent's point. branch_effects: arm - control, paired.
+    branch: levels at every measured step (before the first fork, TRACKED_MEASURES only), percent =
+    100 step / steps; a fork begins with its parent's point. branch_effects: arm - control, paired.
     occupations: size arm occupation value n (contexts). ledger: what each fork changed.
     """
     import pandas as pd
@@ -189,8 +195,8 @@ def _tables(
                 levels.append({**place, "measure": name, **level})
             if arm != "control":
                 difference = values - arrays[size, "control", step][name]
-                apart = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
-                change = summary(name, difference, change=True, exact=apart and is_choice(name))
+                forked = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
+                change = summary(name, difference, change=True, exact=forked and is_choice(name))
                 branch_effects.append({**place, "measure": name, **percent, **change})
                 if step == scale.steps:
                     effects.append({**place, "measure": name, **change})
@@ -199,7 +205,7 @@ def _tables(
         share = measures["feminine_share"].mean(0)
         for job, value, n in zip(jobs, share, contexts, strict=True):
             occupations.append({**place, "occupation": job, "value": value, "n": n})
-    tables = {
+    frames = {
         "levels": pd.DataFrame(levels),
         "effects": pd.DataFrame(effects),
         "branch": pd.DataFrame(branch),
@@ -212,18 +218,18 @@ def _tables(
         name: frame.sort_values(
             ["size", "arm"], key=lambda c: c.map(ranks), kind="stable", ignore_index=True
         )
-        for name, frame in tables.items()
+        for name, frame in frames.items()
     }
 
 
-def _values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers that prose may quote; measures are those of the largest size."""
+def values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Names and numbers for prose; measures are those of the largest size."""
     largest = params.size_list[-1]
     levels, effects = (
         frame[frame["size"] == largest].set_index(["measure", "arm"])
         for frame in (tables["levels"], tables["effects"])
     )
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": largest,
         "seeds": params.seeds,
@@ -234,14 +240,14 @@ def _values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> di
     for name in ("winobias", *halves, "crows", "stereoset", "feminine_share", "loss", "last_word"):
         if (name, "control") not in levels.index:  # a half without items
             continue
-        values[f"n_{name}"] = int(levels.n[name, "control"])
+        numbers[f"n_{name}"] = int(levels.n[name, "control"])
         for arm in ARMS:
-            values[f"{name}_{arm}"] = levels.loc[(name, arm), interval].to_dict()
+            numbers[f"{name}_{arm}"] = levels.loc[(name, arm), interval].to_dict()
             if arm != "control":
-                values[f"{name}_change_{arm}"] = effects.loc[(name, arm), interval].to_dict()
+                numbers[f"{name}_change_{arm}"] = effects.loc[(name, arm), interval].to_dict()
     ledger = tables["ledger"]
     for arm in ("swap_7", "swap_21"):
         forks = ledger[(ledger["size"] == largest) & (ledger.arm == arm)]
-        values[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
-        values[f"share_changed_{arm}"] = float(forks.share.mean())
-    return values
+        numbers[f"tokens_changed_{arm}"] = round(forks.tokens_changed.mean())
+        numbers[f"share_changed_{arm}"] = float(forks.share.mean())
+    return numbers

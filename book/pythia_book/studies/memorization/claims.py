@@ -1,7 +1,7 @@
-"""The memorization study's claims, with verdicts from intervals and calibrated tests.
+"""The claims of the memorization study, with verdicts from intervals and calibrated tests.
 
-That order does not matter is a claim of no effect, which an interval around zero supports only as
-far as it is narrow: within BOUND percent per tenth of training, or the claim is not testable.
+"Order does not matter" claims no effect, which an interval around zero supports only if it is
+narrow: within BOUND percent per tenth of training, or the claim is not testable.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from pythia_book.studies.memorization.params import Params
 
 BOUND = 5.0
-"""% change of the rate per 10 % of training that counts as none."""
+"""Largest change of the rate, in % per 10 % of training, that counts as none."""
 ALPHA = 0.05
 PAPER_PREDICTION = "12B from its step 23,000: precision .918, recall .500; from 70M: .956, .197"
 
 
-def claims_table(
+def claims(
     params: Params, tables: dict[str, pd.DataFrame], released: pd.DataFrame
 ) -> list[dict[str, Any]]:
     """One dict per claim, as `stats.claim_row` makes it."""
@@ -43,7 +43,7 @@ def claims_table(
         rows.append(claim_row(*row))
 
     def change(a: tuple[str, str], b: tuple[str, str]) -> Estimate | None:
-        """Share at a minus share at b in points, as of independent estimates."""
+        """Share at a minus share at b, in points, as independent estimates."""
         if a == b or a not in last.index or b not in last.index:
             return None
         return difference(_estimate(last.loc[a]), _estimate(last.loc[b])).times(100)

@@ -1,17 +1,17 @@
-"""Does the place of a row in training matter? Tests that hold their level at any rate of events.
+"""Does the position of a row in training matter? Tests of correct size at any event rate.
 
 The null hypothesis: M events (memorized rows) are a uniformly random subset of N eligible rows.
-Every p-value comes from drawing such subsets; no rate is fitted and no distribution assumed. The
-textbook forms reject true nulls: counts per window are binomial, not Poisson, and gaps are whole
-numbers, not exponential (`textbook_p`).
+Every p-value comes from drawing such subsets, without fitting a rate or assuming a distribution, so
+each test has exactly its nominal size. The textbook forms reject true nulls: counts per window are
+binomial, not Poisson, and gaps are whole numbers, not exponential (`textbook_p`).
 
-    trend        mean place of the events; as % change of the rate per 10 % of training
+    trend        mean position of the events; as % change of the rate per 10 % of training
     dispersion   variance of the counts per window over the binomial one, at several windows
-    positions    Kolmogorov-Smirnov distance of the places to uniform
+    positions    Kolmogorov-Smirnov distance of the positions to uniform
     gaps         the same for the gaps between events, to geometric
 
-ALTERNATIVES are ways in which order could matter; a test's power against them at the M and N of a
-run says what it means that the test did not reject.
+ALTERNATIVES are ways in which order could matter. Power against these alternatives at a run's M and
+N says how to read a non-rejection.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _CHUNK = 1 << 21
 
 @dataclass(frozen=True)
 class Design:
-    """Where events can be: the eligible rows of a run, and how many events there are."""
+    """The eligible rows of a run, and the number of events among them."""
 
     eligible: np.ndarray
     """bool[rows of the run]."""
     events: int
     windows: tuple[int, ...]
-    """Rows of a window; those that give fewer than MIN_WINDOWS windows are left out."""
+    """Window sizes in rows; those with fewer than MIN_WINDOWS windows are skipped."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.events <= self.n:
-            raise DataError(f"{self.events} events cannot lie in {self.n} eligible rows")
+            raise DataError(f"{self.events} events do not fit into {self.n} eligible rows")
         if any(w < 1 for w in self.windows):
             raise ConfigError(f"windows must have at least 1 row, got {self.windows}")
 
@@ -57,31 +57,32 @@ class Design:
         return min(self.events, self.n - self.events) >= MIN_EVENTS
 
     @cached_property
-    def usable(self) -> tuple[int, ...]:
-        """Windows that give enough of them."""
+    def testable_windows(self) -> tuple[int, ...]:
+        """Window sizes with enough windows."""
         return tuple(w for w in self.windows if len(self.eligible) // w >= MIN_WINDOWS)
 
     @property
-    def tests(self) -> tuple[tuple[str, int], ...]:
-        """(test, window) in the order of the columns of `statistics`; 0 where there is none."""
-        dispersion = tuple(("dispersion", w) for w in self.usable)
+    def test_columns(self) -> tuple[tuple[str, int], ...]:
+        """(test name, window size) per column of `statistics`; window size 0 for tests without
+        windows."""
+        dispersion = tuple(("dispersion", w) for w in self.testable_windows)
         return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
 
     @cached_property
-    def place(self) -> np.ndarray:
-        """float64[n]: place in training of every eligible row, 0 to 1, middle of the row."""
+    def position(self) -> np.ndarray:
+        """float64[n]: position in training of the middle of every eligible row, 0 to 1."""
         return (np.nonzero(self.eligible)[0] + 0.5) / len(self.eligible)
 
     def window_of(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Window of each eligible row (rows after the last whole window get one more), and the
-        number of eligible rows of each whole window."""
+        """Window of each eligible row (rows after the last whole window get an extra one), and the
+        number of eligible rows per whole window."""
         whole = len(self.eligible) // window
         index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
         return index, np.bincount(index, minlength=whole + 1)[:whole]
 
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[draws, M]: sorted ranks (among the eligible) of events under the null."""
+    """int64[draws, M]: sorted ranks (among eligible rows) of events under the null."""
     return _smallest(design, draws, lambda k: rng.random((k, design.n)))
 
 
@@ -107,14 +108,14 @@ def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndar
 def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
     """float64[draws, tests]: the statistic of every test for sorted ranks int[draws, M]."""
     columns = [trend_slope(design, ranks)]
-    columns += [dispersion(design, ranks, window) for window in design.usable]
+    columns += [dispersion(design, ranks, window) for window in design.testable_windows]
     columns += [_positions(design, ranks), _gaps(design, ranks)]
     return np.stack(columns, 1)
 
 
 def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Slope b of a rate that is proportional to 1 + b * (place - mean place): Laplace's score."""
-    centred = design.place - design.place.mean()
+    """Slope b of a rate proportional to 1 + b * (position - mean position): Laplace's score."""
+    centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()
 
 
@@ -152,15 +153,15 @@ def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Null:
-    """What the statistics are when order does not matter, by simulation."""
+class NullDistribution:
+    """The simulated distribution of the statistics when order does not matter."""
 
     design: Design
     table: np.ndarray
     """float64[draws, tests]."""
 
     @classmethod
-    def simulate(cls, design: Design, draws: int) -> Null:
+    def simulate(cls, design: Design, draws: int) -> NullDistribution:
         """Statistics of `draws` random subsets.
 
         Raises:
@@ -182,14 +183,14 @@ class Null:
         return cls(design, np.concatenate(parts))
 
     def p_values(self, observed: np.ndarray) -> np.ndarray:
-        """float64[k, tests]: p of the statistics float64[k, tests].
+        """float64[k, tests]: p-values of the statistics float64[k, tests].
 
-        Trend and dispersion are two-sided, distances one-sided. A draw counts as one of those it
-        is compared with, so that no p is 0 and the level is exact.
+        Trend and dispersion are two-sided, distances one-sided. The observation counts as one of
+        the draws, so no p-value is 0 and the level is exact.
         """
         draws = len(self.table)
         result = np.empty(observed.shape)
-        for t, (name, _) in enumerate(self.design.tests):
+        for t, (name, _) in enumerate(self.design.test_columns):
             null, column = np.sort(self.table[:, t]), observed[:, t]
             slack = 1e-9 * max(1.0, float(np.abs(null).max()))  # equal up to rounding is equal
             upper = draws - np.searchsorted(null, column - slack, "left")
@@ -200,7 +201,7 @@ class Null:
         return result
 
     def range(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bounds between which 95 % of the simulated statistics of every test lie."""
+        """Bounds of the central 95 % of the simulated statistics of every test."""
         low, high = np.quantile(self.table, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
         return low, high
 
@@ -223,18 +224,18 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
     """% change of the rate (of its mean) per 10 % of training, and its 95 % interval.
 
     The binomial variance of the score is inflated by the dispersion of the counts in the smallest
-    window where that exceeds 1 (quasi-likelihood): events that come in clumps tell less.
+    window if that exceeds 1 (quasi-likelihood): clustered events carry less information.
     """
     ranks = ranks[None] if ranks.ndim == 1 else ranks
     slope = float(trend_slope(design, ranks)[0])
-    centred = design.place - design.place.mean()
+    centred = design.position - design.position.mean()
     variance = (centred**2).mean()
-    # what the places of the events themselves vary by, with the correction for drawing from few
+    # the variance of the events' positions, with the finite-population correction
     spread = (centred[ranks[0]] - centred[ranks[0]].mean()).var(ddof=1)
     finite = (design.n - design.events) / (design.n - 1)
     inflation = 1.0
-    if design.usable:
-        inflation = max(1.0, float(dispersion(design, ranks, min(design.usable))[0]))
+    if design.testable_windows:
+        inflation = max(1.0, float(dispersion(design, ranks, min(design.testable_windows))[0]))
     half = Z_95 * (spread * finite * inflation / design.events) ** 0.5 / variance
     return Estimate(10 * slope, 10 * (slope - half), 10 * (slope + half), design.n, 1)
 
@@ -243,17 +244,17 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
 
 
 def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
-    """theoretical, observed, low, high: counts per window, sorted, against Poisson quantiles of the
-    same mean. 95 % of random subsets lie wholly between low and high."""
+    """theoretical, observed, low, high, one entry per window: sorted counts, Poisson quantiles of
+    the same mean. 95 % of random subsets lie entirely between low and high."""
     from scipy.stats import poisson
 
     observed = np.sort(counts_per_window(design, ranks[None], window)[0])
     rng = np.random.default_rng([0, 2])
     null = np.sort(counts_per_window(design, random_subsets(design, draws, rng), window), axis=1)
     in_order = np.sort(null, axis=0)
-    at = (np.arange(len(observed)) + 0.5) / len(observed)
-    theoretical = poisson.ppf(at, observed.mean())
-    cut = 0  # draws left out at either end of every point, as many as the band allows
+    levels = (np.arange(len(observed)) + 0.5) / len(observed)
+    theoretical = poisson.ppf(levels, observed.mean())
+    cut = 0  # draws excluded at either end of every point, as many as the band allows
     for trial in range(1, draws // 2):
         inside = (null >= in_order[trial]) & (null <= in_order[-1 - trial])
         if inside.all(1).mean() < LEVEL:
@@ -310,7 +311,7 @@ def linear_trend(total: float) -> Draw:
     """The rate rises linearly by `total` of its mean from the first row to the last."""
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        return (1 + total * (design.place - 0.5))[None]
+        return (1 + total * (design.position - 0.5))[None]
 
     return weighted(weights)
 
@@ -326,8 +327,8 @@ def batch_rates(variation: float) -> Draw:
     return weighted(weights)
 
 
-def clumps(share: float, size: int, within: int) -> Draw:
-    """A share of the events come `size` at a time within `within` rows; size = within = 2:
+def clusters(share: float, size: int, within: int) -> Draw:
+    """A share of the events come in clusters of `size` within `within` rows; size = within = 2:
     adjacent pairs."""
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -335,12 +336,12 @@ def clumps(share: float, size: int, within: int) -> Draw:
         groups = round(share * design.events / size)
         for i in range(draws):
             starts = rng.choice(design.n // within, groups, replace=False) * within
-            places = rng.permuted(np.tile(np.arange(within), (groups, 1)), axis=1)[:, :size]
-            taken = np.zeros(design.n, bool)
-            taken[(starts[:, None] + places).ravel()] = True
-            (free,) = np.nonzero(~taken)
-            taken[rng.choice(free, design.events - taken.sum(), replace=False)] = True
-            ranks[i] = np.nonzero(taken)[0]
+            offsets = rng.permuted(np.tile(np.arange(within), (groups, 1)), axis=1)[:, :size]
+            is_event = np.zeros(design.n, bool)
+            is_event[(starts[:, None] + offsets).ravel()] = True
+            (free,) = np.nonzero(~is_event)
+            is_event[rng.choice(free, design.events - is_event.sum(), replace=False)] = True
+            ranks[i] = np.nonzero(is_event)[0]
         return ranks
 
     return draw
@@ -352,18 +353,18 @@ ALTERNATIVES: dict[str, Draw] = {
     "the rate rises by 30 % over training": linear_trend(0.3),
     "the rate doubles over training": linear_trend(2 / 3),
     "rates of batches vary by 30 %": batch_rates(0.3),
-    "20 % of events in adjacent pairs": clumps(0.2, 2, 2),
-    "20 % of events in clumps, 4 in 16 rows": clumps(0.2, 4, 16),
+    "20 % of events in adjacent pairs": clusters(0.2, 2, 2),
+    "20 % of events in clumps, 4 in 16 rows": clusters(0.2, 4, 16),
 }
 
 
-def rejections(null: Null, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """int64[tests]: of `draws` samples of an alternative, how many each test rejects at 5 %."""
+def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
+    """int64[tests]: rejections at 5 % by each test, of `draws` samples of an alternative."""
     ranks = draw(null.design, draws, np.random.default_rng(seed))
     return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
 
 
 def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """Of `draws` true nulls, how many the textbook tests reject at 5 %."""
+    """Rejections at 5 % by the textbook tests, of `draws` true nulls."""
     p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
     return {name: int((values <= 0.05).sum()) for name, values in p.items()}

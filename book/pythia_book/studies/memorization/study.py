@@ -1,10 +1,9 @@
-"""Memorization, and whether the order of training decides what is memorized (paper section 3.2).
+"""Memorization, and whether it depends on the order of training (paper section 3.2).
 
 Extraction of every row that a checkpoint has read (pythia_core.evaluation.memorization), by size,
-over training, on both texts, and by how often a row was read. Whether a row's place in training
-matters is tested with and without rows read more than once (order_tests), and the power of each
-test is shown. Then the memorized set of the last checkpoint is predicted from earlier checkpoints
-and from smaller models.
+over training, on both texts, and by repetition count. Whether a row's position in training matters
+is tested with and without rows read more than once (order_tests), with the power of each test. Then
+the memorized set of the last checkpoint is predicted from earlier checkpoints and smaller models.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy as np
 from pythia_book.measurements import Arrays, measure_all
 from pythia_book.published.results import find as find_published
 from pythia_book.studies.memorization import tables as tables_of
-from pythia_book.studies.memorization.claims import claims_table
+from pythia_book.studies.memorization.claims import claims
 from pythia_book.studies.memorization.params import STUDY, Params
 from pythia_book.studies.memorization.tables import Rows
 from pythia_book.studies.registry import train_all
@@ -57,18 +56,18 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Extracted:
-    """Which of the rows that it has read each checkpoint of a suite has memorized."""
+    """The rows that each checkpoint of a suite has memorized, of those it has read."""
 
     params: Params
     suite: dict[tuple[str, str], Run]
     arrays: dict[tuple[str, int], Arrays]
-    """By run id and step; a checkpoint that could not be measured is missing."""
+    """By run id and step; gaps are missing."""
     rows: dict[str, Rows]
-    """Of each arm, in the order of training."""
+    """The rows of each arm, in the order of training."""
     gaps: int
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """bool[rows read by `step`], the last by default; None where it is missing."""
+        """bool[rows read by `step`], by default the last; None for a gap."""
         step = scale_named(self.params.scale).steps if step is None else step
         arrays = self.arrays.get((self.suite[size, arm].id, step))
         return None if arrays is None else arrays["memorized"]
@@ -77,7 +76,7 @@ class Extracted:
 def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
     """Find or train the suite, extract, count, test, predict.
 
-    The default of `published` are the released numbers in `PYTHIA_PUBLISHED_DIR`, if it is set.
+    `published`: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
     import pandas as pd
 
@@ -95,10 +94,9 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     }
     tables = {name: pd.DataFrame(lines[name], columns=c) for name, c in COLUMNS.items()}
     released = published.memorization if published is not None else pd.DataFrame()
-    claims = claims_table(params, tables, released)
-    values = _values(extracted, tables)
+    rows, numbers = claims(params, tables, released), values(extracted, tables)
     runs = list(suite.values())
-    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
+    return StudyResult(STUDY, params, tables, numbers, rows, runs, started, released)
 
 
 def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) -> Extracted:
@@ -141,7 +139,7 @@ def _shares(extracted: Extracted) -> Lines:
 
 
 def _by_repetition_count(extracted: Extracted) -> Lines:
-    """Share memorized at the end by how often the first tokens were read in the run."""
+    """Share memorized at the end, by repetition count of the first tokens in the run."""
     lines = []
     for size, arm in extracted.suite:
         memorized = extracted.memorized(size, arm)
@@ -154,7 +152,7 @@ def _by_repetition_count(extracted: Extracted) -> Lines:
 
 def _order(extracted: Extracted) -> dict[str, Lines]:
     """tests, rates, qq of the largest model on both texts, all rows and rows read once; power and
-    levels of the tests at the number of rows and events there are on the standard text."""
+    levels of the tests for the numbers of rows and events on the standard text."""
     params = extracted.params
     tests, rates, qq, power, levels = [], [], [], [], []
     for arm in DATA_ARMS:
@@ -197,11 +195,11 @@ def _prediction(extracted: Extracted) -> Lines:
     return lines
 
 
-def _values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     shares, tests, largest = tables["shares"], tables["tests"], extracted.params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
     checked = np.sum([arrays["checked"] for arrays in extracted.arrays.values()], axis=0)
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(extracted.params.size_list),
         "largest": largest,
         "n_rows": int(last.rows.max()) if len(last) else 0,
@@ -212,6 +210,6 @@ def _values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, 
     for arm in DATA_ARMS:
         if (largest, arm) in last.index:
             row = last.loc[(largest, arm)]
-            values[f"memorized_{arm}"] = int(row.memorized)
-            values[f"percent_{arm}"] = {k: 100 * float(row[k]) for k in INTERVAL}
-    return values | {"gaps": extracted.gaps}
+            numbers[f"memorized_{arm}"] = int(row.memorized)
+            numbers[f"percent_{arm}"] = {k: 100 * float(row[k]) for k in INTERVAL}
+    return numbers | {"gaps": extracted.gaps}

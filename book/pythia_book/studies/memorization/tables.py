@@ -1,8 +1,8 @@
-"""The memorization study's tables, from arrays of extraction and of repetition counts.
+"""The tables of the memorization study, from extraction results and repetition counts.
 
-Rows with the same first tokens are memorized or not together, so intervals come from resampling
-different beginnings, each with all its rows (`resampled`). Copies that begin at another place, or
-differ in a token, count as different, which makes intervals a little too narrow.
+Rows with the same first tokens are memorized together or not at all, so intervals come from
+resampling distinct beginnings, each with all its rows (`resampled`). Copies that start at another
+offset or differ in a token count as distinct, which makes intervals slightly too narrow.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 
 from pythia_book.stats import Estimate, wilson
 from pythia_book.studies.memorization import order_tests
-from pythia_book.studies.memorization.order_tests import Design, Null
+from pythia_book.studies.memorization.order_tests import Design, NullDistribution
 
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """Repetition counts, first and last of each bin."""
 RATE_BINS = 20
 RATES = (0.01, 0.05, 0.2)
-"""Rates of events at which the level of every test is shown."""
+"""Event rates at which the level of every test is reported."""
 REPEATS = 400
-"""Simulated runs behind every power and level."""
+"""Simulated runs per power and level."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rows:
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Sums of columns int[n, k], and float64[draws, k] of them, texts drawn with replacement.
 
-    Texts with equal sums are drawn together, which is the same and fast.
+    Texts with equal sums are drawn as one multinomial group: the same distribution, but faster.
     """
     _, text = np.unique(text, return_inverse=True)
     n_texts = int(text.max()) + 1 if len(text) else 0
@@ -56,9 +56,9 @@ def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.nda
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
-    """Share of `whole` (bool[n]) that is `part`, with its interval; NaN where there is nothing.
+    """Share of `whole` (bool[n]) that is `part`, with its interval; NaN if `whole` is empty.
 
-    Where all or none are, the exact binomial bound over texts is given.
+    For shares of 0 and 1, the exact binomial bound over texts.
     """
     part = part & whole
     n = int(whole.sum())
@@ -75,7 +75,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
 
 
 def by_repetition_count(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
-    """Share memorized by how often a row's first tokens were read."""
+    """Share memorized by the repetition count of a row's first tokens."""
     table, times = [], rows.repetition_count
     for first, last in BINS:
         inside = (times >= first) & (times <= (last or times.max()))
@@ -89,7 +89,7 @@ def by_repetition_count(memorized: np.ndarray, rows: Rows, draws: int) -> list[d
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Share memorized in equal stretches of training."""
+    """Share memorized in equal parts of training."""
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
     for start, stop in pairwise(edges):
@@ -107,19 +107,19 @@ def rate_over_training(
 def tests_of(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Every test of order_tests on one set of rows, with Holm's p; too few events give a row."""
+    """Every test of order_tests on one set of rows, with Holm's p; one row if too few events."""
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
     if not design.testable:
         status = "not testable: too few events"
         return [{"test": "all", "window": 0, **counts, "status": status}]
-    null = Null.simulate(design, simulations)
+    null = NullDistribution.simulate(design, simulations)
     (ranks,) = np.nonzero(memorized[eligible])
     observed = order_tests.statistics(design, ranks[None])
     p = null.p_values(observed)[0]
     adjusted, (low, high) = order_tests.holm(p), null.range()
     table = []
-    for t, (name, window) in enumerate(design.tests):
+    for t, (name, window) in enumerate(design.test_columns):
         effect = Estimate(math.nan, math.nan, math.nan, design.n, 1)
         if name == "trend":
             effect = order_tests.trend_effect(design, ranks)
@@ -151,11 +151,11 @@ def power_table(
     design = Design(eligible, events, tuple(windows))
     if not design.testable:
         return []
-    null = Null.simulate(design, simulations)
+    null = NullDistribution.simulate(design, simulations)
     table = []
     for name, draw in order_tests.ALTERNATIVES.items():
         rejected = order_tests.rejections(null, draw, REPEATS)
-        for (test, window), k in zip(design.tests, rejected, strict=True):
+        for (test, window), k in zip(design.test_columns, rejected, strict=True):
             share = wilson(int(k), REPEATS)
             row = {"alternative": name, "test": test, "window": window}
             table.append(row | share.interval())
@@ -163,18 +163,18 @@ def power_table(
 
 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """How often true nulls are rejected at 5 %: our tests next to the textbook's."""
+    """How often true nulls are rejected at 5 %, by our tests and by the textbook's."""
     table = []
     for rate in RATES:
         design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
-        if not design.testable or not design.usable:
+        if not design.testable or not design.testable_windows:
             continue
-        null = Null.simulate(design, simulations)
-        window = min(design.usable)
+        null = NullDistribution.simulate(design, simulations)
+        window = min(design.testable_windows)
         ours = order_tests.rejections(null, order_tests.random_subsets, REPEATS)
         rejected = {
             test if not w else f"{test}, {w} rows": int(k)
-            for (test, w), k in zip(design.tests, ours, strict=True)
+            for (test, w), k in zip(design.test_columns, ours, strict=True)
         }
         textbook = order_tests.textbook_rejections(design, window, REPEATS)
         for kind, counts in (("ours", rejected), ("textbook", textbook)):
@@ -187,9 +187,9 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
 def qq_table(
     memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
 ) -> list[dict[str, Any]]:
-    """Points of the paper's Q-Q plot with how many windows lie on each, and the band."""
+    """Points of the paper's Q-Q plot with the number of windows on each, and the band."""
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
-    if not (design.testable and design.usable):
+    if not (design.testable and design.testable_windows):
         return []
     (ranks,) = np.nonzero(memorized[eligible])
     points = order_tests.poisson_qq(design, ranks, window, simulations)
@@ -207,7 +207,7 @@ def qq_table(
 def prediction_row(
     predicted: np.ndarray, truth: np.ndarray, text: np.ndarray, draws: int
 ) -> dict[str, Any]:
-    """Confusion counts of a predicted set of memorized rows, precision, recall and their gap."""
+    """Confusion counts of a predicted set of memorized rows; precision, recall, difference."""
     parts = np.stack(
         [predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth], 1
     ).astype(int)

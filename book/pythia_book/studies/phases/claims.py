@@ -1,8 +1,8 @@
 """Claims of earlier work about early training, and numbers for prose.
 
-None of it is a claim of the Pythia paper, whose checkpoints made such work possible. The milestones
-of two sizes are compared by how often the number of updates doubles in between, since early
-checkpoints are spaced that way.
+None is a claim of the Pythia paper, whose checkpoints made such work possible. Milestones are
+compared by the number of doublings of the updates in between, since early checkpoints are spaced
+that way.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ if TYPE_CHECKING:
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
-"""Of the 143 evenly spaced checkpoints, the one an eighth into training."""
+"""Index, among the 143 evenly spaced checkpoints, of the one an eighth into training."""
 
 
 def doublings(params: Params, kept: Kept, early: int, late: int) -> Estimate | None:
-    """How often the number of updates doubles from being nearest to one order of n-grams to being
-    nearest to another, a mean of the sizes; before the first update counts as 1."""
-    apart, n = [], 0
+    """log2 of the ratio of the steps nearest to two n-gram orders, averaged over sizes.
+
+    Step 0 counts as 1.
+    """
+    ratios, n = [], 0
     for size in params.size_list:
         steps = kept.get(size)
         if not steps:
             return None
         at = np.maximum([*steps], 1)
         first, second = (when_nearest(steps, order, params.bootstrap) for order in (early, late))
-        apart.append(np.log2(at[second] / at[first]))
+        ratios.append(np.log2(at[second] / at[first]))
         n = len(next(iter(steps.values()))["loss"])
-    mean = np.mean(apart, axis=0)
+    mean = np.mean(ratios, axis=0)
     low, high = np.quantile(mean[1:], TAILS)
     return Estimate(float(mean[0]), float(low), float(high), n, 1)
 
@@ -55,7 +57,7 @@ def doublings(params: Params, kept: Kept, early: int, late: int) -> Estimate | N
 def at_the_end(
     params: Params, kept: Kept, size: str, measure: str, minus: float = 0
 ) -> Estimate | None:
-    """A measure at the last step of training, less a constant; None if that one is missing."""
+    """A measure at the last step of training, minus a constant; None for a gap."""
     last = kept.get(size, {}).get(scale_named(params.scale).steps)
     if last is None:
         return None
@@ -63,7 +65,7 @@ def at_the_end(
 
 
 def approach(params: Params, kept: Kept, size: str, measure: str) -> Estimate | None:
-    """By how much a measure fell from an eighth of training to its end, paired."""
+    """The decrease of a measure from an eighth of training to the end, paired."""
     end = scale_named(params.scale).steps
     checkpoints = [kept.get(size, {}).get(step) for step in (linear_step(EIGHTH, end), end)]
     if None in checkpoints:
@@ -72,8 +74,8 @@ def approach(params: Params, kept: Kept, size: str, measure: str) -> Estimate | 
     return estimate((early - late)[None], params.bootstrap, change=True)
 
 
-def claims_table(params: Params, kept: Kept, chance: float) -> list[dict[str, Any]]:
-    """What earlier work says of early training; none of it is a claim of the Pythia paper."""
+def claims(params: Params, kept: Kept, chance: float) -> list[dict[str, Any]]:
+    """Claims of earlier work about early training, one dict per claim."""
     largest = params.size_list[-1]
     row = partial(claim_row, verdict=partial(directional_verdict, direction=1))
     return [
@@ -109,9 +111,9 @@ def claims_table(params: Params, kept: Kept, chance: float) -> list[dict[str, An
     ]  # fmt: skip
 
 
-def values_of(params: Params, kept: Kept, probe: Probe) -> dict[str, Any]:
-    """Numbers for prose; of the smallest and of the largest size where it matters."""
-    values: dict[str, Any] = {
+def values(params: Params, kept: Kept, probe: Probe) -> dict[str, Any]:
+    """Numbers for prose, of the smallest and the largest size where it matters."""
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "smallest": params.size_list[0],
         "largest": params.size_list[-1],
@@ -122,27 +124,27 @@ def values_of(params: Params, kept: Kept, probe: Probe) -> dict[str, Any]:
         "prefix_chance": prefix_chance(probe.copies.shape[1] // 2),
     }
     for i, order in enumerate(ORDERS):
-        values[f"ngram_loss_{order}"] = estimate(
+        numbers[f"ngram_loss_{order}"] = estimate(
             probe.ngram_loss[i][None], params.bootstrap
         ).interval()
     for role, size in (("smallest", params.size_list[0]), ("largest", params.size_list[-1])):
         for measure in ("loss", "gain", "order_gain", "prefix", "lens_first", "lens_last"):
             e = at_the_end(params, kept, size, measure)
-            values[f"{measure}_{role}"] = e and e.interval()
+            numbers[f"{measure}_{role}"] = e and e.interval()
         if steps := kept[size]:
-            for what, which, picked in milestones(steps, probe.ngram_loss, params.bootstrap):
-                values[f"{what}_{which}_{role}"] = _in_words([*steps, None], picked)
+            for event, order, picked in milestones(steps, probe.ngram_loss, params.bootstrap):
+                numbers[f"{event}_{order}_{role}"] = _in_words([*steps, None], picked)
             for order in ORDERS:
                 means = curve(steps, MEASURES[f"kl_{order}"]).mean(1)
-                values[f"kl_{order}_{role}"] = float(means.min())
+                numbers[f"kl_{order}_{role}"] = float(means.min())
     e = approach(params, kept, params.size_list[-1], "lens_last")
-    values["lens_approach"] = e and e.interval()
+    numbers["lens_approach"] = e and e.interval()
     if steps := kept[params.size_list[-1]]:
         prefix = curve(steps, MEASURES["prefix"])
         most = int(prefix.mean(1).argmax())
-        values["prefix_most"] = estimate(prefix[most][None], params.bootstrap).interval()
-        values["prefix_most_step"] = list(steps)[most]
-    return values
+        numbers["prefix_most"] = estimate(prefix[most][None], params.bootstrap).interval()
+        numbers["prefix_most_step"] = list(steps)[most]
+    return numbers
 
 
 def _in_words(at: list[int | None], picked: np.ndarray) -> dict[str, Any] | str:

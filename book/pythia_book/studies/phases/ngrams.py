@@ -1,4 +1,4 @@
-"""Counts of one, two and three tokens in a row, and what they predict.
+"""Counts of n-grams up to order 3, and their predictions.
 
 p1 is add-one; order n backs off to order n - 1,
 p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n), with a_n chosen on held-out rows.
@@ -15,31 +15,31 @@ from pythia_core.errors import DataError
 
 ORDERS = (1, 2, 3)
 STRENGTHS = tuple(2.0**k for k in range(-4, 13))
-"""Candidates for the strength of the back-off, chosen on held-out rows used for nothing else."""
+"""Candidates for the back-off strength, chosen on held-out rows used for nothing else."""
 
 
 @dataclass(frozen=True)
 class Ngrams:
-    """Counts of one, two and three tokens in a row, with the strengths a_2 and a_3."""
+    """Counts of unigrams, bigrams and trigrams, with the strengths a_2 and a_3."""
 
     vocab_size: int
     unigrams: np.ndarray
     """int64[V]"""
     keys: tuple[np.ndarray, np.ndarray]
-    """Of orders 2 and 3: the n-grams that occur, as numbers in base V, ascending."""
+    """For orders 2 and 3: the n-grams that occur, as numbers in base V, ascending."""
     counts: tuple[np.ndarray, np.ndarray]
     strengths: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Count the tokens that rows int[n, S+1] ask a model to predict.
+        """Count the tokens to be predicted in rows int[n, S+1].
 
         Raises:
             DataError: rows that are too short, or ids beyond the vocabulary.
         """
         rows = np.asarray(rows).astype(np.int64)
         if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows):
-            raise DataError(f"rows of shape {rows.shape}: three tokens in a row are needed")
+            raise DataError(f"rows need at least three tokens, got shape {rows.shape}")
         if rows.min() < 0 or rows.max() >= vocab_size:
             raise DataError(f"ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}")
         pairs = rows[:, :-1] * vocab_size + rows[:, 1:]
@@ -49,7 +49,7 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """With the strengths under which rows int[n, S+1] are likeliest."""
+        """A copy with the strengths that maximise the likelihood of rows int[n, S+1]."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
         best = self
@@ -98,7 +98,7 @@ class Ngrams:
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 
     def _range(self, order: int, contexts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the n-grams that begin with each context lie in `keys`."""
+        """Range in `keys` of the n-grams that begin with each context."""
         begin = self._number(order, contexts) * self.vocab_size
         keys = self.keys[order - 2]
         return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)

@@ -1,10 +1,10 @@
-"""What a checkpoint knows of the statistics of its text: n-grams, induction, the logit lens.
+"""Probes of a checkpoint: n-grams, induction, the logit lens.
 
 Early in training a model's predictions are said to follow first single tokens, then pairs (Belrose
 et al. 2024), until it learns to continue what it has read before (Olsson et al. 2022).
 
-- n-grams (ngrams.py), counted on rows that were read in training. How near a model is to order n is
-  KL(p_n || model) at places of held-out text.
+- n-grams (ngrams.py), counted on training rows. The distance of a model to order n is
+  KL(p_n || model) at positions in held-out text.
 - induction: the loss on a random sequence of tokens when it is read a second time, compared with
   the loss the first time and with the loss after the same tokens in another order; and how much
   each head attends from a token to the one that followed its first occurrence (prefix matching).
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 VERSION = 1
-"""Part of the key under which results are kept: raise it when any number would change."""
+"""Part of the cache key of results: raise it when any number would change."""
 N_ROWS = 24
 N_PLACES = 48
-"""Held-out rows, and places in each at which predictions are compared."""
+"""Held-out rows, and positions in each at which predictions are compared."""
 LENS_EVERY = 4
-"""The lens looks at every fourth of them."""
+"""The lens uses every fourth of these positions."""
 N_SEQUENCES = 12
 LONGEST_COPY = 64
 
@@ -48,14 +48,14 @@ LONGEST_COPY = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """What every checkpoint is tested on; made once for all."""
+    """The test data of every checkpoint."""
 
     rows: np.ndarray
     """int64[n, S+1], held out."""
     places: np.ndarray
     """int64[p]: positions of a row, each with two tokens before its target."""
     expected: Tensor
-    """float32[orders, n, p, V]: what n-grams predict at these places."""
+    """float32[orders, n, p, V]: n-gram predictions at these positions."""
     entropy: Tensor
     """float64[orders, n, p]: of these predictions."""
     ngram_loss: np.ndarray
@@ -86,7 +86,7 @@ class Probe:
 def repeated(
     unigrams: np.ndarray, length: int, n: int, seed: int, without: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(copies, shuffled) of a Probe: tokens drawn by their frequency, none twice in a sequence, and
+    """(copies, shuffled) of a Probe: tokens drawn by frequency, all different in a sequence, and
     never the token `without`, e.g. the one that ends documents.
 
     Raises:
@@ -96,7 +96,7 @@ def repeated(
     if without is not None:
         frequency[without] = 0
     if (n_tokens := np.count_nonzero(frequency)) < length:
-        raise DataError(f"the text has {n_tokens} different tokens, a sequence needs {length}")
+        raise DataError(f"the text has {n_tokens} different tokens, but a sequence needs {length}")
     rng = np.random.default_rng(seed)
     ids, p = np.arange(len(frequency)), frequency / frequency.sum()
     drawn = np.stack([rng.choice(ids, length, replace=False, p=p) for _ in range(n)])
@@ -106,7 +106,7 @@ def repeated(
 
 @torch.no_grad()
 def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
-    """Means over the places of each row: loss float64[n]; kl float64[orders, n], KL(n-gram ||
+    """Means over the positions of each row: loss float64[n]; kl float64[orders, n], KL(n-gram ||
     model); lens float64[layers, n], KL(model || lens before each block)."""
     device = scoring.device_of(model)
     ids, places = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.places))
@@ -125,8 +125,8 @@ def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
         final = logp[::LENS_EVERY]
         for name in before:
             early = model.final_layer_norm(seen[name][i % at_once, places[::LENS_EVERY]])
-            apart = final - _log_probabilities(model, early)
-            lenses.append((final.exp() * apart).sum(-1).double().mean())
+            difference = final - _log_probabilities(model, early)
+            lenses.append((final.exp() * difference).sum(-1).double().mean())
     return {
         "loss": torch.stack(losses).cpu().numpy(),
         "kl": torch.stack(kls, 1).cpu().numpy(),
@@ -176,34 +176,34 @@ def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
 
 
 def prefix_chance(length: int) -> float:
-    """Prefix matching of a head that attends uniformly to everything before it."""
+    """Prefix matching of a head that attends uniformly to all preceding tokens."""
     return float(np.mean(1 / (length + 1 + np.arange(length - 1))))
 
 
 # --- the measurement -------------------------------------------------------------------------
 
 
-class Text(Protocol):
-    """What n-grams are counted on and models are tested on; pickled to worker processes."""
+class ProbeText(Protocol):
+    """The text for n-gram counts and tests; pickled to worker processes."""
 
     fingerprint: str
     n_read: int
-    """Rows that are counted."""
+    """Number of rows that are counted."""
     seq_len: int
     eod_id: int
 
     def read(self) -> np.ndarray:
-        """int[n_read, S+1]: rows that the models read."""
+        """int[n_read, S+1]: training rows."""
         ...
 
     def heldout(self, n: int) -> np.ndarray:
-        """int[<= n, S+1]: rows that they did not read."""
+        """int[<= n, S+1]: held-out rows."""
         ...
 
 
 @dataclass(frozen=True)
 class RunText:
-    """The text of our own runs: all that they read, and what was held out."""
+    """The text of our own runs: all rows read, and held-out rows."""
 
     data: PreparedData
     n_read: int
@@ -231,9 +231,9 @@ class RunText:
 class PhasesMeasurement:
     """`text_scores` and `induction_scores` of a checkpoint (pythia_book.measurements)."""
 
-    text: Text
+    text: ProbeText
     vocab_size: int
-    """Of the model."""
+    """Vocabulary size of the model."""
     name: str = "phases"
 
     @property
@@ -243,11 +243,11 @@ class PhasesMeasurement:
         return stable_hash([VERSION, *text, *settings])
 
     def ngrams(self) -> Ngrams:
-        """Counted on what was read, smoothed on the held-out rows that are not measured."""
+        """Counts of the training rows, smoothed on held-out rows that are not measured."""
         return _prepared(self)[0]
 
     def probe(self) -> Probe:
-        """What a checkpoint is tested on."""
+        """The test data."""
         return _prepared(self)[1]
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays:
@@ -255,7 +255,7 @@ class PhasesMeasurement:
 
 
 _kept: dict[str, tuple[Ngrams, Probe]] = {}
-"""By digest, the last one only: each process counts once, not once per checkpoint."""
+"""By digest, only the last one: each process counts once, not once per checkpoint."""
 
 
 def _prepared(measurement: PhasesMeasurement) -> tuple[Ngrams, Probe]:

@@ -1,9 +1,8 @@
-"""What the phases study reads of the real suite: released models and rows of their training data.
+"""The phases study on the real suite: released models and rows of their training data.
 
-Models are named as on the command line, a repository of the hub or a folder with a subfolder for
-each step, and are listed under their size. N-grams are counted on the first batches of training;
-models are tested on rows of the very last update, which no checkpoint but the last has read. Rows
-that come over the network are fetched once and kept.
+Models are named as on the command line: a repository on the hub, or a folder with one subfolder per
+step. N-grams are counted on the first batches of training; models are tested on rows of the very
+last update, which only the last checkpoint has read. Rows read over the network are cached.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.pile import RELEASED
 from pythia_book.released.resolve import PublishedModel
 from pythia_book.studies.phases.probes import N_ROWS
@@ -28,7 +27,7 @@ def released_models(source: str) -> dict[str, PublishedModel]:
     """Size -> model, smallest first, of a comma-separated list of repositories and folders.
 
     Raises:
-        ConfigError: none, two of a size, or a name that tells no size.
+        ConfigError: no models, two of a size, or a name without a size.
     """
     models: dict[str, PublishedModel] = {}
     for name in filter(None, (part.strip() for part in source.split(","))):
@@ -42,19 +41,19 @@ def released_models(source: str) -> dict[str, PublishedModel]:
             raise ConfigError(f"{name} and {other.source} have the same size: run them separately")
         models[model.label] = model
     if not models:
-        raise ConfigError("source names no model; name some, e.g. EleutherAI/pythia-70m")
+        raise ConfigError("source is empty; name at least one model, e.g. EleutherAI/pythia-70m")
     n_weights = {size: SIZES[size].n_layers * SIZES[size].d_model ** 2 for size in models}
     return {size: models[size] for size in sorted(models, key=n_weights.__getitem__)}
 
 
 @dataclass(frozen=True)
 class ReleasedText:
-    """Rows of training in a file: a phases.probes.Text."""
+    """A phases.probes.ProbeText of training rows in a file."""
 
     path: Path
     fingerprint: str
     n_read: int
-    """The rows before this one are counted, the others count as held out."""
+    """Rows before this one are counted; the others are held out."""
     seq_len: int
     eod_id: int
 
@@ -72,18 +71,18 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     """The rows of the first `batches` updates, and rows of the last one.
 
     Args:
-        data: what `inspect --data` takes, or a folder with the shards that are needed.
+        data: as for `inspect --data`, or a folder with the needed shards.
 
     Raises:
-        DataError: no such rows, a shard that is missing (named). FetchError: no network.
+        DataError: no such rows, or a missing shard (named). FetchError: no network.
     """
-    rows = RowsData(data, "", scale.data.seq_len)
+    rows = TokenFileData(data, "", scale.data.seq_len)
     n_read, last = batches * scale.batch_size, scale.steps * scale.batch_size
     wanted = [data, n_read, last, rows.seq_len]
     path = cache_dir() / "released_rows" / f"{stable_hash(wanted)[:16]}.npy"
     if data not in RELEASED or not path.is_file():
         first = last - min(scale.batch_size, 2 * N_ROWS)
-        heldout = rows.rows.rows(first, last)  # the end first: its error says what is missing
+        heldout = rows.rows.rows(first, last)  # the end first: its error names missing shards
         counted = [rows.batch(step, scale.batch_size) for step in range(batches)]
         with atomic_file(path) as target, open(target, "wb") as file:
             np.save(file, np.concatenate([*counted, heldout]))

@@ -1,11 +1,11 @@
-"""Phases of early training: from single tokens to pairs to induction, over all 154 checkpoints.
+"""Phases of early training, over all 154 checkpoints: from single tokens to pairs to induction.
 
 For a few sizes of the suite, on the standard text: when a model is nearest to what unigrams,
 bigrams and trigrams of its training text predict, when its loss falls below theirs (Belrose et al.
 2024, arXiv:2402.04362), whether it learns to continue a sequence it has read before (Olsson et al.
-2022, arXiv:2209.11895), and when the logit lens of a layer comes close to the final prediction. A
-step has an interval like any estimate: rows are resampled and the step is found again. At scale
-paper the same is measured on released models (phases.released). Tables only.
+2022, arXiv:2209.11895), and when the logit lens of a layer approaches the final prediction. A step
+has an interval like any estimate: it is determined again on resampled rows. At scale paper the same
+is measured on released models (phases.released).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.measurements import Arrays, Gap, measure_all
-from pythia_book.studies.phases.claims import claims_table, values_of
+from pythia_book.studies.phases.claims import claims, values
 from pythia_book.studies.phases.params import STUDY, Params
 from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix_chance
 from pythia_book.studies.phases.released import released_models, released_text
-from pythia_book.studies.phases.tables import tables_of
+from pythia_book.studies.phases.tables import tables
 from pythia_book.studies.registry import train_all
 from pythia_book.study import StudyResult
 from pythia_book.tasks.sweep import steps_of
@@ -26,11 +26,11 @@ from pythia_core.suite import scale_named, suite_configs
 
 if TYPE_CHECKING:
     from pythia_book.released.resolve import CheckpointSource
-    from pythia_book.studies.phases.probes import Text
+    from pythia_book.studies.phases.probes import ProbeText
 
 
 def run(params: Params, progress: bool = True) -> StudyResult:
-    """Find or train the sizes, or find released ones; measure every checkpoint, find the steps."""
+    """Find or train the sizes, or find released ones; measure every checkpoint; date the phases."""
     started = time.time()
     models, text = _models(params, progress)
     steps = {size: _steps(model, params.steps) for size, model in models.items()}
@@ -53,9 +53,9 @@ def run(params: Params, progress: bool = True) -> StudyResult:
         for size, model in models.items()
     }
     ngrams, probe = measurement.ngrams(), measurement.probe()
-    tables = tables_of(params.bootstrap, kept, ngrams, probe)
-    claims = claims_table(params, kept, prefix_chance(probe.copies.shape[1] // 2))
-    values = values_of(params, kept, probe) | {
+    frames = tables(params.bootstrap, kept, ngrams, probe)
+    rows = claims(params, kept, prefix_chance(probe.copies.shape[1] // 2))
+    numbers = values(params, kept, probe) | {
         "gaps": len(gaps),
         "n_checkpoints": len(set().union(*steps.values())),
         "tokens_read": text.n_read * text.seq_len,
@@ -64,12 +64,12 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     }
     runs: list[Any] = [] if params.released else list(models.values())
     if params.released:
-        tables["released"] = _released_table(models, steps)
-    return StudyResult(STUDY, params, tables, values, claims, runs, started)
+        frames["released"] = _released_table(models, steps)
+    return StudyResult(STUDY, params, frames, numbers, rows, runs, started)
 
 
-def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], Text]:
-    """Size -> model, and the text that they read."""
+def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:
+    """Size -> model, and the text that the models read."""
     if params.released:
         models: dict[str, CheckpointSource] = dict(released_models(params.source))
         eod_id = next(iter(models.values())).data.eod_id
@@ -83,7 +83,7 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Of our own runs the checkpoints that are due, saved or not: what is missing is a gap."""
+    """Steps to measure: for our runs, all scheduled checkpoints, so missing ones are gaps."""
     return model.scheduled_steps if text == "all" else steps_of(model, text)
 
 

@@ -1,7 +1,7 @@
-"""When things happen in training, from measures of many checkpoints: steps with intervals, tables.
+"""Tables of the phases study, and the steps of milestones with their intervals.
 
 A step is picked by the mean of a measure over rows, e.g. the smallest one; its interval comes from
-picking again on resampled rows. Steps are only as fine as checkpoints are spaced.
+picking again on resampled rows. Steps are only as precise as the spacing of checkpoints.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Kept = dict[str, dict[int, Arrays]]
 
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
-    """float[n]: prefix matching of the best head, float[layers, heads, n] by sequence. Each half of
-    the sequences is scored with the head that is best on the other half, since the best of many is
-    flattered."""
+    """float[n]: prefix matching of the best head, from float[layers, heads, n]. Each half of the
+    sequences is scored with the head that is best on the other half, since picking the best of many
+    is biased upwards."""
     flat = prefix.reshape(-1, prefix.shape[-1])
     best = np.empty(flat.shape[1])
     halves = slice(0, None, 2), slice(1, None, 2)
@@ -51,25 +51,25 @@ MEASURES: dict[str, Callable[[Arrays], np.ndarray]] = {
     "lens_gap": lambda a: a["lens"][0] - a["lens"][-1],
 }
 """By row or by sequence. gain: loss the first time minus the second; order_gain: after the same
-tokens in another order minus after the sequence itself; lens_first and lens_last: KL
-before the first and before the last block; lens_gap: the one minus the other."""
+tokens in another order minus after the sequence itself; lens_first and lens_last: KL before the
+first and before the last block; lens_gap: their difference."""
 
 
 def first_below(means: np.ndarray) -> np.ndarray:
-    """int[m]: the first checkpoint at which a mean is negative; their number if none is."""
+    """int[m]: index of the first checkpoint with a negative mean; the number of them if none."""
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
 
 def resampled(values: np.ndarray, draws: int) -> np.ndarray:
     """float[1 + draws, checkpoints]: means of values float[checkpoints, n], and those of resampled
-    rows; the same rows are drawn at every checkpoint, and whatever is measured on them."""
+    rows; every checkpoint and every measure uses the same draws."""
     n = values.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
     return np.vstack([values.mean(1), counts @ values.T / n])
 
 
 def interval_of(picked: np.ndarray) -> tuple[int, int, int]:
-    """The pick and the ends of its interval."""
+    """The picked index and the ends of its interval."""
     low, high = np.quantile(picked[1:], TAILS, method="inverted_cdf")
     return int(picked[0]), int(low), int(high)
 
@@ -80,19 +80,19 @@ def curve(kept: dict[int, Arrays], measure: Callable[[Arrays], np.ndarray]) -> n
 
 
 def when_nearest(kept: dict[int, Arrays], order: int, draws: int) -> np.ndarray:
-    """int[1 + draws]: the checkpoint whose predictions are nearest to an order of n-grams, by the
-    means and by those of resampled rows."""
+    """int[1 + draws]: index of the checkpoint nearest to an order of n-grams, by the means and by
+    those of resampled rows."""
     return resampled(curve(kept, MEASURES[f"kl_{order}"]), draws).argmin(1)
 
 
 # --- tables ----------------------------------------------------------------------------------
 
 
-def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str, pd.DataFrame]:
+def tables(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str, pd.DataFrame]:
     """ngrams: order, different, strength, value, low, high, n: held-out loss. levels: size, step,
-    measure (MEASURES), value, low, high, n. lens: the same by layer, which is the number of blocks
-    before it. milestones: size, what, which, step, low, high; a step that training did not
-    reach is missing. what: nearest (to order `which`), beaten (its loss)."""
+    measure (MEASURES), value, low, high, n. lens: the same by layer, i.e. blocks before it.
+    milestones: size, what, which, step, low, high, without steps that were not reached; what:
+    nearest (to order `which`), beaten (its loss)."""
     import pandas as pd
 
     rows: dict[str, list] = {"ngrams": [], "levels": [], "lens": [], "milestones": []}
@@ -112,9 +112,9 @@ def tables_of(draws: int, kept: Kept, ngrams: Ngrams, probe: Probe) -> dict[str,
         for layer, lens in enumerate(np.moveaxis(curve(steps, lambda a: a["lens"]), 1, 0)):
             place = zip(steps, _band(lens, draws), strict=True)
             rows["lens"] += [(size, step, layer, *at) for step, at in place]
-        for what, which, picked in milestones(steps, probe.ngram_loss, draws):
+        for event, order, picked in milestones(steps, probe.ngram_loss, draws):
             at = [*steps, None]
-            rows["milestones"].append((size, what, which, *(at[i] for i in interval_of(picked))))
+            rows["milestones"].append((size, event, order, *(at[i] for i in interval_of(picked))))
     result = ["value", "low", "high", "n"]
     columns = {
         "ngrams": ["order", "different", "strength", *result],
@@ -138,7 +138,7 @@ def _band(values: np.ndarray, draws: int) -> list[tuple[float, float, float, int
 def milestones(
     steps: dict[int, Arrays], ngram_loss: np.ndarray, draws: int
 ) -> list[tuple[str, int, np.ndarray]]:
-    """(what, which, checkpoints picked) of all milestones of a size, as in the table."""
+    """(event, order, picked checkpoints) of all milestones of a size."""
     loss = curve(steps, MEASURES["loss"])
     return [
         milestone

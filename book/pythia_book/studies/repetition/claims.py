@@ -1,9 +1,9 @@
-"""What repeated data cost and what they are worth: comparisons, tables and claims of the study.
+"""The cost and the worth of repeated data: comparisons, tables and claims of the study.
 
 The law is that of Muennighoff et al. (2023): passes after the first are worth less and less, by
-D' = U + U R* (1 - exp(-R / R*)). Its second term, for parameters in excess of what the different
-data call for, is left out: with it the law expects higher losses of few data, so that the worth
-measured here may lie below the data term alone. Everything is a pure function of losses by row.
+D' = U + U R* (1 - exp(-R / R*)). Its second term, for more parameters than the unique data call
+for, is left out: with it the law predicts higher losses for few data, so the worth measured here
+may lie below the data term alone. Everything is a pure function of losses by row.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from pythia_book.measurements import Arrays
 
 R_STAR = 15.387756
-"""R*_D of the law (appendix A of its paper): after that many repetitions one more is worth
-1/e of a fresh token."""
+"""R*_D of the law (appendix A of its paper): after R* repetitions, one more is worth 1/e of a fresh
+token."""
 MARGINAL = 1.0
-"""% of the fresh arm's loss: below it a cost counts as negligible."""
+"""% of the fresh arm's loss below which a cost is negligible."""
 CLOSE = 10.0
-"""Points within which a measured worth counts as that of the law."""
+"""Points within which a measured worth agrees with the law."""
 
 Losses = dict[Cell, np.ndarray]
 
@@ -51,8 +51,8 @@ Losses = dict[Cell, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Arms at one step, compared by row; a mean of the sizes. None where an arm is missing."""
+class ArmComparison:
+    """Arms at one step, compared by row and averaged over sizes. None where an arm is missing."""
 
     sizes: tuple[str, ...]
     draws: int
@@ -74,28 +74,28 @@ class Compared:
         return estimate(pooled, self.draws, change=True, exact=exact)
 
     def gap(self, epochs: int) -> Estimate | None:
-        """By how much held-out loss minus loss on read rows is larger than in the fresh arm."""
+        """Held-out loss minus loss on rows read, compared with that of the fresh arm."""
         heldout, read = self.change("loss", epochs), self.change("read_loss", epochs)
         return None if heldout is None or read is None else difference(heldout, read)
 
 
 def law_share(epochs: float, r_star: float = R_STAR) -> float:
-    """What `epochs` passes are worth, as a share of as much fresh data, by the law: D' / D with
-    D' = U + U R* (1 - exp(-R / R*)), U different data, R = epochs - 1, D = U epochs.
+    """The worth of `epochs` passes by the law, relative to as much fresh data: D' / D with
+    D' = U + U R* (1 - exp(-R / R*)), U unique tokens, R = epochs - 1, D = U epochs.
     """
     return (1 + r_star * (1 - math.exp(-(epochs - 1) / r_star))) / epochs
 
 
-def measured_share(loss: np.ndarray, once: dict[int, np.ndarray], draws: int) -> Estimate:
-    """Which share of what an arm has read would, as fresh data read once, give the arm's loss.
+def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: int) -> Estimate:
+    """The share of an arm's tokens that would give the same loss as fresh data read once.
 
     Args:
         loss: float[rows], of the arm.
-        once: by r, of the run that read 1/r of the data once; between them the mean loss is linear
-            in the logarithm of the data. The share is never above 1, nor below the least of them.
+        single_pass: r -> losses of the run that read 1/r of the data once; the mean loss is
+            interpolated linearly in the logarithm of the data, never beyond these amounts.
     """
-    passes = sorted(once)  # from all data to the least: losses rise
-    losses = np.stack([*(once[r] for r in passes), loss])
+    passes = sorted(single_pass)  # from all data to the least: losses rise
+    losses = np.stack([*(single_pass[r] for r in passes), loss])
     n = losses.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
     means = np.vstack([losses.mean(1), counts @ losses.T / n])
@@ -107,10 +107,10 @@ def measured_share(loss: np.ndarray, once: dict[int, np.ndarray], draws: int) ->
 
 
 def worth(
-    params: Params, finals: dict[Cell, Arrays], once: Losses, size: str, epochs: int
+    params: Params, finals: dict[Cell, Arrays], single_pass: Losses, size: str, epochs: int
 ) -> Estimate | None:
-    """`measured_share` in %; None if a run that it needs is not there."""
-    curve = {r: once[size, r] for r in params.epoch_list if (size, r) in once}
+    """`measured_share` in %; None if a run that it needs is missing."""
+    curve = {r: single_pass[size, r] for r in params.epoch_list if (size, r) in single_pass}
     if (size, epochs) not in finals or len(curve) < len(params.epoch_list):
         return None
     return measured_share(finals[size, epochs]["loss"], curve, params.bootstrap).times(100)
@@ -119,21 +119,21 @@ def worth(
 # --- tables ----------------------------------------------------------------------------------
 
 
-def tables_of(
+def tables(
     params: Params,
     kept: dict[tuple[str, int, int], Arrays],
     finals: dict[Cell, Arrays],
-    once: Losses,
+    single_pass: Losses,
 ) -> dict[str, pd.DataFrame]:
     """levels: size, epochs, step, percent, measure (loss, last_word, read_loss) and result, that is
     value, low, high, n. effects: the same minus the fresh arm, paired; also excess (loss in % of
-    the fresh arm's) and gap (nats, see Compared.gap). law: size, epochs, rows (different ones),
+    the fresh arm's) and gap (nats, see ArmComparison.gap). law: size, epochs, rows (unique),
     predicted, result: the worth of the passes in %. fresh: size, epochs, rows, result: loss of the
     run that read an arm's rows once. memorized: size, epochs, result (shares).
 
     Args:
         kept: arrays by (size, epochs, step).
-        finals: those of the last step. once: losses of the single passes.
+        finals: arrays of the last step. single_pass: losses of the runs of one pass.
     """
     import pandas as pd
 
@@ -154,7 +154,7 @@ def tables_of(
                 add(levels, (*where, measure), estimate(items[None], params.bootstrap, exact=exact))
             if r == 1:
                 continue
-            one = Compared((size,), params.bootstrap, at)
+            one = ArmComparison((size,), params.bootstrap, at)
             for measure in arrays:
                 add(effects, (*where, measure), one.change(measure, r))
             add(effects, (*where, "excess"), one.change("loss", r, percent=True))
@@ -162,10 +162,10 @@ def tables_of(
     for size in params.size_list:
         for r in params.epoch_list:
             where = (size, r, params.rows(r))
-            if (size, r) in once:
-                add(fresh, where, estimate(once[size, r][None], params.bootstrap))
+            if (size, r) in single_pass:
+                add(fresh, where, estimate(single_pass[size, r][None], params.bootstrap))
             if r > 1:
-                e = worth(params, finals, once, size, r)
+                e = worth(params, finals, single_pass, size, r)
                 add(law, (*where, 100 * law_share(r)), e)
             if (hits := finals.get((size, r), {}).get("memorized")) is not None:
                 share = wilson(int(hits.sum()), len(hits))
@@ -183,11 +183,11 @@ def tables_of(
 # --- claims ----------------------------------------------------------------------------------
 
 
-def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> list[dict[str, Any]]:
+def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> list[dict[str, Any]]:
     """Claims of earlier work and of Pythia's reading of a text one and a half times."""
     shown, largest = ", ".join(params.size_list), params.size_list[-1]
     most = params.epoch_list[-1]
-    arms = Compared(params.size_list, params.bootstrap, finals)
+    arms = ArmComparison(params.size_list, params.bootstrap, finals)
     rows = []
 
     def add(*row: Any) -> None:
@@ -212,7 +212,7 @@ def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> li
         claim = f"{word} epochs are worth what the law says (fresh data with the same loss, in % "
         claim += f"of the data read; within {CLOSE:g} points; {largest})"
         paper = f"Muennighoff et al.: {expected:.0f} % by the data term of their law"
-        e = worth(params, finals, once, largest, epochs)
+        e = worth(params, finals, single_pass, largest, epochs)
         add(claim, paper, e, partial(equivalence_verdict, expected=expected, margin=CLOSE))
     claim = "Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 "
     claim += f"to {most} epochs, nats per token; {shown})"
@@ -223,16 +223,16 @@ def claims_table(params: Params, finals: dict[Cell, Arrays], once: Losses) -> li
     return rows
 
 
-def values_of(params: Params, finals: dict[Cell, Arrays], once: Losses) -> dict[str, Any]:
+def values(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> dict[str, Any]:
     """Numbers for prose; None where an arm is missing."""
-    arms = Compared(params.size_list, params.bootstrap, finals)
+    arms = ArmComparison(params.size_list, params.bootstrap, finals)
     largest, most = params.size_list[-1], params.epoch_list[-1]
 
     def interval(e: Estimate | None, factor: float = 1) -> dict[str, float] | None:
         return e.times(factor).interval() if e else None
 
     fresh = finals.get((largest, 1), {}).get("loss")
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": largest,
         "epochs": ", ".join(map(str, params.epoch_list)),
@@ -247,7 +247,7 @@ def values_of(params: Params, finals: dict[Cell, Arrays], once: Losses) -> dict[
         "memorized_change": interval(arms.change("memorized", most), 100),
     }
     for epochs in (2, 4, 8, 16):
-        values[f"excess_{epochs}"] = interval(arms.change("loss", epochs, percent=True))
-        values[f"worth_{epochs}"] = interval(worth(params, finals, once, largest, epochs))
-        values[f"predicted_{epochs}"] = 100 * law_share(epochs)
-    return values
+        numbers[f"excess_{epochs}"] = interval(arms.change("loss", epochs, percent=True))
+        numbers[f"worth_{epochs}"] = interval(worth(params, finals, single_pass, largest, epochs))
+        numbers[f"predicted_{epochs}"] = 100 * law_share(epochs)
+    return numbers

@@ -1,11 +1,11 @@
-"""Data read several times at equal compute: what a second, a fourth, a sixteenth pass costs.
+"""Repeated data at equal compute: the cost of a second, a fourth, a sixteenth pass.
 
 Arms share initial weights, learning rates and number of updates; an arm of r epochs reads the first
 1/r of the fresh arm's rows r times, so that it *is* the fresh arm until its first pass ends. The
 text is the deduplicated one, where fresh means fresh. Muennighoff et al. (2023, arXiv:2305.16264)
-find up to four epochs nearly free and fit what repeated data are worth. That worth is measured
-here with runs that read the same rows once and stop: they give the loss for so much fresh data.
-Repeating a little data among fresh ones (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
+find up to four epochs nearly free and fit the worth of repeated data. That worth is measured here
+with runs that read the same rows once and stop: they give the loss at that amount of fresh data.
+Repeating a little of otherwise fresh data (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from pythia_book.measurements import Arrays, LanguageMeasurement, measure_all
 from pythia_book.studies.registry import train_all
-from pythia_book.studies.repetition.claims import claims_table, tables_of, values_of
+from pythia_book.studies.repetition.claims import claims, tables, values
 from pythia_book.studies.repetition.params import (
     INDICES,
     STUDY,
@@ -38,14 +38,14 @@ from pythia_core.training.schedule import linear_step
 N_READ = 320
 """Rows that all arms have read, for the loss on them."""
 CONTEXT = 32
-"""Tokens given, and tokens asked for, in extraction (Pythia paper, section 3.2)."""
+"""Prompt and continuation length for extraction (Pythia paper, section 3.2)."""
 
 
 # --- runs ------------------------------------------------------------------------------------
 
 
 def check_rows(params: Params, progress: bool = True) -> None:
-    """Refuse a fresh arm that would need more text than there is, before anything is trained.
+    """Check, before anything is trained, that there is enough text for the fresh arm.
 
     Raises:
         DataError: says how many updates there are rows for.
@@ -58,14 +58,14 @@ def check_rows(params: Params, progress: bool = True) -> None:
         most = available // scale.batch_size // every * every
         raise DataError(
             f"steps={params.n_steps} of {scale.batch_size} rows need {params.rows()} different "
-            f"rows and the deduplicated text has {available}: give "
+            f"rows, but the deduplicated text has {available}: use "
             + (f"steps={most} or fewer" if most else "fewer epochs, then fewer steps will do")
         )
 
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """read_loss: nats per token, float64[rows], on training rows."""
+    """read_loss: float64[rows], nats per token on training rows."""
 
     rows: np.ndarray
     name: str = "read_rows"
@@ -122,8 +122,8 @@ def run(params: Params, progress: bool = True) -> StudyResult:
         for (cell, run), (_, step) in zip(once.items(), last, strict=True)
         if (run.id, step) in language
     }
-    tables = tables_of(params, kept, finals, singles)
-    claims = claims_table(params, finals, singles)
-    values = values_of(params, finals, singles) | {"gaps": len(gaps)}
+    frames = tables(params, kept, finals, singles)
+    rows = claims(params, finals, singles)
+    numbers = values(params, finals, singles) | {"gaps": len(gaps)}
     runs = list({run.id: run for run in (*arms.values(), *once.values())}.values())
-    return StudyResult(STUDY, params, tables, values, claims, runs, started)
+    return StudyResult(STUDY, params, frames, numbers, rows, runs, started)

@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 CLOSE = 2.0
 """Percent of the loss within which a prediction counts as one."""
 TO_LOSE = 0.02
-"""Accuracy that a model must reach before one can say that it keeps or loses it."""
+"""Accuracy below which a model has none to lose."""
 Finals = dict[tuple[str, str, str], np.ndarray]
 """(size, arm, task_shots) -> right or wrong, bool[items], at the end of training."""
 Judged = tuple[Estimate, str] | None
 """An estimate and the verdict on it; None: it could not be measured."""
 
 
-def claims_table(
+def claims(
     params: Params,
     finals: Finals,
     tables: dict[str, pd.DataFrame],
@@ -60,12 +60,12 @@ def claims_table(
     by_size = {task: pair(task, (small, zero), (large, zero)) for task in params.task_list}
     by_shots = {task: pair(task, (large, zero), (large, few)) for task in params.task_list}
     by_shots = {task: scores for task, scores in by_shots.items() if scores}
-    claims: list[tuple[str, str, Judged]] = [
+    statements: list[tuple[str, str, Judged]] = [
         (f"Accuracy on {task} rises with size ({small} to {large}, zero-shot, points)",
          "rises", _rise([scores] if scores else [], draws, TASKS[task].chance))
         for task, scores in by_size.items()
     ]  # fmt: skip
-    claims += [
+    statements += [
         (f"Solved examples in the prompt help ({large}, {few}-shot minus zero-shot, points; "
          f"mean of {', '.join(by_shots) or 'no task: none fits'})",
          "helps large models", _rise(list(by_shots.values()), draws)),
@@ -78,7 +78,7 @@ def claims_table(
          "a thousand times the training tokens, over that without use)",
          "why small models are trained far past the compute optimum", _use(tables["optimal"])),
     ]  # fmt: skip
-    rows = [claim_row(claim, paper, *(judged or (None, ""))) for claim, paper, judged in claims]
+    rows = [claim_row(claim, paper, *(judged or (None, ""))) for claim, paper, judged in statements]
     agreement = tables["agreement"]
     if len(agreement):
         n, differing = int(agreement["items"].sum()), int(agreement.differing.sum())
@@ -90,7 +90,7 @@ def claims_table(
 
 
 def _rise(pairs: list[list[np.ndarray]], draws: int, chance: float | None = None) -> Judged:
-    """From the first to the second of each pair; with `chance` the second has to beat guessing."""
+    """Change from first to second of each pair; with `chance`, the second must beat guessing."""
     if not pairs:
         return None
     change = _points(np.concatenate([second - first for first, second in pairs]), draws)
@@ -112,7 +112,7 @@ def _decline(words: dict[int, np.ndarray], draws: int) -> Judged:
 def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
     """Last step minus best step, float[passages]; None with no accuracy to lose.
 
-    The best of many steps is too good by chance: it is chosen on one half of the passages and
+    The best of many steps is biased upwards, so it is chosen on one half of the passages and
     compared with the end on the other, and vice versa.
     """
     steps = sorted(words)
@@ -142,7 +142,7 @@ def _use(optimal: pd.DataFrame) -> Judged:
     if len(uses) < 2:
         return None
     first, last = uses.iloc[0], uses.iloc[-1]
-    # the widest interval that those of the two sizes allow
+    # the widest ratio that the two intervals allow
     low, high = last.low / first.high, last.high / first.low
     e = Estimate(last.n_params / first.n_params, low, high, len(uses), 1)
     return e, "holds" if e.high < 1 else "no effect"

@@ -4,14 +4,14 @@ Two forms are fitted to held-out loss in nats on the standard half: L(N) = E + A
 end of training, and L(N, D) = E + A / N^alpha + B / D^beta over checkpoints (Hoffmann et al. 2022),
 by least squares with a Huber loss on log L. N counts parameters without embeddings, D tokens read.
 Intervals resample held-out rows, the same for every model. A checkpoint in the middle of a run is
-*not* a run of that length: its learning rate has not come down, so the second form flatters long
-training.
+*not* a run of that length: its learning rate has not decayed, so the second form overstates the
+benefit of long training.
 
 "Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
 "inference-optimal" the one that reaches a loss most cheaply when D_inf tokens are then generated
-(2 N D_inf more, for our models the smaller part of a token's FLOP: the vocabulary matrix takes
-more). Our N leaves out embeddings, which are most of a model at these sizes; the released sizes are
-placed on a published law whose N counts everything, and are shown under both conventions.
+(2 N D_inf more; in our models the vocabulary matrix, which N excludes, takes most of a token's
+FLOP). Our N excludes embeddings, most of a model at these sizes; the released sizes are placed on a
+published law whose N counts all parameters, and are shown under both conventions.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NAMES = {1: ("E", "A", "alpha"), 2: ("E", "A", "alpha", "B", "beta")}
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A / N^alpha + B / D^beta; without B and beta a law of size alone."""
+    """L(N, D) = E + A / N^alpha + B / D^beta; without B and beta, a law of size alone."""
 
     E: float
     A: float
@@ -76,19 +76,20 @@ class Law:
         return float(n[best]), float(d[best])
 
     def optimal_tokens(self, n: float) -> float:
-        """Tokens at which n is the compute-optimal size: more size and more tokens pay equally."""
-        return float((self._pull(n) / (self.beta * self.B)) ** (-1 / self.beta))
+        """Tokens at which n is compute-optimal: more size and more tokens pay off equally."""
+        return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
-    def cheapest_when_generating(self, n: float, d: float) -> float:
+    def break_even_inference_tokens(self, n: float, d: float) -> float:
         """Generated tokens at which (n, d) is the cheapest way to its own loss.
 
-        At the minimum of 6 N D + 2 N D_inf on a line of equal loss, D_inf is 3 D (r - 1), r being
-        the pull of size over that of tokens; below 0 where even without use more tokens would pay.
+        At the minimum of 6 N D + 2 N D_inf on a line of equal loss, D_inf is 3 D (r - 1), r the
+        ratio of the loss elasticities to size and to tokens; below 0 if more tokens would pay off
+        even without inference.
         """
-        return float(3 * d * (self._pull(n) / (self.beta * self.B * d**-self.beta) - 1))
+        return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
-    def _pull(self, n: float) -> float:
-        """How fast loss falls with the logarithm of size."""
+    def _loss_elasticity(self, n: float) -> float:
+        """Decrease of the loss per unit of log size."""
         return self.alpha * self.A * n**-self.alpha
 
 
@@ -104,7 +105,7 @@ def fit_law(
 
     Args:
         n: float[m] parameters. loss: float[m], nats. d: float[m] tokens; None: a law of size alone.
-        start: where to begin; default: several starts, of which the best fit counts.
+        start: starting point; default: the best fit of several starts.
 
     Raises:
         DataError: fewer points than the law has parameters, or fewer than three sizes.
@@ -147,7 +148,7 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """The law of the mean of losses rows float[m, rows], and the laws of resampled rows."""
+    """The law of the mean losses over rows float[m, rows], and the laws of resampled rows."""
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
@@ -168,22 +169,22 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
 # --- tables ----------------------------------------------------------------------------------
 
 DRAWS = 100
-"""Resamples of a law: each is a fit of its own."""
+"""Number of resamples of a law; each is a separate fit."""
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
-"""Tokens generated with a model, as multiples of the tokens the suite is trained on."""
+"""Tokens generated with a model, as multiples of the suite's training tokens."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
 RowLosses = dict[tuple[str, str, int], np.ndarray]
 """(size, arm, step) -> loss of every held-out row."""
 
 
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
-    """laws: law ("size", "both"), parameter, value, low, high; empty where points are too few.
+    """laws: law ("size", "both"), parameter, value, low, high; empty if points are too few.
     optimal: kind, flops or uses, n_params, low, high, tokens, tokens_per_parameter.
-    prediction: size, value, low, high: the loss of the largest model over that which the law of
-    the other sizes predicts, in percent; empty where they are too few.
+    prediction: size, value, low, high: excess in percent of the largest model's loss over the
+    prediction from the other sizes; empty if they are too few.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
     tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; below 0: none).
-    `losses` is the study's table, `rows` are the losses that it has the means of.
+    `losses`: the study's table; `rows`: the losses behind its means.
     """
     import pandas as pd
 
@@ -213,7 +214,7 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
 
 
 def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
-    """Whether the law holds beyond what it was fitted to: one size further."""
+    """Whether the law extrapolates by one size."""
     import pandas as pd
 
     stacked, n, prediction = _stacked(last, rows), last.n_params.to_numpy(float), []
@@ -227,7 +228,7 @@ def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
 
 
 def _stacked(points: pd.DataFrame, rows: RowLosses) -> np.ndarray:
-    """float[points, rows]: the losses that the points are means of."""
+    """float[points, rows]: the losses behind the points."""
     return np.array([rows[p.size, "standard", p.step] for p in points.itertuples()])
 
 
@@ -252,7 +253,7 @@ def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
 
 
 def _official() -> pd.DataFrame:
-    """All released sizes read as many tokens: far past the compute optimum for most."""
+    """The released sizes, most of them trained far past the compute optimum."""
     import pandas as pd
 
     rows = []
@@ -261,7 +262,7 @@ def _official() -> pd.DataFrame:
         n, bare = model.n_params, model.n_params_non_embedding
         rows.append((name, n, bare, OFFICIAL_TOKENS / n, OFFICIAL_TOKENS / bare,
                      BESIROGLU.optimal_tokens(n),
-                     BESIROGLU.cheapest_when_generating(n, OFFICIAL_TOKENS)))  # fmt: skip
+                     BESIROGLU.break_even_inference_tokens(n, OFFICIAL_TOKENS)))  # fmt: skip
     return pd.DataFrame(
         rows,
         columns=["size", "n_params", "n_non_embedding", "tokens_per_parameter",

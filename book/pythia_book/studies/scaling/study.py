@@ -1,9 +1,9 @@
-"""What models can do by size and over training (paper section 2.6): ours, and the released ones.
+"""Accuracy and loss by size and over training (paper section 2.6), for our and released models.
 
 Zero-shot and few-shot accuracy on seven benchmark tasks for the suite at its end, zero-shot over
 training for the standard half, held-out loss over size, tokens and FLOP with fitted laws. The last
 checkpoint of the largest model is also scored by the language-model evaluation harness and compared
-item by item. What the released models show comes from pythia_book.published.scaling. Tables only.
+item by item. Results of the released models come from pythia_book.published.scaling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pythia_book.published.results import find as find_published
 from pythia_book.published.scaling import published_scaling
 from pythia_book.stats import estimate
 from pythia_book.studies.registry import train_all
-from pythia_book.studies.scaling.claims import claims_table
+from pythia_book.studies.scaling.claims import claims
 from pythia_book.studies.scaling.laws import laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
 from pythia_book.study import StudyResult
@@ -65,15 +65,15 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     tables = {"accuracy": accuracy, "losses": losses, "last_words": words, "agreement": agreement}
     tables |= laws
     finals = _finals(params, suite, fitting, scored)
-    values = _values(params, tables) | {"gaps": len(gaps) + more}
+    numbers = values(params, tables) | {"gaps": len(gaps) + more}
     smallest = {
         step: arrays["last_word"]
         for (size, arm, step), arrays in kept.items()
         if (size, arm) == (params.size_list[0], "standard")
     }
-    claims = [*released.claims, *claims_table(params, finals, tables, smallest)]
+    rows = [*released.claims, *claims(params, finals, tables, smallest)]
     runs = list(suite.values())
-    return StudyResult(STUDY, params, tables, values, claims, runs, started, released)
+    return StudyResult(STUDY, params, tables, numbers, rows, runs, started, released)
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 def _score(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[CheckpointKey, Metrics], list]:
-    """Metrics by (run id, step): all shots at the end, zero-shot of the standard half before it."""
+    """Metrics by (run id, step): all shots at the end; before, zero-shot for the standard half."""
     last = scale_named(params.scale).steps
     finals, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
     zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
@@ -106,8 +106,8 @@ def _accuracy_table(
 ) -> pd.DataFrame:
     """size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
 
-    `fits`: share of the items that fit the model whole. status "does not fit": too few do, the
-    value is left out; "too long": no item fits at all; "lost": the checkpoint is missing.
+    `fits`: share of the items that fit the context. status "does not fit": too few do, so there is
+    no value; "too long": no item fits; "lost": the checkpoint is missing.
     """
     import pandas as pd
 
@@ -141,7 +141,7 @@ def _accuracy_table(
 def _finals(
     params: Params, suite: Suite, built: list[BuiltTask], scored: dict
 ) -> dict[tuple[str, str, str], np.ndarray]:
-    """(size, arm, task_shots) -> bool[items] at the end, of the cells that are scored."""
+    """(size, arm, task_shots) -> bool[items] at the end, without gaps."""
     last = scale_named(params.scale).steps
     return {
         (size, arm, each.key): scored[run.id, last][each.key]["acc"]
@@ -154,8 +154,8 @@ def _finals(
 def agreement_table(
     params: Params, suite: Suite, built: list[BuiltTask], scored: dict, length: int
 ) -> pd.DataFrame:
-    """task, shots, items, differing (choices that are not the harness'), harness (its accuracy)
-    for the last checkpoint of the largest standard model. Empty without lm_eval.
+    """task, shots, items, differing (choices that differ from the harness's), harness (accuracy) of
+    the last checkpoint of the largest standard model. Empty without lm_eval.
     """
     import pandas as pd
 
@@ -187,8 +187,8 @@ def _language(
     params: Params, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, str, int], Arrays], int]:
     """losses: size, arm, step, n_params, tokens, flops, value, low, high (nats; parameters without
-    embeddings, FLOP as 6 N D); last_words: size, arm, step, percent, value, low, high; what was
-    measured by (size, arm, step); the number of gaps."""
+    embeddings, FLOP as 6 N D); last_words: size, arm, step, percent, value, low, high; the arrays
+    by (size, arm, step); the number of gaps."""
     import pandas as pd
 
     first = next(iter(suite.values()))
@@ -214,11 +214,11 @@ def _language(
     return pd.DataFrame(losses), pd.DataFrame(words), kept, len(gaps)
 
 
-def _values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     accuracy, agreement, laws = tables["accuracy"], tables["agreement"], tables["laws"]
     last = accuracy[accuracy.percent == 100]
     fits = last.groupby(["task", "shots"]).agg(fits=("fits", "first"), status=("status", "first"))
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": params.size_list[-1],
         "smallest": params.size_list[0],
@@ -231,5 +231,5 @@ def _values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     }
     for row in laws.itertuples():
         ends = {"value": row.value, "low": row.low, "high": row.high}
-        values[f"{row.law}_{row.parameter}".lower()] = ends
-    return values
+        numbers[f"{row.law}_{row.parameter}".lower()] = ends
+    return numbers

@@ -1,9 +1,9 @@
-"""What survives training again: the claims of the seeds study, each with an interval over seeds.
+"""The claims of the seeds study, each with an interval over seeds.
 
 One size is trained here, so these are claims about differences between runs of that size, and one
-about its distance to the next. A claim that two things are similar needs an interval inside a
-bound, one that they differ an interval outside it; an interval across the bound is "not testable
-here": with few seeds that is the honest answer to most questions about spreads.
+about its distance to the next. A claim of similarity needs an interval inside a bound, a claim of
+difference one outside it. With few seeds, most intervals for spreads include the bound and are "not
+testable here".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from pythia_book.stats import NOT_TESTABLE, Z_95, Estimate, claim_row, premise_verdict
 from pythia_book.studies.seeds.params import SUITE_SEED
 from pythia_book.studies.seeds.tables import MEASURES
-from pythia_book.studies.seeds.variance import beyond_items, distance_in_sds
+from pythia_book.studies.seeds.variance import distance_in_sds, excess_over_item_noise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from pythia_book.studies.seeds.params import Params
 
 ENOUGH = Z_95 * 2**0.5
-"""Distance of two sizes, in standard deviations over seeds, from which on one run of each is put in
-the right order 97.5 % of the time."""
+"""Distance of two sizes, in standard deviations over seeds, at which one run of each is ordered
+correctly 97.5 % of the time."""
 ALIKE = 3.0
 """Two standard deviations are similar if neither is this many times the other."""
 BENEFITS = {
     "loss": ("held-out loss", "nats per token", -1),
     "last_word": ("last words of held-out sentences", "points", 1),
 }
-"""Measure -> its name, its unit, and the sign of a benefit."""
+"""Measure -> name, unit, and the sign of a benefit."""
 
 
-def claims_table(
+def claims(
     params: Params,
     tables: dict[str, pd.DataFrame],
     neighbour: float | None,
@@ -44,16 +44,16 @@ def claims_table(
     """One dict per claim, as `stats.claim_row` makes it.
 
     Args:
-        tables: levels, ratios and effects as in seeds.tables.tables_of.
-        neighbour: final held-out loss of the size next to ours.
-        shares: feminine share at the end, float[seeds, occupations]; None: some are missing.
+        tables: levels, ratios and effects as in seeds.tables.tables.
+        neighbour: final held-out loss of the adjacent size.
+        shares: feminine share at the end, float[seeds, occupations]; None if there are gaps.
     """
     n = params.seeds
     distance = _distance(params, tables["levels"], neighbour)
     _, memorized = _effect(tables["effects"], "memorized")
     ratios = tables["ratios"][tables["ratios"].measure == "loss"]
     ratio = _estimate(ratios, 1)
-    excess = None if shares is None else beyond_items(shares)
+    excess = None if shares is None else excess_over_item_noise(shares)
     return [
         claim_row(
             f"Seeds matter little for the loss: one run each tells {params.size} from "
@@ -89,7 +89,7 @@ def claims_table(
 
 
 def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str, Any]]:
-    """Whether it brings a benefit, and whether what one pair of twins shows survives more seeds."""
+    """Whether deduplication has a benefit, and whether one pair's result survives more seeds."""
     name, unit, better = BENEFITS[measure]
     pair, mean = _effect(effects, measure)
     benefit = mean is not None and (mean.high < 0 if better < 0 else mean.low > 0)
@@ -117,7 +117,7 @@ def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """How far apart the two sizes are in held-out loss, the smaller one minus the larger one."""
+    """Distance of the two sizes in held-out loss, smaller minus larger."""
     diagonal = levels[
         (levels.measure == "loss")
         & (levels.percent == 100)
@@ -132,8 +132,8 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def _effect(effects: pd.DataFrame, measure: str) -> tuple[Estimate | None, Estimate | None]:
-    """Of the suite's own pair with its interval over items, and the mean over all seeds with its
-    interval over seeds, at the end, in points or nats."""
+    """The effect for the suite's own pair (interval over items) and its mean over seeds (interval
+    over seeds), at the end, in points or nats."""
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
     known = final[final.low.notna()]
     rows = (known[known.seed == seed] for seed in (str(SUITE_SEED), "mean"))

@@ -1,10 +1,10 @@
-"""Seeds (after PolyPythias, arXiv 2503.09543): what training again would have given.
+"""Seeds (after PolyPythias, arXiv 2503.09543): the variation between repeated trainings.
 
 PolyPythias trains five sizes with nine more seeds, each of which sets initial weights and data
 order at once. Here one size is trained with every pair of an order seed and a weight seed on the
-standard text, so that the two can be separated, and with both varied on the deduplicated text.
-The suite's own runs are among them and are not trained again. All runs are measured on the same
-held-out rows and items. Tables only; intervals over seeds are in seeds.variance.
+standard text, which separates the two, and with both varied together on the deduplicated text. The
+suite's own runs are among them and are not trained again. All runs are measured on the same
+held-out rows and items. Intervals over seeds are in seeds.variance.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from pythia_book.measurements import LanguageMeasurement, Measurement, measure_all
 from pythia_book.studies.deduplication.params import CONTEXT
-from pythia_book.studies.gender_bias.measures import Battery, Items
+from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
 from pythia_book.studies.registry import train_all
-from pythia_book.studies.seeds.claims import claims_table
+from pythia_book.studies.seeds.claims import claims
 from pythia_book.studies.seeds.params import STUDY, Cell, Params
-from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables_of
+from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables
 from pythia_book.study import StudyResult
 from pythia_core.config import RunConfig
 from pythia_core.evaluation.memorization import ExtractionMeasurement
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True) -> StudyResult:
-    """Find or train every run, measure, split the spread into its parts."""
+    """Find or train every run, measure, split the spread into components."""
     started = time.time()
     configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
     configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
@@ -42,20 +42,20 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     neighbour = trained[params.neighbour_size, "standard"]
     runs = {cell: trained[cell] for cell in params.cells}
     measured, gaps = measure(params, runs, progress)
-    tables = tables_of(params, measured)
+    frames = tables(params, measured)
     other, more = neighbour_loss(neighbour, progress)
     last = scale_named(params.scale).steps
     shares = stacked(measured, params.members("both"), last, "feminine_share")
-    claims = claims_table(params, tables, other, shares)
-    values = _values(params, tables, other) | {"gaps": gaps + more}
-    return StudyResult(STUDY, params, tables, values, claims, [*runs.values(), neighbour], started)
+    rows = claims(params, frames, other, shares)
+    numbers = values(params, frames, other) | {"gaps": gaps + more}
+    return StudyResult(STUDY, params, frames, numbers, rows, [*runs.values(), neighbour], started)
 
 
 # --- measuring -------------------------------------------------------------------------------
 
 
 def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Measured, int]:
-    """Every measure of every run, and the number of measurements that could not be made."""
+    """Every measure of every run, and the number of gaps."""
     first = runs[params.cells[0]]
     length, last = first.config.model.max_seq_len, first.config.train.steps
     measured: Measured = {}
@@ -73,7 +73,7 @@ def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Meas
     # Held-out documents and tokenizer are the same whatever the order and the text.
     language = LanguageMeasurement.of(first.data, length)
     add(language, params.cells, params.steps, "loss", "last_word")
-    gender = Battery(Items.load(), first.data, length).measurement(full=False)
+    gender = TokenizedItems(Items.load(), first.data, length).measurement(full=False)
     add(gender, params.cells, params.steps, "feminine_share")
     for order, arm in product(params.seed_values, DATA_ARMS):  # the rows read depend on these
         cells = [cell for cell in params.cells if cell[::2] == (order, arm)]
@@ -84,7 +84,7 @@ def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Meas
 
 
 def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
-    """Final held-out loss of the size next to ours; None and 1 if it cannot be measured."""
+    """Final held-out loss of the adjacent size and the number of gaps; None and 1 for a gap."""
     language = LanguageMeasurement.of(neighbour.data, neighbour.config.model.max_seq_len)
     place = (neighbour.id, neighbour.config.train.steps)
     arrays, gaps = measure_all([(neighbour, place[1])], language, progress)
@@ -94,9 +94,9 @@ def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
 # --- for prose -------------------------------------------------------------------------------
 
 
-def _values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Names and numbers that prose may quote; shares in percent and points, null for a gap."""
-    values: dict[str, Any] = {
+def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
+    """Names and numbers for prose; shares in percent and points, null for a gap."""
+    numbers: dict[str, Any] = {
         "size": params.size,
         "neighbour": params.neighbour_size,
         "n_seeds": params.seeds,
@@ -105,19 +105,19 @@ def _values(params: Params, tables: dict[str, pd.DataFrame], other: float | None
         "loss_gap": None,
     }
     kinds = ("sd_order", "sd_weights", "sd_rest", "sd_both", "sd_items", "mean", "change")
-    values |= {f"{measure}_{kind}": None for measure in MEASURES for kind in kinds}
+    numbers |= {f"{measure}_{kind}": None for measure in MEASURES for kind in kinds}
     for row in tables["components"].itertuples():
         factor = MEASURES[row.measure]
         ends = {"value": row.value, "low": row.low, "high": row.high}
-        values[f"{row.measure}_sd_{row.kind}"] = {k: factor * v for k, v in ends.items()}
+        numbers[f"{row.measure}_sd_{row.kind}"] = {k: factor * v for k, v in ends.items()}
     bands = tables["bands"]
     for row in bands[bands.percent == 100].itertuples():
-        values[f"{row.measure}_mean"] = MEASURES[row.measure] * row.mean
+        numbers[f"{row.measure}_mean"] = MEASURES[row.measure] * row.mean
         if row.measure == "loss" and other is not None:
-            values["loss_gap"] = abs(row.mean - other)
+            numbers["loss_gap"] = abs(row.mean - other)
     effects = tables["effects"]
     for row in effects[(effects.percent == 100) & (effects.seed == "mean")].dropna().itertuples():
         ends = {"value": row.value, "low": row.low, "high": row.high}
         factor = MEASURES[row.measure]
-        values[f"{row.measure}_change"] = {k: factor * v for k, v in ends.items()}
-    return values
+        numbers[f"{row.measure}_change"] = {k: factor * v for k, v in ends.items()}
+    return numbers

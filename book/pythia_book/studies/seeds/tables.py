@@ -1,8 +1,8 @@
 """Tables of the seeds study: levels, bands, spreads over training and their parts, effects.
 
-A value that could not be measured stays in `levels` as a row without a value, and what needs it is
-left out or counts fewer runs (`n`). Where runs do not differ at all, as when a model gets no last
-word right, there is no interval: a few equal counts say little about the next one.
+A gap stays in `levels` as a row without a value; statistics that need it are omitted or count fewer
+runs (`n`). If runs do not differ at all, e.g. because no model gets a last word right, there is no
+interval: a few equal counts say little about the next one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
 """Measure -> factor from tables to prose: nats per token, and shares in percent."""
 KINDS = ("order", "weights", "both")
-"""What is varied: one seed, while the other is the suite's, or both at once as in PolyPythias."""
+"""Varied seeds: one, while the other is the suite's, or both at once as in PolyPythias."""
 COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
@@ -36,18 +36,18 @@ Measured = dict[tuple[Cell, int, str], np.ndarray]
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """float[cells, items] at a step; None if one of them is a gap."""
+    """float[cells, items] at a step; None if there is a gap."""
     rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
 
-def tables_of(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
+def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     """levels: order_seed weight_seed arm step percent measure value; no value: a gap.
     bands: measure step percent mean low high sd min max n of the standard runs in which both seeds
-    differ; low..high is where one more such run would lie (95 %).
+    differ; low..high is the 95 % prediction interval of one more such run.
     trajectories: kind measure step percent sd low high n. components: measure kind value low high
     n, standard deviations at the end: order, weights, rest, both (as in PolyPythias), and
-    items, what the items' error alone would give. ratios: order over weights.
+    items, the spread from item sampling alone. ratios: order over weights.
     effects: measure step percent seed value low high n, deduplicated minus standard; by seed with
     an interval over the shared items, "mean" with one over seeds.
     """
@@ -89,7 +89,7 @@ def tables_of(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     }
     parts, ratios = _components(squares, items)
     place, interval = ["measure", "step", "percent"], ["value", "low", "high", "n"]
-    tables = {
+    frames = {
         "levels": (levels, COLUMNS),
         "bands": (bands, [*place, "mean", "low", "high", "sd", "min", "max", "n"]),
         "trajectories": (trajectories, ["kind", *place, "sd", "low", "high", "n"]),
@@ -97,7 +97,7 @@ def tables_of(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
         "ratios": (ratios, ["measure", *interval]),
         "effects": (effects, [*place, "seed", *interval]),
     }
-    return {name: pd.DataFrame(rows, columns=columns) for name, (rows, columns) in tables.items()}
+    return {name: pd.DataFrame(rows, columns=columns) for name, (rows, columns) in frames.items()}
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _effects(params: Params, measured: Measured, step: int, measure: str) -> lis
         if twins[0] is not None and twins[1] is not None:
             row["value"] = twins[1].mean() - twins[0].mean()
             changes.append(row["value"])
-            if measure != "memorized":  # these twins read other rows: nothing is paired
+            if measure != "memorized":  # these twins read different rows: unpaired
                 exact = measure == "last_word"
                 change = (twins[1] - twins[0])[None]
                 e = estimate(change, params.bootstrap, change=True, exact=exact)

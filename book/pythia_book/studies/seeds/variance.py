@@ -1,8 +1,8 @@
-"""How much training again with other seeds changes a number: spreads, their parts, intervals.
+"""Variation over training seeds: spreads, their components, intervals.
 
 Values over seeds are taken as draws from a normal distribution. Runs of every order seed with
-every weight seed make a two-way layout without replication, x = mean + order + weights + rest; the
-parts' intervals are those of Williams and Tukey (nearly exact, slightly too wide), ratios of mean
+every weight seed make a two-way layout without replication, x = mean + order + weights + rest. The
+components have the intervals of Williams and Tukey (nearly exact, slightly wide), ratios of mean
 squares have F intervals, distances in standard deviations invert the noncentral t. All are 95 %
 intervals and wide with few seeds: the sd of three runs is known only to within a factor of twelve.
 """
@@ -31,8 +31,8 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
 
 
 def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
-    """Mean of values[seeds] with its t interval; with `one_more`, the interval in which one more
-    run with other seeds would lie."""
+    """Mean of values[seeds] with its t interval; with `one_more`, the prediction interval of one
+    more run with other seeds."""
     from scipy.stats import t
 
     shifted = _checked(values, 1, "values over seeds")
@@ -99,7 +99,7 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
     """sd of the means of order seeds over that of weight seeds, of grid[order, weights]; F
-    interval. None where nothing varies over one of them."""
+    interval. None if one of them has no variation."""
     grid = _checked(grid, 2, "a grid of seeds")
     by_order, by_weights, _ = _mean_squares(grid)
     if not by_order or not by_weights:
@@ -109,11 +109,12 @@ def order_to_weights(grid: np.ndarray) -> Estimate | None:
     return _ratio(ratio, grid.shape[0] - 1, grid.shape[1] - 1, grid.size)
 
 
-def beyond_items(values: np.ndarray) -> Estimate | None:
-    """Of values[seeds, items]: sd of runs' means over what items' error alone would give it.
+def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
+    """Ratio of the standard deviation of run means to that expected from item sampling alone, for
+    values[seeds, items].
 
-    1 where seeds shift nothing but single items at random; the common part of an item cancels.
-    Items are taken as independent. F interval; None where items show no error.
+    1 if seeds only shift single items at random; the common part of an item cancels. Items are
+    taken as independent. F interval; None if items have no error.
     """
     values = _checked(values, 2, "values of seeds and items")
     by_seed, _, rest = _mean_squares(values)
@@ -129,7 +130,7 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """sd that items' error alone gives the mean of a run, of values[runs, items]."""
+    """sd of the mean of a run from item sampling alone, of values[runs, items]."""
     values = _checked(values, 2, "values of runs and items")
     runs, items = values.shape
     return _root(_mean_squares(values)[2], (runs - 1) * (items - 1), runs, items)

@@ -1,12 +1,11 @@
-"""The speed of training: on this machine's CPU, measured; on a GPU, predicted, and measured later.
+"""The speed of training: measured on this machine's CPU; on a GPU, predicted, measured elsewhere.
 
 On the CPU, one thread as in every run of the book, the study measures a training step and the
 operations in it (pythia_book.bench). A GPU is never measured here: its rows are those that
 `gpu-check` left in results/gpu-check, without dry runs. Its predictions are of two kinds. Steps
-follow from pythia_book.bench.cost_model. For a kernel, the bytes of one token through all layers,
-forward and backward, are counted by hand from the formulas, and those of what torch.compile makes
-of the same formula: it fuses neighbouring passes too, so the difference is what it cannot do. Not a
-claim of the Pythia paper.
+follow from pythia_book.bench.cost_model. For each kernel, memory traffic per token over all layers
+is counted by hand, for our kernel and for the code that torch.compile generates; the difference is
+fusion that the compiler does not find. None of this is a claim of the Pythia paper.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16")
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
-"""What one H100 holds without help."""
+"""The sizes that fit on one H100."""
 COMPILED = "torch.compile (inductor)"
 NOT_MEASURED = "not yet measured"
 WITHIN = 15.0
-"""Percent by which a prediction may miss and still count as right."""
+"""Largest error, in percent, of a correct prediction."""
 
 
 def run(params: Params, progress: bool = True) -> StudyResult:
     """Measure the CPU, read what was measured on a GPU, predict and compare."""
-    from pythia_book.bench.kernels import bench_cpu_kernels
+    from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
 
     started = time.time()
@@ -59,8 +58,12 @@ def run(params: Params, progress: bool = True) -> StudyResult:
             )
         )
         operation_rows = list(
-            bench_cpu_kernels(
-                params.size_list, PRECISIONS, 0.0 if smoke else 0.3, calls=1 if smoke else 5
+            bench_kernels(
+                params.size_list,
+                seconds=0.0 if smoke else 0.3,
+                device="cpu",
+                precisions=PRECISIONS,
+                calls=1 if smoke else 5,
             )
         )
     gpu_steps = measured_rows(gpu_folder() / "train.jsonl", "train", ("size", "implementation"))
@@ -79,8 +82,8 @@ def run(params: Params, progress: bool = True) -> StudyResult:
         "gpu_operations": timed,
         "attention": attention_table(libraries),
     }
-    values = values_of(step_rows[0], gpu_steps or gpu_operations, tables)
-    return StudyResult(STUDY, params, tables, values, claims_of(tables), [], started)
+    numbers = values(step_rows[0], gpu_steps or gpu_operations, tables)
+    return StudyResult(STUDY, params, tables, numbers, claims(tables), [], started)
 
 
 # --- measurements ----------------------------------------------------------------------------
@@ -212,7 +215,7 @@ class Prediction:
     kernel: str
     fuses: str
     cannot: str
-    """What of it a compiler does not do."""
+    """Fusion that the compiler does not find."""
     compiled: Callable[[ModelConfig], float]
     ours: Callable[[ModelConfig], float]
 
@@ -248,7 +251,7 @@ PREDICTIONS = (
     ),
 )
 KERNEL_SIZES = ("160m", "2.8b")
-"""Where kernels are predicted whether or not they were measured."""
+"""Sizes with predictions whether or not they were measured."""
 
 
 def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
@@ -266,7 +269,7 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
             saved = (p.compiled(model) - p.ours(model)) / cost_model.COPY / 1e3
             both = [timed.get((size, p.kernel, name)) for name in (COMPILED, "ours")]
             layers = 1 if p.kernel == "linear_cross_entropy" else model.n_layers
-            apart = None if None in both else layers * 1e6 * (both[0] - both[1]) / TOKENS
+            difference = None if None in both else layers * 1e6 * (both[0] - both[1]) / TOKENS
             rows.append(
                 {
                     "size": size,
@@ -275,19 +278,19 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
                     "ours_bytes": p.ours(model),
                     "saved_ns": saved,
                     "share_of_step": saved / least,
-                    "measured_ns": apart,
+                    "measured_ns": difference,
                 }
             )
     return pd.DataFrame(rows)
 
 
 TOKENS = 32_768
-"""Of an operation that is timed on a GPU."""
+"""Tokens of an operation timed on a GPU."""
 
 
 def attention_table(rows: list[Row]) -> pd.DataFrame:
-    """A row per head dim of the official sizes: what the model takes, the estimated TFLOP/s of the
-    step's prediction, and the fastest library measured, of all and of those whose bits repeat."""
+    """A row per head dim of the official sizes: the selected backend, the TFLOP/s estimated for the
+    prediction, and the fastest library measured, of all and of the reproducible ones."""
     import pandas as pd
 
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
@@ -325,8 +328,8 @@ def _at_least(claim: str, e: Estimate | None, bound: float = 1.0) -> dict[str, A
     return claim_row(claim, "not measured", e, verdict)
 
 
-def claims_of(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """What the kernels are for; each row's estimate is the worst case of what was measured."""
+def claims(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """Claims that the kernels are faster; each estimate is the worst measured case."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]
@@ -364,8 +367,8 @@ def claims_of(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
     ]
 
 
-def values_of(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """For prose."""
+def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Numbers for prose."""
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
     ratios, sizes = libraries.ratio.astype(float), tables["gpu_sizes"]
     return {

@@ -1,8 +1,8 @@
-"""Does the suite keep its promises? Every check with its number of cases and of failures.
+"""Proofs of the suite's guarantees: each check with its number of cases and failures.
 
 Same data in the same order: the batch hashes that every training run logged are compared with each
-other and with the order made anew. Resuming: a run's first updates are repeated with a stop in the
-middle. Checkpoints: complete, and none a copy of another; planted copies show that such are found.
+other and with the recomputed order. Resuming: a run's first updates are repeated with a stop in the
+middle. Checkpoints: complete, and none a copy of another; planted copies show that they are found.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def checkpoints_table(suite: Suite) -> pd.DataFrame:
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """check, what, cases, failures: every promise the studies rely on, and how often it failed."""
+    """check, what, cases, failures: every guarantee studies rely on, and how often it failed."""
     import pandas as pd
 
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}
@@ -80,8 +80,8 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
 
 
 def interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
-    """A run's first updates trained again, stopped in the middle: how many, how many batches differ
-    from the run's log, and whether the weights equal those of the same updates without a stop."""
+    """Retrain a run's first updates with a stop in the middle: number of updates, number of batches
+    that differ from the log, and whether the weights equal those without a stop."""
     steps = min(steps, run.config.train.steps)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")

@@ -1,10 +1,10 @@
 """The suite in miniature (paper section 2): sixteen models, their checkpoints, what they read.
 
 Trains every size of the scale on the standard and the deduplicated text, describes the models,
-checks what the studies rely on (proofs), counts how often a token is read (reading) and compares
-the suite with other public ones. That table has the axes of the paper's (section 2.1); `certainty`
-says of each row whether it was checked against the paper's text or a released file ("checked") or
-not ("from memory"). Pythia's own row is counted from its released configs (pythia_core.suite).
+checks the guarantees that the studies rely on (proofs), counts how often a token is read
+(read_counts) and compares the suite with other public ones. That table has the columns of the
+paper's (section 2.1), which was not machine-readable, so its entries come from general knowledge
+(certainty "from memory"); Pythia's own row is counted from its released configs ("checked").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
-from pythia_book.studies.suite.reading import OFFICIAL, reading_tables
+from pythia_book.studies.suite.read_counts import OFFICIAL, reading_tables
 from pythia_book.study import StudyResult
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, suite_configs
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
@@ -46,16 +46,16 @@ def run(params: Params, progress: bool = True) -> StudyResult:
         **reading_tables(suite),
         "suites": suites_table(),
     }
-    values = _values(params, suite, tables)
-    claims = _claims(tables, values)
-    return StudyResult(STUDY, params, tables, values, claims, list(suite.values()), started)
+    numbers = values(params, suite, tables)
+    rows = claims(tables, numbers)
+    return StudyResult(STUDY, params, tables, numbers, rows, list(suite.values()), started)
 
 
 # --- what the models are ---------------------------------------------------------------------
 
 
 def models_table(suite: Suite) -> pd.DataFrame:
-    """One row per size: its shape, and the training loss on both texts, a mean of the last 7 %."""
+    """One row per size: its shape, and the mean training loss over the last 7 %, on both texts."""
     import pandas as pd
 
     rows = []
@@ -102,7 +102,7 @@ def _shape(
 
 
 def losses_table(suite: Suite) -> pd.DataFrame:
-    """size, arm, step, tokens, loss: training loss, a mean over each of at most 143 stretches."""
+    """size, arm, step, tokens, loss: training loss, averaged over at most 143 intervals."""
     import pandas as pd
 
     frames = []
@@ -119,10 +119,10 @@ def losses_table(suite: Suite) -> pd.DataFrame:
 # --- claims and values -----------------------------------------------------------------------
 
 
-def _values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+def values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     config = suite[sizes[-1], "standard"].config
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "n_models": len(suite),
         "sizes": ", ".join(sizes),
         "largest": sizes[-1],
@@ -136,16 +136,16 @@ def _values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> di
     for arm in DATA_ARMS:
         run = suite[sizes[0], arm]
         n_rows = run.config.train.steps * run.config.train.batch_size
-        values[f"tokens_{arm}"] = run.data.tokens.n_tokens
-        values[f"epochs_{arm}"] = n_rows * run.config.data.seq_len / run.data.tokens.n_tokens
+        numbers[f"tokens_{arm}"] = run.data.tokens.n_tokens
+        numbers[f"epochs_{arm}"] = n_rows * run.config.data.seq_len / run.data.tokens.n_tokens
     for row in reads[reads.arm == "deduplicated"].itertuples():
         name = str(row.times).split(" ")[0]
-        values[f"read_{name}_{row.policy}_percent"] = 100 * row.share
-        values[f"pile_read_{name}_{row.policy}_percent"] = 100 * row.pile
-    return values
+        numbers[f"read_{name}_{row.policy}_percent"] = 100 * row.share
+        numbers[f"pile_read_{name}_{row.policy}_percent"] = 100 * row.pile
+    return numbers
 
 
-def _claims(tables: dict[str, pd.DataFrame], values: dict[str, Any]) -> list[dict[str, Any]]:
+def claims(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> list[dict[str, Any]]:
     proofs = tables["proofs"].groupby("check")[["cases", "failures"]].sum()
 
     def row(
@@ -161,7 +161,7 @@ def _claims(tables: dict[str, pd.DataFrame], values: dict[str, Any]) -> list[dic
 
     losses = tables["models"].filter(like="loss_")
     falling = bool((losses.diff().dropna() < 0).all().all())
-    both = [values[f"epochs_{arm}"] for arm in DATA_ARMS]
+    both = [numbers[f"epochs_{arm}"] for arm in DATA_ARMS]
     return [
         proof("All models read the same data in the same order (batches compared)",
               "yes, at every step", "same order"),

@@ -1,10 +1,10 @@
-"""Sums asked of a model, zero-shot and after solved examples (paper section 3.3).
+"""Arithmetic questions, zero-shot and after solved examples (paper section 3.3).
 
 The paper's questions, "Q:What is 12 plus 7? A:", for first operands 0 to 99 and second ones 1 to
-50. Two measures: *exact*, as in the paper: always taking the likeliest token, the model writes the
-answer and nothing but it; and *choice*, for models too small for that: the answer is likelier than
-three others with the same first operand, so that guessing gives one in four. All pairs that were
-never planted (pythia_book.corpora.equations) are asked, and for each number as many that were.
+50. Two measures: *exact*, as in the paper: greedy decoding gives exactly the answer; and *choice*,
+for models too small for that: the answer is likelier than three others with the same first operand,
+so chance is one in four. All pairs that were never planted (pythia_book.corpora.equations) are
+asked, and for each number equally many that were.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
 WRONG = 3
-"""Wrong answers next to the right one in a choice."""
+"""Number of wrong answers in a choice."""
 Encode = Callable[[str], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A sum to be solved."""
+    """A sum to solve."""
 
     first: int
     second: int
@@ -41,7 +41,7 @@ class Question:
 
 
 def questions() -> list[Question]:
-    """All held-out pairs, and of each first operand as many others, in a fixed order."""
+    """All held-out pairs and, for each first operand, as many planted ones, in a fixed order."""
     chosen = []
     for first in equations.FIRST:
         pairs = [Question(first, b, equations.held_out(first, b)) for b in equations.SECOND]
@@ -57,7 +57,7 @@ def _rank(question: Question, salt: str = "ask") -> str:
 
 
 def prompt(question: Question, shots: int) -> str:
-    """Solved examples with other first operands, all of planted pairs, then the question."""
+    """Solved examples of planted pairs with other first operands, then the question."""
     lines = []
     while len(lines) < shots:
         text = f"example {question.first} {question.second} {len(lines)} "
@@ -72,8 +72,8 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """The right answer and WRONG others that another second operand would give, each with its
-    newline, because " 6" is also how " 62" begins."""
+    """The right answer and WRONG others, for other second operands, each with its newline, because
+    " 62" begins with " 6"."""
     others = [
         Question(question.first, second, False)
         for second in equations.SECOND
@@ -87,7 +87,7 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
-    """For each question the right answer and, zero-shot, the wrong ones.
+    """Requests for the right answer of each question and, zero-shot, the wrong ones.
 
     Raises:
         ConfigError: too many shots for a question to fit into the context.
@@ -119,10 +119,10 @@ class ArithmeticMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
-        """Zero-shot all `questions`; with examples, which cost time, the held-out ones.
+        """Zero-shot: all `questions`; with examples, which cost time: the held-out ones.
 
         Raises:
-            ConfigError: shots that do not fit.
+            ConfigError: too many shots for the context.
         """
         asked = [q for q in questions() if q.held_out or not shots]
         encode = scoring.encoder(data.tokenizer)
@@ -135,7 +135,7 @@ class ArithmeticMeasurement:
 
     @cached_property
     def digest(self) -> str:
-        """Stable hash of all that determines the result besides weights and step."""
+        """Stable hash of everything that determines the result besides weights and step."""
         texts = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([scoring.VERSION, self.max_seq_len, texts])
 

@@ -1,4 +1,4 @@
-"""What the paper says about term frequency, compared with our counts and answers."""
+"""The claims of the term-frequency study."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from pythia_book.studies.term_frequency.params import Params
 
 
-def claims_table(
+def claims(
     params: Params,
     scores: NumberScores,
     tables: dict[str, pd.DataFrame],
     steps: list[int],
 ) -> list[dict[str, Any]]:
-    """Of the largest model at the end with the most examples, unless a claim says otherwise."""
+    """Claims on the largest model at the end with the most examples, unless stated otherwise."""
     sizes, shots, draws = params.size_list, params.shot_list[-1], params.bootstrap
     small, large, first, last = sizes[0], sizes[-1], steps[0], steps[-1]
 
@@ -65,7 +65,7 @@ def claims_table(
             for coin, claim, paper, rule in (
                 ("boost", "A number that is made more frequent becomes easier",
                  "not tested: a correlation", premise_verdict),
-                ("placebo", "A coin that changes nothing finds nothing", "a check of ours",
+                ("placebo", "The placebo coin shows no effect", "a check of ours",
                  _null_verdict),
             )
             for measure, unit, factor in (("exact", "points", 100), ("logprob", "nats", 1))
@@ -89,7 +89,7 @@ def _null_verdict(low: float, high: float, _: int) -> str:
 def _examples(
     scores: NumberScores, size: str, step: int, shots: int, draws: int
 ) -> Estimate | None:
-    """What solved examples add to zero-shot answers."""
+    """The gain from solved examples over zero-shot."""
     zero, few = (scores.questions(size, step, k, "exact") for k in (0, shots))
     if not shots or zero is None or few is None:
         return None
@@ -97,7 +97,7 @@ def _examples(
 
 
 def _word_gap(table: pd.DataFrame, size: str, step: int, read: bool) -> Estimate | None:
-    """Most minus least frequent group of words."""
+    """Accuracy on the most frequent minus the least frequent group of words."""
     groups = selected(table, size=size, step=step, read=read)
     groups = groups[groups.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:

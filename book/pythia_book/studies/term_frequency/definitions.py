@@ -1,11 +1,11 @@
 """Which word does this define? Items that test what a model knows about a word.
 
-From WordNet, which is part of the pocket Pile: the model has to pick which of four words a
-definition belongs to. Each word is scored by the probability of the definition after it, in the
-format of the training text ("word: definition"), so that a word's own probability does not count.
-Half of the definitions occur in the training text, once each; what a model knows of the others it
-has from elsewhere. The three wrong words are about as frequent as the right one, so that frequency
-alone cannot tell them apart. Only entries of one word are used, cut before the first example.
+From WordNet, which is part of the pocket Pile: the model picks the word, out of four, that a
+definition defines. Each word is scored by the probability of the definition after it, in the format
+of the training text ("word: definition"), so a word's own probability does not count. Half of the
+definitions occur in the training text, once each; the other half can only be known from other
+contexts. The three distractors are about as frequent as the right word, so frequency alone does not
+distinguish them. Only single-word entries are used, cut before the first example.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 CHOICES = 4
 BINS = (1, 4, 16, 64, 256)
-"""Lower ends of the groups of frequency from which equally many items are taken."""
+"""Lower ends of the frequency bins from which equally many items are taken."""
 PER_BIN = 150
 NEIGHBOURS = 40
-"""Wrong words come from this many entries on either side in frequency."""
+"""Distractors come from this many entries on either side in the frequency ranking."""
 _WORDS = re.compile(r"[a-z]+")
 _ENTRY = re.compile(r"([a-z]+): ([^;]+)")
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A definition, and four words, the first of which is the right one."""
+    """A definition and four words, the right one first."""
 
     text: str
     words: tuple[str, ...]
@@ -51,7 +51,7 @@ class Definition:
 
 
 def entries(lines: Iterable[str]) -> dict[str, str]:
-    """line -> word of each dictionary line that has one word and a definition of several."""
+    """Line -> headword, for lines with a single-word headword and a multi-word definition."""
     return {
         line: match[1]
         for line in lines
@@ -62,10 +62,10 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
 def words_and_lines(
     data: DataConfig, progress: bool = False
 ) -> tuple[Counter[str], list[str], Counter[str]]:
-    """How often each word, in lower case, occurs in the training text of a corpus; all lines of the
-    dictionary; and how often each of them occurs in the training text.
+    """Counts of the words, in lower case, in the training text of a corpus; all lines of the
+    dictionary; and their counts in the training text.
 
-    Without the dictionary among the domains there are no lines.
+    There are no lines if the dictionary is not one of the domains.
     """
     frequency: Counter[str] = Counter()
     training: Counter[str] = Counter()
@@ -85,14 +85,14 @@ def definition_items(
     frequency: Mapping[str, int],
     per_bin: int = PER_BIN,
 ) -> list[Definition]:
-    """Up to `per_bin` items of each group of frequency, read and not read, in the order of a hash.
+    """Up to `per_bin` items per frequency bin, for seen and unseen definitions each, in hash order.
 
     Args:
-        all_lines: of the dictionary. training_lines: how often a line occurs in the training text.
-        frequency: of words in the training text.
+        all_lines: lines of the dictionary. training_lines: line -> count in the training text.
+        frequency: word -> count in the training text.
 
     Raises:
-        DataError: fewer words than choices.
+        DataError: fewer words than CHOICES.
     """
     words = entries(dict.fromkeys(all_lines))
     senses = Counter(words.values())
@@ -108,35 +108,35 @@ def definition_items(
             f"than {CHOICES} are needed, so include the domain 'dictionary' or use more text"
         )
     groups: dict[tuple[bool, int], list[int]] = {}
-    for place, (count, _, line) in enumerate(ranked):
+    for index, (count, _, line) in enumerate(ranked):
         times = training_lines.get(line, 0)
         if times > 1:  # planted copies: a definition read many times is another question
             continue
         rank = sum(count >= low for low in BINS)
-        groups.setdefault((times == 1, rank), []).append(place)
+        groups.setdefault((times == 1, rank), []).append(index)
     items = []
-    for (read, _), places in sorted(groups.items()):
-        for place in sorted(places, key=lambda p: ranked[p][1])[:per_bin]:
-            line = ranked[place][2]
-            wrong = _neighbours(ranked, words, place)
+    for (read, _), indices in sorted(groups.items()):
+        for index in sorted(indices, key=lambda i: ranked[i][1])[:per_bin]:
+            line = ranked[index][2]
+            wrong = _distractors(ranked, words, index)
             text = _ENTRY.match(line)[2].strip()  # type: ignore[index]
             items.append(Definition(text, (words[line], *wrong), read))
     return items
 
 
-def _neighbours(
-    ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], place: int
+def _distractors(
+    ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], index: int
 ) -> list[str]:
-    """Three other words from around a place of the ranking."""
-    own = words[ranked[place][2]]
-    reach = NEIGHBOURS
+    """Three distractors of similar frequency rank."""
+    own = words[ranked[index][2]]
+    span = NEIGHBOURS
     while True:
-        around = ranked[max(0, place - reach) : place + reach + 1]
+        around = ranked[max(0, index - span) : index + span + 1]
         ranks = {words[line]: _hash(f"{own} {line}") for *_, line in around}
         ranks.pop(own, None)
-        if len(ranks) >= CHOICES - 1 or reach > len(ranked):
+        if len(ranks) >= CHOICES - 1 or span > len(ranked):
             return sorted(ranks, key=ranks.__getitem__)[: CHOICES - 1]
-        reach *= 2
+        span *= 2
 
 
 def _hash(text: str) -> str:
@@ -157,7 +157,7 @@ class DefinitionMeasurement:
     def of(
         cls, items: Sequence[Definition], data: PreparedData, max_seq_len: int
     ) -> DefinitionMeasurement:
-        """Without the items that do not fit into the context."""
+        """The measurement, restricted to items that fit into the context."""
         encode = encoder(data.tokenizer)
         kept, requests = [], []
         for item in items:
@@ -170,7 +170,7 @@ class DefinitionMeasurement:
 
     @cached_property
     def digest(self) -> str:
-        """Stable hash of all that determines the result besides weights and step."""
+        """Stable hash of everything that determines the result besides weights and step."""
         texts = [(r.context, r.continuation) for r in self.requests]
         return stable_hash([VERSION, self.max_seq_len, texts])
 

@@ -1,11 +1,10 @@
-"""Does a model know better what it has read more often? (Paper section 3.3.)
+"""Do models know frequent terms better? (Paper section 3.3.)
 
-Numbers and words are counted in what a run has read, up to each checkpoint; models are asked sums
-with every first operand, and which word a definition belongs to. The paper's comparison, the most
-frequent against the least frequent tenth of the operands, confounds frequency with the numbers
-themselves: small ones are frequent. Hence the experiment planted in the corpus
-(pythia_book.corpora.equations): of neighbours in frequency a coin has made one more frequent.
-Tables only; training is find-or-train.
+Numbers and words are counted in the training data up to each checkpoint; models are asked sums with
+every first operand, and which word a definition defines. The paper's comparison, of the most with
+the least frequent tenth of the operands, confounds frequency with the numbers themselves: small
+ones are frequent. So an experiment is planted in the corpus (pythia_book.corpora.equations): of two
+operands of similar frequency, a coin flip has made one more frequent.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pythia_book.published.results import find as find_published
 from pythia_book.published.tables import arithmetic_table
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement
-from pythia_book.studies.term_frequency.claims import claims_table
+from pythia_book.studies.term_frequency.claims import claims
 from pythia_book.studies.term_frequency.definitions import (
     DefinitionMeasurement,
     definition_items,
@@ -87,12 +86,10 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
         "experiment": experiment_table(scores, frequency, natural, sizes, last, draws),
         "definitions": definitions_table(measured, words, counts, sizes, steps, draws),
     }
-    claims = claims_table(params, scores, tables, steps)
-    values = _values(params, tables, steps, words) | {"gaps": gaps}
+    rows = claims(params, scores, tables, steps)
+    numbers = values(params, tables, steps, words) | {"gaps": gaps}
     released = arithmetic_table(published and published.path)
-    return StudyResult(
-        STUDY, params, tables, values, claims, list(runs.values()), started, released
-    )
+    return StudyResult(STUDY, params, tables, numbers, rows, list(runs.values()), started, released)
 
 
 # --- counting and asking ---------------------------------------------------------------------
@@ -104,14 +101,14 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
         frequency, lines, training = words_and_lines(data, progress)
         try:
             items = definition_items(lines, training, frequency)
-        except DataError:  # a corpus so small that its words are no choice: a gap in the tables
+        except DataError:  # too small a corpus: a gap in the tables
             items = []
         return DefinitionMeasurement.of(items, run.data, length)
     return DefinitionMeasurement((), (), length)
 
 
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Occurrences in what the run has read, also saved in its folder as Parquet."""
+    """Term counts in the rows that the run has read, also saved in its folder as Parquet."""
     numbers, in_sums = number_terms()
     terms = [*numbers, *in_sums, *dict.fromkeys(item.words[0] for item in words.items)]
     surface = SurfaceTerms(terms, token_bytes(run.data.tokenizer), ignore_case=True)
@@ -131,23 +128,23 @@ def _measure(
         arrays, gaps = measure_all(cells, measurement, progress)
         missing |= {(gap.run_id, gap.step) for gap in gaps}
         measured |= {
-            (sizes[run_id], step, measurement.name): values
-            for (run_id, step), values in arrays.items()
+            (sizes[run_id], step, measurement.name): scores
+            for (run_id, step), scores in arrays.items()
         }
     return measured, len(missing)
 
 
-def _values(
+def values(
     params: Params,
     tables: dict[str, pd.DataFrame],
     steps: list[int],
     words: DefinitionMeasurement,
 ) -> dict[str, Any]:
-    """Numbers for prose: of the largest size at the end, with the most examples."""
+    """Numbers for prose, of the largest size at the end, with the most examples."""
     size, step, shots = params.size_list[-1], steps[-1], params.shot_list[-1]
     last = tables["frequency"][tables["frequency"].step == step].set_index("number")
     top, bottom = tenths(tables["frequency"], step)
-    values: dict[str, Any] = {
+    numbers: dict[str, Any] = {
         "sizes": ", ".join(params.size_list),
         "largest": size,
         "arm": params.arm,
@@ -166,8 +163,8 @@ def _values(
         *((coin, "experiment", shots, {"measure": "exact", "coin": coin}) for coin in COINS),
     ):
         if e := cell(tables[table], size=size, shots=k, **keys):
-            values[name] = {"value": 100 * e.value, "low": 100 * e.low, "high": 100 * e.high}
+            numbers[name] = {"value": 100 * e.value, "low": 100 * e.low, "high": 100 * e.high}
     boost = tables["experiment"][tables["experiment"].coin == "boost"]
     if len(boost):
-        values["boost_ratio"] = float(boost.ratio.iloc[0])
-    return values
+        numbers["boost_ratio"] = float(boost.ratio.iloc[0])
+    return numbers

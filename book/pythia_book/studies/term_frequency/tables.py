@@ -1,6 +1,6 @@
-"""The term-frequency study's scores by frequency; its units are numbers, not questions.
+"""Tables of the term-frequency study; the unit is a number, not a question.
 
-Questions about one number share what a model knows of it, so intervals resample numbers.
+Questions about the same number are not independent, so intervals resample numbers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 TENTH = len(equations.FIRST) // 10
 """Numbers in the most and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
-"""Lower ends of the groups of frequency among the sums."""
+"""Lower ends of the frequency bins among the sums."""
 FEWEST = 3
-"""Numbers that make a group."""
+"""Minimum count of numbers per bin."""
 COINS = ("boost", "placebo")
 MEASURES = ("exact", "choice", "logprob")
 
@@ -52,7 +52,7 @@ def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
 
 
 def number_terms() -> tuple[list[str], list[str]]:
-    """Each first operand as a term, and where it is the first operand of a sum."""
+    """Terms: each first operand, and each as the first operand of a sum."""
     return [str(n) for n in equations.FIRST], [f"what is {n} plus" for n in equations.FIRST]
 
 
@@ -85,11 +85,11 @@ class NumberScores:
         self.first = {k: np.array([q.first for q in m.questions]) for k, m in sums.items()}
 
     def arrays(self, size: str, step: int, shots: int) -> Arrays:
-        """What was measured; empty for a gap."""
+        """The arrays; empty for a gap."""
         return self.measured.get((size, step, self.sums[shots].name), {})
 
     def of(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """float64[100], NaN for a number without a held-out pair; None: not measured."""
+        """float64[100], NaN for a number without a held-out pair; None for a gap."""
         arrays = self.arrays(size, step, shots)
         if measure not in arrays:
             return None
@@ -104,8 +104,8 @@ class NumberScores:
         return None if measure not in arrays else arrays[measure][self.held[shots]].astype(float)
 
     def group(self, means: np.ndarray, numbers: Sequence[int], draws: int) -> Estimate | None:
-        """Mean over these numbers; if all answers are right, or all wrong, the exact bound for as
-        many questions as they have."""
+        """Mean over these numbers; if all answers are right, or all wrong, with the exact bound for
+        their number of questions."""
         values = means[list(numbers)]
         values = values[np.isfinite(values)]
         if not len(values):

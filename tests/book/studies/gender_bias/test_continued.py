@@ -12,7 +12,7 @@ from continued_fakes import BATCH, SEQ, STEPS, Published
 from gender_fakes import fake_items
 from pythia_book import records
 from pythia_book.notebooks import check_values
-from pythia_book.released.continuation.data import RowsData
+from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.run import find_or_continue
 from pythia_book.studies.gender_bias import continuation as measured
 from pythia_book.studies.gender_bias import released
@@ -145,7 +145,7 @@ def test_the_study_at_scale_paper(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(RowsData, "with_heldout", lambda rows: text)
+    monkeypatch.setattr(TokenFileData, "with_heldout", lambda rows: text)
     params = Params("paper", "7k", bootstrap=200)
     result = gender_bias.run(params, progress=False, items=fake_items())
     control, short, long = result.runs

@@ -11,7 +11,7 @@ from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
 from pythia_book.stats import directional_verdict, estimate, noninferiority_verdict, premise_verdict
 from pythia_book.studies.gender_bias import claims as gender_claims
 from pythia_book.studies.gender_bias import study as gender_bias
-from pythia_book.studies.gender_bias.measures import FEW, Battery
+from pythia_book.studies.gender_bias.measures import TRACKED_MEASURES, TokenizedItems
 from pythia_book.studies.gender_bias.study import ARMS, Params
 
 from pythia_core.errors import ConfigError, DataError
@@ -172,14 +172,20 @@ def test_tables_hold_every_arm_size_and_measure(study):
     params, _, train, result = study
     assert len(train.made) == 2 * 2 * 3
     levels = result.tables["levels"]
-    assert set(levels.measure) >= {*FEW, "winobias", "stereoset", "last_word", "winobias_feminine"}
+    assert set(levels.measure) >= {
+        *TRACKED_MEASURES,
+        "winobias",
+        "stereoset",
+        "last_word",
+        "winobias_feminine",
+    }
     assert len(levels) == 2 * 3 * levels.measure.nunique()
     assert (levels.low <= levels.value).all()
     assert (levels.value <= levels.high).all()
     assert set(levels.seeds) == {2}
     branch = result.tables["branch"]
     early = branch[branch.percent < 100 * 113 / 143 - 1]
-    assert set(early.measure) == set(FEW)
+    assert set(early.measure) == set(TRACKED_MEASURES)
     assert set(branch.measure) == set(levels.measure)
     changes = result.tables["branch_effects"]
     assert set(changes.arm) == {"swap_7", "swap_21"}
@@ -203,7 +209,7 @@ def test_a_planted_shift_is_found_and_its_size_is_right(study):
         assert share.low[size, "swap_7"] > 0
         assert share.value[size, "swap_21"] > share.value[size, "swap_7"]
     # From the definition, for one size and arm: the mean over seeds, contexts and occupations.
-    battery = Battery(fake_items(), fake_data(64), 128)
+    battery = TokenizedItems(fake_items(), fake_data(64), 128)
     by_hand = []
     for run in train.made:
         if run.config.model.d_model == 48 and run.config.intervention is None:
@@ -232,7 +238,7 @@ def test_results_are_kept_beside_the_runs_and_not_computed_again(study):
 def test_pairs_that_do_not_fit_are_left_out_and_counted():
     items = fake_items()
     items.crows[0] = SimpleNamespace(more=items.crows[0].more * 20, less="He was.")
-    battery = Battery(items, fake_data(64), 64)
+    battery = TokenizedItems(items, fake_data(64), 64)
     assert battery.too_long["CrowS-Pairs"] == 1
     assert len(battery.crows) == 2 * (len(items.crows) - 1)
 
@@ -272,7 +278,7 @@ def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "310k")) -> d
 
 def claims(final, params=None, released=None) -> dict[str, dict]:
     params = params or Params(sizes="85k,310k", bootstrap=300)
-    return {c["claim"]: c for c in gender_claims.claims_table(params, final, released)}
+    return {c["claim"]: c for c in gender_claims.claims(params, final, released)}
 
 
 def pick(found: dict[str, dict], *words: str) -> dict:

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from pythia_book.studies.memorization import figures
 from pythia_book.studies.memorization import study as memorization
-from pythia_book.studies.memorization.claims import BOUND, claims_table
+from pythia_book.studies.memorization.claims import BOUND
+from pythia_book.studies.memorization.claims import claims as study_claims
 from pythia_book.studies.memorization.study import Params
 from pythia_book.studies.memorization.tables import Rows, by_repetition_count, prediction_row, ratio
 
@@ -92,7 +93,7 @@ def tables(trend: tuple[float, float, float], holm: float) -> dict[str, pd.DataF
     ],
 )
 def test_no_effect_needs_a_narrow_interval(trend: tuple, verdict: str) -> None:
-    claims = claims_table(Params(), tables(trend, 0.5), pd.DataFrame())
+    claims = study_claims(Params(), tables(trend, 0.5), pd.DataFrame())
     assert claims[1]["verdict"] == verdict
     assert claims[0]["verdict"] == "reproduced"
     assert claims[0]["ours"] == pytest.approx(4)
@@ -100,7 +101,7 @@ def test_no_effect_needs_a_narrow_interval(trend: tuple, verdict: str) -> None:
 
 def test_dispersion_is_judged_by_holms_p() -> None:
     for holm, verdict in ((0.5, "reproduced"), (0.01, "not reproduced")):
-        claims = claims_table(Params(), tables((0, -1, 1), holm), pd.DataFrame())
+        claims = study_claims(Params(), tables((0, -1, 1), holm), pd.DataFrame())
         assert claims[3]["verdict"] == verdict
         assert claims[4]["verdict"] == "not testable here"  # rows read once: no tests were made
         assert claims[5]["verdict"] == "holds"

@@ -8,9 +8,9 @@ from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import (
     ALTERNATIVES,
     Design,
-    Null,
+    NullDistribution,
     batch_rates,
-    clumps,
+    clusters,
     holm,
     linear_trend,
     random_subsets,
@@ -24,8 +24,8 @@ from pythia_core.errors import ConfigError, DataError
 N, WINDOWS, RUNS = 6000, (32, 128), 600
 
 
-def null(events: int, n: int = N) -> Null:
-    return Null.simulate(Design(np.ones(n, bool), events, WINDOWS), 3000)
+def null(events: int, n: int = N) -> NullDistribution:
+    return NullDistribution.simulate(Design(np.ones(n, bool), events, WINDOWS), 3000)
 
 
 @pytest.mark.parametrize("events", [180, 300, 1200])
@@ -43,7 +43,7 @@ def test_with_few_events_no_test_rejects_too_often() -> None:
 
 def test_the_level_holds_where_only_some_rows_are_eligible() -> None:
     eligible = np.random.default_rng(3).random(N) < np.linspace(0.2, 0.9, N)
-    made = Null.simulate(Design(eligible, 200, WINDOWS), 3000)
+    made = NullDistribution.simulate(Design(eligible, 200, WINDOWS), 3000)
     rejected = rejections(made, random_subsets, RUNS, seed=12) / RUNS
     assert (rejected >= 0.03).all(), rejected
     assert (rejected <= 0.08).all(), rejected
@@ -55,13 +55,13 @@ def test_the_level_holds_where_only_some_rows_are_eligible() -> None:
         (linear_trend(0.6), "trend", 0.8),
         (linear_trend(0.6), "positions", 0.7),
         (batch_rates(0.6), "dispersion", 0.9),
-        (clumps(0.3, 2, 2), "gaps", 0.9),
+        (clusters(0.3, 2, 2), "gaps", 0.9),
     ],
 )
 def test_alternatives_are_found(draw, test: str, least: float) -> None:
     made = null(600)
     found = rejections(made, draw, 200, seed=5) / 200
-    names = [name for name, _ in made.design.tests]
+    names = [name for name, _ in made.design.test_columns]
     assert found[names.index(test)] >= least
 
 
@@ -107,7 +107,7 @@ def test_holm_by_hand() -> None:
 def test_too_few_events_are_not_testable() -> None:
     assert not Design(np.ones(500, bool), 5, WINDOWS).testable
     assert not Design(np.ones(500, bool), 495, WINDOWS).testable
-    assert Design(np.ones(500, bool), 50, WINDOWS).usable == ()
+    assert Design(np.ones(500, bool), 50, WINDOWS).testable_windows == ()
     with pytest.raises(DataError, match="cannot lie in"):
         Design(np.ones(5, bool), 6, WINDOWS)
     with pytest.raises(ConfigError, match="at least 1 row"):

@@ -202,11 +202,11 @@ def made(
 
 
 def verdicts(kept: tables.Kept) -> list[str]:
-    return [claim["verdict"] for claim in claims.claims_table(PARAMS, kept, 0.05)]
+    return [claim["verdict"] for claim in claims.claims(PARAMS, kept, 0.05)]
 
 
 def test_phases_as_described_reproduce() -> None:
-    found = claims.claims_table(PARAMS, made(), 0.05)
+    found = claims.claims(PARAMS, made(), 0.05)
     assert [claim["verdict"] for claim in found] == [*["reproduced"] * 6, "holds"]
     assert found[0]["ours"] == pytest.approx(np.log2(6 / 2))
     assert found[2]["ours"] == pytest.approx(0.5, abs=0.05)
@@ -355,8 +355,8 @@ def test_figures_of_nothing_say_so() -> None:
     ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     empty = {size: {} for size in PARAMS.size_list}
-    frames = tables.tables_of(PARAMS.bootstrap, empty, ngrams, probe)
-    values = claims.values_of(PARAMS, empty, probe) | {"n_checkpoints": 17, "tokens_read": 1}
+    frames = tables.tables(PARAMS.bootstrap, empty, ngrams, probe)
+    values = claims.values(PARAMS, empty, probe) | {"n_checkpoints": 17, "tokens_read": 1}
     nothing = StudyResult("phases", PARAMS, frames, values, [], [], 0.0)
     for figure in (draw.distances, draw.losses, draw.induction, draw.lens):
         assert "could be measured" in figure(nothing).svg

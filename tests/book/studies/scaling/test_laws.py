@@ -69,7 +69,9 @@ def test_the_compute_optimum_is_one() -> None:
         best = TRUE.loss(n, d)
         assert best <= min(TRUE.loss(n * k, d / k) for k in (0.5, 0.9, 1.1, 2))
         assert TRUE.optimal_tokens(n) == pytest.approx(d, rel=0.02)  # a grid of sizes
-        assert TRUE.cheapest_when_generating(n, TRUE.optimal_tokens(n)) == pytest.approx(0, abs=1)
+        assert TRUE.break_even_inference_tokens(n, TRUE.optimal_tokens(n)) == pytest.approx(
+            0, abs=1
+        )
 
 
 def test_the_more_a_model_is_used_the_smaller_it_should_be() -> None:
@@ -84,7 +86,7 @@ def test_the_more_a_model_is_used_the_smaller_it_should_be() -> None:
             other = 6 * n * k * TRUE.tokens_for(target, n * k) + 2 * n * k * generated
             assert cost <= other
         # the closed form says the same the other way round
-        assert TRUE.cheapest_when_generating(n, d) == pytest.approx(generated, rel=0.05, abs=2e5)
+        assert TRUE.break_even_inference_tokens(n, d) == pytest.approx(generated, rel=0.05, abs=2e5)
     assert sizes[0] > sizes[1] > sizes[2]
     assert not np.isfinite(TRUE.tokens_for(3.9, 1e9))
     with pytest.raises(DataError, match=r"no model of this law reaches a loss of 3\.9"):

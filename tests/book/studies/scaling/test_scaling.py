@@ -56,7 +56,7 @@ EMPTY = {
 
 def claims(finals: dict, tables: dict | None = None, words: dict | None = None) -> dict[str, dict]:
     params = Params(sizes="7k,600k", tasks="piqa", bootstrap=300)
-    made = scaling_claims.claims_table(params, finals, EMPTY | (tables or {}), words or {})
+    made = scaling_claims.claims(params, finals, EMPTY | (tables or {}), words or {})
     return {claim["claim"]: claim for claim in made}
 
 

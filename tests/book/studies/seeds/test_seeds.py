@@ -12,9 +12,10 @@ import pytest
 from pythia_book.measurements import LanguageMeasurement
 from pythia_book.studies.seeds import figures
 from pythia_book.studies.seeds import study as seeds
-from pythia_book.studies.seeds.claims import claims_table
+from pythia_book.studies.seeds.claims import claims as study_claims
 from pythia_book.studies.seeds.study import Params
-from pythia_book.studies.seeds.tables import Measured, tables_of
+from pythia_book.studies.seeds.tables import Measured
+from pythia_book.studies.seeds.tables import tables as study_tables
 
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, suite_configs
@@ -95,11 +96,11 @@ def planted(
 
 
 def verdicts(found: Measured, params: Params, neighbour: float | None = 4.0) -> dict[str, str]:
-    tables = tables_of(params, found)
+    tables = study_tables(params, found)
     last = params.steps[-1]
     diagonal = params.members("both")
     shares = np.stack([found[cell, last, "feminine_share"] for cell in diagonal])
-    claims = claims_table(params, tables, neighbour, shares)
+    claims = study_claims(params, tables, neighbour, shares)
     starts = ("Seeds", "Deduplication brings no clear benefit: h", "The difference", "Dedup",
               "The order", "The feminine")  # fmt: skip
     return {s: [c["verdict"] for c in claims if c["claim"].startswith(s)][0 if s != "Dedup" else -1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from pythia_book.studies.seeds.variance import (
-    beyond_items,
     components,
     distance_in_sds,
+    excess_over_item_noise,
     items_error,
     mean_over_seeds,
     order_to_weights,
@@ -94,11 +94,11 @@ def test_seeds_stand_out_from_the_items_error_only_where_they_differ() -> None:
     def runs(sd: float) -> np.ndarray:
         return items + sd * rng.normal(size=(3, 1)) + 0.1 * rng.normal(size=(3, 50))
 
-    alone = [beyond_items(runs(0)) for _ in range(300)]
+    alone = [excess_over_item_noise(runs(0)) for _ in range(300)]
     assert 0.92 < share(alone, 1) < 0.975
-    assert all(beyond_items(runs(2)).low > 1 for _ in range(20))
+    assert all(excess_over_item_noise(runs(2)).low > 1 for _ in range(20))
     assert items_error(runs(2)).value == pytest.approx(0.1 / 50**0.5, rel=0.3)
-    assert beyond_items(np.zeros((3, 5))) is None
+    assert excess_over_item_noise(np.zeros((3, 5))) is None
 
 
 @pytest.mark.parametrize("values", [np.zeros(1), np.zeros((2, 2)), np.array([1.0, np.nan])])

@@ -14,7 +14,7 @@ from pythia_book.published.tables import arithmetic_table
 from pythia_book.studies.term_frequency import figures as draw
 from pythia_book.studies.term_frequency import study, tables
 from pythia_book.studies.term_frequency.arithmetic import ArithmeticMeasurement, questions
-from pythia_book.studies.term_frequency.claims import claims_table
+from pythia_book.studies.term_frequency.claims import claims as study_claims
 
 from pythia_core.errors import ConfigError
 
@@ -73,7 +73,7 @@ def all_tables(scored: tables.NumberScores) -> dict[str, pd.DataFrame]:
 
 def verdicts(effect: float) -> dict[str, str]:
     scored = scores(effect)
-    claims = claims_table(PARAMS, scored, all_tables(scored), STEPS)
+    claims = study_claims(PARAMS, scored, all_tables(scored), STEPS)
     return {claim["claim"].split("(")[0].strip() + claim["claim"][-30:]: claim["verdict"]
             for claim in claims}  # fmt: skip
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     made = all_tables(scored)
     shown = made["gaps"].groupby(["size", "step", "shots"]).size()
     assert ("25k", 572, 4) not in shown and ("25k", 572, 0) in shown
-    claims = claims_table(PARAMS, scored, made, STEPS)
+    claims = study_claims(PARAMS, scored, made, STEPS)
     assert {c["verdict"] for c in claims if "Solved" in c["claim"]} == {"not testable here"}
     assert (
         "not measured"

@@ -15,7 +15,7 @@ from pythia_core.config import ModelConfig
 from pythia_core.evaluation import hooks
 from pythia_core.model import MLP, GPTNeoX
 from pythia_core.training.execution import Execution
-from pythia_core.training.memory import kept_bytes
+from pythia_core.training.memory import saved_activation_bytes
 from pythia_core.training.optimizer import FlatParameters
 from pythia_core.training.trainer import MicroStep
 
@@ -138,7 +138,9 @@ def test_memory_is_what_is_counted(dtype: torch.dtype, recompute: bool, device: 
             made.hidden(ids)
         held.append(sum(s.nbytes() for at, s in kept.items() if at not in own) / ids.numel())
     precision = "fp32" if dtype == torch.float32 else "bf16"
-    counted = kept_bytes(replace(TINY, n_layers=2), Execution(recompute=recompute), precision)
+    counted = saved_activation_bytes(
+        replace(TINY, n_layers=2), Execution(recompute=recompute), precision
+    )
     assert held[1] - held[0] == pytest.approx(counted, rel=0.15)
 
 

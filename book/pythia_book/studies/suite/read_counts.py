@@ -1,4 +1,4 @@
-"""How often a token is read, counted from the order itself, never as steps times batch size.
+"""Read counts of tokens, from the data order itself, not from steps times batch size.
 
 GPT-NeoX v1.0 shuffles all copies of the document list together ("joint"), so a run on the
 deduplicated text has no epoch boundary; the paper speaks of one ("separate"). Both policies are
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 BLOCKS = 143
-"""Stretches of training in which repeated reading is counted."""
+"""Number of intervals of training in which repeated reads are counted."""
 OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 207e9}
 """Rows per batch, tokens per row, tokens of the two Piles (paper, section 2)."""
 
 
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
-    """reads: arm, policy, times, share (of the corpus's tokens that the run reads that often), and
-    `pile`, the same for Pythia by the corpora's sizes. rereads: arm, policy, percent of training,
-    share of the inputs of that stretch that had been read before.
+    """reads: arm, policy, times, share (fraction of the corpus's tokens read `times` times), and
+    `pile`, the same for Pythia from corpus sizes. rereads: arm, policy, percent of training, share
+    of the interval's inputs that had been read before.
     """
     import pandas as pd
 
@@ -64,7 +64,7 @@ def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]
 
 
 def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
-    """Shares of the Pile's tokens that Pythia read 0, 1, 2 and more times, by its sizes alone.
+    """Shares of the Pile's tokens that Pythia read 0, 1, 2 and more times, from corpus sizes alone.
 
     With E copies shuffled together and a share f of all rows read, each copy of a token is read
     with probability f: a binomial. With separate epochs all are read E - 1 times, and once more
