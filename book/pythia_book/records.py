@@ -39,7 +39,7 @@ from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:
-    from pythia_book.study import StudyResult
+    from pythia_book.study import Result
 
 SCHEMA = 1
 VERDICTS = (
@@ -158,7 +158,7 @@ def _disk_mb(runs: list[Any]) -> int:
     return round(sum(f.stat().st_size for f in files) / 1e6)
 
 
-def save_record(result: StudyResult) -> Path:
+def save_record(result: Result) -> Path:
     """Save a study's result to results/<study>/<scale>/: record.json and one CSV per table.
 
     Returns:

@@ -137,7 +137,7 @@ def kept_at(
 
 
 @dataclass(frozen=True)
-class StudyResult:
+class Result:
     """The outcome of a study, ready to be drawn and recorded."""
 
     study: str

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pythia_book.study import StudyResult
+    from pythia_book.study import Result
 
 
 INK = "#222222"
@@ -386,7 +386,7 @@ VERDICTS = (
 )
 
 
-def footer(result: StudyResult, *notes: str) -> str:
+def footer(result: Result, *notes: str) -> str:
     """The small print of a figure: notes, and the command that draws it again."""
     record = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
     lines = ["; ".join(filter(None, notes)), f"Redraw: {records.command(record)}"]
@@ -395,19 +395,19 @@ def footer(result: StudyResult, *notes: str) -> str:
 
 @contextlib.contextmanager
 def canvas(
-    result: StudyResult, columns: int, height: float, *notes: str, **options: Any
+    result: Result, columns: int, height: float, *notes: str, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """`panels` with the footer of a study, and the book's style for the body of the `with`."""
     with style():
         yield panels(columns, height, footer(result, *notes), **options)
 
 
-def write_record(result: StudyResult) -> Note:
+def write_record(result: Result) -> Note:
     """Write the record of a study; the note says what made it and how to make it again."""
     return Note(records.provenance(records.read_record(records.save_record(result))))
 
 
-def claims_table(result: StudyResult, note: str = "") -> Table:
+def claims_table(result: Result, note: str = "") -> Table:
     """What the paper says, what was released, what we measured, and the verdict."""
     return Table(claims_frame(result.claims), f"{note} {VERDICTS}".strip())
 

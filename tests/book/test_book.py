@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 from places import ROOT
 from pythia_book import notebooks, records
-from pythia_book.study import StudyParams, StudyResult
+from pythia_book.study import Result, StudyParams
 
 PARTS = ("_config.yml", "_toc.yml", "book", "notebooks", "pythia_core", "README.md")
 HOSTILE = "<script>alert(1)</script> {{ x }} *b* `c` $d$ [e](http://x.invalid/) | &lt;"
@@ -71,7 +71,7 @@ def yours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     claim = dict.fromkeys(records.CLAIM_KEYS, HOSTILE) | {"verdict": "no effect", "ours": 0.5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(root / "results"))
-        result = StudyResult(
+        result = Result(
             STUDY,
             StudyParams("smoke"),
             {"levels": pd.DataFrame({"a": [1]})},

@@ -13,7 +13,7 @@ import nbformat
 import pandas as pd
 import pytest
 from pythia_book import notebooks, papermill_engine, records, site_runs
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 
 from pythia_core.config import InterventionConfig
 from pythia_core.errors import ConfigError, DataError
@@ -91,7 +91,7 @@ def write(project: Path, scale: str = "laptop", seeds: int = 2, **changes) -> Pa
         "runs": [a_run(project), a_run(project, swap=True)],
         "started": time.time() - 75,
     }
-    return records.save_record(StudyResult(**{**given, **changes}))
+    return records.save_record(Result(**{**given, **changes}))
 
 
 def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:

@@ -12,6 +12,7 @@ from pythia_book.studies.suite import study as suite
 from pythia_book.studies.suite.proofs import proofs_table
 from pythia_book.studies.suite.read_counts import pile_reads
 from pythia_book.studies.suite.study import suites_table
+from pythia_book.study import Result
 
 from pythia_core.config import DataConfig
 from pythia_core.errors import ConfigError
@@ -73,14 +74,14 @@ def test_pythia_is_the_last_of_the_suites() -> None:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> suite.Result:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(tmp_path_factory.mktemp("results")))
         yield suite.run(suite.Params("smoke"), progress=False)
 
 
 @pytest.mark.wheels
-def test_the_suite_keeps_its_promises(smoke: suite.Result) -> None:
+def test_the_suite_keeps_its_promises(smoke: Result) -> None:
     proofs = smoke.tables["proofs"]
     assert not proofs.failures.any()
     assert (proofs.cases > 0).all()
@@ -93,7 +94,7 @@ def test_the_suite_keeps_its_promises(smoke: suite.Result) -> None:
 
 
 @pytest.mark.wheels
-def test_proofs_find_what_they_are_for(smoke: suite.Result) -> None:
+def test_proofs_find_what_they_are_for(smoke: Result) -> None:
     cells = [(size, arm) for size in ("7k", "25k") for arm in DATA_ARMS]
     runs = dict(zip(cells, smoke.runs, strict=True))
 

@@ -12,7 +12,7 @@ from pythia_book.style import BLUE, ORANGE, Drawing, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 PALE = "#c9c9c9"
 RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87": ORANGE}

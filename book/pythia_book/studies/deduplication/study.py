@@ -33,7 +33,7 @@ from pythia_book.studies.deduplication.params import (
 )
 from pythia_book.studies.memorization.tables import ratio
 from pythia_book.studies.registry import train_all
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 from pythia_core.data.dedup import RECIPES, s_curve
@@ -207,7 +207,7 @@ def tasks_table(
 # --- the whole -------------------------------------------------------------------------------
 
 
-def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, deduplicate by every recipe, compare the twins.
 
     Args:
@@ -232,7 +232,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     rows = claims(params, pooled, memorized, released)
     numbers = values(params, suite, tables, pooled) | {"gaps": gaps + more_gaps + task_gaps}
     runs = list(suite.values())
-    return StudyResult(STUDY, params, tables, numbers, rows, runs, started, released)
+    return Result(STUDY, params, tables, numbers, rows, runs, started, released)
 
 
 def claims(

@@ -14,7 +14,7 @@ from pythia_book.style import BLUE, DASH, GREEN, GRID, INK, MUTED, ORANGE, Drawi
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
 
 if TYPE_CHECKING:
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 COLOURS = dict(
     zip(LABELS, (BLUE, ORANGE, GREEN, "#cc79a7", "#56b4e9", "#8c6d31", INK), strict=True)

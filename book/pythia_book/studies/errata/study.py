@@ -37,7 +37,7 @@ from pythia_book.studies.errata.params import (
 )
 from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.read_counts import pile_reads
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.config import stable_hash
 from pythia_core.evaluation.memorization import ExtractionMeasurement
 from pythia_core.evaluation.scoring import device_of
@@ -57,7 +57,7 @@ NOT_MEASURED = "not measured"
 INTERVAL = ["value", "low", "high"]
 
 
-def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the runs, compare them with their controls, compute the evidence.
 
     `published`: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
@@ -80,7 +80,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     numbers = values(params, last, losses, memorized) | {"gaps": gaps + more_gaps}
     for each in evidence.values():
         numbers |= each.values
-    return StudyResult(STUDY, params, tables, numbers, rows, list(runs.values()), started, evidence)
+    return Result(STUDY, params, tables, numbers, rows, list(runs.values()), started, evidence)
 
 
 # --- measurements ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pythia_book.published.results import Published
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 RELEASED_ARMS = {"none": "control", "swap_last_7pct": "swap_7", "swap_last_21pct": "swap_21"}
 MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}

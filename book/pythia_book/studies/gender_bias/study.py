@@ -31,7 +31,7 @@ from pythia_book.studies.gender_bias.measures import (
 )
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
 from pythia_book.studies.registry import train_all
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
 
@@ -66,7 +66,7 @@ def run(
     items: Items | None = None,
     find_or_train: Callable[..., dict[Any, Run]] | None = None,
     published: Published | None = None,
-) -> StudyResult:
+) -> Result:
     """Find or train every run, measure, compare.
 
     Args:
@@ -132,7 +132,7 @@ def run(
     numbers = values(params, items, frames)
     numbers["n_too_long"] = sum(battery.too_long.values())
     numbers["gaps"] = len(gaps)
-    return StudyResult(STUDY, params, frames, numbers, rows, runs, started, published)
+    return Result(STUDY, params, frames, numbers, rows, runs, started, published)
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import ArrayLike
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 MEASURES = (("precision", GREEN, "s"), ("recall", ORANGE, "o"))
 FEW = "too few memorized rows"

@@ -21,7 +21,7 @@ from pythia_book.studies.memorization.claims import claims
 from pythia_book.studies.memorization.params import STUDY, Params
 from pythia_book.studies.memorization.tables import Rows
 from pythia_book.studies.registry import train_all
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.evaluation.memorization import (
     ExtractionMeasurement,
     distinct_windows,
@@ -73,7 +73,7 @@ class Extracted:
         return None if arrays is None else arrays["memorized"]
 
 
-def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, extract, count, test, predict.
 
     `published`: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
@@ -96,7 +96,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     released = published.memorization if published is not None else pd.DataFrame()
     rows, numbers = claims(params, tables, released), values(extracted, tables)
     runs = list(suite.values())
-    return StudyResult(STUDY, params, tables, numbers, rows, runs, started, released)
+    return Result(STUDY, params, tables, numbers, rows, runs, started, released)
 
 
 def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) -> Extracted:

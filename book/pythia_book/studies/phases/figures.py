@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 NOTHING = "no checkpoint\ncould be measured"
 MARKS = {1: "o", 2: "s", 3: "^"}

@@ -20,7 +20,7 @@ from pythia_book.studies.phases.probes import PhasesMeasurement, RunText, prefix
 from pythia_book.studies.phases.released import released_models, released_text
 from pythia_book.studies.phases.tables import tables
 from pythia_book.studies.registry import train_all
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_book.tasks.sweep import steps_of
 from pythia_core.suite import scale_named, suite_configs
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pythia_book.studies.phases.probes import ProbeText
 
 
-def run(params: Params, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> Result:
     """Find or train the sizes, or find released ones; measure every checkpoint; date the phases."""
     started = time.time()
     models, text = _models(params, progress)
@@ -65,7 +65,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     runs: list[Any] = [] if params.released else list(models.values())
     if params.released:
         frames["released"] = _released_table(models, steps)
-    return StudyResult(STUDY, params, frames, numbers, rows, runs, started)
+    return Result(STUDY, params, frames, numbers, rows, runs, started)
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 PALE = "#ececec"
 NOTHING = "no last checkpoint\ncould be measured"

@@ -26,7 +26,7 @@ from pythia_book.studies.repetition.params import (
     Params,
     repetition_configs,
 )
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.config import stable_hash
 from pythia_core.data.prepare import prepare
 from pythia_core.errors import DataError
@@ -78,7 +78,7 @@ class ReadRowsMeasurement:
         return {"read_loss": scoring.row_losses(model, self.rows)}
 
 
-def run(params: Params, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> Result:
     """Find or train the arms and the runs of one pass, measure them, compare."""
     started = time.time()
     check_rows(params, progress)
@@ -126,4 +126,4 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     rows = claims(params, finals, singles)
     numbers = values(params, finals, singles) | {"gaps": len(gaps)}
     runs = list({run.id: run for run in (*arms.values(), *once.values())}.values())
-    return StudyResult(STUDY, params, frames, numbers, rows, runs, started)
+    return Result(STUDY, params, frames, numbers, rows, runs, started)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 GAPS = {
     "does not fit": "the prompts do not\nfit the model",

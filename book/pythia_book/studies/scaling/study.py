@@ -21,7 +21,7 @@ from pythia_book.studies.registry import train_all
 from pythia_book.studies.scaling.claims import claims
 from pythia_book.studies.scaling.laws import laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_book.tasks.metrics import (
     MIN_FITTING,
     BuiltTask,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Suite = dict[tuple[str, str], "Run"]
 
 
-def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the suite, score it, fit, compare with what was released."""
     published = published or find_published()
     started = time.time()
@@ -73,7 +73,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     }
     rows = [*released.claims, *claims(params, finals, tables, smallest)]
     runs = list(suite.values())
-    return StudyResult(STUDY, params, tables, numbers, rows, runs, started, released)
+    return Result(STUDY, params, tables, numbers, rows, runs, started, released)
 
 
 # --- scores ----------------------------------------------------------------------------------

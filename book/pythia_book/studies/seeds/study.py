@@ -22,7 +22,7 @@ from pythia_book.studies.registry import train_all
 from pythia_book.studies.seeds.claims import claims
 from pythia_book.studies.seeds.params import STUDY, Cell, Params
 from pythia_book.studies.seeds.tables import MEASURES, Measured, stacked, tables
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.config import RunConfig
 from pythia_core.evaluation.memorization import ExtractionMeasurement
 from pythia_core.suite import DATA_ARMS, scale_named, suite_configs
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
-def run(params: Params, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> Result:
     """Find or train every run, measure, split the spread into components."""
     started = time.time()
     configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
@@ -48,7 +48,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     shares = stacked(measured, params.members("both"), last, "feminine_share")
     rows = claims(params, frames, other, shares)
     numbers = values(params, frames, other) | {"gaps": gaps + more}
-    return StudyResult(STUDY, params, frames, numbers, rows, [*runs.values(), neighbour], started)
+    return Result(STUDY, params, frames, numbers, rows, [*runs.values(), neighbour], started)
 
 
 # --- measuring -------------------------------------------------------------------------------

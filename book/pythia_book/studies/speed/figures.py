@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 OURS, BASELINE, TRANSFORMERS = BLUE, ORANGE, GREEN
 TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50)

@@ -20,7 +20,7 @@ from pythia_book.bench.rows import Row, gpu_folder, measured_rows
 from pythia_book.released import recipe
 from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row
 from pythia_book.studies.speed.params import STUDY, Params
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.config import ModelConfig
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
@@ -40,7 +40,7 @@ WITHIN = 15.0
 """Largest error, in percent, of a correct prediction."""
 
 
-def run(params: Params, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> Result:
     """Measure the CPU, read what was measured on a GPU, predict and compare."""
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
@@ -83,7 +83,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
         "attention": attention_table(libraries),
     }
     numbers = values(step_rows[0], gpu_steps or gpu_operations, tables)
-    return StudyResult(STUDY, params, tables, numbers, claims(tables), [], started)
+    return Result(STUDY, params, tables, numbers, claims(tables), [], started)
 
 
 # --- measurements ----------------------------------------------------------------------------

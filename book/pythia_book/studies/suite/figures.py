@@ -11,7 +11,7 @@ from pythia_book.style import BLUE, INK, MUTED, ORANGE, Drawing, Table
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 ARM_TITLES = {"standard": "Standard text", "deduplicated": "Deduplicated text"}
 READINGS = {

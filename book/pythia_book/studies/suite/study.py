@@ -18,7 +18,7 @@ from pythia_book.studies.registry import train_all
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.proofs import Suite, checkpoints_table, proofs_table
 from pythia_book.studies.suite.read_counts import OFFICIAL, reading_tables
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES, suite_configs
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
 
@@ -31,7 +31,7 @@ BINS = 143
 """Points of a loss curve."""
 
 
-def run(params: Params, progress: bool = True) -> StudyResult:
+def run(params: Params, progress: bool = True) -> Result:
     """Find or train the suite, then count and compare."""
     started = time.time()
     suite = train_all(
@@ -48,7 +48,7 @@ def run(params: Params, progress: bool = True) -> StudyResult:
     }
     numbers = values(params, suite, tables)
     rows = claims(tables, numbers)
-    return StudyResult(STUDY, params, tables, numbers, rows, list(suite.values()), started)
+    return Result(STUDY, params, tables, numbers, rows, list(suite.values()), started)
 
 
 # --- what the models are ---------------------------------------------------------------------

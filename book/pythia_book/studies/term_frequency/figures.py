@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from pythia_book.study import StudyResult as Result
+    from pythia_book.study import Result
 
 COINS = {"boost": style.mark("o"), "placebo": style.mark("s", hollow=True)}
 GUESS = 25

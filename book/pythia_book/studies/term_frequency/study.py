@@ -40,7 +40,7 @@ from pythia_book.studies.term_frequency.tables import (
     number_terms,
     tenths,
 )
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 from pythia_book.term_counts import SurfaceTerms, TermCounts, count_terms
 from pythia_core.config import DOMAINS_OF
 from pythia_core.data.prepare import prepare
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 
-def run(params: Params, progress: bool = True, published: Published | None = None) -> StudyResult:
+def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train one half of the suite, count terms, score the items, compare."""
     published = published or find_published()
     started = time.time()
@@ -89,7 +89,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     rows = claims(params, scores, tables, steps)
     numbers = values(params, tables, steps, words) | {"gaps": gaps}
     released = arithmetic_table(published and published.path)
-    return StudyResult(STUDY, params, tables, numbers, rows, list(runs.values()), started, released)
+    return Result(STUDY, params, tables, numbers, rows, list(runs.values()), started, released)
 
 
 # --- counting and asking ---------------------------------------------------------------------

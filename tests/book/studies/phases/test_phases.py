@@ -14,7 +14,7 @@ from markov_text import V, text
 from pythia_book.studies.phases import claims, probes, study, tables
 from pythia_book.studies.phases import figures as draw
 from pythia_book.studies.phases.ngrams import Ngrams
-from pythia_book.study import StudyResult
+from pythia_book.study import Result
 
 from pythia_core import hf
 from pythia_core.__main__ import main
@@ -357,7 +357,7 @@ def test_figures_of_nothing_say_so() -> None:
     empty = {size: {} for size in PARAMS.size_list}
     frames = tables.tables(PARAMS.bootstrap, empty, ngrams, probe)
     values = claims.values(PARAMS, empty, probe) | {"n_checkpoints": 17, "tokens_read": 1}
-    nothing = StudyResult("phases", PARAMS, frames, values, [], [], 0.0)
+    nothing = Result("phases", PARAMS, frames, values, [], [], 0.0)
     for figure in (draw.distances, draw.losses, draw.induction, draw.lens):
         assert "could be measured" in figure(nothing).svg
     assert "not measured" in repr(draw.ngrams_table(nothing))

@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     assert (
         "not measured"
         in draw.gaps_table(
-            study.StudyResult("term_frequency", PARAMS, made, {}, [], [], 0.0)
+            study.Result("term_frequency", PARAMS, made, {}, [], [], 0.0)
         )._repr_html_()
     )
 
@@ -145,7 +145,7 @@ def test_zero_shot_is_always_asked() -> None:
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> study.StudyResult:
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> study.Result:
     params = study.Params("smoke", "7k", bootstrap=100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(tmp_path_factory.mktemp("results")))
@@ -153,7 +153,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> study.StudyResult:
 
 
 @pytest.mark.wheels
-def test_counts_are_those_of_the_rows_that_were_read(smoke: study.StudyResult) -> None:
+def test_counts_are_those_of_the_rows_that_were_read(smoke: study.Result) -> None:
     (run,) = smoke.runs
     rows = run.data.rows.rows(0, run.config.train.steps * run.config.train.batch_size)[:, :-1]
     text = [run.data.tokenizer.decode(row.tolist()) for row in rows]
@@ -176,7 +176,7 @@ def test_shots_that_do_not_fit_are_refused_before_training(
 
 
 @pytest.mark.wheels
-def test_every_figure_can_be_drawn(smoke: study.StudyResult) -> None:
+def test_every_figure_can_be_drawn(smoke: study.Result) -> None:
     for make in (draw.by_frequency, draw.over_training, draw.experiment, draw.definitions,
                  draw.released):  # fmt: skip
         assert "<svg" in make(smoke).svg
@@ -206,7 +206,7 @@ def test_released_accuracies_are_those_of_the_source() -> None:
 
 def test_without_released_numbers_there_is_an_empty_table() -> None:
     assert arithmetic_table(None).empty
-    result = study.StudyResult(
+    result = study.Result(
         "term_frequency", PARAMS, all_tables(scores(0.1)), {}, [], [], 0.0, arithmetic_table(None)
     )
     assert "no released numbers" in draw.released(result).svg
