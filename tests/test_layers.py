@@ -20,7 +20,7 @@ from pythia_core.util import extensions
 PACKAGES = {
     package.__name__: Path(package.__file__).parent for package in (pythia_core, pythia_book)
 }
-NEEDED_BY_CORE = {"torch", "numpy", "tokenizers", "safetensors", "tqdm"}
+NEEDED_BY_CORE = {"torch", "filelock", "numpy", "tokenizers", "safetensors", "tqdm"}
 OPTIONAL_IN_CORE = {
     "pythia_core.data.user_files": {"datasets", "pyarrow"},
     "pythia_book.term_counts": {"pyarrow"},

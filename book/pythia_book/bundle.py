@@ -58,27 +58,37 @@ class Bundle:
     """scale, studies, version, commit, and the size and sha256 of every file."""
 
     def sizes(self) -> dict[str, int]:
-        """Bytes by kind of content, before compression."""
-        sizes: dict[str, int] = {}
-        for name, entry in self.manifest["files"].items():
-            kind = name.split("/")[0]
-            kind = "/".join(name.split("/")[:2]) if kind == "cache" else kind
-            sizes[kind] = sizes.get(kind, 0) + entry["bytes"]
-        return sizes
+        """Bytes by kind of content, before compression; the largest first."""
+        return _sizes(self.manifest)
+
+
+def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for name, entry in manifest["files"].items():
+        kind = name.split("/")[0]
+        kind = "/".join(name.split("/")[:2]) if kind == "cache" else kind
+        sizes[kind] = sizes.get(kind, 0) + entry["bytes"]
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def make_bundle(
-    out: Path, scale: str, studies: Sequence[str] = STUDIES, progress: bool = True
+    out: Path,
+    scale: str,
+    studies: Sequence[str] = STUDIES,
+    progress: bool = True,
+    max_size: float | None = None,
 ) -> Bundle:
     """Prepare the data and pack the archive `out`, atomically.
 
     Args:
         out: *.tar, or *.tar.xz, which is smaller but takes minutes.
         studies: the studies to run there.
+        max_size: of the files before compression, in MB; None: any.
 
     Raises:
         ConfigError: unknown scale or study, a scale of released models, another suffix, or no
-            checkout to pack; lists every problem before anything is fetched.
+            checkout to pack; lists every problem before anything is fetched. Files of more than
+            `max_size`; nothing is packed.
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -103,6 +113,13 @@ def make_bundle(
         "commit": _commit(),
         "files": {name: _entry(parts[name]) for name in sorted(parts)},
     }
+    sizes = _sizes(manifest)
+    if max_size is not None and sum(sizes.values()) > max_size * 1e6:
+        largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
+        raise ConfigError(
+            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
+            f"than --max-size {max_size:g}: choose fewer --studies or a smaller --scale"
+        )
     sums = "".join(f"{e['sha256']}  {name}\n" for name, e in manifest["files"].items())
     parts["SHA256SUMS"] = sums.encode()
     parts["MANIFEST.json"] = (json.dumps(manifest, indent=1) + "\n").encode()

@@ -48,7 +48,7 @@ from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
-from pythia_core.training.train import Saving, train
+from pythia_core.training.train import Saving, Start, train
 from pythia_core.training.trainer import Trainer
 from pythia_core.util.extensions import registered
 from pythia_core.util.files import results_dir, write_json
@@ -358,15 +358,13 @@ def find_run(name: str) -> Run:
     return open_run(matches[0])
 
 
-def _parent_state(
-    config: RunConfig, progress: bool, execution: Execution
-) -> tuple[int, dict[str, Any]]:
+def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
     """The control's exact state at the branching step, replayed from an older one if necessary."""
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
     if start == 0:
-        return 0, Trainer(config.parent, torch.device("cpu")).state()
+        return Start(0, Trainer(config.parent, torch.device("cpu")).state())
     if start not in saved_steps(parent.states):
         replay = parent.folder / "replays"
         older = newest_loadable(parent.states, at_most=start)
@@ -374,7 +372,7 @@ def _parent_state(
             config.parent,
             parent.batch,
             replay,
-            start=(older[0], older[1]) if older else None,
+            start=Start(older[0], older[1]) if older else None,
             stop_at=start,
             saving=Saving(weights=frozenset(), states=frozenset({start})),
             progress=progress,
@@ -384,7 +382,7 @@ def _parent_state(
         files, _ = load_checkpoint(step_folder(replay / "states", start))
     else:
         files, _ = load_checkpoint(step_folder(parent.states, start))
-    return start, files
+    return Start(start, files)
 
 
 def find_or_train(

@@ -10,7 +10,6 @@ a CUDA device the loop runs LAG updates ahead of their reports.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import signal
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from pythia_core.config import RunConfig
 from pythia_core.data.order import batch_hash
@@ -55,6 +55,14 @@ LAG = {"cpu": 0, "cuda": 2}
 
 
 @dataclass(frozen=True)
+class Start:
+    """The state to train from: of a fork's branching point, or of other weights."""
+
+    step: int
+    state: State
+
+
+@dataclass(frozen=True)
 class Saving:
     """Files that a run saves in addition to the two newest states, from which it can resume."""
 
@@ -75,20 +83,18 @@ def _locked(folder: Path) -> Iterator[None]:
     # Not filelock.SoftFileLock: its marker file outlives a killed process, and another process
     # removes it only if it can see that the first is gone. A job that a scheduler restarts on
     # another node (another host name), or a killed process that was never reaped, would block its
-    # run until the file is deleted by hand. flock is released in both cases.
-    deadline = time.monotonic() + LOCK_SECONDS
-    with open(folder / ".lock", "w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise TrainingError(
-                        f"{folder} is being trained by another process; wait for it or stop it"
-                    ) from error
-                time.sleep(0.1)
+    # run until the file is deleted by hand. The kernel's lock is released in both cases.
+    lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise TrainingError(
+            f"{folder} is being trained by another process; wait for it or stop it"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 class _InFlight:
@@ -139,7 +145,7 @@ def _resume(
     trainer: Trainer,
     states: Path,
     end: int,
-    start: tuple[int, State] | None,
+    start: Start | None,
     machine: dict[str, Any],
 ) -> None:
     """Load the newest state up to step `end`, or `start` if there is none."""
@@ -154,7 +160,7 @@ def _resume(
                 stacklevel=3,
             )
     elif start:
-        trainer.load_state(*start)
+        trainer.load_state(start.step, start.state)
     trainer.world.check_same(trainer.step, "the step to resume from")
 
 
@@ -183,7 +189,7 @@ def train(
     batch_at: Callable[[int], np.ndarray],
     folder: Path,
     *,
-    start: tuple[int, State] | None = None,
+    start: Start | None = None,
     stop_at: int | None = None,
     saving: Saving = Saving(),
     make_trainer: Callable[[RunConfig, torch.device, Execution], Trainer] = Trainer,
@@ -198,7 +204,7 @@ def train(
     Args:
         batch_at: step -> (batch_size, S+1) token ids, a pure function.
         folder: folder of the run; gets checkpoints/, states/ and metrics.jsonl.
-        start: step and state to start from if the folder has none (a fork's branching step).
+        start: where to start if the folder has no state yet.
         stop_at: last step of this call, whose state is kept.
         make_trainer: constructor, for another optimizer or learning rate.
         device: default: the CUDA device if there is one.

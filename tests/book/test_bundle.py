@@ -41,6 +41,14 @@ def test_refused_before_anything_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.wheels
+def test_a_limit_is_refused_before_packing(tmp_path: Path) -> None:
+    out = tmp_path / "b.tar"
+    with pytest.raises(ConfigError, match=r"have \d+ MB \(.*project \d+.*more than --max-size 0.1"):
+        make_bundle(out, "smoke", ("repetition",), progress=False, max_size=0.1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.wheels
 @pytest.mark.timeout(300)
 def test_its_one_command_runs_in_an_empty_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

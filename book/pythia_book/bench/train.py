@@ -648,9 +648,10 @@ def bench_train(
 def markdown(rows: Sequence[Row]) -> str:
     """CPU measurements as the table of the README."""
     machine = rows[0]
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] != 1)}"
     rates = ", ".join(f"{1e3 * v:.0f} {name}" for name, v in machine["matmul_tflop_per_s"].items())
     lines = [
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}; measured "
+        f"{machine['device']}, {threads}, torch {machine['torch']}; measured "
         f"matrix products, GFLOP/s: {rates}. FLOP: 6 x (matrix parameters + unembedding) + causal "
         f"attention, no recompute. {rows[1]['rows'] * rows[1]['seq_len']:,} tokens per step.",
         "",

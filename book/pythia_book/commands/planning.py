@@ -18,6 +18,8 @@ def add(command: AddCommand) -> None:
     p.add_argument("out", metavar="OUT", type=Path, help=text)
     p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
     p.add_argument("--studies", default="", help="comma-separated list (default: all)")
+    text = "refuse, before packing, more than this many MB of files (default: no limit)"
+    p.add_argument("--max-size", metavar="MB", type=float, help=text)
 
 
 def _budget(args: argparse.Namespace) -> None:
@@ -36,8 +38,9 @@ def _bundle(args: argparse.Namespace) -> None:
     from pythia_book.studies.registry import STUDIES
 
     studies = tuple(filter(None, args.studies.split(","))) or STUDIES
-    bundle = make_bundle(file_to_write("OUT", args.out), args.scale, studies)
-    for kind, size in sorted(bundle.sizes().items(), key=lambda pair: -pair[1]):
+    out = file_to_write("OUT", args.out)
+    bundle = make_bundle(out, args.scale, studies, max_size=args.max_size)
+    for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")
     print(f"{args.out.stat().st_size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
     print(f"there: tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records back")

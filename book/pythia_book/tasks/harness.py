@@ -108,6 +108,12 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
+    """Let task definitions run no code, except from `trusted` folders and the harness itself.
+
+    The harness offers no such switch: it imports what `!function` names while it reads a folder's
+    definitions, before a caller sees them. So its loader and template environment are replaced, in
+    the one version that is pinned.
+    """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval.tasks import _yaml_loader

@@ -49,6 +49,7 @@ from pythia_core.training.metrics import MetricsLog, read_metrics
 from pythia_core.training.runs import Run, code_identity, find_run
 from pythia_core.training.schedule import PAPER_FORKS, checkpoint_steps, linear_steps
 from pythia_core.training.train import Saving, train
+from pythia_core.training.train import Start as TrainingStart
 from pythia_core.training.trainer import Trainer, update_lr
 from pythia_core.util.files import results_dir, write_json
 from pythia_core.util.machine import device_info
@@ -368,7 +369,7 @@ def _train(run: Continued, start: Start, progress: bool, world: World) -> None:
             run.config,
             batches,
             run.folder,
-            start=(start.step, {"model": start.weights, "optimizer": moments}),
+            start=TrainingStart(start.step, {"model": start.weights, "optimizer": moments}),
             stop_at=run.continuation.stop,
             saving=Saving(
                 weights=frozenset(run.scheduled_steps),

@@ -140,7 +140,7 @@ def remembered(result: Result) -> Drawing:
 
 
 def recipes_table(result: Result) -> Table:
-    """What each recipe takes out of the text."""
+    """What each recipe removes from the corpus."""
     frame = result.tables["recipes"].copy()
     frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
                      "% of tokens removed"]  # fmt: skip

@@ -55,10 +55,10 @@ def losses(result: Result) -> Drawing:
                               xycoords=("axes fraction", "data"), va="bottom")  # fmt: skip
             style.size_legend(loss, sizes, loc="upper right")
         loss.set_ylabel("held-out loss, nats per token")
-        rows = [(what, order) for what in ("nearest", "beaten") for order in NAMES]
+        rows = [(event, order) for event in ("nearest", "beaten") for order in NAMES]
         end = 1.25 * levels.step.max() if len(levels) else 2
-        for y, (what, order) in enumerate(rows):
-            reached = style.rows_where(milestones, what=what, which=order).set_index("size")
+        for y, (event, order) in enumerate(rows):
+            reached = style.rows_where(milestones, what=event, which=order).set_index("size")
             reached = reached[["step", "low", "high"]].rename(columns={"step": "value"})
             for size, row in reached.astype(float).clip(lower=1).fillna(end).iterrows():
                 at = y + 0.22 * (sizes.index(size) - (len(sizes) - 1) / 2)
@@ -68,7 +68,7 @@ def losses(result: Result) -> Drawing:
                 style.interval_point(steps, at, row, style.size_colour(size), 1, flat=True, **shape)
         steps.set_xscale("log")
         steps.set_xlim(0.9, end)
-        steps.set_yticks(range(len(rows)), [f"{NAMES[o]} {what}" for what, o in rows])
+        steps.set_yticks(range(len(rows)), [f"{NAMES[order]} {event}" for event, order in rows])
         steps.set_ylim(len(rows) - 0.5, -0.5)
         steps.grid(axis="y", visible=False)
         steps.set_xlabel("step")
@@ -77,7 +77,7 @@ def losses(result: Result) -> Drawing:
 
 
 def induction(result: Result) -> Drawing:
-    """What a second reading of a random sequence gains, what of it is the order, the best head."""
+    """Loss reduction on a repeated random sequence, the share due to order, the best head."""
     levels, values = result.tables["levels"], result.values
     note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
     with style.canvas(result, 3, 2.8, note) as (figure, axes):
@@ -103,7 +103,7 @@ def induction(result: Result) -> Drawing:
 
 
 def lens(result: Result) -> Drawing:
-    """KL between the final prediction and what each layer would say, by layer, over training."""
+    """KL from each layer's prediction (the logit lens) to the final one, over training."""
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
     with style.canvas(result, len(sizes), 2.9, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -131,8 +131,8 @@ def ngrams_table(result: Result) -> Table:
 
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
 
-    def step(what: str, order: int) -> str:
-        reached = style.rows_where(milestones, size=largest, what=what, which=order)
+    def step(event: str, order: int) -> str:
+        reached = style.rows_where(milestones, size=largest, what=event, which=order)
         if reached.empty:
             return "not measured"
         value, low, high = (

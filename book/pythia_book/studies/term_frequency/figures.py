@@ -1,4 +1,4 @@
-"""Figures of the term-frequency study: what was planted, what frequency does, what a coin does."""
+"""Figures of the term-frequency study: planted frequencies, accuracy by frequency, the coins."""
 
 from __future__ import annotations
 
