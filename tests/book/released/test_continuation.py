@@ -241,9 +241,9 @@ def refused(error: type[Exception], match: str, call) -> None:
 def test_bad_input_is_refused_before_training(published: Published, tmp_path: Path) -> None:
     p = published
     refused(CheckpointError, "existing: step0, step30", lambda: go_on(p, 31, 4))
-    refused(ConfigError, "not of step 30", lambda: go_on(p, 30, 4, revision="step40"))
-    refused(ConfigError, "steps=-5: at least 1", lambda: go_on(p, 40, -5))
-    refused(ConfigError, "counted from 0", lambda: go_on(p, -1, 5))
+    refused(ConfigError, "not belong to step 30", lambda: go_on(p, 30, 4, revision="step40"))
+    refused(ConfigError, "at least 1 update after step 40, got steps=-5", lambda: go_on(p, 40, -5))
+    refused(ConfigError, "step must be at least 0, got -1", lambda: go_on(p, -1, 5))
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
     refused(ConfigError, "weights only", lambda: go_on(p, 40, 4, state="kept"))
     refused(ConfigError, "unknown swap 'sideways'", lambda: go_on(p, 40, 4, "sideways"))
@@ -251,7 +251,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     rows = p.rows
     refused(
         ConfigError,
-        "come without their data",
+        "come without data",
         lambda: find_or_continue(p.models, 40, 4, train_config=p.train),
     )
     (tmp_path / "llama" / "step40").mkdir(parents=True)

@@ -76,7 +76,7 @@ def test_both_arms_are_measured(published: Published, text: SimpleNamespace) -> 
         last.swapped["feminine_share"] - last.control["feminine_share"]
     )
     assert {"loss", "crows", "winobias_margin", "last_word"} <= set(last.index)
-    with pytest.raises(ConfigError, match="swaps nothing"):
+    with pytest.raises(ConfigError, match="has no swap"):
         measured.effects(run.control)
 
 
@@ -107,7 +107,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     for wrong, why in (
         (["--revision", "step41"], "existing: step0"),
         (["--steps", "21"], "enough for 60 updates"),
-        (["--step", "47"], "not of step 47"),
+        (["--step", "47"], "does not belong to step 47"),
         (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),
     ):
         assert main(arguments(published, *wrong)) == 1

@@ -88,7 +88,7 @@ def test_a_planted_effect_of_frequency_is_found() -> None:
     assert by_start(found, "A number that is made more frequent becomes easier") == {"holds"}
     assert by_start(found, "The gap is wider in larger models") == {"reproduced"}
     assert by_start(found, "The gap widens over training") == {"reproduced"}
-    assert by_start(found, "A coin that changes nothing") == {"holds"}
+    assert by_start(found, "The placebo coin") == {"holds"}
 
 
 def test_a_planted_nothing_is_not_found() -> None:
