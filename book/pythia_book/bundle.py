@@ -59,15 +59,15 @@ class Bundle:
 
     def sizes(self) -> dict[str, int]:
         """Bytes by kind of content, before compression; the largest first."""
-        return _sizes(self.manifest)
+        return _by_kind({name: entry["bytes"] for name, entry in self.manifest["files"].items()})
 
 
-def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
+def _by_kind(file_sizes: Mapping[str, int]) -> dict[str, int]:
     sizes: dict[str, int] = {}
-    for name, entry in manifest["files"].items():
+    for name, n_bytes in file_sizes.items():
         kind = name.split("/")[0]
         kind = "/".join(name.split("/")[:2]) if kind == "cache" else kind
-        sizes[kind] = sizes.get(kind, 0) + entry["bytes"]
+        sizes[kind] = sizes.get(kind, 0) + n_bytes
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
@@ -106,6 +106,13 @@ def make_bundle(
     for name, text in (("COMMIT", _commit()), ("SCALE", scale), ("STUDIES", " ".join(studies))):
         script = script.replace(f"@{name}@", text)
     parts["run.sh"] = script.encode()
+    sizes = _by_kind({name: _size(part) for name, part in parts.items()})
+    if max_size is not None and sum(sizes.values()) > max_size * 1e6:
+        largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
+        raise ConfigError(
+            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
+            f"than --max-size {max_size:g}: choose fewer --studies or a smaller --scale"
+        )
     manifest = {
         "scale": scale,
         "studies": list(studies),
@@ -113,13 +120,6 @@ def make_bundle(
         "commit": _commit(),
         "files": {name: _entry(parts[name]) for name in sorted(parts)},
     }
-    sizes = _sizes(manifest)
-    if max_size is not None and sum(sizes.values()) > max_size * 1e6:
-        largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
-        raise ConfigError(
-            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
-            f"than --max-size {max_size:g}: choose fewer --studies or a smaller --scale"
-        )
     sums = "".join(f"{e['sha256']}  {name}\n" for name, e in manifest["files"].items())
     parts["SHA256SUMS"] = sums.encode()
     parts["MANIFEST.json"] = (json.dumps(manifest, indent=1) + "\n").encode()
