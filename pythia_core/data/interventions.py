@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,8 @@ class Ledger:
     """Number of tokens in the window's rows."""
     counts: dict[str, int] = field(default_factory=dict)
     unmapped: dict[str, int] = field(default_factory=dict)
+
+    recorded: ClassVar[bool] = True
 
     def apply(self, batch: NDArray, first_row: int) -> NDArray:
         """A changed copy of `batch`, whose rows are first_row, first_row + 1, ...

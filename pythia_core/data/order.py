@@ -22,6 +22,7 @@ import hashlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +58,10 @@ class Rows:
 
     def _rows(self, start: int, stop: int) -> NDArray:
         raise NotImplementedError
+
+    def missing_files(self, start: int, stop: int) -> list[Any]:
+        """Files that rows [start, stop) need but that are absent: none, if opening checks them."""
+        return []
 
     def batch(self, step: int, batch_size: int) -> NDArray:
         """The batch of the update from step `step` to the next: (batch_size, seq_len + 1).

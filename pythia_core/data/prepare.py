@@ -61,6 +61,10 @@ class SwapSource(Protocol):
     """The changes by an intervention to the rows of the updates [start, stop)."""
 
     @property
+    def recorded(self) -> bool:
+        """Whether the changes are on disk; otherwise they are computed whenever rows are read."""
+
+    @property
     def swap(self) -> str: ...
 
     @property
@@ -76,11 +80,8 @@ class SwapSource(Protocol):
         """A changed copy of rows first_row, first_row + 1, ... of the training order."""
 
 
-class Batches(Protocol):
-    """The data of a run: rows in training order and their tokenizer."""
-
-    @property
-    def config(self) -> DataConfig: ...
+class TokenizedText(Protocol):
+    """Text of some model: its tokenizer and the id that ends a document."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
@@ -88,14 +89,32 @@ class Batches(Protocol):
     @property
     def eod_id(self) -> int: ...
 
+
+class Batches(TokenizedText, Protocol):
+    """The data of a run: rows in training order and their tokenizer."""
+
+    @property
+    def config(self) -> DataConfig: ...
+
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Path of a tokenizer.json or "neox-20b"; "" if the rows have no tokenizer."""
 
     @property
     def rows(self) -> Rows: ...
 
     def batch(self, step: int, batch_size: int) -> NDArray:
         """(batch_size, seq_len + 1) ids of the update from step `step` to the next."""
+
+    def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> Any:
+        """What identifies the rows of updates [start, stop), as JSON; part of a run's identity.
+
+        Raises:
+            DataError: too few rows, or a tokenizer that does not allow the swap.
+        """
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> SwapSource:
         """The changes by the intervention, which may be recorded in the run's folder."""
@@ -125,6 +144,15 @@ class PreparedData:
     def tokens_folder(self) -> Path:
         """Folder of the tokenizer and the token files."""
         return self.folder.parent / self.manifest["tokens"]["folder"]
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokens_folder / "tokenizer.json")
+
+    def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> str:
+        """The fingerprint, if there are rows for all updates before `stop`."""
+        self.batch(stop - 1, batch_size)  # its error says how many rows there are
+        return self.fingerprint
 
     @property
     def fingerprint(self) -> str:

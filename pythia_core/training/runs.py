@@ -29,7 +29,7 @@ from pythia_core.config import (
 )
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import batch_hash
-from pythia_core.data.prepare import PreparedData, prepare
+from pythia_core.data.prepare import PreparedData, TokenizedText, prepare
 from pythia_core.errors import CheckpointError, ConfigError, DataError
 from pythia_core.kernels import native, use_triton
 from pythia_core.model import GPTNeoX
@@ -124,8 +124,7 @@ class CheckpointSource(Protocol):
     def config(self) -> RunConfig: ...
 
     @property
-    def data(self) -> Any:
-        """An object with at least `tokenizer` and `eod_id`."""
+    def data(self) -> TokenizedText: ...
 
     @property
     def steps(self) -> list[int]:

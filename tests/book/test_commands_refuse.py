@@ -16,7 +16,7 @@ WORK = (
     "pythia_core.data.prepare.prepare",
     "pythia_core.training.runs.find_run",
     "pythia_book.released.resolve.find_model",
-    "pythia_book.released.continuation.start.source_of",
+    "pythia_book.released.continuation.start.find_source",
     "pythia_book.bundle.prepare_tokens",
     "pythia_book.bench.train.peak_rates",
 )

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.commands import COUNT, STEP
 from pythia_core.commands import AddCommand
-from pythia_core.config import PRECISIONS, SWAPS, ModelConfig
+from pythia_core.config import PRECISIONS, SWAPS
 from pythia_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -93,9 +92,8 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     from pythia_book.released.continuation.data import TokenFileData, swap_summary
     from pythia_book.released.continuation.plan import make_plan
     from pythia_book.released.continuation.run import Rewarm, find_or_continue
-    from pythia_book.released.continuation.start import published_train, source_of, tokenizer_of
+    from pythia_book.released.continuation.start import find_source, published_train
     from pythia_core.hf import step_of
-    from pythia_core.training.runs import Run
 
     if args.measure and not args.swap:
         raise ConfigError("--measure compares the two arms of a swap: add --swap")
@@ -103,7 +101,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     if step is None:
         raise ConfigError("give the step to start from: --revision stepN, or --step N")
     revision = args.revision or f"step{step}"
-    source = source_of(args.source)
+    source = find_source(args.source)
     options: dict[str, Any] = {
         "steps": args.schedule_steps,
         "batch_size": args.batch_size,
@@ -112,20 +110,15 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
         "precision": args.precision,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    if isinstance(source, Run):
-        model, train = source.config.model, replace(source.config.train, **options)
-        seq_len = source.config.data.seq_len
-    else:
-        model, seq_len = _local_model(source, revision), args.seq_len
-        train = published_train(model, seq_len, **options) if model else None
-        if args.data is None:
-            raise ConfigError(
-                "published weights come without their data; name it with --data: pile-deduped or "
-                "pile-standard (read over the network), or a folder with the needed shards"
-            )
+    model, train, seq_len = source.settings(revision, args.seq_len, **options)
+    if args.data is None and not source.brings_data:
+        raise ConfigError(
+            "published weights come without their data; name it with --data: pile-deduped or "
+            "pile-standard (read over the network), or a folder with the needed shards"
+        )
     rows = None
     if args.data is not None:
-        tokenizer = args.tokenizer or tokenizer_of(source, revision)
+        tokenizer = args.tokenizer or source.tokenizer_name(revision)
         rows = TokenFileData(args.data, tokenizer, args.seq_len)
     plan = make_plan(args.source, model, train, step, args.steps, rows, bool(args.swap), seq_len)
     print("\n".join(plan.lines))
@@ -146,7 +139,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     if args.rewarm or args.rewarm_updates:
         rule = Rewarm(args.rewarm or "linear", args.rewarm_updates)
     run = find_or_continue(
-        source,
+        args.source,
         step,
         args.steps,
         rows,
@@ -179,18 +172,11 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
 def _report(run: Continued, measure: bool) -> None:
     from pythia_book.studies.gender_bias.continuation import continuity, effects
 
-    print("\nloss on unread rows of the continued control and of the source (nats per token)")
-    print(continuity(run).to_string(index=False, float_format="%.4f"))
+    if run.place["control"]:
+        print("\nthe control is the source run itself: there is no continuity to check")
+    else:
+        print("\nloss on unread rows of the continued control and of the source (nats per token)")
+        print(continuity(run).to_string(index=False, float_format="%.4f"))
     if measure:
         print("\nboth arms, and the change with its 95 % interval")
         print(effects(run).to_string(index=False, float_format="%.4f"))
-
-
-def _local_model(source: str, revision: str) -> ModelConfig | None:
-    """The architecture of a local model; None for one on the hub."""
-    from pythia_book.released import download
-    from pythia_core import hf
-
-    if hf.local_folder(source) is None:
-        return None
-    return hf.model_config(hf.read_config(download.locate(source, revision).folder))

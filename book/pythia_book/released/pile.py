@@ -153,7 +153,7 @@ def open_rows(
     path = Path(where).expanduser()
     if path.is_dir():
         if seq_len == SEQ_LEN and (partial := partial_shards(path)):
-            present = sum(not isinstance(file, MissingShard) for file in partial.files)
+            present = sum(file.present for file in partial.files)
             return partial, f"{path}: {present} of the {len(partial.files)} released shards"
         stem = find_maps(path)
         if stem is not None:
@@ -192,6 +192,8 @@ def _only_prefix(folder: Path) -> Path:
 
 class MissingShard:
     """A released shard that is not in the folder; only its size is known."""
+
+    present = False
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size

@@ -42,6 +42,8 @@ class ByteFile(Protocol):
     """A file of known size with random access to byte ranges."""
 
     name: str
+    present: bool
+    """Whether its bytes can be read; of an absent file only the size is known."""
 
     @property
     def size(self) -> int: ...
@@ -53,6 +55,8 @@ class ByteFile(Protocol):
 
 class LocalFile:
     """A file on disk."""
+
+    present = True
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -86,6 +90,7 @@ class HttpFile:
         FetchError: not found, not allowed, no ranges, wrong size, or all `tries` failed.
     """
 
+    present = True
     timeout = 30.0
     """Seconds of silence allowed; `deadline`: seconds in total for one range."""
     deadline = 300.0
@@ -192,6 +197,8 @@ async def _anonymous(request: ClientRequest, send: ClientHandlerType) -> ClientR
 class JoinedFile:
     """Several files as one, in order."""
 
+    present = True
+
     def __init__(self, parts: Sequence[ByteFile]) -> None:
         self.parts = list(parts)
         if not self.parts:
@@ -225,6 +232,15 @@ class RemoteRows(FixedRows):
         self.files = list(files)
         joined = JoinedFile(self.files)
         super().__init__(joined.name, [file.size for file in self.files], seq_len, "<u2")
+
+    def missing_files(self, start: int, stop: int) -> list[ByteFile]:
+        bounds = itertools.accumulate((file.size for file in self.files), initial=0)
+        first, last = start * self._row_bytes, stop * self._row_bytes
+        return [
+            file
+            for file, low in zip(self.files, bounds, strict=False)
+            if not file.present and low < last and low + file.size > first
+        ]
 
     def _read(self, shard: int, start: int, stop: int) -> NDArray[np.uint8]:
         return np.frombuffer(self.files[shard].read(start, stop), np.uint8)

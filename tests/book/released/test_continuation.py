@@ -59,7 +59,7 @@ def losses(run) -> np.ndarray:
 
 def test_with_its_state_a_run_goes_on_as_if_it_had_never_stopped(published: Published) -> None:
     run = published.run
-    ours = find_or_continue(run, 47, STEPS - 47, progress=False)
+    ours = find_or_continue(run.folder, 47, STEPS - 47, progress=False)
     assert (
         ours.continuation == Continuation(47, STEPS, 0, "none", 0)
         and "exact" in ours.continuation.described()
@@ -76,7 +76,7 @@ def test_with_its_state_a_run_goes_on_as_if_it_had_never_stopped(published: Publ
 
 def test_a_swap_from_a_kept_state_is_the_fork(published: Published) -> None:
     fork = find_or_train(published.run.config.fork(SWAP, 47), progress=False)
-    ours = find_or_continue(published.run, 47, STEPS - 47, None, SWAP, progress=False)
+    ours = find_or_continue(published.run.folder, 47, STEPS - 47, None, SWAP, progress=False)
     assert ours.final_sha256 == fork.final_sha256 != published.run.final_sha256
     assert ours.control.final_sha256 == published.run.final_sha256
     assert np.array_equal(ours.ledger.row, fork.ledger.row)
@@ -92,26 +92,26 @@ def test_a_fork_is_reported_with_the_run_that_is_its_control(
 
 
 def test_beyond_its_end_the_rate_stays_at_the_floor(published: Published) -> None:
-    ours = find_or_continue(published.run, STEPS, 3, progress=False)
+    ours = find_or_continue(published.run.folder, STEPS, 3, progress=False)
     floor = published.train.lr_max * published.train.lr_min_ratio
     assert [row["lr"] for row in ours.metrics()] == [floor] * 3
     assert ours.steps == [STEPS, STEPS + 3]
-    again = find_or_continue(ours, STEPS + 3, 1, progress=False)  # exact again
-    straight = find_or_continue(published.run, STEPS, 4, progress=False)
+    again = find_or_continue(ours.folder, STEPS + 3, 1, progress=False)  # exact again
+    straight = find_or_continue(published.run.folder, STEPS, 4, progress=False)
     assert again.final_sha256 == straight.final_sha256
 
 
 def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
     run = published.run
     with pytest.raises(CheckpointError, match=r"kept no optimizer state of step 30, only of .*47"):
-        find_or_continue(run, 30, 5, state="kept")
+        find_or_continue(run.folder, 30, 5, state="kept")
     with pytest.raises(ConfigError, match="re-warming does not apply"):
-        find_or_continue(run, 47, 5, rewarm=Rewarm())
+        find_or_continue(run.folder, 47, 5, rewarm=Rewarm())
     with pytest.raises(CheckpointError, match="no checkpoint of step 99"):
-        find_or_continue(run, 99, 5)
+        find_or_continue(run.folder, 99, 5)
     fork = find_or_train(run.config.fork(SWAP, 47), progress=False)
     with pytest.raises(ConfigError, match="up to step 60: continue from that step"):
-        find_or_continue(fork, 56, 4)
+        find_or_continue(fork.folder, 56, 4)
 
 
 # --- published weights -----------------------------------------------------------------------

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pythia_book.released.pile import RELEASED, SEQ_LEN, MissingShard, open_rows, tokenizer_at
-from pythia_book.released.remote_rows import RemoteRows
 from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_hash
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import Rows, batch_hash
@@ -109,22 +108,14 @@ class TokenFileData:
 
     def missing_shards(self, start: int, stop: int, batch_size: int) -> list[MissingShard]:
         """The shards that updates [start, stop) need but the folder lacks."""
-        if not isinstance(self.rows, RemoteRows):
-            return []
-        width = (self.seq_len + 1) * np.dtype(self.rows.dtype).itemsize * batch_size
-        missing, low = [], 0
-        for file in self.rows.files:
-            high = low + file.size
-            if low < stop * width and high > start * width and isinstance(file, MissingShard):
-                missing.append(file)
-            low = high
-        return missing
+        return self.rows.missing_files(start * batch_size, stop * batch_size)
 
-    def identity(self, start: int, stop: int, batch_size: int) -> dict[str, Any]:
+    def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> dict[str, Any]:
         """The identity of these rows, wherever they are stored: three batches and the tokenizer.
 
         Raises:
-            DataError: too few rows, missing shards, or ids that the tokenizer lacks.
+            DataError: too few rows, missing shards, ids that the tokenizer lacks, or a tokenizer
+                that does not allow the swap.
         """
         if missing_shards := self.missing_shards(start, stop, batch_size):
             lacking = ", ".join(
@@ -144,6 +135,8 @@ class TokenFileData:
                     f"the rows of {self.where} hold id {largest}, but the tokenizer "
                     f"{self.tokenizer_name} has ids below {self.vocab_size}: they do not match"
                 )
+        if swap:
+            check_swap(self.tokenizer, swap)
         hashes = [batch_hash(rows) for rows in probes]
         return {"seq_len": self.seq_len, "batches": hashes, "tokenizer": vocabulary}
 
@@ -172,6 +165,8 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
 
 class RowSwap:
     """Swaps each row separately, in updates [start, stop); replaces a Ledger."""
+
+    recorded = False
 
     def __init__(
         self, tokenizer: Tokenizer, swap: str, start: int, stop: int, batch_size: int

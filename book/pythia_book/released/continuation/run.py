@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from pythia_book.released.continuation.data import RowSwap, TokenFileData, swap_row
-from pythia_book.released.continuation.start import Start, checked_data, published_train, start_at
+from pythia_book.released.continuation.start import Start, check_rows, find_source, published_train
 from pythia_core.config import (
     InterventionConfig,
     ModelConfig,
@@ -193,7 +193,7 @@ class Continued(Run):
             return self
         if self.place["control"]:
             return find_run(self.place["control"])
-        identity = json.loads((self.folder / "identity.json").read_text())
+        identity = _read_identity(self.folder)
         identity["continued"]["swap"] = ""
         unchanged = replace(self.continuation, swap="")
         folder = _folder(self.config.model, unchanged, identity)
@@ -210,7 +210,7 @@ class Continued(Run):
 
     def _training_batches(self, logged: bool) -> Callable[[int], np.ndarray]:
         """`batch`, which also logs the swap of token files."""
-        if not (logged and isinstance(self.ledger, RowSwap)):
+        if not logged or self.ledger is None or self.ledger.recorded:
             return self.batch
         swap, size = self.ledger, self.config.train.batch_size
         logs: list[MetricsLog] = []
@@ -230,7 +230,7 @@ class Continued(Run):
 
 
 def find_or_continue(
-    source: Run | Path | str,
+    source: Path | str,
     step: int,
     steps: int,
     batches: TokenFileData | None = None,
@@ -248,8 +248,8 @@ def find_or_continue(
     With an intervention, its control is found or trained first (`Continued.control`).
 
     Args:
-        source: a local run, the folder of a published model or one with a subfolder per revision,
-            or a repository on the hub.
+        source: the folder or id of a local run, the folder of a published model or one with a
+            subfolder per revision, or a repository on the hub.
         batches: rows in training order; update k reads rows [k B, (k + 1) B). None: the rows of the
             source, which must be a run.
         intervention: a pronoun swap (config.SWAPS) in every update.
@@ -264,7 +264,7 @@ def find_or_continue(
     """
     if steps < 1:
         raise ConfigError(f"need at least 1 update after step {step}, got steps={steps}")
-    start = start_at(source, step, revision, state)
+    start = find_source(source).start(step, revision, state)
     swapped = locate_continued(start, steps, batches, intervention or "", train_config, rewarm)
     if intervention and not swapped.place["control"]:
         control = locate_continued(start, steps, batches, "", train_config, rewarm)
@@ -303,9 +303,10 @@ def locate_continued(
         "moments": sha256_tensors(start.moments) if start.moments else "",
         "model": config_dict(start.model),
         "train": config_dict(train_config),
-        "data": checked_data(start, data, continuation.stop, swap, train_config.batch_size),
+        "data": data.identity(start.step, continuation.stop, train_config.batch_size, swap),
         "code": code_identity(),
     }
+    check_rows(start, data, train_config.batch_size)
     folder = _folder(start.model, continuation, identity)
     run = str(start.run.folder) if start.run is not None else None
     forks = _is_its_control(start, data, continuation, train_config)
@@ -315,7 +316,7 @@ def locate_continued(
         "revision": start.revision,
         "run": run,
         "control": run if forks else None,
-        "rows": asdict(data) if isinstance(data, TokenFileData) else None,
+        "rows": asdict(batches) if batches is not None else None,
         "config": config_dict(config),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -347,9 +348,15 @@ def _continuation(start: Start, steps: int, swap: str, rewarm: Rewarm | None) ->
             f"{start.label} has its optimizer state of step {start.step}: re-warming does not "
             "apply. To continue from the weights alone, set state to 'weights'"
         )
-    if isinstance(start.run, Continued):  # keeps its rule
-        return replace(start.run.continuation, start=start.step, stop=stop, swap=swap)
+    assert start.run is not None  # only a local run keeps its optimizer state
+    earlier = _read_identity(start.run.folder).get("continued")
+    if earlier:  # keeps its rule
+        return replace(Continuation(**earlier), start=start.step, stop=stop, swap=swap)
     return Continuation(start.step, stop, 0, "none", 0, swap)
+
+
+def _read_identity(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "identity.json").read_text())
 
 
 def _folder(model: ModelConfig, continuation: Continuation, identity: dict[str, Any]) -> Path:
@@ -393,7 +400,7 @@ def open_continued(folder: Path) -> Continued:
         CheckpointError: not a continued run, or its data are missing.
     """
     try:
-        identity = json.loads((folder / "identity.json").read_text())
+        identity = _read_identity(folder)
         place = json.loads((folder / "place.json").read_text())
         continuation = Continuation(**identity["continued"])
         config = run_config_from_dict(place["config"])

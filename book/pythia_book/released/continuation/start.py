@@ -6,19 +6,18 @@ published model's schedule is not in its files; for Pythia's sizes it is known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from pythia_book.released import download
-from pythia_book.released.continuation.data import TokenFileData, check_swap
 from pythia_core.config import ModelConfig, TrainConfig
-from pythia_core.data.prepare import Batches, PreparedData
+from pythia_core.data.prepare import Batches
 from pythia_core.data.tokenizer import load_tokenizer
 from pythia_core.errors import CheckpointError, ConfigError, one_of
-from pythia_core.hf import TOKENIZER, local_folder, step_of
+from pythia_core.hf import TOKENIZER, local_folder, model_config, read_config, step_of
 from pythia_core.suite import OFFICIAL_SIZES, size_of
 from pythia_core.training.checkpoint import load_checkpoint, saved_steps, step_folder
 from pythia_core.training.runs import Run, find_run
@@ -47,85 +46,143 @@ class Start:
     """Path of the tokenizer.json next to published weights."""
 
 
-def source_of(source: Run | Path | str) -> Run | str:
-    """A local run, or the folder or repository of a published model."""
-    if isinstance(source, Run):
-        return source
-    name = str(local_folder(source) or source)
-    return name if download.is_published(name) else find_run(name)
+class Source(Protocol):
+    """A model whose training can be continued: a local run or a published model."""
+
+    brings_data: bool
+    """Whether the rows of its training are at hand."""
+
+    def start(self, step: int, revision: str = "", state: str = "auto") -> Start:
+        """The checkpoint of a step.
+
+        Args:
+            revision: of a published model; default: "step" and the number.
+            state: of a local run: the optimizer state that was "kept", "weights" only, or "auto":
+                the state if it was kept.
+
+        Raises:
+            CheckpointError, FetchError: no such revision or step, or the wrong architecture.
+            ConfigError: the revision belongs to another step; the run is being swapped at this
+                step; a published model has no kept state.
+        """
+        ...
+
+    def tokenizer_name(self, revision: str) -> str:
+        """Its tokenizer.json, or "neox-20b" for a repository on the hub."""
+        ...
+
+    def settings(
+        self, revision: str, seq_len: int, **changes: Any
+    ) -> tuple[ModelConfig | None, TrainConfig | None, int]:
+        """Architecture, training settings with `changes`, and tokens per row.
+
+        The first two are None for a repository on the hub, whose files are not here yet.
+        """
+        ...
 
 
-def tokenizer_of(source: Run | str, revision: str = "main") -> str:
-    """The tokenizer.json of a model or a run; "neox-20b" for a repository on the hub."""
-    if isinstance(source, Run):
-        return str(source.data.tokens_folder / TOKENIZER)
-    if local_folder(source):
-        path = download.locate(source, revision).folder / TOKENIZER
-        if path.is_file():
-            return str(path)
-    return "neox-20b"
-
-
-def start_at(source: Run | Path | str, step: int, revision: str = "", state: str = "auto") -> Start:
-    """The checkpoint of a step.
-
-    Args:
-        revision: revision of a published model; default: "step" and the number.
-        state: of a local run: the "kept" optimizer state, "weights" only, or "auto": kept if any.
+def find_source(name: Path | str) -> Source:
+    """The local run or the published model of this name (a folder, run id or repository).
 
     Raises:
-        CheckpointError, FetchError: no such run, model, revision or step, or wrong architecture.
-        ConfigError: the revision belongs to another step; a published model has no kept state.
+        CheckpointError: neither exists.
     """
+    name = str(local_folder(name) or name)
+    return PublishedSource(name) if download.is_published(name) else RunSource(find_run(name))
+
+
+def check_start(step: int, state: str) -> None:
+    """Reject an impossible step or state with a ConfigError."""
     if state not in STATES:
         raise ConfigError(one_of(state, STATES, "state"))
     if step < 0:
         raise ConfigError(f"step must be at least 0, got {step}")
-    run = source_of(source)
-    if not isinstance(run, Run):
-        return _published_start(run, step, revision, state)
-    if run.ledger is not None and step < run.ledger.stop:
-        raise ConfigError(
-            f"run {run.id} swaps {run.ledger.swap} up to step {run.ledger.stop}: continue from "
-            "that step or later, or from its control"
-        )
-    kept = saved_steps(run.states)
-    if state == "kept" and step not in kept:
-        raise CheckpointError(
-            f"run {run.id} kept no optimizer state of step {step}, only of {kept}. "
-            "Continue from one of them, or from the weights alone (state 'weights')"
-        )
-    label, model = f"run {run.id}", run.config.model
-    if step in kept and state != "weights":
-        files, _ = load_checkpoint(step_folder(run.states, step))
-        return Start(label, step, model, files["model"], files["optimizer"], run)
-    return Start(label, step, model, run.model(step).state_dict(), None, run)
 
 
-def _published_start(source: str, step: int, revision: str, state: str) -> Start:
-    if state == "kept":
-        raise ConfigError(
-            f"{source} holds weights only: published revisions have no optimizer state. Leave "
-            "state at 'auto' and choose the learning-rate re-warming (Rewarm)"
+@dataclass(frozen=True)
+class RunSource:
+    """A local run as a `Source`."""
+
+    run: Run
+    brings_data = True
+
+    def start(self, step: int, revision: str = "", state: str = "auto") -> Start:
+        check_start(step, state)
+        run = self.run
+        if run.ledger is not None and step < run.ledger.stop:
+            raise ConfigError(
+                f"run {run.id} swaps {run.ledger.swap} up to step {run.ledger.stop}: continue from "
+                "that step or later, or from its control"
+            )
+        kept = saved_steps(run.states)
+        if state == "kept" and step not in kept:
+            raise CheckpointError(
+                f"run {run.id} kept no optimizer state of step {step}, only of {kept}. "
+                "Continue from one of them, or from the weights alone (state 'weights')"
+            )
+        label, model = f"run {run.id}", run.config.model
+        if step in kept and state != "weights":
+            files, _ = load_checkpoint(step_folder(run.states, step))
+            return Start(label, step, model, files["model"], files["optimizer"], run)
+        return Start(label, step, model, run.model(step).state_dict(), None, run)
+
+    def tokenizer_name(self, revision: str) -> str:
+        return self.run.data.tokenizer_name
+
+    def settings(
+        self, revision: str, seq_len: int, **changes: Any
+    ) -> tuple[ModelConfig, TrainConfig, int]:
+        config = self.run.config
+        return config.model, replace(config.train, **changes), config.data.seq_len
+
+
+@dataclass(frozen=True)
+class PublishedSource:
+    """A published model as a `Source`: a folder in Hugging Face format, or a repository."""
+
+    name: str
+    brings_data = False
+
+    def start(self, step: int, revision: str = "", state: str = "auto") -> Start:
+        check_start(step, state)
+        if state == "kept":
+            raise ConfigError(
+                f"{self.name} holds weights only: published revisions have no optimizer state. "
+                "Leave state at 'auto' and choose the learning-rate re-warming (Rewarm)"
+            )
+        revision = revision or f"step{step}"
+        if step_of(revision) not in (None, step):
+            raise ConfigError(
+                f"revision {revision} does not belong to step {step}; pass only one of the two"
+            )
+        model, info = download.load(self.name, revision)
+        if info.step not in (None, step):
+            raise ConfigError(f"{self.name} ({revision}) belongs to step {info.step}, not {step}")
+        tokenizer = info.folder / TOKENIZER
+        return Start(
+            f"{self.name} ({revision})",
+            step,
+            model.config,
+            model.state_dict(),
+            published=self.name,
+            revision=revision,
+            tokenizer_name=str(tokenizer) if tokenizer.is_file() else "",
         )
-    revision = revision or f"step{step}"
-    if step_of(revision) not in (None, step):
-        raise ConfigError(
-            f"revision {revision} does not belong to step {step}; pass only one of the two"
-        )
-    model, info = download.load(source, revision)
-    if info.step not in (None, step):
-        raise ConfigError(f"{source} ({revision}) belongs to step {info.step}, not {step}")
-    tokenizer = info.folder / TOKENIZER
-    return Start(
-        f"{source} ({revision})",
-        step,
-        model.config,
-        model.state_dict(),
-        published=source,
-        revision=revision,
-        tokenizer_name=str(tokenizer) if tokenizer.is_file() else "",
-    )
+
+    def tokenizer_name(self, revision: str) -> str:
+        if local_folder(self.name):
+            path = download.locate(self.name, revision).folder / TOKENIZER
+            if path.is_file():
+                return str(path)
+        return "neox-20b"
+
+    def settings(
+        self, revision: str, seq_len: int, **changes: Any
+    ) -> tuple[ModelConfig | None, TrainConfig | None, int]:
+        if local_folder(self.name) is None:
+            return None, None, seq_len
+        model = model_config(read_config(download.locate(self.name, revision).folder))
+        return model, published_train(model, seq_len, **changes), seq_len
 
 
 def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) -> TrainConfig:
@@ -153,17 +210,12 @@ def published_train(model: ModelConfig, seq_len: int = 2048, **settings: Any) ->
 # --- checks of the rows ----------------------------------------------------------------------
 
 
-def checked_data(start: Start, data: Batches, stop: int, swap: str, batch_size: int) -> Any:
-    """The data's part of the run's identity.
+def check_rows(start: Start, data: Batches, batch_size: int) -> None:
+    """Check that the rows are in the model's vocabulary.
 
     Raises:
-        ConfigError: a vocabulary other than the model's. DataError: too few rows, or a tokenizer
-            that does not allow the swap.
+        ConfigError: another tokenizer, or ids without an embedding.
     """
-    if isinstance(data, PreparedData):
-        data.batch(stop - 1, batch_size)  # its error says how many rows there are
-        return data.fingerprint
-    identity = data.identity(start.step, stop, batch_size)
     _check_vocabulary(start, data)
     largest = int(data.batch(start.step, batch_size).max())
     if largest >= start.model.vocab_size:
@@ -171,12 +223,9 @@ def checked_data(start: Start, data: Batches, stop: int, swap: str, batch_size: 
             f"the rows hold id {largest}, {start.label} has embeddings for ids below "
             f"{start.model.vocab_size}: model and rows do not match"
         )
-    if swap:
-        check_swap(data.tokenizer, swap)
-    return identity
 
 
-def _check_vocabulary(start: Start, data: TokenFileData) -> None:
+def _check_vocabulary(start: Start, data: Batches) -> None:
     if not data.tokenizer_name:
         return
     if data.vocab_size > start.model.vocab_size:

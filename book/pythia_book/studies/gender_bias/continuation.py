@@ -60,7 +60,7 @@ def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.Data
     import pandas as pd
 
     control = run.control
-    if not isinstance(control, Continued):  # the source itself
+    if run.place["control"]:  # the source is the control
         return pd.DataFrame(columns=CONTINUITY)
     saved = [s for s in control.steps if control.continuation.start < s < control.continuation.stop]
     warm = control.continuation.adam_from + control.continuation.rewarm_updates

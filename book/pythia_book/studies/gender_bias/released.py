@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.run import find_or_continue
-from pythia_book.released.continuation.start import published_train, tokenizer_of
+from pythia_book.released.continuation.start import find_source, published_train
 from pythia_book.released.download import locate
 from pythia_core.config import TrainConfig
 from pythia_core.errors import CheckpointError, ConfigError
@@ -46,7 +46,7 @@ def _train(scale: Scale, size: str) -> TrainConfig:
 
 
 def _rows(scale: Scale, size: str) -> TokenFileData:
-    tokenizer = tokenizer_of(_source(size), f"step{scale.fork_step(LONG)}")
+    tokenizer = find_source(_source(size)).tokenizer_name(f"step{scale.fork_step(LONG)}")
     return TokenFileData(os.environ.get(DATA) or "pile-deduped", tokenizer, scale.data.seq_len)
 
 
@@ -117,7 +117,9 @@ def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[s
             progress=progress,
         )
         control = swapped.control
-        late = find_or_continue(control, short, end - short, None, params.swap, progress=progress)
+        late = find_or_continue(
+            control.folder, short, end - short, None, params.swap, progress=progress
+        )
         arms |= {(size, 0, "control"): control, (size, 0, "swap_7"): late}
         arms[size, 0, "swap_21"] = swapped
     return arms

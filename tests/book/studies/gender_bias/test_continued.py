@@ -63,7 +63,7 @@ def test_the_control_goes_on_where_its_source_does(published: Published) -> None
     assert table.difference[31] == 0, "the first update ran at a learning rate of 0"
     assert table.ours[59] < table.ours[31]
     assert abs(table.difference[59]) < 0.05 and table.low[59] <= table.difference[59]
-    fork = find_or_continue(published.run, 47, STEPS - 47, None, SWAP, progress=False)
+    fork = find_or_continue(published.run.folder, 47, STEPS - 47, None, SWAP, progress=False)
     assert measured.continuity(fork).empty, "the control is the source itself"
 
 
