@@ -9,7 +9,8 @@ percentile intervals. The resampling is seeded: the same data give the same inte
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +35,30 @@ class Estimate:
     high: float
     n_items: int
     n_seeds: int
+    df: float = math.inf
+    """Degrees of freedom of the interval; infinite for a bootstrap over many items."""
+
+    def quantile(self, probability: float) -> float:
+        """Quantile of Student's t with `df` degrees of freedom; normal if they are infinite."""
+        from scipy.special import ndtri, stdtrit
+
+        return float(ndtri(probability) if self.df == math.inf else stdtrit(self.df, probability))
+
+    def p_value(self, null: float = 0.0) -> float:
+        """Two-sided p-value of a null value, by inverting the interval.
+
+        The side of the interval that faces the null gives the standard error, so the p-value is
+        below 1 - LEVEL exactly if the interval excludes the null.
+        """
+        from scipy.special import ndtr, stdtr
+
+        half = self.value - self.low if null < self.value else self.high - self.value
+        if null == self.value:
+            return 1.0
+        if half <= 0:  # the estimate lies outside its own interval, or on its end
+            return 0.0
+        ratio = abs(self.value - null) / half * self.quantile((1 + LEVEL) / 2)
+        return float(2 * (ndtr(-ratio) if self.df == math.inf else stdtr(self.df, -ratio)))
 
     def interval(self) -> dict[str, float]:
         """The form in which a record stores it."""
@@ -89,6 +114,33 @@ def estimate(
         low = middle - margin if change or middle > 0 else middle
         high = middle + margin if change or middle < 1 else middle
     return Estimate(middle, float(low), float(high), items, seeds)
+
+
+def mean_over(units: Sequence[float] | np.ndarray) -> Estimate:
+    """Mean over independent units (seeds, models, clusters) and its t-interval.
+
+    A single unit has no interval: its ends are NaN.
+
+    Raises:
+        DataError: no unit, or a value that is not finite.
+    """
+    values = np.asarray(units, np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise DataError(f"expected a list of finite values, one per unit, got {units!r}")
+    n, middle = len(values), float(values.mean())
+    if n == 1:
+        return Estimate(middle, math.nan, math.nan, 1, 1, 0)
+    e = Estimate(middle, middle, middle, n, n, n - 1)
+    half = e.quantile((1 + LEVEL) / 2) * float(values.std(ddof=1)) / n**0.5
+    return replace(e, low=middle - half, high=middle + half)
+
+
+def exact_share(k: int, n: int) -> Estimate:
+    """The share k / n of independent trials and its exact (Clopper-Pearson) interval."""
+    from scipy.stats import binomtest
+
+    low, high = binomtest(k, n).proportion_ci(LEVEL, method="exact")
+    return Estimate(k / n, float(low), float(high), n, 1)
 
 
 def wilson(k: int, n: int) -> Estimate:

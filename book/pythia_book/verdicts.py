@@ -1,0 +1,264 @@
+"""The rule that turns a measurement into a verdict, the same for every study.
+
+A *claim* is a sentence of a paper; a *premise* is what such a claim takes for granted; a *check* is
+about our own machinery. Each is tested on our runs, on the released models, or on both. A test
+states beforehand what would count as agreement: an effect of a given sign (`rises`, `falls`), an
+effect inside a margin (`within`), or a cost below a bound (`below`). Its verdict follows from the
+95 % interval:
+
+    reproduced         the interval lies on the claimed side (inside the margin, below the bound)
+    contradicted       it lies on the other side (outside the margin, above the bound)
+    not resolved       neither; the smallest effect that would probably have been seen is stated
+    not testable here  the test cannot fail, has no independent units, or lacks a measurement
+
+On released numbers the first two read "confirmed on released numbers" and "contradicted by released
+numbers"; premises and checks hold or do not hold. All tests of a study form two families, its
+claims and the rest; within each, Holm's procedure limits the chance of any wrong verdict to 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pythia_book.stats import LEVEL, Estimate
+from pythia_core.errors import ConfigError, one_of
+
+REPRODUCED, CONTRADICTED = "reproduced", "contradicted"
+CONFIRMED, REFUTED = "confirmed on released numbers", "contradicted by released numbers"
+HOLDS, FAILS = "holds", "does not hold"
+NOT_RESOLVED, NOT_TESTABLE = "not resolved", "not testable here"
+VERDICTS = (
+    REPRODUCED, CONFIRMED, CONTRADICTED, REFUTED, NOT_RESOLVED, NOT_TESTABLE, HOLDS, FAILS,
+)  # fmt: skip
+KINDS = ("claim", "premise", "check")
+SIDES = ("released", "ours")
+ALPHA = 1 - LEVEL
+POWER = 0.8
+"""Probability with which the stated smallest effect would have been seen."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One measurement and what it is tested against; made by `rises`, `within` and so on.
+
+    Attributes:
+        estimate: the effect with its 95 % interval; None if it was not measured.
+        unit: unit of the effect, e.g. "points" or "nats per token".
+        units: what varies independently, e.g. "5 seeds" or "40 occupations".
+        form: "above" or "below" `bound`, or "within" `bound` of zero; "exact": true or false.
+        reason: why there is no test; the verdict is then "not testable here".
+        note: a remark for readers, e.g. the values behind a difference.
+    """
+
+    __test__ = False  # not a test case for pytest
+
+    estimate: Estimate | None = None
+    unit: str = ""
+    units: str = ""
+    form: str = ""
+    bound: float = 0.0
+    reason: str = ""
+    note: str = ""
+    passed: bool | None = None
+    """Outcome of an exact check, e.g. of hashes."""
+
+    def __post_init__(self) -> None:
+        if self.form not in ("above", "below", "within", "exact", ""):
+            raise ConfigError(one_of(self.form, ("above", "below", "within", "exact"), "form"))
+        if self.form == "within" and not self.bound > 0:
+            raise ConfigError(f"an equivalence margin must be positive, got {self.bound}")
+        if not self.form and not self.reason:
+            raise ConfigError("a test needs a form, or the reason why there is none")
+
+
+def rises(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
+    """The effect is above `bound`."""
+    return Test(e, unit, units, "above", bound, "" if e else NOT_MEASURED, note)
+
+
+def falls(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
+    """The effect is below `bound`; with a positive bound, "the cost is marginal"."""
+    return Test(e, unit, units, "below", bound, "" if e else NOT_MEASURED, note)
+
+
+def within(e: Estimate | None, unit: str, units: str, margin: float, note: str = "") -> Test:
+    """The effect is smaller than `margin` in either direction: there is practically none."""
+    return Test(e, unit, units, "within", margin, "" if e else NOT_MEASURED, note)
+
+
+def passes(passed: bool, note: str = "") -> Test:
+    """A check that is exactly true or false."""
+    return Test(form="exact", passed=passed, note=note)
+
+
+def untestable(
+    reason: str, e: Estimate | None = None, unit: str = "", units: str = "", note: str = ""
+) -> Test:
+    """No verdict, and why; the estimate is shown."""
+    return Test(e, unit, units, reason=reason, note=note)
+
+
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement with its source and its tests.
+
+    Attributes:
+        text: the statement, as a sentence.
+        source: paper and section or figure; of a check, what it secures.
+        quote: the paper's own words, where a paraphrase could be disputed.
+        kind: one of KINDS.
+    """
+
+    text: str
+    source: str
+    ours: Test | None = None
+    released: Test | None = None
+    quote: str = ""
+    kind: str = "claim"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError(one_of(self.kind, KINDS, "kind of claim"))
+        if self.ours is None and self.released is None:
+            raise ConfigError(f"the claim {self.text!r} has no test")
+        if not self.source:
+            raise ConfigError(f"the claim {self.text!r} names no source")
+
+
+# --- the rule --------------------------------------------------------------------------------
+
+
+def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
+    """The claims of a study with their verdicts, as its record stores them."""
+    p_values: dict[tuple[int, str], float] = {}
+    for i, claim in enumerate(claims):
+        for side in SIDES:
+            test: Test | None = getattr(claim, side)
+            if test and not _untestable_reason(test) and test.form != "exact":
+                p_values[i, side] = p_value(test)
+    adjusted: dict[tuple[int, str], float] = {}
+    for family in (("claim",), ("premise", "check")):
+        members = {key: p for key, p in p_values.items() if claims[key[0]].kind in family}
+        adjusted |= holm(members)
+    rows = []
+    for i, claim in enumerate(claims):
+        row: dict[str, Any] = {
+            "kind": claim.kind,
+            "claim": claim.text,
+            "source": claim.source,
+            "quote": claim.quote or None,
+        }
+        for side in SIDES:
+            test = getattr(claim, side)
+            row[side] = test and _judged(test, claim.kind, side, adjusted.get((i, side)))
+        rows.append(row)
+    return rows
+
+
+def holm(p_values: dict[Any, float]) -> dict[Any, float]:
+    """Holm's adjusted p-values of a family."""
+    adjusted, largest = {}, 0.0
+    for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[key] = largest
+    return adjusted
+
+
+def p_value(test: Test) -> float:
+    """Two-sided p-value of the conclusion on whose side the estimate lies.
+
+    It inverts the interval, so it is 0.05 exactly where an end of the interval touches the bound.
+    For `within`, the conclusion is "inside" or "outside", each against the nearer margin.
+    """
+    e = test.estimate
+    assert e is not None
+    if test.form != "within":
+        return e.p_value(test.bound)
+    inside = abs(e.value) < test.bound
+    against = [e.p_value(bound) for bound in (-test.bound, test.bound)]
+    return max(against) if inside else e.p_value(math.copysign(test.bound, e.value))
+
+
+def smallest_seen(e: Estimate) -> float:
+    """The effect whose interval would have excluded zero with probability POWER."""
+    critical, power = e.quantile(1 - ALPHA / 2), e.quantile(POWER)
+    return (e.high - e.low) / 2 * (critical + power) / critical
+
+
+def _untestable_reason(test: Test) -> str:
+    """Why the test gives no verdict; "" if it does."""
+    e = test.estimate
+    if test.reason or test.form == "exact":
+        return test.reason
+    if e is None:
+        return NOT_MEASURED
+    if e.df < 1:
+        return "a single unit has no interval"
+    if not all(map(math.isfinite, (e.value, e.low, e.high))):
+        return "the interval cannot be computed"
+    if not e.low < e.high:
+        return "the interval has no width: the values do not vary"
+    return ""
+
+
+def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]:
+    """A test with its verdict and reason, in the form of a record."""
+    e, reason = test.estimate, _untestable_reason(test)
+    row: dict[str, Any] = {
+        **(e.interval() if e else dict.fromkeys(("value", "low", "high"))),
+        "unit": test.unit,
+        "units": test.units,
+        "bound": None if test.form in ("", "exact") else test.bound,
+        "form": test.form or None,
+        "p": p,
+        "note": test.note or None,
+    }
+    if reason:
+        return row | {"verdict": NOT_TESTABLE, "reason": reason}
+    if test.form == "exact":
+        return row | {"verdict": HOLDS if test.passed else FAILS, "reason": None}
+    assert e is not None and p is not None
+    if p > ALPHA:
+        return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e)}
+    agrees = {
+        "above": e.value > test.bound,
+        "below": e.value < test.bound,
+        "within": abs(e.value) < test.bound,
+    }[test.form]
+    yes, no = (HOLDS, FAILS) if kind != "claim" else (REPRODUCED, CONTRADICTED)
+    if side == "released" and kind == "claim":
+        yes, no = CONFIRMED, REFUTED
+    return row | {"verdict": yes if agrees else no, "reason": None}
+
+
+def _why_open(test: Test, e: Estimate) -> str:
+    """Why an interval decides nothing, with the smallest effect that would have been seen."""
+    unit = f" {test.unit}" if test.unit else ""
+    unadjusted = replace(test, reason="")
+    if p_value(unadjusted) <= ALPHA:
+        return "the interval alone would decide, but not after Holm's correction for all tests"
+    if test.form == "within":
+        if e.low > 0 or e.high < 0:
+            return (
+                f"there is an effect, but its interval crosses the margin of {test.bound:g}{unit}"
+            )
+        return (
+            f"the interval crosses the margin of {test.bound:g}{unit}; its half-width is "
+            f"{(e.high - e.low) / 2:.2g}{unit}"
+        )
+    away = f" away from {test.bound:g}" if test.bound else ""
+    return (
+        f"the interval includes {test.bound:g}; an effect of {smallest_seen(e):.2g}{unit}{away} "
+        f"would have been seen in {100 * POWER:.0f} % of cases"
+    )
+
+
+def verdicts_of(row: dict[str, Any]) -> list[str]:
+    """The verdicts of a recorded claim, released numbers first."""
+    return [row[side]["verdict"] for side in SIDES if row[side]]
