@@ -1,9 +1,12 @@
-"""A study's results as files, record.json and CSV tables, and their numbers as text.
+"""A study's results as files, and their numbers as text.
 
-Every number on the site comes from a record, which a notebook writes at its end. A record states
-its origin: parameters, data fingerprint, runs with the sha256 of their final weights, commit,
-versions, device, duration and memory, but never a path or a host name. pythia_book.site_runs
-selects the record that the site shows.
+A record is a folder that belongs together: record.json, one CSV per table, the measurements from
+which they follow (measured.npz), the released numbers shown next to them (released_*.csv), and the
+executed notebook. record.json has the hash of every other file but the notebook, whose stamp has
+the hash of record.json; `check_whole` compares them. A record states its origin: parameters, data
+fingerprint, runs with the sha256 of their final weights, commit, versions, device, duration and
+memory, but never a path or a host name. pythia_book.site_runs selects the record that the site
+shows.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -23,36 +27,45 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pythia_book.notebooks import (
+    STAMP,
+    is_finished,
     notebook_path,
     notebooks_dir,
     parameters_of,
     read_notebook,
     source_hash,
 )
+from pythia_book.study import Measurements
+from pythia_book.verdicts import KINDS, SIDES, VERDICTS
 from pythia_core import __version__
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
-from pythia_core.util.files import atomic_file, checkout, file_sha256, project_root, results_dir
+from pythia_core.util.files import atomic_file, checkout, file_sha256, project_root
 from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
 
 if TYPE_CHECKING:
-    from pythia_book.study import Result
+    import pandas as pd
 
-SCHEMA = 1
-VERDICTS = (
-    "reproduced",
-    "not reproduced",
-    "no effect",
-    "not testable here",
-    "holds",  # for a premise that the paper did not measure
-    "does not hold",
-)
-CLAIM_KEYS = ("claim", "paper", "published", "ours", "low", "high", "verdict")
+    from pythia_book.study import Result, Tables
+
+SCHEMA = 2
+RECORD_TO = "PYTHIA_RECORD_TO"
+"""Environment variable: the folder into which a notebook writes its record."""
+REDRAW_FROM = "PYTHIA_REDRAW_FROM"
+"""Environment variable: the record whose measurements a notebook analyses instead of measuring."""
+MEASURED = "measured.npz"
+RELEASED = "released_{}.csv"
+RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
+"""Home of the released numbers that a record contains."""
+CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
+_REQUIRED += ("facts", "files")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -80,8 +93,12 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
         name = claim.get("claim", "?")
         if set(claim) != set(CLAIM_KEYS):
             problems.append(f"claim {name!r} must have the keys {', '.join(CLAIM_KEYS)}")
-        elif claim["verdict"] not in VERDICTS:
-            problems.append(f"claim {name!r}: " + one_of(claim["verdict"], VERDICTS, "verdict"))
+            continue
+        if claim["kind"] not in KINDS:
+            problems.append(f"claim {name!r}: " + one_of(claim["kind"], KINDS, "kind"))
+        for verdict in (claim[side]["verdict"] for side in SIDES if claim[side]):
+            if verdict not in VERDICTS:
+                problems.append(f"claim {name!r}: " + one_of(verdict, VERDICTS, "verdict"))
     return problems
 
 
@@ -158,8 +175,47 @@ def _disk_mb(runs: list[Any]) -> int:
     return round(sum(f.stat().st_size for f in files) / 1e6)
 
 
-def save_record(result: Result) -> Path:
-    """Save a study's result to results/<study>/<scale>/: record.json and one CSV per table.
+def record_folder() -> Path | None:
+    """The folder to record to; None for a notebook that was not started to be recorded."""
+    folder = os.environ.get(RECORD_TO)
+    return Path(folder) if folder else None
+
+
+def redraw_source() -> Path | None:
+    """The record to redraw; None if the study is to be measured."""
+    folder = os.environ.get(REDRAW_FROM)
+    return Path(folder) if folder else None
+
+
+def recorded_folder(study: str) -> Path | None:
+    """The recorded run of a study with the largest scale; None if there is none."""
+    folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
+    return next((folder for folder in folders if (folder / "record.json").is_file()), None)
+
+
+def _write_csv(table: pd.DataFrame, path: Path | io.StringIO) -> None:
+    table.to_csv(path, index=False, float_format="%.8g", lineterminator="\n")
+
+
+def _read_csv(source: Path | io.StringIO) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_csv(source, keep_default_na=False, na_values=[""])
+
+
+def as_recorded(tables: Tables) -> Tables:
+    """The tables as they are read from a record, so that a redraw sees the same numbers."""
+    copies = {}
+    for name, table in tables.items():
+        stream = io.StringIO()
+        _write_csv(table, stream)
+        stream.seek(0)
+        copies[name] = _read_csv(stream)
+    return copies
+
+
+def save_record(result: Result, folder: Path) -> Path:
+    """Save a study's result to a folder: record.json, measurements, and one CSV per table.
 
     Returns:
         The path of record.json. It is written last, so a record is never without its tables.
@@ -167,31 +223,62 @@ def save_record(result: Result) -> Path:
     Raises:
         ConfigError: unknown scale, or invalid names or claims; lists all problems.
     """
-    study, scale, parameters, runs = result.study, result.scale, result.parameters, result.runs
+    study, scale, parameters = result.study, result.scale, result.parameters
     problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
-    for kind, names in (("table", result.tables), ("value", result.values)):
+    for kind, names in (
+        ("table", result.tables), ("released table", result.released), ("value", result.values)
+    ):  # fmt: skip
         problems += [
             f"{kind} name {n!r} must be a-z, 0-9 and _" for n in names if not _NAME.fullmatch(n)
         ]
     raise_all(ConfigError, problems + _claim_problems(result.claims), "record")
-    folder = results_dir() / study / scale
     folder.mkdir(parents=True, exist_ok=True)
+    files = {f"{name}.csv": table for name, table in sorted(result.tables.items())}
+    files |= {RELEASED.format(name): table for name, table in sorted(result.released.items())}
     listed = {}
-    for name, table in sorted(result.tables.items()):
-        path = folder / f"{name}.csv"
-        with atomic_file(path) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.8g", lineterminator="\n")
-        listed[path.name] = {"rows": len(table), "sha256": file_sha256(path)}
+    for name, table in files.items():
+        with atomic_file(folder / name) as temporary:
+            _write_csv(table, temporary)
+        listed[name] = {"rows": len(table), "sha256": file_sha256(folder / name)}
+    with atomic_file(folder / MEASURED) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **result.measured.arrays)
+    listed[MEASURED] = {
+        "rows": len(result.measured.arrays),
+        "sha256": file_sha256(folder / MEASURED),
+    }
     source = notebooks_dir() / f"{study}.ipynb"
+    redrawn = redraw_source()
     record = {
         "schema": SCHEMA,
         "study": study,
         "scale": scale,
         "parameters": parameters,
         "config_hash": stable_hash(_plain({"study": study, "scale": scale, **parameters})),
+        **(_origin_of(redrawn) if redrawn else _origin(result)),
+        "notebook_sha256": source_hash(read_notebook(source)) if source.is_file() else None,
+        "values": result.values,
+        "claims": result.claims,
+        "facts": result.measured.facts,
+        "released_source": RELEASED_SOURCE if result.released else None,
+        "files": listed,
+    }
+    target = folder / "record.json"
+    with atomic_file(target) as temporary:
+        content = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(content + "\n", encoding="utf-8")
+    return target
+
+
+_ORIGIN = ("data", "commit", "device", "versions", "created", "duration_s", "training_s")
+_ORIGIN += ("peak_memory_mb", "disk_mb", "runs")
+
+
+def _origin(result: Result) -> dict[str, Any]:
+    """What a record says of the run that measured its numbers."""
+    runs = result.measured.runs
+    return {
         "data": sorted({run.data.fingerprint for run in runs}),
         "commit": commit(),
-        "notebook_sha256": source_hash(read_notebook(source)) if source.is_file() else None,
         "device": device(),
         "versions": _versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -200,17 +287,80 @@ def save_record(result: Result) -> Path:
         "peak_memory_mb": _peak_memory_mb(),
         "disk_mb": _disk_mb(runs),
         "runs": [_run_entry(run) for run in runs],
-        "values": result.values,
-        "claims": result.claims,
-        "tables": listed,
     }
-    target = folder / "record.json"
-    with atomic_file(target) as temporary:
-        content = json.dumps(_plain(record), indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(content + "\n", encoding="utf-8")
-    for stale in set(folder.glob("*.csv")) - {folder / name for name in listed}:
-        stale.unlink()
-    return target
+
+
+def _origin_of(folder: Path) -> dict[str, Any]:
+    """The origin of the record that is redrawn, and when and by which code it was redrawn."""
+    record = read_record(folder)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    redrawn = {"created": today, "commit": commit()}
+    return {key: record.get(key) for key in _ORIGIN} | {"redrawn": redrawn}
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> Measurements:
+    """The measurements of a record.
+
+    Raises:
+        DataError: damaged, or of another study or other parameters.
+    """
+    import zipfile
+
+    record = read_record(folder)
+    stated = {name: parameters.get(name) for name in record["parameters"]}
+    if record["study"] != study or stated != record["parameters"]:
+        raise DataError(f"{folder} is a record of {record['study']} {record['parameters']}")
+    path = folder / MEASURED
+    try:
+        if file_sha256(path) != record["files"][MEASURED]["sha256"]:
+            raise DataError(f"{path} does not match its record; run the study again")
+        with np.load(path, allow_pickle=False) as arrays:
+            return Measurements(dict(arrays), record["facts"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read: {error}; run the study again") from error
+
+
+def read_released(folder: Path | None) -> Tables:
+    """The released numbers of a record; none without a record.
+
+    Raises:
+        DataError: a damaged record.
+    """
+    if folder is None:
+        return {}
+    prefix, suffix = RELEASED.split("{}")
+    record = read_record(folder)
+    names = [n for n in record["files"] if n.startswith(prefix) and n.endswith(suffix)]
+    for name in names:
+        if file_sha256(folder / name) != record["files"][name]["sha256"]:
+            raise DataError(f"{folder / name} does not match its record")
+    return {n.removeprefix(prefix).removesuffix(suffix): _read_csv(folder / n) for n in names}
+
+
+def check_whole(folder: Path) -> list[str]:
+    """What is wrong with a record's folder: unreadable, incomplete, or of different runs."""
+    problems = []
+    try:
+        record = read_record(folder)
+    except DataError as error:
+        return [str(error)]
+    for name, entry in record["files"].items():
+        if not (folder / name).is_file():
+            problems.append(f"{name} is missing")
+        elif file_sha256(folder / name) != entry["sha256"]:
+            problems.append(f"{name} does not match the hash in the record")
+    try:
+        notebook = read_notebook(folder / "notebook.ipynb")
+    except DataError as error:
+        return [*problems, str(error)]
+    if not is_finished(notebook):
+        problems.append("the notebook did not run to the end without errors")
+    elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
+        problems.append("notebook.ipynb and record.json are from different runs")
+    return problems
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -226,11 +376,17 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DataError(f"no record at {path}; run the study first") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not a record: {error}; run the study again") from error
-    if not isinstance(record, dict) or (missing := [k for k in _REQUIRED if k not in record]):
-        reason = f"it lacks {', '.join(missing)}" if isinstance(record, dict) else "no JSON object"
-        raise DataError(f"{path} is not a record: {reason}; run the study again")
-    if record["schema"] != SCHEMA:
-        raise DataError(f"{path} has schema {record['schema']}; this version reads schema {SCHEMA}")
+    if not isinstance(record, dict):
+        raise DataError(f"{path} is not a record: no JSON object; run the study again")
+    if record.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {record.get('schema')}, but this version reads schema {SCHEMA}; "
+            "run the study again"
+        )
+    if missing := [key for key in _REQUIRED if key not in record]:
+        raise DataError(
+            f"{path} is not a record: it lacks {', '.join(missing)}; run the study again"
+        )
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
 

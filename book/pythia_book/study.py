@@ -1,9 +1,9 @@
-"""What every study has: checked parameters, retention, a cost for planning, a result."""
+"""What every study has: parameters, retention, a cost for planning, measurements, a result."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pythia_core.config import RunConfig
@@ -13,8 +13,10 @@ from pythia_core.training.retention import Keep
 from pythia_core.training.schedule import linear_steps
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
+    from pythia_book.verdicts import Claim
     from pythia_core.training.runs import Run
 
 
@@ -137,6 +139,43 @@ def kept_at(
 
 
 @dataclass(frozen=True)
+class Measurements:
+    """What a study measured, without models: all that its analysis needs besides released numbers.
+
+    Attributes:
+        arrays: per item, row or seed, by a name such as "loss/25k/standard/572". They are recorded
+            as they are; use float32 where its seven digits suffice.
+        facts: further numbers and texts, in JSON's types, e.g. counts and gaps.
+        runs: the training runs used; none when the input is a record.
+    """
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+    runs: list[Run] = field(default_factory=list)
+
+    def get(self, *key: Any) -> np.ndarray | None:
+        """The array with this name, given in parts; None for a gap."""
+        return self.arrays.get(name_of(*key))
+
+    def under(self, *key: Any) -> Iterator[tuple[list[str], np.ndarray]]:
+        """(the remaining parts of the name, the array) for all names that begin with these."""
+        prefix = name_of(*key) + "/"
+        for name, array in self.arrays.items():
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix).split("/"), array
+
+
+def name_of(*key: Any) -> str:
+    """The name of an array, "loss/25k/572" for ("loss", "25k", 572)."""
+    return "/".join(map(str, key))
+
+
+Tables = dict[str, "pd.DataFrame"]
+Analysis = tuple[Tables, dict[str, Any], "list[Claim]"]
+"""Tables, values for prose, and claims."""
+
+
+@dataclass(frozen=True)
 class Result:
     """The outcome of a study, ready to be drawn and recorded."""
 
@@ -148,13 +187,12 @@ class Result:
     values: dict[str, Any]
     """For prose, by name: numbers, texts, and estimates as {"value", "low", "high"}."""
     claims: list[dict[str, Any]]
-    """With the keys of `stats.claim_row`."""
-    runs: list[Run]
-    """The training runs used."""
+    """As `verdicts.judge` returns them."""
+    measured: Measurements
+    released: dict[str, pd.DataFrame]
+    """Released numbers by name, empty tables if there are none; recorded with their source."""
     started: float
     """`time.time()` when the study began."""
-    released: Any = None
-    """Released numbers, drawn next to ours and never recorded as a table."""
 
     @property
     def scale(self) -> str:

@@ -1,0 +1,51 @@
+"""Conducts a study: measures, or reads what a record holds, and analyses it.
+
+A study has two halves. `measure` trains or finds models and returns `Measurements`, which can be
+read without any model. `analyse` turns these and the released numbers into tables, values and
+claims. A record keeps the input of the second half, so verdicts, values and figures can be changed
+without training again (pythia_book.redraw).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from pythia_book import records, verdicts
+from pythia_book.published.results import Published, find
+from pythia_book.study import Analysis, Measurements, Result, Tables
+
+
+def conduct(
+    study: str,
+    params: Any,
+    measure: Callable[[], Measurements],
+    analyse: Callable[[Measurements, Tables], Analysis],
+    released: Callable[[Published], Tables] | None = None,
+    published: Published | None = None,
+) -> Result:
+    """Measure, or read what a record holds, and analyse it.
+
+    Args:
+        released: selects the released numbers that the study shows.
+        published: the released results; default: from `PYTHIA_PUBLISHED_DIR`. Without either, the
+            numbers are those of the recorded run.
+
+    Raises:
+        DataError: the record to redraw is damaged, or belongs to other parameters.
+    """
+    started = time.time()
+    source = records.redraw_source()
+    measured = records.read_measurements(source, study, asdict(params)) if source else measure()
+    numbers: Tables = {}
+    if released is not None:
+        published = published or find()
+        if published is not None:
+            numbers = records.as_recorded(released(published))
+        else:
+            numbers = records.read_released(source or records.recorded_folder(study))
+    tables, values, claims = analyse(measured, numbers)
+    judged = verdicts.judge(claims)
+    return Result(study, params, tables, values, judged, measured, numbers, started)
