@@ -69,6 +69,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
+    """Draw the difference between twins of each size over training."""
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return

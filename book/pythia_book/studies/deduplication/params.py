@@ -32,7 +32,7 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study uses."""
+    """Configs of all runs that the study uses."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 

@@ -294,6 +294,7 @@ def values(
     tables: dict[str, pd.DataFrame],
     pooled: dict[str, np.ndarray],
 ) -> dict[str, Any]:
+    """Name -> number, for prose."""
     recipes = tables["recipes"].set_index("recipe")
     before, after = PILE["tokens"]
     numbers: dict[str, Any] = {

@@ -52,7 +52,7 @@ class Evidence:
 
 
 def lr_floor() -> Values:
-    """When the official learning rate reaches its floor, and its mean, for both schedules."""
+    """The mean official learning rate, and when it reaches its floor, for both schedules."""
     rates = {
         form: [
             learning_rate(step, OFFICIAL_STEPS, 1.0, 0.1, form=form)
@@ -73,7 +73,7 @@ def lr_floor() -> Values:
 
 
 def first_update() -> Values:
-    """How many tensors of a tiny model the first two updates leave unchanged, by schedule."""
+    """How many tensors the first updates of a tiny model leave unchanged, for both schedules."""
     import torch
 
     from pythia_core.training.trainer import Trainer
@@ -142,7 +142,7 @@ def _key(size: str) -> str:
 
 
 def initialisation() -> Values:
-    """Standard deviations of initial weights of 6.9B and 12B, under their rule and the others'."""
+    """Standard deviations of initial weights of 6.9B and 12B, by their rule and the usual one."""
     values = {}
     for name in ("6.9b", "12b"):
         config = OFFICIAL_SIZES[name].model()
@@ -167,7 +167,7 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 
 
 def gelu() -> Values:
-    """Differences between both forms, on a fine grid and on half-precision numbers up to 8."""
+    """Differences between the two forms of GELU, on a fine grid and on half-precision numbers."""
     import torch
 
     from pythia_core.kernels.gelu import gelu_reference
@@ -231,7 +231,7 @@ def epoch_boundary() -> Values:
 
 
 def threshold() -> Values:
-    """Probability that the MinHash bands of each recipe find a pair, by its similarity."""
+    """Probability that each recipe's MinHash bands find a pair of a given similarity."""
 
     def percent(recipe: str, similarity: float) -> float:
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket

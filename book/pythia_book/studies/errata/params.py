@@ -95,7 +95,7 @@ def run_configs(params: Params) -> dict[str, RunConfig]:
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study uses."""
+    """Configs of all runs that the study uses."""
     return list(run_configs(params).values())
 
 

@@ -252,6 +252,7 @@ def claims(params: Params, last: pd.DataFrame, losses: dict[str, float]) -> list
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
+    """Name -> number, for prose."""
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -275,6 +276,7 @@ def values(
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
+    """The estimate in a table with one row; NOT_MEASURED if it is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

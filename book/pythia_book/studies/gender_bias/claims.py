@@ -148,7 +148,10 @@ def claims(
 
 
 def _released(published: Published | None, view: str, column: str, window: int | None = 7) -> str:
-    """Released means in percent, control → swap: "70m 54.7 → 57.0, …"; `window` None: controls."""
+    """Released means in percent, control → swap: "70m 54.7 → 57.0, …".
+
+    If `window` is None, those of the controls only.
+    """
     if published is None:
         return UNAVAILABLE
     table: pd.DataFrame = getattr(published, view)()

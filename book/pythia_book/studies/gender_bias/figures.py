@@ -57,7 +57,7 @@ def _forks(ax: Axes, scale: str) -> None:
 
 
 def _released(published: Published, view: str, column: str = "value") -> pd.DataFrame:
-    """A table of released numbers as ours: size, arm, step, percent, value, stderr."""
+    """Released numbers with our column names: size, arm, step, percent, value, stderr."""
     table = getattr(published, view)().copy()
     table["size"] = table.model
     table["arm"] = table.intervention.map(RELEASED_ARMS)
@@ -76,7 +76,7 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
 
 
 def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """Draw all released models and arms over training; returns the models as ordered there."""
+    """Draw all released models and arms over training; returns the models in table order."""
     sizes = list(dict.fromkeys(table["size"]))
     _lines(ax, table, sizes, dense=True)
     return sizes

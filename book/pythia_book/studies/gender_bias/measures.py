@@ -107,7 +107,7 @@ class TokenizedItems:
         def pairs(
             left: list[str], right: list[str], kind: str
         ) -> tuple[scoring.PackedRequests, list]:
-            # A pair is scored if both sentences fit; also returns bool per pair.
+            # Scores only pairs that fit, and returns whether each pair does.
             lefts = scoring.text_requests(left, encode, data.eod_id)
             rights = scoring.text_requests(right, encode, data.eod_id)
             both = list(zip(lefts, rights, strict=True))

@@ -60,14 +60,14 @@ class Params(StudyParams):
         """Steps at which an arm is measured: for a fork, those after it leaves the control."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
-        before = () if scale.published else BEFORE  # the control continues a released model
+        before = () if scale.published else BEFORE  # released controls start at a fork
         indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
         steps = {scale.fork_step(i) for i in indices} | {scale.steps}
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study uses."""
+    """Configs of all runs that the study uses."""
     return [
         params.arm(size, seed, arm)
         for size in params.size_list

@@ -94,7 +94,7 @@ def run(
         trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
     runs = list(trained.values())
     texts = {run.id: run.data.with_heldout() for run in runs}
-    tokenized: dict[str, TokenizedItems] = {}  # by text: seeds read the same one in another order
+    tokenized: dict[str, TokenizedItems] = {}  # by fingerprint of the text
     for run in runs:
         text = texts[run.id]
         if text.fingerprint not in tokenized:

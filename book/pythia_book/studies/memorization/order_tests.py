@@ -56,6 +56,7 @@ class Design:
 
     @property
     def testable(self) -> bool:
+        """Whether there are enough rows with and without an event."""
         return min(self.events, self.n - self.events) >= MIN_EVENTS
 
     @cached_property
@@ -77,7 +78,7 @@ class Design:
     def window_of(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """The window index of each eligible row, and the number of eligible rows in each window.
 
-        Rows after the last whole window get an extra index, but no number.
+        Rows after the last whole window share an extra index and are not counted.
         """
         whole = len(self.eligible) // window
         index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
@@ -90,7 +91,10 @@ def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.n
 
 
 def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """int64[draws, M]: sorted ranks of the M smallest in each draw; `keys(k)` gives float[k, n]."""
+    """int64[draws, M]: for each draw, the sorted ranks of the M smallest of n keys.
+
+    `keys(k)` returns float[k, n], the keys of k draws.
+    """
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
     for start in range(0, draws, step):
@@ -134,6 +138,7 @@ def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
 
 
 def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov distance between the ranks of events and a uniform distribution."""
     m, n = ranks.shape[1], design.n
     i = np.arange(m)
     above = np.abs((i + 1) / m - (ranks + 1) / n)
@@ -142,6 +147,7 @@ def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov distance between the gaps and a geometric distribution."""
     m = ranks.shape[1]
     gaps = np.sort(np.diff(ranks, prepend=-1, axis=1), axis=1)
     miss = 1 - design.events / design.n

@@ -57,7 +57,7 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Extracted:
-    """Which of the rows that it has read each checkpoint of a suite has memorized."""
+    """For each checkpoint of a suite, which of the rows it has read are memorized."""
 
     params: Params
     suite: dict[tuple[str, str], Run]
@@ -204,6 +204,7 @@ def _prediction(extracted: Extracted) -> Lines:
 
 
 def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Name -> number, for prose."""
     shares, tests, largest = tables["shares"], tables["tests"], extracted.params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
     checked = np.sum([arrays["checked"] for arrays in extracted.arrays.values()], axis=0)

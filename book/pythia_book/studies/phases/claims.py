@@ -149,5 +149,6 @@ def values(params: Params, measured: Measured, probe: Probe) -> dict[str, Any]:
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
+    """The step of a milestone with its interval, or "not reached"."""
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

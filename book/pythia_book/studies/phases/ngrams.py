@@ -113,6 +113,6 @@ class Ngrams:
 
 
 def windows(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two tokens up to each position int[n * p, 2], and the token after it int[n * p]."""
+    """(contexts int[n * p, 2], targets int[n * p]): two tokens up to each position, the next."""
     contexts = np.stack([rows[:, positions - 1], rows[:, positions]], -1).reshape(-1, 2)
     return contexts, rows[:, positions + 1].ravel()

@@ -52,7 +52,7 @@ class Params(StudyParams):
         if self.released and not (self.source and self.data):
             raise ConfigError(
                 "scale paper reads released models: name them with source, e.g. "
-                "EleutherAI/pythia-70m or a folder of its steps, and the rows that they were given "
+                "EleutherAI/pythia-70m or a folder of its steps, and the rows they were trained on "
                 "with data, e.g. pile-standard (over the network) or a folder with its shards"
             )
         if self.released and self.sizes:
@@ -70,13 +70,13 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study uses."""
+    """Configs of all runs that the study uses."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """All checkpoints (None) of the study's own runs, no checkpoints of other runs."""
+    """None (all checkpoints) for the study's own runs, nothing for other runs."""
     precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

@@ -92,7 +92,7 @@ def curve(steps: dict[int, Arrays], measure: Callable[[Arrays], np.ndarray]) -> 
 
 
 def nearest_checkpoint(steps: dict[int, Arrays], order: int, draws: int) -> np.ndarray:
-    """int[1 + draws]: index of the checkpoint whose predictions are nearest to the n-grams'.
+    """int[1 + draws]: index of the checkpoint nearest to the n-grams of this order, in KL.
 
     Entry 0 is from the original rows, each other entry from a bootstrap resample.
     """

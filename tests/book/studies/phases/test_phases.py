@@ -139,8 +139,8 @@ def test_a_real_model_is_measured_by_layer_and_head() -> None:
             early = torch.log_softmax(model(ids), -1)
     final = torch.log_softmax(model(ids), -1)
     positions = probe.positions[:: probes.LENS_EVERY]
-    apart = (final.exp() * (final - early)).sum(-1)[:, positions].mean(1)
-    np.testing.assert_allclose(scores["lens"][2], apart, rtol=1e-3)
+    expected = (final.exp() * (final - early)).sum(-1)[:, positions].mean(1)
+    np.testing.assert_allclose(scores["lens"][2], expected, rtol=1e-3)
     assert (scores["lens"] > 0).all()
     chance = probes.prefix_chance(8)
     np.testing.assert_allclose(scores["prefix"].mean(-1), chance, rtol=0.2)  # untrained
@@ -247,7 +247,7 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
         ({"bootstrap": 3}, "bootstrap must be"),
         ({"source": "EleutherAI/pythia-70m"}, "they need scale paper"),
         ({"scale": "paper"}, "name them with source"),
-        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows that they were given"),
+        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows they were trained on"),
         ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
         ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "have the same size"),
         (
