@@ -71,7 +71,7 @@ class Probe:
     @classmethod
     def of(cls, ngrams: Ngrams, rows: np.ndarray, positions: np.ndarray, copies: np.ndarray,
            shuffled: np.ndarray) -> Probe:  # fmt: skip
-        """A probe on rows int[n, S+1]: computes what the n-grams predict there."""
+        """Build a probe on rows int[n, S+1], with the predictions of the n-grams."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, positions)
         shape = (len(rows), len(positions))
@@ -149,7 +149,7 @@ def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
 def half_losses(
     model: scoring.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
-    """float64[halves, n]: mean loss on each half of rows int[n, 2 L] but its first token."""
+    """float64[halves, n]: mean loss on each half of rows int[n, 2 L], except its first token."""
     ids = torch.from_numpy(rows).to(scoring.device_of(model))
     length = rows.shape[1] // 2
     hidden = model.hidden(ids[:, :-1])
@@ -268,7 +268,7 @@ class PhasesMeasurement:
 
 
 _cache: dict[str, tuple[Ngrams, Probe]] = {}
-"""Digest -> n-grams and probe, only the latest, so that a process need not count per checkpoint."""
+"""Digest -> n-grams and probe, only the latest: a process need not count for each checkpoint."""
 
 
 def _prepared(measurement: PhasesMeasurement) -> tuple[Ngrams, Probe]:
