@@ -105,6 +105,7 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
 def _kernel_checks(
     size: str, precision: str, device: str
 ) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The checks of all kernels of a size, and of Triton's attention where there is Triton."""
     torch.manual_seed(0)
     shape = shape_of(OFFICIAL_SIZES[size], dry_run=device == "cpu", few=True)
     for case in cases(*shape, DTYPES[precision], device):

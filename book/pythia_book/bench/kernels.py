@@ -515,6 +515,7 @@ def bench_kernels(
 def _bench_on_cpu(
     sizes: Sequence[str], precisions: Sequence[str], seconds: float, calls: int
 ) -> Iterator[Row]:
+    """Measure the CPU kernels, without torch.compile, at the shapes of scale laptop."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
     vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
@@ -587,6 +588,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
+    """Time forward and backward at one shape, and compare the bits of repeated gradients."""
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim
     shape = (tokens // seq_len, seq_len, heads)

@@ -99,8 +99,8 @@ def _warn(message: str) -> None:
 
 
 def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
-    """The machine row of the device that was measured last, then its newest row of a kind for each
-    combination of `keys`. Dry runs are ignored; the list is empty if no row has a speed."""
+    """The machine row of the device that was measured last, then its newest row of this kind for
+    each combination of `keys`. Dry runs are ignored; the list is empty if no row has a speed."""
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]
     device, newest = None, {}

@@ -402,6 +402,7 @@ def measure(job: Job) -> Iterator[Row]:
 
 
 def _measure_group(job: Job, rows: int, group: Sequence[Implementation]) -> Iterator[Row]:
+    """Warm up the implementations of a group, then time them in alternating rounds."""
     batches = job.batches(rows)
     ready: list[_WarmedUp] = []
     for implementation in group:
@@ -497,6 +498,7 @@ def _release(device: torch.device) -> None:
 
 
 def _result(entry: _WarmedUp, job: Job, rows: int) -> Row:
+    """The columns with the speed and memory of an implementation."""
     tokens = rows * job.seq_len
     median = statistics.median(entry.seconds)
     flops = tokens / median * flops_per_token(job.model, job.seq_len)

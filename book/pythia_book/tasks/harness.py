@@ -321,6 +321,7 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
 
 
 def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessResult:
+    """Convert the harness's samples and metrics of one task; items are in our order."""
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     key = next(k for k in ("acc", "pct_stereotype", "exact_match") if k in samples[0])
     acc = np.array([float(s[key]) for s in samples])

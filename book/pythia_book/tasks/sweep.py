@@ -107,6 +107,7 @@ def sweep(
 
 
 def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
+    """The rows of a task at one step: one per metric, or an empty one with a note."""
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
@@ -120,6 +121,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
+    """Mean of a metric over items, with its standard error; perplexity in place of logprob."""
     values = values.astype(float)
     mean = values.mean()
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
