@@ -1,4 +1,4 @@
-"""`inspect --data` and `find` on the command line say what the library finds."""
+"""The commands `inspect` and `find`, on token files and on runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZE = ["--seq-len", "16", "--batch-size", "4"]
 
 @pytest.fixture
 def toy(tmp_path: Path) -> tuple[Path, OrderedRows, list[str]]:
-    """A folder with documents, their rows in shards and a tokenizer; the rows; the arguments."""
+    """A folder with documents, their rows in shards and a tokenizer; the rows; the options."""
     tokenizer = train_bpe(TEXTS, 300)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with IndexedWriter(tmp_path / "x", 400) as out:
@@ -42,24 +42,24 @@ def toy(tmp_path: Path) -> tuple[Path, OrderedRows, list[str]]:
     return tmp_path, OrderedRows(data, order), words
 
 
-def test_a_batch_of_files_is_shown(
+def test_inspect_shows_a_batch_of_token_files(
     toy: tuple[Path, OrderedRows, list[str]], capsys: pytest.CaptureFixture
 ) -> None:
     folder, rows, words = toy
-    shown = []
-    for where in ("x", "rows"):
-        command = ["inspect", "--data", str(folder / where), "--step", "3", "--rows", "2", *words]
+    outputs = []
+    for name in ("x", "rows"):
+        command = ["inspect", "--data", str(folder / name), "--step", "3", "--rows", "2", *words]
         assert main(command) == 0
-        shown.append(capsys.readouterr().out)
-        assert f"hash {batch_hash(rows.batch(3, 4))}" in shown[-1]
-    assert shown[0].split("\n", 1)[1] == shown[1].split("\n", 1)[1], "files and order agree"
+        outputs.append(capsys.readouterr().out)
+        assert f"hash {batch_hash(rows.batch(3, 4))}" in outputs[-1]
+    assert outputs[0].split("\n", 1)[1] == outputs[1].split("\n", 1)[1], "files and order agree"
     command = ["inspect", "--data", str(folder / "x"), "--step", "3", "--ids", *SIZE]
     assert main(command) == 0
     assert " ".join(map(str, rows.rows(12, 13)[0])) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("extra", [[], ["--ignore-case"], ["--from-step", "2", "--to-step", "5"]])
-def test_a_text_is_found_in_files(
+def test_find_lists_every_occurrence_in_token_files(
     toy: tuple[Path, OrderedRows, list[str]], capsys: pytest.CaptureFixture, extra: list[str]
 ) -> None:
     folder, rows, words = toy
@@ -67,7 +67,7 @@ def test_a_text_is_found_in_files(
         main(["find", "Ferry", "--data", str(folder / "rows"), "--limit", "999", *words, *extra])
         == 0
     )
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     from tokenizers import Tokenizer
 
     decode = Tokenizer.from_file(str(folder / "tokenizer.json")).decode
@@ -75,18 +75,18 @@ def test_a_text_is_found_in_files(
     expected = []
     for row in range(4 * first, 4 * last):
         text = decode(rows.rows(row, row + 1)[0].tolist(), skip_special_tokens=False)
-        found = text.lower().count("ferry") if extra == ["--ignore-case"] else text.count("Ferry")
-        expected += [(row // 4, row)] * found
-    got = re.findall(r"^step (\d+), row (\d+), token \d+: .*\[\[.*\]\]", said, re.MULTILINE)
-    assert [tuple(map(int, pair)) for pair in got] == expected and expected
+        n_found = text.lower().count("ferry") if extra == ["--ignore-case"] else text.count("Ferry")
+        expected += [(row // 4, row)] * n_found
+    printed = re.findall(r"^step (\d+), row (\d+), token \d+: .*\[\[.*\]\]", output, re.MULTILINE)
+    assert [tuple(map(int, pair)) for pair in printed] == expected and expected
     steps = sorted({step for step, _ in expected})
-    end = (
+    last_line = (
         f"{len(expected)} occurrences, in {len(steps)} updates, from step {steps[0]} to {steps[-1]}"
     )
-    assert said.strip().endswith(end)
+    assert output.strip().endswith(last_line)
 
 
-def test_tokens_and_nothing_found(
+def test_find_matches_tokens_or_nothing(
     toy: tuple[Path, OrderedRows, list[str]], capsys: pytest.CaptureFixture
 ) -> None:
     folder, _, words = toy
@@ -96,8 +96,8 @@ def test_tokens_and_nothing_found(
     assert "0 occurrences, in 0 updates\n" in capsys.readouterr().out
     command = ["find", "e", "--data", str(folder / "x"), "--limit", "2", *words]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "(2 shown)" in said and len(re.findall(r"^step ", said, re.MULTILINE)) == 2
+    output = capsys.readouterr().out
+    assert "(2 shown)" in output and len(re.findall(r"^step ", output, re.MULTILINE)) == 2
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_tokens_and_nothing_found(
         (["find", "nothing", "x"], "0 runs match 'nothing'"),
     ],
 )
-def test_bad_input_is_one_message(
+def test_bad_input_gives_one_message(
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -125,7 +125,7 @@ def test_bad_input_is_one_message(
 
 
 @pytest.mark.wheels
-def test_a_text_is_found_in_what_a_run_and_its_fork_read(
+def test_find_in_a_run_and_its_fork(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))

@@ -1,4 +1,4 @@
-"""What a command cannot do is refused at once where that can be known, not after the work."""
+"""Commands reject arguments that cannot work at once, before any work."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ WORK = (
     "pythia_book.bundle.prepare_tokens",
     "pythia_book.bench.train.peak_rates",
 )
-"""Where the commands below begin their work."""
+"""The functions with which the commands below start to work."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def everything_is_imported() -> None:
-    """A module imported while `no_work` holds would keep the stand-ins for other tests."""
+def import_everything() -> None:
+    """A module first imported during `no_work` would keep its replaced functions in other tests."""
     for module in pkgutil.walk_packages(pythia_book.__path__, "pythia_book."):
         if ".studies." not in module.name and "papermill" not in module.name:
             importlib.import_module(module.name)
@@ -33,11 +33,11 @@ def everything_is_imported() -> None:
 
 @pytest.fixture(autouse=True)
 def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def begun(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
 
     for name in WORK:
-        monkeypatch.setattr(name, begun)
+        monkeypatch.setattr(name, fail)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.csv").mkdir()
 
@@ -59,12 +59,14 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bundle x.zip", "must end with .tar or .tar.xz"),
     ],
 )
-def test_before_any_work(words: str, message: str, capsys: pytest.CaptureFixture) -> None:
+def test_bad_arguments_are_refused_before_any_work(
+    words: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
     assert main(words.split()) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_table_for_a_readme_that_is_not_there(
+def test_readme_needs_a_checkout(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "checkout", lambda: None)
@@ -73,10 +75,10 @@ def test_a_table_for_a_readme_that_is_not_there(
 
 
 @pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])
-def test_parquet_that_nothing_here_writes(
+def test_parquet_needs_pyarrow(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "pyarrow" else found(n))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "pyarrow" else find(n))
     assert main(words.split()) == 1
     assert "pip install pyarrow" in capsys.readouterr().err

@@ -38,7 +38,7 @@ ITEMS: dict[str, dict] = {
 }  # fmt: skip
 
 
-def made(task: str, n: int) -> list[dict]:
+def fake_items(task: str, n: int) -> list[dict]:
     """Items of one task that differ from each other."""
     items = []
     for i in range(n):

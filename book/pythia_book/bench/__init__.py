@@ -1,1 +1,1 @@
-"""Speed against named baselines, correctness on a GPU, and what a training step should cost."""
+"""Speed against named baselines, correctness on a GPU, and a cost model of the training step."""

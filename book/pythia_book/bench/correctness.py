@@ -1,9 +1,9 @@
-"""Correctness on a GPU: every kernel against fp64, the training step against plain torch.
+"""Correctness on a GPU: kernels are compared with fp64, the training step with plain torch.
 
-`problem` is the tolerance rule for kernels, here and in the tests. In each of its modes, the
-training step must reach the losses of the same model with plain operations in fp32 on the CPU, and
-be bitwise reproducible. A kernel that would fall back to a slower operation fails. A dry run does
-the same on tiny CPU tensors, without GPU kernels.
+`problem` implements the tolerance rule for kernels, which the tests use too. In every mode, the
+training step must be bitwise reproducible, and its losses must be close to those of the same model
+with plain operations in fp32 on the CPU. A kernel that would fall back to a slower operation counts
+as failed. A dry run does the same on tiny CPU tensors, without GPU kernels.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from pythia_core.util.machine import deterministic
 UPDATES, VOCAB, SEQ_LEN = 20, 256, 512
 """Updates, vocabulary and row length of the training check; a row spans several attention tiles."""
 LOSS_TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
-"""Largest allowed difference of a loss, in nats, from plain torch in fp32."""
+"""Precision -> largest allowed difference of a loss, in nats, from plain torch in fp32."""
 
 
 def check_gpu(
     sizes: Sequence[str] = (), dry_run: bool = False, budget: float = float("inf")
 ) -> Iterator[Row]:
-    """A row for the machine, then one per check, starting with the operations that training uses.
+    """Yield a row for the machine, then one per check.
 
     Args:
         sizes: official sizes (default: one of every head dim).
         budget: seconds after which no check starts; rows report the skipped ones.
 
     Raises:
-        ConfigError: no CUDA device and no dry run, an unknown size.
-        PythiaError: after the last row, if checks failed; names them.
+        ConfigError: no CUDA device (outside a dry run), or an unknown size.
+        PythiaError: some checks failed; raised after the last row, and names them.
     """
     deadline = time.monotonic() + budget
     sizes = check_can_run("correctness", sizes, dry_run)
@@ -71,7 +71,7 @@ def check_gpu(
             try:
                 with dispatch.no_fallback():
                     why = check()
-            except Exception as error:  # from a compiler or the driver, out of memory
+            except Exception as error:  # of any type, from a compiler or the driver
                 why = reason(error)
             row |= {"outcome": "failed" if why else "passed", "why": why[:300]}
             row["seconds"] = round(time.monotonic() - begun, 2)
@@ -83,7 +83,7 @@ def check_gpu(
 
 
 def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[], str]]]:
-    """Names, and functions that return the problem; "" if there is none."""
+    """The name of every check, and a function that returns the problem it finds, or ""."""
     first = sorted(sizes, key=lambda size: size != "160m")
     yield from _kernel_checks(first[0], "bf16", device)
     modes = ("eager", "graph", "compile") if device == "cuda" else ("eager",)
@@ -105,6 +105,7 @@ def _checks(sizes: Sequence[str], device: str) -> Iterator[tuple[str, Callable[[
 def _kernel_checks(
     size: str, precision: str, device: str
 ) -> Iterator[tuple[str, Callable[[], str]]]:
+    """The checks of all kernels of a size, and of Triton's attention where there is Triton."""
     torch.manual_seed(0)
     shape = shape_of(OFFICIAL_SIZES[size], dry_run=device == "cpu", few=True)
     for case in cases(*shape, DTYPES[precision], device):
@@ -116,7 +117,7 @@ def _kernel_checks(
 
 
 def _kernel_problem(case: Case, ours: Implementation) -> str:
-    """The problem with a kernel; "" if there is none."""
+    """Compare a kernel with fp64; return the problem, or ""."""
     inputs, exact = exact_results(case)
     # a mean over many tokens can be exact by chance, so allow the error of one rounding
     least = max(1e-6, *(torch.finfo(x.dtype).eps / 16 for x in inputs))
@@ -131,11 +132,11 @@ def problem(
     differentiated: bool = True,
     least: float = 1e-6,
 ) -> str:
-    """How a kernel violates the tolerance rule; "" if it does not.
+    """Apply the tolerance rule to a kernel; return how it is violated, or "".
 
-    The error of every output and gradient against fp64 is at most twice that of the plain reference
-    in the same dtype, or `least`; a second call gives the same bits; every element is written.
-    `exact`: outputs and gradients in fp64.
+    The rule: the error of every output and gradient against fp64 is at most `least`, or twice that
+    of the plain reference in the same dtype; a second call gives the same bits; every element is
+    written. `exact`: outputs and gradients in fp64.
     """
     plain = results(reference, inputs, differentiated)
     with deterministic():
@@ -154,9 +155,9 @@ def problem(
 
 
 def _training_problem(mode: str, precision: str, device: str) -> str:
-    """The problem with a mode of the training step; "" if there is none."""
+    """Train in a mode and compare with plain torch; return the problem, or ""."""
     seq_len = 32 if device == "cpu" else SEQ_LEN
-    losses, weights = _trained(precision, device, Execution(mode), seq_len)
+    losses, weights = _train_tiny_model(precision, device, Execution(mode), seq_len)
     expected = _plain_losses(seq_len)
     error = max(abs(ours - plain) for ours, plain in zip(losses, expected, strict=True))
     allowed = LOSS_TOLERANCE[precision]
@@ -164,20 +165,20 @@ def _training_problem(mode: str, precision: str, device: str) -> str:
         return f"a loss differs from plain torch's by {error:.2g}; {allowed:.2g} is allowed"
     if mode == "compile":  # a second run would compile everything again
         return ""
-    again, twin = _trained(precision, device, EAGER, seq_len)
-    same = losses == again and torch.equal(weights, twin)
+    losses_again, weights_again = _train_tiny_model(precision, device, EAGER, seq_len)
+    same = losses == losses_again and torch.equal(weights, weights_again)
     return "" if same else "a second, eager run gives different bits"
 
 
 @functools.cache
 def _plain_losses(seq_len: int) -> list[float]:
-    return _trained("fp32", "cpu", EAGER, seq_len, PLAIN)[0]
+    return _train_tiny_model("fp32", "cpu", EAGER, seq_len, PLAIN)[0]
 
 
-def _trained(
+def _train_tiny_model(
     precision: str, device: str, execution: Execution, seq_len: int, ops: Ops | None = None
 ) -> tuple[list[float], Tensor]:
-    """Loss of each update of a tiny model that learns to count, and its final weights."""
+    """Train a tiny model to count; return the loss of each update and the final weights."""
     run = RunConfig(
         ModelConfig(n_layers=2, d_model=128, n_heads=2, vocab_size=VOCAB, max_seq_len=seq_len),
         DataConfig(seq_len=seq_len),

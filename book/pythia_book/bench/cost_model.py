@@ -1,9 +1,9 @@
 """The cost of a training step on one H100, predicted before it is measured.
 
-A step has five parts: matrix products of the layers, of the vocabulary, attention, memory-bound
-passes, and the loss. Operations and bytes of each are counted from the architecture; the rates are
-*estimates*, from published kernels and data sheets, made before any measurement of this project.
-They are named constants, so that each can be checked. The optimizer is modelled separately
+A step has five parts: matrix products of the layers, those with the vocabulary, attention,
+memory-bound passes, and the loss. Operations and bytes of each are counted from the architecture;
+the rates are *estimates*, from published kernels and data sheets, made before this project measured
+anything. Each is a named constant, so that it can be checked. The optimizer is modelled separately
 (`optimizer_seconds`); launch gaps and power limits are ignored.
 """
 
@@ -29,16 +29,16 @@ PEAKS = (
     ("H200", 989.4),
     ("A100", 312.0),
 )
-"""Dense bf16 TFLOP/s of data sheets by part of a device's name; the first match counts."""
+"""Dense bf16 TFLOP/s from data sheets, by a substring of the device's name; first match counts."""
 EFFICIENCY = {
     128: 0.30, 256: 0.45, 512: 0.62, 768: 0.72, 1024: 0.78, 2048: 0.88, 2560: 0.88, 4096: 0.92,
 }  # fmt: skip
-"""Fraction of MATMUL reached by separate products of a width [estimates]; interpolated linearly."""
+"""Width -> fraction of MATMUL attained by single matrix products [estimates], to interpolate."""
 
 # --- execution profiles ----------------------------------------------------------------------
 
 Rates = dict[int, tuple[float, float]]
-"""Causal attention by head dim at 2,048 tokens: TFLOP/s forward and backward [estimates]."""
+"""Head dim -> TFLOP/s of causal attention at 2,048 tokens, forward and backward [estimates]."""
 
 LIBRARY: Rates = {
     32: (200, 130),
@@ -58,14 +58,15 @@ BEST_LIBRARY: Rates = {
 
 @dataclass(frozen=True)
 class Profile:
-    """An execution of the step: its number of memory passes, and its rates.
+    """One way to execute the step: its number of memory passes, and its rates.
 
     Attributes:
         passes: reads and writes of a bf16 (tokens, width) tensor per layer.
-        bandwidth: TB/s of the passes. loss_bytes, loss_bandwidth: the loss's bytes per logit, TB/s.
-        extra, most: added to the efficiency of the layers' products, and its maximum.
-        vocab_extra, vocab_most, vocab_bandwidth: the same for the products with the vocabulary, and
-            the TB/s at which they read and write 10 bytes per logit, another limit.
+        bandwidth: TB/s of these passes.
+        loss_bytes, loss_bandwidth: bytes per logit that the loss reads and writes, and its TB/s.
+        extra, most: added to EFFICIENCY for the layers' products, and the maximum of the sum.
+        vocab_extra, vocab_most: the same for the products with the vocabulary.
+        vocab_bandwidth: TB/s of those products, which also have to move 10 bytes per logit.
     """
 
     passes: int
@@ -92,33 +93,34 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
     Args:
         model: its head dim must be in LIBRARY.
         profile: a name in PROFILES.
-        seq_len: attention on rows shorter than SEQ_LEN is slower by the square root [a guess].
+        seq_len: attention on rows shorter than SEQ_LEN is slower by the
+            square root of the ratio [a guess].
 
     Raises:
-        ConfigError: a head dim without an estimate.
+        ConfigError: there is no estimate for the head dim.
     """
     if model.head_dim not in LIBRARY:
         raise ConfigError(
             f"no speed estimate for head_dim {model.head_dim}; there are estimates for "
             f"{', '.join(map(str, LIBRARY))}, as in scale gpu and the official sizes"
         )
-    w, d, n_layers, vocab = PROFILES[profile], model.d_model, model.n_layers, model.vocab_size
+    way, d, n_layers, vocab = PROFILES[profile], model.d_model, model.n_layers, model.vocab_size
     efficiency = float(np.interp(d, list(EFFICIENCY), list(EFFICIENCY.values())))
-    share = min(efficiency + w.extra, w.most)
+    share = min(efficiency + way.extra, way.most)
     slower = math.sqrt(max(1.0, SEQ_LEN / seq_len))
-    forward_rate, backward_rate = (rate / slower for rate in w.attention[model.head_dim])
-    scores = 2 * d * (seq_len + 1) * n_layers  # the two products of the forward, half masked
+    forward_rate, backward_rate = (rate / slower for rate in way.attention[model.head_dim])
+    scores = 2 * d * (seq_len + 1) * n_layers  # two products per forward pass, half masked
     times = {
         "gemm": 72 * d * d * n_layers / (share * MATMUL),
         "logits": max(
-            6 * d * vocab / (min(efficiency + w.vocab_extra, w.vocab_most) * MATMUL),
-            10 * vocab / w.vocab_bandwidth,
+            6 * d * vocab / (min(efficiency + way.vocab_extra, way.vocab_most) * MATMUL),
+            10 * vocab / way.vocab_bandwidth,
         ),
         "attention": scores / forward_rate + 2.5 * scores / backward_rate,
-        "elementwise": w.passes * 2 * d * n_layers / w.bandwidth,
-        "loss": w.loss_bytes * vocab / w.loss_bandwidth,
+        "elementwise": way.passes * 2 * d * n_layers / way.bandwidth,
+        "loss": way.loss_bytes * vocab / way.loss_bandwidth,
     }
-    return {name: value / 1e3 for name, value in times.items()}  # FLOP / TFLOP/s are picoseconds
+    return {name: value / 1e3 for name, value in times.items()}  # FLOP / (TFLOP/s) = ps
 
 
 def ns_per_token(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> float:
@@ -138,7 +140,7 @@ def predicted_tokens_per_s(model: ModelConfig, profile: str, tokens_per_update: 
 
 
 def peak_tflops(device: str) -> float | None:
-    """Dense bf16 TFLOP/s of the data sheet; None for a device not in PEAKS."""
+    """Dense bf16 TFLOP/s from the device's data sheet; None if it is not in PEAKS."""
     return next((peak for name, peak in PEAKS if name in device), None)
 
 

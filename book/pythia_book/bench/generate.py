@@ -1,8 +1,9 @@
 """Speed of text generation, compared with `transformers`' generate on equal weights in one run.
 
-Both continue the same prompts of different lengths greedily, in fp32 and in one batch, padded on
-the left for `transformers`, of which the faster attention counts. Weights are random but give sharp
-predictions: every prompt is continued to full length, and the number of equal texts is reported.
+Both continue the same batch of prompts greedily in fp32. The prompts differ in length, so they are
+padded on the left for `transformers`; it is timed with both its attention implementations, and the
+faster one counts. All continuations have full length. The random weights are scaled to give sharp
+predictions, so that the two should write equal texts; the number of equal texts is reported.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _model(config: ModelConfig) -> GPTNeoX:
 
 
 def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], list[list[int]]]:
-    """Continuations as a user of `transformers` would generate them."""
+    """A function that continues prompts as a user of `transformers` would."""
     from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
     settings = GPTNeoXConfig(**hf.hf_config(model.config), attn_implementation=attention)
@@ -52,7 +53,7 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
         max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None
     )
 
-    def write(prompts: list[list[int]]) -> list[list[int]]:
+    def continue_all(prompts: list[list[int]]) -> list[list[int]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -60,11 +61,13 @@ def _baseline(model: GPTNeoX, attention: str) -> Callable[[list[list[int]]], lis
             out = baseline.generate(input_ids=ids, attention_mask=mask, generation_config=options)
         return out[:, width:].tolist()
 
-    return write
+    return continue_all
 
 
-def alternating(calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]) -> dict[str, float]:
-    """Median seconds per call; the calls alternate in every round."""
+def time_alternately(
+    calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]
+) -> dict[str, float]:
+    """Median seconds of each call; in every round, each is called once."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in rounds:
         for name, call in calls.items():
@@ -77,17 +80,17 @@ def alternating(calls: dict[str, Callable[[], Any]], rounds: Iterable[Any]) -> d
 def bench_size(
     config: ModelConfig, batch: int, rounds: int, progress: bool = True
 ) -> dict[str, Any]:
-    """One row of the table."""
+    """Measure one model at one batch size: a row of the table."""
     model = _model(config)
-    draw = np.random.default_rng(batch)
-    lengths = draw.integers(PROMPT[0], PROMPT[1] + 1, batch)
-    prompts = [draw.integers(2, config.vocab_size, n).tolist() for n in lengths]
+    rng = np.random.default_rng(batch)
+    lengths = rng.integers(PROMPT[0], PROMPT[1] + 1, batch)
+    prompts = [rng.integers(2, config.vocab_size, n).tolist() for n in lengths]
     implementations = {name: _baseline(model, name) for name in ATTENTION}
     implementations["ours"] = lambda prompts: generate(model, prompts, NEW)
-    texts = {name: write(prompts) for name, write in implementations.items()}  # and warms up
+    texts = {name: write(prompts) for name, write in implementations.items()}  # also warms up
     label = f"{config.n_params_non_embedding:,} params, {batch} texts"
     calls = {name: partial(write, prompts) for name, write in implementations.items()}
-    seconds = alternating(calls, progress_bar(progress, iterable=range(rounds), desc=label))
+    seconds = time_alternately(calls, progress_bar(progress, iterable=range(rounds), desc=label))
     speed = {name: batch * NEW / median for name, median in seconds.items()}
     peer = max(ATTENTION, key=speed.__getitem__)
     same = sum(a == b for a, b in zip(texts["ours"], texts[peer], strict=True))
@@ -105,7 +108,11 @@ def bench_size(
 def bench_generate(
     sizes: tuple[str, ...] = (), rounds: int = 5, progress: bool = True
 ) -> dict[str, Any]:
-    """The table over `sizes` (default: smallest, middle, largest of laptop) with the machine."""
+    """Measure `sizes` (default: the smallest, middle and largest of scale laptop) at BATCHES.
+
+    Raises:
+        ConfigError: fewer than 1 round.
+    """
     if rounds < 1:
         raise ConfigError(f"rounds must be at least 1, got {rounds}")
     scale = scale_named("laptop")
@@ -120,7 +127,7 @@ def bench_generate(
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a Markdown table."""
     machine = result["machine"]
     low, high = result["prompt_tokens"]
     lines = [

@@ -1,10 +1,10 @@
-"""A GPU in one command: are the kernels correct, which backend is fastest, how fast is training?
+"""One command to check a GPU: correctness of the kernels, speed of attention and training.
 
-The steps are the commands `bench` and `study`, each in its own process with a time limit, so that a
-failing or hanging step does not affect the others. A step starts only if the remaining budget
-should suffice. Results are written to one folder as they arrive, and stay readable if the machine
-is lost: measurements and the outcome of each step as rows in FILES, the output of the steps in
-check.log. A later call with other sizes adds to them.
+The steps are `bench` and `study` commands, each in its own process with a time limit, so that a
+failing or hanging step does not affect the others. A step starts only if the remaining time should
+suffice. Results are written to one folder as they arrive, so that none are lost if the machine is:
+measurements and the outcomes of the steps go to FILES, the output of the steps to check.log. A
+later call with other sizes adds to them.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ DEFAULT_PARTS = PARTS[:-1]
 FIRST_SIZE = "160m"
 STUDY = "gender_bias"
 FILES = ("correctness", "attention", "train", "kernels", "steps")
-"""Files of rows in the results folder, by name."""
+"""Files of rows in the results folder, without the suffix .jsonl."""
 OVERTIME = 1.5
 """A step is stopped after this multiple of its estimated time; in a dry run, which may be on a slow
-machine, at the end of the budget."""
-CLOSING = 15.0
-"""Seconds before its limit in which a benchmark starts no new measurement."""
-EVERY = 15.0
+machine, only at the end of the budget."""
+CLOSING_SECONDS = 15.0
+"""A benchmark stops starting measurements this many seconds before its limit."""
+PROGRESS_SECONDS = 15.0
 """Seconds between progress lines of a step."""
-ENOUGH = 5.0
+EXIT_SECONDS = 5.0
 """Seconds for a process to end after a signal."""
 
 
@@ -51,9 +51,9 @@ class Step:
 
     Attributes:
         command: a module and its arguments; {budget} is replaced by the seconds it may measure.
-        file: the file of its rows in the results folder.
+        file: the file in the results folder to which it adds rows; "" if none.
         seconds: estimated duration.
-        extra: optional; skipping it is not a failure.
+        extra: whether it is optional, so that skipping it is not a failure.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Step:
 
 
 def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) -> list[Step]:
-    """The steps, most useful first; their durations are guesses until a GPU has run them.
+    """The steps, most useful first; their durations are rough guesses.
 
     Args:
         out: results folder. only: a subset of PARTS (default: all but the study).
@@ -95,7 +95,7 @@ def plan(out: Path, only: Sequence[str], sizes: Sequence[str], dry_run: bool) ->
     for size in sizes or (
         (FIRST_SIZE,) if dry_run else sorted(ORDER, key=lambda s: s != FIRST_SIZE)
     ):
-        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # the baselines
+        compiling = 3.5 * OFFICIAL_SIZES[size].n_layers  # seconds to compile the baselines
         text_seconds = 0 if text_file().is_file() or steps.get("train") else 40
         seconds = text_seconds + (25 if dry_run else 60 + compiling)
         steps.get("train", []).append(bench("train", size, seconds, "--device", "cuda"))
@@ -129,12 +129,12 @@ def gpu_check(
         only, sizes, dry_run: as in `plan`.
 
     Raises:
-        ConfigError: no CUDA device and no dry run, an unknown part or size, a folder that mixes
-            measurements and dry runs.
-        PythiaError: a step failed, was stopped or, if requested by name, skipped; names them.
+        ConfigError: no CUDA device (outside a dry run), an unknown part or size, or `out` has
+            results of a dry run and this is none, or vice versa.
+        PythiaError: steps failed or were stopped, or skipped although not optional; names them.
         KeyboardInterrupt: stopped by the user; the table is printed first.
     """
-    deadline = time.monotonic() + budget - ENOUGH
+    deadline = time.monotonic() + budget - EXIT_SECONDS
     if not dry_run:
         require_cuda("gpu-check")
     steps = plan(out, only, sizes, dry_run)
@@ -154,61 +154,66 @@ def gpu_check(
         _log(out, "\n".join(["", *table(out), "", f"results are in {out}"]))
     if problems:
         raise PythiaError(
-            f"{len(problems)} of {len(steps)} steps failed or did not end: {', '.join(problems)}; "
-            f"their output is in {out / 'check.log'}"
+            f"{len(problems)} of {len(steps)} steps failed or did not finish: "
+            f"{', '.join(problems)}; their output is in {out / 'check.log'}"
         )
 
 
 def run_steps(steps: Sequence[Step], deadline: float, out: Path, dry_run: bool) -> Iterator[Row]:
-    """The outcome of each step, also appended to steps.jsonl. `deadline`: a time.monotonic() value.
+    """Run the steps; yield the outcome of each, after appending it to steps.jsonl.
+
+    Args:
+        deadline: the time.monotonic() value by which all must end.
 
     Raises:
-        Stopped: the user interrupted a step, which has been ended.
+        Stopped: the user interrupted a step; its processes have been ended.
     """
     for step in steps:
         left = deadline - time.monotonic()
         row: Row = {"kind": "step", "name": step.name, "dry_run": dry_run, "seconds": 0.0}
         if left < step.seconds:
-            why = f"needs about {step.seconds:.0f} s, {max(0.0, left):.0f} s were left"
+            why = f"needs about {step.seconds:.0f} s, but only {max(0.0, left):.0f} s were left"
             row |= {"outcome": "no time", "why": why}
         else:
             row |= _run(step, left, out, dry_run)
         row["problem"] = row["outcome"] != "ok" and not (row["outcome"] == "no time" and step.extra)
         if row["problem"] or row["outcome"] == "ok":
-            _log(out, f"== {_ended(row)}")
+            _log(out, f"== {_outcome_text(row)}")
         write_rows([row], out / "steps.jsonl", lambda _: None)
         yield row
         if row["outcome"] == "interrupted":
-            raise Stopped(f"stopped; what was measured is in {out}", row["signal"])
+            raise Stopped(f"stopped; the results so far are in {out}", row["signal"])
 
 
 def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
-    """Run a step in its process; return outcome, reason and seconds."""
+    """Run a step in a process of its own; return the columns outcome, why and seconds."""
     limit = left if dry_run else min(OVERTIME * step.seconds, left)
-    may_measure = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING))
+    budget = left if dry_run else max(1.0, min(step.seconds, limit - CLOSING_SECONDS))
     _log(out, f"== {step.name}: at most {limit:.0f} s of the {left:.0f} s left")
     log, file = out / "check.log", out / (step.file or "none")
-    printed, known, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
-    process = _start(step, may_measure, log)
+    log_start, rows_before, began = log.stat().st_size, len(read_rows(file)), time.monotonic()
+    process = _start(step, budget, log)
     outcome = why = ""
-    more: Row = {}
+    stopped_by: Row = {}
     try:
         while not outcome:
             used = time.monotonic() - began
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(max(0.0, min(EVERY, limit - used)))
+                code = process.wait(max(0.0, min(PROGRESS_SECONDS, limit - used)))
                 outcome = "failed" if code else "ok"
-                why = _last_line(log, printed) if code else ""
+                why = _last_line(log, log_start) if code else ""
             if not outcome and time.monotonic() - began >= limit:
                 outcome = "stopped at its limit"
             elif not outcome:
-                used, rows = time.monotonic() - began, len(read_rows(file)) - known
-                print(f"   {used:.0f} s, {rows} rows: {_last_line(log, printed)[:90]}", flush=True)
+                used, rows = time.monotonic() - began, len(read_rows(file)) - rows_before
+                line = _last_line(log, log_start)[:90]
+                print(f"   {used:.0f} s, {rows} rows: {line}", flush=True)
     except KeyboardInterrupt as stop:
-        outcome, more = "interrupted", {"signal": getattr(stop, "number", signal.SIGINT)}
+        outcome, stopped_by = "interrupted", {"signal": getattr(stop, "number", signal.SIGINT)}
     finally:
         _end(process)
-    new = read_rows(file)[known:]
+    new = read_rows(file)[rows_before:]
+    # rows without a result: failed measurements, and the description of the machine
     failures = [row.get("failed") for row in new if not {"ms", "outcome"} & set(row)]
     if (
         outcome == "ok"
@@ -217,10 +222,10 @@ def _run(step: Step, left: float, out: Path, dry_run: bool) -> Row:
     ):
         outcome, why = "failed", f"nothing was measured: {next(filter(None, failures), '')}"
     if outcome == "ok" and step.command[:2] == ("pythia_core", "study"):
-        kept = f"{STUDY}/{step.command[-1]}"
-        shutil.make_archive(str(out / STUDY), "xztar", results_dir(), kept)
+        folder = f"{STUDY}/{step.command[-1]}"
+        shutil.make_archive(str(out / STUDY), "xztar", results_dir(), folder)
     seconds = round(time.monotonic() - began, 1)
-    return {"outcome": outcome, "why": why[:300], "seconds": seconds, **more}
+    return {"outcome": outcome, "why": why[:300], "seconds": seconds, **stopped_by}
 
 
 def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
@@ -242,9 +247,12 @@ def _start(step: Step, budget: float, log: Path) -> subprocess.Popen[bytes]:
 
 
 def child() -> None:
-    """In a step's process: run a module as `python -m` does, and end with the parent."""
+    """The main function of a step's process: run a module as `python -m` does.
+
+    The process and its children are killed when the parent exits.
+    """
     parent, module, *arguments = sys.argv[1:]
-    exit_with_parent(int(parent), lambda: os.killpg(0, signal.SIGKILL))  # and its children
+    exit_with_parent(int(parent), lambda: os.killpg(0, signal.SIGKILL))
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -255,7 +263,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(ENOUGH)
+            process.wait(EXIT_SECONDS)
 
 
 def _log(out: Path, text: str) -> None:
@@ -276,12 +284,12 @@ def _last_line(log: Path, offset: int) -> str:
 
 
 def results(out: Path) -> dict[str, list[Row]]:
-    """The rows of every file in a results folder, all from measurements or all from dry runs."""
+    """File name in FILES -> its rows; all of them, or none, come from dry runs."""
     return {name: read_rows(out / f"{name}.jsonl") for name in FILES}
 
 
 def table(out: Path) -> list[str]:
-    """A results folder as lines of text, with the newest row of each kind."""
+    """The results in a folder as lines of text; of repeated measurements, the newest."""
     rows = results(out)
     mark = DRY_RUN if any(row.get("dry_run") for kind in rows.values() for row in kind) else ""
     checks = {row["name"]: row for row in rows["correctness"] if "name" in row}
@@ -325,7 +333,7 @@ def table(out: Path) -> list[str]:
         "attention, TFLOP/s forward and backward (with deterministic kernels)": attention,
         "training": [format_row(row).removeprefix(mark) for row in newest.values()],
         "kernels, ms forward and backward": kernels,
-        "steps": [_ended(row) for row in steps.values()],
+        "steps": [_outcome_text(row) for row in steps.values()],
     }
     return [
         line
@@ -335,7 +343,7 @@ def table(out: Path) -> list[str]:
     ]
 
 
-def _ended(row: Row) -> str:
+def _outcome_text(row: Row) -> str:
     took = f", {row['seconds']:.0f} s" if row["seconds"] else ""
     why = f": {row['why']}" if row["why"] else ""
     return f"{row['name']}: {row['outcome']}{took}{why}"

@@ -1,11 +1,11 @@
-"""Speed of every kernel, compared with its plain reference, torch.compile of it, and libraries.
+"""Speed of every kernel, compared with its reference, plain and compiled, and with libraries.
 
 One row per implementation, forward and backward together. After three warm-up calls, at least
 twenty single calls are timed in each of three repeats, on a GPU with flushed caches and between two
 CUDA events. A row has the median of the three medians and their range. Rates count minimal work:
 each operand read once, each result written once; for causal attention, only the query-key products
 below the mask. Shares are relative to a copy and a matrix product measured in the same run. Errors
-are against fp64, on fewer tokens. An implementation that cannot run gives a row with the reason.
+are against fp64, on fewer tokens. If an implementation cannot run, its row has the reason.
 
 A dry run does everything on tiny CPU tensors; its times are meaningless.
 """
@@ -56,7 +56,7 @@ class Case:
 
     Attributes:
         inputs: creates the tensors to be differentiated or, for an optimizer, updated.
-        exact: the reference for inputs in fp64.
+        exact: the reference that computes the exact results, from inputs in fp64.
         differentiated: whether it has a backward pass.
         unit: "GB/s" or "TFLOP/s".
         work: the minimal number of bytes or operations, and its formula.
@@ -80,7 +80,9 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
     constants, decayed = AdamWHyperparameters(0.9, 0.95, 1e-8, 0.1), n // 2
     factor, skip = torch.full((), 0.5, device=device), torch.zeros((), device=device)
 
-    def by(update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool) -> Implementation:
+    def implementation(
+        update: Callable[..., None], copy: Tensor | None, skip: Tensor | bool
+    ) -> Implementation:
         def step(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> list[Tensor]:
             buffers = AdamWBuffers(p, g, m, v, copy, decayed)
             update(buffers, constants, 1e-3, 10, factor.to(p), skip)
@@ -93,12 +95,12 @@ def _adamw(n: int, dtype: torch.dtype, device: str) -> Case:
         "adamw",
         {"parameters": n},
         lambda: [torch.randn(n, device=device) for _ in range(3)] + [torch.rand(n, device=device)],
-        by(adamw_, copy, skip),
-        by(adamw_reference_, copy, False),  # a tensor in its `if` would cost a sync
-        by(adamw_reference_, None, False),
+        implementation(adamw_, copy, skip),
+        implementation(adamw_reference_, copy, False),  # testing a tensor would synchronize
+        implementation(adamw_reference_, None, False),
         "GB/s",
         (n * (7 * 4 + dtype.itemsize), "parameters (4 reads, 3 writes in fp32 + copy)"),
-        {"torch (fused)": by(adamw_torch_, copy, skip)},
+        {"torch (fused)": implementation(adamw_torch_, copy, skip)},
         differentiated=False,
     )
 
@@ -113,8 +115,11 @@ def cases(
     device: str,
     fused: bool = True,
 ) -> Iterator[Case]:
-    """The operations of one model size on `rows` rows of `seq` tokens: if `fused`, those fused on a
-    GPU; else those of a CPU, with torch's own for comparison."""
+    """The operations of one model size on `rows` rows of `seq` tokens.
+
+    If `fused`, they are those of a GPU, where some are fused; otherwise those of a CPU, together
+    with torch's own for comparison.
+    """
     n, dim, size = rows * seq, d // heads, dtype.itemsize
     fp32 = {"dtype": torch.float32, "device": device}
     low = {"dtype": dtype, "device": device}
@@ -133,8 +138,8 @@ def cases(
         (6 * n * d * vocab, "6 tokens width vocab"),
     )
     if fused:
-        turned = 2 * n * heads * (4 * cos.shape[-1]) * size
-        packed = 2 * 3 * n * d * size
+        rotated_bytes = 2 * n * heads * (4 * cos.shape[-1]) * size
+        packed_bytes = 2 * 3 * n * d * size
         yield Case(
             "split_rotated",
             head_shape,
@@ -143,7 +148,10 @@ def cases(
             lambda qkv: split_rotated_reference(qkv, cos, sin),
             lambda qkv: split_rotated_reference(qkv, cos.to(qkv), sin.to(qkv)),
             "GB/s",
-            (turned + packed, "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)"),
+            (
+                rotated_bytes + packed_bytes,
+                "2 (read, write) tokens bytes (2 heads rotated_lanes + 3 width)",
+            ),
         )
         yield Case(
             "layer_norm_pair",
@@ -166,7 +174,7 @@ def cases(
                 lambda: [torch.randn(n, 4 * d, **low), torch.randn(4 * d, **fp32)],
                 lambda x, bias, form=form: kernels.bias_gelu(x, bias, form),
                 lambda x, bias, form=form: bias_gelu_reference(x, bias, form),
-                # the bias is rounded as for the product
+                # the kernel takes the bias in `dtype`
                 lambda x, bias, form=form: bias_gelu_reference(x, bias.to(dtype).to(x), form),
                 "GB/s",
                 (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
@@ -216,19 +224,19 @@ def cases(
 # --- measuring -------------------------------------------------------------------------------
 
 SIZES = ("31m", "160m", "1b", "1.4b", "2.8b")
-"""One size of every head dim: 32, 64, 256, 128, 80."""
+"""One size per head dim: 32, 64, 256, 128, 80."""
 KERNELS = (
     *("linear_cross_entropy", "split_rotated", "layer_norm_pair"),
     *("bias_gelu_tanh", "bias_gelu_erf", "attention", "adamw"),
 )
-"""The operations of `cases`."""
+"""The names of the operations on a GPU."""
 REPEATS, CALLS = 3, 20
 
 
 def _timed_calls(
     function: Callable[[], Any], device: str, seconds: float, calls: int
 ) -> list[float]:
-    """Milliseconds per call, of at least `calls` calls over at least `seconds`."""
+    """Milliseconds of each call; makes at least `calls` calls and takes at least `seconds`."""
     cuda = device == "cuda"
     flush_buffer = torch.empty(1 << 28, dtype=torch.int8, device=device) if cuda else None
     times: list[float] = []
@@ -252,7 +260,12 @@ def _timed_calls(
 def timing(
     function: Callable[[], Any], device: str, seconds: float, calls: int = CALLS
 ) -> dict[str, Any]:
-    """ms (median of the medians of the repeats), ms_low, ms_high (their range), calls."""
+    """Time a function.
+
+    Returns:
+        ms: the median of the repeats' medians. ms_low, ms_high: the range of those medians.
+        calls: the number of timed calls.
+    """
     for _ in range(3):
         function()
     repeats = [_timed_calls(function, device, seconds / REPEATS, calls) for _ in range(REPEATS)]
@@ -283,11 +296,11 @@ def peak_rates(
 
 def precision_name(dtype: torch.dtype) -> str:
     """ "fp32", "bf16" or "fp16"."""
-    return next(name for name, known in DTYPES.items() if known == dtype)
+    return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 def machine_row(device: torch.device, peaks: dict[str, float]) -> Row:
-    """The row that describes a run: device, versions and `peak_rates`."""
+    """The row that describes the machine: device, versions and the `peak_rates`."""
     rates = {name: value for name, value in peaks.items() if name != "copy"}
     return {
         **device_info(),
@@ -308,11 +321,11 @@ def _outputs(implementation: Implementation, leaves: list[Tensor]) -> list[Tenso
 def results(
     implementation: Implementation, inputs: list[Tensor], differentiated: bool = True
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs and gradients, as fp64, for upstream gradients that are equal in every dtype."""
+    """Outputs and gradients, converted to fp64; the upstream gradients are equal in every dtype."""
     if not differentiated:
         return [o.double() for o in _outputs(implementation, [x.clone() for x in inputs])], []
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    outputs = _outputs(implementation, [x * 1 for x in leaves])  # some overwrite their inputs
+    outputs = _outputs(implementation, [x * 1 for x in leaves])  # some overwrite inputs
     generator = torch.Generator().manual_seed(1)
     upstream = [torch.randn(o.shape, generator=generator).to(o) for o in outputs]
     grads = torch.autograd.grad(outputs, leaves, upstream)
@@ -326,7 +339,7 @@ def relative_error(actual: Tensor, exact: Tensor) -> float:
 
 
 def exact_results(case: Case) -> tuple[list[Tensor], tuple[list[Tensor], list[Tensor]]]:
-    """Fixed inputs for the error of an implementation, and the results in fp64."""
+    """Inputs that are the same in every call, and the exact outputs and gradients in fp64."""
     torch.manual_seed(2)
     inputs = case.inputs()
     return inputs, results(case.exact, [x.double() for x in inputs], case.differentiated)
@@ -341,7 +354,7 @@ def error_of(case: Case, implementation: Implementation) -> float:
 
 
 def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
-    """The call to be timed: forward and backward."""
+    """A function that runs forward and backward once, to be timed."""
     inputs = case.inputs()
     if not case.differentiated:
         return lambda: implementation(*inputs)
@@ -351,7 +364,7 @@ def _call(case: Case, implementation: Implementation) -> Callable[[], Any]:
 
 
 def _peak_bytes(call: Callable[[], Any], device: str) -> int | None:
-    """Peak of the bytes allocated during a call, beyond those allocated before; CUDA only."""
+    """Peak memory of a call in bytes, on top of what is allocated already; None without CUDA."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -373,12 +386,13 @@ def measure(
     deadline: float = float("inf"),
     compiled: bool = True,
 ) -> Iterator[Row]:
-    """A row for every implementation.
+    """Time every implementation of an operation; yield a row for each.
 
     Args:
         error_case: the same operation on few tokens, for the errors.
         peaks: as returned by `peak_rates`.
         deadline: the time.monotonic() value after which no measurement starts.
+        compiled: also time the reference under torch.compile.
     """
     implementations = {
         "ours": (case.ours, error_case.ours),
@@ -386,9 +400,9 @@ def measure(
     }
     if compiled:
         backend = "inductor" if device == "cuda" else "eager"
-        torch.compiler.reset()  # its cache holds few variants of a function
+        torch.compiler.reset()  # its cache is limited to a few variants per function
         implementations[f"torch.compile ({backend})"] = tuple(
-            # static shapes: by default a second shape makes the compiler generalise
+            # by default, a second shape would make the compiler generate code for any shape
             torch.compile(c.reference, backend=backend, dynamic=False)
             for c in (case, error_case)
         )
@@ -413,12 +427,12 @@ def measure(
                 row |= timing(call, device, seconds, calls)
                 row["peak_bytes"] = _peak_bytes(call, device)
             amount, formula = case.work
-            copied = case.unit == "GB/s"
-            rate = amount / row["ms"] / (1e6 if copied else 1e9)
-            least = peaks["copy" if copied else precision_name(dtype)]
-            row |= {"rate": rate, "unit": case.unit, "share": rate / least}
+            memory_bound = case.unit == "GB/s"
+            rate = amount / row["ms"] / (1e6 if memory_bound else 1e9)
+            peak = peaks["copy" if memory_bound else precision_name(dtype)]
+            row |= {"rate": rate, "unit": case.unit, "share": rate / peak}
             row["formula"] = f"{formula}, over time"
-        except Exception as error:  # not installed, out of memory, head dim, compiler
+        except Exception as error:  # e.g. not installed, or an unsupported head dim
             row["failed"] = reason(error)[:200]
         yield row
 
@@ -427,7 +441,7 @@ OUT_OF_MEMORY = "out of memory"
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, in one line."""
+    """An error in one line of text."""
     text = " ".join(str(error).split())[:300]
     if isinstance(error, torch.OutOfMemoryError):
         return f"{OUT_OF_MEMORY}: {text}"
@@ -436,10 +450,10 @@ def reason(error: Exception) -> str:
 
 
 def check_can_run(benchmark: str, sizes: Sequence[str], dry_run: bool) -> Sequence[str]:
-    """The sizes to measure; default: SIZES.
+    """Check that a benchmark can run; return the sizes to measure (default: SIZES).
 
     Raises:
-        ConfigError: no CUDA device and no dry run, an unknown size.
+        ConfigError: no CUDA device (outside a dry run), or an unknown size.
     """
     if not dry_run:
         require_cuda(f"bench {benchmark}")
@@ -462,18 +476,18 @@ def bench_kernels(
     precisions: Sequence[str] = ("bf16",),
     calls: int = CALLS,
 ) -> Iterator[Row]:
-    """Rows as they are measured; the first has the machine and its peak rates.
+    """Yield rows as they are measured; the first describes the machine.
 
     Args:
-        sizes: official sizes (default: one of every head dim); on a CPU, sizes of scale laptop,
-            whose batch is measured.
+        sizes: official sizes (default: one per head dim); on a CPU, sizes of scale laptop, which
+            also sets the batch size.
         seconds: minimum seconds of timed calls per measurement.
         only: a subset of KERNELS (default: all).
         budget: seconds after which no measurement starts; rows report the skipped ones.
-        precisions, calls: on a CPU; on a GPU, bf16 and CALLS.
+        precisions, calls: used only on a CPU; a GPU is measured in bf16 with CALLS.
 
     Raises:
-        ConfigError: no CUDA device and no dry run, an unknown size or kernel.
+        ConfigError: no CUDA device (outside a dry run), or an unknown size or kernel.
     """
     if device == "cpu":
         yield from _bench_on_cpu(sizes, precisions, seconds, calls)
@@ -501,6 +515,7 @@ def bench_kernels(
 def _bench_on_cpu(
     sizes: Sequence[str], precisions: Sequence[str], seconds: float, calls: int
 ) -> Iterator[Row]:
+    """Measure the CPU kernels, without torch.compile, at the shapes of scale laptop."""
     scale, device = scale_named("laptop"), torch.device("cpu")
     dtypes = [DTYPES[precision] for precision in precisions]
     vocab, peaks = scale.run(sizes[0]).model.vocab_size, peak_rates(device, dtypes, seconds)
@@ -516,8 +531,8 @@ def _bench_on_cpu(
 
 
 def shape_of(size: Size, dry_run: bool, few: bool) -> tuple[int, int, int, int, int]:
-    """(rows, tokens per row, width, heads, vocabulary): 32,768 tokens in total; fewer with `few`, a
-    handful in a dry run."""
+    """(rows, tokens per row, width, heads, vocabulary), in total 32,768 tokens; 300 if `few`; 8 in
+    a dry run."""
     if dry_run:
         return 1, 8, 2 * size.d_model // size.n_heads, 2, 96
     if few:
@@ -531,9 +546,9 @@ HEAD_DIMS = (64, 128, 256, 80, 32)
 SEQ_LENS = (2048, 512)
 TOKENS, WIDTH = 32_768, 1024
 MEASURED = tuple(library for library in BACKENDS if library != "math")
-"""All but the plain formula, which keeps all scores in memory; nobody would train with it."""
+"""All but the plain formula, which stores every score, so that nobody would train with it."""
 REPETITIONS = 4
-"""Number of times that the gradients are recomputed."""
+"""How often the gradients are recomputed to compare their bits."""
 
 
 def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iterator[Row]:
@@ -541,14 +556,14 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
     A run can be resumed exactly only if the same step gives the same bits, and a backward pass that
     accumulates over tiles with atomics does not. So every library is timed at its fastest and again
-    with deterministic kernels only, and each time the gradients are recomputed and compared: in
-    bf16, with queries, keys and values as views of one packed tensor.
+    with deterministic kernels only, and each time the gradients are recomputed and compared. All
+    is in bf16; queries, keys and values are views of one packed tensor.
 
     Args:
         budget: seconds after which no measurement starts; rows report the skipped ones.
 
     Raises:
-        ConfigError: no CUDA device and no dry run.
+        ConfigError: no CUDA device, outside a dry run.
     """
     check_can_run("attention", (), dry_run)
     deadline = time.monotonic() + budget
@@ -567,12 +582,13 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
             try:
                 with deterministic(strict):
                     row |= _time_attention(library, seq_len, head_dim, dry_run)
-            except Exception as error:  # head dim, no such kernel, compiler
+            except Exception as error:  # e.g. an unsupported head dim
                 row["failed"] = reason(error)[:200]
             yield row
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
+    """Time forward and backward at one shape, and compare the bits of repeated gradients."""
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim
     shape = (tokens // seq_len, seq_len, heads)
@@ -582,12 +598,12 @@ def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) ->
     leaves = [part.requires_grad_() for part in packed.unbind(3)]
     upstream = torch.randn(*shape, head_dim, **options)
 
-    def both() -> tuple[Tensor, ...]:
+    def forward_backward() -> tuple[Tensor, ...]:
         return torch.autograd.grad(backend_attention(*leaves, library), leaves, upstream)
 
-    first = both()
-    repeated = [all(map(torch.equal, first, both())) for _ in range(REPETITIONS)]
-    row = timing(both, device, 0.0, 1 if dry_run else 5)
+    first = forward_backward()
+    repeated = [all(map(torch.equal, first, forward_backward())) for _ in range(REPETITIONS)]
+    row = timing(forward_backward, device, 0.0, 1 if dry_run else 5)
     flop = 7 * tokens * heads * (seq_len + 1) * head_dim  # scores are recomputed
     row |= {"bits_repeat": all(repeated), "tflops": flop / row["ms"] / 1e9}
     if library == "torch":

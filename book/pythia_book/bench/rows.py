@@ -1,4 +1,4 @@
-"""Rows of measurements in a file, one JSON object per line, each written as soon as it is known.
+"""Files of measurements: rows of one JSON object each, written as soon as they are measured.
 
 An interrupted write can leave a partial last line: appending terminates it, reading skips it. Every
 row says whether it comes from a dry run; dry-run numbers are meaningless and no page uses them.
@@ -28,7 +28,7 @@ from pythia_core.util.files import results_dir
 Row = dict[str, Any]
 log = logging.getLogger(__name__)
 SKIPPED = "skipped: the time budget was used up"
-"""Reason recorded for a measurement that was never started."""
+"""Reason recorded for a measurement that was not started."""
 DRY_RUN = "[dry run: not a result] "
 """Prefix of printed lines whose numbers are meaningless."""
 
@@ -54,10 +54,10 @@ def gpu_folder() -> Path:
 
 
 def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], None]) -> None:
-    """Append rows to `path` one by one as they arrive, and show each."""
+    """Append rows to `path` one by one as they arrive, and call `show` on each."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _end_cut_line(path)
+        _terminate_last_line(path)
     for row in rows:
         if path is not None:
             with open(path, "a", encoding="utf-8") as file:
@@ -65,7 +65,7 @@ def write_rows(rows: Iterable[Row], path: Path | None, show: Callable[[Row], Non
         show(row)
 
 
-def _end_cut_line(path: Path) -> None:
+def _terminate_last_line(path: Path) -> None:
     """Terminate a partial last line, so that the next row is not appended to it and lost."""
     if path.is_file() and path.stat().st_size:
         with open(path, "rb+") as file:
@@ -75,7 +75,7 @@ def _end_cut_line(path: Path) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file, none if there is no file; damaged lines are skipped."""
+    """The rows of a file, none if there is no file; skips damaged lines, with a warning."""
     rows, unreadable = [], []
     for number, text in enumerate(path.read_bytes().split(b"\n") if path.is_file() else (), 1):
         try:
@@ -99,8 +99,8 @@ def _warn(message: str) -> None:
 
 
 def measured_rows(path: Path, kind: str, keys: tuple[str, ...]) -> list[Row]:
-    """The valid rows of one kind: the machine row of the device measured last, then its newest row
-    for each combination of `keys`. Excludes dry runs; empty if no row has a speed."""
+    """The machine row of the device that was measured last, then its newest row of this kind for
+    each combination of `keys`. Dry runs are ignored; the list is empty if no row has a speed."""
     rows = [row for row in read_rows(path) if row.get("dry_run") is False]
     machines = [row for row in rows if row["kind"] == "machine"]
     device, newest = None, {}

@@ -1,7 +1,7 @@
 """Speed of term counting, compared with decoding every row and splitting it into words.
 
-One thread, real rows of scale laptop, the most frequent words and word pairs as terms; the
-implementations alternate in one run and must agree on every count.
+The terms are the most frequent words and word pairs in rows of scale laptop. The implementations
+use one thread, alternate in one run, and must agree on every count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pythia_book.bench.generate import alternating
+from pythia_book.bench.generate import time_alternately
 from pythia_book.term_counts import CHUNK, SurfaceTerms
 from pythia_core.data.tokenizer import token_bytes
 from pythia_core.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ _WORD = re.compile(rb"[0-9A-Za-z\x80-\xff]+")
 
 
 def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> dict[str, Any]:
-    """Tokens per second of surface terms and of the baseline.
+    """Measure the tokens per second of SurfaceTerms and of the baseline.
 
     Raises:
         ConfigError: fewer than 10 terms or 1 round.
@@ -47,29 +47,29 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
         split = words(row)
         frequent.update((word,) for word in split)
         frequent.update(pairwise(split))
-    known = [key for key, _ in frequent.most_common() if all(word.isascii() for word in key)]
-    terms = [b" ".join(key).decode() for key in known[:n_terms]]
-    wanted = [tuple(term.encode().split()) for term in terms]
+    candidates = [key for key, _ in frequent.most_common() if all(word.isascii() for word in key)]
+    terms = [b" ".join(key).decode() for key in candidates[:n_terms]]
+    keys = [tuple(term.encode().split()) for term in terms]
     surface = SurfaceTerms(terms, pieces)
 
     parts = np.split(rows, range(CHUNK // rows.shape[1], len(rows), CHUNK // rows.shape[1]))
 
-    def plain() -> list[int]:
+    def count_by_splitting() -> list[int]:
         counts: Counter[tuple[bytes, ...]] = Counter()
         for row in rows:
             split = words(row)
             counts.update((word,) for word in split)
             counts.update(pairwise(split))
-        return [counts[key] for key in wanted]
+        return [counts[key] for key in keys]
 
     implementations: dict[str, Callable[[], Any]] = {
         "surface terms": lambda: sum(map(surface.count, parts)),
-        "decode, split, count": plain,
+        "decode, split, count": count_by_splitting,
     }
-    if surface.count(rows).tolist() != plain():
+    if surface.count(rows).tolist() != count_by_splitting():
         raise DataError("the two implementations disagree on the counts; this is a bug")
     bar = progress_bar(progress, iterable=range(rounds), desc="counting")
-    speed = {name: rows.size / s for name, s in alternating(implementations, bar).items()}
+    speed = {name: rows.size / s for name, s in time_alternately(implementations, bar).items()}
     return {
         "machine": device_info(),
         "terms": len(terms),
@@ -81,7 +81,7 @@ def bench_terms(n_terms: int = 1000, rounds: int = 5, progress: bool = True) -> 
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a Markdown table."""
     lines = [
         f"{result['machine']['device']}, one thread; {result['terms']:,} terms in "
         f"{result['tokens']:,} tokens, median of {result['rounds']}.",

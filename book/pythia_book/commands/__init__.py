@@ -1,4 +1,4 @@
-"""The book's part of the command line; bad arguments are rejected at once, not after some work."""
+"""The book's commands. They reject bad arguments at once, not after some work."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pythia_core.errors import ConfigError, MissingDependencyError
 
 COUNT: dict[str, Any] = {"type": int, "metavar": "N"}
 STEP: dict[str, Any] = {"type": int, "metavar": "K"}
-"""Settings of options that are a number of things or a step."""
+"""Arguments of add_argument for an option that takes a count or a step."""
 
 
 def file_to_write(option: str, name: str | Path, parquet: bool = False) -> Path:
-    """The file that an option names; creates its folder if needed.
+    """The path of an output file that an option names; creates its folder if needed.
 
     Raises:
         ConfigError: the file is not writable. MissingDependencyError: pyarrow is not installed.

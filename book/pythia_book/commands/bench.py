@@ -19,38 +19,36 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def duration(text: str) -> float:
-    """Seconds in a duration like 9m, 1h, 540s or 540.
+    """The seconds in a duration such as 9m, 1h, 540s or 540.
 
     Raises:
-        ConfigError: anything else, or zero.
+        ConfigError: not a duration, or zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not seconds:
-        raise ConfigError(
-            f"a time is a number, in seconds or with s, m or h (540, 9m), got {text!r}"
-        )
+        raise ConfigError(f"expected a time such as 540 or 540s (seconds), 9m or 1h, got {text!r}")
     return seconds
 
 
-SIZES = {"type": _names, "help": "comma-separated list (default: those meant for the device)"}
-DRY_RUN = {"action": "store_true", "help": "run all of it at tiny sizes on the CPU"}
+SIZES = {"type": _names, "help": "comma-separated list (default: chosen for the device)"}
+DRY_RUN = {"action": "store_true", "help": "run everything at a tiny size on the CPU"}
 JSON = {"metavar": "FILE", "type": partial(file_to_write, "--json"), "default": None}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--json": JSON | {"help": "also write the results to FILE"},
     "--sizes": SIZES,
     "--dry-run": DRY_RUN,
     "--rounds": {"type": int, "metavar": "N", "help": "number of rounds"},
-    "--budget": {"type": duration, "metavar": "TIME", "help": "start nothing after it, e.g. 9m"},
+    "--budget": {"type": duration, "metavar": "TIME", "help": "time limit, e.g. 9m"},
     "--seconds": {"type": float, "metavar": "S", "help": "minimum seconds per measurement"},
-    "--precision": {"choices": ("fp32", "bf16"), "help": "default: the CPU's fastest"},
+    "--precision": {"choices": ("fp32", "bf16"), "help": "default: both if the CPU has bf16"},
     "--readme": {"action": "store_true", "help": "update the table in README.md"},
     "--kernels": {"dest": "only", "type": _names, "metavar": "KERNELS",
                   "help": "comma-separated list of operations (default: all)"},
 }  # fmt: skip
 ONLY_ON = {"cpu": ("--rounds", "--precision", "--readme"),
            "cuda": ("--dry-run", "--budget", "--seconds")}  # fmt: skip
-"""Options of `bench train` for one device."""
+"""Options of `bench train` that apply to one device only."""
 
 
 def add(command: AddCommand) -> None:
@@ -95,8 +93,8 @@ def add(command: AddCommand) -> None:
 # --- bench -----------------------------------------------------------------------------------
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, as arguments of a benchmark."""
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options on the command line, as keyword arguments of a benchmark."""
     others = ("command", "function", "json")
     return {name: value for name, value in vars(args).items() if name not in others}
 
@@ -109,7 +107,7 @@ def _train(args: argparse.Namespace) -> None:
     """
     from pythia_book.bench import rows, train
 
-    options, shown = _given(args), []
+    options, printed = _options(args), []
     for option in ONLY_ON["cuda" if args.device == "cpu" else "cpu"]:
         if option[2:].replace("-", "_") in options:
             raise ConfigError(f"{option} does not apply to bench train --device {args.device}")
@@ -122,12 +120,12 @@ def _train(args: argparse.Namespace) -> None:
         readme = require_checkout("--readme") / "README.md"
 
     def show(row: rows.Row) -> None:
-        shown.append(row)
+        printed.append(row)
         print(rows.format_row(row), flush=True)
 
     rows.write_rows(train.bench_train(**options), args.json, show)
     if args.device == "cpu":
-        text = train.markdown(shown)
+        text = train.markdown(printed)
         print(f"\n{text}")
         if readme:
             from pythia_book.site_runs import fill_block
@@ -138,13 +136,13 @@ def _train(args: argparse.Namespace) -> None:
 def _terms(args: argparse.Namespace) -> None:
     from pythia_book.bench import terms
 
-    _print_table(terms.bench_terms(**_given(args)), terms.markdown, args.json)
+    _print_table(terms.bench_terms(**_options(args)), terms.markdown, args.json)
 
 
 def _generate(args: argparse.Namespace) -> None:
     from pythia_book.bench import generate
 
-    _print_table(generate.bench_generate(**_given(args)), generate.markdown, args.json)
+    _print_table(generate.bench_generate(**_options(args)), generate.markdown, args.json)
 
 
 def _print_table(result: dict[str, Any], markdown: Any, file: Path | None) -> None:
@@ -156,19 +154,19 @@ def _print_table(result: dict[str, Any], markdown: Any, file: Path | None) -> No
 def _kernels(args: argparse.Namespace) -> None:
     from pythia_book.bench.kernels import bench_kernels
 
-    _print_rows(bench_kernels(**_given(args)), args.json)
+    _print_rows(bench_kernels(**_options(args)), args.json)
 
 
 def _attention(args: argparse.Namespace) -> None:
     from pythia_book.bench.kernels import bench_attention
 
-    _print_rows(bench_attention(**_given(args)), args.json)
+    _print_rows(bench_attention(**_options(args)), args.json)
 
 
 def _correctness(args: argparse.Namespace) -> None:
     from pythia_book.bench.correctness import check_gpu
 
-    _print_rows(check_gpu(**_given(args)), args.json)
+    _print_rows(check_gpu(**_options(args)), args.json)
 
 
 def _print_rows(measured: Any, file: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""`inspect`, `find` and `terms`: show batches, search and count, in runs and in token files."""
+"""`inspect`, `find` and `terms`: show and search the training data of runs or token files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _data_arguments(p: argparse.ArgumentParser) -> None:
 
 
 def _rows_of(args: argparse.Namespace) -> tuple[Rows, str]:
-    """The rows that --data names, and a description of them."""
+    """Open the rows that --data names; also return their description."""
     from pythia_book.released.pile import open_rows
 
     return open_rows(
@@ -109,7 +109,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
     )
     if logged:
         agrees = "equals" if logged["batch_hash"] == batch_hash(batch) else "DIFFERS FROM"
-        print(f"this {agrees} the hash that training logged; loss there {logged['loss']:.4f}")
+        print(f"this {agrees} the hash that training logged, with a loss of {logged['loss']:.4f}")
     control = batch if run.ledger is None else run.data.batch(args.step, len(batch))
     if run.ledger is not None:
         changed = int((control != batch).sum())
@@ -131,7 +131,7 @@ def _inspect_run(args: argparse.Namespace) -> None:
 
 
 def _run_rows(run: Run) -> Callable[[int, int], NDArray]:
-    """The rows of a run as it read them, with the swaps of a fork."""
+    """A function that reads a run's rows as training read them, with the swaps of a fork."""
     ledger, rows = run.ledger, run.data.rows
     if ledger is None:
         return rows.rows
@@ -155,7 +155,7 @@ def _find(args: argparse.Namespace) -> None:
         size, end = run.config.train.batch_size, run.config.train.steps
     else:
         if args.data in RELEASED and args.to_step is None:
-            raise ConfigError("give --to-step: each update downloads 4 MB")
+            raise ConfigError("give --to-step, because searching an update downloads 4 MB")
         rows, description = _rows_of(args)
         read, tokenizer, size = rows.rows, tokenizer_at(args.tokenizer), args.batch_size
         end = rows.n_rows // size
@@ -198,8 +198,8 @@ def _terms(args: argparse.Namespace) -> None:
     counts = count_terms(run.data.rows, terms, steps, run.config.train.batch_size, progress=True)
     if args.parquet:
         counts.save(args.parquet)
-    shown = steps if args.all else steps[:: -max(1, len(steps) // 11)][::-1]
+    columns = steps if args.all else steps[:: -max(1, len(steps) // 11)][::-1]
     width = max(map(len, terms.names))
-    print("read up to step".ljust(max(width, 15)), *(f"{step:>7,}" for step in shown))
+    print("read up to step".ljust(max(width, 15)), *(f"{step:>7,}" for step in columns))
     for i, name in enumerate(terms.names):
-        print(name.ljust(max(width, 15)), *(f"{counts.up_to(step)[i]:>7,}" for step in shown))
+        print(name.ljust(max(width, 15)), *(f"{counts.up_to(step)[i]:>7,}" for step in columns))

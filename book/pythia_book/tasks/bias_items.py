@@ -49,7 +49,7 @@ class PronounItem:
     """Two versions of a sentence that differ only in the pronoun (and its reflexive)."""
 
     sentence_pro: str
-    """With the pronoun that fits the stereotype of `occupation`."""
+    """The version with the pronoun that fits the stereotype of `occupation`."""
     sentence_anti: str
     occupation: str
     """The person that the pronoun refers to."""
@@ -69,7 +69,7 @@ def winobias() -> list[PronounItem]:
     """The 761 WinoBias items, in the file's order.
 
     Raises:
-        FetchError: the wheel is not available. DataError: an unexpected item.
+        FetchError: the wheel is not available. DataError: an item has an unexpected form.
     """
     items = []
     for row in _jsonl("Wino-test/test.jsonl"):
@@ -97,7 +97,7 @@ _REFLEXIVE = {"he": "himself", "she": "herself"}
 
 
 def _fill(text: str, pronoun: str) -> str:
-    """The sentence with this pronoun, unmarked; two items have a marked reflexive that agrees."""
+    """Insert a pronoun and remove the markup; in two items, a marked reflexive changes with it."""
     text = text.replace("[MASK]", pronoun)
     for reflexive in _REFLEXIVE.values():
         text = text.replace(f"[{reflexive}]", _REFLEXIVE.get(pronoun, reflexive))
@@ -105,7 +105,7 @@ def _fill(text: str, pronoun: str) -> str:
 
 
 def crows_pairs(bias_type: str = "gender") -> list[SentencePair]:
-    """CrowS-Pairs of one bias type (127 for "gender"); "": of all nine.
+    """The CrowS-Pairs of one bias type (127 for "gender"), or of all nine for "".
 
     The file calls the fillers mask1 and mask2; mask1 gives the more stereotypical sentence.
 

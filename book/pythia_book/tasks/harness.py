@@ -1,10 +1,9 @@
-"""Our models and our tasks in the language-model evaluation harness.
+"""Runs the evaluation harness (lm-evaluation-harness) on our models and tasks.
 
-A checkpoint is a harness model named "pythia", also on the harness's command line:
+The harness model "pythia", also available on the harness's command line, is one of our checkpoints:
 log-likelihoods, including rolling ones, come from pythia_core.evaluation.scoring in batches with a
-token budget, texts from pythia_core.evaluation.generate. Task definitions may name Python functions
-for the harness to run: its own are allowed, those in other folders are rejected, and templates are
-rendered in a sandbox.
+token budget, texts from pythia_core.evaluation.generate. Task definitions can contain Python code.
+Only the harness's own definitions may run it, and templates are rendered in a sandbox.
 
 `evaluate_with_harness` runs our tasks offline with any harness model. Definitions are the
 harness's, included by path, with local JSONL files as data and with our few-shot examples. Where
@@ -53,7 +52,7 @@ def lm_eval_package() -> Any:
     return lm_eval
 
 
-def _own_definitions() -> Path:
+def _tasks_folder() -> Path:
     """The harness's folder of task definitions."""
     return Path(lm_eval_package().__file__).parent / "tasks"
 
@@ -81,10 +80,11 @@ def register(trusted: Sequence[str | Path] = ()) -> None:
 
 
 def command_line(arguments: Sequence[str]) -> None:
-    """lm-eval's command line with the model "pythia" and without code from other folders.
+    """Run lm-eval's command line with the model "pythia" and without code from other folders.
 
     Raises:
-        As `register`; DataError: a task definition with code, or an unknown task.
+        MissingDependencyError: lm_eval is not installed.
+        DataError: a task definition contains code, or a task is unknown.
         FetchError: the items are not available.
     """
     register()
@@ -108,17 +108,20 @@ def command_line(arguments: Sequence[str]) -> None:
 
 
 def _refuse_code(trusted: Sequence[str | Path]) -> None:
-    """Let task definitions run no code, except from `trusted` folders and the harness itself.
+    """Allow code in task definitions only from `trusted` folders and the harness itself.
 
-    The harness offers no such switch: it imports what `!function` names while it reads a folder's
-    definitions, before a caller sees them. So its loader and template environment are replaced, in
-    the one version that is pinned.
+    The harness has no such option: it imports what `!function` names as soon as it reads a
+    definition. So this replaces its loader and template environment, which works for the pinned
+    version.
     """
     import lm_eval.utils
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval.tasks import _yaml_loader
 
-    folders = [_own_definitions(), *(Path(folder).expanduser().resolve() for folder in trusted)]
+    folders = [
+        _tasks_folder(),
+        *(Path(folder).expanduser().resolve() for folder in trusted),
+    ]
     load = getattr(_yaml_loader, "_load_unguarded", _yaml_loader._import_func_in_yml)
     _yaml_loader._load_unguarded = load
 
@@ -144,7 +147,7 @@ def _refuse_code(trusted: Sequence[str | Path]) -> None:
 
 @cache
 def _harness_model(requests: type) -> type:
-    """The class with the harness's base class, which is imported only here."""
+    """Derive a class from `requests` and the harness's base class, which is imported only here."""
     lm_eval_package()
     from lm_eval.api.model import TemplateLM
 
@@ -241,7 +244,7 @@ class CheckpointLM:
 
 
 class NamedCheckpointLM(CheckpointLM):
-    """A checkpoint by name, with the arguments of the harness's command line."""
+    """A checkpoint, found by name; the arguments are those of the harness's command line."""
 
     def __init__(
         self,
@@ -282,15 +285,15 @@ class HarnessResult:
     metrics: dict[str, float]
     """Aggregated metrics: acc, acc_norm, perplexity, and *_stderr."""
     acc: np.ndarray
-    """float64[items]; pct_stereotype of sentence pairs, exact_match of generated answers."""
+    """float64[items]; for sentence pairs pct_stereotype, for generated answers exact_match."""
     acc_norm: np.ndarray
-    """float64[items]; acc if the task has none."""
+    """float64[items]; acc if the task has no acc_norm."""
     logprob: tuple[np.ndarray, ...]
-    """Per item the log-probability of every answer, in nats; empty for generated answers."""
+    """For each item, the log-probability of every answer, in nats; empty for generated answers."""
 
 
 def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, HarnessResult]:
-    """Run the harness on built tasks; the result has their keys ("piqa_0").
+    """Run the harness on built tasks; return their results by task key, e.g. "piqa_0".
 
     Args:
         lm: `adapter(...)`, or any other harness model.
@@ -318,6 +321,7 @@ def evaluate_with_harness(lm: Any, built: Sequence[BuiltTask]) -> dict[str, Harn
 
 
 def _result(samples: list[dict[str, Any]], metrics: dict[str, Any]) -> HarnessResult:
+    """Convert the harness's samples and metrics of one task; items are in our order."""
     samples = sorted(samples, key=lambda sample: sample["doc_id"])
     key = next(k for k in ("acc", "pct_stereotype", "exact_match") if k in samples[0])
     acc = np.array([float(s[key]) for s in samples])
@@ -336,17 +340,17 @@ def _logprob(response: Any) -> float:
 
 
 def _write_task(folder: Path, task: BuiltTask, name: str) -> None:
-    """Write a definition, the harness's if it has one, and the task's data as JSONL."""
+    """Write the task's data as JSONL, and a definition that includes the harness's, if any."""
     examples: Sequence[Item] = ()
     if isinstance(task, GeneratedTask):
         items, definition = _generation_definition(task)
     elif yaml := task_named(task.name).yaml:
         items, examples = task.items, task.examples
-        definition = {"num_fewshot": task.shots, "include": str(_own_definitions() / yaml)}
+        definition = {"num_fewshot": task.shots, "include": str(_tasks_folder() / yaml)}
     else:
         items, definition = _choice_definition(task)
     files = {}
-    for split, rows in (("train", examples or items[:1]), ("test", items)):  # must not be empty
+    for split, rows in (("train", examples or items[:1]), ("test", items)):  # no file may be empty
         files[split] = str(folder / f"{task.key}-{split}.jsonl")
         Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     definition |= {
@@ -381,7 +385,7 @@ def _choice_definition(task: ScoredTask) -> tuple[list[Item], dict[str, Any]]:
 
 
 def _generation_definition(task: GeneratedTask) -> tuple[list[Item], dict[str, Any]]:
-    """Each question is an item and includes its few-shot examples."""
+    """Each question becomes an item, whose context includes the few-shot examples."""
     settings = task_named(task.name)
     items = [
         {"context": text, "targets": sorted(right)}

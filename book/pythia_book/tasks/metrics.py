@@ -1,21 +1,21 @@
-"""Tasks as measurements of a checkpoint, by the rules of the evaluation harness.
+"""Measures tasks on checkpoints, by the rules of the evaluation harness.
 
-`build_tasks` tokenizes tasks once for any number of checkpoints with the same tokenizer and length.
-A built task is a measurement that caches the model's answers; `metrics` computes from them:
+`build_tasks` tokenizes tasks once for any number of checkpoints with the same tokenizer and context
+length. A built task is a measurement that caches the model's answers; its `metrics` come from them:
 
-    ScoredTask     caches the score of every answer. acc takes the answer with the highest total
-                   log-probability, acc_norm the highest per character; LAMBADA counts a greedy
-                   match, and its logprob (nats, of the last word) gives ppl. Pairs of sentences
-                   have pct_stereotype and likelihood_difference, and pct_stereotype_per_token, the
-                   paper's wording ("lower perplexity"), which differs if the two sentences have
-                   different numbers of tokens.
-    GeneratedTask  caches which questions were answered correctly.
+    ScoredTask     caches the score of every answer. The model chooses the answer with the highest
+                   total log-probability (acc) or the highest per character (acc_norm). In LAMBADA,
+                   greedy decoding must give the last word (acc), whose log-probability (logprob, in
+                   nats) gives ppl. Pairs of sentences have likelihood_difference, pct_stereotype
+                   and, by the paper's wording ("lower perplexity"), pct_stereotype_per_token; the
+                   last two differ if the sentences have different numbers of tokens.
+    GeneratedTask  caches which of the questions were answered correctly.
 
 Metrics have the names of the released results and are arrays with one entry per item.
 
 As in the harness, context and continuation are encoded together and split where the encoded context
 ends, and a prompt longer than the model's context loses its beginning. `fits` says which items fit
-completely; an item with a continuation that does not fit is left out and counted. Tests compare
+completely; items with a continuation that does not fit are left out and counted. Tests compare
 every item with the harness (pythia_book.tasks.harness).
 """
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 VERSION = 2
 """Part of the key of cached generated answers: raise it when any of them would change."""
 DELIMITER = "\n\n"
-"""Separates few-shot examples, also from the question."""
+"""Separates few-shot examples from each other and from the question."""
 SHOTS = (0, 1)
 """Numbers of few-shot examples in the studies."""
 LIMIT = 150
@@ -80,6 +80,7 @@ class ScoredTask:
     fits: np.ndarray
     """bool[items]: whether the whole prompt fits the model."""
     n_left_out: int
+    """Items left out because an answer does not fit the model."""
     max_seq_len: int
 
     @property
@@ -204,14 +205,14 @@ def build(
     max_seq_len: int,
     eod_id: int = 0,
 ) -> BuiltTask:
-    """A task on these items, each after the first `shots` examples.
+    """Tokenize a task: its items, each after the first `shots` examples.
 
     Raises:
         ConfigError: more shots than examples. DataError: unknown task.
     """
     task = task_named(name)
     if not 0 <= shots <= len(examples):
-        raise ConfigError(f"shots={shots}: {name} has {len(examples)} few-shot examples")
+        raise ConfigError(f"shots={shots}: {name} has only {len(examples)} few-shot examples")
     encode = scoring.encoder(tokenizer)
     before = "".join(task.prompt(example).solved + DELIMITER for example in examples[:shots])
     questions = [task.prompt(item) for item in items]
@@ -243,7 +244,8 @@ def build_tasks(
     limit: int | None = LIMIT,
     folder: str | Path | None = None,
 ) -> list[BuiltTask]:
-    """Every task with every number of shots, for all checkpoints of models like `run`.
+    """Build every task with every number of shots, for all models with the tokenizer and context
+    length of `run`.
 
     Args:
         shots: numbers of few-shot examples; None: the task's default.
@@ -274,7 +276,7 @@ def measure_tasks(
     tasks: Sequence[BuiltTask],
     progress: bool = True,
 ) -> tuple[dict[CheckpointKey, Metrics], list[Gap]]:
-    """Metrics of tasks by (run id, step), and the checkpoints that are missing or corrupt."""
+    """Measure tasks: their metrics by (run id, step), and the missing or damaged checkpoints."""
     measured, gaps = measure_each(checkpoints, tasks, "tasks", progress)
     return {
         key: {task.key: task.metrics(scores) for task, scores in zip(tasks, results, strict=True)}
@@ -283,7 +285,7 @@ def measure_tasks(
 
 
 def share_fitting(task: BuiltTask) -> float:
-    """Share of the scored items whose whole prompt fits the model."""
+    """Share of the scored items whose whole prompt fits the model's context."""
     return float(task.fits.mean()) if len(task.fits) else 0.0
 
 

@@ -1,12 +1,12 @@
 """Evaluates many checkpoints into one tidy table, in the format of the released results.
 
 Every task is tokenized once for all checkpoints, and one process per core measures checkpoints.
-Results are cached with the run (pythia_book.measurements): a stopped sweep resumes, and an
-additional task or step costs only itself. A missing or damaged checkpoint, or a task with no item
+Results are cached with the run (pythia_book.measurements): a stopped sweep resumes, and only
+additional tasks or steps are measured. A missing or damaged checkpoint, or a task with no item
 that fits the model, is a row without a value and with a note.
 
-Standard errors are those of a mean over items; that of ppl is propagated to first order from the
-standard error of the mean log-probability (the harness bootstraps it).
+Standard errors are those of a mean over items. That of ppl follows, to first order, from the
+standard error of the mean log-probability; the harness uses a bootstrap.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = [*BENCHMARKS, "n", "fits", "note"]
-"""As released, then: number of items, share that fits the model completely, any problem."""
+"""The released columns; number of items; share that fits the model completely; any problem."""
 
 
 def steps_of(run: CheckpointSource, text: str) -> list[int]:
     """The steps in `text`: "all", or a comma-separated list of steps, "first" and "last".
 
     Raises:
-        ConfigError: neither. CheckpointError: no such checkpoint; lists the nearest.
+        ConfigError: not a list of steps. CheckpointError: no such checkpoint; lists the nearest.
     """
     saved = run.steps
     if text == "all":
@@ -58,7 +58,7 @@ def steps_of(run: CheckpointSource, text: str) -> list[int]:
         if step not in saved:
             near = sorted(sorted(saved, key=lambda s: abs(s - step))[:4])
             raise CheckpointError(
-                f"{run.name} has no checkpoint of step {step}; of its {len(saved)}, the nearest "
+                f"{run.name} has no checkpoint of step {step}; the nearest of its {len(saved)} "
                 f"are {near}"
             )
     if not chosen:
@@ -75,7 +75,7 @@ def sweep(
     folder: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Every metric of every task at every step, columns COLUMNS.
+    """Measure every task at every step; return a table with the columns COLUMNS.
 
     Args:
         shots: number of few-shot examples; None: each task's default.
@@ -107,6 +107,7 @@ def sweep(
 
 
 def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
+    """The rows of a task at one step: one per metric, or an empty one with a note."""
     share = float(task.fits.sum() / (len(task.fits) + task.n_left_out))
     if not share:
         note = "no prompt fits the model's context"
@@ -120,6 +121,7 @@ def _rows(task: BuiltTask, metrics: Arrays, note: str) -> list[dict[str, Any]]:
 
 
 def _summary(metric: str, values: np.ndarray) -> dict[str, Any]:
+    """Mean of a metric over items, with its standard error; perplexity in place of logprob."""
     values = values.astype(float)
     mean = values.mean()
     error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan

@@ -1,4 +1,4 @@
-"""The benchmarks of counting and generating compute what they print; how fast is not tested."""
+"""The benchmarks of term counting and text generation; the speeds themselves are not tested."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pythia_core.util.machine import device_info
 
 
 @pytest.mark.wheels
-def test_counting_is_compared_with_the_plain_way() -> None:
+def test_counting_terms_is_compared_with_splitting_into_words() -> None:
     result = bench_terms.bench_terms(n_terms=50, rounds=1, progress=False)
     speed = result["tokens_per_s"]
     assert result["terms"] == 50 and set(speed) == {
@@ -25,7 +25,7 @@ def test_counting_is_compared_with_the_plain_way() -> None:
         bench_terms.bench_terms(n_terms=3)
 
 
-def test_writing_is_compared_on_equal_weights() -> None:
+def test_generation_is_compared_on_equal_weights() -> None:
     pytest.importorskip("transformers")
     config = ModelConfig(1, 32, 2, 128, max_seq_len=128)
     row = bench_generate.bench_size(config, batch=3, rounds=1, progress=False)

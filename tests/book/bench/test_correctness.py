@@ -1,4 +1,4 @@
-"""The check of a card finds what is wrong: numbers, bits, unwritten memory, a kernel that fails."""
+"""The GPU check finds wrong numbers, bits that differ, unwritten memory, and failing kernels."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from pythia_core.kernels import dispatch
 GELU = kernels.bias_gelu
 
 
-def failures(capsys: pytest.CaptureFixture) -> dict[str, str]:
-    """Of the kernels; by name what was wrong."""
+def kernel_failures(capsys: pytest.CaptureFixture) -> dict[str, str]:
+    """Run the command; return the failed checks, name -> reason."""
     assert main(["bench", "correctness", "--dry-run", "--sizes", "31m", "--budget", "9m"]) == 1
-    said = capsys.readouterr()
-    rows = [json.loads(text) for text in said.out.splitlines()]
-    found = {row["name"]: row["why"] for row in rows[1:] if row["outcome"] == "failed"}
-    assert said.err == f"error: {len(found)} of {len(rows) - 1} checks failed: {', '.join(found)}\n"
-    return found
+    printed = capsys.readouterr()
+    rows = [json.loads(text) for text in printed.out.splitlines()]
+    failed = {row["name"]: row["why"] for row in rows[1:] if row["outcome"] == "failed"}
+    assert (
+        printed.err
+        == f"error: {len(failed)} of {len(rows) - 1} checks failed: {', '.join(failed)}\n"
+    )
+    return failed
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pythia_book.bench.correctness._training_problem", lambda *_: "")
 
 
-def test_everything_is_right_here(tmp_path: Path) -> None:
+def test_every_check_passes_in_a_dry_run(tmp_path: Path) -> None:
     path = tmp_path / "correctness.jsonl"
     words = ["bench", "correctness", "--dry-run", "--sizes", "31m,160m", "--json", str(path)]
     assert main(words) == 0
@@ -51,7 +54,7 @@ def test_everything_is_right_here(tmp_path: Path) -> None:
     assert {f"training eager {p}" for p in ("bf16", "fp32", "fp16")} < set(names)
 
 
-def unwritten(x: Tensor) -> Tensor:
+def leave_first_row_unwritten(x: Tensor) -> Tensor:
     fresh = torch.empty_like(x)
     fresh[1:] = x[1:]
     return fresh
@@ -61,29 +64,29 @@ COUNT = itertools.count()
 
 
 @pytest.mark.parametrize(
-    ("spoilt", "why"),
+    ("corrupt", "why"),
     [
         (lambda y: 1.02 * y, "outputs differ from fp64 by 0.02; 0.00"),
         (lambda y: y + 0.1 * (y - y.detach()), "gradients differ from fp64 by 0.1; 0.00"),
-        (unwritten, "outputs differ from fp64 by nan; "),
+        (leave_first_row_unwritten, "outputs differ from fp64 by nan; "),
         (lambda y: y * (1 + (next(COUNT) % 2) * 2**-7), "a second call gives different bits"),
     ],
 )
-def test_a_kernel_that_is_wrong_is_named(
-    spoilt: Callable[[Tensor], Tensor],
+def test_a_wrong_kernel_is_named(
+    corrupt: Callable[[Tensor], Tensor],
     why: str,
     no_training: None,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(kernels, "bias_gelu", lambda *a: spoilt(GELU(*a)))
-    found = failures(capsys)
+    monkeypatch.setattr(kernels, "bias_gelu", lambda *a: corrupt(GELU(*a)))
+    failed = kernel_failures(capsys)
     expected = {f"bias_gelu_{f} 31m {p}" for f in ("tanh", "erf") for p in ("bf16", "fp32", "fp16")}
-    assert set(found) == expected
-    assert found["bias_gelu_tanh 31m bf16"].startswith(why)
+    assert set(failed) == expected
+    assert failed["bias_gelu_tanh 31m bf16"].startswith(why)
 
 
-def test_a_kernel_that_fails_gives_way_to_nothing(
+def test_a_failing_kernel_has_no_fallback(
     no_training: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def fails(*_: object) -> Tensor:
@@ -91,7 +94,7 @@ def test_a_kernel_that_fails_gives_way_to_nothing(
         raise RuntimeError("ptxas died\nat length")
 
     monkeypatch.setattr(kernels, "attention", fails)
-    assert set(failures(capsys).values()) == {"RuntimeError: ptxas died at length"}
+    assert set(kernel_failures(capsys).values()) == {"RuntimeError: ptxas died at length"}
 
 
 def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,12 +108,12 @@ def test_a_wrong_training_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     )
 
 
-def test_what_there_is_no_time_for_is_skipped() -> None:
+def test_checks_after_the_budget_are_skipped() -> None:
     _, *rows = check_gpu(("31m",), dry_run=True, budget=-1.0)
     assert {(row["outcome"], row["why"]) for row in rows} == {("skipped", SKIPPED)}
 
 
-def test_what_cannot_be_checked_is_refused() -> None:
+def test_unknown_sizes_and_a_missing_gpu_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"bench correctness takes official sizes \(14m, .*7k"):
         next(check_gpu(("7k",), dry_run=True))
     if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Predictions equal the table they were argued from, and count what they say they count."""
+"""The cost model reproduces the table of its derivation, and its bounds hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.metrics import flops_per_token
 
 MODELS = {name: size.model() for name, size in OFFICIAL_SIZES.items()}
-COMPILED = {  # ns a token: gemm, logits, attention, elementwise, loss, their sum
+COMPILED = {  # ns per token: gemm, logits, attention, elementwise, loss, their sum
     "14m": (30, 193, 76, 33, 121, 453),
     "31m": (79, 193, 153, 67, 121, 612),
     "70m": (229, 269, 164, 133, 121, 916),
@@ -28,25 +28,25 @@ OURS = {
 
 
 @pytest.mark.parametrize("size", COMPILED)
-def test_every_part_of_the_compiled_step_is_the_tables(size: str) -> None:
+def test_every_part_of_the_compiled_step_equals_the_table(size: str) -> None:
     parts = list(cost_model.parts(MODELS[size], "compiled").values())
     assert [*parts, sum(parts)] == pytest.approx(COMPILED[size], abs=1.0, rel=1e-4)
 
 
 @pytest.mark.parametrize("size", OURS)
-def test_the_totals_are_the_tables(size: str) -> None:
+def test_the_totals_of_our_step_equal_the_table(size: str) -> None:
     total = cost_model.ns_per_token(MODELS[size], "ours")
     assert total == pytest.approx(OURS[size], abs=1.0, rel=2e-4)
 
 
 @pytest.mark.parametrize("size", MODELS)
-def test_no_way_is_faster_than_its_arithmetic_and_the_order_is_plain(size: str) -> None:
+def test_ours_is_faster_than_compiled_and_slower_than_its_matrix_products(size: str) -> None:
     ns = {way: cost_model.ns_per_token(MODELS[size], way) for way in cost_model.PROFILES}
     assert ns["compiled"] > ns["ours"]
     assert ns["ours"] > flops_per_token(MODELS[size], cost_model.SEQ_LEN) / cost_model.MATMUL / 1e3
 
 
-def test_peaks_of_data_sheets() -> None:
+def test_peak_rates_come_from_data_sheets() -> None:
     peak = cost_model.peak_tflops("NVIDIA H100 80GB HBM3")
     assert peak == 989.4 and cost_model.peak_tflops("a CPU") is None
     assert cost_model.peak_tflops("NVIDIA H100 PCIe") < peak

@@ -1,4 +1,4 @@
-"""The check of a card: a step that fails, hangs or is killed costs no other step its result."""
+"""The GPU check: a step that fails, hangs or is killed does not affect the results of others."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ from pythia_book.bench.rows import read_rows, write_rows
 
 from pythia_core.__main__ import main
 
-NOWHERE = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 HANGS = ("timeit", "-n", "1", "-r", "1", "import time; print('asleep', flush=True); time.sleep(60)")
 FAILS = ("json.tool", "no such file")
 WORKS = ("platform",)
 
 
-def until(found: Callable[[], object], seconds: float = 60.0) -> object:
-    """What `found` finds, waiting for it."""
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> object:
+    """Call `condition` until its value is true; return that value."""
     end = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < end, "it did not happen"
+    while not (value := condition()):
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.1)
     return value
 
 
 def processes(word: str) -> list[int]:
-    """Processes with a word in their command lines, this one not among them."""
-    found = []
+    """The other processes that have a word in their command lines."""
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            named = word in path.read_bytes().decode(errors="replace")
+            matches = word in path.read_bytes().decode(errors="replace")
         except OSError:
             continue
-        if named and int(path.parent.name) != os.getpid():
-            found.append(int(path.parent.name))
-    return found
+        if matches and int(path.parent.name) != os.getpid():
+            pids.append(int(path.parent.name))
+    return pids
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of results with some text to train on, which would be fetched otherwise."""
+    """A results folder with some text to train on, so that none is downloaded."""
     folder = tmp_path_factory.mktemp("results")
     (folder / "bench").mkdir()
     np.save(folder / "bench" / "tokens.npy", np.arange(5000, dtype=np.uint16))
@@ -61,24 +61,24 @@ def results(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 # --- plan ----------------------------------------------------------------------------------------
 
 
-def test_the_plan_is_by_worth(tmp_path: Path) -> None:
+def test_the_most_useful_steps_come_first(tmp_path: Path) -> None:
     names = [step.name for step in plan(tmp_path, (), (), False)]
     first = ["correctness", "attention", "train 160m", "kernels 160m"]
     assert names[:6] == [*first, "train 70m", "train 410m"]
     assert len(names) == len(set(names)) == 2 + 8 + 5 and "kernels 1b" in names
     extra = {step.name for step in plan(tmp_path, (), (), False) if step.extra}
-    assert extra == set(names[4:]), "nobody asked for these"
+    assert extra == set(names[4:]), "none was requested by name"
     assert [step.name for step in plan(tmp_path, (), (), True)] == first
 
 
-def test_a_second_call_goes_on_with_other_sizes(tmp_path: Path, results: Path) -> None:
+def test_a_plan_for_chosen_parts_and_sizes(tmp_path: Path, results: Path) -> None:
     steps = plan(tmp_path, ("kernels", "train"), ("70m", "1.4b"), False)
     assert [s.name for s in steps] == ["train 70m", "train 1.4b", "kernels 70m", "kernels 1.4b"]
     assert not any(step.extra for step in steps)
     assert steps[0].seconds < steps[1].seconds, "the compiler takes longer for more layers"
     (results / "bench" / "tokens.npy").unlink()
     again = plan(tmp_path, ("train",), ("70m", "1.4b"), False)
-    assert again[0].seconds > steps[0].seconds, "its text has to be made first"
+    assert again[0].seconds > steps[0].seconds, "its text has to be prepared first"
     assert again[1] == steps[1]
     (study,) = plan(tmp_path, ("study",), (), False)
     assert study.command[:3] == ("pythia_core", "study", "gender_bias")
@@ -89,13 +89,13 @@ def test_a_second_call_goes_on_with_other_sizes(tmp_path: Path, results: Path) -
     [
         ("--only kernel", "unknown part of gpu-check 'kernel'; accepted: correctness, attention, "),
         ("--sizes 160k", "unknown size of gpu-check '160k'"),
-        ("--budget 9min", "a time is a number, in seconds or with s, m or h (540, 9m), got '9min'"),
+        ("--budget 9min", "expected a time such as 540 or 540s (seconds), 9m or 1h, got '9min'"),
         ("--budget 0", "got '0'"),
         ("--budget=-3m", "got '-3m'"),
         ("--budget m", "got 'm'"),
     ],
 )
-def test_what_cannot_be_planned_is_refused(
+def test_unknown_parts_sizes_and_budgets_are_refused(
     words: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "out"
@@ -103,17 +103,19 @@ def test_what_cannot_be_planned_is_refused(
     assert message in capsys.readouterr().err and not out.exists()
 
 
-@NOWHERE
-def test_without_a_card_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@WITHOUT_GPU
+def test_without_a_gpu_there_is_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["gpu-check", "--out", str(tmp_path / "out")]) == 1
-    said = capsys.readouterr().err
-    assert "no CUDA device" in said and "--dry-run" in said and len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert "no CUDA device" in message and "--dry-run" in message and len(message.splitlines()) == 1
 
 
 # --- running -------------------------------------------------------------------------------------
 
 
-def test_steps_that_fail_or_hang_cost_no_other_its_result(
+def test_steps_that_fail_or_hang_do_not_affect_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     steps = [
@@ -125,8 +127,8 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
     ]
     began = time.monotonic()
     rows = list(run_steps(steps, began + 100, tmp_path, False))
-    ended = {row["name"]: row["outcome"] for row in rows}
-    assert ended == {
+    outcomes = {row["name"]: row["outcome"] for row in rows}
+    assert outcomes == {
         "fails": "failed",
         "hangs": "stopped at its limit",
         "takes long": "no time",
@@ -137,32 +139,32 @@ def test_steps_that_fail_or_hang_cost_no_other_its_result(
     assert 6.0 <= rows[1]["seconds"] < 15.0
     assert [row["name"] for row in rows if row["problem"]] == ["fails", "hangs", "takes long"]
     assert read_rows(tmp_path / "steps.jsonl") == rows
-    said = capsys.readouterr().out
-    assert "== hangs: at most 6 s of the " in said and " s left" in said
+    output = capsys.readouterr().out
+    assert "== hangs: at most 6 s of the " in output and " s left" in output
     assert "asleep" in (tmp_path / "check.log").read_text()
     assert not processes("asleep")
 
 
-def test_a_dry_run_needs_no_more_time_than_it_takes(
+def test_a_dry_run_ignores_the_estimated_durations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither to start a step, whose time on a card says nothing, nor to let it finish."""
-    began = []
+    """They are those of a GPU: they must not prevent a step from starting or finishing."""
+    started = []
     monkeypatch.setattr(
-        check, "_run", lambda step, *_: began.append(step) or {"outcome": "ok", "why": ""}
+        check, "_run", lambda step, *_: started.append(step) or {"outcome": "ok", "why": ""}
     )
     check.gpu_check(20.0, tmp_path / "a", only=("attention", "kernels"), dry_run=True)
-    assert [step.name for step in began] == ["attention", "kernels 160m"]
+    assert [step.name for step in started] == ["attention", "kernels 160m"]
     monkeypatch.undo()
     slow = Step("slow", ("timeit", "-n", "1", "-r", "1", "import time; time.sleep(3)"), "", 0.1)
     (row,) = run_steps([slow], time.monotonic() + 60, tmp_path, True)
     assert row["outcome"] == "ok"
 
 
-def test_a_benchmark_without_a_number_has_failed(
+def test_a_benchmark_without_a_measurement_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It exits with 0: that nobody could be measured is a result of its, but none of the card's."""
+    """The benchmark itself exits with 0, but its rows contain no result for the GPU."""
     step = Step("attention", ("pythia_core", "bench"), "attention.jsonl", 20.0)
 
     def start(step: Step, *_: object) -> subprocess.Popen[bytes]:
@@ -183,9 +185,9 @@ def test_failures_are_named_at_the_end(
     monkeypatch.setattr(check, "plan", lambda *_: steps)
     words = ["gpu-check", "--dry-run", "--budget", "2m", "--out", str(tmp_path)]
     assert main(words) == 1
-    said = capsys.readouterr()
-    assert "1 of 2 steps failed or did not end: fails (failed)" in said.err
-    assert "works: ok" in said.out
+    printed = capsys.readouterr()
+    assert "1 of 2 steps failed or did not finish: fails (failed)" in printed.err
+    assert "works: ok" in printed.out
     monkeypatch.setattr(check, "plan", lambda *_: steps[1:])
     assert main(words) == 0
     (tmp_path / "steps.jsonl").unlink()  # as after a kill in the first step
@@ -196,10 +198,10 @@ def test_failures_are_named_at_the_end(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -> None:
+def test_results_are_complete_rows_after_a_stop(tmp_path: Path, number: int) -> None:
     out = tmp_path / "out"
     words = ["gpu-check", "--dry-run", "--only", "kernels", "--sizes", "160m,31m,1b"]
-    started = subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pythia_core", *words, "--out", str(out)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -207,51 +209,51 @@ def test_results_are_whole_whenever_it_is_stopped(tmp_path: Path, number: int) -
         text=True,
     )
     try:
-        until(lambda: len(read_rows(out / "kernels.jsonl")) > 3)
+        wait_for(lambda: len(read_rows(out / "kernels.jsonl")) > 3)
         assert len(processes(str(out))) == 2
-        started.send_signal(number)
-        said, complaint = started.communicate(timeout=30)
+        process.send_signal(number)
+        stdout, stderr = process.communicate(timeout=30)
     finally:
-        started.kill()
-    until(lambda: not processes(str(out)), 10)
+        process.kill()
+    wait_for(lambda: not processes(str(out)), 10)
     text = (out / "kernels.jsonl").read_text()
     assert text.endswith("\n") and all(map(json.loads, text.splitlines()))
     if number == signal.SIGKILL:
-        assert started.returncode == -number
+        assert process.returncode == -number
         return
-    assert started.returncode == 128 + number
-    assert complaint.startswith(f"stopped; what was measured is in {out}: run the same command")
-    assert len(complaint.splitlines()) == 1
-    assert "kernels, ms forward and backward:" in said
-    assert "kernels 160m: interrupted" in said and "kernels 31m" not in said
+    assert process.returncode == 128 + number
+    assert stderr.startswith(f"stopped; the results so far are in {out}: run the same command")
+    assert len(stderr.splitlines()) == 1
+    assert "kernels, ms forward and backward:" in stdout
+    assert "kernels 160m: interrupted" in stdout and "kernels 31m" not in stdout
 
 
 @pytest.mark.slow
 def test_a_dry_run_from_end_to_end(results: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["gpu-check", "--dry-run", "--budget", "9m"]) == 0
     out = results / "gpu-check"
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert len(list(out.iterdir())) <= 8
     assert {row["outcome"] for row in read_rows(out / "steps.jsonl")} == {"ok"}
-    checked = read_rows(out / "correctness.jsonl")[1:]
-    assert {row["outcome"] for row in checked} == {"passed"}
-    assert {"adamw 160m bf16", "training eager bf16"} <= {row["name"] for row in checked}
+    checks = read_rows(out / "correctness.jsonl")[1:]
+    assert {row["outcome"] for row in checks} == {"passed"}
+    assert {"adamw 160m bf16", "training eager bf16"} <= {row["name"] for row in checks}
     assert any("ms" in row for row in read_rows(out / "attention.jsonl"))
     assert any("tokens_per_s" in row for row in read_rows(out / "train.jsonl"))
     assert {row["size"] for row in read_rows(out / "kernels.jsonl") if "ms" in row} == {"160m"}
-    _, _, found = said.partition("\ncorrectness:\n")
-    shown = [text for text in found.splitlines() if text.startswith("  ")]
-    assert shown and all(text.startswith("  [dry run: not a result] ") for text in shown)
+    _, _, table_text = printed.partition("\ncorrectness:\n")
+    lines = [text for text in table_text.splitlines() if text.startswith("  ")]
+    assert lines and all(text.startswith("  [dry run: not a result] ") for text in lines)
     for name in check.FILES:
         assert {row["dry_run"] for row in read_rows(out / f"{name}.jsonl")} == {True}, name
     for title in ("correctness:", "attention, TFLOP/s", "training:", "kernels, ms", "steps:"):
-        assert f"\n{title}" in said
+        assert f"\n{title}" in printed
 
 
-# --- what was found ------------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
-def test_a_line_that_was_cut_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_lines_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "rows.jsonl"
     assert read_rows(path) == []
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
@@ -264,7 +266,7 @@ def test_a_line_that_was_cut_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("mark", ["", "[dry run: not a result] "])
-def test_the_table_has_the_newest_of_everything(tmp_path: Path, mark: str) -> None:
+def test_the_table_has_the_newest_measurements(tmp_path: Path, mark: str) -> None:
     def write(name: str, *rows: dict) -> None:
         marked = [{**row, "dry_run": bool(mark)} for row in rows]
         write_rows(marked, tmp_path / name, lambda _: None)

@@ -1,4 +1,4 @@
-"""Kernels and attention libraries: everything is measured; how fast it is is not tested."""
+"""Benchmarks of kernels and attention libraries; the speeds themselves are not tested."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def rows() -> list[dict]:
 def test_every_implementation_is_measured(rows: list[dict]) -> None:
     machine, *measured = rows
     assert {"copy_gb_per_s", "matmul_tflop_per_s", "triton", "device"} <= machine.keys()
-    seen = [(r["kernel"], r["implementation"]) for r in measured]
-    assert len(seen) == len(set(seen))
+    pairs = [(r["kernel"], r["implementation"]) for r in measured]
+    assert len(pairs) == len(set(pairs))
     everywhere = ("ours", "reference", "torch.compile (eager)")
     expected = {(kernel, name) for kernel in (*KERNELS, "adamw") for name in everywhere}
-    assert set(seen) == expected | {("attention", "triton"), ("adamw", "torch (fused)")}
+    assert set(pairs) == expected | {("attention", "triton"), ("adamw", "torch (fused)")}
     assert all(r["dry_run"] is True for r in rows)
     assert {r["implementation"] for r in measured if "failed" in r} <= {"triton"}
 
@@ -53,22 +53,21 @@ def test_rates_are_work_over_time(rows: list[dict]) -> None:
     assert row["formula"].startswith("7 batch heads seq (seq + 1) head_dim")
 
 
-def test_errors_are_those_of_bf16(rows: list[dict]) -> None:
-    """Measured, and of the size of its rounding: the truth is the same function."""
+def test_errors_have_the_size_of_bf16_rounding(rows: list[dict]) -> None:
     for row in rows[1:]:
         if "failed" not in row:
             low, high = (1e-9, 1e-6) if row["kernel"] == "adamw" else (1e-6, 2e-2)  # fp32 masters
             assert low < row["relative_error"] < high, row
 
 
-def test_warm_up_is_dropped_and_calls_are_enough() -> None:
+def test_warm_up_calls_are_not_timed() -> None:
     calls = []
-    found = bench_kernels.timing(lambda: calls.append(1), "cpu", 0.0)
-    assert found["calls"] == 3 * 20 == len(calls) - 3
-    assert found["ms_low"] <= found["ms"] <= found["ms_high"]
+    result = bench_kernels.timing(lambda: calls.append(1), "cpu", 0.0)
+    assert result["calls"] == 3 * 20 == len(calls) - 3
+    assert result["ms_low"] <= result["ms"] <= result["ms_high"]
 
 
-def test_a_kernel_that_fails_is_not_timed_under_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fallback_is_not_timed_as_our_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
 
     def refuses(operation: str, *_: object) -> bool:
@@ -97,10 +96,10 @@ def measured(other: Callable[[Tensor], Tensor], **more) -> list[dict]:
     return list(bench_kernels.measure(case, small, torch.float32, "cpu", 0.0, roof, 1, **more))
 
 
-def test_what_is_compiled_is_made_for_the_shape_that_is_timed(
+def test_the_compiler_specialises_to_the_timed_shape(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its errors are computed on fewer tokens first; a second shape must not make it general."""
+    """It sees the shape of the error measurement first, but must not generalise to both."""
     compiled, compile_ = [], torch.compile
 
     def backend(graph: torch.fx.GraphModule, inputs: list) -> Callable:
@@ -110,18 +109,18 @@ def test_what_is_compiled_is_made_for_the_shape_that_is_timed(
     monkeypatch.setattr(torch, "compile", lambda f, **k: compile_(f, **{**k, "backend": backend}))
     measured(lambda x: 2 * x)
     assert [(24, 8)] in compiled and [(64, 8)] in compiled
-    assert all(len(inputs) == 1 for inputs in compiled), "a size was a variable"
+    assert all(len(inputs) == 1 for inputs in compiled), "a size was passed as an argument"
 
 
 class CompilationError(Exception):
-    """Triton's own exceptions are no RuntimeErrors."""
+    """Like Triton's own exceptions, not a RuntimeError."""
 
 
 @pytest.mark.parametrize(
     "error",
     [CompilationError("at 3:7\nno such layout"), TypeError("unexpected keyword 'dq'"), OSError()],
 )
-def test_an_implementation_that_fails_is_a_row(error: Exception) -> None:
+def test_a_failing_implementation_gives_a_row(error: Exception) -> None:
     def broken(x: Tensor) -> Tensor:
         raise error
 
@@ -132,7 +131,7 @@ def test_an_implementation_that_fails_is_a_row(error: Exception) -> None:
     assert all("ms" in r for r in rows if r["implementation"] != "other") and len(rows) == 4
 
 
-def test_past_its_deadline_nothing_is_measured() -> None:
+def test_nothing_is_measured_after_the_deadline() -> None:
     assert [r["failed"] for r in measured(lambda x: x, deadline=0.0)] == [SKIPPED] * 4
     rows = list(bench_kernels.bench_kernels(("31m",), dry_run=True, only=("adamw",), budget=-1.0))
     assert "copy_gb_per_s" in rows[0]
@@ -147,7 +146,7 @@ def test_kernels_are_chosen_by_name() -> None:
         next(bench_kernels.bench_kernels(dry_run=True, only=("gelu",)))
 
 
-def test_the_command_writes_one_object_a_line(
+def test_the_command_writes_one_object_per_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = iter([{"kernel": "a"}, {"kernel": "b"}])
@@ -158,18 +157,18 @@ def test_the_command_writes_one_object_a_line(
     assert [json.loads(line)["kernel"] for line in path.read_text().splitlines()] == ["a", "b"]
 
 
-def test_the_command_passes_its_limits_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {}
     monkeypatch.setattr(
-        bench_kernels, "bench_kernels", lambda dry_run, **more: seen.update(more) or []
+        bench_kernels, "bench_kernels", lambda dry_run, **more: options.update(more) or []
     )
     words = "bench kernels --dry-run --kernels adamw,attention --budget 2m --seconds 0.1"
     assert main(words.split()) == 0
-    assert seen == {"only": ("adamw", "attention"), "budget": 120.0, "seconds": 0.1}
+    assert options == {"only": ("adamw", "attention"), "budget": 120.0, "seconds": 0.1}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_card_it_says_so() -> None:
+def test_kernels_need_a_gpu() -> None:
     with pytest.raises(
         ConfigError, match="bench kernels needs a GPU, but torch finds no CUDA device; --d"
     ):
@@ -181,7 +180,7 @@ def test_unknown_sizes_are_refused() -> None:
         next(bench_kernels.bench_kernels(("160m", "7k"), dry_run=True))
 
 
-def test_the_kernels_of_a_cpu_are_timed_against_torch() -> None:
+def test_cpu_kernels_are_compared_with_torch() -> None:
     machine, *rows = bench_kernels.bench_kernels(
         ("7k",), seconds=0.0, device="cpu", precisions=("fp32", "bf16"), calls=1
     )
@@ -192,7 +191,7 @@ def test_the_kernels_of_a_cpu_are_timed_against_torch() -> None:
         for dtype in ("fp32", "bf16")
         for kernel in kernels
         for name in ("ours", "reference", "torch")
-        if (kernel, name) != ("linear_cross_entropy", "torch")  # it has none
+        if (kernel, name) != ("linear_cross_entropy", "torch")  # torch has none
     ]
     for row in rows:
         assert row["shape"].get("tokens", 32 * 128) == 32 * 128
@@ -208,26 +207,25 @@ def attention_rows() -> list[dict]:
     return list(bench_kernels.bench_attention(dry_run=True))
 
 
-def test_every_library_is_measured_in_both_ways_or_says_why_not(
+def test_every_library_is_measured_with_and_without_determinism(
     attention_rows: list[dict],
 ) -> None:
     rows = attention_rows
     assert rows[0]["kind"] == "machine" and all(row["dry_run"] for row in rows)
     assert {row["library"] for row in rows[1:]} == set(bench_kernels.MEASURED)
-    done = [row for row in rows[1:] if "failed" not in row]
-    assert {(r["library"], r["deterministic"]) for r in done} >= {
+    results = [row for row in rows[1:] if "failed" not in row]
+    assert {(r["library"], r["deterministic"]) for r in results} >= {
         ("torch", False), ("torch", True), ("flash", False), ("flash", True),
     }  # fmt: skip
-    for row in done:
+    for row in results:
         assert row["bits_repeat"] is True, "on a CPU nothing is summed in another order"
         product = 7 * row["seq_len"] * (row["seq_len"] + 1) * row["head_dim"]
         assert row["tflops"] == pytest.approx(product / row["ms"] / 1e9)
-    assert {row["chosen"] for row in done if row["library"] == "torch"} == {"FLASH_ATTENTION"}
+    assert {row["chosen"] for row in results if row["library"] == "torch"} == {"FLASH_ATTENTION"}
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_bits_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a backward whose sums depend on the order of threads."""
+def test_a_non_deterministic_backward_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def drifting(q: Tensor, k: Tensor, v: Tensor, library: str) -> Tensor:
@@ -243,7 +241,7 @@ def test_bits_that_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
 
 
-def test_a_library_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_library_gives_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> Tensor:
         raise TypeError("unexpected keyword\nmore")
 
@@ -252,24 +250,24 @@ def test_a_library_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {r["failed"] for r in rows if "head_dim" in r} == {"TypeError: unexpected keyword more"}
 
 
-def test_past_the_budget_no_attention_is_measured() -> None:
+def test_no_attention_is_measured_after_the_budget() -> None:
     rows = list(bench_kernels.bench_attention(dry_run=True, budget=-1.0))[1:]
     assert {row["failed"] for row in rows if "head_dim" in row} == {SKIPPED}
 
 
-def test_the_command_for_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+def test_the_attention_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
     monkeypatch.setattr(
-        bench_kernels, "bench_attention", lambda *a, **k: seen.append((a, k)) or [{"a": 1}]
+        bench_kernels, "bench_attention", lambda *a, **k: calls.append((a, k)) or [{"a": 1}]
     )
     path = tmp_path / "rows.jsonl"
     words = ["bench", "attention", "--dry-run", "--budget", "2m", "--json", str(path)]
-    assert main(words) == 0 and seen == [((), {"dry_run": True, "budget": 120.0})]
+    assert main(words) == 0 and calls == [((), {"dry_run": True, "budget": 120.0})]
     assert json.loads(path.read_text()) == {"a": 1}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_card_attention_says_so() -> None:
+def test_attention_needs_a_gpu() -> None:
     with pytest.raises(
         ConfigError, match="bench attention needs a GPU, but torch finds no CUDA device; --d"
     ):

@@ -1,4 +1,4 @@
-"""The benchmark of a training step: every implementation, what does not fit, what crashes."""
+"""The benchmark of a training step: its implementations, the search for rows that fit, its rows."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def rows() -> list[dict]:
 # --- implementations -------------------------------------------------------------------------
 
 
-def test_the_model_in_plain_torch_is_the_model() -> None:
+def test_the_plain_model_has_the_same_gradients() -> None:
     model = GPTNeoX(ModelConfig(2, 32, 2, 128))
     model.init_weights(0)
     text = torch.from_numpy(TEXT[:68].astype(np.int64)).view(4, 17)
@@ -51,7 +51,7 @@ def test_the_model_in_plain_torch_is_the_model() -> None:
     ours = [p.grad.clone() for p in model.parameters()]
     plain = GPTNeoX(model.config, PLAIN)
     plain.load_state_dict(model.state_dict())
-    traced = torch.compile(plain.loss, backend="eager", fullgraph=True)  # nothing falls out
+    traced = torch.compile(plain.loss, backend="eager", fullgraph=True)  # without graph breaks
     traced(text).backward()
     for mine, p in zip(ours, plain.parameters(), strict=True):
         torch.testing.assert_close(p.grad, mine, rtol=1e-4, atol=1e-6)
@@ -60,7 +60,7 @@ def test_the_model_in_plain_torch_is_the_model() -> None:
 @pytest.mark.parametrize(
     "implementation", [*ALL, *train.implementations_on_cpu(("fp32",), ())], ids=lambda i: i.name
 )
-def test_every_implementation_learns_or_says_why_it_cannot(
+def test_every_implementation_updates_its_weights(
     implementation: train.Implementation,
 ) -> None:
     config, device = DRY.config(2), torch.device("cpu")
@@ -82,7 +82,7 @@ def test_every_implementation_learns_or_says_why_it_cannot(
 # --- rows ------------------------------------------------------------------------------------
 
 
-def test_a_dry_run_measures_everything_and_says_that_it_is_one(rows: list[dict]) -> None:
+def test_a_dry_run_measures_and_marks_everything(rows: list[dict]) -> None:
     assert all(row["dry_run"] is True for row in rows)
     machine, *measured = rows
     assert machine["kind"] == "machine" and set(machine["matmul_tflop_per_s"]) == {"bf16"}
@@ -100,13 +100,13 @@ def test_a_dry_run_measures_everything_and_says_that_it_is_one(rows: list[dict])
     assert "[dry run: not a result]" in format_row(measured[0])
 
 
-def test_a_second_round_takes_the_rows_that_the_first_found_to_fit(
+def test_later_jobs_of_a_size_reuse_the_rows_that_fit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked = []
+    jobs = []
 
     def fake(job: train.Job):
-        asked.append((job.size, job.rows))
+        jobs.append((job.size, job.rows))
         yield from (
             job.columns | i.columns | {"rows": 8, "failed": "no"} for i in job.implementations
         )
@@ -114,8 +114,8 @@ def test_a_second_round_takes_the_rows_that_the_first_found_to_fit(
     monkeypatch.setattr(train, "measure", fake)
     sizes = ("31m", "160m", "70m")
     list(train.bench_train(sizes, "cuda", dry_run=True))
-    by_worth = ["70m", "160m", "31m"]
-    assert asked == [(s, 0) for s in by_worth] + [(s, 8) for s in by_worth] * 2
+    most_useful_first = ["70m", "160m", "31m"]
+    assert jobs == [(s, 0) for s in most_useful_first] + [(s, 8) for s in most_useful_first] * 2
 
 
 def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,38 +146,40 @@ def test_a_cpu_is_measured_in_every_precision(monkeypatch: pytest.MonkeyPatch) -
     assert f"**{ours / fastest:.2f}x**" in text
 
 
-def test_a_row_says_what_the_kernels_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    make = train._warmed
+def test_rows_contain_the_warnings_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = train._warm_up
 
     def warning(*arguments):
         logging.getLogger("pythia_core.kernels.dispatch").warning("a kernel fails here")
         return make(*arguments)
 
-    monkeypatch.setattr(train, "_warmed", warning)
+    monkeypatch.setattr(train, "_warm_up", warning)
     (row,) = train.measure(replace(DRY, implementations=FIRST[-1:]))
     assert row["warnings"] == ["a kernel fails here"]
 
 
-def test_a_spent_budget_gives_rows_that_say_so() -> None:
-    found = list(train.measure(replace(DRY, deadline=1.0)))
-    assert [r["failed"] for r in found] == [train.SKIPPED] * len(FIRST)
+def test_nothing_is_measured_after_the_deadline() -> None:
+    rows = list(train.measure(replace(DRY, deadline=1.0)))
+    assert [r["failed"] for r in rows] == [train.SKIPPED] * len(FIRST)
 
 
-def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd, make = [], train._warmed
+def test_implementations_that_do_not_fit_together_are_tried_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempts, make = [], train._warm_up
 
-    def greedy(implementation, *rest):
-        crowd.append(implementation.name)
-        if implementation.family == "ours" and crowd.count(implementation.name) == 1:
+    def fail_first(implementation, *rest):
+        attempts.append(implementation.name)
+        if implementation.family == "ours" and attempts.count(implementation.name) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return make(implementation, *rest)
 
-    monkeypatch.setattr(train, "_warmed", greedy)
+    monkeypatch.setattr(train, "_warm_up", fail_first)
     job = replace(DRY, implementations=(FIRST[-1], train.ROUNDS_ON_GPU[2][-1]))
-    found = {r["implementation"]: r for r in train.measure(job)}
-    assert "failed" not in found["ours eager, bf16"]
-    assert found["ours eager, bf16"]["alternates_with"] == ["ours eager, bf16"]
-    assert found["plain eager, bf16"]["alternates_with"] == [
+    rows = {r["implementation"]: r for r in train.measure(job)}
+    assert "failed" not in rows["ours eager, bf16"]
+    assert rows["ours eager, bf16"]["alternates_with"] == ["ours eager, bf16"]
+    assert rows["plain eager, bf16"]["alternates_with"] == [
         "ours eager, bf16",
         "plain eager, bf16",
     ]
@@ -186,7 +188,7 @@ def test_what_does_not_fit_together_is_tried_alone(monkeypatch: pytest.MonkeyPat
 # --- memory and text -------------------------------------------------------------------------
 
 
-def test_rows_are_tried_from_above_the_estimate_down() -> None:
+def test_the_search_for_rows_starts_at_twice_the_estimate() -> None:
     job = train.Job("1.4b", FIRST)
     tries = train.rows_to_try(job, 80e9)
     assert tries == [2**p for p in range(len(tries) - 1, -1, -1)]
@@ -214,10 +216,10 @@ def test_rows_that_do_not_fit_are_halved(monkeypatch: pytest.MonkeyPatch) -> Non
     assert tried == [16, 8, 4]
 
 
-def test_groups_hold_what_fits_and_lose_none() -> None:
+def test_groups_fit_into_memory_and_are_complete() -> None:
     job = train.Job("1.4b", ALL)
-    made = train.groups(job, 8, 80e9)
-    assert [c for group in made for c in group] == list(ALL) and len(made) > 2
+    groups = train.groups(job, 8, 80e9)
+    assert [c for group in groups for c in group] == list(ALL) and len(groups) > 2
     assert len(train.groups(replace(job, size="14m"), 4, 80e9)) == 1
     assert all(len(g) == 1 for g in train.groups(job, 8, 1e9))
 
@@ -228,28 +230,28 @@ def test_batches_are_consecutive_rows_of_the_text() -> None:
     assert second.ravel().tolist() == TEXT[34:68].tolist()
 
 
-def test_text_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_text_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pythia_core.data import prepare
 
     monkeypatch.undo()
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     text = np.arange(3 * 2049, dtype=np.uint16).reshape(3, 2049)
     source = SimpleNamespace(n_rows=3, rows=lambda start, n: text[start : start + n])
-    asked = []
+    prepared = []
     monkeypatch.setattr(
-        prepare, "prepare", lambda data, _: asked.append(data) or SimpleNamespace(rows=source)
+        prepare, "prepare", lambda data, _: prepared.append(data) or SimpleNamespace(rows=source)
     )
     assert train.text_tokens().tolist() == text.ravel().tolist() == train.text_tokens().tolist()
-    assert [data.tokenizer for data in asked] == ["neox-20b"]
+    assert [data.tokenizer for data in prepared] == ["neox-20b"]
     np.save(train.text_file(), text)
-    with pytest.raises(DataError, match=r"uint16\(3, 2049\)"):
+    with pytest.raises(DataError, match=r"uint16 and shape \(3, 2049\)"):
         train.text_tokens()
 
 
 # --- the file and the command ----------------------------------------------------------------
 
 
-def test_only_rows_of_real_runs_on_the_last_device_count(tmp_path: Path) -> None:
+def test_only_measurements_on_the_last_device_count(tmp_path: Path) -> None:
     path, keys = tmp_path / "rows.jsonl", ("size",)
     assert measured_rows(path, "train", keys) == []
 
@@ -278,13 +280,11 @@ def test_only_rows_of_real_runs_on_the_last_device_count(tmp_path: Path) -> None
         ("train --budget 3", "--budget does not apply to bench train --device cpu"),
         (
             "train --device cuda --dry-run --budget 9min",
-            "a time is a number, in seconds or with s, m",
+            "expected a time such as 540",
         ),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_words(
-    words: str, message: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_bad_options_are_refused(words: str, message: str, capsys: pytest.CaptureFixture) -> None:
     if "finds no CUDA" in message and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     assert main(["bench", *words.split()]) == 1
@@ -296,7 +296,7 @@ def test_what_cannot_be_measured_is_refused_in_words(
     [("train", "--kernels adamw"), ("terms", "--device cuda"), ("terms", "--sizes 7k"),
      ("attention", "--sizes 160m"), ("kernels", "--rounds 0")],
 )  # fmt: skip
-def test_options_of_other_benchmarks(
+def test_options_of_other_benchmarks_are_refused(
     benchmark: str, option: str, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -304,7 +304,7 @@ def test_options_of_other_benchmarks(
     assert f"unrecognized arguments: {option}" in capsys.readouterr().err
 
 
-def test_a_dry_run_leaves_nothing_where_results_are(
+def test_a_dry_run_writes_no_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))

@@ -1,4 +1,4 @@
-"""Planted sums: right, as frequent as said, never of a pair that is kept for asking."""
+"""Planted sums: correct, with the intended frequencies, and never of a held-out pair."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ def planted(count: int = 1500) -> list[tuple[int, int, int]]:
     return [tuple(map(int, m.groups())) for m in map(LINE.fullmatch, texts.splitlines()) if m]
 
 
-def test_every_sum_is_right_and_none_of_a_held_out_pair() -> None:
-    found = planted(200)
-    assert len(found) == 200 * equations.EACH
-    assert all(a + b == c for a, b, c in found)
-    assert all(a in equations.FIRST and b in equations.SECOND for a, b, _ in found)
-    assert not any(equations.held_out(a, b) for a, b, _ in found)
+def test_sums_are_correct_and_avoid_held_out_pairs() -> None:
+    sums = planted(200)
+    assert len(sums) == 200 * equations.PER_DOCUMENT
+    assert all(a + b == c for a, b, c in sums)
+    assert all(a in equations.FIRST and b in equations.SECOND for a, b, _ in sums)
+    assert not any(equations.held_out(a, b) for a, b, _ in sums)
     share = sum(equations.held_out(a, b) for a in equations.FIRST for b in equations.SECOND) / 5000
     assert share == pytest.approx(equations.HELD_OUT, abs=0.02)
 
 
-def test_first_operands_are_as_frequent_as_their_weights() -> None:
-    found = Counter(a for a, *_ in planted())
+def test_first_operands_follow_their_weights() -> None:
+    counts = Counter(a for a, *_ in planted())
     weight = equations.weights(NATURAL)
-    left = {a: sum(not equations.held_out(a, b) for b in equations.SECOND) for a in weight}
-    total = sum(weight[a] * left[a] for a in weight)
+    available = {a: sum(not equations.held_out(a, b) for b in equations.SECOND) for a in weight}
+    total = sum(weight[a] * available[a] for a in weight)
     for a in weight:
-        expected = sum(found.values()) * weight[a] * left[a] / total
-        assert abs(found[a] - expected) < 5 * expected**0.5 + 5
+        expected = sum(counts.values()) * weight[a] * available[a] / total
+        assert abs(counts[a] - expected) < 5 * expected**0.5 + 5
 
 
-def test_a_coin_makes_one_of_each_pair_of_neighbours_more_frequent() -> None:
+def test_one_number_of_each_pair_is_boosted() -> None:
     pairs = equations.pairs(NATURAL)
     assert sorted(n for pair in pairs for n in pair) == list(equations.FIRST)
     weight = equations.weights(NATURAL)
     for chosen, other in pairs:
-        assert abs(chosen - other) == 1  # neighbours in this frequency, which falls with the number
+        assert abs(chosen - other) == 1  # NATURAL decreases: neighbours are paired
         ratio = weight[chosen] / weight[other]
         natural = (NATURAL[chosen] + 1) / (NATURAL[other] + 1)
         assert ratio == pytest.approx(equations.BOOST * natural)
@@ -54,6 +54,6 @@ def test_a_coin_makes_one_of_each_pair_of_neighbours_more_frequent() -> None:
 
 
 def test_numbers_are_counted_as_whole_numbers() -> None:
-    found = equations.natural_counts(["7 and 17, 1.7 or 7.5; a7 7b 007 $7 (7) 7,000 7", "99"])
-    assert found[7] == 4  # "7", "$7", "(7)" and the last
-    assert found[17] == 1 and found[99] == 1 and found[0] == 0
+    counts = equations.natural_counts(["7 and 17, 1.7 or 7.5; a7 7b 007 $7 (7) 7,000 7", "99"])
+    assert counts[7] == 4  # "7", "$7", "(7)" and the last
+    assert counts[17] == 1 and counts[99] == 1 and counts[0] == 0

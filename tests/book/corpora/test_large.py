@@ -63,7 +63,7 @@ EXPECTED = {
 
 @pytest.fixture
 def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiny wheels in the form of the pinned ones."""
+    """Tiny wheels with the layout of the pinned ones."""
     for name, files in FILES.items():
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
             for member, content in files.items():
@@ -73,13 +73,13 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large, "wheel", lambda pin: tmp_path / pin.name)
 
 
-def test_readers(wheels: None) -> None:
+def test_each_reader_on_a_tiny_wheel(wheels: None) -> None:
     assert set(large.READERS) == set(EXPECTED) == set(LARGE_DOMAINS) - set(DOMAINS)
     for domain, texts in EXPECTED.items():
         assert [text for _, text in pocket_pile.raw_texts((domain,))] == texts, domain
 
 
-def test_its_wheels_are_pinned_and_named_in_its_identity() -> None:
+def test_its_wheels_are_pinned_and_part_of_its_identity() -> None:
     names = {name for names, _ in large.READERS.values() for name in names}
     assert names == set(FILES) and names <= set(WHEELS)
     assert pocket_pile.wheels_needed(LARGE_DOMAINS)[:3] == pocket_pile.wheels_needed(DOMAINS)
@@ -91,13 +91,13 @@ def test_its_wheels_are_pinned_and_named_in_its_identity() -> None:
         DataConfig("pocket-pile", ("aws",))
 
 
-def test_prose_is_taken_whole_of_the_rest_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_added_domains_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"text {i} " + "word " * 150 for i in range(2000)]
     both = [("books", text) for text in texts] + [("aws", text) for text in texts]
     monkeypatch.setattr(miniature, "raw_texts", lambda domains: iter(both))
-    found = list(miniature.sampled(("books", "aws"), "large"))
-    assert [text for domain, text in found if domain == "books"] == texts
-    others = [text for domain, text in found if domain == "aws"]
+    sampled = list(miniature.sampled(("books", "aws"), "large"))
+    assert [text for domain, text in sampled if domain == "books"] == texts
+    others = [text for domain, text in sampled if domain == "aws"]
     share = miniature.PROPORTIONS["large"].added
     assert others == [text for text in texts if fraction(text) < share]
     assert len(others) / len(texts) == pytest.approx(share, abs=0.04)
@@ -111,11 +111,11 @@ SMALL = {  # domain: documents, bytes, first 16 hex digits of the sha256
 
 
 @pytest.mark.wheels
-def test_the_smaller_sources_are_what_they_were() -> None:
+def test_the_smaller_sources_have_not_changed() -> None:
     tally: Tally = {}
     data = DataConfig("large", ("jargon", "countries"))
     deque(open_corpus(data, progress=False, tally=tally), maxlen=0)
     for domain, (documents, size, digest) in SMALL.items():
-        seen = tally[domain].summary()
-        assert (seen["documents"], seen["bytes"]) == (documents, size), domain
-        assert str(seen["sha256"]).startswith(digest), domain
+        summary = tally[domain].summary()
+        assert (summary["documents"], summary["bytes"]) == (documents, size), domain
+        assert str(summary["sha256"]).startswith(digest), domain

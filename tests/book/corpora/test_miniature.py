@@ -1,4 +1,4 @@
-"""The Pile in miniature: proportions, planted copies, nothing held out is ever planted."""
+"""The Pile in miniature: its proportions, its planted copies, and no held-out text among them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_cutting_loses_nothing(text: str) -> None:
 def test_copies_follow_the_plan() -> None:
     texts = [document(i) for i in range(3000)]
     copies = miniature.plan(texts)
-    assert copies == miniature.plan(list(reversed(texts)))  # of the text, not of the order
+    assert copies == miniature.plan(list(reversed(texts)))  # in any order
     assert set(copies.values()) == set(miniature.LEVELS)
     budget = miniature.PROPORTIONS["miniature"].planted * 200 * len(texts)
     for level in miniature.LEVELS:
@@ -41,7 +41,7 @@ def test_copies_follow_the_plan() -> None:
     assert all(miniature.fraction(text) >= miniature.GUARD for text in copies)
 
 
-def test_a_text_that_is_too_short_or_too_long_is_not_planted() -> None:
+def test_short_and_long_texts_are_not_planted() -> None:
     texts = [document(i, 60) for i in range(500)] + [document(i, 900) for i in range(500)]
     assert miniature.plan(texts) == {}
 
@@ -66,10 +66,10 @@ def test_the_corpus_is_as_repetitive_as_the_pile() -> None:
     assert 0.60 < sum(once.values()) / sum(map(len, texts)) < 0.70
     counts = Counter(texts)
     assert max(counts.values()) == 128 - 31  # every fourth copy is edited
-    held = [text for text in once if miniature.fraction(text) < data.heldout_fraction]
-    assert len(held) > 100
+    held_out = [text for text in once if miniature.fraction(text) < data.heldout_fraction]
+    assert len(held_out) > 100
     documents = list(open_corpus(data, progress=False))
     assert {d.domain for d in documents} == {*DOMAINS, miniature.EQUATIONS}
     sums = [d.text for d in documents if d.domain == miniature.EQUATIONS]
-    assert not {*sums} & {*held}
+    assert not {*sums} & {*held_out}
     assert 0.06 < sum(map(len, sums)) / sum(map(len, texts)) < 0.10

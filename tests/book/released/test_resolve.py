@@ -10,7 +10,7 @@ import pytest
 from hub_server import FakeHub, serving
 from pythia_book.released.resolve import LAST, PublishedModel, find_model
 from pythia_book.tasks.sweep import steps_of, sweep
-from task_items import made
+from task_items import fake_items
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
@@ -25,13 +25,13 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_WORKERS", "1")  # workers of an earlier test know its folder only
     folder = tmp_path / "pythia-70m-deduped"
-    tokenizer = train_bpe((str(item) for item in made("piqa", 40)), 384)
+    tokenizer = train_bpe((str(item) for item in fake_items("piqa", 40)), 384)
     for step in (0, 3000):
         model = GPTNeoX(ModelConfig(1, 16, 2, 384, max_seq_len=64))
         model.init_weights(step)
         hf.save(model, folder / f"step{step}", tokenizer=tokenizer)
     (tmp_path / "piqa.jsonl").write_text(
-        "".join(json.dumps(item) + "\n" for item in made("piqa", 24))
+        "".join(json.dumps(item) + "\n" for item in fake_items("piqa", 24))
     )
     return folder
 

@@ -1,4 +1,4 @@
-"""The deduplication study: twins are compared item by item, and a gap is a gap."""
+"""The deduplication study: twins are compared item by item; lost checkpoints become gaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pythia_core.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("params", "message"),
     [
         ({"sizes": "7m"}, "unknown size"),
         ({"bootstrap": 3}, "bootstrap must be"),
@@ -25,9 +25,9 @@ from pythia_core.errors import ConfigError
         ({"scale": 3}, "scale must be text"),
     ],
 )
-def test_bad_parameters_are_refused(given: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Params(**given)
+def test_bad_parameters_are_refused(params: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Params(**params)
 
 
 def memorized(standard: float, deduplicated: float) -> pd.DataFrame:
@@ -40,7 +40,7 @@ def memorized(standard: float, deduplicated: float) -> pd.DataFrame:
     ("shift", "verdict"), [(-0.2, "not reproduced"), (0.2, "reproduced"), (0.0, "reproduced")]
 )
 def test_only_a_benefit_contradicts_the_paper(shift: float, verdict: str) -> None:
-    """A loss that rises is no benefit either."""
+    """A rise of the loss agrees with the paper too: it is no benefit."""
     change = np.random.default_rng(0).normal(shift, 0.3, 300)
     claims = study_claims(
         Params(sizes="600k"), {"loss": change}, memorized(0.05, 0.01), pd.DataFrame()
@@ -74,19 +74,20 @@ def test_twins_are_compared_on_the_same_items(tmp_path, monkeypatch) -> None:
     assert set(clusters) == {recipes.documents["none"]}
     levels = result.tables["levels"].set_index(["size", "arm", "measure", "step"]).value
     for row in result.tables["effects"].itertuples(index=False):
-        place = (row[0], row.measure, row.step)
-        both = [levels[place[0], arm, place[1], place[2]] for arm in ("deduplicated", "standard")]
-        assert row.value == pytest.approx(both[0] - both[1])
+        deduplicated, standard = (
+            levels[row[0], arm, row.measure, row.step] for arm in ("deduplicated", "standard")
+        )
+        assert row.value == pytest.approx(deduplicated - standard)
     assert result.values["gaps"] == 0
     tasks = result.tables["tasks"].set_index(["size", "task", "shots"])
-    zero = [t for _, t, shots in tasks.index if shots == 0 and t != "mean"]
-    assert zero
+    zero_shot = [t for _, t, shots in tasks.index if shots == 0 and t != "mean"]
+    assert zero_shot
     for size in params.size_list:
-        mine = tasks.loc[size].loc[[(t, 0) for t in dict.fromkeys(zero)]]
-        mean = (mine.value * mine.n).sum() / mine.n.sum()
+        of_size = tasks.loc[size].loc[[(t, 0) for t in dict.fromkeys(zero_shot)]]
+        mean = (of_size.value * of_size.n).sum() / of_size.n.sum()
         assert tasks.value[size, "mean", 0] == pytest.approx(mean)
 
-    run = result.runs[0]  # a checkpoint lost since is a gap, the rest stands
+    run = result.runs[0]  # losing a checkpoint leaves the other results as they were
     shutil.rmtree(run.folder / "evaluations")
     shutil.rmtree(run.checkpoints / "step-000016")
     again = deduplication.run(params, progress=False)

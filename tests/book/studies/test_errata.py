@@ -1,4 +1,4 @@
-"""Errata: the evidence is computed and right, offline; what a switch changes is that one thing."""
+"""Errata: the evidence is computed offline and is right; a switch changes one field only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pythia_book.published import results
 from pythia_book.published.tables import TASKS
 from pythia_book.studies.errata import catalogue, evidence, figures, study
 from pythia_book.studies.errata.evidence import Evidence
-from pythia_book.studies.errata.params import READ, SEED, SWITCHES, Params
+from pythia_book.studies.errata.params import GELU_AFTER_TRAINING, OTHER_SEED, SWITCHES, Params
 from score_files import as_csv
 
 from pythia_core.__main__ import main
@@ -26,8 +26,8 @@ from pythia_core.suite import suite_configs
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Evidence]:
-    """All evidence without released scores, and without a network."""
+def all_evidence() -> dict[str, Evidence]:
+    """All evidence except released scores, computed without a network."""
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("evidence must not need a network")
@@ -52,9 +52,9 @@ def test_every_erratum_is_complete() -> None:
     assert {e.measured for e in catalogue.ERRATA} - {""} == set(SWITCHES)
 
 
-def test_numbers_of_the_evidence(found: dict[str, Evidence]) -> None:
+def test_numbers_of_the_evidence(all_evidence: dict[str, Evidence]) -> None:
     values: dict[str, object] = {}
-    for each in found.values():
+    for each in all_evidence.values():
         assert not values.keys() & each.values.keys(), "names must be unique"
         values |= each.values
         assert each.text.endswith(".") or each.text.endswith("of them.")
@@ -95,26 +95,30 @@ def test_numbers_of_the_evidence(found: dict[str, Evidence]) -> None:
             assert toy == pytest.approx(pile, abs=1), (times, policy)
 
 
-def test_evidence_is_called_computed_only_where_it_is(found: dict[str, Evidence]) -> None:
+def test_evidence_is_called_computed_only_where_it_is(
+    all_evidence: dict[str, Evidence],
+) -> None:
     cited = {"swap-code", "repeated-checkpoints", "configs", "tasks", "evals-2.8b", "lr-1b"}
     for e in catalogue.ERRATA:
-        assert ("Evidence, computed now" in e.sections(found[e.name])) == (e.name not in cited)
-        assert (found[e.name].values == {}) == (e.name in cited)
+        assert ("Evidence, computed now" in e.sections(all_evidence[e.name])) == (
+            e.name not in cited
+        )
+        assert (all_evidence[e.name].values == {}) == (e.name in cited)
         assert ("{" in e.evidence) == (e.name not in cited)
     names = {e.name for e in catalogue.ERRATA}
     assert evidence.COMPUTED.keys() == names - cited
     assert evidence.RELEASED.keys() == {e.name for e in catalogue.ERRATA if e.released}
 
 
-def test_scores_that_are_not_here_are_said_to_be_missing(found: dict[str, Evidence]) -> None:
+def test_missing_released_scores_are_reported(all_evidence: dict[str, Evidence]) -> None:
     names = {e.name for e in catalogue.ERRATA if e.released}
     assert names == {"swap-code", "tasks", "evals-2.8b"}
-    for name, each in found.items():
+    for name, each in all_evidence.items():
         assert ("PYTHIA_PUBLISHED_DIR" in each.released) == (name in names)
 
 
 def scores(folder: Path, wsc: float) -> results.Published:
-    """A made-up copy of the released scores: 2.8b's first five-shot step is its twin's."""
+    """Made-up released scores; at step 3,000 both 2.8b models have the same ones."""
     as_csv(folder)
     rows = [
         (model, deduped, shots, task, step, "acc",
@@ -130,7 +134,7 @@ def scores(folder: Path, wsc: float) -> results.Published:
 
 
 @pytest.mark.parametrize(("wsc", "flat"), [(38 / 104, "wsc"), (0.7, "none")])
-def test_released_scores_are_compared_when_asked(wsc: float, flat: str, tmp_path: Path) -> None:
+def test_released_scores_are_compared(wsc: float, flat: str, tmp_path: Path) -> None:
     released = scores(tmp_path, wsc)
     text = of_scores("tasks", released)
     assert f"At guessing for all sizes: {flat}." in text
@@ -158,8 +162,8 @@ def test_the_real_released_scores() -> None:
 # --- page and command line -------------------------------------------------------------------
 
 
-def a_result(evidence: dict[str, Evidence], **values: object) -> SimpleNamespace:
-    """Enough of a study's result to draw the list."""
+def partial_result(evidence: dict[str, Evidence], **values: object) -> SimpleNamespace:
+    """The parts of a study's result that the list needs."""
     changes = {f"{name}_loss_change": "not measured" for name in study.LABELS}
     return SimpleNamespace(released=evidence, values={"size": "7k", **changes, **values})
 
@@ -167,16 +171,16 @@ def a_result(evidence: dict[str, Evidence], **values: object) -> SimpleNamespace
 @pytest.mark.parametrize("erratum", catalogue.ERRATA, ids=lambda e: e.name)
 def test_the_command_prints_what_the_page_shows(
     erratum: catalogue.Erratum,
-    found: dict[str, Evidence],
+    all_evidence: dict[str, Evidence],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
-    page = html.unescape(figures.Errata(a_result(found))._repr_html_())
+    page = html.unescape(figures.Errata(partial_result(all_evidence))._repr_html_())
     assert main(["errata", erratum.name]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(erratum.title)
-    for heading, text in erratum.sections(found[erratum.name]).items():
+    for heading, text in erratum.sections(all_evidence[erratum.name]).items():
         assert text in page, heading
         assert text in printed, heading
 
@@ -191,10 +195,10 @@ def test_the_command_lists_them_and_refuses_others(capsys: pytest.CaptureFixture
     assert "Did you mean 'lr-floor'?" in message
 
 
-def test_the_list_escapes_and_says_what_was_measured(found: dict[str, Evidence]) -> None:
-    hostile = found | {"gelu": Evidence("<script>alert(1)</script> {{ x }}")}
+def test_the_list_escapes_and_says_what_was_measured(all_evidence: dict[str, Evidence]) -> None:
+    hostile = all_evidence | {"gelu": Evidence("<script>alert(1)</script> {{ x }}")}
     change = {"value": 0.5, "low": 0.25, "high": 0.75}
-    result = a_result(hostile, gelu_loss_change=change, gelu_loss_percent=12.0)
+    result = partial_result(hostile, gelu_loss_change=change, gelu_loss_percent=12.0)
     page = figures.Errata(result)._repr_html_().replace("\N{NO-BREAK SPACE}", " ")
     assert "<script>" not in page and "&lt;script&gt;" in page
     assert "exact GELU in training, 0.50 [0.25, 0.75] nats per token (12.0 %)." in page
@@ -205,7 +209,7 @@ def test_the_list_escapes_and_says_what_was_measured(found: dict[str, Evidence])
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("params", "message"),
     [
         ({"switches": "gelu,rotary"}, "unknown switch 'rotary'; accepted: lr_form, first_update"),
         ({"switches": "lr_from"}, "Did you mean 'lr_form'"),
@@ -214,9 +218,9 @@ def test_the_list_escapes_and_says_what_was_measured(found: dict[str, Evidence])
         ({"bootstrap": 3}, "bootstrap must be"),
     ],
 )
-def test_bad_parameters_are_refused(given: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Params(**given)
+def test_bad_parameters_are_refused(params: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Params(**params)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "laptop"])
@@ -229,17 +233,17 @@ def test_a_switch_run_differs_from_the_suite_in_one_field(scale: str) -> None:
     for name, switch in SWITCHES.items():
         lines = config_differences(config_dict(configs[switch.arm]), config_dict(configs[name]))
         assert [line.split(":")[0] for line in lines] == [f"{switch.part}.{name}"]
-    lines = config_differences(config_dict(configs["standard"]), config_dict(configs[SEED]))
+    lines = config_differences(config_dict(configs["standard"]), config_dict(configs[OTHER_SEED]))
     fields = [line.split(":")[0] for line in lines]
     assert fields == ["data.order_seed", "train.weight_seed"]
-    assert configs[SEED] == suite_configs(scale, params.size_list, seed=1)[
+    assert configs[OTHER_SEED] == suite_configs(scale, params.size_list, seed=1)[
         params.size_list[0], "standard"
     ]  # fmt: skip
 
 
-def test_only_what_was_asked_for_is_trained() -> None:
+def test_only_the_selected_switches_are_trained() -> None:
     assert set(study.run_configs(Params("smoke", switches="gelu"))) == {
-        "standard", "gelu", SEED
+        "standard", "gelu", OTHER_SEED
     }  # fmt: skip
     assert Params("smoke", seed=1).other_seed == 2
 
@@ -266,8 +270,8 @@ def test_verdicts_follow_the_interval(low: float, high: float, verdict: str) -> 
 
 
 @pytest.mark.wheels
-def test_switches_beside_their_controls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: dict[str, Evidence]
+def test_switches_are_compared_with_their_controls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, all_evidence: dict[str, Evidence]
 ) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     (tmp_path / "released").mkdir()
@@ -275,32 +279,34 @@ def test_switches_beside_their_controls(
     released = scores(tmp_path / "released", 0.7)
     result = study.run(params, progress=False, published=released)
     effects = result.tables["effects"]
-    assert set(effects.variant) == {"gelu", "epoch_policy", READ, SEED}
+    assert set(effects.variant) == {"gelu", "epoch_policy", GELU_AFTER_TRAINING, OTHER_SEED}
     last = effects[(effects.step == 16) & (effects.measure == "loss")].set_index("variant").value
-    assert 0 < abs(last[READ]) < 1e-3 and 0 < abs(last["gelu"]) < 1e-2
+    assert 0 < abs(last[GELU_AFTER_TRAINING]) < 1e-3 and 0 < abs(last["gelu"]) < 1e-2
     assert abs(last["epoch_policy"]) > abs(last["gelu"])
-    assert set(result.tables["memorized"].variant) == {"gelu", "epoch_policy", SEED}
+    assert set(result.tables["memorized"].variant) == {"gelu", "epoch_policy", OTHER_SEED}
     assert result.values["gaps"] == 0
     assert result.values["lr_form_loss_change"] == "not measured"
     assert result.values["floor_step"] == 115_139
-    shown = result.released["tasks"].released
-    assert shown and "not here" not in shown
+    scores_text = result.released["tasks"].released
+    assert scores_text and "not here" not in scores_text
     recorded = " ".join(table.to_csv() for table in result.tables.values())
-    assert shown not in recorded + str(result.values), "released scores are never recorded"
+    assert scores_text not in recorded + str(result.values), "released scores are never recorded"
     for drawing in (figures.effects, figures.schedule_and_passes):
         assert drawing(result).svg == drawing(result).svg
     assert len(figures.effects_table(result).frame) == 4
     assert len(figures.claims_table(result).frame) == len(result.claims) == 4
 
     control = next(r for r in result.runs if r.config.data.epochs == 1)
-    for run in result.runs:  # nothing kept, and the last checkpoint of one run lost
+    for run in result.runs:  # no cached results, and the last checkpoint of one run is lost
         shutil.rmtree(run.folder / "evaluations")
     shutil.rmtree(control.checkpoints / "step-000016")
     result = study.run(params, progress=False, published=released)
-    assert result.values["gaps"] == 3  # its loss in both forms, its memorized rows
+    assert result.values["gaps"] == 3  # its loss with both forms of GELU, its memorized rows
     lost = result.tables["effects"]
-    kept = effects[(effects.step < 16) | (effects.variant == "epoch_policy")]
-    assert lost.equals(kept.reset_index(drop=True)), "made again, it must be the same"
+    remaining = effects[(effects.step < 16) | (effects.variant == "epoch_policy")]
+    assert lost.equals(remaining.reset_index(drop=True)), (
+        "measuring again must give the same numbers"
+    )
     assert set(lost[lost.step == 16].variant) == {"epoch_policy"}
     verdicts = {c["claim"].split(" changes")[0]: c["verdict"] for c in result.claims}
     assert verdicts["Exact GELU in training"] == "not testable here"

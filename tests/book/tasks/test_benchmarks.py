@@ -1,4 +1,4 @@
-"""Benchmark items: prompts by hand, broken lines are named, the wheel's items are all good."""
+"""Benchmark items: their prompts, errors in the user's files, and the items in the wheels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pythia_book.tasks.benchmarks import (
     load_items,
     task_named,
 )
-from task_items import ITEMS, WINOBIAS, made
+from task_items import ITEMS, WINOBIAS, fake_items
 
 from pythia_core.errors import DataError
 
@@ -24,11 +24,11 @@ MORE_TASKS = {name: task for name, task in ALL_TASKS.items() if name not in TASK
 
 def write(folder: Path, task: str, n: int = 24) -> Path:
     path = folder / f"{task}.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in made(task, n)), "utf-8")
+    path.write_text("".join(json.dumps(item) + "\n" for item in fake_items(task, n)), "utf-8")
     return path
 
 
-def test_prompts_by_hand() -> None:
+def test_prompts_are_as_written_by_hand() -> None:
     prompt = {name: task.prompt(ITEMS[name]) for name, task in TASKS.items()}
     assert prompt["piqa"].contexts[0] == "Question: Boil water\nAnswer:"
     assert prompt["piqa"].continuations == (" Use a pot.", " Use a hat.")
@@ -46,13 +46,13 @@ def test_prompts_by_hand() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_items_of_a_folder(task: str, tmp_path: Path) -> None:
+def test_items_are_read_from_a_folder(task: str, tmp_path: Path) -> None:
     path = write(tmp_path, task)
     items, examples = load_items(task, 5, tmp_path)
     assert (len(items), len(examples)) == (5, N_EXAMPLES)
     lines = path.read_text().splitlines()
     path.write_text("\n".join(reversed(lines)))
-    assert load_items(task, 5, tmp_path) == (items, examples)  # the order is of the hash
+    assert load_items(task, 5, tmp_path) == (items, examples)  # sorted by hash
     more, _ = load_items(task, 8, tmp_path)
     assert more[:5] == items
     assert not [item for item in more if item in examples]
@@ -62,14 +62,14 @@ def test_items_of_a_folder(task: str, tmp_path: Path) -> None:
     ("line", "words"),
     [
         ("{", "not an item of piqa"),
-        ("[1]", "no object"),
-        ('{"goal": "x"}', "it lacks label, sol1, sol2"),
+        ("[1]", "not a JSON object"),
+        ('{"goal": "x"}', "missing fields: label, sol1, sol2"),
         ('{"goal": "x", "sol1": "", "sol2": "b", "label": 0}', "an empty text"),
         ('{"goal": "x", "sol1": "a", "sol2": "b", "label": 7}', "no answer number 7"),
         ('{"goal": "x", "sol1": 3, "sol2": "b", "label": 0}', "not an item of piqa"),
     ],
 )
-def test_a_broken_line_is_named(line: str, words: str, tmp_path: Path) -> None:
+def test_a_broken_line_is_reported_with_its_number(line: str, words: str, tmp_path: Path) -> None:
     path = write(tmp_path, "piqa")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:6], line, *lines[6:]]))
@@ -77,7 +77,7 @@ def test_a_broken_line_is_named(line: str, words: str, tmp_path: Path) -> None:
         load_items("piqa", 5, tmp_path)
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_unknown_tasks_and_missing_items_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown task 'pica'.*Did you mean 'piqa'"):
         task_named("pica")
     with pytest.raises(DataError, match=r"no items of sciq: .*sciq\.jsonl does not exist"):
@@ -88,19 +88,19 @@ def test_what_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.wheels
-def test_the_wheels_items_are_all_good() -> None:
+def test_every_item_of_the_wheels_is_valid() -> None:
     counts = {task: len(load_items(task, 100_000)[0]) + N_EXAMPLES for task in TASKS}
     assert counts["piqa"] == 1838
     assert counts["winogrande"] == 1267
-    assert counts["lambada_openai"] == 5151  # of 5,153 two stand twice
+    assert counts["lambada_openai"] == 5151  # 5,153 with two duplicates
     assert (counts["arc_easy"], counts["arc_challenge"]) == (570, 299)
     assert (counts["sciq"], counts["hellaswag"]) == (1000, 10_042)
 
 
-# --- the tasks beyond the seven: written answers, pairs, items to be brought -----------------
+# --- the tasks beyond the seven: generated answers, pairs, items from the user ---------------
 
 
-def test_prompts_of_more_tasks_by_hand() -> None:
+def test_prompts_of_more_tasks_are_as_written_by_hand() -> None:
     prompt = {name: task.prompt(ITEMS[name]) for name, task in MORE_TASKS.items()}
     assert prompt["crows_pairs_english"].contexts == ("", "")
     assert prompt["crows_pairs_english"].continuations[0] == "Old people are slow."
@@ -151,21 +151,21 @@ def test_a_reflexive_is_blanked_with_its_pronoun() -> None:
         ("winobias_em", "The nurse.", "the nurse"),
     ],
 )
-def test_what_is_compared(task: str, text: str, read: str) -> None:
+def test_the_compared_part_of_an_answer(task: str, text: str, read: str) -> None:
     assert MORE_TASKS[task].answer(text) == read
     assert bare_words(" A, b; c ") == "a b c"
 
 
-def test_metrics_weigh_questions() -> None:
+def test_metrics_weight_every_question() -> None:
     metrics = MORE_TASKS["winobias_em"].metrics
     assert sum(metrics["em"].values()) == 1 and sum(metrics["net"].values()) == 0
     for task in MORE_TASKS.values():
         if isinstance(task, GenerationTask):
-            asked = len(task.prompt(ITEMS[task.name]).contexts)
-            assert {q for w in task.metrics.values() for q in w} == set(range(asked))
+            n_questions = len(task.prompt(ITEMS[task.name]).contexts)
+            assert {q for w in task.metrics.values() for q in w} == set(range(n_questions))
 
 
-def test_names_are_found() -> None:
+def test_tasks_are_found_by_name() -> None:
     assert len(TASKS) == 7
     assert len(ALL_TASKS) >= 10
     assert all(task.name == name for name, task in ALL_TASKS.items())
@@ -174,20 +174,20 @@ def test_names_are_found() -> None:
 
 
 @pytest.mark.parametrize("task", MORE_TASKS)
-def test_more_items_of_a_folder(task: str, tmp_path: Path) -> None:
+def test_items_of_more_tasks_are_read_from_a_folder(task: str, tmp_path: Path) -> None:
     path = tmp_path / f"{task}.jsonl"
-    path.write_text("".join(json.dumps(item) + "\n" for item in made(task, 24)), "utf-8")
+    path.write_text("".join(json.dumps(item) + "\n" for item in fake_items(task, 24)), "utf-8")
     items, examples = load_items(task, 5, tmp_path)
     assert (len(items), len(examples)) == (5, task_named(task).n_examples)
     path.write_text(path.read_text() + "{}\n")
-    with pytest.raises(DataError, match=rf"{task}\.jsonl:25: not an item of {task}: it lacks"):
+    with pytest.raises(DataError, match=rf"{task}\.jsonl:25: not an item of {task}: missing"):
         load_items(task, 5, tmp_path)
 
 
 @pytest.mark.wheels
-def test_the_wheels_items_of_more_tasks_are_all_good() -> None:
-    there = [name for name, task in MORE_TASKS.items() if task.source]
-    counts = {task: len(load_items(task, 100_000)[0]) for task in there}
+def test_every_item_of_more_tasks_is_valid() -> None:
+    available = [name for name, task in MORE_TASKS.items() if task.source]
+    counts = {task: len(load_items(task, 100_000)[0]) for task in available}
     assert counts["crows_pairs_english_gender"] == 127
     assert 1000 < counts["crows_pairs_english"] < 1508  # smaller than the original
     assert counts["winobias_mc"] == counts["winobias_em"] == 761
@@ -201,6 +201,6 @@ def test_the_wheels_items_of_more_tasks_are_all_good() -> None:
 
 
 @pytest.mark.parametrize("task", ["wsc", "logiqa"])
-def test_items_that_no_package_has_must_be_brought(task: str) -> None:
+def test_items_that_no_package_has_must_be_supplied(task: str) -> None:
     with pytest.raises(DataError, match=rf"{task}\.jsonl \(--items\).*lm_eval --tasks {task}"):
         load_items(task, 5)

@@ -1,5 +1,5 @@
-"""Our scorer and the evaluation harness agree on every item of every task; the harness finds our
-checkpoints by name and runs no foreign code."""
+"""Our scorer agrees with the evaluation harness on every item; the harness finds our checkpoints by
+name and runs no code of other folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from pythia_book.tasks.benchmarks import TASKS, load_items
 from pythia_book.tasks.metrics import build, encode_pair
-from task_items import made
+from task_items import fake_items
 
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.tokenizer import train_bpe
@@ -28,37 +28,44 @@ LENGTH = 56
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    texts = [str(item) for task in TASKS for item in made(task, 30)]
+    texts = [str(item) for task in TASKS for item in fake_items(task, 30)]
     return train_bpe(iter(texts), 420)
 
 
 @pytest.fixture(scope="module")
 def model() -> GPTNeoX:
-    """Random, and sharp enough for answers to differ clearly."""
-    made = GPTNeoX(ModelConfig(2, 32, 2, 512, max_seq_len=LENGTH))
-    made.init_weights(5)
+    """A model with random weights, scaled so that answers differ clearly."""
+    tiny = GPTNeoX(ModelConfig(2, 32, 2, 512, max_seq_len=LENGTH))
+    tiny.init_weights(5)
     with torch.no_grad():
-        made.embed_out.weight *= 6
-    return made.eval().requires_grad_(False)
+        tiny.embed_out.weight *= 6
+    return tiny.eval().requires_grad_(False)
 
 
 def compare(model: GPTNeoX, tokenizer, built: list) -> None:
     from pythia_book.tasks.harness import adapter, evaluate_with_harness
 
-    found = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
-    assert set(found) == {each.key for each in built}
-    for each in built:
-        ours, theirs = each.metrics(each(model, 0)), found[each.key]
-        scores = scoring.score(model, scoring.pack(each.requests, model.config.max_seq_len))
+    results = evaluate_with_harness(adapter(model, tokenizer, 0, model.config.max_seq_len), built)
+    assert set(results) == {task.key for task in built}
+    for task in built:
+        ours, theirs = task.metrics(task(model, 0)), results[task.key]
+        scores = scoring.score(model, scoring.pack(task.requests, model.config.max_seq_len))
         np.testing.assert_allclose(np.concatenate(theirs.logprob), scores.logprob, atol=1e-4)
         np.testing.assert_array_equal(theirs.acc, ours["acc"])
         np.testing.assert_array_equal(theirs.acc_norm, ours.get("acc_norm", ours["acc"]))
         assert theirs.metrics["acc"] == pytest.approx(ours["acc"].mean())
 
 
-def test_every_task_and_item_zero_and_few_shot(model: GPTNeoX, tokenizer) -> None:
+def test_every_task_agrees_zero_and_few_shot(model: GPTNeoX, tokenizer) -> None:
     built = [
-        build(task, made(task, 30)[:12], made(task, 30)[12:], shots, tokenizer, LENGTH)
+        build(
+            task,
+            fake_items(task, 30)[:12],
+            fake_items(task, 30)[12:],
+            shots,
+            tokenizer,
+            LENGTH,
+        )
         for task in TASKS
         for shots in (0, 2)
     ]
@@ -69,7 +76,7 @@ def test_every_task_and_item_zero_and_few_shot(model: GPTNeoX, tokenizer) -> Non
 
 @pytest.mark.wheels
 @pytest.mark.slow
-def test_real_items(model: GPTNeoX, tokenizer) -> None:
+def test_real_items_agree(model: GPTNeoX, tokenizer) -> None:
     built = [
         build(task, *load_items(task, 12), shots, tokenizer, LENGTH)
         for task in TASKS
@@ -78,30 +85,30 @@ def test_real_items(model: GPTNeoX, tokenizer) -> None:
     compare(model, tokenizer, built)
 
 
-def test_metrics_by_hand(tokenizer) -> None:
-    built = build("arc_easy", made("arc_easy", 2), [], 0, tokenizer, LENGTH)
+def test_metrics_of_given_scores(tokenizer) -> None:
+    built = build("arc_easy", fake_items("arc_easy", 2), [], 0, tokenizer, LENGTH)
     logprob = np.array([-4.0, -4.5, -9.0, -1.0, -8.0, -2.0])  # gold is the second of three
     metrics = built.metrics({"logprob": logprob, "greedy": np.zeros(6, bool)})
     assert metrics["acc"].tolist() == [False, False]
     assert metrics["acc_norm"].tolist() == [True, False]  # -4.5 / 5 characters beats -4 / 4
     assert set(metrics) == {"acc", "acc_norm"}
-    built = build("lambada_openai", made("lambada_openai", 2), [], 0, tokenizer, LENGTH)
-    kept = {"logprob": np.array([-4.5, -8.0]), "greedy": np.array([False, True])}
-    metrics = built.metrics(kept)
+    built = build("lambada_openai", fake_items("lambada_openai", 2), [], 0, tokenizer, LENGTH)
+    scores = {"logprob": np.array([-4.5, -8.0]), "greedy": np.array([False, True])}
+    metrics = built.metrics(scores)
     assert metrics["logprob"].tolist() == [-4.5, -8.0]
     assert metrics["acc"].tolist() == [False, True]
     assert set(metrics) == {"acc", "logprob"}
 
 
-def test_what_does_not_fit_is_counted_or_left_out(tokenizer) -> None:
-    items = made("piqa", 6)
+def test_items_that_do_not_fit_are_counted_or_left_out(tokenizer) -> None:
+    items = fake_items("piqa", 6)
     items[0]["sol1"] = "word " * 200
     items[1]["goal"] = "word " * 200
     built = build("piqa", items, [], 0, tokenizer, LENGTH)
     assert built.n_left_out == 1
     assert built.items == tuple(items[1:])
     assert built.fits.tolist() == [False, True, True, True, True]
-    with pytest.raises(ConfigError, match=r"shots=1: .* has 0 few-shot examples"):
+    with pytest.raises(ConfigError, match=r"shots=1: .* has only 0 few-shot examples"):
         build("piqa", items, [], 1, tokenizer, LENGTH)
 
 
@@ -111,18 +118,18 @@ def test_context_and_continuation_are_split_as_in_the_harness(tokenizer) -> None
         request = encode_pair(context, continuation, encode)
         assert request.context + request.continuation == encode(context + continuation)
         assert request.context == encode(context.rstrip())
-    built = build("piqa", made("piqa", 1), made("piqa", 3)[1:], 2, tokenizer, LENGTH)
+    built = build("piqa", fake_items("piqa", 1), fake_items("piqa", 3)[1:], 2, tokenizer, LENGTH)
     context = tokenizer.decode(built.requests[0].context)
     assert context.count("Question:") == 3
     assert context.count("\n\n") == 2
 
 
-def test_the_digest_follows_the_requests(tokenizer, tmp_path: Path) -> None:
-    one = build("piqa", made("piqa", 4), [], 0, tokenizer, LENGTH)
-    other = build("piqa", made("piqa", 5), [], 0, tokenizer, LENGTH)
-    longer = build("piqa", made("piqa", 4), [], 0, tokenizer, LENGTH + 1)
+def test_the_digest_depends_on_the_requests(tokenizer, tmp_path: Path) -> None:
+    one = build("piqa", fake_items("piqa", 4), [], 0, tokenizer, LENGTH)
+    other = build("piqa", fake_items("piqa", 5), [], 0, tokenizer, LENGTH)
+    longer = build("piqa", fake_items("piqa", 4), [], 0, tokenizer, LENGTH + 1)
     assert len({each.digest for each in (one, other, longer)}) == 3
-    assert build("piqa", made("piqa", 4), [], 0, tokenizer, LENGTH).digest == one.digest
+    assert build("piqa", fake_items("piqa", 4), [], 0, tokenizer, LENGTH).digest == one.digest
 
 
 # --- by name, as from lm-eval's command line -------------------------------------------------
@@ -133,7 +140,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     corpus = tmp_path / "corpus.jsonl"
-    lines = (json.dumps({"text": str(item)}) + "\n" for item in made("piqa", 60))
+    lines = (json.dumps({"text": str(item)}) + "\n" for item in fake_items("piqa", 60))
     corpus.write_text("".join(lines))
     config = RunConfig(
         model=ModelConfig(n_layers=1, d_model=16, n_heads=2, vocab_size=384, max_seq_len=LENGTH),
@@ -145,7 +152,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A folder with a task definition of somebody's, and what the harness changes put back."""
+    """A function that writes a task definition of a user; all changes to the harness are undone."""
     import datasets
     import lm_eval.utils
     from lm_eval.tasks import _yaml_loader
@@ -154,7 +161,7 @@ def definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     monkeypatch.setattr(lm_eval.utils, "env", lm_eval.utils.env)
     monkeypatch.setattr(_yaml_loader, "_import_func_in_yml", _yaml_loader._import_func_in_yml)
     data = tmp_path / "items.jsonl"
-    data.write_text("".join(json.dumps(item) + "\n" for item in made("piqa", 8)))
+    data.write_text("".join(json.dumps(item) + "\n" for item in fake_items("piqa", 8)))
 
     def write(text: str = '"Question: {{goal}}"', **more: str) -> Path:
         settings = {
@@ -191,26 +198,26 @@ def test_the_harness_finds_a_checkpoint_by_name(run: Run, definition: Callable) 
     from pythia_book.tasks.harness import register
 
     register()
-    register()  # twice is as good as once
-    given = {"run": run.id, "step": 3}
-    lm = get_model("pythia").create_from_arg_obj(given, {"batch_size": 1, "device": None})
+    register()  # may be called again
+    arguments = {"run": run.id, "step": 3}
+    lm = get_model("pythia").create_from_arg_obj(arguments, {"batch_size": 1, "device": None})
     assert lm.get_model_info() == {"model_run": run.id, "model_step": 3}
-    done = lm_eval.evaluate(lm=lm, task_dict=load(definition()), bootstrap_iters=0)
+    result = lm_eval.evaluate(lm=lm, task_dict=load(definition()), bootstrap_iters=0)
     encode = scoring.encoder(run.data.tokenizer)
-    asked = [
+    requests = [
         encode_pair(f"Question: {item['goal']}", f" {item['sol1']}", encode)
-        for item in made("piqa", 8)
+        for item in fake_items("piqa", 8)
     ]
-    scores = scoring.score(run.model(3), scoring.pack(asked, LENGTH))
-    found = {k.split(",")[0]: v for k, v in done["results"]["theirs"].items()}
-    assert found["perplexity"] == pytest.approx(np.exp(-scores.logprob.mean()))
+    scores = scoring.score(run.model(3), scoring.pack(requests, LENGTH))
+    metrics = {k.split(",")[0]: v for k, v in result["results"]["theirs"].items()}
+    assert metrics["perplexity"] == pytest.approx(np.exp(-scores.logprob.mean()))
     last = get_model("pythia").create_from_arg_string(f"run={run.folder},token_budget=64")
     assert last.get_model_info()["model_step"] == 6
     with pytest.raises(ConfigError, match="was parsed as a number"):
         get_model("pythia").create_from_arg_obj({"run": 123})
 
 
-def test_code_of_a_foreign_folder_is_refused(definition: Callable, tmp_path: Path) -> None:
+def test_code_in_other_folders_is_refused(definition: Callable, tmp_path: Path) -> None:
     from pythia_book.tasks.harness import register
 
     register()
@@ -226,7 +233,7 @@ def test_code_of_a_foreign_folder_is_refused(definition: Callable, tmp_path: Pat
     assert (tmp_path / "ran").exists()
 
 
-def test_templates_are_filled_in_a_sandbox(
+def test_templates_are_rendered_in_a_sandbox(
     run: Run, definition: Callable, tokenizer, model: GPTNeoX
 ) -> None:
     from jinja2.exceptions import SecurityError
@@ -251,7 +258,7 @@ def test_templates_are_filled_in_a_sandbox(
         (ValueError("another thing"), ValueError, "another thing"),
     ],
 )
-def test_what_the_harness_cannot_do_is_said(
+def test_errors_of_the_harness_are_explained(
     error: Exception, kind: type, words: str, definition: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lm_eval.__main__
@@ -266,18 +273,18 @@ def test_what_the_harness_cannot_do_is_said(
 
 
 @pytest.mark.slow
-def test_the_command_line(
+def test_the_lm_eval_command(
     run: Run, definition: Callable, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     from pythia_core.__main__ import main
 
-    given = ["lm_eval", "--model", "pythia", "--model_args", f"run={run.folder},step=3"]
-    given += ["--tasks", "theirs", "--include_path", str(definition()), "--limit", "4"]
-    assert main([*given, "--output_path", str(tmp_path / "out")]) == 0
-    shown = capsys.readouterr().out
-    assert "theirs" in shown and "perplexity" in shown
-    (written,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(written.read_text())["config"]["model_step"] == 3
+    command = ["lm_eval", "--model", "pythia", "--model_args", f"run={run.folder},step=3"]
+    command += ["--tasks", "theirs", "--include_path", str(definition()), "--limit", "4"]
+    assert main([*command, "--output_path", str(tmp_path / "out")]) == 0
+    output = capsys.readouterr().out
+    assert "theirs" in output and "perplexity" in output
+    (results_file,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(results_file.read_text())["config"]["model_step"] == 3
     definition("!function code.text")
-    assert main(given) == 1
+    assert main(command) == 1
     assert "which runs code" in capsys.readouterr().err

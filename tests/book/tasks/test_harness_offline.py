@@ -1,4 +1,4 @@
-"""Ours and the harness's own model class agree on every item of every task, on equal weights."""
+"""Our harness model and the harness's own one agree on every item of every task."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from pythia_book.tasks.benchmarks import ALL_TASKS, task_named
 from pythia_book.tasks.metrics import BuiltTask, GeneratedTask, build
-from task_items import made
+from task_items import fake_items
 
 from pythia_core import hf
 from pythia_core.config import ModelConfig
@@ -25,23 +25,23 @@ N = 12
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_bpe((str(item) for task in ALL_TASKS for item in made(task, 30)), 420)
+    return train_bpe((str(item) for task in ALL_TASKS for item in fake_items(task, 30)), 420)
 
 
 @pytest.fixture(scope="module")
 def model() -> GPTNeoX:
-    """Random, and sharp enough for answers to differ clearly."""
-    made = GPTNeoX(ModelConfig(2, 64, 2, 512, max_seq_len=LENGTH))
-    made.init_weights(5)
+    """A model with random weights, scaled so that answers differ clearly."""
+    tiny = GPTNeoX(ModelConfig(2, 64, 2, 512, max_seq_len=LENGTH))
+    tiny.init_weights(5)
     with torch.no_grad():
-        made.embed_out.weight *= 6
-    return made.eval().requires_grad_(False)
+        tiny.embed_out.weight *= 6
+    return tiny.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def built(tokenizer) -> list[BuiltTask]:
     return [
-        build(name, made(name, 30)[:N], made(name, 30)[N:], shots, tokenizer, LENGTH)
+        build(name, fake_items(name, 30)[:N], fake_items(name, 30)[N:], shots, tokenizer, LENGTH)
         for name, task in ALL_TASKS.items()
         for shots in ((0, 2) if task.n_examples else (0,))
     ]
@@ -49,9 +49,9 @@ def built(tokenizer) -> list[BuiltTask]:
 
 @pytest.fixture(scope="module")
 def theirs(model: GPTNeoX, tokenizer, built: list[BuiltTask]) -> dict:
-    """What the harness finds with its own class for `transformers` models, on equal weights.
+    """Results of the harness's own class for `transformers` models, on equal weights.
 
-    That class imports `accelerate`, of which it needs nothing for a model that is given to it.
+    The class imports `accelerate`, but does not use it if it gets a loaded model.
     """
     transformers = pytest.importorskip("transformers")
     from pythia_book.tasks.harness import evaluate_with_harness
@@ -83,7 +83,7 @@ def theirs(model: GPTNeoX, tokenizer, built: list[BuiltTask]) -> dict:
     return evaluate_with_harness(lm, built) | {"lm": lm}
 
 
-def test_every_item_of_every_task_as_with_their_class(
+def test_every_item_agrees_with_the_harness_model(
     model: GPTNeoX, tokenizer, built: list[BuiltTask], theirs: dict
 ) -> None:
     from pythia_book.tasks.harness import adapter, evaluate_with_harness
@@ -100,7 +100,7 @@ def test_every_item_of_every_task_as_with_their_class(
             assert value == pytest.approx(theirs[key].metrics[metric], abs=1e-4, rel=1e-5), key
 
 
-def test_our_metrics_are_the_harness_ones(
+def test_our_metrics_equal_those_of_the_harness(
     model: GPTNeoX, built: list[BuiltTask], theirs: dict
 ) -> None:
     for each in built:
@@ -125,7 +125,9 @@ def test_our_metrics_are_the_harness_ones(
                 )
 
 
-def test_rolling_and_writing_as_with_their_class(model: GPTNeoX, tokenizer, theirs: dict) -> None:
+def test_rolling_and_generation_agree_with_the_harness_model(
+    model: GPTNeoX, tokenizer, theirs: dict
+) -> None:
     from lm_eval.api.instance import Instance
     from pythia_book.tasks.harness import adapter
 
@@ -141,16 +143,15 @@ def test_rolling_and_writing_as_with_their_class(model: GPTNeoX, tokenizer, thei
         {"until": ["a", " t"], "max_gen_toks": 30, "do_sample": False, "temperature": 0.0},
         {"until": [], "max_gen_toks": 8},
     ):
-        asked = [
+        requests = [
             Instance("generate_until", {}, (text, dict(settings)), i)
             for i, text in enumerate(texts)
         ]
-        assert ours.generate_until(asked) == other.generate_until(asked)
+        assert ours.generate_until(requests) == other.generate_until(requests)
 
 
-def test_rolling_by_hand(model: GPTNeoX, tokenizer) -> None:
-    """Every token once, each window's first after one token before it; windows may be alike (the
-    harness's own class then takes the last one's tokens for others)."""
+def test_rolling_counts_every_token_once(model: GPTNeoX, tokenizer) -> None:
+    """Also if windows have equal tokens, which the harness's own class confuses."""
     from lm_eval.api.instance import Instance
     from pythia_book.tasks.harness import adapter
 
@@ -160,29 +161,29 @@ def test_rolling_by_hand(model: GPTNeoX, tokenizer) -> None:
     total, done = 0.0, 1
     while done < len(ids):
         stop = min(done + LENGTH, len(ids))
-        fed = ids[max(0, stop - 1 - LENGTH) : stop - 1]
-        logp = model(torch.tensor([fed])).log_softmax(-1)[0]
-        wanted = torch.tensor(ids[done:stop])
-        total += float(logp[-len(wanted) :].gather(1, wanted[:, None]).sum())
+        inputs = ids[max(0, stop - 1 - LENGTH) : stop - 1]
+        logp = model(torch.tensor([inputs])).log_softmax(-1)[0]
+        targets = torch.tensor(ids[done:stop])
+        total += float(logp[-len(targets) :].gather(1, targets[:, None]).sum())
         done = stop
     request = Instance("loglikelihood_rolling", {}, (text,), 0)
     lm = adapter(model, tokenizer, 0, LENGTH)
     assert lm.loglikelihood_rolling([request]) == [pytest.approx(total, rel=1e-6)]
 
 
-def test_sampling_follows_the_seed(model: GPTNeoX, tokenizer) -> None:
+def test_sampling_depends_on_the_seed(model: GPTNeoX, tokenizer) -> None:
     from lm_eval.api.instance import Instance
     from pythia_book.tasks.harness import adapter
 
     lm = adapter(model, tokenizer, 0, LENGTH)
 
-    def written(**settings: object) -> list[str]:
+    def generate(**settings: object) -> list[str]:
         settings |= {"until": ["\n"], "max_gen_toks": 10}
         return lm.generate_until([Instance("generate_until", {}, ("What", settings), 0)])
 
-    greedy = written()
-    assert written(do_sample=False, temperature=0.7) == greedy
-    assert written(do_sample=True, temperature=2.0) == written(do_sample=True, temperature=2.0)
-    assert written(do_sample=True, temperature=2.0) != greedy
-    assert written(do_sample=True, temperature=2.0, top_k=1) == greedy
-    assert written(temperature=2.0, seed=1) != written(temperature=2.0, seed=2)
+    greedy = generate()
+    assert generate(do_sample=False, temperature=0.7) == greedy
+    assert generate(do_sample=True, temperature=2.0) == generate(do_sample=True, temperature=2.0)
+    assert generate(do_sample=True, temperature=2.0) != greedy
+    assert generate(do_sample=True, temperature=2.0, top_k=1) == greedy
+    assert generate(temperature=2.0, seed=1) != generate(temperature=2.0, seed=2)

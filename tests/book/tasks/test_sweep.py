@@ -1,5 +1,4 @@
-"""A sweep asks every checkpoint once, goes on where it was, and writes a table like the released
-one."""
+"""A sweep measures every checkpoint once, can resume, and returns a table like the released one."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from pythia_book.published.tables import BENCHMARKS
 from pythia_book.tasks import metrics
 from pythia_book.tasks.benchmarks import ALL_TASKS
 from pythia_book.tasks.sweep import COLUMNS, steps_of, sweep, write_table
-from task_items import made
+from task_items import fake_items
 
 from pythia_core.__main__ import main
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
@@ -27,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up items of every task."""
     folder = tmp_path_factory.mktemp("items")
     for task in ALL_TASKS:
-        lines = "".join(json.dumps(item) + "\n" for item in made(task, 24))
+        lines = "".join(json.dumps(item) + "\n" for item in fake_items(task, 24))
         (folder / f"{task}.jsonl").write_text(lines, "utf-8")
     return folder
 
@@ -47,7 +46,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Run:
     return find_or_train(config, progress=False)
 
 
-def test_the_table_lies_beside_the_released_one(run: Run, folder: Path) -> None:
+def test_the_table_has_the_released_columns(run: Run, folder: Path) -> None:
     table = sweep(run, list(ALL_TASKS), run.steps, None, 5, str(folder), progress=False)
     assert list(table.columns) == COLUMNS and COLUMNS[: len(BENCHMARKS)] == BENCHMARKS
     assert set(table.task) == set(ALL_TASKS) and set(table.step) == set(run.steps)
@@ -66,7 +65,9 @@ def test_the_table_lies_beside_the_released_one(run: Run, folder: Path) -> None:
     assert zero.reset_index(drop=True).equals(one.reset_index(drop=True)), "weights 0 and 1 agree"
 
 
-def test_it_goes_on_where_it_was(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_tasks_and_steps_are_measured(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = sweep(run, ["piqa", "arithmetic"], [0, 6], 0, 5, str(folder), progress=False)
     loaded: list[int] = []
     load = Run.model
@@ -79,12 +80,12 @@ def test_it_goes_on_where_it_was(run: Run, folder: Path, monkeypatch: pytest.Mon
     )
     sweep(run, ["piqa", "sciq"], [0, 3, 6], 0, 5, str(folder), progress=False)
     assert sorted(loaded) == [0, 3, 6], "once each: for piqa at 3, and for sciq at all three"
-    kept = {path.name.rsplit("-", 1)[0] for path in (run.folder / "evaluations").iterdir()}
+    files = {path.name.rsplit("-", 1)[0] for path in (run.folder / "evaluations").iterdir()}
     steps = {"piqa": (0, 3, 6), "sciq": (0, 3, 6), "arithmetic": (0, 6)}
-    assert kept == {f"{task}-{step:06d}" for task in steps for step in steps[task]}
+    assert files == {f"{task}-{step:06d}" for task in steps for step in steps[task]}
 
 
-def test_tokenised_once(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_tokenized_once(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
     build = metrics.build
     monkeypatch.setattr(
@@ -94,18 +95,18 @@ def test_tokenised_once(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert built == ["piqa", "triviaqa"]
 
 
-def test_what_cannot_be_asked_is_marked(run: Run, folder: Path) -> None:
+def test_missing_values_have_a_note(run: Run, folder: Path) -> None:
     (run.checkpoints / "step-000003" / "model.safetensors").write_bytes(b"damaged")
     table = sweep(run, ["piqa", "sciq"], [3, 6], 10, 5, str(folder), progress=False)
-    by_place = table.set_index(["task", "step"])
-    assert "no prompt fits" in by_place.loc[("piqa", 6), "note"]
+    by_task_and_step = table.set_index(["task", "step"])
+    assert "no prompt fits" in by_task_and_step.loc[("piqa", 6), "note"]
     table = sweep(run, ["piqa"], [3, 6], 0, 5, str(folder), progress=False)
     assert "corrupt" in table[table.step == 3].note.item()
     assert np.isnan(table[table.step == 3].value.item()) and (table[table.step == 3].n == 0).all()
     assert (table[table.step == 6].note == "").all()
 
 
-def test_a_standard_error_is_that_of_a_mean(run: Run, folder: Path) -> None:
+def test_standard_errors(run: Run, folder: Path) -> None:
     table = sweep(run, ["piqa", "lambada_openai"], [6], 0, 8, str(folder), progress=False)
     acc = table[(table.task == "piqa") & (table.metric == "acc")].iloc[0]
     expected = (acc.value * (1 - acc.value) / (acc.n - 1)) ** 0.5  # of ones and zeros
@@ -114,32 +115,32 @@ def test_a_standard_error_is_that_of_a_mean(run: Run, folder: Path) -> None:
     assert ppl.value > 1 and ppl.stderr > 0
 
 
-def test_steps(run: Run) -> None:
+def test_steps_of_a_text(run: Run) -> None:
     assert steps_of(run, "all") == run.steps
     assert steps_of(run, "last, 0,2,2") == [0, 2, 6]
     assert steps_of(run, "first") == [0]
     for text in ("", "late", "-1", "2.0", "²"):
         with pytest.raises(ConfigError, match="expected all"):
             steps_of(run, text)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; of its 7, .*\[3, 4, 5, 6"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; .*7 are \[3, 4, 5, 6"):
         steps_of(run, "9")
 
 
-def test_bad_input(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_bad_input_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown task 'scip'.*Did you mean 'sciq'"):
         sweep(run, ["piqa", "scip"], [0], folder=str(folder), progress=False)
     assert not (run.folder / "evaluations").exists(), "found out before anything is measured"
     with pytest.raises(ConfigError, match="limit=0"):
         sweep(run, ["piqa"], [0], limit=0, progress=False)
-    with pytest.raises(ConfigError, match="shots=17: piqa has 16 few-shot examples"):
+    with pytest.raises(ConfigError, match="shots=17: piqa has only 16 few-shot examples"):
         sweep(run, ["piqa"], [0], 17, folder=str(folder), progress=False)
-    with pytest.raises(ConfigError, match="shots=1: crows_pairs_english has 0 few-shot"):
+    with pytest.raises(ConfigError, match="shots=1: crows_pairs_english has only 0 few-shot"):
         sweep(run, ["crows_pairs_english"], [0], 1, folder=str(folder), progress=False)
     with pytest.raises(ConfigError, match=r"t\.xls.*\.csv or \.parquet"):
         write_table(None, tmp_path / "t.xls")
 
 
-def test_the_command_writes_the_table(
+def test_the_evaluate_command_writes_the_table(
     run: Run, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     import pandas as pd
@@ -154,12 +155,12 @@ def test_the_command_writes_the_table(
     assert "piqa.jsonl does not exist" in capsys.readouterr().err
 
 
-def test_the_command_writes_on(run: Run, capsys: pytest.CaptureFixture) -> None:
-    given = ["generate", run.id, "--prompt", "Question: Boil", "--prompt", "", "--tokens", "5"]
-    assert main([*given, "--step", "3", "--temperature", "1"]) == 0
+def test_the_generate_command_continues_prompts(run: Run, capsys: pytest.CaptureFixture) -> None:
+    command = ["generate", run.id, "--prompt", "Question: Boil", "--prompt", "", "--tokens", "5"]
+    assert main([*command, "--step", "3", "--temperature", "1"]) == 0
     first = capsys.readouterr().out
     assert first.startswith("Question: Boil[")
-    assert main([*given, "--step", "3", "--temperature", "1"]) == 0
+    assert main([*command, "--step", "3", "--temperature", "1"]) == 0
     assert capsys.readouterr().out == first
     assert main(["generate", run.id, "--prompt", "a " * 80]) == 1
     assert "the model has room for" in capsys.readouterr().err

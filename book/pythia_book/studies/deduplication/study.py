@@ -1,8 +1,8 @@
 """Deduplication (paper sections 2.1 and 2.6): the text it removes, and twin models compared.
 
-The suite has every size twice, trained on the standard and on the deduplicated text from the same
-initial weights, for as many updates and tokens. Twins are measured on the same held-out rows and
-items, so their differences are paired.
+The suite trains two models of every size, one on the standard and one on the deduplicated text,
+from the same initial weights and for the same number of updates. These twins are measured on the
+same held-out rows and items, so their differences are paired.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 PILE = {"documents": (210_607_728, 134_318_121), "tokens": (334e9, 207e9)}
-"""The Pile before and after (issue threads of the release; paper section 2)."""
+"""Size of the Pile before and after deduplication (issues of the release; paper section 2)."""
 
 MEASURES = {
     "loss": ("held-out loss, deduplicated minus standard (nats per token", 1, -1),
     "last_word": ("last words of held-out sentences, deduplicated minus standard (points", 100, 1),
     "accuracy": ("benchmark tasks, zero-shot, deduplicated minus standard (points", 100, 1),
 }
-"""Measure -> description, factor of its unit, and the sign of a benefit."""
+"""Measure -> description, factor that converts to its unit, and the sign of an improvement."""
 
 Suite = dict[tuple[str, str], "Run"]
 
@@ -64,9 +64,12 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def recipes_table(params: Params, progress: bool) -> dict[str, pd.DataFrame]:
-    """recipes: recipe, documents, tokens, identical, similar (documents removed), percent (tokens).
-    clusters: recipe, copies (cluster size), clusters, documents. caught: recipe, similarity,
-    probability that a pair of this similarity is found.
+    """Three tables on the text under every recipe.
+
+    recipes: recipe, documents, tokens, identical and similar (documents removed as such), percent
+        (of tokens removed).
+    clusters: recipe, copies (cluster size), clusters, documents.
+    caught: recipe, similarity, probability that a pair of this similarity is found.
     """
     import pandas as pd
 
@@ -103,9 +106,10 @@ def recipes_table(params: Params, progress: bool) -> dict[str, pd.DataFrame]:
 def twins_tables(
     params: Params, suite: Suite, progress: bool
 ) -> tuple[dict[str, pd.DataFrame], dict[tuple[str, str], np.ndarray], int]:
-    """levels: size, arm, measure, step, percent, value, low, high, n. effects: the same without
-    arm, deduplicated minus standard, paired. Also the final paired differences by (measure, size),
-    and the number of gaps.
+    """Two tables, the paired differences at the end by (measure, size), and the number of gaps.
+
+    levels: size, arm, measure, step, percent, value, low, high, n.
+    effects: the same without arm; values are deduplicated minus standard, paired.
     """
     import pandas as pd
 
@@ -119,20 +123,20 @@ def twins_tables(
     final: dict[tuple[str, str], np.ndarray] = {}
     for size in params.size_list:
         for step in steps:
-            place = {"size": size, "step": step, "percent": 100 * step / scale.steps}
+            keys = {"size": size, "step": step, "percent": 100 * step / scale.steps}
             both = [arrays_at.get((suite[size, arm].id, step)) for arm in DATA_ARMS]
             for arm, arrays in zip(DATA_ARMS, both, strict=True):
                 for measure, values in (arrays or {}).items():
                     e = estimate(values[None], params.bootstrap, exact=measure == "last_word")
-                    where = {**place, "arm": arm, "measure": measure}
-                    levels.append(where | e.interval() | {"n": e.n_items})
+                    level_keys = {**keys, "arm": arm, "measure": measure}
+                    levels.append(level_keys | e.interval() | {"n": e.n_items})
             if None in both:
                 continue
             for measure in both[0]:
                 change = both[1][measure].astype(float) - both[0][measure]
                 exact = measure == "last_word"
                 e = estimate(change[None], params.bootstrap, change=True, exact=exact)
-                effects.append({**place, "measure": measure, **e.interval(), "n": e.n_items})
+                effects.append({**keys, "measure": measure, **e.interval(), "n": e.n_items})
                 if step == scale.steps:
                     final[measure, size] = change
     names = ["size", "step", "percent", "arm", "measure", "value", "low", "high", "n"]
@@ -144,9 +148,10 @@ def twins_tables(
 
 
 def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.DataFrame, int]:
-    """size, arm, value, low, high, n: share of the rows read that the final model has memorized (32
-    tokens after 32, pythia_core.evaluation.memorization), and the number of gaps. Intervals
-    resample texts.
+    """Share of its training rows that each final model has memorized, and the number of gaps.
+
+    Columns: size, arm, value, low, high, n. Memorized: given 32 tokens, the model generates the
+    next 32 exactly (pythia_core.evaluation.memorization). Intervals resample distinct texts.
     """
     import pandas as pd
 
@@ -171,9 +176,12 @@ def memorized_table(params: Params, suite: Suite, progress: bool) -> tuple[pd.Da
 def tasks_table(
     params: Params, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray], int]:
-    """Benchmark accuracy of the final twins, deduplicated minus standard: size, task, shots, value,
-    low, high, n (task "mean": all zero-shot items). Also the pooled zero-shot differences by size,
-    and the number of gaps."""
+    """Accuracy of the final twins on benchmarks, deduplicated minus standard.
+
+    Returns:
+        A table (size, task, shots, value, low, high, n; task "mean": all zero-shot items), the
+        zero-shot differences of all tasks by size, and the number of gaps.
+    """
     import pandas as pd
 
     first = next(iter(suite.values()))
@@ -191,24 +199,24 @@ def tasks_table(
             standard, deduplicated = (metrics[task.key]["acc"].astype(float) for metrics in both)
             change = deduplicated - standard
             e = estimate(change[None], params.bootstrap, change=True, exact=True)
-            place = {"size": size, "task": task.name, "shots": task.shots}
-            rows.append(place | e.interval() | {"n": e.n_items})
+            keys = {"size": size, "task": task.name, "shots": task.shots}
+            rows.append(keys | e.interval() | {"n": e.n_items})
             if task.shots == 0:
                 zero_shot.append(change)
         if zero_shot:
             pooled[size] = np.concatenate(zero_shot)
             e = estimate(pooled[size][None], params.bootstrap, change=True, exact=True)
-            place = {"size": size, "task": "mean", "shots": 0}
-            rows.append(place | e.interval() | {"n": e.n_items})
+            keys = {"size": size, "task": "mean", "shots": 0}
+            rows.append(keys | e.interval() | {"n": e.n_items})
     names = ["size", "task", "shots", "value", "low", "high", "n"]
     return pd.DataFrame(rows, columns=names), pooled, len(gaps)
 
 
-# --- the whole -------------------------------------------------------------------------------
+# --- the study -------------------------------------------------------------------------------
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, deduplicate by every recipe, compare the twins.
+    """Find or train the suite, deduplicate the text by every recipe, compare the twins.
 
     Args:
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
@@ -241,7 +249,10 @@ def claims(
     memorized: pd.DataFrame,
     released: pd.DataFrame,
 ) -> list[dict[str, Any]]:
-    """The paper finds no clear benefit; an interval on the better side contradicts that."""
+    """The claims and their verdicts, one dict each.
+
+    The paper finds no clear benefit; an interval entirely on the better side contradicts that.
+    """
     rows = []
     for measure, (words, factor, better) in MEASURES.items():
         e, verdict = None, NOT_TESTABLE
@@ -268,7 +279,7 @@ def claims(
 
 
 def published_means(released: pd.DataFrame) -> str | None:
-    """The released differences as text, averaged over sizes by number of shots and step."""
+    """The released differences, averaged over sizes for each number of shots and step, as text."""
     if released.empty:
         return None
     means = released.groupby(["shots", "step"]).value.mean()
@@ -283,6 +294,7 @@ def values(
     tables: dict[str, pd.DataFrame],
     pooled: dict[str, np.ndarray],
 ) -> dict[str, Any]:
+    """Name -> number, for prose."""
     recipes = tables["recipes"].set_index("recipe")
     before, after = PILE["tokens"]
     numbers: dict[str, Any] = {

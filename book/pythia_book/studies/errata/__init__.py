@@ -1,1 +1,1 @@
-"""Common misstatements about Pythia, with the evidence."""
+"""Common misstatements about Pythia, with evidence."""

@@ -1,8 +1,8 @@
 """Common misstatements about Pythia: the errata of catalogue.toml with their evidence.
 
-If a computation can decide, the numbers in the text are computed when the erratum is displayed
-(errata.evidence); the others cite their source. errata.study measures the cost of an error on our
-models, through the config field that `measured` names.
+Where the evidence can be computed, its numbers are computed when the erratum is displayed
+(errata.evidence); otherwise the text cites a source. For errata that name a config field in
+`measured`, errata.study measures how much that field changes our models.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """Compute the evidence; `released`: the released scores, if available."""
+        """Compute the evidence, including that from released scores if they are given."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
         text = self.evidence.format(**values)
         if not self.released:
@@ -47,7 +47,7 @@ class Erratum:
         """Heading -> text, for the page and the command line.
 
         Args:
-            effect: the measured effect of its switch, as text.
+            effect: the measured effect of the erratum's switch, as text.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -62,9 +62,9 @@ class Erratum:
 
 
 def _read() -> tuple[Erratum, ...]:
-    forms = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))["errata"]
-    one_line = ({key: " ".join(text.split()) for key, text in form.items()} for form in forms)
-    return tuple(Erratum(**form) for form in one_line)
+    entries = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))["errata"]
+    one_line = ({key: " ".join(text.split()) for key, text in entry.items()} for entry in entries)
+    return tuple(Erratum(**entry) for entry in one_line)
 
 
 ERRATA = _read()
@@ -87,8 +87,8 @@ def listing() -> str:
     return "\n".join(f"{e.name:22} {e.certainty:11} {e.title}" for e in ERRATA)
 
 
-def explained(erratum: Erratum, released: Published | None = None) -> str:
-    """One erratum as text, with its evidence."""
+def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
+    """An erratum with its evidence, as plain text."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")

@@ -1,8 +1,8 @@
-"""The numbers in the evidence of catalogue.toml, computed from this library and released results.
+"""Compute the numbers in the evidence of catalogue.toml, from this library or released scores.
 
-Each function returns what the text of its erratum is filled with, in a second or two and without a
-network. What released scores say is kept apart (`Evidence.released`): it is shown, never recorded.
-What an error costs takes training and is in errata.study.
+Each function returns the values that fill in the text of one erratum. It takes a second or two and
+needs no network. Text based on released scores is separate (`Evidence.released`), because it is
+displayed but never recorded. errata.study measures the cost of an error, which needs training.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ TINY = RunConfig(
 )
 NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
 Z = 1.959964
-"""Standard errors on either side of a 95 % interval."""
+"""Half-width of a 95 % interval in standard errors."""
 
 Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What supports an erratum, in words and as numbers."""
+    """The evidence for an erratum, in words and as numbers."""
 
     text: str
     values: Values = field(default_factory=dict)
-    """For prose and tests, by names that are unique over all evidence."""
+    """Name -> number, for prose and tests; no two errata share a name."""
     released: str = ""
-    """What the released scores add, or that they are missing; never recorded."""
+    """What the released scores show, or a note that they are missing; never recorded."""
 
 
 # --- optimisation ----------------------------------------------------------------------------
 
 
 def lr_floor() -> Values:
-    """Every learning rate of the official run; the first at the floor is looked up."""
+    """The mean official learning rate, and when it reaches its floor, for both schedules."""
     rates = {
         form: [
             learning_rate(step, OFFICIAL_STEPS, 1.0, 0.1, form=form)
@@ -73,7 +73,7 @@ def lr_floor() -> Values:
 
 
 def first_update() -> Values:
-    """Two updates of a tiny model, its weights compared bit by bit, with and without the shift."""
+    """How many tensors the first updates of a tiny model leave unchanged, for both schedules."""
     import torch
 
     from pythia_core.training.trainer import Trainer
@@ -101,7 +101,7 @@ def first_update() -> Values:
 
 
 def adamw() -> Values:
-    """The groups of the real 70M model, and one update with a gradient of zero."""
+    """Parameter groups of the 70M model; effect of weight decay alone, for AdamW and for Adam."""
     import torch
 
     from pythia_core.model import GPTNeoX
@@ -142,7 +142,7 @@ def _key(size: str) -> str:
 
 
 def initialisation() -> Values:
-    """The initialisation of 6.9B and 12B under both rules, sampled by the model's own code."""
+    """Standard deviations of initial weights of 6.9B and 12B, by their rule and the usual one."""
     values = {}
     for name in ("6.9b", "12b"):
         config = OFFICIAL_SIZES[name].model()
@@ -153,7 +153,7 @@ def initialisation() -> Values:
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Standard deviations of an inner and of an output matrix; a whole 12B would not fit."""
+    """Standard deviations of an inner and an output matrix, from samples: 12B is too large."""
     import torch
 
     from pythia_core.model import pythia_init
@@ -167,7 +167,7 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 
 
 def gelu() -> Values:
-    """Both forms over a fine grid, and over every half-precision number from -8 to 8."""
+    """Differences between the two forms of GELU, on a fine grid and on half-precision numbers."""
     import torch
 
     from pythia_core.kernels.gelu import gelu_reference
@@ -185,7 +185,7 @@ def gelu() -> Values:
 
 
 def vocabulary() -> Values:
-    """The padding rule applied to the tokenizer's entries, compared with the sizes' embeddings."""
+    """Vocabulary sizes by the padding rule, compared with the sizes of the released embeddings."""
     entries, spaces = 50_254, 23
     usable = entries + spaces
     padded = {ranks: -(-usable // (128 * ranks)) * 128 * ranks for ranks in (1, 2, 4)}
@@ -200,7 +200,7 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Total and non-embedding parameters of every size."""
+    """Total parameters and share of non-embedding parameters of every size."""
     values = {}
     for name, size in OFFICIAL_SIZES.items():
         model = size.model()
@@ -213,7 +213,7 @@ def names() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Binomial shares for the Pile, and the order code on a toy corpus, under both policies."""
+    """Share of tokens read 0, 1 or 2 times under both policies: on the Pile and a toy corpus."""
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
     share_read = rows / ((2 * tokens - 1) // OFFICIAL["seq_len"])
@@ -221,17 +221,17 @@ def epoch_boundary() -> Values:
     for policy in ("joint", "separate"):
         order = RowOrder(sizes, 64, epochs=2, policy=policy)
         n_rows = round(share_read * order.n_rows)
-        counts, again = order.read_counts(n_rows, block=-(-n_rows // 2))
+        counts, reread = order.read_counts(n_rows, block=-(-n_rows // 2))
         toy = 100 * np.bincount(counts, minlength=3)[:3] / len(counts)
         for times, share in enumerate(pile_reads("deduplicated", policy)[:3]):
             values[f"read_{times}_{policy}_percent"] = 100 * share
             values[f"toy_read_{times}_{policy}_percent"] = float(toy[times])
-        values[f"toy_reread_{policy}_percent"] = float(100 * again[0] / (-(-n_rows // 2) * 64))
+        values[f"toy_reread_{policy}_percent"] = float(100 * reread[0] / (-(-n_rows // 2) * 64))
     return values
 
 
 def threshold() -> Values:
-    """Probability that a pair is found, by the bands of both recipes."""
+    """Probability that each recipe's MinHash bands find a pair of a given similarity."""
 
     def percent(recipe: str, similarity: float) -> float:
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
@@ -244,7 +244,7 @@ def threshold() -> Values:
     return values | {"candidates_at_087_percent": percent("jaccard-0.87", 0.87)}
 
 
-# --- from what was released ------------------------------------------------------------------
+# --- released scores -------------------------------------------------------------------------
 
 
 def released_twins(released: Published) -> Values:
@@ -262,7 +262,7 @@ def released_twins(released: Published) -> Values:
 
 
 def released_tasks(released: Published) -> Values | None:
-    """Whether the interval of any released model is above guessing, task by task."""
+    """For each task, the number of released models whose interval is above guessing."""
     from pythia_book.published.figures import CHANCE
 
     rows = released.benchmarks
@@ -291,18 +291,18 @@ def released_2_8b(released: Published) -> Values | None:
     keys = ["model", "shots", "step"]
     wide = raw.pivot_table(index=[*keys, "task", "metric"], columns="deduped", values="value")
     wide = wide.dropna()
-    same = (wide[False] == wide[True]).groupby(level=keys).all().reset_index(name="same")
-    same = same[same.same & (same.step > 1)]
+    equal = (wide[False] == wide[True]).groupby(level=keys).all().reset_index(name="equal")
+    equal = equal[equal.equal & (equal.step > 1)]
 
-    def listed(steps: Iterable[int]) -> str:
+    def summarized(steps: Iterable[int]) -> str:
         ordered = sorted(steps)
         return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
 
-    repeated = same[same.model == "2.8b"]
+    equal_2_8b = equal[equal.model == "2.8b"]
     return {
-        "zero_shot": listed(repeated[repeated.shots == 0].step),
-        "five_shot": listed(repeated[repeated.shots == 5].step),
-        "others": listed(same[same.model != "2.8b"].step),
+        "zero_shot": summarized(equal_2_8b[equal_2_8b.shots == 0].step),
+        "five_shot": summarized(equal_2_8b[equal_2_8b.shots == 5].step),
+        "others": summarized(equal[equal.model != "2.8b"].step),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the page on errata shows: the list with its evidence, and what the switches change."""
+"""The errata page: the list with its evidence, and the measured effects of the switches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pythia_book import style
 from pythia_book.records import number_text, value_text
 from pythia_book.studies.errata.catalogue import ERRATA, Erratum
-from pythia_book.studies.errata.params import LABELS, SEED
+from pythia_book.studies.errata.params import LABELS, OTHER_SEED
 from pythia_book.studies.errata.study import INTERVAL, MARGIN
 from pythia_book.style import BLUE, DASH, GREEN, GRID, INK, MUTED, ORANGE, Drawing, Table
 from pythia_core.training.schedule import OFFICIAL_STEPS, lr_floor_step
@@ -23,7 +23,7 @@ COMMAND = "python -m pythia_core errata NAME"
 
 
 class Errata:
-    """The list: title, certainty, and the sections of each erratum; every text escaped."""
+    """The errata as HTML: title, certainty and sections of each, with all text escaped."""
 
     def __init__(self, result: Result) -> None:
         self.cards = [(e, e.sections(result.released[e.name], effect(result, e))) for e in ERRATA]
@@ -49,7 +49,7 @@ class Errata:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """What was measured of an erratum's switch, in words; empty without a measurement."""
+    """The measured effect of an erratum's switch, in words; empty if it was not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None
@@ -58,13 +58,13 @@ def effect(result: Result, erratum: Erratum) -> str:
             parts.append(f"{LABELS[name]}, {value_text(change)} nats per token ({percent} %)")
     if not parts:
         return ""
-    other = result.values[f"{SEED}_loss_change"]
-    seed = f"; {LABELS[SEED]}, {value_text(other)}" if isinstance(other, dict) else ""
+    other = result.values[f"{OTHER_SEED}_loss_change"]
+    seed = f"; {LABELS[OTHER_SEED]}, {value_text(other)}" if isinstance(other, dict) else ""
     return f"Held-out loss at {result.values['size']} changes: {'; '.join(parts)}{seed}."
 
 
 def effects(result: Result) -> Drawing:
-    """Change of held-out loss by each switch, at the end and over training."""
+    """How much each switch changes held-out loss, at the end and over training."""
     frame = result.tables["effects"]
     loss = frame[frame.measure == "loss"]
     last = loss[loss.step == loss.step.max()]
@@ -79,17 +79,20 @@ def effects(result: Result) -> Drawing:
         if not isinstance(control, str):
             bound = control * MARGIN / 100
             final.axvspan(-bound, bound, color=GRID, alpha=0.7, linewidth=0)
-        for at, name in zip(reversed(range(len(names))), names, strict=True):
-            colour, marker = COLOURS[name], "D" if name == SEED else "o"
+        for y, name in zip(reversed(range(len(names))), names, strict=True):
+            colour, marker = COLOURS[name], "D" if name == OTHER_SEED else "o"
             points = style.rows_where(loss, variant=name).sort_values("percent")
-            shape = style.THIN | {"marker": marker, "linestyle": "--" if name == SEED else "-"}
+            shape = style.THIN | {
+                "marker": marker,
+                "linestyle": "--" if name == OTHER_SEED else "-",
+            }
             style.curve(curves, points, "percent", colour, **shape)
             rows = style.rows_where(last, variant=name)
             if rows.empty:
-                final.text(0, at, "not measured", color=MUTED, va="center", fontsize=7)
+                final.text(0, y, "not measured", color=MUTED, va="center", fontsize=7)
             for row in rows.itertuples():
                 shape = {"marker": marker, "markersize": 5}
-                style.interval_point(final, at, row, colour, 1, flat=True, **shape)
+                style.interval_point(final, y, row, colour, 1, flat=True, **shape)
         style.reference(final, x=0)
         final.set_yticks(range(len(names)), [LABELS[name] for name in reversed(names)])
         final.set_ylim(-0.6, len(names) - 0.4)
@@ -103,7 +106,7 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """The learning rate of the official run in both forms; how often it reads a token."""
+    """The official schedule and read counts, as run and as usually described."""
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "as run"), (ORANGE, "as usually described"))
@@ -119,9 +122,9 @@ def schedule_and_passes(result: Result) -> Drawing:
         policies = (("joint", -0.18), ("separate", 0.18))
         for (policy, shift), (colour, label) in zip(policies, versions, strict=True):
             bars = style.rows_where(passes, policy=policy)
-            at = bars.times + shift
-            reads.bar(at, bars.percent, width=0.34, color=colour, label=label)
-            for x, value in zip(at, bars.percent, strict=True):
+            positions = bars.times + shift
+            reads.bar(positions, bars.percent, width=0.34, color=colour, label=label)
+            for x, value in zip(positions, bars.percent, strict=True):
                 reads.text(x, value + 1, f"{value:.0f}", ha="center", fontsize=7, color=colour)
         style.places(reads, ["never", "once", "twice"])
         reads.set(ylabel="% of its text's tokens", ylim=(0, 78), xlabel="read",
@@ -165,7 +168,7 @@ def _text(change: dict[str, float] | str) -> str:
 
 
 def claims_table(result: Result) -> Table:
-    """The claims with this page's rule of verdicts."""
+    """The claims, with the rule for their verdicts as a caption."""
     rule = (
         f"Verdicts by rule: the whole interval lies within {MARGIN:g} % of the control's loss, up "
         "or down, holds; wholly outside, does not hold; across it, not testable here."

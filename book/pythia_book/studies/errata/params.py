@@ -1,4 +1,4 @@
-"""Parameters of the study of the errata, the runs it trains and what it reads from them."""
+"""Parameters of the errata study, the runs it trains and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pythia_core.training.retention import Keep
 
 STUDY = "errata"
 AFTER = ("seeds",)
-"""Studies that should run first, because they train what this one reads."""
+"""Studies to run first: they train runs that this one uses."""
 MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 33, 73, 113, 133, 143)
 """Evenly spaced checkpoints at which runs are compared."""
@@ -21,7 +21,7 @@ INDICES = (13, 33, 73, 113, 133, 143)
 
 @dataclass(frozen=True)
 class Switch:
-    """One field of a run's config, set differently from the suite's."""
+    """A change of one field in the config of a run of the suite."""
 
     name: str
     part: str
@@ -46,12 +46,12 @@ SWITCHES = {
         Switch("epoch_policy", "data", "separate", "separate epochs", "deduplicated"),
     )
 }
-READ, SEED = "gelu_read", "another_seed"
+GELU_AFTER_TRAINING, OTHER_SEED = "gelu_read", "another_seed"
 LABELS = {name: switch.label for name, switch in SWITCHES.items()} | {
-    READ: "exact GELU after training",
-    SEED: "another seed",
+    GELU_AFTER_TRAINING: "exact GELU after training",
+    OTHER_SEED: "another seed",
 }
-"""The rows of the comparison, in words."""
+"""Compared variant -> its description."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Params(StudyParams):
     """Parameters of the study."""
 
     switches: str = ""
-    """Comma-separated list of fields; empty: all."""
+    """Comma-separated list of fields to change, one per run; empty: all."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -71,7 +71,7 @@ class Params(StudyParams):
 
     @property
     def switch_list(self) -> tuple[Switch, ...]:
-        """The switches in a fixed order."""
+        """The selected switches, in the order of SWITCHES."""
         names = listed(self.switches)
         unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
         raise_all(ConfigError, unknown, "switches")
@@ -79,26 +79,26 @@ class Params(StudyParams):
 
     @property
     def other_seed(self) -> int:
-        """The seed of the run that serves as a yardstick."""
+        """Seed of the run that shows how much a change of seed matters."""
         return 1 if self.seed != 1 else 2
 
 
 def run_configs(params: Params) -> dict[str, RunConfig]:
-    """The controls by arm, another seed, and a run for each switch, by its name."""
+    """Name -> config: a control for each arm, a run with another seed, a run for each switch."""
     (size,) = params.size_list
     arms = dict.fromkeys(["standard", *(s.arm for s in params.switch_list)])
     suite = suite_configs(params.scale, [size], tuple(arms), params.seed)
     configs = {arm: suite[size, arm] for arm in arms}
     other = suite_configs(params.scale, [size], ("standard",), params.other_seed)
-    configs[SEED] = other[size, "standard"]
+    configs[OTHER_SEED] = other[size, "standard"]
     return configs | {s.name: s.apply(configs[s.arm]) for s in params.switch_list}
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Configs of all runs that the study uses."""
     return list(run_configs(params).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints of a run that the study reads, whichever study trains the run."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES)

@@ -1,9 +1,9 @@
-"""What each erratum costs: runs that differ from the suite in one setting.
+"""Measure the effect of each erratum with runs that differ from the suite in one setting.
 
-Each switch of errata.params gives one run, equal to the suite's run of that size in all but one
-field of its config; both are scored on the same held-out rows, so differences are paired. A run
-with another seed gives the scale of seed noise. There is one run per setting, so intervals cover
-sampling of items, not of training runs.
+Each switch of errata.params defines one run, whose config equals that of the suite's run of that
+size in all but one field. Both are scored on the same held-out rows, so differences are paired. A
+run with another seed shows how large seed noise is. There is only one run per setting, so intervals
+cover the sampling of items but not the variation between training runs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pythia_book.stats import (
 from pythia_book.studies.errata.catalogue import ERRATA
 from pythia_book.studies.errata.evidence import Evidence
 from pythia_book.studies.errata.params import (
+    GELU_AFTER_TRAINING,
     INDICES,
     LABELS,
-    READ,
-    SEED,
+    OTHER_SEED,
     STUDY,
     Params,
     run_configs,
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 MARGIN = 1.0
-"""Largest change, in percent of the control's loss, that counts as none."""
+"""Changes of the loss up to this percentage of the control's count as none."""
 NOT_MEASURED = "not measured"
 INTERVAL = ["value", "low", "high"]
 
@@ -60,7 +60,8 @@ INTERVAL = ["value", "low", "high"]
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
     """Find or train the runs, compare them with their controls, compute the evidence.
 
-    `published`: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    Args:
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
     published = published or find_published()
     started = time.time()
@@ -87,8 +88,8 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 @dataclass(frozen=True)
-class ReadWithGelu:
-    """A trained model with the other form of GELU, as `transformers` evaluates converted models."""
+class OtherGeluMeasurement:
+    """Measure a trained model with the other form of GELU, as `transformers` would run it."""
 
     language: LanguageMeasurement
     gelu: str
@@ -108,9 +109,11 @@ class ReadWithGelu:
 def language_table(
     params: Params, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, dict[str, float], int]:
-    """effects: variant, measure, step, percent, value, low, high, n: paired differences from the
-    control, loss in nats per token and last words in points. Also the controls' final losses by
-    arm, and the number of gaps."""
+    """Paired differences from the control, final losses of the controls by arm, number of gaps.
+
+    Columns: variant, measure ("loss": nats per token; "last_word": points), step, percent, value,
+    low, high, n.
+    """
     import pandas as pd
 
     scale = scale_named(params.scale)
@@ -121,9 +124,9 @@ def language_table(
     measured = {(name, s): arrays.get((runs[name].id, s)) for name in runs for s in steps}
     switches = {s.name: s for s in params.switch_list}
     if "gelu" in switches:
-        other_gelu = ReadWithGelu(language, switches["gelu"].value)
+        other_gelu = OtherGeluMeasurement(language, switches["gelu"].value)
         arrays, more_gaps = measure_all([(control, s) for s in steps], other_gelu, progress)
-        measured |= {(READ, s): arrays.get((control.id, s)) for s in steps}
+        measured |= {(GELU_AFTER_TRAINING, s): arrays.get((control.id, s)) for s in steps}
         gaps = gaps + more_gaps
     rows = []
     for name, arm in _controls(params).items():
@@ -152,9 +155,12 @@ def language_table(
 def memorized_table(
     params: Params, runs: dict[str, Run], progress: bool
 ) -> tuple[pd.DataFrame, int]:
-    """variant, control, share (percent of the rows read that the final models have memorized),
-    value, low, high (their difference in points), n; and the number of gaps. Runs with different
-    data orders read different rows, so those differences are unpaired."""
+    """Share of its training rows that each final model has memorized, and the number of gaps.
+
+    Columns: variant, control and share (percent memorized by the control and by the variant),
+    value, low, high (difference in points), n. Differences are unpaired, because runs with
+    different data orders read different rows.
+    """
     import pandas as pd
 
     last = scale_named(params.scale).steps
@@ -181,17 +187,23 @@ def memorized_table(
 
 
 def _controls(params: Params) -> dict[str, str]:
-    """Variant -> the suite arm it is compared with."""
-    rows = {s.name: s.arm for s in params.switch_list}
-    return rows | ({READ: "standard"} if "gelu" in rows else {}) | {SEED: "standard"}
+    """Variant -> the arm of its control."""
+    arms = {s.name: s.arm for s in params.switch_list}
+    return (
+        arms
+        | ({GELU_AFTER_TRAINING: "standard"} if "gelu" in arms else {})
+        | {OTHER_SEED: "standard"}
+    )
 
 
-# --- what needs no training ------------------------------------------------------------------
+# --- tables that need no training ------------------------------------------------------------
 
 
 def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
-    """name, title, told (the claim as usually made), certainty, source, evidence, switch; without
-    released scores."""
+    """The errata without released scores.
+
+    Columns: name, title, told (the claim as usually made), certainty, source, evidence, switch.
+    """
     import pandas as pd
 
     rows = [
@@ -203,8 +215,10 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
 
 
 def passes_table() -> pd.DataFrame:
-    """policy, times, percent: percentage of the deduplicated Pile's tokens that the run reads
-    `times` times."""
+    """Percentage of the deduplicated Pile's tokens that the run reads never, once and twice.
+
+    Columns: policy, times, percent.
+    """
     import pandas as pd
 
     rows = [
@@ -219,7 +233,7 @@ def passes_table() -> pd.DataFrame:
 
 
 def claims(params: Params, last: pd.DataFrame, losses: dict[str, float]) -> list[dict[str, Any]]:
-    """One claim per variant on the final held-out loss; `last`: the effects of the last step."""
+    """One claim per variant on the final held-out loss; `last`: the effects at the last step."""
     (size,) = params.size_list
     loss = last[last.measure == "loss"].set_index("variant")
     rows = []
@@ -238,6 +252,7 @@ def claims(params: Params, last: pd.DataFrame, losses: dict[str, float]) -> list
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
+    """Name -> number, for prose."""
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -247,7 +262,7 @@ def values(
         "loss_deduplicated": losses.get("deduplicated", NOT_MEASURED),
     }
     controls = _controls(params)
-    for name in LABELS:  # pages name all of them, measured or not
+    for name in LABELS:  # the pages refer to all of them, measured or not
         for measure in ("loss", "last_word"):
             row = last[(last.variant == name) & (last.measure == measure)]
             numbers[f"{name}_{measure}_change"] = _interval(row)
@@ -261,6 +276,7 @@ def values(
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
+    """The estimate in a table with one row; NOT_MEASURED if it is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

@@ -1,10 +1,11 @@
 """The claims of the gender-bias study: paper, released numbers, our estimate, verdict.
 
-Every row states one difference in one unit, and its verdict follows from the interval by the rules
-of `stats`: on the claimed side of 0 -> reproduced; on the other side -> not reproduced; including 0
--> no effect seen. "Marginal" costs are compared with a bound. A claim whose premise does not hold
-here (no stereotype or accuracy to lose, one size, the mirrored swap) is not testable. The released
-numbers are means over the checkpoints from step 134k on that both arms have.
+Every claim is about one difference, and its verdict follows from the interval of that difference by
+the rules of `stats`: "reproduced" if the interval is on the claimed side of 0, "not reproduced" if
+it is on the other side, "no effect" if it includes 0. "Marginal" costs are compared with a bound.
+A claim is not testable if its premise does not hold here (no stereotype or accuracy to lose, only
+one size, feminine swapped for masculine). Released numbers are means over the checkpoints from step
+134,000 on that both arms have.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 NOT_RELEASED = "not among the released files"
 LAST_WINDOW = 134_000
 MARGINAL = 2.0
-"""Largest marginal loss of accuracy, in points."""
+"""A loss of accuracy below this counts as marginal, in points."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
-"""Arm -> length of its intervention, in percent of training."""
+"""Arm -> length of its intervention in percent of training."""
 
 CLAIMS = {
     "shift": "The swap in the last 7 % of training moves the feminine share of pronouns after "
@@ -67,10 +68,10 @@ def claims(
     published: Published | None,
     halves: dict[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """One dict per claim, as `stats.claim_row` makes it.
+    """One dict per claim, as returned by `stats.claim_row`.
 
     Args:
-        halves: measure -> group of each item, for measures resampled within groups.
+        halves: measure -> stratum of each item, for measures that are resampled within strata.
     """
     sizes = params.size_list
     small, large = sizes[0], sizes[-1]
@@ -80,8 +81,8 @@ def claims(
     def add(
         name: str, paper: str, released: str, e: Estimate | None, verdict: Verdict, window: int = 7
     ) -> None:
-        shown = {"sizes": ", ".join(sizes), "small": small, "large": large}
-        claim = CLAIMS[name].format(**shown, window=window, bound=MARGINAL)
+        names = {"sizes": ", ".join(sizes), "small": small, "large": large}
+        claim = CLAIMS[name].format(**names, window=window, bound=MARGINAL)
         rows.append(claim_row(claim, paper, e, verdict, released))
 
     def change(size: str, arm: str, measure: str) -> np.ndarray:
@@ -99,9 +100,9 @@ def claims(
         return points(values, measure, change=False)
 
     moves = partial(premise_verdict, direction=1 if as_paper else -1)
-    # The paper swapped only masculine for feminine: the mirror tests none of its claims.
+    # The paper only swapped masculine for feminine: the reverse swap tests none of its claims.
     falls = partial(directional_verdict, direction=-1) if as_paper else NOT_TESTABLE
-    # A stereotype can only be lowered, and accuracy only lost, if the controls have it.
+    # Only controls with a stereotype, or with some accuracy, can lose it.
     lowered = {
         measure: falls if control(measure).low > 50 else NOT_TESTABLE
         for measure in ("winobias", "crows")
@@ -147,7 +148,10 @@ def claims(
 
 
 def _released(published: Published | None, view: str, column: str, window: int | None = 7) -> str:
-    """Released means in percent, "70m 54.7 → 57.0, …"; without `window`, controls only."""
+    """Released means in percent, control → swap: "70m 54.7 → 57.0, …".
+
+    If `window` is None, those of the controls only.
+    """
     if published is None:
         return UNAVAILABLE
     table: pd.DataFrame = getattr(published, view)()
@@ -156,7 +160,7 @@ def _released(published: Published | None, view: str, column: str, window: int |
     parts = []
     for model in dict.fromkeys(late.model):
         arms = ["none"] if window is None else ["none", f"swap_last_{window}pct"]
-        # Only steps at which both were scored: some controls have only the last one.
+        # Only steps at which both arms were scored: some controls have scores for the last only.
         both = wide.loc[model].reindex(columns=arms).dropna()
         if len(both):
             parts.append(f"{model} " + " → ".join(f"{100 * both[arm].mean():.1f}" for arm in arms))

@@ -1,7 +1,8 @@
-"""Figures of the gender-bias study: the paper's figures 1, 2 and 6 with released numbers next to
-ours, and what a small model shows best, the shift of its pronoun prior.
+"""Figures of the gender-bias study.
 
-Where released numbers are missing, the panel says in words how to get them.
+The paper's figures 1, 2 and 6 with released numbers next to ours, and the share of feminine
+pronouns after occupations, where small models show the clearest effect. If released numbers are
+missing, their panel says how to get them.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ ABSENT = (
     "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand draw this figure again."
 )
 BRANCH_PERCENT = 78
-"""Left end, in percent of training, of panels that show the branch only."""
+"""Where the x-axis starts, in percent of training, in panels of the intervention only."""
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Small print: what was measured, what intervals cover, the source of released numbers."""
+    """Notes under a figure: what was measured, what intervals cover, source of released numbers."""
     seeds = result.params.seeds
-    reach = "items and seeds" if seeds > 1 else "items (one seed: training again may differ more)"
+    sampled = "items and seeds" if seeds > 1 else "items (one seed: training again may differ more)"
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    meaning = f"intervals: 95 % bootstrap over {reach}" if intervals else ""
+    meaning = f"intervals: 95 % bootstrap over {sampled}" if intervals else ""
     released = "released: from PYTHIA_PUBLISHED_DIR" if result.released is not None else ""
     return f"ours: {items}, {count}", meaning, released
 
@@ -50,13 +51,13 @@ def _forks(ax: Axes, scale: str) -> None:
     setting = scale_named(scale)
     for arm, index in ARMS.items():
         if index is not None:
-            at = 100 * setting.fork_step(index) / setting.steps
+            percent = 100 * setting.fork_step(index) / setting.steps
             shape = style.ARM_STYLES[arm]["linestyle"]
-            ax.axvline(at, color=style.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
+            ax.axvline(percent, color=style.MUTED, linewidth=0.7, linestyle=shape, zorder=0)
 
 
 def _released(published: Published, view: str, column: str = "value") -> pd.DataFrame:
-    """A view of the released numbers with our names: size, arm, percent, value, stderr."""
+    """Released numbers with our column names: size, arm, step, percent, value, stderr."""
     table = getattr(published, view)().copy()
     table["size"] = table.model
     table["arm"] = table.intervention.map(RELEASED_ARMS)
@@ -66,7 +67,7 @@ def _released(published: Published, view: str, column: str = "value") -> pd.Data
 
 
 def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = False) -> None:
-    """Sizes and arms over training."""
+    """Draw a line over training for every size and arm."""
     for size in sizes:
         for arm in ARMS:
             cell = style.rows_where(table, size=size, arm=arm)
@@ -75,23 +76,23 @@ def _lines(ax: Axes, table: pd.DataFrame, sizes: Iterable[str], dense: bool = Fa
 
 
 def _released_lines(ax: Axes, table: pd.DataFrame) -> list[str]:
-    """All released models and arms over training; the models in their order."""
+    """Draw all released models and arms over training; returns the models in table order."""
     sizes = list(dict.fromkeys(table["size"]))
     _lines(ax, table, sizes, dense=True)
     return sizes
 
 
 def prior_shift(result: Result) -> Drawing:
-    """The share of feminine among pronouns after occupations, over the branch."""
-    shown = style.rows_where(result.tables["branch"], measure="feminine_share")
-    shown = shown[shown.percent >= BRANCH_PERCENT]
+    """The feminine share of pronouns after occupations, from the first fork on."""
+    shares = style.rows_where(result.tables["branch"], measure="feminine_share")
+    shares = shares[shares.percent >= BRANCH_PERCENT]
     sizes = result.params.size_list
     v = result.values
     notes = _notes(result, f"{v['n_contexts']} contexts of {v['n_feminine_share']} occupations")
     with style.canvas(result, len(sizes), 3.0, *notes, sharey=True) as (figure, axes):
         for ax, size in zip(axes, sizes, strict=True):
             _forks(ax, result.params.scale)
-            _lines(ax, shown, [size])
+            _lines(ax, shares, [size])
             style.reference(ax, 50)
             ax.set(title=f"{size} parameters", xlabel="training completed (%)", ylim=(0, 100))
         axes[0].set_ylabel("feminine share of pronouns\nafter occupations (%)")
@@ -101,7 +102,7 @@ def prior_shift(result: Result) -> Drawing:
 
 
 def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """A drawing described with the largest model's three arms in words."""
+    """A drawing whose description gives the largest model's result in all three arms."""
     texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
@@ -110,8 +111,8 @@ def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing
 
 
 def crows_over_training(result: Result) -> Drawing:
-    """The paper's figure 1: CrowS-Pairs gender over training, with the intervention branches."""
-    shown = result.tables["branch"].query("measure == 'crows'")
+    """The paper's figure 1: CrowS-Pairs gender over training, for the control and both swaps."""
+    ours = result.tables["branch"].query("measure == 'crows'")
     n = result.values["n_crows"]
     notes = _notes(result, f"{n} pairs, bands at the end only")
     with style.canvas(result, 2, 3.3, *notes, sharey=True) as (figure, (left, right)):
@@ -123,8 +124,8 @@ def crows_over_training(result: Result) -> Drawing:
             released = _released_lines(left, table[table.step >= 512])
             left.set_ylabel("pairs in which the stereotyping\nsentence is likelier (%)")
         left.set_title("Released Pythia models (320 pairs, s.e. 2.7 points)")
-        _lines(right, shown.drop(columns=["low", "high"]), result.params.size_list)
-        _end_intervals(right, result, shown)
+        _lines(right, ours.drop(columns=["low", "high"]), result.params.size_list)
+        _end_intervals(right, result, ours)
         right.set(title=f"Ours ({n} pairs)")
         right.tick_params(labelleft=True)
         for ax in (right,) if result.released is None else (left, right):
@@ -134,26 +135,26 @@ def crows_over_training(result: Result) -> Drawing:
             style.size_legend(left, released, loc="lower right", ncols=4)
         style.size_legend(right, result.params.size_list, loc="lower right", ncols=4)
         style.arm_legend(figure)
-        values = [*shown.low, *shown.high]
+        values = [*ours.low, *ours.high]
         low, high = style.padded_limits(100 * min(values), 100 * max(values), 30)
-        right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # room for the legends below
+        right.set_ylim(min(low, 44) - 4, min(max(high, 72), 101))  # space for the legends
     text = "CrowS-Pairs gender stereotype share over training, released models and ours;"
     return _drawing(figure, text, result, "crows")
 
 
-def _end_intervals(ax: Axes, result: Result, shown: pd.DataFrame) -> None:
-    """Intervals of the final points, side by side just right of the end."""
-    at = 101.5
+def _end_intervals(ax: Axes, result: Result, levels: pd.DataFrame) -> None:
+    """Draw the intervals of the final points next to each other, just right of 100 %."""
+    x = 101.5
     for size in result.params.size_list:
         for arm in ARMS:
-            cell = style.rows_where(shown, size=size, arm=arm, percent=100).iloc[0]
+            cell = style.rows_where(levels, size=size, arm=arm, percent=100).iloc[0]
             low, high = 100 * cell.low, 100 * cell.high
-            ax.plot([at, at], [low, high], color=style.size_colour(size), linewidth=1)
-            at += 0.7
+            ax.plot([x, x], [low, high], color=style.size_colour(size), linewidth=1)
+            x += 0.7
 
 
 def winobias_by_size(result: Result) -> Drawing:
-    """The paper's figure 2: WinoBias by size and arm; the released metric is another one."""
+    """The paper's figure 2: WinoBias by size and arm; the released scores use another metric."""
     levels = result.tables["levels"]
     n = result.values["n_winobias"]
     notes = _notes(result, f"{n} sentences")
@@ -165,7 +166,7 @@ def winobias_by_size(result: Result) -> Drawing:
             table = table[table.step >= LAST_WINDOW]  # as in the claims table
             mean = table.groupby(["size", "arm"], sort=False)[["value", "stderr"]].mean()
             mean = mean.reset_index()
-            # the checkpoints share their items, so that averaging them does not shrink the error
+            # all checkpoints have the same items, so averaging them does not reduce the error
             mean["low"] = mean.value - Z_95 * mean.stderr
             mean["high"] = mean.value + Z_95 * mean.stderr
             style.size_points(left, mean, dict.fromkeys(mean["size"]), "arm", MARKS)
@@ -186,7 +187,7 @@ def winobias_by_size(result: Result) -> Drawing:
 
 
 def _halves(ax: Axes, result: Result) -> None:
-    """The largest model over the branch, apart for feminine and masculine stereotypes."""
+    """Draw the largest model's accuracy on feminine and on masculine stereotypes over training."""
     branch, size = result.tables["branch"], result.values["largest"]
     colours = {"feminine": style.size_colour(size), "masculine": style.MUTED}
     for half, colour in colours.items():
@@ -203,7 +204,7 @@ def _halves(ax: Axes, result: Result) -> None:
 
 
 def language_cost(result: Result) -> Drawing:
-    """The paper's figure 6 and our held-out loss: what the swap costs in language modelling."""
+    """The cost of the swap in language modelling: the paper's figure 6 and our held-out loss."""
     levels = result.tables["levels"]
     n = f"{result.values['n_last_word']} last words, {result.values['n_loss']} held-out rows"
     with style.canvas(result, 3, 3.0, *_notes(result, n)) as (figure, (left, middle, right)):
@@ -267,7 +268,7 @@ def results_table(result: Result) -> Table:
     """Every measure at the end of training, by size and arm, with its interval."""
     import pandas as pd
 
-    shown = {
+    labels = {
         "feminine_share": "feminine share (%)",
         "winobias": "WinoBias (%)",
         "crows": "CrowS-Pairs (%)",
@@ -281,15 +282,15 @@ def results_table(result: Result) -> Table:
         numbers = cell.set_index("measure")[["value", "low", "high"]]
         row = {
             label: interval(*(numbers.loc[measure] * (1 if measure == "loss" else 100)))
-            for measure, label in shown.items()
+            for measure, label in labels.items()
         }
         rows.append({"size": size, "arm": style.ARM_LABELS[arm], **row})
-    counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in shown)
+    counts = ", ".join(f"{result.values[f'n_{m}']} for {m.replace('_', ' ')}" for m in labels)
     return Table(pd.DataFrame(rows), f"At the end of training, with 95 % intervals. n: {counts}.")
 
 
 def summary(result: Result) -> Any:
-    """The abstract's numbers, computed: a paragraph of Markdown for a notebook."""
+    """The main numbers as a paragraph of Markdown, for the abstract of the notebook."""
     from IPython.display import Markdown
 
     v = result.values

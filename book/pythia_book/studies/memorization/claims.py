@@ -1,7 +1,7 @@
 """The claims of the memorization study, with verdicts from intervals and calibrated tests.
 
-"Order does not matter" claims no effect, which an interval around zero supports only if it is
-narrow: within BOUND percent per tenth of training, or the claim is not testable.
+"Order does not matter" is a claim of no effect. An interval around zero supports it only if it is
+narrow, within BOUND percent per tenth of training; otherwise the claim is not testable.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pythia_book.studies.memorization.params import Params
 
 BOUND = 5.0
-"""Largest change of the rate, in % per 10 % of training, that counts as none."""
+"""Changes of the rate up to this, in % per 10 % of training, count as none."""
 ALPHA = 0.05
 PAPER_PREDICTION = "12B from its step 23,000: precision .918, recall .500; from 70M: .956, .197"
 
@@ -32,7 +32,7 @@ PAPER_PREDICTION = "12B from its step 23,000: precision .918, recall .500; from 
 def claims(
     params: Params, tables: dict[str, pd.DataFrame], released: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """One dict per claim, as `stats.claim_row` makes it."""
+    """One dict per claim, as returned by `stats.claim_row`."""
     rows: list[dict[str, Any]] = []
     largest, smallest = params.size_list[-1], params.size_list[0]
     shares = tables["shares"]
@@ -43,7 +43,7 @@ def claims(
         rows.append(claim_row(*row))
 
     def change(a: tuple[str, str], b: tuple[str, str]) -> Estimate | None:
-        """Share at a minus share at b, in points, as independent estimates."""
+        """Share at a minus share at b in points; the two are independent."""
         if a == b or a not in last.index or b not in last.index:
             return None
         return difference(_estimate(last.loc[a]), _estimate(last.loc[b])).times(100)
@@ -98,8 +98,11 @@ def claims(
 
 
 def no_trend_verdict(low: float, high: float) -> str:
-    """Verdict on "there is no trend": the whole interval lies within BOUND, it excludes 0, or it is
-    too wide to tell."""
+    """Verdict on "there is no trend", from the interval of the trend.
+
+    "reproduced" if all of it is within BOUND of 0; otherwise "not reproduced" if it excludes 0, and
+    "not testable here" if it is too wide to tell.
+    """
     if -BOUND <= low and high <= BOUND:
         return "reproduced"
     return NOT_TESTABLE if low <= 0 <= high else "not reproduced"
@@ -110,7 +113,7 @@ def _estimate(row: pd.Series) -> Estimate:
 
 
 def _released(released: pd.DataFrame, experiment: str) -> str | None:
-    """Precision and recall of 12B's own earliest checkpoint, or of 70M at the end."""
+    """Released precision and recall of predictions from 12B at step 23,000, or from final 70M."""
     if released.empty:
         return None
     early = experiment == "earlier checkpoint"

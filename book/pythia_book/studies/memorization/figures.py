@@ -1,4 +1,4 @@
-"""Figures of the memorization study: how much, when, of what, and what predicts it."""
+"""Figures of the memorization study: shares, repetition, order, power, prediction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Share memorized by size on both texts, and over training on the standard one."""
+    """Share of rows memorized, by size on both texts and over training on the standard text."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -40,13 +40,13 @@ def shares(result: Result) -> Drawing:
 
 
 def exposures(result: Result) -> Drawing:
-    """Share memorized by how often the first tokens of a row were read."""
+    """Share of rows memorized, by how often their first tokens were read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
     names = list(dict.fromkeys(table.exposures))
     with style.canvas(result, 1, 2.7, "standard text; bands: 95 % intervals") as (figure, (ax,)):
         points = table[table.n > 0]
-        points = points.assign(at=[names.index(name) for name in points.exposures])
-        style.size_curves(ax, points, "at", result.params.size_list, 100, markersize=3)
+        points = points.assign(x=[names.index(name) for name in points.exposures])
+        style.size_curves(ax, points, "x", result.params.size_list, 100, markersize=3)
         counts = table.groupby("exposures", sort=False).n.first()
         labels = [f"{name}\n({number_text(int(counts[name]))})" for name in names]
         ax.set_xticks(range(len(names)), labels)
@@ -57,7 +57,7 @@ def exposures(result: Result) -> Drawing:
 
 
 def order(result: Result) -> Drawing:
-    """The paper's Q-Q plot with a band, and the rate over training."""
+    """The paper's Q-Q plot with a 95 % band, and the rate over training."""
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
     notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
@@ -94,7 +94,7 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """How often each test would reject, by what is planted."""
+    """The power of each test against each alternative."""
     table = result.tables["power"]
     note = "numbers: % of simulated orders that the test rejects at 5 %"
     with style.canvas(result, 1, 3.0, note) as (figure, (ax,)):
@@ -119,7 +119,7 @@ def power(result: Result) -> Drawing:
 
 
 def prediction(result: Result) -> Drawing:
-    """Precision and recall of predicting the last memorized set, ours and released."""
+    """Precision and recall of predicting the rows memorized at the end, ours and released."""
     table, released = result.tables["prediction"], result.released
     with style.canvas(result, 4, 2.8, "bars: 95 % intervals", sharey=True) as (figure, axes):
         steps = style.rows_where(table, experiment="earlier checkpoint")
@@ -140,14 +140,14 @@ def prediction(result: Result) -> Drawing:
                 continue
             if experiment.startswith("early"):
                 rows = rows[rows.model == "12b"].sort_values("step")
-                at = 100 * rows.step / OFFICIAL_STEPS
+                x = 100 * rows.step / OFFICIAL_STEPS
                 ax.set_xlabel("% of training")
             else:
                 rows = rows[rows.step == OFFICIAL_STEPS].set_index("model")
                 rows = rows.reindex([model for model in MODELS if model in rows.index])
-                at = np.arange(len(rows))
-                ax.set_xticks(at, rows.index, rotation=60, fontsize=7)
-            _curves(ax, at, rows)
+                x = np.arange(len(rows))
+                ax.set_xticks(x, rows.index, rotation=60, fontsize=7)
+            _curves(ax, x, rows)
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
         shapes = {name: {"color": c, "marker": mark} for name, c, mark in MEASURES}
@@ -155,24 +155,24 @@ def prediction(result: Result) -> Drawing:
         return Drawing(figure, "Precision and recall of predicting the memorized rows")
 
 
-def _precision_recall(ax: Axes, at: ArrayLike, rows: pd.DataFrame) -> None:
+def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
-    _curves(ax, at, rows)
+    _curves(ax, x, rows)
     style.reference(ax, 100)
 
 
-def _curves(ax: Axes, at: ArrayLike, rows: pd.DataFrame) -> None:
+def _curves(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
     """Precision and recall, with bars where `rows` has intervals."""
     for name, colour, mark in MEASURES:
         ends = {"value": name, "low": f"{name}_low", "high": f"{name}_high"}
-        points = rows.assign(at=at, **{key: rows[c] for key, c in ends.items() if c in rows})
-        style.curve(ax, points, "at", colour, 100, bars=True, marker=mark, markersize=3.5)
+        points = rows.assign(x=x, **{key: rows[c] for key, c in ends.items() if c in rows})
+        style.curve(ax, points, "x", colour, 100, bars=True, marker=mark, markersize=3.5)
 
 
 def tests_table(result: Result) -> Table:
-    """Every test of order: statistic, what chance gives, p and Holm's p."""
+    """Every test of order: effect size, p, and p after Holm's adjustment."""
     import pandas as pd
 
     rows = []
@@ -193,7 +193,7 @@ def tests_table(result: Result) -> Table:
 
 
 def levels_table(result: Result) -> Table:
-    """How often tests reject what is true, ours and the textbook's."""
+    """How often our tests and the textbook tests reject a true null."""
     import pandas as pd
 
     table = result.tables["levels"]

@@ -1,17 +1,18 @@
-"""Does the position of a row in training matter? Tests of correct size at any event rate.
+"""Tests of whether a row's position in training affects memorization, exact at any event rate.
 
-The null hypothesis: M events (memorized rows) are a uniformly random subset of N eligible rows.
+Null hypothesis: the M events (memorized rows) are a uniformly random subset of the N eligible rows.
 Every p-value comes from drawing such subsets, without fitting a rate or assuming a distribution, so
-each test has exactly its nominal size. The textbook forms reject true nulls: counts per window are
-binomial, not Poisson, and gaps are whole numbers, not exponential (`textbook_p`).
+each test has exactly its nominal level. The textbook tests reject true nulls too often, because
+counts per window are binomial, not Poisson, and gaps are whole numbers, not exponential
+(`textbook_p`).
 
-    trend        mean position of the events; as % change of the rate per 10 % of training
-    dispersion   variance of the counts per window over the binomial one, at several windows
-    positions    Kolmogorov-Smirnov distance of the positions to uniform
-    gaps         the same for the gaps between events, to geometric
+    trend        mean position of the events; reported as % change of the rate per 10 % of training
+    dispersion   variance of the counts per window divided by the binomial one, at several windows
+    positions    Kolmogorov-Smirnov distance between the positions and a uniform distribution
+    gaps         the same between the gaps from event to event and a geometric distribution
 
-ALTERNATIVES are ways in which order could matter. Power against these alternatives at a run's M and
-N says how to read a non-rejection.
+ALTERNATIVES are ways in which order could matter. The power of the tests against them, at a run's M
+and N, shows how much a failure to reject means.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from pythia_book.stats import LEVEL, Z_95, Estimate
 from pythia_core.errors import ConfigError, DataError
 
 MIN_EVENTS = 20
-"""Fewer events, or fewer rows without one, are not testable."""
+"""A test needs at least this many rows with an event, and as many without."""
 MIN_WINDOWS = 20
-_CHUNK = 1 << 21
+"""Dispersion is tested only for window sizes that give at least this many windows."""
+_CHUNK = 1 << 21  # array elements at a time, to bound memory
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Design:
     """The eligible rows of a run, and the number of events among them."""
 
     eligible: np.ndarray
-    """bool[rows of the run]."""
+    """bool[rows of the run]"""
     events: int
     windows: tuple[int, ...]
-    """Window sizes in rows; those with fewer than MIN_WINDOWS windows are skipped."""
+    """Window sizes in rows; those that give fewer than MIN_WINDOWS windows are skipped."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.events <= self.n:
@@ -49,45 +51,50 @@ class Design:
 
     @property
     def n(self) -> int:
-        """Eligible rows."""
+        """Number of eligible rows."""
         return int(self.eligible.sum())
 
     @property
     def testable(self) -> bool:
+        """Whether there are enough rows with and without an event."""
         return min(self.events, self.n - self.events) >= MIN_EVENTS
 
     @cached_property
     def testable_windows(self) -> tuple[int, ...]:
-        """Window sizes with enough windows."""
+        """Window sizes that give enough windows."""
         return tuple(w for w in self.windows if len(self.eligible) // w >= MIN_WINDOWS)
 
     @property
     def test_columns(self) -> tuple[tuple[str, int], ...]:
-        """(test name, window size) per column of `statistics`; window size 0 for tests without
-        windows."""
+        """(test name, window size) of each column of `statistics`; 0 for tests without windows."""
         dispersion = tuple(("dispersion", w) for w in self.testable_windows)
         return (("trend", 0), *dispersion, ("positions", 0), ("gaps", 0))
 
     @cached_property
     def position(self) -> np.ndarray:
-        """float64[n]: position in training of the middle of every eligible row, 0 to 1."""
+        """float64[n]: position in training, from 0 to 1, of the middle of each eligible row."""
         return (np.nonzero(self.eligible)[0] + 0.5) / len(self.eligible)
 
     def window_of(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """Window of each eligible row (rows after the last whole window get an extra one), and the
-        number of eligible rows per whole window."""
+        """The window index of each eligible row, and the number of eligible rows in each window.
+
+        Rows after the last whole window share an extra index and are not counted.
+        """
         whole = len(self.eligible) // window
         index = np.minimum(np.nonzero(self.eligible)[0] // window, whole)
         return index, np.bincount(index, minlength=whole + 1)[:whole]
 
 
 def random_subsets(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """int64[draws, M]: sorted ranks (among eligible rows) of events under the null."""
-    return _smallest(design, draws, lambda k: rng.random((k, design.n)))
+    """int64[draws, M]: random events under the null, as sorted ranks among eligible rows."""
+    return _ranks_of_smallest(design, draws, lambda k: rng.random((k, design.n)))
 
 
-def _smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
-    """int64[draws, M]: sorted ranks of the M smallest keys float[k, n], k draws at a time."""
+def _ranks_of_smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> np.ndarray:
+    """int64[draws, M]: for each draw, the sorted ranks of the M smallest of n keys.
+
+    `keys(k)` returns float[k, n], the keys of k draws.
+    """
     ranks = np.empty((draws, design.events), np.int64)
     step = max(1, _CHUNK // max(1, design.n))
     for start in range(0, draws, step):
@@ -100,9 +107,11 @@ def _smallest(design: Design, draws: int, keys: Callable[[int], np.ndarray]) -> 
 def counts_per_window(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
     """int64[draws, windows]: events in each whole window."""
     index, sizes = design.window_of(window)
-    wide = len(sizes) + 1
-    flat = index[ranks] + wide * np.arange(len(ranks))[:, None]
-    return np.bincount(flat.ravel(), minlength=wide * len(ranks)).reshape(-1, wide)[:, :-1]
+    n_indices = len(sizes) + 1
+    flat = index[ranks] + n_indices * np.arange(len(ranks))[:, None]
+    return np.bincount(flat.ravel(), minlength=n_indices * len(ranks)).reshape(-1, n_indices)[
+        :, :-1
+    ]
 
 
 def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
@@ -114,7 +123,7 @@ def statistics(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def trend_slope(design: Design, ranks: np.ndarray) -> np.ndarray:
-    """Slope b of a rate proportional to 1 + b * (position - mean position): Laplace's score."""
+    """Estimated b of a rate proportional to 1 + b * (position - mean position): Laplace's score."""
     centred = design.position - design.position.mean()
     return centred[ranks].mean(1) / (centred**2).mean()
 
@@ -129,6 +138,7 @@ def dispersion(design: Design, ranks: np.ndarray, window: int) -> np.ndarray:
 
 
 def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov distance between the ranks of events and a uniform distribution."""
     m, n = ranks.shape[1], design.n
     i = np.arange(m)
     above = np.abs((i + 1) / m - (ranks + 1) / n)
@@ -137,13 +147,14 @@ def _positions(design: Design, ranks: np.ndarray) -> np.ndarray:
 
 
 def _gaps(design: Design, ranks: np.ndarray) -> np.ndarray:
+    """Kolmogorov-Smirnov distance between the gaps and a geometric distribution."""
     m = ranks.shape[1]
     gaps = np.sort(np.diff(ranks, prepend=-1, axis=1), axis=1)
     miss = 1 - design.events / design.n
     i = np.arange(m)
     change = np.diff(gaps, axis=1) > 0
     edge = np.ones((len(gaps), 1), bool)
-    last, first = np.hstack([change, edge]), np.hstack([edge, change])  # of equal gaps
+    last, first = np.hstack([change, edge]), np.hstack([edge, change])  # among equal gaps
     above = np.where(last, np.abs((i + 1) / m - (1 - miss**gaps)), 0)
     below = np.where(first, np.abs(i / m - (1 - miss ** (gaps - 1))), 0)
     return np.maximum(above, below).max(1)
@@ -162,15 +173,16 @@ class NullDistribution:
 
     @classmethod
     def simulate(cls, design: Design, draws: int) -> NullDistribution:
-        """Statistics of `draws` random subsets.
+        """Compute the statistics of `draws` random subsets.
 
         Raises:
-            DataError: too few events for a test.
+            DataError: too few events, or too few rows without one.
+            ConfigError: fewer than 99 draws.
         """
         if not design.testable:
             raise DataError(
-                f"{design.events} events in {design.n} rows are too few to test; at least "
-                f"{MIN_EVENTS} rows with and without one are needed"
+                f"cannot test {design.events} events in {design.n} rows: at least {MIN_EVENTS} "
+                "rows with an event and as many without one are needed"
             )
         if draws < 99:
             raise ConfigError(f"{draws} simulations are too few for a p-value; use at least 99")
@@ -183,16 +195,18 @@ class NullDistribution:
         return cls(design, np.concatenate(parts))
 
     def p_values(self, observed: np.ndarray) -> np.ndarray:
-        """float64[k, tests]: p-values of the statistics float64[k, tests].
+        """float64[k, tests]: p-values of observed statistics float64[k, tests].
 
-        Trend and dispersion are two-sided, distances one-sided. The observation counts as one of
-        the draws, so no p-value is 0 and the level is exact.
+        Trend and dispersion are two-sided, the distances one-sided. The observation counts as one
+        of the draws, so no p-value is 0 and the level is exact.
         """
         draws = len(self.table)
         result = np.empty(observed.shape)
         for t, (name, _) in enumerate(self.design.test_columns):
             null, column = np.sort(self.table[:, t]), observed[:, t]
-            slack = 1e-9 * max(1.0, float(np.abs(null).max()))  # equal up to rounding is equal
+            slack = 1e-9 * max(
+                1.0, float(np.abs(null).max())
+            )  # equal up to rounding counts as equal
             upper = draws - np.searchsorted(null, column - slack, "left")
             lower = np.searchsorted(null, column + slack, "right")
             upper, lower = (1 + upper) / (draws + 1), (1 + lower) / (draws + 1)
@@ -207,7 +221,7 @@ class NullDistribution:
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's adjustment of p-values [..., tests] of one family."""
+    """p-values float[..., tests] adjusted by Holm's method; the last axis is one family."""
     p = np.asarray(p, np.float64)
     order = np.argsort(p, axis=-1)
     factors = np.arange(p.shape[-1], 0, -1)
@@ -221,7 +235,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
-    """% change of the rate (of its mean) per 10 % of training, and its 95 % interval.
+    """Change of the rate per 10 % of training, in % of the mean rate, with its 95 % interval.
 
     The binomial variance of the score is inflated by the dispersion of the counts in the smallest
     window if that exceeds 1 (quasi-likelihood): clustered events carry less information.
@@ -244,8 +258,12 @@ def trend_effect(design: Design, ranks: np.ndarray) -> Estimate:
 
 
 def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> dict[str, np.ndarray]:
-    """theoretical, observed, low, high, one entry per window: sorted counts, Poisson quantiles of
-    the same mean. 95 % of random subsets lie entirely between low and high."""
+    """Q-Q plot of the counts per window against a Poisson distribution with the same mean.
+
+    Returns:
+        theoretical (Poisson quantiles), observed (sorted counts), low and high, each with one entry
+        per window; 95 % of random subsets lie entirely between low and high.
+    """
     from scipy.stats import poisson
 
     observed = np.sort(counts_per_window(design, ranks[None], window)[0])
@@ -254,7 +272,7 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
     in_order = np.sort(null, axis=0)
     levels = (np.arange(len(observed)) + 0.5) / len(observed)
     theoretical = poisson.ppf(levels, observed.mean())
-    cut = 0  # draws excluded at either end of every point, as many as the band allows
+    cut = 0  # the band excludes this many draws on either side of every point
     for trial in range(1, draws // 2):
         inside = (null >= in_order[trial]) & (null <= in_order[-1 - trial])
         if inside.all(1).mean() < LEVEL:
@@ -265,10 +283,10 @@ def poisson_qq(design: Design, ranks: np.ndarray, window: int, draws: int) -> di
 
 
 def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.ndarray]:
-    """p-values float64[draws] of the textbook tests, to show that they reject true nulls.
+    """p-values float64[draws] of the textbook tests, to show how often they reject true nulls.
 
-    Poisson dispersion: sum of (count - mean)^2 / mean against chi-square, two-sided. Exponential
-    gaps: Kolmogorov-Smirnov with the mean of the gaps as scale.
+    Poisson dispersion: sum of (count - mean)^2 / mean compared with chi-square, two-sided.
+    Exponential gaps: Kolmogorov-Smirnov test with the mean gap as scale.
     """
     from scipy.stats import chi2, kstwobign
 
@@ -292,23 +310,23 @@ def textbook_p(design: Design, ranks: np.ndarray, window: int) -> dict[str, np.n
 Draw = Callable[[Design, int, np.random.Generator], np.ndarray]
 """(design, draws, rng) -> sorted ranks int64[draws, M]."""
 BATCH = 0
-"""Index in `Design.windows` of one batch."""
+"""Index in `Design.windows` of the window that is one batch."""
 
 
 def weighted(weights: Callable[[Design, int, np.random.Generator], np.ndarray]) -> Draw:
     """Events drawn without replacement with weights float[draws or 1, N]."""
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
-        def times(k: int) -> np.ndarray:  # exponential, with these rates
+        def times(k: int) -> np.ndarray:  # exponential with the weights as rates
             return rng.exponential(size=(k, design.n)) / weights(design, k, rng)
 
-        return _smallest(design, draws, times)
+        return _ranks_of_smallest(design, draws, times)
 
     return draw
 
 
 def linear_trend(total: float) -> Draw:
-    """The rate rises linearly by `total` of its mean from the first row to the last."""
+    """The rate rises linearly from the first row to the last, by `total` times its mean."""
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         return (1 + total * (design.position - 0.5))[None]
@@ -317,7 +335,7 @@ def linear_trend(total: float) -> Draw:
 
 
 def batch_rates(variation: float) -> Draw:
-    """The rate differs from batch to batch with this coefficient of variation (gamma)."""
+    """Each batch has its own gamma-distributed rate, with this coefficient of variation."""
 
     def weights(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         index, sizes = design.window_of(design.windows[BATCH])
@@ -328,8 +346,10 @@ def batch_rates(variation: float) -> Draw:
 
 
 def clusters(share: float, size: int, within: int) -> Draw:
-    """A share of the events come in clusters of `size` within `within` rows; size = within = 2:
-    adjacent pairs."""
+    """A share of the events come in clusters of `size` events within `within` rows.
+
+    With size = within = 2, these are adjacent pairs.
+    """
 
     def draw(design: Design, draws: int, rng: np.random.Generator) -> np.ndarray:
         ranks = np.empty((draws, design.events), np.int64)
@@ -359,12 +379,12 @@ ALTERNATIVES: dict[str, Draw] = {
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:
-    """int64[tests]: rejections at 5 % by each test, of `draws` samples of an alternative."""
+    """int64[tests]: how many of `draws` samples of an alternative each test rejects at 5 %."""
     ranks = draw(null.design, draws, np.random.default_rng(seed))
     return (null.p_values(statistics(null.design, ranks)) <= 0.05).sum(0)
 
 
 def textbook_rejections(design: Design, window: int, draws: int) -> dict[str, int]:
-    """Rejections at 5 % by the textbook tests, of `draws` true nulls."""
+    """How many of `draws` samples of a true null each textbook test rejects at 5 %."""
     p = textbook_p(design, random_subsets(design, draws, np.random.default_rng(1)), window)
     return {name: int((values <= 0.05).sum()) for name, values in p.items()}

@@ -1,4 +1,4 @@
-"""Parameters of the study of memorization, the runs it trains and what it reads from them."""
+"""Parameters of the memorization study, the runs it trains and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pythia_core.training.retention import Keep
 
 STUDY = "memorization"
 AFTER = ("suite",)
-"""Studies that should run first, because they train what this one reads."""
+"""Studies to run first: they train runs that this one uses."""
 MEASURING = MeasuringCost(rows=3.0)
 CHECKPOINTS = (23, 43, 63, 83, 103, 123, 143)
-"""Evenly spaced checkpoints of the standard half: the paper's 23,000, 43,000, ..."""
+"""Evenly spaced checkpoints of the standard models: the paper's 23,000, 43,000, ..."""
 DEDUPLICATED_AT = (63, 103, 143)
+"""Evenly spaced checkpoints of the deduplicated models."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Params(StudyParams):
     context: int = 32
     continuation: int = 32
     window: int = 128
-    """Rows per window of the Q-Q plot (the paper: 512 of 146 million rows)."""
+    """Rows per window in the Q-Q plot (in the paper 512, of 146 million rows)."""
     simulations: int = 2000
     seed: int = 1234
     bootstrap: int = 2000
@@ -43,22 +44,22 @@ class Params(StudyParams):
         width = scale_named(self.scale).data.seq_len + 1
         if self.context + self.continuation > width:
             raise ConfigError(
-                f"context={self.context} and continuation={self.continuation} are more than the "
-                f"{width} tokens of a row"
+                f"context={self.context} and continuation={self.continuation} together are more "
+                f"than the {width} tokens of a row"
             )
 
     def steps(self, arm: str) -> list[int]:
-        """Checkpoints at which an arm is measured."""
+        """Steps at which an arm is measured."""
         scale = scale_named(self.scale)
         indices = CHECKPOINTS if arm == "standard" else DEDUPLICATED_AT
         return sorted({scale.fork_step(i) for i in indices} - {0})
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Configs of all runs that the study uses."""
     return list(suite_configs(params.scale, params.size_list, seed=params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints of a run that the study reads, whichever study trains the run."""
     return kept_at(run, standard=CHECKPOINTS, deduplicated=DEDUPLICATED_AT)

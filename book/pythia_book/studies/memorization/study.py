@@ -1,9 +1,10 @@
 """Memorization, and whether it depends on the order of training (paper section 3.2).
 
-Extraction of every row that a checkpoint has read (pythia_core.evaluation.memorization), by size,
-over training, on both texts, and by repetition count. Whether a row's position in training matters
-is tested with and without rows read more than once (order_tests), with the power of each test. Then
-the memorized set of the last checkpoint is predicted from earlier checkpoints and smaller models.
+For every row that a checkpoint has read, extraction (pythia_core.evaluation.memorization) tells
+whether the checkpoint has memorized it: by size, over training, on both texts, and by repetition
+count. Tests of whether a row's position in training matters (order_tests), each with its power, use
+either all rows or only those read once. Finally, earlier checkpoints and smaller models predict
+which rows the last checkpoint has memorized.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 WINDOWS = (32, 64, 128, 512)
-"""Rows of a window: one of our batches first; 512 is the paper's."""
+"""Rows per window: 32 is one of our batches, 512 is from the paper."""
 INTERVAL = ["value", "low", "high"]
 COLUMNS: dict[str, list[str]] = {
     "shares": ["size", "arm", "step", "percent", "rows", "memorized", *INTERVAL],
@@ -56,27 +57,28 @@ Lines = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Extracted:
-    """The rows that each checkpoint of a suite has memorized, of those it has read."""
+    """For each checkpoint of a suite, which of the rows it has read are memorized."""
 
     params: Params
     suite: dict[tuple[str, str], Run]
     arrays: dict[tuple[str, int], Arrays]
-    """By run id and step; gaps are missing."""
+    """(run id, step) -> arrays, without gaps."""
     rows: dict[str, Rows]
-    """The rows of each arm, in the order of training."""
+    """Arm -> its rows in the order of training."""
     gaps: int
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """bool[rows read by `step`], by default the last; None for a gap."""
+        """bool[rows read by `step`], by default the last step; None for a gap."""
         step = scale_named(self.params.scale).steps if step is None else step
         arrays = self.arrays.get((self.suite[size, arm].id, step))
         return None if arrays is None else arrays["memorized"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, extract, count, test, predict.
+    """Find or train the suite, extract memorized rows, test for order, predict.
 
-    `published`: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+    Args:
+        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
     """
     import pandas as pd
 
@@ -110,8 +112,8 @@ def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) 
             data, train.batch_size, train.steps, context, continuation
         )
         cells = [(suite[size, arm], s) for size in params.size_list for s in params.steps(arm)]
-        of_arm, gaps = measure_all(cells, extraction, progress)
-        arrays |= of_arm
+        arm_arrays, gaps = measure_all(cells, extraction, progress)
+        arrays |= arm_arrays
         n_gaps += len(gaps)
         read, width = data.rows.rows(0, train.steps * train.batch_size), context + continuation
         rows[arm] = Rows(repetition_counts(read, width), distinct_windows(read, width)[1])
@@ -122,7 +124,7 @@ def _extract(params: Params, suite: dict[tuple[str, str], Run], progress: bool) 
 
 
 def _shares(extracted: Extracted) -> Lines:
-    """Share of the rows read so far that are memorized."""
+    """Share of the rows read so far that each checkpoint has memorized."""
     params, lines = extracted.params, []
     for size, arm in extracted.suite:
         for step in params.steps(arm):
@@ -132,14 +134,14 @@ def _shares(extracted: Extracted) -> Lines:
             text = extracted.rows[arm].text[: len(memorized)]
             share = tables_of.ratio(memorized, np.ones_like(memorized), text, params.bootstrap)
             percent = 100 * step / scale_named(params.scale).steps
-            place = {"size": size, "arm": arm, "step": step, "percent": percent}
+            keys = {"size": size, "arm": arm, "step": step, "percent": percent}
             counts = {"rows": len(memorized), "memorized": int(memorized.sum())}
-            lines.append(place | counts | share.interval())
+            lines.append(keys | counts | share.interval())
     return lines
 
 
 def _by_repetition_count(extracted: Extracted) -> Lines:
-    """Share memorized at the end, by repetition count of the first tokens in the run."""
+    """Share memorized at the end, by how often the first tokens of a row occur in the run."""
     lines = []
     for size, arm in extracted.suite:
         memorized = extracted.memorized(size, arm)
@@ -151,33 +153,39 @@ def _by_repetition_count(extracted: Extracted) -> Lines:
 
 
 def _order(extracted: Extracted) -> dict[str, Lines]:
-    """tests, rates, qq of the largest model on both texts, all rows and rows read once; power and
-    levels of the tests for the numbers of rows and events on the standard text."""
+    """The tables about order.
+
+    tests, rates, qq: for the largest model on both texts, on all rows and on rows read once.
+    power, levels: of the tests, for as many rows and events as on the standard text.
+    """
     params = extracted.params
     tests, rates, qq, power, levels = [], [], [], [], []
     for arm in DATA_ARMS:
         memorized, rows = extracted.memorized(params.size_list[-1], arm), extracted.rows[arm]
         if memorized is None:
             continue
-        every = np.ones_like(memorized)
-        for subset, eligible in (("all rows", every), ("read once", rows.repetition_count <= 1)):
-            place, both = {"arm": arm, "subset": subset}, (memorized, eligible)
+        all_rows = np.ones_like(memorized)
+        for subset, eligible in (("all rows", all_rows), ("read once", rows.repetition_count <= 1)):
+            keys, both = {"arm": arm, "subset": subset}, (memorized, eligible)
             for table, lines in (
-                (tests, tables_of.tests_of(*both, WINDOWS, params.simulations)),
+                (tests, tables_of.order_test_rows(*both, WINDOWS, params.simulations)),
                 (rates, tables_of.rate_over_training(*both, rows, params.bootstrap)),
                 (qq, tables_of.qq_table(*both, params.window, params.simulations)),
             ):
-                table += [place | line for line in lines]
+                table += [keys | line for line in lines]
         if arm == "standard":
             events = int(memorized.sum())
-            power = tables_of.power_table(every, events, WINDOWS, params.simulations)
+            power = tables_of.power_table(all_rows, events, WINDOWS, params.simulations)
             levels = tables_of.level_table(len(memorized), WINDOWS, params.simulations)
     return {"tests": tests, "rates": rates, "qq": qq, "power": power, "levels": levels}
 
 
 def _prediction(extracted: Extracted) -> Lines:
-    """The last checkpoint's memorized rows predicted from earlier checkpoints of the largest model
-    and from smaller models at the end; rows are those that the earliest checkpoint had read."""
+    """How well other checkpoints predict which rows the largest model has memorized at the end.
+
+    Predictors are earlier checkpoints of the largest model, and smaller models at the end. Only
+    rows that the earliest checkpoint had read are used.
+    """
     params = extracted.params
     largest, steps, lines = params.size_list[-1], params.steps("standard"), []
     truth = extracted.memorized(largest, "standard")
@@ -196,6 +204,7 @@ def _prediction(extracted: Extracted) -> Lines:
 
 
 def values(extracted: Extracted, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Name -> number, for prose."""
     shares, tests, largest = tables["shares"], tables["tests"], extracted.params.size_list[-1]
     last = shares[shares.percent == 100].set_index(["size", "arm"])
     checked = np.sum([arrays["checked"] for arrays in extracted.arrays.values()], axis=0)

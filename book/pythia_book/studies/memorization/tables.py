@@ -1,8 +1,8 @@
-"""The tables of the memorization study, from extraction results and repetition counts.
+"""Compute the tables of the memorization study from extraction results and repetition counts.
 
-Rows with the same first tokens are memorized together or not at all, so intervals come from
-resampling distinct beginnings, each with all its rows (`resampled`). Copies that start at another
-offset or differ in a token count as distinct, which makes intervals slightly too narrow.
+Rows with the same first tokens ("texts") are memorized together or not at all, so intervals come
+from resampling texts, each with all its rows (`resampled`). Copies that start at another offset or
+differ in one token count as different texts, which makes intervals slightly too narrow.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pythia_book.studies.memorization import order_tests
 from pythia_book.studies.memorization.order_tests import Design, NullDistribution
 
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
-"""Repetition counts, first and last of each bin."""
+"""Smallest and largest repetition count of each bin."""
 RATE_BINS = 20
+"""Equal parts of training."""
 RATES = (0.01, 0.05, 0.2)
 """Event rates at which the level of every test is reported."""
 REPEATS = 400
-"""Simulated runs per power and level."""
+"""Simulated runs per estimate of power or level."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Rows:
     """The rows of one run, in the order of training."""
 
     repetition_count: np.ndarray
-    """int64[n]: how often the first tokens of each row occur in the whole run."""
+    """int64[n]: how often the row's first tokens occur in the whole run."""
     text: np.ndarray
-    """int64[n]: which rows begin with the same tokens."""
+    """int64[n]: the same number for rows with the same first tokens."""
 
     def __len__(self) -> int:
         return len(self.repetition_count)
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of columns int[n, k], and float64[draws, k] of them, texts drawn with replacement.
+    """Sums int[k] of columns int[n, k], and sums int[draws, k] of resampled texts.
 
     Texts with equal sums are drawn as one multinomial group: the same distribution, but faster.
     """
@@ -56,9 +57,9 @@ def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.nda
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
-    """Share of `whole` (bool[n]) that is `part`, with its interval; NaN if `whole` is empty.
+    """Share of the rows in `whole` (bool[n]) that are in `part`; NaN if `whole` is empty.
 
-    For shares of 0 and 1, the exact binomial bound over texts.
+    For shares of 0 and 1 the interval is the exact binomial bound over texts.
     """
     part = part & whole
     n = int(whole.sum())
@@ -75,7 +76,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
 
 
 def by_repetition_count(memorized: np.ndarray, rows: Rows, draws: int) -> list[dict[str, Any]]:
-    """Share memorized by the repetition count of a row's first tokens."""
+    """Share memorized, by how often the first tokens of a row occur in the run."""
     table, times = [], rows.repetition_count
     for first, last in BINS:
         inside = (times >= first) & (times <= (last or times.max()))
@@ -89,7 +90,7 @@ def by_repetition_count(memorized: np.ndarray, rows: Rows, draws: int) -> list[d
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Share memorized in equal parts of training."""
+    """Share memorized in each of RATE_BINS equal parts of training."""
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
     for start, stop in pairwise(edges):
@@ -104,10 +105,10 @@ def rate_over_training(
 # --- order -----------------------------------------------------------------------------------
 
 
-def tests_of(
+def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """Every test of order_tests on one set of rows, with Holm's p; one row if too few events."""
+    """One row for each test of order_tests on the eligible rows; a single row if not testable."""
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
     if not design.testable:
@@ -124,7 +125,7 @@ def tests_of(
         if name == "trend":
             effect = order_tests.trend_effect(design, ranks)
         elif name == "dispersion":
-            # the spread of the dispersion is that of the simulated nulls, whose mean is 1
+            # scaled by the quantiles of the simulated nulls, whose mean is 1
             value = observed[0, t]
             effect = Estimate(value, value / high[t], value / low[t], design.n, 1)
         table.append(
@@ -147,7 +148,7 @@ def tests_of(
 def power_table(
     eligible: np.ndarray, events: int, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """How often each test rejects at 5 %, by alternative, with this many rows and events."""
+    """How often each test rejects each alternative at 5 %, with this many rows and events."""
     design = Design(eligible, events, tuple(windows))
     if not design.testable:
         return []
@@ -163,7 +164,7 @@ def power_table(
 
 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """How often true nulls are rejected at 5 %, by our tests and by the textbook's."""
+    """How often our tests and the textbook tests reject true nulls at 5 %."""
     table = []
     for rate in RATES:
         design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
@@ -187,7 +188,7 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
 def qq_table(
     memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
 ) -> list[dict[str, Any]]:
-    """Points of the paper's Q-Q plot with the number of windows on each, and the band."""
+    """Points of the paper's Q-Q plot, with a 95 % band and the number of windows at each point."""
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
         return []
@@ -207,7 +208,7 @@ def qq_table(
 def prediction_row(
     predicted: np.ndarray, truth: np.ndarray, text: np.ndarray, draws: int
 ) -> dict[str, Any]:
-    """Confusion counts of a predicted set of memorized rows; precision, recall, difference."""
+    """Confusion counts, precision, recall and their difference, for a predicted set of rows."""
     parts = np.stack(
         [predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth], 1
     ).astype(int)

@@ -1,1 +1,1 @@
-"""Phases of early training: from single tokens to pairs to induction."""
+"""Phases of early training: from single tokens to pairs of tokens to induction."""

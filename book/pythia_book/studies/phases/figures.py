@@ -1,4 +1,4 @@
-"""Figures of the phases study: distances to n-grams, both losses, induction, the lens."""
+"""Figures of the phases study: distance to n-grams, losses, induction, the logit lens."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 NOTHING = "no checkpoint\ncould be measured"
 MARKS = {1: "o", 2: "s", 3: "^"}
 LENS_PANELS = 3
-"""Sizes for which layers are drawn: the largest."""
+"""For how many of the largest sizes the layers are drawn."""
 
 
 def distances(result: Result) -> Drawing:
-    """How far predictions are from those of each order of n-grams, and where they are nearest."""
+    """Distance of predictions from n-grams of each order, with the nearest checkpoint marked."""
     levels, milestones = result.tables["levels"], result.tables["milestones"]
     with style.canvas(result, 3, 2.8, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -33,8 +33,8 @@ def distances(result: Result) -> Drawing:
             if not _size_curves(ax, curves, result.params.size_list):
                 continue
             for row in style.rows_where(milestones, what="nearest", which=order).itertuples():
-                at = style.rows_where(curves, size=row.size, step=row.step)
-                ax.plot(at.step.clip(lower=1), at.value, color=style.size_colour(row.size),
+                point = style.rows_where(curves, size=row.size, step=row.step)
+                ax.plot(point.step.clip(lower=1), point.value, color=style.size_colour(row.size),
                         marker=MARKS[order], markersize=6, markeredgecolor="white")  # fmt: skip
                 numbers.append(f"{name} {row.size} step {row.step}")
         axes[0].set_ylim(bottom=0)
@@ -44,7 +44,7 @@ def distances(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Held-out loss with that of n-grams, and the steps at which they are nearest and beaten."""
+    """Held-out loss of models and n-grams; steps at which n-grams are nearest and are beaten."""
     levels, ngrams = result.tables["levels"], result.tables["ngrams"]
     milestones, sizes = result.tables["milestones"], list(result.params.size_list)
     with style.canvas(result, 2, 3.0, _rows_note(result)) as (figure, (loss, steps)):
@@ -61,11 +61,13 @@ def losses(result: Result) -> Drawing:
             reached = style.rows_where(milestones, what=event, which=order).set_index("size")
             reached = reached[["step", "low", "high"]].rename(columns={"step": "value"})
             for size, row in reached.astype(float).clip(lower=1).fillna(end).iterrows():
-                at = y + 0.22 * (sizes.index(size) - (len(sizes) - 1) / 2)
+                height = y + 0.22 * (sizes.index(size) - (len(sizes) - 1) / 2)
                 shape = {"marker": MARKS[order], "markersize": 4.5}
                 if row["value"] == end:
                     shape |= {"marker": ">", "markerfacecolor": "white", "clip_on": False}
-                style.interval_point(steps, at, row, style.size_colour(size), 1, flat=True, **shape)
+                style.interval_point(
+                    steps, height, row, style.size_colour(size), 1, flat=True, **shape
+                )
         steps.set_xscale("log")
         steps.set_xlim(0.9, end)
         steps.set_yticks(range(len(rows)), [f"{NAMES[order]} {event}" for event, order in rows])
@@ -77,23 +79,23 @@ def losses(result: Result) -> Drawing:
 
 
 def induction(result: Result) -> Drawing:
-    """Loss reduction on a repeated random sequence, the share due to order, the best head."""
+    """Gain from reading a random sequence again, the part due to its order, and the best head."""
     levels, values = result.tables["levels"], result.values
     note = f"{values['n_sequences']} sequences; bands: 95 % intervals"
     with style.canvas(result, 3, 2.8, note) as (figure, axes):
-        shown = (
+        panels = (
             ("gain", "read again", "loss, first minus second time", 0, 0.8),
             ("order_gain", "for its order", "loss, shuffled minus in order", 0, 0.8),
             ("prefix", "best head", "prefix matching", values["prefix_chance"], 0.1),
         )
         numbers = []
-        for ax, (measure, title, label, nothing, least) in zip(axes, shown, strict=True):
+        for ax, (measure, title, label, no_effect, min_range) in zip(axes, panels, strict=True):
             ax.set_title(title)
             curves = style.rows_where(levels, measure=measure)
             if _size_curves(ax, curves, result.params.size_list):
-                style.reference(ax, nothing)
-                # wide enough for nothing to look like nothing: a model that copies gains nats
-                low, high = padded_limits(curves.low.min(), curves.high.max(), least)
+                style.reference(ax, no_effect)
+                # wide enough that noise looks small: a model that copies gains several nats
+                low, high = padded_limits(curves.low.min(), curves.high.max(), min_range)
                 ax.set_ylim((0, high) if measure == "prefix" else (low, high))
                 last = style.rows_where(curves, step=curves.step.max())
                 numbers += [f"{measure} {row.size} {row.value:.3f}" for row in last.itertuples()]
@@ -103,7 +105,7 @@ def induction(result: Result) -> Drawing:
 
 
 def lens(result: Result) -> Drawing:
-    """KL from each layer's prediction (the logit lens) to the final one, over training."""
+    """KL between the final prediction and that of each layer (the logit lens), over training."""
     frame, sizes = result.tables["lens"], result.params.size_list[-LENS_PANELS:]
     with style.canvas(result, len(sizes), 2.9, _rows_note(result), sharey=True) as (figure, axes):
         numbers = []
@@ -126,7 +128,7 @@ def lens(result: Result) -> Drawing:
 
 
 def ngrams_table(result: Result) -> Table:
-    """The n-grams, their loss, and where the largest model is nearest to them and beats them."""
+    """The n-grams, their loss, and when the largest model is nearest to them and beats them."""
     import pandas as pd
 
     largest, milestones = result.params.size_list[-1], result.tables["milestones"]
@@ -167,7 +169,7 @@ def _rows_note(result: Result) -> str:
 
 
 def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:
-    """A curve for each size over steps; whether there was anything to draw."""
+    """Draw a curve over steps for each size; returns whether there was anything to draw."""
     if not _step_axis(ax, frame):
         return False
     style.size_curves(ax, frame[frame.step > 0], "step", sizes, marker="")
@@ -175,7 +177,10 @@ def _size_curves(ax: Axes, frame: pd.DataFrame, sizes: Sequence[str]) -> bool:
 
 
 def _step_axis(ax: Axes, frame: pd.DataFrame) -> bool:
-    """Steps from 1 on, where the weights are still the initial ones; False without any rows."""
+    """Make a logarithmic axis of steps; returns False if there are no rows.
+
+    It starts at step 1, whose weights are still the initial ones.
+    """
     if frame.empty:
         style.say(ax, NOTHING)
         return False

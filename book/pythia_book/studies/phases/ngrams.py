@@ -1,6 +1,6 @@
 """Counts of n-grams up to order 3, and their predictions.
 
-p1 is add-one; order n backs off to order n - 1,
+p_1 has add-one smoothing; order n backs off to order n - 1 with strength a_n,
 p_n(w) = (c(context, w) + a_n p_{n-1}(w)) / (c(context) + a_n), with a_n chosen on held-out rows.
 """
 
@@ -15,7 +15,7 @@ from pythia_core.errors import DataError
 
 ORDERS = (1, 2, 3)
 STRENGTHS = tuple(2.0**k for k in range(-4, 13))
-"""Candidates for the back-off strength, chosen on held-out rows used for nothing else."""
+"""Candidates for the back-off strengths."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,23 @@ class Ngrams:
     keys: tuple[np.ndarray, np.ndarray]
     """For orders 2 and 3: the n-grams that occur, as numbers in base V, ascending."""
     counts: tuple[np.ndarray, np.ndarray]
+    """How often each of these n-grams occurs."""
     strengths: tuple[float, float] = (1.0, 1.0)
 
     @classmethod
     def count(cls, rows: np.ndarray, vocab_size: int) -> Ngrams:
-        """Count the tokens to be predicted in rows int[n, S+1].
+        """Count n-grams in rows int[n, S+1], unigrams without the first token of a row.
 
         Raises:
-            DataError: rows that are too short, or ids beyond the vocabulary.
+            DataError: rows of fewer than three tokens, or ids outside the vocabulary.
         """
         rows = np.asarray(rows).astype(np.int64)
         if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows):
-            raise DataError(f"rows need at least three tokens, got shape {rows.shape}")
+            raise DataError(f"rows must have at least three tokens, got shape {rows.shape}")
         if rows.min() < 0 or rows.max() >= vocab_size:
-            raise DataError(f"ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}")
+            raise DataError(
+                f"token ids {rows.min()}..{rows.max()} are not within 0..{vocab_size - 1}"
+            )
         pairs = rows[:, :-1] * vocab_size + rows[:, 1:]
         triples = pairs[:, :-1] * vocab_size + rows[:, 2:]
         both = [np.unique(each, return_counts=True) for each in (pairs, triples)]
@@ -49,14 +52,14 @@ class Ngrams:
         return cls(vocab_size, np.bincount(rows[:, 1:].ravel(), minlength=vocab_size), keys, counts)
 
     def tuned(self, rows: np.ndarray) -> Ngrams:
-        """A copy with the strengths that maximise the likelihood of rows int[n, S+1]."""
+        """A copy with the strengths among STRENGTHS that give rows int[n, S+1] the lowest loss."""
         rows = np.asarray(rows).astype(np.int64)
         contexts, targets = windows(rows, np.arange(1, rows.shape[1] - 1))
         best = self
         for order in (2, 3):
-            tried = [best._with(order, a) for a in STRENGTHS]
-            losses = [-np.log(t.probability(order, contexts, targets)).mean() for t in tried]
-            best = tried[int(np.argmin(losses))]
+            candidates = [best._with(order, a) for a in STRENGTHS]
+            losses = [-np.log(t.probability(order, contexts, targets)).mean() for t in candidates]
+            best = candidates[int(np.argmin(losses))]
         return best
 
     def _with(self, order: int, strength: float) -> Ngrams:
@@ -66,24 +69,24 @@ class Ngrams:
 
     @cached_property
     def _first(self) -> np.ndarray:
-        """float64[V]: p1."""
+        """float64[V]: p_1."""
         return (self.unigrams + 1) / (self.unigrams.sum() + self.vocab_size)
 
     def probability(self, order: int, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """float64[n] of targets int[n] after the two tokens of contexts int[n, 2]."""
+        """float64[n]: probability of targets int[n] after the two tokens of contexts int[n, 2]."""
         p = self._first[targets]
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
             low, high = self._range(n, contexts)
             wanted = self._number(n, contexts) * self.vocab_size + targets
-            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-            hits = np.where(keys[at] == wanted, counts[at], 0)
+            index = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            hits = np.where(keys[index] == wanted, counts[index], 0)
             total = self._totals(n)
             p = (hits + a * p) / (total[high] - total[low] + a)
         return p
 
     def distribution(self, order: int, contexts: np.ndarray) -> np.ndarray:
-        """float64[n, V] after contexts int[n, 2]."""
+        """float64[n, V]: probabilities of all tokens after contexts int[n, 2]."""
         p = np.tile(self._first, (len(contexts), 1))
         for n in range(2, order + 1):
             keys, counts, a = self.keys[n - 2], self.counts[n - 2], self.strengths[n - 2]
@@ -94,6 +97,7 @@ class Ngrams:
         return p
 
     def _number(self, order: int, contexts: np.ndarray) -> np.ndarray:
+        """The last order - 1 tokens of each context, as a number in base V."""
         last = contexts[:, 1].astype(np.int64)
         return last if order == 2 else contexts[:, 0].astype(np.int64) * self.vocab_size + last
 
@@ -104,10 +108,11 @@ class Ngrams:
         return np.searchsorted(keys, begin), np.searchsorted(keys, begin + self.vocab_size)
 
     def _totals(self, order: int) -> np.ndarray:
+        """Cumulative counts, starting with 0."""
         return np.concatenate([[0], np.cumsum(self.counts[order - 2])])
 
 
-def windows(rows: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(contexts int[n * p, 2], targets int[n * p]): the tokens before and after the places."""
-    contexts = np.stack([rows[:, places - 1], rows[:, places]], -1).reshape(-1, 2)
-    return contexts, rows[:, places + 1].ravel()
+def windows(rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(contexts int[n * p, 2], targets int[n * p]): two tokens up to each position, the next."""
+    contexts = np.stack([rows[:, positions - 1], rows[:, positions]], -1).reshape(-1, 2)
+    return contexts, rows[:, positions + 1].ravel()

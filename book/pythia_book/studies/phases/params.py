@@ -1,4 +1,4 @@
-"""Parameters of the study of phases, the runs it trains and what it reads from them."""
+"""Parameters of the phases study, the runs it trains and the checkpoints it reads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Params(StudyParams):
     seed: int = 1234
     bootstrap: int = 2000
     steps: str = "all"
-    """Checkpoints: "all", or a comma-separated list of steps, first and last."""
+    """Checkpoints to measure: "all", or a comma-separated list of steps, "first" and "last"."""
     source: str = ""
-    """Released models at scale paper: a comma-separated list of repositories or folders."""
+    """Released models to measure at scale paper: comma-separated repositories or folders."""
     data: str = ""
-    """The rows that those were trained on: a name or folder as for `inspect --data`."""
+    """The rows that these models were trained on: a name or folder, as for `inspect --data`."""
     batches: int = 16
-    """How many batches of them n-grams are counted on."""
+    """Number of batches of these rows on which n-grams are counted."""
 
     WHOLE: ClassVar = {"batches": (1, 143_000)}
     DEFAULT_SIZES: ClassVar = {
@@ -40,11 +40,11 @@ class Params(StudyParams):
 
     @property
     def released(self) -> bool:
-        """Whether the models are released ones."""
+        """Whether the study measures released models."""
         return scale_named(self.scale).published
 
     def check(self) -> None:
-        """Refuse released models at another scale, and scale paper without them.
+        """Check that released models are named at scale paper, and only there.
 
         Raises:
             ConfigError: says which parameters are needed.
@@ -52,13 +52,15 @@ class Params(StudyParams):
         if self.released and not (self.source and self.data):
             raise ConfigError(
                 "scale paper reads released models: name them with source, e.g. "
-                "EleutherAI/pythia-70m or a folder of its steps, and the rows that they were given "
+                "EleutherAI/pythia-70m or a folder of its steps, and the rows they were trained on "
                 "with data, e.g. pile-standard (over the network) or a folder with its shards"
             )
         if self.released and self.sizes:
-            raise ConfigError(f"sizes={self.sizes!r}: at scale paper source says which models")
+            raise ConfigError(
+                f"sizes={self.sizes!r}: leave it empty at scale paper; source names the models"
+            )
         if not self.released and (self.source or self.data):
-            raise ConfigError("source and data are of released models: they need scale paper")
+            raise ConfigError("source and data are for released models, so they need scale paper")
 
     @property
     def size_list(self) -> tuple[str, ...]:
@@ -68,13 +70,13 @@ class Params(StudyParams):
 
 
 def runs(params: Params) -> list[RunConfig]:
-    """Every run that the study trains or finds."""
+    """Configs of all runs that the study uses."""
     sizes = params.size_list
     return list(suite_configs(params.scale, sizes, ("standard",), params.seed).values())
 
 
 def keep(params: Params, run: RunConfig) -> Keep | None:
-    """Everything of the study's own runs, nothing of the others."""
-    precision = run.train.precision  # that of the machine being planned for
+    """None (all checkpoints) for the study's own runs, nothing for other runs."""
+    precision = run.train.precision  # compare at the precision of the machine that is planned for
     own = {replace(r, train=replace(r.train, precision=precision)) for r in runs(params)}
     return None if run in own else Keep()

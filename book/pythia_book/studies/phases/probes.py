@@ -1,10 +1,11 @@
-"""Probes of a checkpoint: n-grams, induction, the logit lens.
+"""Measure a checkpoint with three probes: n-grams, induction and the logit lens.
 
-Early in training a model's predictions are said to follow first single tokens, then pairs (Belrose
-et al. 2024), until it learns to continue what it has read before (Olsson et al. 2022).
+Earlier work reports that predictions early in training resemble unigram statistics first and then
+bigram statistics (Belrose et al. 2024), until the model learns to continue sequences that it has
+read before (Olsson et al. 2022).
 
-- n-grams (ngrams.py), counted on training rows. The distance of a model to order n is
-  KL(p_n || model) at positions in held-out text.
+- n-grams (ngrams.py), counted on training rows. The distance of a model to the n-grams of order n
+  is KL(p_n || model) at positions in held-out text.
 - induction: the loss on a random sequence of tokens when it is read a second time, compared with
   the loss the first time and with the loss after the same tokens in another order; and how much
   each head attends from a token to the one that followed its first occurrence (prefix matching).
@@ -33,14 +34,16 @@ if TYPE_CHECKING:
 Arrays = dict[str, np.ndarray]
 
 VERSION = 1
-"""Part of the cache key of results: raise it when any number would change."""
+"""Part of the cache key of results; increase it when a change of the code changes any number."""
 N_ROWS = 24
-N_PLACES = 48
-"""Held-out rows, and positions in each at which predictions are compared."""
+"""Number of held-out rows."""
+N_POSITIONS = 48
+"""Number of positions in each row at which predictions are compared."""
 LENS_EVERY = 4
-"""The lens uses every fourth of these positions."""
+"""The logit lens uses only every fourth of these positions."""
 N_SEQUENCES = 12
 LONGEST_COPY = 64
+"""Number of random sequences, and their largest length in tokens."""
 
 
 # --- measures --------------------------------------------------------------------------------
@@ -48,30 +51,30 @@ LONGEST_COPY = 64
 
 @dataclass(frozen=True)
 class Probe:
-    """The test data of every checkpoint."""
+    """The test data, the same for all checkpoints."""
 
     rows: np.ndarray
-    """int64[n, S+1], held out."""
-    places: np.ndarray
-    """int64[p]: positions of a row, each with two tokens before its target."""
+    """int64[n, S+1]: held-out rows."""
+    positions: np.ndarray
+    """int64[p]: positions in a row; the target of each is the next token."""
     expected: Tensor
     """float32[orders, n, p, V]: n-gram predictions at these positions."""
     entropy: Tensor
-    """float64[orders, n, p]: of these predictions."""
+    """float64[orders, n, p]: entropy of these predictions."""
     ngram_loss: np.ndarray
-    """float64[orders, n]: nats per token."""
+    """float64[orders, n]: loss of the n-grams, in nats per token."""
     copies: np.ndarray
     """int64[sequences, 2 L]: a random sequence, twice."""
     shuffled: np.ndarray
-    """int64[sequences, 2 L]: the same second half after the first in another order."""
+    """int64[sequences, 2 L]: copies with the tokens of the first half in another order."""
 
     @classmethod
-    def of(cls, ngrams: Ngrams, rows: np.ndarray, places: np.ndarray, copies: np.ndarray,
+    def of(cls, ngrams: Ngrams, rows: np.ndarray, positions: np.ndarray, copies: np.ndarray,
            shuffled: np.ndarray) -> Probe:  # fmt: skip
-        """A probe on rows int[n, S+1], with the predictions of n-grams."""
+        """Build a probe on rows int[n, S+1], with the predictions of the n-grams."""
         rows = np.asarray(rows).astype(np.int64)
-        contexts, targets = windows(rows, places)
-        shape = (len(rows), len(places))
+        contexts, targets = windows(rows, positions)
+        shape = (len(rows), len(positions))
         expected = np.empty((len(ORDERS), *shape, ngrams.vocab_size), np.float32)
         entropy, losses = np.empty((len(ORDERS), *shape)), np.empty((len(ORDERS), len(rows)))
         for i, order in enumerate(ORDERS):
@@ -80,17 +83,18 @@ class Probe:
             losses[i] = -np.log(p[np.arange(len(p)), targets]).reshape(shape).mean(1)
             expected[i] = p.reshape(*shape, -1)
         tensors = torch.from_numpy(expected), torch.from_numpy(entropy)
-        return cls(rows, places, *tensors, losses, copies, shuffled)
+        return cls(rows, positions, *tensors, losses, copies, shuffled)
 
 
-def repeated(
+def repeated_sequences(
     unigrams: np.ndarray, length: int, n: int, seed: int, without: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(copies, shuffled) of a Probe: tokens drawn by frequency, all different in a sequence, and
-    never the token `without`, e.g. the one that ends documents.
+    """(copies, shuffled) of a Probe, for `n` random sequences of `length` different tokens.
+
+    Tokens are drawn by frequency, but never the token `without`, e.g. the end-of-document token.
 
     Raises:
-        DataError: fewer different tokens than `length`.
+        DataError: the text has fewer different tokens than `length`.
     """
     frequency = unigrams.astype(float)
     if without is not None:
@@ -106,25 +110,28 @@ def repeated(
 
 @torch.no_grad()
 def text_scores(model: GPTNeoX, probe: Probe) -> Arrays:
-    """Means over the positions of each row: loss float64[n]; kl float64[orders, n], KL(n-gram ||
-    model); lens float64[layers, n], KL(model || lens before each block)."""
+    """Scores of each row, means over its positions.
+
+    loss float64[n]; kl float64[orders, n], KL(n-grams || model); lens float64[layers, n],
+    KL(model || logit lens before each block).
+    """
     device = scoring.device_of(model)
-    ids, places = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.places))
+    ids, positions = (torch.from_numpy(a).to(device) for a in (probe.rows, probe.positions))
     expected, entropy = probe.expected.to(device), probe.entropy.to(device)
     before = ["embed_in", *(f"layers.{i}" for i in range(model.config.n_layers - 1))]
     at_once = max(1, scoring.TOKEN_BUDGET // (ids.shape[1] - 1))
     losses, kls, lenses = [], [], []
     for i, row in enumerate(ids):
-        if i % at_once == 0:  # states of all layers are kept: a few long rows at a time
-            with hooks.record(model, before) as seen:
+        if i % at_once == 0:  # states of all layers take memory, so only a few rows
+            with hooks.record(model, before) as states:
                 hidden = model.hidden(ids[i : i + at_once, :-1])
-        logp = _log_probabilities(model, hidden[i % at_once, places])
-        losses.append(-logp.gather(1, row[places + 1, None]).double().mean())
+        logp = _log_probabilities(model, hidden[i % at_once, positions])
+        losses.append(-logp.gather(1, row[positions + 1, None]).double().mean())
         cross = -(expected[:, i] * logp).sum(-1).double()
         kls.append((cross - entropy[:, i]).mean(1))
         final = logp[::LENS_EVERY]
         for name in before:
-            early = model.final_layer_norm(seen[name][i % at_once, places[::LENS_EVERY]])
+            early = model.final_layer_norm(states[name][i % at_once, positions[::LENS_EVERY]])
             difference = final - _log_probabilities(model, early)
             lenses.append((final.exp() * difference).sum(-1).double().mean())
     return {
@@ -142,7 +149,7 @@ def _log_probabilities(model: scoring.Scorable, hidden: Tensor) -> Tensor:
 def half_losses(
     model: scoring.Scorable, rows: np.ndarray, halves: Sequence[int] = (0, 1)
 ) -> np.ndarray:
-    """float64[halves, n]: mean loss of each half of rows int[n, 2 L], all but its first token."""
+    """float64[halves, n]: mean loss on each half of rows int[n, 2 L], except its first token."""
     ids = torch.from_numpy(rows).to(scoring.device_of(model))
     length = rows.shape[1] // 2
     hidden = model.hidden(ids[:, :-1])
@@ -157,16 +164,22 @@ def half_losses(
 
 
 def prefix_matching(pattern: Tensor, length: int) -> Tensor:
-    """(B, heads) of patterns (B, heads, T, T) over rows that repeat after `length` tokens: how much
-    the second occurrence of a token attends to the token after the first, a mean over tokens."""
+    """(B, heads): attention from the second occurrence of a token to the token after the first.
+
+    A mean over tokens, from attention patterns (B, heads, T, T) on rows that repeat after `length`
+    tokens.
+    """
     along = pattern.diagonal(1 - length, -2, -1)  # entry j: from position j + length - 1 to j
     return along[..., 1:].mean(-1)
 
 
 @torch.no_grad()
 def induction_scores(model: GPTNeoX, probe: Probe) -> Arrays:
-    """copies float64[3, sequences]: loss the first time, the second time, and after the same tokens
-    in another order; prefix float64[layers, heads, sequences]: prefix matching."""
+    """Scores of each random sequence.
+
+    copies float64[3, sequences]: loss the first time, the second time, and after the same tokens in
+    another order; prefix float64[layers, heads, sequences]: prefix matching.
+    """
     with hooks.record_attention(model) as patterns:
         twice = half_losses(model, probe.copies)
     length = probe.copies.shape[1] // 2
@@ -184,11 +197,11 @@ def prefix_chance(length: int) -> float:
 
 
 class ProbeText(Protocol):
-    """The text for n-gram counts and tests; pickled to worker processes."""
+    """The text on which n-grams are counted and models tested; pickled for worker processes."""
 
     fingerprint: str
     n_read: int
-    """Number of rows that are counted."""
+    """Number of training rows on which n-grams are counted."""
     seq_len: int
     eod_id: int
 
@@ -203,7 +216,7 @@ class ProbeText(Protocol):
 
 @dataclass(frozen=True)
 class RunText:
-    """The text of our own runs: all rows read, and held-out rows."""
+    """The text of our own runs: all rows that they read, and held-out rows."""
 
     data: PreparedData
     n_read: int
@@ -229,7 +242,7 @@ class RunText:
 
 @dataclass(frozen=True)
 class PhasesMeasurement:
-    """`text_scores` and `induction_scores` of a checkpoint (pythia_book.measurements)."""
+    """`text_scores` and `induction_scores` as a pythia_book.measurements.Measurement."""
 
     text: ProbeText
     vocab_size: int
@@ -238,12 +251,12 @@ class PhasesMeasurement:
 
     @property
     def digest(self) -> str:
-        settings = [ORDERS, STRENGTHS, N_ROWS, N_PLACES, LENS_EVERY, N_SEQUENCES, LONGEST_COPY]
+        settings = [ORDERS, STRENGTHS, N_ROWS, N_POSITIONS, LENS_EVERY, N_SEQUENCES, LONGEST_COPY]
         text = [self.text.fingerprint, self.vocab_size, self.text.n_read]
         return stable_hash([VERSION, *text, *settings])
 
     def ngrams(self) -> Ngrams:
-        """Counts of the training rows, smoothed on held-out rows that are not measured."""
+        """Counts on training rows, smoothed on held-out rows that are not used for tests."""
         return _prepared(self)[0]
 
     def probe(self) -> Probe:
@@ -254,19 +267,20 @@ class PhasesMeasurement:
         return text_scores(model, self.probe()) | induction_scores(model, self.probe())
 
 
-_kept: dict[str, tuple[Ngrams, Probe]] = {}
-"""By digest, only the last one: each process counts once, not once per checkpoint."""
+_cache: dict[str, tuple[Ngrams, Probe]] = {}
+"""Digest -> n-grams and probe, only the latest: a process need not count for each checkpoint."""
 
 
 def _prepared(measurement: PhasesMeasurement) -> tuple[Ngrams, Probe]:
+    """The n-grams and the probe, from the cache or computed."""
     key, text = measurement.digest, measurement.text
-    if key not in _kept:
+    if key not in _cache:
         heldout = text.heldout(2 * N_ROWS)
         ngrams = Ngrams.count(text.read(), measurement.vocab_size)
         ngrams = ngrams.tuned(heldout[1::2] if len(heldout) > 1 else heldout)
-        places = np.unique(np.linspace(1, text.seq_len - 1, N_PLACES).astype(int))
+        positions = np.unique(np.linspace(1, text.seq_len - 1, N_POSITIONS).astype(int))
         length = min(LONGEST_COPY, text.seq_len // 2)
-        sequences = repeated(ngrams.unigrams, length, N_SEQUENCES, 0, text.eod_id)
-        _kept.clear()
-        _kept[key] = ngrams, Probe.of(ngrams, heldout[::2], places, *sequences)
-    return _kept[key]
+        sequences = repeated_sequences(ngrams.unigrams, length, N_SEQUENCES, 0, text.eod_id)
+        _cache.clear()
+        _cache[key] = ngrams, Probe.of(ngrams, heldout[::2], positions, *sequences)
+    return _cache[key]

@@ -1,8 +1,8 @@
 """The phases study on the real suite: released models and rows of their training data.
 
 Models are named as on the command line: a repository on the hub, or a folder with one subfolder per
-step. N-grams are counted on the first batches of training; models are tested on rows of the very
-last update, which only the last checkpoint has read. Rows read over the network are cached.
+step. N-grams are counted on the first batches of training. Models are tested on rows of the last
+update, which only the last checkpoint has read. Rows read over the network are cached.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pythia_core.util.files import atomic_file, cache_dir
 
 
 def released_models(source: str) -> dict[str, PublishedModel]:
-    """Size -> model, smallest first, of a comma-separated list of repositories and folders.
+    """Size -> model, smallest first, from a comma-separated list of repositories and folders.
 
     Raises:
-        ConfigError: no models, two of a size, or a name without a size.
+        ConfigError: no models, two models of the same size, or a name without a size.
     """
     models: dict[str, PublishedModel] = {}
     for name in filter(None, (part.strip() for part in source.split(","))):
@@ -48,12 +48,12 @@ def released_models(source: str) -> dict[str, PublishedModel]:
 
 @dataclass(frozen=True)
 class ReleasedText:
-    """A phases.probes.ProbeText of training rows in a file."""
+    """A phases.probes.ProbeText that reads training rows from a file."""
 
     path: Path
     fingerprint: str
     n_read: int
-    """Rows before this one are counted; the others are held out."""
+    """N-grams are counted on this many rows at the start; the other rows are held out."""
     seq_len: int
     eod_id: int
 
@@ -68,13 +68,14 @@ class ReleasedText:
 
 
 def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> ReleasedText:
-    """The rows of the first `batches` updates, and rows of the last one.
+    """The rows of the first `batches` updates, and some rows of the last update.
 
     Args:
         data: as for `inspect --data`, or a folder with the needed shards.
 
     Raises:
-        DataError: no such rows, or a missing shard (named). FetchError: no network.
+        DataError: no such rows, or a missing shard, which is named.
+        FetchError: no network.
     """
     rows = TokenFileData(data, "", scale.data.seq_len)
     n_read, last = batches * scale.batch_size, scale.steps * scale.batch_size
@@ -82,9 +83,9 @@ def released_text(data: str, batches: int, scale: Scale, eod_id: int) -> Release
     path = cache_dir() / "released_rows" / f"{stable_hash(wanted)[:16]}.npy"
     if data not in RELEASED or not path.is_file():
         first = last - min(scale.batch_size, 2 * N_ROWS)
-        heldout = rows.rows.rows(first, last)  # the end first: its error names missing shards
-        counted = [rows.batch(step, scale.batch_size) for step in range(batches)]
+        heldout = rows.rows.rows(first, last)  # first, as its error names missing shards
+        training = [rows.batch(step, scale.batch_size) for step in range(batches)]
         with atomic_file(path) as target, open(target, "wb") as file:
-            np.save(file, np.concatenate([*counted, heldout]))
+            np.save(file, np.concatenate([*training, heldout]))
     fingerprint = sha256(path.read_bytes()).hexdigest()
     return ReleasedText(path, fingerprint, n_read, rows.seq_len, eod_id)

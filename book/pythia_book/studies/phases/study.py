@@ -1,11 +1,15 @@
 """Phases of early training, over all 154 checkpoints: from single tokens to pairs to induction.
 
-For a few sizes of the suite, on the standard text: when a model is nearest to what unigrams,
-bigrams and trigrams of its training text predict, when its loss falls below theirs (Belrose et al.
-2024, arXiv:2402.04362), whether it learns to continue a sequence it has read before (Olsson et al.
-2022, arXiv:2209.11895), and when the logit lens of a layer approaches the final prediction. A step
-has an interval like any estimate: it is determined again on resampled rows. At scale paper the same
-is measured on released models (phases.released).
+For a few sizes of the suite, trained on the standard text, the study measures
+
+- when a model's predictions are nearest to those of unigrams, bigrams and trigrams of its training
+  text, and when its loss falls below theirs (Belrose et al. 2024, arXiv:2402.04362);
+- whether it learns to continue a sequence it has read before (Olsson et al. 2022,
+  arXiv:2209.11895);
+- when the logit lens of a layer approaches the final prediction.
+
+The step of such an event has an interval like any estimate, from resampled rows. At scale paper the
+same is measured on released models (phases.released).
 """
 
 from __future__ import annotations
@@ -30,32 +34,33 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Find or train the sizes, or find released ones; measure every checkpoint; date the phases."""
+    """Find or train the models, or find released ones, and measure every checkpoint."""
     started = time.time()
     models, text = _models(params, progress)
     steps = {size: _steps(model, params.steps) for size, model in models.items()}
     measured: dict[tuple[str, int], Arrays] = {}
     gaps: list[Gap] = []
     vocabularies = {size: model.config.model.vocab_size for size, model in models.items()}
-    for vocabulary in sorted(set(vocabularies.values()), reverse=True):  # 12B's are padded further
+    # released models of different sizes have different padded vocabularies
+    for vocabulary in sorted(set(vocabularies.values()), reverse=True):
         measurement = PhasesMeasurement(text, vocabulary)
         cells = [
             (models[size], step)
-            for size, of_size in vocabularies.items()
-            if of_size == vocabulary
+            for size, vocabulary_of_size in vocabularies.items()
+            if vocabulary_of_size == vocabulary
             for step in steps[size]
         ]
         more, missing = measure_all(cells, measurement, progress)
         measured |= more
         gaps += missing
-    kept = {
+    measured_by_size = {
         size: {s: measured[model.id, s] for s in steps[size] if (model.id, s) in measured}
         for size, model in models.items()
     }
     ngrams, probe = measurement.ngrams(), measurement.probe()
-    frames = tables(params.bootstrap, kept, ngrams, probe)
-    rows = claims(params, kept, prefix_chance(probe.copies.shape[1] // 2))
-    numbers = values(params, kept, probe) | {
+    frames = tables(params.bootstrap, measured_by_size, ngrams, probe)
+    rows = claims(params, measured_by_size, prefix_chance(probe.copies.shape[1] // 2))
+    numbers = values(params, measured_by_size, probe) | {
         "gaps": len(gaps),
         "n_checkpoints": len(set().union(*steps.values())),
         "tokens_read": text.n_read * text.seq_len,
@@ -69,7 +74,7 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource], ProbeText]:
-    """Size -> model, and the text that the models read."""
+    """Size -> model, and the text that the models were trained on."""
     if params.released:
         models: dict[str, CheckpointSource] = dict(released_models(params.source))
         eod_id = next(iter(models.values())).data.eod_id
@@ -83,12 +88,15 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Steps to measure: for our runs, all scheduled checkpoints, so missing ones are gaps."""
+    """Steps to measure. "all" includes scheduled checkpoints that are missing; they become gaps."""
     return model.scheduled_steps if text == "all" else steps_of(model, text)
 
 
 def _released_table(models: dict[str, CheckpointSource], steps: dict[str, list[int]]) -> Any:
-    """size, deduplicated, checkpoints, last_step, sha256 of its weights as stored."""
+    """Table of the released models; sha256 is that of the last step's weights as stored.
+
+    Columns: size, deduplicated, checkpoints, last_step, sha256.
+    """
     import pandas as pd
 
     rows = [

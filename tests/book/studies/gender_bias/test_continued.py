@@ -1,4 +1,4 @@
-"""What swaps of published models did: measured, from the command line, and as the gender study."""
+"""Swaps of published models: measured, from the command line, and in the gender-bias study."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pythia_book import records
 from pythia_book.notebooks import check_values
 from pythia_book.released.continuation.data import TokenFileData
 from pythia_book.released.continuation.run import find_or_continue
-from pythia_book.studies.gender_bias import continuation as measured
-from pythia_book.studies.gender_bias import released
+from pythia_book.studies.gender_bias import continuation, released
 from pythia_book.studies.gender_bias import study as gender_bias
 from pythia_book.studies.gender_bias.params import Params
 
@@ -57,19 +56,19 @@ def swapped(published: Published):
     )
 
 
-def test_the_control_goes_on_where_its_source_does(published: Published) -> None:
-    table = measured.continuity(swapped(published), rows=3, bootstrap=200).set_index("step")
+def test_the_control_continues_like_its_source(published: Published) -> None:
+    table = continuation.continuity(swapped(published), rows=3, bootstrap=200).set_index("step")
     assert list(table.source_step) == [30, 59] and list(table.index) == [31, 59]
-    assert table.difference[31] == 0, "the first update ran at a learning rate of 0"
+    assert table.difference[31] == 0, "the first update has a learning rate of 0"
     assert table.ours[59] < table.ours[31]
     assert abs(table.difference[59]) < 0.05 and table.low[59] <= table.difference[59]
     fork = find_or_continue(published.run.folder, 47, STEPS - 47, None, SWAP, progress=False)
-    assert measured.continuity(fork).empty, "the control is the source itself"
+    assert continuation.continuity(fork).empty, "the control is the source itself"
 
 
 def test_both_arms_are_measured(published: Published, text: SimpleNamespace) -> None:
     run = swapped(published)
-    table = measured.effects(run, [40, 41, STEPS], fake_items(), text, 200, progress=False)
+    table = continuation.effects(run, [40, 41, STEPS], fake_items(), text, 200, progress=False)
     last = table[table.step == STEPS].set_index("measure")
     assert last.change["feminine_share"] > 0 and last.low["feminine_share"] > 0
     assert last.change["feminine_share"] == pytest.approx(
@@ -77,7 +76,7 @@ def test_both_arms_are_measured(published: Published, text: SimpleNamespace) -> 
     )
     assert {"loss", "crows", "winobias_margin", "last_word"} <= set(last.index)
     with pytest.raises(ConfigError, match="has no swap"):
-        measured.effects(run.control)
+        continuation.effects(run.control)
 
 
 def arguments(published: Published, *more: str) -> list[str]:
@@ -114,8 +113,8 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
         assert why in capsys.readouterr().err
 
 
-def test_what_is_long_asks_first(capsys: pytest.CaptureFixture) -> None:
-    """And nothing is fetched: there is no such server."""
+def test_long_training_needs_confirmation(capsys: pytest.CaptureFixture) -> None:
+    """And nothing is downloaded: there is no server to download from."""
     hub = ["continue", "EleutherAI/pythia-70m-deduped", "--revision", "step133000", "--steps"]
     assert main([*hub, "10000", "--swap", SWAP, "--data", "pile-deduped"]) == 1
     said = capsys.readouterr()
@@ -129,7 +128,7 @@ def test_what_is_long_asks_first(capsys: pytest.CaptureFixture) -> None:
 
 @pytest.fixture
 def paper(published: Published, monkeypatch: pytest.MonkeyPatch) -> Published:
-    """Scale paper in small: the made-up release in place of the real one."""
+    """Scale paper reduced to a small made-up release."""
     data = replace(SCALES["paper"].data, seq_len=SEQ)
     small = replace(SCALES["paper"], steps=STEPS, batch_size=BATCH, data=data, sizes=("7k",))
     monkeypatch.setitem(SCALES, "paper", small)
@@ -162,11 +161,11 @@ def test_the_study_at_scale_paper(
     assert 0 < ledger.tokens_changed["swap_7"] < ledger.tokens_changed["swap_21"]
     assert records._run_entry(short)["role"] == f"{SWAP} from step 56"
     assert [claim["verdict"] for claim in result.claims]
-    # the same arms by the command, as on many GPUs: nothing is trained again
+    # the command, as used on many GPUs, finds the same arms without training again
     how = ["--schedule-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", "1e-2"]
     rows = ["--data", str(paper.shards), "--seq-len", str(SEQ)]
-    given = ["continue", str(paper.models), "--revision", "step47", "--steps", "13", "--swap", SWAP]
-    assert main([*given, *rows, *how]) == 0
+    start = ["continue", str(paper.models), "--revision", "step47", "--steps", "13", "--swap", SWAP]
+    assert main([*start, *rows, *how]) == 0
     said = capsys.readouterr().out
     assert f"run {control.id}" in said and f"run {long.id}" in said
     fork = ["continue", control.id, "--step", "56", "--steps", "4", "--swap", SWAP]
@@ -174,7 +173,7 @@ def test_the_study_at_scale_paper(
     assert f"run {short.id}" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_said_with_what_it_costs(
+def test_missing_models_and_several_seeds_are_refused(
     paper: Published, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:
     (tmp_path / "pythia-7k-deduped" / "step3").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The study: parameters, statistics on planted data, verdict rules, and the whole on fake runs."""
+"""The gender-bias study: parameters, statistics, verdict rules, and the whole on fake runs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_seeds_are_resampled_when_there_are_several():
     assert (spread.n_items, spread.n_seeds) == (400, 4)
 
 
-def test_the_same_table_can_be_made_again():
+def test_estimates_are_deterministic():
     values = np.random.default_rng(0).normal(size=(2, 50))
     assert estimate(values, 500) == estimate(values.copy(), 500)
 
@@ -115,7 +115,7 @@ def test_defaults_and_order_of_sizes():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("params", "message"),
     [
         ({"scale": "huge"}, "accepted: smoke"),
         ({"sizes": "310k,9q"}, "unknown size '9q'"),
@@ -130,9 +130,9 @@ def test_defaults_and_order_of_sizes():
         ({"sizes": 3}, "must be text"),
     ],
 )
-def test_bad_parameters_are_refused(given, words):
-    with pytest.raises(ConfigError, match=words):
-        Params(**given)
+def test_bad_parameters_are_refused(params, message):
+    with pytest.raises(ConfigError, match=message):
+        Params(**params)
 
 
 def test_all_problems_are_named_at_once():
@@ -168,7 +168,7 @@ def study(tmp_path_factory):
     return params, folder, train, result
 
 
-def test_tables_hold_every_arm_size_and_measure(study):
+def test_tables_contain_every_arm_size_and_measure(study):
     params, _, train, result = study
     assert len(train.made) == 2 * 2 * 3
     levels = result.tables["levels"]
@@ -208,12 +208,12 @@ def test_a_planted_shift_is_found_and_its_size_is_right(study):
     for size in params.size_list:
         assert share.low[size, "swap_7"] > 0
         assert share.value[size, "swap_21"] > share.value[size, "swap_7"]
-    # From the definition, for one size and arm: the mean over seeds, contexts and occupations.
-    battery = TokenizedItems(fake_items(), fake_data(64), 128)
+    # From the definition, for one size and arm: the mean over seeds and occupations.
+    tokenized = TokenizedItems(fake_items(), fake_data(64), 128)
     by_hand = []
     for run in train.made:
         if run.config.model.d_model == 48 and run.config.intervention is None:
-            by_hand.append(battery.measure(run.model(572), full=False)["feminine_share"].mean())
+            by_hand.append(tokenized.measure(run.model(572), full=False)["feminine_share"].mean())
     levels = result.tables["levels"].set_index(["size", "arm", "measure"]).value
     assert levels["85k", "control", "feminine_share"] == pytest.approx(np.mean(by_hand))
 
@@ -225,7 +225,7 @@ def test_a_forks_first_point_is_its_parents(study):
         assert branch[key] == branch["85k", "control", "feminine_share", fork]
 
 
-def test_results_are_kept_beside_the_runs_and_not_computed_again(study):
+def test_results_are_cached_with_the_runs(study):
     params, folder, _, result = study
     again = fake_find_or_train(folder)
     second = gender_bias.run(params, progress=False, items=fake_items(), find_or_train=again)
@@ -235,12 +235,12 @@ def test_results_are_kept_beside_the_runs_and_not_computed_again(study):
     assert json.dumps(result.claims) == json.dumps(second.claims)
 
 
-def test_pairs_that_do_not_fit_are_left_out_and_counted():
+def test_pairs_that_are_too_long_are_left_out_and_counted():
     items = fake_items()
     items.crows[0] = SimpleNamespace(more=items.crows[0].more * 20, less="He was.")
-    battery = TokenizedItems(items, fake_data(64), 64)
-    assert battery.too_long["CrowS-Pairs"] == 1
-    assert len(battery.crows) == 2 * (len(items.crows) - 1)
+    tokenized = TokenizedItems(items, fake_data(64), 64)
+    assert tokenized.too_long["CrowS-Pairs"] == 1
+    assert len(tokenized.crows) == 2 * (len(items.crows) - 1)
 
 
 def test_choices_follow_from_the_scores_by_hand():
@@ -251,17 +251,17 @@ def test_choices_follow_from_the_scores_by_hand():
     scores = Scores(
         np.array([-4.0, -3.0, -2.0, -2.0, -6.0, -5.0]), np.array([4, 2, 2, 2, 6, 4]), None
     )
-    found = _choices("x", scores)
-    assert found["x"].tolist() == [0, 0, 0]  # a tie is no stereotype
-    assert found["x_per_token"].tolist() == [1, 0, 1]
-    assert found["x_margin"].tolist() == [-1, 0, -1]
+    choices = _choices("x", scores)
+    assert choices["x"].tolist() == [0, 0, 0]  # a tie does not count as a stereotype
+    assert choices["x_per_token"].tolist() == [1, 0, 1]
+    assert choices["x_margin"].tolist() == [-1, 0, -1]
 
 
 # --- claims ----------------------------------------------------------------------------------
 
 
 def final_with(changes: dict[str, dict[str, float]], sizes=("85k", "310k")) -> dict:
-    """Final arrays: 200 items, control at .5 (.6 for WinoBias), arms shifted by `changes`."""
+    """Final arrays of 200 items: controls around .5 (WinoBias .6), arms shifted by `changes`."""
     rng = np.random.default_rng(0)
     final = {}
     for size in sizes:
@@ -281,24 +281,25 @@ def claims(final, params=None, released=None) -> dict[str, dict]:
     return {c["claim"]: c for c in gender_claims.claims(params, final, released)}
 
 
-def pick(found: dict[str, dict], *words: str) -> dict:
-    (one,) = [c for name, c in found.items() if all(word in name for word in words)]
-    return one
+def the_claim(claims_by_text: dict[str, dict], *words: str) -> dict:
+    """The only claim whose text contains all of these words."""
+    (claim,) = [c for text, c in claims_by_text.items() if all(word in text for word in words)]
+    return claim
 
 
 def test_claims_follow_the_rules():
     moved = {"feminine_share": 0.2, "winobias": -0.1, "crows": 0.05, "last_word": -0.01}
     more = {"feminine_share": 0.5, "winobias": -0.2, "crows": 0.0, "last_word": -0.1}
-    found = claims(final_with({"swap_7": moved, "swap_21": more}))
-    assert pick(found, "moves the feminine share")["verdict"] == "holds"
-    assert pick(found, "moves it further")["ours"] == pytest.approx(30, abs=1)
-    assert pick(found, "last 7 %", "WinoBias")["verdict"] == "reproduced"
-    # the controls show no stereotype on CrowS-Pairs, so that none can be lowered
-    assert pick(found, "last 7 %", "lowers CrowS-Pairs")["verdict"] == "not testable here"
-    assert pick(found, "turns from pro-")["verdict"] == "no effect"  # .6 - .1 = .5
-    assert pick(found, "last 7 %", "last words")["verdict"] == "reproduced"
-    assert pick(found, "last 21 %", "last words")["verdict"] == "not reproduced"
-    for claim in found.values():
+    rows = claims(final_with({"swap_7": moved, "swap_21": more}))
+    assert the_claim(rows, "moves the feminine share")["verdict"] == "holds"
+    assert the_claim(rows, "moves it further")["ours"] == pytest.approx(30, abs=1)
+    assert the_claim(rows, "last 7 %", "WinoBias")["verdict"] == "reproduced"
+    # the controls show no stereotype on CrowS-Pairs, so there is none to lower
+    assert the_claim(rows, "last 7 %", "lowers CrowS-Pairs")["verdict"] == "not testable here"
+    assert the_claim(rows, "turns from pro-")["verdict"] == "no effect"  # .6 - .1 = .5
+    assert the_claim(rows, "last 7 %", "last words")["verdict"] == "reproduced"
+    assert the_claim(rows, "last 21 %", "last words")["verdict"] == "not reproduced"
+    for claim in rows.values():
         assert set(claim) == {"claim", "paper", "published", "ours", "low", "high", "verdict"}
         assert claim["low"] <= claim["ours"] <= claim["high"]
         assert claim["published"] in (gender_claims.UNAVAILABLE, gender_claims.NOT_RELEASED)
@@ -309,15 +310,15 @@ def test_claims_whose_premise_fails_are_not_testable():
     for arrays in nothing.values():
         arrays["winobias"] = np.tile([[0.0, 1.0]], 100)  # at chance
         arrays["last_word"] = np.zeros((1, 200))  # nothing to lose
-    found = claims(nothing)
-    assert pick(found, "turns from pro-")["verdict"] == "not testable here"
-    assert pick(found, "last 7 %", "last words")["verdict"] == "not testable here"
+    rows = claims(nothing)
+    assert the_claim(rows, "turns from pro-")["verdict"] == "not testable here"
+    assert the_claim(rows, "last 7 %", "last words")["verdict"] == "not testable here"
     single = claims(final_with({}, ("85k",)), Params(sizes="85k", bootstrap=300))
-    assert pick(single, "larger in larger")["ours"] is None
+    assert the_claim(single, "larger in larger")["ours"] is None
     mirror = Params(sizes="85k,310k", swap="feminine_to_masculine", bootstrap=300)
-    found = claims(final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}}), mirror)
-    assert pick(found, "moves the feminine share")["verdict"] == "holds"
-    assert pick(found, "last 7 %", "WinoBias")["verdict"] == "not testable here"
+    rows = claims(final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}}), mirror)
+    assert the_claim(rows, "moves the feminine share")["verdict"] == "holds"
+    assert the_claim(rows, "last 7 %", "WinoBias")["verdict"] == "not testable here"
 
 
 def test_released_numbers_are_compared_like_with_like(tmp_path):
@@ -331,15 +332,18 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
         f"{v1}/intervention/intervention-410m-deduped_step134000.json": harness(0.63, 0.40),
         f"{v1}/intervention/intervention-410m-deduped_step143000.json": harness(0.65, 0.51),
     }
-    found = claims(final_with({}), released=load(as_folder(tmp_path, tree)))
-    assert pick(found, "last 7 %", "lowers CrowS-Pairs")["published"] == "410m 61.0 → 64.0"
-    assert pick(found, "larger in larger")["published"] == "410m 61.0"
-    # LAMBADA of the control exists at the last step only; the swap's mean must not include others
-    assert pick(found, "last 7 %", "last words")["published"] == "410m 52.0 → 51.0"
-    assert pick(found, "last 21 %", "lowers CrowS-Pairs")["published"] == gender_claims.NOT_RELEASED
+    rows = claims(final_with({}), released=load(as_folder(tmp_path, tree)))
+    assert the_claim(rows, "last 7 %", "lowers CrowS-Pairs")["published"] == "410m 61.0 → 64.0"
+    assert the_claim(rows, "larger in larger")["published"] == "410m 61.0"
+    # the control has a LAMBADA score at the last step only; the swap's mean must use no other
+    assert the_claim(rows, "last 7 %", "last words")["published"] == "410m 52.0 → 51.0"
+    assert (
+        the_claim(rows, "last 21 %", "lowers CrowS-Pairs")["published"]
+        == gender_claims.NOT_RELEASED
+    )
 
 
-def test_where_no_item_differs_the_bound_is_exact():
+def test_if_all_items_are_equal_the_bound_is_exact():
     for value, low, high in ((1.0, 0.99, 1.0), (0.0, 0.0, 0.01)):
         e = estimate(np.full((1, 384), value), 200, exact=True)
         assert e.value == value
@@ -351,9 +355,9 @@ def test_where_no_item_differs_the_bound_is_exact():
     assert (loss.low, loss.high) == (0, 0)
 
 
-def test_halves_of_fixed_size_are_resampled_apart():
+def test_strata_of_fixed_size_are_resampled_separately():
     half = np.arange(400) % 2
     values = np.where(half, 0.95, -0.93)[None] + np.random.default_rng(0).normal(0, 0.1, (1, 400))
-    mixed, apart = estimate(values, 500), estimate(values, 500, strata=half)
-    assert apart.value == mixed.value
-    assert apart.high - apart.low < 0.2 * (mixed.high - mixed.low)
+    mixed, stratified = estimate(values, 500), estimate(values, 500, strata=half)
+    assert stratified.value == mixed.value
+    assert stratified.high - stratified.low < 0.2 * (mixed.high - mixed.low)

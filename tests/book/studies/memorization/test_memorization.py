@@ -1,4 +1,4 @@
-"""The memorization study: tables by hand, verdicts by rule, nothing memorized is no crash."""
+"""The memorization study: tables and verdicts checked by hand; a model may memorize nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pythia_core.errors import ConfigError
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("params", "message"),
     [
         ({"context": 0}, "context must be"),
         ({"context": 100, "continuation": 64}, "more than the 129 tokens of a row"),
@@ -25,9 +25,9 @@ from pythia_core.errors import ConfigError
         ({"window": "128"}, "window must be"),
     ],
 )
-def test_bad_parameters_are_refused(given: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        Params(**given)
+def test_bad_parameters_are_refused(params: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Params(**params)
 
 
 def test_checkpoints_are_the_papers() -> None:
@@ -36,7 +36,7 @@ def test_checkpoints_are_the_papers() -> None:
     assert Params().steps("deduplicated")[-1] == 572
 
 
-def test_precision_and_recall_the_right_way_round() -> None:
+def test_precision_and_recall_by_hand() -> None:
     predicted = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], bool)
     truth = np.array([1, 1, 1, 0, 1, 1, 1, 0, 0, 0], bool)
     row = prediction_row(predicted, truth, np.arange(10), 500)
@@ -48,27 +48,31 @@ def test_precision_and_recall_the_right_way_round() -> None:
 def test_shares_by_repetition_count_by_hand() -> None:
     rows = Rows(np.array([1, 1, 2, 2, 70, 70]), np.arange(6))
     table = by_repetition_count(np.array([0, 1, 0, 1, 1, 1], bool), rows, 300)
-    found = {row["exposures"]: row for row in table}
-    assert (found["1"]["value"], found["2"]["value"], found["65+"]["value"]) == (0.5, 0.5, 1.0)
-    assert found["3-4"]["n"] == 0
-    assert np.isnan(found["3-4"]["value"])
-    assert found["65+"]["low"] < 1
+    by_count = {row["exposures"]: row for row in table}
+    assert (by_count["1"]["value"], by_count["2"]["value"], by_count["65+"]["value"]) == (
+        0.5,
+        0.5,
+        1.0,
+    )
+    assert by_count["3-4"]["n"] == 0
+    assert np.isnan(by_count["3-4"]["value"])
+    assert by_count["65+"]["low"] < 1
 
 
 def test_copies_of_a_text_count_as_one_draw() -> None:
     memorized = np.repeat([True, False], 50)
-    every = np.ones(100, bool)
-    apart = ratio(memorized, every, np.arange(100), 1000)
-    copies = ratio(memorized, every, np.repeat(np.arange(10), 10), 1000)
-    assert copies.high - copies.low > 2 * (apart.high - apart.low)
+    all_rows = np.ones(100, bool)
+    distinct = ratio(memorized, all_rows, np.arange(100), 1000)
+    copies = ratio(memorized, all_rows, np.repeat(np.arange(10), 10), 1000)
+    assert copies.high - copies.low > 2 * (distinct.high - distinct.low)
 
 
 def tables(trend: tuple[float, float, float], holm: float) -> dict[str, pd.DataFrame]:
-    place = {"arm": "standard", "subset": "all rows", "status": "tested"}
+    keys = {"arm": "standard", "subset": "all rows", "status": "tested"}
     tests = [
-        {**place, "test": "trend", "window": 0, "holm": 1.0,
+        {**keys, "test": "trend", "window": 0, "holm": 1.0,
          **dict(zip(("value", "low", "high"), trend, strict=True))},
-        {**place, "test": "dispersion", "window": 32, "holm": holm, "value": 1.0, "low": 0.9,
+        {**keys, "test": "dispersion", "window": 32, "holm": holm, "value": 1.0, "low": 0.9,
          "high": 1.1},
     ]  # fmt: skip
     shares = [
@@ -108,14 +112,14 @@ def test_dispersion_is_judged_by_holms_p() -> None:
 
 
 @pytest.mark.wheels
-def test_where_nothing_is_memorized_the_study_says_so(tmp_path, monkeypatch) -> None:
+def test_a_suite_that_has_memorized_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     params = Params("smoke", simulations=200, bootstrap=200)
     result = memorization.run(params, progress=False)
     shares = result.tables["shares"]
     assert (shares.value == 0).all()
-    assert (shares.high > 0).all()  # no memorized row is not a silent zero
+    assert (shares.high > 0).all()  # a share of zero has an upper bound too
     assert set(result.tables["tests"].status) == {"not testable: too few events"}
     assert {c["verdict"] for c in result.claims[1:5]} == {"not testable here"}
     for draw in ("shares", "exposures", "order", "power", "prediction"):

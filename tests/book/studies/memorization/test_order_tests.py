@@ -1,4 +1,4 @@
-"""Tests of order hold their level on true nulls, and find what they are for."""
+"""The tests of order have the stated level on true nulls and detect the alternatives."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def null(events: int, n: int = N) -> NullDistribution:
 
 
 @pytest.mark.parametrize("events", [180, 300, 1200])
-def test_true_nulls_are_rejected_as_often_as_said(events: int) -> None:
-    """At a nominal 5 % within 3 to 8 %, at rates of 3, 5 and 20 %."""
+def test_true_nulls_are_rejected_at_the_nominal_level(events: int) -> None:
+    """At a nominal 5 %, 3 to 8 % are rejected, at event rates of 3, 5 and 20 %."""
     rejected = rejections(null(events), random_subsets, RUNS, seed=11) / RUNS
     assert (rejected >= 0.03).all(), rejected
     assert (rejected <= 0.08).all(), rejected
 
 
 def test_with_few_events_no_test_rejects_too_often() -> None:
-    """Counts of one event in three windows take few values: p-values err on the safe side."""
+    """One event in three windows: counts take few values, so p-values are conservative."""
     assert (rejections(null(60), random_subsets, RUNS, seed=11) / RUNS <= 0.08).all()
 
 
 def test_the_level_holds_where_only_some_rows_are_eligible() -> None:
     eligible = np.random.default_rng(3).random(N) < np.linspace(0.2, 0.9, N)
-    made = NullDistribution.simulate(Design(eligible, 200, WINDOWS), 3000)
-    rejected = rejections(made, random_subsets, RUNS, seed=12) / RUNS
+    simulated = NullDistribution.simulate(Design(eligible, 200, WINDOWS), 3000)
+    rejected = rejections(simulated, random_subsets, RUNS, seed=12) / RUNS
     assert (rejected >= 0.03).all(), rejected
     assert (rejected <= 0.08).all(), rejected
 
@@ -59,17 +59,17 @@ def test_the_level_holds_where_only_some_rows_are_eligible() -> None:
     ],
 )
 def test_alternatives_are_found(draw, test: str, least: float) -> None:
-    made = null(600)
-    found = rejections(made, draw, 200, seed=5) / 200
-    names = [name for name, _ in made.design.test_columns]
-    assert found[names.index(test)] >= least
+    simulated = null(600)
+    rejected = rejections(simulated, draw, 200, seed=5) / 200
+    names = [name for name, _ in simulated.design.test_columns]
+    assert rejected[names.index(test)] >= least
 
 
 def test_the_textbook_tests_reject_true_nulls() -> None:
     design = Design(np.ones(N, bool), 1200, WINDOWS)
-    found = textbook_rejections(design, 32, 300)
-    assert found["exponential gaps"] > 0.9 * 300
-    assert found["Poisson dispersion"] > 0.15 * 300
+    rejected = textbook_rejections(design, 32, 300)
+    assert rejected["exponential gaps"] > 0.9 * 300
+    assert rejected["Poisson dispersion"] > 0.15 * 300
 
 
 def test_every_alternative_can_be_drawn() -> None:
@@ -115,9 +115,9 @@ def test_too_few_events_are_not_testable() -> None:
 
 
 def test_the_same_data_give_the_same_p() -> None:
-    made, again = null(100), null(100)
-    found = statistics(made.design, random_subsets(made.design, 5, np.random.default_rng(2)))
-    np.testing.assert_array_equal(made.p_values(found), again.p_values(found))
+    first, again = null(100), null(100)
+    observed = statistics(first.design, random_subsets(first.design, 5, np.random.default_rng(2)))
+    np.testing.assert_array_equal(first.p_values(observed), again.p_values(observed))
 
 
 def test_the_qq_band_holds_95_percent() -> None:

@@ -1,4 +1,4 @@
-"""Counts of n-grams and what they predict equal brute force."""
+"""Counts of n-grams and their predictions equal brute force."""
 
 from __future__ import annotations
 

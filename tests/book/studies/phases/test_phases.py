@@ -1,4 +1,4 @@
-"""Phases: planted models score as what they are, claims can fail, released models are read."""
+"""The phases study: scores of models with a known answer, claims that fail, released models."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from pythia_core.suite import SCALES
 
 
 def probe_of(ngrams: Ngrams, rows: np.ndarray) -> probes.Probe:
-    copies, shuffled = probes.repeated(ngrams.unigrams, 8, 6, seed=0)
+    copies, shuffled = probes.repeated_sequences(ngrams.unigrams, 8, 6, seed=0)
     return probes.Probe.of(ngrams, rows, np.arange(1, rows.shape[1] - 1), copies, shuffled)
 
 
-# --- models that are known -------------------------------------------------------------------
+# --- models with known scores ----------------------------------------------------------------
 
 
 class TableModel(torch.nn.Module):
-    """Predicts from the present token by a table, or uniformly; no layers between."""
+    """Predicts the next token from the current one by a table; it has no real layers."""
 
     def __init__(self, table: np.ndarray) -> None:
         super().__init__()
@@ -51,16 +51,16 @@ class TableModel(torch.nn.Module):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_a_model_that_is_an_ngram_table_is_found_out(order: int) -> None:
+def test_a_model_that_is_an_ngram_table_has_distance_zero(order: int) -> None:
     ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     contexts = np.stack([np.zeros(V, int), np.arange(V)], 1)
-    found = probes.text_scores(TableModel(ngrams.distribution(order, contexts)), probe)
-    distance = found["kl"].mean(1)
+    scores = probes.text_scores(TableModel(ngrams.distribution(order, contexts)), probe)
+    distance = scores["kl"].mean(1)
     assert distance[order - 1] == pytest.approx(0, abs=1e-5)
     assert np.delete(distance, order - 1).min() > 0.05
-    np.testing.assert_allclose(found["loss"], probe.ngram_loss[order - 1], rtol=1e-5)
-    np.testing.assert_allclose(found["lens"], 0, atol=1e-6)  # before its only layer it is finished
+    np.testing.assert_allclose(scores["loss"], probe.ngram_loss[order - 1], rtol=1e-5)
+    np.testing.assert_allclose(scores["lens"], 0, atol=1e-6)  # its only layer changes nothing
     uniform = probes.text_scores(TableModel(np.full((V, V), 1 / V)), probe)
     np.testing.assert_allclose(uniform["loss"], np.log(V), rtol=1e-5)
     entropy = probe.entropy.mean(-1).numpy()
@@ -68,7 +68,7 @@ def test_a_model_that_is_an_ngram_table_is_found_out(order: int) -> None:
 
 
 class Copier:
-    """Expects what followed the last occurrence of the present token; else any token alike."""
+    """Predicts the token after the last occurrence of the current one; uniform without one."""
 
     def parameters(self) -> tuple[()]:
         return ()
@@ -87,7 +87,7 @@ class Copier:
 
 
 def test_a_copying_model_gains_from_the_order_and_a_bigram_model_does_not() -> None:
-    copies, shuffled = probes.repeated(np.arange(1, V + 1), 8, 6, seed=0, without=3)
+    copies, shuffled = probes.repeated_sequences(np.arange(1, V + 1), 8, 6, seed=0, without=3)
     assert not (copies == 3).any()
     assert all(len(set(row[:8])) == 8 for row in copies.tolist())
     np.testing.assert_array_equal(copies[:, :8], copies[:, 8:])
@@ -105,20 +105,20 @@ def test_a_copying_model_gains_from_the_order_and_a_bigram_model_does_not() -> N
 
 def test_too_few_tokens_for_a_sequence_are_refused() -> None:
     with pytest.raises(DataError, match="has 3 different tokens, but a sequence needs 8"):
-        probes.repeated(np.array([0, 5, 5, 5, 0]), 8, 2, seed=0)
+        probes.repeated_sequences(np.array([0, 5, 5, 5, 0]), 8, 2, seed=0)
 
 
 def test_prefix_matching_by_hand() -> None:
-    """Head 0 looks from each second occurrence to the token after the first, head 1 to the first
-    itself, head 2 at everything before alike."""
+    """Each second occurrence attends to the token after the first (head 0), to the first itself
+    (head 1), or uniformly (head 2)."""
     length, t = 5, 9
     pattern = torch.zeros(2, 3, t, t)
     for i in range(length, t):
         pattern[:, 0, i, i - length + 1] = 1
         pattern[:, 1, i, i - length] = 1
     pattern[:, 2] = torch.tril(torch.ones(t, t)) / torch.arange(1, t + 1)[:, None]
-    found = probes.prefix_matching(pattern, length)
-    np.testing.assert_allclose(found, [[1, 0, probes.prefix_chance(length)]] * 2, rtol=1e-6)
+    attention = probes.prefix_matching(pattern, length)
+    np.testing.assert_allclose(attention, [[1, 0, probes.prefix_chance(length)]] * 2, rtol=1e-6)
 
 
 def test_a_real_model_is_measured_by_layer_and_head() -> None:
@@ -127,8 +127,8 @@ def test_a_real_model_is_measured_by_layer_and_head() -> None:
     model.init_weights(0)
     ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
-    found = probes.text_scores(model, probe) | probes.induction_scores(model, probe)
-    shapes = {name: array.shape for name, array in found.items()}
+    scores = probes.text_scores(model, probe) | probes.induction_scores(model, probe)
+    shapes = {name: array.shape for name, array in scores.items()}
     assert shapes == {
         "loss": (5,), "kl": (3, 5), "lens": (3, 5), "copies": (3, 6), "prefix": (3, 3, 6)
     }  # fmt: skip
@@ -138,12 +138,12 @@ def test_a_real_model_is_measured_by_layer_and_head() -> None:
         with hooks.patch(model, "layers.2.mlp", torch.zeros_like):
             early = torch.log_softmax(model(ids), -1)
     final = torch.log_softmax(model(ids), -1)
-    places = probe.places[:: probes.LENS_EVERY]
-    apart = (final.exp() * (final - early)).sum(-1)[:, places].mean(1)
-    np.testing.assert_allclose(found["lens"][2], apart, rtol=1e-3)
-    assert (found["lens"] > 0).all()
+    positions = probe.positions[:: probes.LENS_EVERY]
+    expected = (final.exp() * (final - early)).sum(-1)[:, positions].mean(1)
+    np.testing.assert_allclose(scores["lens"][2], expected, rtol=1e-3)
+    assert (scores["lens"] > 0).all()
     chance = probes.prefix_chance(8)
-    np.testing.assert_allclose(found["prefix"].mean(-1), chance, rtol=0.2)  # untrained
+    np.testing.assert_allclose(scores["prefix"].mean(-1), chance, rtol=0.2)  # untrained
 
 
 # --- steps and claims ------------------------------------------------------------------------
@@ -177,58 +177,60 @@ PARAMS = study.Params("smoke", "7k,25k", bootstrap=300)
 STEPS = tuple(range(17))
 
 
-def made(
+def measured_suite(
     at: tuple[int, int, int] = (2, 6, 12), gain: float = 0.5, late: float = 0.1, noise: float = 0.05
-) -> tables.Kept:
-    """Models that are nearest to order n at step at[n - 1], gain from copies at the end, and whose
-    last lens falls from 0.4 to `late` while the first stays far away."""
+) -> tables.Measured:
+    """Models that are nearest to order n at step at[n - 1] and gain from copies at the end.
+
+    Their last lens falls from 0.4 to `late`, while the first stays at 3.
+    """
     rng = np.random.default_rng(0)
-    kept: tables.Kept = {}
+    measured: tables.Measured = {}
     for size in PARAMS.size_list:
-        kept[size] = {}
+        measured[size] = {}
         for step in STEPS:
             share = step / 16
             kl = [1 + abs(np.log2((step + 0.5) / (a + 0.5))) + rng.normal(0, noise, 24) for a in at]
             copies = np.array([[9.0], [9 - gain * share], [9.0]]) + rng.normal(0, noise, (3, 12))
             last = 0.4 + (late - 0.4) * share + rng.normal(0, noise / 5, 24)
-            kept[size][step] = {
+            measured[size][step] = {
                 "loss": 6 - 2 * share + rng.normal(0, noise, 24),
                 "kl": np.array(kl),
                 "lens": np.array([3 + rng.normal(0, noise, 24), last]),
                 "copies": copies,
                 "prefix": np.clip(gain * share + rng.normal(0.05, noise / 5, (2, 2, 12)), 0, 1),
             }
-    return kept
+    return measured
 
 
-def verdicts(kept: tables.Kept) -> list[str]:
-    return [claim["verdict"] for claim in claims.claims(PARAMS, kept, 0.05)]
+def verdicts(measured: tables.Measured) -> list[str]:
+    return [claim["verdict"] for claim in claims.claims(PARAMS, measured, 0.05)]
 
 
 def test_phases_as_described_reproduce() -> None:
-    found = claims.claims(PARAMS, made(), 0.05)
-    assert [claim["verdict"] for claim in found] == [*["reproduced"] * 6, "holds"]
-    assert found[0]["ours"] == pytest.approx(np.log2(6 / 2))
-    assert found[2]["ours"] == pytest.approx(0.5, abs=0.05)
+    rows = claims.claims(PARAMS, measured_suite(), 0.05)
+    assert [claim["verdict"] for claim in rows] == [*["reproduced"] * 6, "holds"]
+    assert rows[0]["ours"] == pytest.approx(np.log2(6 / 2))
+    assert rows[2]["ours"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_phases_in_another_order_are_not_reproduced() -> None:
-    kept = made(at=(12, 6, 2), gain=-0.5)
-    for steps in kept.values():
+    measured = measured_suite(at=(12, 6, 2), gain=-0.5)
+    for steps in measured.values():
         for arrays in steps.values():
             arrays["lens"] = arrays["lens"][::-1]
-    found = verdicts(kept)
-    assert found[:6] == ["not reproduced"] * 6
-    assert verdicts(made(late=0.9))[6] == "does not hold"  # the last lens moves away
+    outcomes = verdicts(measured)
+    assert outcomes[:6] == ["not reproduced"] * 6
+    assert verdicts(measured_suite(late=0.9))[6] == "does not hold"  # the last lens moves away
 
 
 def test_where_nothing_happens_there_is_no_effect() -> None:
-    kept = made(at=(6, 6, 6), gain=0.0)
-    found = verdicts(kept)
-    assert found[:5] == ["no effect"] * 5
+    measured = measured_suite(at=(6, 6, 6), gain=0.0)
+    outcomes = verdicts(measured)
+    assert outcomes[:5] == ["no effect"] * 5
     assert verdicts({}) == ["not testable here"] * 7
-    del kept["25k"][16]  # of the largest, what is said of the end
-    assert [v == "not testable here" for v in verdicts(kept)] == [
+    del measured["25k"][16]  # the end of the largest model, which five claims need
+    assert [v == "not testable here" for v in verdicts(measured)] == [
         *(False, False, True, True, True, True, True)
     ]
 
@@ -237,7 +239,7 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("params", "message"),
     [
         ({"sizes": "7m"}, "unknown size"),
         ({"scale": "huge"}, "unknown scale"),
@@ -245,18 +247,21 @@ def test_where_nothing_happens_there_is_no_effect() -> None:
         ({"bootstrap": 3}, "bootstrap must be"),
         ({"source": "EleutherAI/pythia-70m"}, "they need scale paper"),
         ({"scale": "paper"}, "name them with source"),
-        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows that they were given"),
+        ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows they were trained on"),
         ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
         ({"scale": "paper", "source": "a/pythia-70m,b/pythia-70m-deduped"}, "have the same size"),
-        ({"scale": "paper", "source": "a/pythia-70m", "data": "x", "sizes": "70m"}, "which models"),
+        (
+            {"scale": "paper", "source": "a/pythia-70m", "data": "x", "sizes": "70m"},
+            "names the models",
+        ),
     ],
 )
-def test_bad_parameters_are_refused(given: dict, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        study.Params(**given)
+def test_bad_parameters_are_refused(params: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        study.Params(**params)
 
 
-def test_the_command_says_what_a_study_cannot_use(capsys: pytest.CaptureFixture) -> None:
+def test_the_command_reports_missing_parameters(capsys: pytest.CaptureFixture) -> None:
     assert main(["study", "phases", "--scale", "paper"]) == 1
     assert "name them with source" in capsys.readouterr().err
 
@@ -276,7 +281,7 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     assert result.values["gaps"] == 0
     assert len(levels["loss"]) == result.values["n_checkpoints"] == 17
     assert levels["loss", 16] < levels["loss", 0]
-    assert levels["kl_1", 16] < levels["kl_1", 0]  # so much is learned in sixteen updates
+    assert levels["kl_1", 16] < levels["kl_1", 0]  # sixteen updates suffice for this
     order = result.tables["ngrams"].value
     assert order[0] > order[1] > order[2]
     counted = Ngrams.count(run.data.rows.rows(0, 16 * 8), run.config.model.vocab_size)
@@ -293,7 +298,7 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
     assert all(" ".join(map(str, row)) in text_of for row in probe.rows.tolist())
 
     shutil.rmtree(run.checkpoints / "step-000016")
-    again = study.run(params, progress=False)  # kept, though the checkpoint is gone
+    again = study.run(params, progress=False)  # from the cache: the checkpoint is gone
     for name, frame in result.tables.items():
         assert frame.to_csv() == again.tables[name].to_csv()
     for file in (run.folder / "evaluations").glob("phases-000016-*"):
@@ -310,7 +315,7 @@ def test_the_study_runs_measures_once_and_shows_a_gap(tmp_path, monkeypatch) -> 
 def test_released_models_are_read_from_a_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The made-up release of a run of ours, its rows in shards: measured as the run itself is."""
+    """One of our runs, published as if released with its rows in shards, gives equal results."""
     from continued_fakes import BATCH, SEQ, STEPS, publish
     from hub_server import FakeHub, serving
 
@@ -332,26 +337,26 @@ def test_released_models_are_read_from_a_hub(
     assert sorted({*result.tables["levels"].step}) == [0, 30, STEPS] and not result.values["gaps"]
     assert result.values["tokens_read"] == 20 * BATCH * SEQ
 
-    class Same(probes.RunText):
+    class SameText(probes.RunText):
         def heldout(self, n: int) -> np.ndarray:
             return release.rows.batch(STEPS - 1, BATCH)
 
-    what = probes.PhasesMeasurement(Same(release.run.data, 20 * BATCH), 384)
+    what = probes.PhasesMeasurement(SameText(release.run.data, 20 * BATCH), 384)
     for step in (0, 30, STEPS):
         arrays = what(release.run.model(step), step)
-        found = result.tables["levels"].query("step == @step").set_index("measure").value
+        levels = result.tables["levels"].query("step == @step").set_index("measure").value
         for measure in ("loss", "kl_2", "gain", "prefix", "lens_last"):
             expected = tables.MEASURES[measure](arrays).mean()
-            assert found[measure] == pytest.approx(expected, rel=1e-6), measure
+            assert levels[measure] == pytest.approx(expected, rel=1e-6), measure
 
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # what was fetched serves without it
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # now only the cache is available
     with pytest.warns(UserWarning, match="as far as the cache has it"):
         again = study.run(study.Params("paper", **given), progress=False)
     assert again.tables["levels"].equals(result.tables["levels"])
     server.close()
 
 
-def test_figures_of_nothing_say_so() -> None:
+def test_figures_without_results_say_so() -> None:
     ngrams = Ngrams.count(text(), V)
     probe = probe_of(ngrams, text(5, seed=3))
     empty = {size: {} for size in PARAMS.size_list}
