@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pythia_core import kernels
 from pythia_core.kernels import native
-from pythia_core.kernels.attention import SHORT, attention_reference
+from pythia_core.kernels.attention import MAX_SHORT, attention_reference
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import gelu_reference
 from pythia_core.kernels.layer_norm import layer_norm_reference
@@ -84,8 +84,8 @@ def test_attention(dtype: torch.dtype, seq: int, head_dim: int) -> None:
 
 
 def test_attention_of_long_rows_takes_the_library_path() -> None:
-    qkv = normal(1, SHORT + 1, 1, 3, 8)
-    cos, sin = kernels.rotary_tables(SHORT + 1, 2, 10_000.0)
+    qkv = normal(1, MAX_SHORT + 1, 1, 3, 8)
+    cos, sin = kernels.rotary_tables(MAX_SHORT + 1, 2, 10_000.0)
     out = kernels.attention(qkv.bfloat16(), cos, sin).double()
     assert error(out, attention_reference(qkv, cos, sin)) < 2e-2
 
