@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         try:
             point.load()(command)
         except (ImportError, AttributeError, argparse.ArgumentError) as error:
-            print(f"warning: no commands from {point.value!r}: {error}", file=sys.stderr)
+            print(f"warning: cannot load the commands of {point.value!r}: {error}", file=sys.stderr)
     return top
 
 

@@ -52,7 +52,7 @@ class ModelConfig:
     d_model: int
     n_heads: int
     vocab_size: int
-    """Rows of the embedding matrix: the vocabulary and padding, which is never a target."""
+    """Rows of the embedding matrix: the vocabulary plus padding rows, which are never targets."""
     max_seq_len: int = 2048
     rotary_fraction: float = 0.25
     rotary_base: float = 10_000.0
@@ -170,7 +170,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation as in Pythia's configs: AdamW, warm-up, cosine decay, gradients clipped to 1."""
+    """Optimisation as in Pythia's configs: AdamW, warm-up, cosine decay, gradient norm <= 1."""
 
     steps: int
     batch_size: int
@@ -277,11 +277,11 @@ class RunConfig:
 
     @property
     def updates(self) -> range:
-        """The updates of this run, in a fork from the branch on; update k leads to step k + 1."""
+        """The updates of this run; update k leads to step k + 1. A fork begins at its `start`."""
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """This run with swapped data in the updates [start, stop); None: to the end of the run."""
+        """This run with swapped data in the updates [start, stop); default: to the run's end."""
         if self.intervention:
             raise ConfigError("a fork of a fork is not supported; fork the control run instead")
         window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
@@ -289,7 +289,7 @@ class RunConfig:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON types."""
+    """Convert a config dataclass to plain JSON types."""
     return json.loads(json.dumps(asdict(config)))
 
 

@@ -188,7 +188,7 @@ class ModelSource:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
+    """Read a folder's config.json.
 
     Raises:
         CheckpointError: absent or damaged.
@@ -211,7 +211,7 @@ def load(
     rotary: str = "fp32",
     locate: Callable[[str | Path, str], ModelFolder] | None = None,
 ) -> tuple[GPTNeoX, ModelSource]:
-    """A model from a folder in the format of `transformers`, ready to evaluate.
+    """Load a model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
         source: a folder with config.json and safetensors, or one with a subfolder per revision.
@@ -304,7 +304,7 @@ def save(
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A contiguous CPU tensor in the dtype; None keeps its own.
+    """The tensor on the CPU, contiguous, in `dtype` (None: unchanged).
 
     Raises:
         CheckpointError: some values exceed the range of the dtype.
@@ -324,7 +324,7 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Names in order, in groups of at most `limit` bytes; a larger tensor gets its own."""
+    """Group the names, in order, by up to `limit` bytes; a larger tensor gets its own group."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():

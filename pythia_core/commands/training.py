@@ -16,7 +16,7 @@ from pythia_core.training.schedule import PAPER_FORKS
 
 
 def add(command: AddCommand) -> None:
-    p = command("prepare", _prepare, "download a corpus, train its tokenizer and tokenize it")
+    p = command("prepare", _prepare, "download a corpus, train a tokenizer on it and tokenize it")
     p.set_defaults(resume_note="finished parts are saved")
     text = "scale whose corpus to prepare (default: laptop)"
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
@@ -28,7 +28,9 @@ def add(command: AddCommand) -> None:
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
     option("size", metavar="SIZE", help=f"size of the model: {sizes}")
     scales = ", ".join(trained_scales())
-    option("--scale", default="laptop", help=f"{scales} (default: laptop)")
+    option(
+        "--scale", default="laptop", help=f"amount of training and data: {scales} (default: laptop)"
+    )
     _add_data_options(p)
     option("--steps", type=int, metavar="N", help="number of updates (default: the scale's)")
     option("--batch-size", type=int, metavar="ROWS", help="rows per update (default: the scale's)")
@@ -39,8 +41,8 @@ def add(command: AddCommand) -> None:
     option("--precision", choices=PRECISIONS, help=text)
     option(
         "--execution",
-        help=f"{', '.join(MODES)}, each optionally with +recompute, which saves memory; graph "
-        f"needs a CUDA device (default: the variable {VARIABLE}, or eager)",
+        help=f"how updates run: {', '.join(MODES)}, each optionally with +recompute, which saves "
+        f"memory; graph needs a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
     text = "seed of the data order (default: 1234)"
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
@@ -48,13 +50,9 @@ def add(command: AddCommand) -> None:
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "train a fork with swapped pronouns in the updates from --start to --stop"
     option("--swap", choices=SWAPS, help=text)
-    option(
-        "--start",
-        type=int,
-        metavar="STEP",
-        help="first swapped update (default: swap the last 7 %%)",
-    )
-    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: end)")
+    text = "first swapped update (default: swap the last 7 %%)"
+    option("--start", type=int, metavar="STEP", help=text)
+    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: none)")
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
@@ -68,7 +66,10 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
         help="your own text: a file or folder of .jsonl/.txt (also .gz), hf:NAME, or the "
         "name of a registered corpus (default: the scale's)",
     )
-    p.add_argument("--tokenizer", help="bpe-N, neox-20b or a tokenizer.json (default: the scale's)")
+    p.add_argument(
+        "--tokenizer",
+        help="bpe-N (trained on the corpus), neox-20b or a tokenizer.json (default: the scale's)",
+    )
     text = "passes over the text (default: the scale's)"
     p.add_argument("--epochs", type=int, metavar="N", help=text)
     p.add_argument(

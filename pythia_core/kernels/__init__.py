@@ -44,7 +44,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations of a model; each has the signature of this package's function of that name.
+    """The operations of a model, with the signatures of this package's functions of the same name.
 
     Attributes:
         fuses: whether a parallel block with this input uses `layer_norm_pair` and `bias_gelu`.

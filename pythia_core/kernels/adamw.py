@@ -75,7 +75,7 @@ def adamw_reference_(
 def adamw_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """One update in place, the fastest way on the device; arguments as in `adamw_reference_`.
+    """One update in place, the fastest way on this device; arguments as in `adamw_reference_`.
 
     Whether `grad` is left scaled by `factor` depends on the backend.
     """
@@ -99,7 +99,7 @@ def adamw_torch_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
     """`adamw_` with torch's fused kernel, with one pass before and one after it."""
-    if factor.device.type != "cpu" or factor != 1:  # on a GPU, reading it would wait
+    if factor.device.type != "cpu" or factor != 1:  # comparing on a GPU would synchronize
         b.grad.mul_(factor)
     for part, decay in (
         (slice(0, b.n_decayed), h.weight_decay),

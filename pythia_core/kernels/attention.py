@@ -30,12 +30,12 @@ from pythia_core.kernels.attention_backends import (
 )
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
-MAX_SHORT = 512
+MAX_SHORT_SEQ = 512
 """Longest row for which the probabilities (batch * heads * row^2) are cheap to save."""
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Plain torch, every step written out.
+    """Causal attention in plain torch, every step written out.
 
     Args:
         qkv: (batch, seq, heads, 3, head_dim), queries and keys not yet rotated.
@@ -64,7 +64,7 @@ def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """qkv (batch, seq, heads, 3, dim) as (3, batch * heads, seq, dim), queries and keys rotated."""
+    """Repack qkv (batch, seq, heads, 3, dim) to (3, batch * heads, seq, dim); rotate q and k."""
     batch, seq, heads, _, dim = qkv.shape
     if native.available(qkv):
         pack = native.function("pack_rotated", qkv.dtype)
@@ -77,7 +77,7 @@ def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradient of `_pack_rotated`: back to (batch, seq, heads, 3, dim), rotated back."""
+    """The gradient of `_pack_rotated`: undoes the rotation and the repacking."""
     _, rows, seq, dim = packed.shape
     if native.available(packed):
         unpack = native.function("unpack_rotated", packed.dtype)
@@ -163,7 +163,7 @@ class _PackedAttention(torch.autograd.Function):
         return dqkv, None, None
 
 
-def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
+def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
     """`attention` by one of `attention_backends.BACKENDS`, on a CUDA device with Triton.
 
     Raises:
@@ -190,8 +190,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
-        return attention_by(qkv, cos, sin, select_backend(head_dim, dtype, device))
-    short = qkv.shape[1] <= MAX_SHORT and qkv.device.type == "cpu"
+        return attention_with_backend(qkv, cos, sin, select_backend(head_dim, dtype, device))
+    short = qkv.shape[1] <= MAX_SHORT_SEQ and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.available(qkv)):
         return _ShortAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)

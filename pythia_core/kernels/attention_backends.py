@@ -78,7 +78,7 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
     if reason := unavailable_reason(backend):
         if dispatch.strict():
             raise ConfigError(reason)
-        dispatch.warn_once(f"{reason}. torch's own attention is used")
+        dispatch.warn_once(f"{reason}. Using torch's own attention instead")
         return DEFAULT
     if backend == "triton" and not dispatch.is_supported("attention", device, dtype, head_dim):
         return DEFAULT
@@ -90,7 +90,7 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
 
 @torch.library.custom_op("pythia::causal_attention", mutates_args=())
 def packed_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and the log-sum-exp (batch, heads, seq) that the backward needs."""
+    """Our attention: the output, and the log-sum-exp (batch, heads, seq) for the backward."""
     from pythia_core.kernels.attention_triton import attention_forward
 
     return attention_forward(q, k, v)
@@ -106,7 +106,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def packed_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """(batch, seq, heads, 3, head_dim): dq, dk, dv next to each other."""
+    """dq, dk and dv, packed into one (batch, seq, heads, 3, head_dim)."""
     from pythia_core.kernels.attention_triton import attention_backward
 
     return attention_backward(dout, q, k, v, out, lse)
@@ -172,7 +172,7 @@ def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
         strict = torch.are_deterministic_algorithms_enabled()
         return flash_attn_func(q, k, v, causal=True, deterministic=strict)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    forced = backend in SDPA_BACKENDS
-    with sdpa_kernel(SDPA_BACKENDS[backend]) if forced else contextlib.nullcontext():
+    torch_chooses = backend == "torch"
+    with contextlib.nullcontext() if torch_chooses else sdpa_kernel(SDPA_BACKENDS[backend]):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2)

@@ -38,7 +38,7 @@ TILES = {
     64: Tiles(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
     80: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
     128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-    # two 128 x 256 accumulators exceed the registers: dk and dv separately, with 5 products, not 4
+    # two 128 x 256 accumulators exceed the registers, so dk and dv have a launch each (5 products)
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2)),
 }
 """Head dim -> tiles for bf16 and fp16; a head dim in between takes those of the next larger."""

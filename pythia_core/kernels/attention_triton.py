@@ -32,7 +32,7 @@ def head_of(index, heads, stride_batch, stride_head):
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Rows of LANES lanes from `lane_start`; reads nothing outside the head or the sequence."""
+    """Load rows of LANES lanes from `lane_start`, nothing outside the head or the sequence."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -110,7 +110,7 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """A tile of queries of one head; the last tiles, which have the most work, start first."""
+    """Compute a tile of queries of one head; the last tiles, with the most work, start first."""
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
@@ -253,7 +253,7 @@ def dkv_kernel(
     DK: tl.constexpr,  # whether this launch writes dk
     DV: tl.constexpr,
 ):
-    """dk and dv of a tile of keys of one head."""
+    """Compute dk and dv for a tile of keys of one head."""
     n_tiles = tl.cdiv(seq, KEYS)
     index = tl.program_id(0) // n_tiles
     first = tl.program_id(0) % n_tiles * KEYS
@@ -349,7 +349,7 @@ def dq_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """dq of a tile of queries of one head."""
+    """Compute dq for a tile of queries of one head."""
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
@@ -391,7 +391,7 @@ def dq_kernel(
 def attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """dq, dk and dv as one (batch, seq, heads, 3, head_dim).
+    """dq, dk and dv, packed into one (batch, seq, heads, 3, head_dim).
 
     Args:
         dout: (batch, seq, heads, head_dim). q, k, v, out, lse: the forward's inputs and outputs.

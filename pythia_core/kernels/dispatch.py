@@ -100,7 +100,7 @@ def version_problem() -> str:
 
 
 def probe(operation: str) -> Callable[[Probe], Probe]:
-    """Register the function of (device, dtype, width) that runs an operation's kernels once."""
+    """Decorator that registers a function (device, dtype, width) to try an operation's kernels."""
 
     def register(function: Probe) -> Probe:
         _probes[operation] = function
@@ -129,7 +129,7 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
         except Exception as error:  # of Triton, ptxas, the driver or a C compiler
             _supported[key] = False
             lines = str(error).strip().splitlines() or [""]
-            reason = f"{operation}: the kernel of width {width} fails here, "
+            reason = f"{operation}: the kernel of width {width} fails on this GPU, "
             reason += f"{type(error).__name__}: {lines[-1][:200]}"
             if advice := version_problem():
                 reason += f" ({advice})"

@@ -106,13 +106,13 @@ def _read_part(
 
 @triton.jit
 def _write_part(
-    dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_dot_scaled, rstd, row, n, d, first,
+    dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
     RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]
-    dx = (g - g_mean[:, None] - scaled * g_dot_scaled[:, None]) * rstd[:, None]
+    dx = (g - g_mean[:, None] - scaled * g_scaled_mean[:, None]) * rstd[:, None]
     if RESIDUAL:
         dx += tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(dbranch_ptr + at, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
@@ -164,7 +164,7 @@ def pair_backward_kernel(
             z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, 0,
             dweight1, dbias1, dweight2, dbias2, LANES1,
         )  # fmt: skip
-        g_dot_scaled, g_mean = tl.sum(g * scaled, 1), tl.sum(g, 1)
+        dot, total = tl.sum(g * scaled, 1), tl.sum(g, 1)
         if LANES2 > 0:
             more_scaled, more_g, more_dweight1, more_dbias1, more_dweight2, more_dbias2 = (
                 _read_part(
@@ -172,16 +172,16 @@ def pair_backward_kernel(
                     LANES1, more_dweight1, more_dbias1, more_dweight2, more_dbias2, LANES2,
                 )
             )  # fmt: skip
-            g_dot_scaled += tl.sum(more_g * more_scaled, 1)
-            g_mean += tl.sum(more_g, 1)
-        g_dot_scaled, g_mean = g_dot_scaled / d, g_mean / d
+            dot += tl.sum(more_g * more_scaled, 1)
+            total += tl.sum(more_g, 1)
+        g_scaled_mean, g_mean = dot / d, total / d
         _write_part(
-            dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_dot_scaled, rstd, row, n, d, 0,
+            dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, 0,
             RESIDUAL, LANES1,
         )  # fmt: skip
         if LANES2 > 0:
             _write_part(
-                dz_ptr, dx_ptr, dbranch_ptr, more_scaled, more_g, g_mean, g_dot_scaled, rstd, row,
+                dz_ptr, dx_ptr, dbranch_ptr, more_scaled, more_g, g_mean, g_scaled_mean, rstd, row,
                 n, d, LANES1, RESIDUAL, LANES2,
             )  # fmt: skip
     partial_ptr += program * 4 * d

@@ -53,6 +53,6 @@ def linear(
         weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. Both biases
             are None if the next operation adds the bias.
     """
-    # in fp32 the copies are the masters, and torch.compile refuses one tensor as two inputs
+    # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()
     return _Linear.apply(x, weight, bias, weight_c.detach(), bias_c)

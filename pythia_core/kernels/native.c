@@ -40,7 +40,7 @@ static inline float exp_fast(float x) {
   return p * bits_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
-/* The causal length of a row, rounded up so that loops over it have no scalar remainder. */
+/* Length of the unmasked part of a row, rounded up so that loops have no scalar remainder. */
 static inline int whole_vectors(int length, int seq) {
   int width = (length + 15) & ~15;
   return width < seq ? width : seq;

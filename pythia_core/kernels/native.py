@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library; None if it is switched off or (logged) cannot be compiled."""
+    """The compiled library; None if it is switched off or does not compile (logged once)."""
     if os.environ.get("PYTHIA_NATIVE") == "0":
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")

@@ -1,8 +1,8 @@
 """Commands, corpora and kinds of runs that other packages add, found by name, loaded on demand.
 
-A package registers them as entry points in the groups
-`pythia_core.commands`, `pythia_core.corpora` and `pythia_core.runs`. The book has a table instead
-(`pythia_book.EXTENSIONS`), so that a checkout works without being installed.
+A package registers them as entry points in the groups `pythia_core.commands`, `pythia_core.corpora`
+and `pythia_core.runs`. The book has a table instead (`pythia_book.EXTENSIONS`), so that a checkout
+works without being installed.
 """
 
 from __future__ import annotations

@@ -75,8 +75,8 @@ def device_info() -> dict[str, Any]:
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The model, moved to the GPU if there is one; in fp32 either way.
 
-    On a GPU, inside the block, fp32 matrix products round their factors to TF32: three bits more
-    than the bf16 in which the model was trained, and several times as fast as fp32.
+    On a GPU, fp32 matrix products inside the block round their factors to TF32, which is several
+    times as fast as fp32 and has three bits more than the bf16 in which the model was trained.
     """
     import torch
 

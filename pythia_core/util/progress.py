@@ -1,7 +1,7 @@
 """Progress of long work: a live line for a person, plain lines in a log.
 
     a terminal                        tqdm's bar, on the error stream
-    a pipe, a log file                a line when a stage begins, fixed LOG_SECONDS, and at its end
+    a pipe, a log file                a line when a stage begins, every LOG_SECONDS, and at its end
     a notebook opened by a person     tqdm's bar as text in the cell's output, redrawn in place
     a notebook run by papermill       on the terminal of the papermill command (`PYTHIA_TERMINAL`)
     one of many parallel jobs         on the line that all jobs share (pythia_core.util.workers)

@@ -48,7 +48,7 @@ class _ProgressSlot(ctypes.Structure):
 _pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
 
 
-def number_from(variable: str) -> int | None:
+def process_count_from(variable: str) -> int | None:
     """The number of processes that an environment variable sets; None if it is not set.
 
     Raises:
@@ -66,7 +66,7 @@ def n_workers() -> int:
     """Number of worker processes: `PYTHIA_WORKERS`, else the cores available to this process."""
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    return number_from(VARIABLE) or cores
+    return process_count_from(VARIABLE) or cores
 
 
 @contextlib.contextmanager

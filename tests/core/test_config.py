@@ -1,4 +1,4 @@
-"""Configs refuse what cannot work, naming every problem, and hash the same everywhere."""
+"""Configs reject invalid settings, name every problem, and have a stable hash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_round_trip_and_stable_hash() -> None:
     assert run().parent is None
     assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1})
     assert stable_hash({"a": 1}) != stable_hash({"a": 2})
-    # frozen: a change here orphans every run that anybody has trained
+    # if this hash changes, no existing run can be found any more
     assert stable_hash(config_dict(ModelConfig(2, 16, 2, 128)))[:16] == "16e188be42cc1324"
 
 

@@ -102,7 +102,7 @@ def _from_peer(peer: GPTNeoXForCausalLM, config: ModelConfig) -> GPTNeoX:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_cast_or_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_half_precision_is_cast_or_preserved(dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_model(tiny())
     folder = hf.save(model, tmp_path / "half", dtype=dtype)
     full, info = hf.load(folder)
@@ -115,8 +115,8 @@ def test_half_precision_is_cast_or_kept(dtype: torch.dtype, tmp_path: Path) -> N
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_both_names_of_the_unembedding_and_old_buffers(saved: Path) -> None:
-    """Old files hold the causal mask and the rotary frequencies too."""
+def test_old_buffers_and_both_unembedding_names_are_accepted(saved: Path) -> None:
+    """Old files also contain the causal mask and the rotary frequencies."""
     expected = hf.load(saved)[0]
 
     def older(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -148,7 +148,7 @@ def test_a_revision_is_a_subfolder(tmp_path: Path) -> None:
 
 
 def test_gelu_as_trained_and_as_declared(saved: Path) -> None:
-    """A released config declares "gelu" and does not know how the model was trained."""
+    """A released config declares "gelu" and does not say how the model was trained."""
     declared = json.loads((saved / "config.json").read_text())
     del declared["trained_gelu"], declared["trained_init"]
     (saved / "config.json").write_text(json.dumps({**declared, "hidden_act": "gelu"}))
@@ -163,7 +163,7 @@ def test_gelu_as_trained_and_as_declared(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
-def test_our_folders_know_how_they_were_trained(gelu: str, tmp_path: Path) -> None:
+def test_saved_folders_record_the_gelu_and_init_of_training(gelu: str, tmp_path: Path) -> None:
     config = tiny(gelu=gelu, init="normal_scaled")
     folder = hf.save(random_model(config), tmp_path / "model")
     assert hf.load(folder)[0].config == hf.load(folder, gelu="as_declared")[0].config == config

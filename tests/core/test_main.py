@@ -1,4 +1,4 @@
-"""The command line does what the library does, and fails with one clear message."""
+"""Commands give the same results as the library; errors are one clear message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def test_help_answers_without_heavy_imports() -> None:
+def test_help_needs_no_heavy_imports() -> None:
     code = (
         "import sys; from pythia_core.__main__ import parser; parser().format_help();"
         "sys.exit('torch' in sys.modules)"
