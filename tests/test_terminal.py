@@ -188,7 +188,7 @@ def settings(project: Path, steps: int) -> dict[str, str]:
     return {"KEPT": str(project / "kept"), "STEPS": str(steps), "PYTHIA_WORKERS": "2"}
 
 
-KEPT = "stopped; what was trained and measured is kept: run {} again to go on from there"
+KEPT = "stopped; what was trained and measured is kept: run {} again to continue"
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_one_training_is_stopped_and_goes_on(tmp_path: Path, terminal: bool) -> 
     twice = (("training 6,592", 0.6, signal.SIGINT), ("training 6,592", 0.0, signal.SIGINT))
     ran = run(command, tmp_path, terminal, twice, **given)
     last = lines(ran.shown)[-1]
-    step = re.match(r"stopped after saving step (\d+); what was trained is kept", last)
+    step = re.match(r"stopped after saving step (\d+); training so far is saved", last)
     assert step, ran.shown
     assert_stopped(ran, signal.SIGINT, last)
     ran = run(command, tmp_path, terminal, **given)

@@ -13,7 +13,7 @@ import gc
 from collections.abc import Iterator, Sequence
 
 from pythia_core.training.memory import CONTEXT_BYTES
-from pythia_core.util.workers import Gate, number_from
+from pythia_core.util.workers import Gate, process_count_from
 
 VARIABLE = "PYTHIA_GPU_JOBS"
 MOST = 6
@@ -48,7 +48,7 @@ def admission_gate(needs: Sequence[float]) -> Gate | None:
     capacity = device_bytes()
     if capacity is None:
         return None
-    most = number_from(VARIABLE) or MOST
+    most = process_count_from(VARIABLE) or MOST
     usable = capacity * (1 - RESERVE) - most * CONTEXT_BYTES  # idle processes keep their context
     return lambda waiting, running: next_admissible(waiting, running, needs, usable, most)
 

@@ -11,7 +11,7 @@ from pythia_core.suite import SCALES
 
 def add(command: AddCommand) -> None:
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
-    p.set_defaults(kept=KEPT)
+    p.set_defaults(resume_note=KEPT)
     p.add_argument("study", metavar="STUDY", help="name of a notebook, e.g. gender_bias")
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
     p.add_argument(

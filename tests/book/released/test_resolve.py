@@ -105,5 +105,5 @@ def test_other_names(published: Path, tmp_path: Path) -> None:
     assert find_model("EleutherAI/pythia-70m").label == "70m"
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(CheckpointError, match="not a model's folder"):
+    with pytest.raises(CheckpointError, match="not a model folder"):
         find_model(str(empty)).model()
