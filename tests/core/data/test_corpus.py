@@ -64,7 +64,10 @@ def test_files_and_folders(tmp_path: Path) -> None:
         (b'{"text": 5}\n', r'x\.jsonl:1: .* got "text" of type int'),
         (b'{"text": null}\n', r'x\.jsonl:1: .* got "text" of type NoneType'),
         (b'{"text": "a", "text": "b"}\n', r"x\.jsonl:1: .*'text' appears twice"),
-        (b'{"text": "\\ud83d"}\n', r"x\.jsonl:1: an unpaired surrogate at character 0"),
+        (
+            b'{"text": "\\ud83d"}\n',
+            r"x\.jsonl:1: the text has an unpaired surrogate at character 0",
+        ),
         (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: not a JSON object"),
         (b"[" * 100_000, r"x\.jsonl:1: not a JSON object"),
         (b"", r"x\.jsonl' has no documents$"),

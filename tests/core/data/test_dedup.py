@@ -344,7 +344,7 @@ def test_datatrove_is_silent(capfd):
     ("texts", "recipe", "error", "words"),
     [
         (["a"], "jaccard-0.78", ConfigError, "Did you mean 'jaccard-0.87'"),
-        ("text", NEAR_RECIPE, DataError, "one string"),
+        ("text", NEAR_RECIPE, DataError, "single string"),
         (["a", b"b"], NEAR_RECIPE, DataError, "document 1 is bytes"),
         (["a", "b\ud800"], NEAR_RECIPE, DataError, "document 1 .*an unpaired surrogate"),
     ],
@@ -362,7 +362,7 @@ def test_bad_input_is_refused(texts, recipe, error, words):
         ({"ngram": 0}, "ngram"),
         ({"buckets": 1.5}, "buckets"),
         ({"keep": "frist"}, "Did you mean 'first'"),
-        ({"exact": False}, "nothing would be found"),
+        ({"exact": False}, "would find nothing"),
         ({"ngram": 0, "keep": "none"}, "2 problems"),
     ],
 )

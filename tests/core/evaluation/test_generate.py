@@ -123,7 +123,7 @@ def test_the_seed_decides() -> None:
 def test_too_long_is_an_error_or_cut() -> None:
     model = random_model(SHAPES[32])
     prompts = prompts_of(45)
-    with pytest.raises(DataError, match=r"prompt 0 has 45 tokens; with 10 new .* room for 38"):
+    with pytest.raises(DataError, match=r"prompt 0 has 45 tokens, but with 10 new .* at most 38"):
         generate(model, prompts, 10)
     assert generate(model, prompts, 10, truncate=True) == generate(model, [prompts[0][-38:]], 10)
     with pytest.raises(ConfigError, match="max_new=48 is not between 1 and 47"):

@@ -12,9 +12,9 @@ from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.evaluation import memorization
 from pythia_core.evaluation.memorization import (
+    check_by_generation,
     distinct_windows,
     extract,
-    generate_check,
     generate_uncached,
     repetition_counts,
 )
@@ -63,16 +63,16 @@ def test_extraction_equals_generation(
     np.testing.assert_array_equal(found.memorized, same)
     assert found.memorized.any()
     assert not found.memorized[40:].any()
-    assert generate_check(model, mixed, found, context, continuation, 30)[1] == 0
+    assert check_by_generation(model, mixed, found, context, continuation, 30)[1] == 0
 
 
 def test_the_check_finds_a_wrong_answer(model: GPTNeoX, rows: np.ndarray) -> None:
     found = extract(model, rows, K, K)
     wrong = type(found)(~found.memorized, found.margin)
-    n, differing = generate_check(model, rows, wrong, K, K, 20)
+    n, differing = check_by_generation(model, rows, wrong, K, K, 20)
     assert n == differing == 20
     with pytest.raises(DataError, match="40 rows, but 39 results"):
-        generate_check(model, rows, type(found)(found.memorized[1:], found.margin[1:]), K, K)
+        check_by_generation(model, rows, type(found)(found.memorized[1:], found.margin[1:]), K, K)
 
 
 def test_equal_rows_get_equal_answers_whatever_the_batch(model: GPTNeoX, rows: np.ndarray) -> None:
