@@ -123,16 +123,15 @@ def deduplicate(
 ) -> Deduplicated:
     """Find the documents to keep: one per cluster, the first or last according to the recipe.
 
-    Two documents are linked if their texts are equal or, depending on the recipe, if they are a
-    candidate pair or a verified one; a cluster is a connected component of links. Verification
-    compares the documents of each component of candidate pairs, skipping pairs that are already
-    linked. It takes quadratic time in groups of candidates that are not similar, e.g. filled-in
-    forms.
+    Documents are linked if their texts are equal or if they are a candidate pair (verified, if the
+    recipe says so); a cluster is a connected component of links. Verification compares all
+    documents of a component of candidate pairs that are not linked yet. It takes quadratic time
+    for candidates that are not similar, e.g. filled-in forms.
 
     The code that EleutherAI most likely used looks up documents one by one and removes each hit
-    from the index, so the last of several documents with an equal band is kept. With one band, as
-    in `eleutherai-0.87`, the result here is the same. Documents too short for an n-gram are only
-    compared for equality; in that code, they all count as copies of each other.
+    from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
+    result is the same. Documents too short for an n-gram are only compared for equality; that code
+    takes them all for copies of each other.
 
     Args:
         texts: the documents.

@@ -277,9 +277,7 @@ def find_shards(prefix: Path) -> list[Path]:
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """Check that files named like shards are a complete set of shards, in order.
-
-    Files with other names pass unchecked.
+    """If the files are named like shards, check that they are a complete set in order.
 
     Raises:
         DataError: one is missing, repeated, out of order or from another set.

@@ -145,10 +145,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """Training rows and the documents they come from.
-
-    A word that is cut off at the end of a row can only be read whole in its document.
-    """
+    """Training rows and their documents, where words are whole that a row cuts off."""
 
     @property
     def folder(self) -> Path: ...
@@ -175,9 +172,6 @@ def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
     """The ledger of `intervention`: every token it changes in the updates [start, stop).
-
-    Args:
-        chunk: rows searched at a time, which bounds memory.
 
     Raises:
         DataError: the data end before the window does.

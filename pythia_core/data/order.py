@@ -12,8 +12,8 @@ reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
 4. the rows are shuffled.
 
 NumPy froze RandomState, so the result does not depend on its version. "separate" epochs, as the
-paper describes them, are also supported. Rows may be stored in files (PreshuffledRows), gathered
-from documents (OrderedRows) or come from elsewhere: code that reads batches takes any `Rows`.
+paper describes them, are also supported. Rows are read from files (PreshuffledRows) or gathered
+from documents (OrderedRows).
 """
 
 from __future__ import annotations
@@ -333,8 +333,7 @@ class OrderedRows(Rows):
 class PreshuffledRows(FixedRows):
     """Rows stored in training order, in one file that may be split into shards at any byte.
 
-    The released pre-shuffled datasets have 21 such shards. A row may begin in one and end in the
-    next, so they are mapped as one logical file; merging them would copy 600 GB.
+    The released pre-shuffled datasets (600 GB) have 21 such shards, which are read in place.
 
     Args:
         paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: dtype of the ids.

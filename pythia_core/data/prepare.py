@@ -321,7 +321,7 @@ def _translate_errors(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """Where a tokenizer comes from: its identity in cache keys, and a function that makes it."""
+    """A tokenizer's identity, for cache keys, and a function that makes it."""
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
@@ -353,10 +353,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
 def make_tokens(
     data: DataConfig, source: TokenizerSource, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Encode the corpus into `folder`: tokenizer.json, train.* and heldout.*.
-
-    Returns their manifest.
-    """
+    """Write tokenizer.json, train.* and heldout.* into `folder`; return their manifest."""
     first_tally: Tally = {}
     excluded, characters = choose_heldout(data, first_tally, progress)
 
@@ -410,10 +407,7 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens in `whole` to `folder`, without the duplicates that `data.dedup` removes.
-
-    Returns their manifest.
-    """
+    """Copy the tokens from `whole` to `folder` without duplicates; return their manifest."""
     manifest = read_manifest(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)

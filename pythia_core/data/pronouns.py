@@ -2,8 +2,8 @@
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing. Here
-only whole words are swapped, each for as many tokens, so every row keeps its length and all other
-tokens are unchanged. The words are
+only whole words are swapped, for words of as many tokens, so every row keeps its length and all
+other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
@@ -47,10 +47,7 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """One spelling of a pronoun as tokens.
-
-    `target_ids` is None if the target cannot be written with the same number of tokens.
-    """
+    """One spelling of a pronoun; `target_ids` is None if the target takes more or fewer tokens."""
 
     source: str
     target: str
@@ -118,7 +115,7 @@ class PronounSwap:
     def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
     ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
-        """Find the tokens to change in rows, reading some context on both sides of each row.
+        """Find the tokens to change in rows that are given with some context on both sides.
 
         Args:
             windows: ids[n, before + S + 1 + after] from RowOrder.gather.
@@ -190,10 +187,7 @@ class PronounSwap:
         column: NDArray,
         forward: bool,
     ) -> NDArray[np.bool_]:
-        """Whether the tokens at (row, column) leave the matches next to them whole words.
-
-        With `forward`, the tokens follow the matches; otherwise they precede them.
-        """
+        """Whether matches end (`forward`) or begin at a word boundary: at token (row, column)."""
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
         inside &= valid[row, safe]
@@ -207,10 +201,7 @@ class PronounSwap:
     def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """Whether a character next to a match is _WORD or _BOUNDARY, if several tokens share it.
-
-        Joins the bytes of tokens from `column` on, away from the match, until they can be decoded.
-        """
+        """_WORD or _BOUNDARY: kind of a character next to a match that is split between tokens."""
         step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:

@@ -177,10 +177,7 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """(domain, text) of the dataset's documents, or of one subset.
-
-    The domain is a document's pile_set_name, or else the dataset's name.
-    """
+    """(domain, text) of the dataset or subset; the domain: pile_set_name, or the dataset's name."""
     name, _, _, subset = _hf_parts(corpus)
     data, default = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
     columns = [column for column in ("text", "meta") if column in data.column_names]

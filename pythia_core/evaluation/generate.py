@@ -90,7 +90,7 @@ class KVCache:
         """Attention of the new tokens to the cached ones; adds their keys and values to the cache.
 
         Args:
-            layer: index of the layer. qkv: as in kernels.attention, for the new tokens.
+            qkv: as in kernels.attention, for the new tokens.
             cos, sin: rotary tables for every slot.
         """
         if self._slots is None:
@@ -197,10 +197,7 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Continuations of a batch of prompts, sorted from longest to shortest.
-
-    `indices` are the prompts' indices among all prompts; they seed the sampling.
-    """
+    """Continuations of a batch, sorted by descending length; `indices` seed the sampling."""
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
@@ -261,8 +258,7 @@ def generate_texts(
         for prompt in prompts
     ]
     ends = [end for end in until if end]
-    # only the last tokens can complete an end: each has at least one byte, and four more cover a
-    # first token that begins inside a character
+    # tokens in which a new end can be: one per byte, and four more to begin at a whole character
     tail = max((len(end.encode()) for end in ends), default=0) + 4
 
     def stop(tokens: Sequence[int]) -> bool:

@@ -57,9 +57,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 @contextlib.contextmanager
 def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Yield a dict: module name -> its output (B, T, width) in the latest forward pass.
-
-    The outputs keep their autograd graph.
+    """Yield {module name: its output (B, T, width) in the latest pass, with its autograd graph}.
 
     Raises:
         ConfigError: see `match_modules`.
@@ -149,10 +147,7 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """A list that is set to [B, T] when a forward pass begins.
-
-    Outputs inside the model are (B*T, width); `_by_row` needs B and T to undo that.
-    """
+    """A list, set to [B, T] by every forward pass; inside the model, outputs are (B*T, width)."""
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:

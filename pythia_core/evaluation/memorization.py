@@ -9,9 +9,9 @@ activations are fp32 (the released numbers: fp16), so ties are rare; for every m
 smallest margin of the correct token is stored.
 
 The *repetition count* of a row is the number of times that its first k + l tokens occur, at any
-offset, in the rows read up to a step. Occurrences that cross the end of a row do not count, because
-the model never read them whole; neither do near-duplicates (one token differs). Windows are found
-by a rolling hash and then compared token by token, so a hash collision cannot give a false match.
+offset, in the rows read up to a step. Occurrences across the end of a row were never read whole and
+do not count; neither do near-duplicates. Windows are found by a rolling hash and then compared
+token by token, so a hash collision cannot give a false match.
 """
 
 from __future__ import annotations
@@ -82,10 +82,7 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """float32[n]: smallest margin of the correct token at the positions after `context`.
-
-    Negative if another token is the most likely one at any of them.
-    """
+    """float32[n]: smallest margin of the correct tokens after `context`; < 0: not all are best."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
