@@ -162,4 +162,4 @@ def test_the_command_writes_on(run: Run, capsys: pytest.CaptureFixture) -> None:
     assert main([*given, "--step", "3", "--temperature", "1"]) == 0
     assert capsys.readouterr().out == first
     assert main(["generate", run.id, "--prompt", "a " * 80]) == 1
-    assert "the model has room for" in capsys.readouterr().err
+    assert "new tokens it may have at most" in capsys.readouterr().err
