@@ -125,8 +125,8 @@ def deduplicate(
 
     Documents are linked if their texts are equal or if they are a candidate pair (verified, if the
     recipe says so); a cluster is a connected component of links. Verification compares all
-    documents of a component of candidate pairs that are not linked yet. It takes quadratic time
-    for candidates that are not similar, e.g. filled-in forms.
+    pairs within a component of candidate pairs, except those already linked. It takes quadratic
+    time for candidates that are not similar, e.g. filled-in forms.
 
     The code that EleutherAI most likely used looks up documents one by one and removes each hit
     from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
@@ -218,7 +218,7 @@ class WhitespaceTokenizer:
 
 
 def minhash_step(recipe: Recipe) -> Any:
-    """datatrove's pipeline step that computes MinHash signatures; only `signature` uses it.
+    """datatrove's pipeline step that computes MinHash signatures (see `signature`).
 
     Raises:
         MissingDependencyError: datatrove or one of its dependencies is absent or too new.

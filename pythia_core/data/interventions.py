@@ -145,7 +145,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """Training rows and their documents, where words are whole that a row cuts off."""
+    """Training rows and the documents they were cut from, because a row can end inside a word."""
 
     @property
     def folder(self) -> Path: ...

@@ -137,7 +137,7 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
 
 
 def samples_requested(steps: int, batch_size: int) -> int:
-    """Number of rows that GPT-NeoX requests for `steps` updates: 0.5 % too many, rounded up.
+    """Number of rows that GPT-NeoX requests for `steps` updates: 1.005 times the needed ones.
 
     It determines the number of epochs (`epochs_needed`), but not the order.
     """

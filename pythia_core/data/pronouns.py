@@ -2,8 +2,8 @@
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing. Here
-only whole words are swapped, for words of as many tokens, so every row keeps its length and all
-other tokens are unchanged. The words are
+only whole words are swapped, for words with the same number of tokens, so every row keeps its
+length and all other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
@@ -58,7 +58,7 @@ class _TokenForm:
 
 
 class PronounSwap:
-    """Maps pronouns to pronouns of equally many tokens; made by `from_tokenizer`.
+    """Swaps pronouns for others with the same number of tokens; made by `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every swappable form.
@@ -187,7 +187,7 @@ class PronounSwap:
         column: NDArray,
         forward: bool,
     ) -> NDArray[np.bool_]:
-        """Whether matches end (`forward`) or begin at a word boundary: at token (row, column)."""
+        """Whether tokens at (row, column), after (`forward`) or before a match, end its word."""
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
         inside &= valid[row, safe]

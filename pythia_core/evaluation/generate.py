@@ -81,7 +81,7 @@ class KVCache:
             self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows."""
+        """Drop all rows except these."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._layers[0].device)
         self._layers = [layer.index_select(1, index) for layer in self._layers]

@@ -82,7 +82,7 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """float32[n]: smallest margin of the correct tokens after `context`; < 0: not all are best."""
+    """float32[n]: smallest margin of the correct tokens after `context`; < 0 if one is not best."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]

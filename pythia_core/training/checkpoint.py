@@ -59,7 +59,7 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def steps_with_weights(parent: Path) -> list[int]:
-    """Steps under `parent` whose weights exist; of dropped ones, only the manifest does."""
+    """Steps under `parent` whose weights have not been dropped (see `drop_weights`)."""
     return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
 
 

@@ -361,7 +361,7 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """The control's exact state at the branching step; if not kept, trained again up to there."""
+    """The control's exact state at the branching step; trained again up to there if not kept."""
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start

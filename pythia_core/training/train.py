@@ -105,7 +105,7 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: PendingUpdate) -> None:
-        """Add an update launched at `started` (perf_counter); log the oldest beyond the lag."""
+        """Add an update launched at `started` (perf_counter); log the oldest until `lag` remain."""
         self._entries.append((started, pending))
         self.drain(self._lag)
 
