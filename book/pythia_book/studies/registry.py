@@ -30,7 +30,7 @@ from pythia_core.training.runs import Run, find_or_train_all
 
 
 def _load_studies() -> dict[str, ModuleType]:
-    """The params modules of the studies that have runs, by study, in the order to run them.
+    """The params module of every study that has runs, by study name, in the order to run them.
 
     A study comes after the studies in its AFTER, which train runs that it reads; otherwise the
     order is alphabetical. This way, the budget counts a shared run under the study that trains it.
@@ -86,7 +86,7 @@ def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """The data of several studies, without duplicates: of their runs, and from their `texts`."""
+    """The data of several studies, without duplicates: for their runs, and what `texts` adds."""
     texts = [run.data for run in all_runs(scale, studies)]
     for module in map(params_of, studies):
         texts += module.texts(module.Params(scale)) if hasattr(module, "texts") else []
@@ -129,7 +129,7 @@ def train_all(
     """Find or train a study's runs, keeping the checkpoints that any study reads.
 
     Args:
-        params: of this study; the other studies count with their default parameters.
+        params: this study's parameters; the other studies count with their defaults.
 
     Raises:
         The errors of pythia_core.training.runs.find_or_train_all.

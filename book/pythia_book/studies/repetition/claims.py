@@ -62,7 +62,7 @@ class ArmComparison:
     def change(
         self, measure: str, epochs: int, base: int = 1, percent: bool = False
     ) -> Estimate | None:
-        """Mean of an arm minus the arm of `base` epochs; `percent`: in % of the latter's mean."""
+        """Mean change of a measure from the arm of `base` epochs; `percent`: in % of that arm."""
         changes = []
         for size in self.sizes:
             one, other = (self.arms.get((size, r), {}).get(measure) for r in (epochs, base))
@@ -228,7 +228,7 @@ def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> l
 
 
 def values(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> dict[str, Any]:
-    """Numbers that the text quotes; None where an arm is missing."""
+    """Numbers quoted in the page's text; None where an arm is missing."""
     arms = ArmComparison(params.size_list, params.bootstrap, finals)
     largest, most = params.size_list[-1], params.epoch_list[-1]
 

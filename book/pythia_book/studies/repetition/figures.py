@@ -135,6 +135,7 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str, measure: str) -> pd.DataFrame:
+    """The rows of a measure at the last step."""
     step = result.params.n_steps
     return style.rows_where(result.tables[table], measure=measure, step=step)
 
@@ -148,10 +149,7 @@ def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
 def _points(
     ax: Axes, frame: pd.DataFrame, size: str, factor: float = 1, hollow: bool = False
 ) -> None:
-    points, colour = (
-        style.rows_where(frame, size=size).sort_values("epochs"),
-        style.size_colour(size),
-    )
+    points, colour = style.rows_where(frame, size=size), style.size_colour(size)
     dashes, face = ("--", "white") if hollow else ("-", colour)
     shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}
     style.curve(ax, points.sort_values("epochs"), "epochs", colour, factor, bars=True, **shape)

@@ -49,7 +49,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
     """Check, before anything is trained, that there is enough text for the fresh arm.
 
     Raises:
-        DataError: says how many updates there are rows for.
+        DataError: too few rows; the message says for how many updates they are enough.
     """
     scale = scale_named(params.scale)
     data = replace(scale.data, dedup=DEDUP, order_seed=params.seed)

@@ -101,6 +101,7 @@ def _rise(pairs: list[list[np.ndarray]], draws: int, chance: float | None = None
 
 
 def _decline(words: dict[int, np.ndarray], draws: int) -> Judged:
+    """The change of last-word accuracy from the best step to the last."""
     change = late_change(words)
     if change is None:
         return None
@@ -110,7 +111,7 @@ def _decline(words: dict[int, np.ndarray], draws: int) -> Judged:
 
 
 def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
-    """Last step minus best step, float[passages]; None without two steps or without any accuracy.
+    """Last step minus best step, float[passages]; None for one step or without any hit.
 
     The best of many steps is biased upwards, so it is chosen on one half of the passages and
     compared with the last step on the other half, and vice versa.
@@ -128,6 +129,7 @@ def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
 
 
 def _prediction(prediction: pd.DataFrame, n_sizes: int) -> Judged:
+    """How far the largest model's loss is from its prediction."""
     if prediction.empty:
         return None
     excess = prediction.iloc[0]
@@ -138,6 +140,7 @@ def _prediction(prediction: pd.DataFrame, n_sizes: int) -> Judged:
 
 
 def _use(optimal: pd.DataFrame) -> Judged:
+    """The best size at the most use, over the best size without use."""
     uses = optimal[optimal.kind == "inference"]
     if len(uses) < 2:
         return None

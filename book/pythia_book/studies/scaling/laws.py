@@ -149,13 +149,13 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """A law fitted to the mean losses of rows float[m, rows], and one to each resample of rows."""
+    """Fit a law to the mean losses of rows float[m, rows], and one to each resample of the rows."""
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
 
 def resampled(rows: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    """Mean losses float[m] over each resample of held-out rows, the same rows for all m points."""
+    """Yield mean losses float[m] of resampled held-out rows, the same rows for all m points."""
     rng = np.random.default_rng(0)
     for _ in range(draws):
         yield rows[:, rng.integers(rows.shape[1], size=rows.shape[1])].mean(1)

@@ -88,7 +88,10 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 def _score(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[CheckpointKey, Metrics], list]:
-    """Metrics by (run id, step): all at the end, zero-shot on the standard half before it; gaps."""
+    """Score all tasks at the end, and the zero-shot ones on the standard half before it.
+
+    Returns the metrics by (run id, step), and the gaps.
+    """
     last = scale_named(params.scale).steps
     finals, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
     zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
@@ -105,7 +108,7 @@ def _score(
 def _accuracy_table(
     params: Params, suite: Suite, built: list[BuiltTask], scored: dict
 ) -> pd.DataFrame:
-    """size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
+    """Accuracy: size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
 
     `fits`: share of the items that fit the context. `status`: "scored", or why there is no value:
     "does not fit" (too few items do), "too long" (no item fits), "lost" (no checkpoint).
@@ -220,7 +223,7 @@ def _language(
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers that the text quotes."""
+    """Names and numbers quoted in the page's text."""
     accuracy, agreement, laws = tables["accuracy"], tables["agreement"], tables["laws"]
     last = accuracy[accuracy.percent == 100]
     fits = last.groupby(["task", "shots"]).agg(fits=("fits", "first"), status=("status", "first"))

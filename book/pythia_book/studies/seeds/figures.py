@@ -45,7 +45,7 @@ def _notes(result: Result, *notes: str) -> str:
 
 
 def curves(result: Result) -> Drawing:
-    """Held-out loss over training with its band, then every run minus the mean, by varied seed.
+    """Held-out loss over training with its band, then runs minus their mean, by which seed varies.
 
     These three panels share one y axis, so that their spreads can be compared.
     """
@@ -85,7 +85,7 @@ def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
 
 
 def spreads(result: Result) -> Drawing:
-    """Standard deviation over seeds during training, by varied seed, on logarithmic axes."""
+    """Standard deviation over seeds during training, by which seed varies; logarithmic axes."""
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
     shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
@@ -135,7 +135,7 @@ def parts(result: Result) -> Drawing:
                 continue
             frame = factor * frame.set_index("kind")[["value", "low", "high"]].astype(float)
             frame = frame.loc[[kind for kind in kinds if kind in frame.index]]
-            # Intervals may be many times as long as the values are large: keep the values legible.
+            # Cut the axis: with the longest intervals on it, the values could not be read.
             top = 2.2 * frame.value.max()
             for i, (kind, row) in enumerate(frame.iterrows()):
                 face = "white" if kind == "rest" else colour

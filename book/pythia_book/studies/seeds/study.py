@@ -95,7 +95,7 @@ def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Names and numbers that the text quotes; shares in percent or points, None for a gap."""
+    """Names and numbers quoted in the page's text; shares in percent or points, None for a gap."""
     numbers: dict[str, Any] = {
         "size": params.size,
         "neighbour": params.neighbour_size,

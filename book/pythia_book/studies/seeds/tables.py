@@ -36,7 +36,7 @@ Measured = dict[tuple[Cell, int, str], np.ndarray]
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """float[cells, items] at a step; None if there is a gap."""
+    """A measure of several runs at a step, float[cells, items]; None if there is a gap."""
     rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
@@ -104,6 +104,7 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
+    """Mean of runs with the prediction interval of one more, and their range."""
     e = mean_over_seeds(values, one_more=True)
     low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
     if measure != "loss":  # shares lie in 0..1
@@ -113,6 +114,7 @@ def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
 
 
 def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
+    """Rows of `effects` for one step and measure."""
     rows, changes = [], []
     for seed in params.seed_values:
         twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]

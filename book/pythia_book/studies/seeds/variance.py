@@ -21,6 +21,7 @@ _QUANTILES = 1000
 
 
 def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
+    """Check shape and finiteness; return the values minus the first of them."""
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
         raise DataError(f"{name}: shape {values.shape}, but {ndim} axes of at least two are needed")
@@ -138,10 +139,9 @@ def items_error(values: np.ndarray) -> Estimate:
 
 
 def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
-    """(mean of values[seeds] - other) in standard deviations over seeds; None if these are 0.
+    """(mean of values[seeds] - other) / (standard deviation of values); None if the latter is 0.
 
-    `other` is a single run, assumed to vary over seeds as much. The interval is exact (noncentral
-    t).
+    `other` is one run, assumed to vary as much over seeds. Exact interval by the noncentral t.
     """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm

@@ -121,8 +121,8 @@ def operations_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """A table of the rows in which `ratio` is a row's time over that of our fastest implementation
-    with the same keys; low and high follow from the ranges of the repeats."""
+    """The rows as a table. `ratio` is the time over that of our fastest implementation with the
+    same keys; low and high follow from the ranges of the repeats."""
     import pandas as pd
 
     ours: dict[tuple, Row] = {}
@@ -258,8 +258,9 @@ KERNEL_SIZES = ("160m", "2.8b")
 
 
 def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """size, kernel, compiled_bytes, ours_bytes, saved_ns, share_of_step, measured_ns; per token.
+    """Savings of our kernels per token, predicted and measured.
 
+    Columns: size, kernel, compiled_bytes, ours_bytes, saved_ns, share_of_step, measured_ns.
     saved_ns is the predicted saving at the attainable copy rate; share_of_step relates it to the
     causal FLOP of a step at the attainable rate of matrix products. measured_ns is how much slower
     torch.compile was, over all layers.
@@ -375,7 +376,7 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers that the text quotes."""
+    """Names and numbers quoted in the page's text."""
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
     ratios, sizes = libraries.ratio.astype(float), tables["gpu_sizes"]
     return {

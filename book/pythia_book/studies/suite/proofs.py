@@ -28,7 +28,7 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def checkpoints_table(suite: Suite) -> pd.DataFrame:
-    """size, arm, step, sha256: the hash of every checkpoint's files."""
+    """The hash of every checkpoint's files: size, arm, step, sha256."""
     import pandas as pd
 
     rows = [
@@ -40,7 +40,7 @@ def checkpoints_table(suite: Suite) -> pd.DataFrame:
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """check, what, cases, failures: what studies rely on, and how often it failed."""
+    """The checks, and how often each failed: check, what, cases, failures."""
     import pandas as pd
 
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}

@@ -56,7 +56,7 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def models_table(suite: Suite) -> pd.DataFrame:
-    """One row per size: its shape, and the mean training loss over the last 7 %, on both texts."""
+    """One row per size: its shape, and its mean loss over the last 7 % of steps on both texts."""
     import pandas as pd
 
     rows = []
@@ -104,7 +104,7 @@ def _shape(
 
 
 def losses_table(suite: Suite) -> pd.DataFrame:
-    """size, arm, step, tokens, loss: training loss, averaged over at most 143 intervals."""
+    """Training loss, averaged over at most 143 intervals: size, arm, step, tokens, loss."""
     import pandas as pd
 
     frames = []
@@ -122,7 +122,7 @@ def losses_table(suite: Suite) -> pd.DataFrame:
 
 
 def values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Names and numbers that the text quotes."""
+    """Names and numbers quoted in the page's text."""
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     config = suite[sizes[-1], "standard"].config
     numbers: dict[str, Any] = {

@@ -72,7 +72,7 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """The right answer, then WRONG wrong ones, which belong to other second operands.
+    """The right answer, then WRONG others, which are right for other second operands.
 
     Each ends in a newline, because " 62" begins with " 6".
     """

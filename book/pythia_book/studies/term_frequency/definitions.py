@@ -1,12 +1,12 @@
 """Which word does this define? Items that test what a model knows about a word.
 
-Given a definition from WordNet, which is part of the pocket Pile, the model picks the word that it
-defines out of four. Each word is scored by the probability of the definition after it, in the
-format of the training text ("word: definition"), so a word's own probability does not count. Half
-of the definitions occur in the training text, once each; for the other half, the model must have
-learned the word from other contexts. The three distractors are about as frequent as the right word,
-so frequency alone does not distinguish them. Only single-word entries are used, cut before the
-first example.
+Given a definition from WordNet, which is part of the pocket Pile, the model picks the defined word
+out of four. Each word is scored by the probability of the definition after it, in the format of the
+training text ("word: definition"), so a word's own probability does not count. Half of the
+definitions occur in the training text, once each; for the other half, the model must have learned
+the word from other contexts. The three distractors are about as frequent as the right word, so
+frequency alone does not distinguish them. Only single-word entries are used, cut before the first
+example.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def definition_items(
     frequency: Mapping[str, int],
     per_bin: int = PER_BIN,
 ) -> list[Definition]:
-    """Up to `per_bin` items per frequency bin, each for definitions read and not read, by hash.
+    """By hash, choose up to `per_bin` definitions that were read and as many not read, per bin.
 
     Args:
         all_lines: lines of the dictionary. training_lines: line -> count in the training text.

@@ -77,7 +77,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Chosen numbers minus others of similar frequency, by size, for the coin and its placebo."""
+    """Scores of numbers chosen by the coin, or its placebo, minus others of similar frequency."""
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
     note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"

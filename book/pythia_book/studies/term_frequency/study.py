@@ -2,8 +2,8 @@
 
 Numbers and words are counted in the training data up to each checkpoint. Models are asked sums with
 every first operand, and which word a definition defines. The paper compares the most with the least
-frequent tenth of the operands, which confounds frequency with size: small numbers are frequent. So
-an experiment is planted in the corpus (pythia_book.corpora.equations): of two operands of similar
+frequent tenth of the operands. But small numbers are frequent, and may be easier to add. So an
+experiment is planted in the corpus (pythia_book.corpora.equations): of two operands of similar
 frequency, a coin flip chose one that was made more frequent.
 """
 
@@ -141,7 +141,7 @@ def values(
     steps: list[int],
     words: DefinitionMeasurement,
 ) -> dict[str, Any]:
-    """Numbers that the text quotes, for the largest size at the end, with the most examples."""
+    """Numbers quoted in the page's text: the largest size at the end with the most examples."""
     size, step, shots = params.size_list[-1], steps[-1], params.shot_list[-1]
     last = tables["frequency"][tables["frequency"].step == step].set_index("number")
     top, bottom = tenths(tables["frequency"], step)

@@ -57,8 +57,8 @@ def number_terms() -> tuple[list[str], list[str]]:
 
 
 def frequency_table(counts: TermCounts, natural: Mapping[int, int]) -> pd.DataFrame:
-    """number, natural (frequency in the text before planting), boosted, placebo (whether this coin
-    chose it), step, in_sums (times read as first operand of a sum), everywhere (times read)."""
+    """Frequency of the numbers: number, natural (in the text before planting), boosted, placebo
+    (whether this coin chose it), step, in_sums (times read as first operand), everywhere."""
     import pandas as pd
 
     numbers, in_sums = number_terms()
@@ -131,7 +131,7 @@ def tenths(frequency: pd.DataFrame, step: int) -> tuple[list[int], list[int]]:
 def accuracy_table(
     scores: NumberScores, sizes: Sequence[str], steps: Sequence[int], draws: int
 ) -> pd.DataFrame:
-    """size, step, shots, measure, pairs ("held out", "planted"), value, low, high, n."""
+    """Accuracy: size, step, shots, measure, pairs ("held out", "planted"), value, low, high, n."""
     import pandas as pd
 
     rows = []
@@ -267,8 +267,8 @@ def definitions_table(
     steps: Sequence[int],
     draws: int,
 ) -> pd.DataFrame:
-    """size, step, read (the definition), group (lower end of the bin of how often the word was read
-    up to that step), value, low, high, n."""
+    """Accuracy on definitions: size, step, read (whether the definition was), group (lower end of
+    the bin of how often the word was read up to that step), value, low, high, n."""
     import pandas as pd
 
     at = {term: i for i, term in enumerate(counts.terms)}
