@@ -218,7 +218,7 @@ def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
     config = SimpleNamespace(
         html_css_files=["paper.css", "rotary.css"], html_js_files=["rotary.js"]
     )
-    extension.keep_for_pages(app, config)
+    extension.exclude_page_assets(app, config)
     assert config.html_css_files == ["paper.css"] and config.html_js_files == []
     extension.load_on_page(app, "method", "", {}, None)
     assert loaded == []
