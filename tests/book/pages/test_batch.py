@@ -83,7 +83,7 @@ def test_parts_of_a_row_are_its_tokens() -> None:
 
 def test_the_row_shown_first_has_parts_of_several_documents() -> None:
     for example in (draw.tiny(), draw.real()):
-        step, place = draw.instructive(example)
+        step, place = draw.row_to_show(example)
         number = int(example.order.shuffle[step * example.batch_size + place])
         parts = draw.spans(example.order, example.sizes, number)
         assert len(parts) > 1 and step < example.steps
