@@ -58,12 +58,12 @@ _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 @dataclass(frozen=True)
 class Published:
-    """Released v1 numbers as a tidy table, and the studies' views of it."""
+    """Released v1 numbers as a tidy table, and the parts of it that studies show."""
 
     table: pd.DataFrame
     """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
     path: Path | None = None
-    """Source of the other tables, which are read on access; never shown."""
+    """Source from which the other tables are read on access; never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
