@@ -97,7 +97,7 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has no step in its name; pass --step"):
         convert(folder, tmp_path / "ours")
     ours = convert(folder, tmp_path / "ours", step=5)
-    with pytest.raises(CheckpointError, match="step-000005 exists"):
+    with pytest.raises(CheckpointError, match="step-000005 already exists"):
         convert(folder, tmp_path / "ours", step=5)
     with pytest.raises(ConfigError, match="already a pythia checkpoint"):
         convert(str(ours), tmp_path / "again", "pythia")

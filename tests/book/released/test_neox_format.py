@@ -47,10 +47,10 @@ def test_half_precision_is_kept(tmp_path: Path) -> None:
 
 def test_official_sizes_are_known_by_their_shapes(tmp_path: Path) -> None:
     shapes = {"embed_in.weight": torch.empty(50_304, 512, device="meta")}
-    assert neox_format._official(tmp_path, shapes, 6).n_heads == 8
+    assert neox_format._official_config(tmp_path, shapes, 6).n_heads == 8
     write_native(random_model(CONFIG), tmp_path / "native", 1)
     with pytest.raises(
-        CheckpointError, match="2 layers of width 64 and 128 entries are not an official size"
+        CheckpointError, match="2 layers of width 64 and a vocabulary of 128 match no official size"
     ):
         neox_format.load(tmp_path / "native")
 

@@ -120,7 +120,7 @@ def test_a_seed_by_name_over_the_network(
     expected, _ = order.gather(data, np.arange(12, 15))
     np.testing.assert_array_equal(rows.rows(12, 15), expected)
     server.ranges.clear()
-    said = describe_batch(rows, 4, 3, shown=1)
+    said = describe_batch(rows, 4, 3, n_shown=1)
     assert "rows 12..14" in said and "of which the first 1 were read" in said
     assert len(server.ranges) < 30, "only the row shown was read"
 
@@ -203,19 +203,19 @@ def test_a_batch_in_words(tmp_path: Path) -> None:
             out.add([*ids, 0])
     data = MegatronIndexed(tmp_path / "x")
     rows = OrderedRows(data, RowOrder(data.sizes, 10))
-    said = describe_batch(rows, 1, 4, shown=2, tokenizer=tokenizer)
+    said = describe_batch(rows, 1, 4, n_shown=2, tokenizer=tokenizer)
     assert "batch of the update from step 1 to 2\nrows 4..7, 10 tokens each" in said
     assert f"hash {batch_hash(rows.batch(1, 4))}" in said and "--- row 1 ---" in said
     assert "<|endoftext|>" in said and "--- row 2 ---" not in said
     ends = int((rows.batch(1, 4)[:, :-1] == 0).sum())
     assert f"; {ends} document ends (id 0)" in said and ends > 0
-    assert "NOT OF THIS" not in said
-    ids = describe_batch(rows, 1, 4, shown=1)
+    assert "NOT FROM THIS" not in said
+    ids = describe_batch(rows, 1, 4, n_shown=1)
     assert " ".join(map(str, rows.rows(4, 5)[0].tolist())) in ids
     raw = np.full((4, 11), 900, "<u2")
     raw.tofile(tmp_path / "r.bin")
     said = describe_batch(open_rows(str(tmp_path / "r.bin"), 10)[0], 0, 4, 0, tokenizer)
-    assert "no document end in it" in said and "NOT OF THIS TOKENIZER" in said
+    assert "no document end in it" in said and "NOT FROM THIS TOKENIZER" in said
     with pytest.raises(DataError, match="last full batch"):
         describe_batch(rows, 10**6, 4)
 

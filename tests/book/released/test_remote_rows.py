@@ -115,7 +115,7 @@ def test_no_credentials_are_sent(
         ("401", "401 .*login"),
         ("416", "416 .*shorter"),
         ("ignores ranges", r"ignores Range.*whole file \(600078336000 bytes\)"),
-        ("another range", "sends another range"),
+        ("another range", "sends the wrong range"),
         ("another size", "has 99999 bytes, not 100000|has 99,999 bytes, not 100,000"),
         ("compresses", "compresses"),
     ],

@@ -90,7 +90,7 @@ def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
     assert len(weights) == 1 and "step0" in weights.pop()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     offline = find_model(name)
-    with pytest.warns(UserWarning, match="as far as the cache has it"):
+    with pytest.warns(UserWarning, match="only cached revisions"):
         assert offline.steps == [0, 3000]
     assert offline.data.eod_id == 0
     assert offline.model(0).config == offline.config.model
