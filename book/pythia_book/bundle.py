@@ -167,7 +167,7 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """The data that the studies read; only one config per set of tokens, whatever the row order."""
+    """The data that the studies read, one config per set of tokens (row orders share tokens)."""
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())

@@ -33,7 +33,7 @@ Notebook = Any
 
 STAMP = "pythia"
 """Key of the stamp in a finished notebook's metadata."""
-KEPT = "what was trained and measured is kept"
+STOP_NOTE = "what was trained and measured is kept"
 """Message after a study was stopped."""
 
 _TYPES = {
@@ -60,7 +60,7 @@ class Parameter:
 
 
 def notebooks_dir() -> Path:
-    """The folder of the studies' notebooks: of the checkout, or the copies in a wheel."""
+    """The folder of the studies' notebooks, in the checkout or copied into a wheel."""
     copies = Path(__file__).with_name("_notebooks")
     return copies if copies.is_dir() else project_root() / "notebooks"
 

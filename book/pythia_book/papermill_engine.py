@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book import notebooks
-from pythia_book.notebooks import KEPT
+from pythia_book.notebooks import STOP_NOTE
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL, is_live
@@ -144,7 +144,7 @@ _in_papermill_command = False
 
 def _exit_at_once(number: int, _frame: Any) -> None:
     """Handle Ctrl-C and SIGTERM in the papermill command while there is nothing to save."""
-    os._exit(report_stop(Stopped(number=number), KEPT))
+    os._exit(report_stop(Stopped(number=number), STOP_NOTE))
 
 
 def _on_import() -> None:
@@ -232,7 +232,7 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
                     raise Stopped(number=number) from None
     except Stopped as stop:
         if _in_papermill_command:
-            raise SystemExit(report_stop(stop, KEPT)) from None
+            raise SystemExit(report_stop(stop, STOP_NOTE)) from None
         raise
 
 

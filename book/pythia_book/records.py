@@ -135,7 +135,7 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak memory in MB of this process or a child, plus the workers; None if unknown."""
+    """Peak memory in MB: the larger of this process and its largest child, plus the workers."""
     try:
         import resource
     except ImportError:  # Windows
@@ -240,7 +240,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def duration_text(seconds: float) -> str:
-    """12 s, 4 min 12 s, 2 h 5 min."""
+    """A duration as text: "12 s", "4 min 12 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -191,12 +191,14 @@ def find_text(
         )
     start, stop = first_step * batch_size, last_step * batch_size
     low, size = start, batch_size
-    with bar(progress, total=stop - start, desc="searching", unit="row", unit_scale=True) as done:
+    with bar(
+        progress, total=stop - start, desc="searching", unit="row", unit_scale=True
+    ) as progress_bar:
         while low < stop:
             rows = read(low, min(low + size, stop))
             for row, column, n_tokens in matcher(rows):
                 yield Hit((low + row) // batch_size, low + row, column, n_tokens)
-            done.update(len(rows))
+            progress_bar.update(len(rows))
             low += len(rows)
             size = max(1, CHUNK // rows.shape[1])
 

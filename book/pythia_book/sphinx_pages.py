@@ -274,7 +274,7 @@ class CompareRuns(_StudyDirective):
 
 
 class Claims(SphinxDirective):
-    """For the front page: every study with its verdicts and a foldable list of its claims."""
+    """Every study with its verdicts and a foldable list of its claims, for the front page."""
 
     def run(self) -> list[nodes.Node]:
         sections: list[nodes.Node] = []

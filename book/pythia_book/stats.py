@@ -37,7 +37,7 @@ class Estimate:
     n_seeds: int
 
     def interval(self) -> dict[str, float]:
-        """The form in which a record stores it."""
+        """The estimate as a record stores it."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:

@@ -85,20 +85,20 @@ class StudyParams:
         return sizes
 
 
-def listed(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """The entries of a comma-separated list."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def whole_numbers(text: str) -> list[int]:
     """The numbers of a comma-separated list, ascending; empty if an entry is not a number."""
-    entries = listed(text)
+    entries = split_list(text)
     whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
     return sorted({int(entry) for entry in entries}) if whole else []
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Numbers of solved examples in a prompt, ascending.
+    """Parse a list of numbers of solved examples in a prompt, ascending.
 
     Raises:
         ConfigError: an entry that is not a number in 0..`most`, or none at all.
@@ -111,7 +111,7 @@ def shot_counts(text: str, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class MeasuringCost:
-    """Roughly what measuring one run costs, for planning (pythia_book.budget)."""
+    """Rough cost of measuring one run, for planning (pythia_book.budget)."""
 
     heldout: int = 0
     """Passes over the held-out text, or over items of about as many tokens, for all checkpoints."""

@@ -103,12 +103,12 @@ def count_terms(
     counts = np.zeros((len(terms.names), len(ends)), np.int64)
     step = max(1, CHUNK // rows.seq_len)
     bounds = [0, *(end * batch_size for end in ends)]
-    with bar(progress, total=bounds[-1], desc="counting terms", unit="row") as counted:
+    with bar(progress, total=bounds[-1], desc="counting terms", unit="row") as progress_bar:
         for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
             for low in range(start, stop, step):
                 part = rows.rows(low, min(low + step, stop))[:, :-1]
                 counts[:, block] += terms.count(part)
-                counted.update(len(part))
+                progress_bar.update(len(part))
     return TermCounts(terms.names, ends, counts)
 
 

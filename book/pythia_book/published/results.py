@@ -96,7 +96,7 @@ class Published:
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
-        """experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
+        """Predictions: experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
@@ -229,7 +229,7 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """All files have `table_results`; the step is in the name or in the model's config."""
+    """The rows of a WinoBias file; the step is in its name or in the model's config."""
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     if step := re.search(r"_(\d+)\.json$", match.string) if match["window"] else None:
         step = int(step[1])

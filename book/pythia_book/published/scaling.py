@@ -293,7 +293,7 @@ class _Findings:
         return ", ".join(parts), "reproduced" if mixed else "not reproduced"
 
     def _paired(self, twins: dict[str, str], tasks: tuple[str, ...], sign: int = 1) -> pd.DataFrame:
-        """model, twin, task, value, variance: sign x (model - twin) at the end, in points."""
+        """sign * (model - twin) at the last step, in points: model, twin, task, value, variance."""
         others = self.published.baselines
         others = others[others.metric == "acc"].rename(columns={"model": "twin"})
         scores = self.final[~self.final.deduped & self.final.task.isin(tasks)]
