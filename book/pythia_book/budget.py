@@ -41,7 +41,8 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
     cost, seq_len = declared(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
-    forward = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3  # a third of training
+    training = 1e-9 * ns_per_token(config.model, "compiled", seq_len)
+    forward = training / 3  # seconds per token
     return MEASURING_SLOWDOWN * forward * tokens
 
 

@@ -145,8 +145,8 @@ def claim_row(
 def directional_verdict(low: float, high: float, direction: int) -> str:
     """Verdict on "the difference has this sign" (+1 or -1).
 
-    "reproduced" if the interval excludes 0 on the claimed side, "not reproduced" on the other. An
-    interval that includes 0 is "no effect": none was seen, which does not prove that there is none.
+    "reproduced" if the interval excludes 0 on the claimed side, "not reproduced" on the other, "no
+    effect" if it includes 0: no effect was seen, which does not prove that there is none.
     """
     if direction not in (-1, 1):
         raise ConfigError(f"direction must be +1 or -1, got {direction}")

@@ -333,16 +333,16 @@ def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
     draw(at, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
 
 
-def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **place: Any) -> None:
+def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
     """Add a legend from label -> line properties; a figure's is one row above the panels."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
     ]
-    if "loc" not in place:
-        place |= {"loc": "outside upper left", "ncols": len(lines)}
-    where.legend(handles=handles, **place)
+    if "loc" not in options:
+        options |= {"loc": "outside upper left", "ncols": len(lines)}
+    where.legend(handles=handles, **options)
 
 
 def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
@@ -351,10 +351,10 @@ def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
     return {"marker": marker, "linestyle": "", "markerfacecolor": face}
 
 
-def size_legend(where: Axes | Figure, sizes: Iterable[str], **place: Any) -> None:
+def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
     """Add a legend of the sizes' colours, in a panel or above all panels of a figure."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
-    legend(where, lines, handlelength=1.4, columnspacing=1.2, **place)
+    legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:

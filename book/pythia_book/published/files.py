@@ -36,8 +36,9 @@ def has_tables(path: Path) -> bool:
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the wanted files of the evals tree, which is the folder `path`, inside it,
-    or in an archive of either. Links are not followed.
+    """Yield (name, content) of the wanted files of the evals tree; links are not followed.
+
+    `path` is that tree, a folder that contains it, or an archive of either.
 
     Raises:
         DataError: not an archive, or one that breaks a limit or names a path outside itself.
@@ -120,7 +121,7 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
             rows[match.re] += readers[match.re](match, json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{name!r} is not a result of the evaluation harness: {error!r}"
+                f"{name!r} is not a result of the evaluation harness: {error!r}; download it again"
             ) from error
     return rows
 

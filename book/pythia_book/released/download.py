@@ -158,7 +158,7 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
     """
     wanted = None if files is None else list(files)
     if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
-        raise FetchError(f"{odd} may not be fetched: only *.json and *.safetensors are")
+        raise FetchError(f"{', '.join(odd)} may not be fetched; only *.json and *.safetensors are")
     try:
         commit, available = listing(repo, revision)
     except FetchError as error:

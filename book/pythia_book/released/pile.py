@@ -268,7 +268,7 @@ def describe_batch(
         f"at most {ends.max()} per row",
     ]
     if not ends.any():
-        lines.append("no document end in it: they may have been lost when the file was made")
+        lines.append("no document ends in it; end tokens may have been lost when the file was made")
     if tokenizer is not None and batch.max() >= id_limit(tokenizer):
         lines.append(f"NOT FROM THIS TOKENIZER, which has ids below {id_limit(tokenizer)} only")
     for number, row in enumerate(batch[:n_shown].tolist()):

@@ -234,4 +234,4 @@ class RemoteRows(FixedRows):
 
 def _check_range(name: str, start: int, stop: int, size: int) -> None:
     if not 0 <= start <= stop <= size:
-        raise DataError(f"bytes [{start}, {stop}) are outside {name}, which has {size}")
+        raise DataError(f"bytes [{start}, {stop}) are outside {name}, which has {size} bytes")
