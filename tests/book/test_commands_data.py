@@ -113,7 +113,7 @@ def test_tokens_and_nothing_found(
         (["find", "nothing", "x"], "0 runs match 'nothing'"),
     ],
 )
-def test_bad_input_is_one_message(
+def test_bad_input_gives_one_message(
     arguments: list[str],
     message: str,
     tmp_path: Path,

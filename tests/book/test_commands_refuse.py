@@ -1,4 +1,4 @@
-"""What a command cannot do is refused at once where that can be known, not after the work."""
+"""Commands refuse what they cannot do before the work, not after it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORK = (
 
 @pytest.fixture(scope="module", autouse=True)
 def everything_is_imported() -> None:
-    """A module imported while `no_work` holds would keep the stand-ins for other tests."""
+    """A module imported while `no_work` is active would keep its stand-ins for other tests."""
     for module in pkgutil.walk_packages(pythia_book.__path__, "pythia_book."):
         if ".studies." not in module.name and "papermill" not in module.name:
             importlib.import_module(module.name)
@@ -59,12 +59,14 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bundle x.zip", "must end with .tar or .tar.xz"),
     ],
 )
-def test_before_any_work(words: str, message: str, capsys: pytest.CaptureFixture) -> None:
+def test_commands_refuse_before_any_work(
+    words: str, message: str, capsys: pytest.CaptureFixture
+) -> None:
     assert main(words.split()) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_table_for_a_readme_that_is_not_there(
+def test_a_table_for_a_missing_readme(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(files, "checkout", lambda: None)
@@ -73,7 +75,7 @@ def test_a_table_for_a_readme_that_is_not_there(
 
 
 @pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])
-def test_parquet_that_nothing_here_writes(
+def test_parquet_without_pyarrow(
     words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     found = importlib.util.find_spec

@@ -153,7 +153,7 @@ def test_bad_parameters_are_refused(project: Path, words: list[str], message: st
 
 
 @pytest.mark.commands
-def test_a_failing_cell_fails_and_is_not_taken_for_a_result(project: Path) -> None:
+def test_a_failing_cell_fails_the_run_and_leaves_no_stamp(project: Path) -> None:
     path = project / "notebooks" / "failing.ipynb"
     notebook = notebooks.read_notebook(project / "notebooks" / "tiny.ipynb")
     notebook.cells[-1].source = "raise ValueError('no luck')"

@@ -53,7 +53,7 @@ def test_a_sound_model(server: FakeHub, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_the_defect_of_2_8b(server: FakeHub, capsys: pytest.CaptureFixture) -> None:
-    """76 branches hold what main holds, ten another single set of weights."""
+    """76 branches have the weights of main, ten share another set of weights."""
     model = server.repos[REPO]
     early = [f"step{step}" for step in STEPS[2:88]]
     for name in early[:76]:
