@@ -34,7 +34,7 @@ export PYTHIA_COMMAND = $(strip make $(MAKECMDGOALS) $(MAKEOVERRIDES))
 define stoppable
 set -m; $(1) < /dev/null & job=$$!; set +m; \
 stop() { kill -- -$$job 2> /dev/null || true; wait $$job 2> /dev/null || true; \
-echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to go on from there" >&2; exit $$1; }; \
+echo "stopped; what is finished is kept: run \`$$PYTHIA_COMMAND\` again to continue" >&2; exit $$1; }; \
 trap 'stop 130' INT; trap 'stop 143' TERM; wait $$job
 endef
 

@@ -4,12 +4,12 @@ Its modules and subpackages; each imports only from those above it:
 
     errors      exceptions that say what went wrong and what to do
     util        atomic files and hashes, worker processes, progress, stopping, the machine
-    config      a run as small dataclasses: model, data, training, intervention
+    config      the settings of a run: model, data, training, intervention
     kernels     the model's operations, one per file, each with its plain-torch reference
     data        from text to tokens, to the training order, to the batch of step k
     model       GPT-NeoX, built from its config
     training    the loop, schedule, optimizer, checkpoints, runs on disk
-    suite       model sizes, the scales, the sixteen runs
+    suite       model sizes, scales and the sixteen runs of the suite
     hf          reads and writes models as `transformers` folders
     evaluation  scores, generation, memorization and activations of a checkpoint
     commands    the library's commands for the command line

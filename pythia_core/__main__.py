@@ -44,17 +44,17 @@ def parser() -> argparse.ArgumentParser:
         try:
             point.load()(command)
         except (ImportError, AttributeError, argparse.ArgumentError) as error:
-            print(f"warning: no commands from {point.value!r}: {error}", file=sys.stderr)
+            print(f"warning: cannot load the commands of {point.value!r}: {error}", file=sys.stderr)
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. Deliberate errors give one message, no traceback."""
-    note = None
+    resume_note = None
     with stopping.interruptible():
         try:
             args = parser().parse_args(arguments)
-            note = getattr(args, "kept", "")
+            resume_note = getattr(args, "resume_note", "")
             args.function(args)
         except PythiaError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"error: {error}. Check free space and permissions.", file=sys.stderr)
             return 1
         except KeyboardInterrupt as stop:
-            return stopping.report_stop(stop, note)
+            return stopping.report_stop(stop, resume_note)
         return 0
 
 

@@ -1,4 +1,4 @@
-"""The definition of a run: small frozen dataclasses that reject invalid settings, a stable hash.
+"""The settings of a run, as frozen dataclasses that reject invalid values, and their stable hash.
 
 A setting that changes results is a field here and so part of a run's identity; anything else
 (progress bars, folders, which checkpoints are kept) is an argument of the function that needs it.
@@ -34,7 +34,7 @@ DOMAINS = (
     "legal",
     "biomedical",
 )
-"""Domains of the pocket Pile, in reading order.
+"""Domains of the pocket Pile, in the order in which they are read.
 
 The corpora themselves are in the book (pythia_book.corpora). Their domains are listed here because
 they are the default of DataConfig, part of the identity of every run and used by the scales.
@@ -52,7 +52,7 @@ class ModelConfig:
     d_model: int
     n_heads: int
     vocab_size: int
-    """Rows of the embedding: the padded vocabulary; rows beyond the tokenizer are never targets."""
+    """Rows of the embedding matrix: the vocabulary plus padding rows, which are never targets."""
     max_seq_len: int = 2048
     rotary_fraction: float = 0.25
     rotary_base: float = 10_000.0
@@ -112,12 +112,12 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Tokens and their order. Together with the corpus's bytes it determines every batch."""
+    """The tokens and their order. With the bytes of the corpus, this determines every batch."""
 
     corpus: str = "pocket-pile"
     """A folder or file of .jsonl/.txt, "hf:NAME" for Hugging Face datasets, or the name of a corpus
-    that a package registers, e.g. "pocket-pile", "miniature" (a sample of it, as repetitive as the
-    Pile) and "large" (all of it and more, as repetitive)."""
+    that a package registers, e.g. "pocket-pile", "miniature" (a sample of it) or "large" (all of it
+    and more); the last two are as repetitive as the Pile."""
     domains: tuple[str, ...] = DOMAINS
     """Parts of a registered corpus to read; ignored for a user's files."""
     tokenizer: str = "bpe-4096"
@@ -125,10 +125,10 @@ class DataConfig:
     tokenizer.json."""
     seq_len: int = 128
     epochs: int = 1
-    """Copies of the document list in the order."""
+    """How often each document occurs in the order."""
     epoch_policy: str = "joint"
-    """"joint": copies are shuffled together, as in GPT-NeoX v1.0; "separate": one by one; "rows":
-    the first `unique_rows` rows, `epochs` times."""
+    """"joint": all copies are shuffled together, as in GPT-NeoX v1.0; "separate": each epoch is
+    shuffled on its own; "rows": the first `unique_rows` rows are repeated `epochs` times."""
     unique_rows: int = 0
     order_seed: int = 1234
     heldout_fraction: float = 0.01
@@ -148,8 +148,8 @@ class DataConfig:
             problems.append(one_of(self.epoch_policy, EPOCH_POLICIES, "epoch_policy"))
         if self.unique_rows < 0 or (self.unique_rows > 0) != (self.epoch_policy == "rows"):
             problems.append(
-                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: set "
-                'it with "rows", and only then'
+                f"unique_rows={self.unique_rows} with epoch_policy={self.epoch_policy!r}: it must "
+                'be positive for "rows" and 0 otherwise'
             )
         if not 0 <= self.heldout_fraction < 1:
             problems.append(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
@@ -159,7 +159,7 @@ class DataConfig:
             problems.append(one_of(self.dedup, DEDUP_RECIPES, "dedup recipe"))
         if accepted := DOMAINS_OF.get(self.corpus):
             if not self.domains:
-                problems.append(f"no domains; accepted: {', '.join(accepted)}")
+                problems.append(f"domains is empty; accepted: {', '.join(accepted)}")
             problems += [one_of(d, accepted, "domain") for d in self.domains if d not in accepted]
         if self.tokenizer.startswith("bpe-"):
             size = self.tokenizer.removeprefix("bpe-")
@@ -170,7 +170,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimisation as in Pythia's configs: AdamW, warm-up, clipped cosine, gradient clip 1."""
+    """Optimisation as in Pythia's configs: AdamW, warm-up, cosine decay, gradient norm <= 1."""
 
     steps: int
     batch_size: int
@@ -180,7 +180,8 @@ class TrainConfig:
     lr_form: str = "neox"
     warmup_fraction: float = 0.01
     first_update_at_lr_zero: bool = True
-    """True as in the released models, where step 0 equals step 1. False shifts the LR by one."""
+    """True as in the released models, where step 0 equals step 1. False: update k uses the LR of
+    update k + 1."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -191,7 +192,7 @@ class TrainConfig:
     """"bf16": matrix products in bf16 on a bf16 copy of fp32 master weights; "fp16": the same with
     dynamic loss scaling (pythia_core.training.loss_scale), as in all released models but 1B."""
     micro_batch: int = 0
-    """Rows per forward/backward; 0: the whole batch. It changes the rounding of sums."""
+    """Rows per forward/backward pass; 0: the whole batch. It affects how sums are rounded."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -210,7 +211,7 @@ class TrainConfig:
                 problems.append(f"{name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("eps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name} must not be negative, got {getattr(self, name)}")
+                problems.append(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         if not 0 <= self.weight_seed < 2**63:
             problems.append(f"weight_seed must be in 0..2^63-1, got {self.weight_seed}")
         if not 0 <= self.lr_min_ratio <= 1:
@@ -245,7 +246,7 @@ class InterventionConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run: a model, data, an optimisation, and for a fork the intervention on the parent's data.
+    """A run: model, data, training, and for a fork the intervention on its parent's data.
 
     A fork has its parent's model, data and train settings by construction (`fork` below), so that
     the intervention is the only difference between the two.
@@ -276,11 +277,11 @@ class RunConfig:
 
     @property
     def updates(self) -> range:
-        """Its updates, in a fork from the branching step on: update k leads to step k + 1."""
+        """The updates of this run; update k leads to step k + 1. A fork begins at its `start`."""
         return range(self.intervention.start if self.intervention else 0, self.train.steps)
 
     def fork(self, swap: str, start: int, stop: int | None = None) -> RunConfig:
-        """The same run with changed data in the updates [start, stop); default: to the end."""
+        """This run with swapped data in the updates [start, stop); default: to the run's end."""
         if self.intervention:
             raise ConfigError("a fork of a fork is not supported; fork the control run instead")
         window = InterventionConfig(swap, start, self.train.steps if stop is None else stop)
@@ -288,7 +289,7 @@ class RunConfig:
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON types."""
+    """Convert a config dataclass to plain JSON types."""
     return json.loads(json.dumps(asdict(config)))
 
 

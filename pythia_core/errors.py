@@ -20,7 +20,7 @@ class DataError(PythiaError):
 
 
 class FetchError(PythiaError):
-    """A download that failed or gave other bytes than the pinned ones."""
+    """A download that failed, or whose bytes do not match the pinned hash."""
 
 
 class CheckpointError(PythiaError):
@@ -52,7 +52,7 @@ def raise_all(error: type[PythiaError], problems: list[str], subject: str) -> No
 
 
 def one_of(value: object, accepted: list | tuple | dict, kind: str) -> str:
-    """A message for an unknown name: the value, the accepted ones, the nearest match."""
+    """The error message for an unknown name: the accepted names and the most similar one."""
     import difflib
 
     names = [str(name) for name in accepted]

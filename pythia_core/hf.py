@@ -1,4 +1,4 @@
-"""Models as folders in the format of `transformers` for GPT-NeoX: config.json and safetensors.
+"""Read and write models as `transformers` folders for GPT-NeoX: config.json and safetensors.
 
 A folder is checked as a whole before anything is read, and all problems are reported at once.
 Pickled weights are rejected. A round trip in fp32 is exact.
@@ -7,9 +7,9 @@ Two properties of the released models differ from what their config.json declare
 exact GELU, but training used the tanh form: `gelu="as_trained"`, the default here, gives the model
 that was trained, "as_declared" the one that `transformers` evaluates. And GPT-NeoX then computed
 rotary phases in the training precision (EleutherAI/gpt-neox#1003), where fp16 is off by 0.1 to 0.8
-radian at late positions, more for larger heads: `rotary="as_trained"` reproduces this. That the
-released runs did so follows from the code but was not measured, so the default is "fp32", as in
-`transformers`.
+radian at late positions, more for larger heads: `rotary="as_trained"` reproduces this. We infer
+from the code that the released runs did so, but have not measured it; the default is therefore
+"fp32", as in `transformers`.
 
 Tensors have the same layout in both formats, QKV per head included, so nothing is permuted.
 """
@@ -45,7 +45,7 @@ TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*\.(json|safetensors)")
-"""Names of files that may be fetched: no folders, nothing executable."""
+"""Names of files that may be fetched: plain names, no paths, only data formats."""
 ROTARY_CHOICES = ("fp32", "as_trained")
 GELU_CHOICES = ("as_trained", "as_declared")
 SHARD_BYTES = 5 * 10**9
@@ -55,10 +55,10 @@ SHARD_BYTES = 5 * 10**9
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a folder's safetensors files under our names, each read on access.
+    """The tensors of a folder's safetensors files by our names; each is read when accessed.
 
-    `problems` lists problems of the files, one sentence each; `shards` maps our names to files.
-    Stored tensors that the model computes itself are not read.
+    `problems` describes missing and damaged files, one sentence each; `shards` maps our names to
+    files. Stored tensors that the model computes from its config are skipped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -76,7 +76,7 @@ class Weights(Mapping[str, Tensor]):
                 self.problems += [f"{file} lacks {key}, which {INDEX} lists" for key in absent]
 
     def _read_index(self, folder: Path) -> dict[str, str]:
-        """Tensor -> shard; empty for a single file."""
+        """Tensor name -> shard file; empty if the weights are in a single file."""
         if (folder / WEIGHTS).exists() or not (folder / INDEX).exists():
             if not (folder / WEIGHTS).exists():
                 refuse_pickle(str(folder), [p.name for p in folder.iterdir()])
@@ -85,9 +85,11 @@ class Weights(Mapping[str, Tensor]):
             index = dict(json.loads((folder / INDEX).read_text())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder / INDEX} is damaged: {error!r}") from error
-        odd = sorted({f for f in index.values() if not PLAIN_NAME.fullmatch(str(f))})
-        if odd or not index:
-            raise CheckpointError(f"{folder / INDEX} names no files in this folder: {odd[:3]}")
+        invalid = sorted({f for f in index.values() if not PLAIN_NAME.fullmatch(str(f))})
+        if invalid or not index:
+            raise CheckpointError(
+                f"{folder / INDEX} must list files in its own folder, got {invalid[:3] or 'none'}"
+            )
         return index
 
     def _open_shard(self, path: Path) -> bool:
@@ -154,7 +156,7 @@ def mismatches(
 
 
 class AsTrainedRotary(GPTNeoX):
-    """A model whose rotary tables are computed in fp16 throughout, as in GPT-NeoX v1.0's fp16."""
+    """A model whose rotary tables are computed in fp16, as GPT-NeoX v1.0 does in fp16 training."""
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
         dims = self.config.rotary_dims
@@ -186,7 +188,7 @@ class ModelSource:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A folder's config.json.
+    """Read a folder's config.json.
 
     Raises:
         CheckpointError: absent or damaged.
@@ -209,7 +211,7 @@ def load(
     rotary: str = "fp32",
     locate: Callable[[str | Path, str], ModelFolder] | None = None,
 ) -> tuple[GPTNeoX, ModelSource]:
-    """A model from a folder in the format of `transformers`, ready to evaluate.
+    """Load a model from a folder in the format of `transformers`, ready to evaluate.
 
     Args:
         source: a folder with config.json and safetensors, or one with a subfolder per revision.
@@ -236,7 +238,9 @@ def load(
     if (located.folder / TOKENIZER).is_file():
         ids = id_limit(load_tokenizer(located.folder / TOKENIZER))
         if ids > config.vocab_size:
-            problems.append(f"{TOKENIZER} has ids to {ids - 1}, vocab_size is {config.vocab_size}")
+            problems.append(
+                f"{TOKENIZER} has ids up to {ids - 1}, vocab_size is {config.vocab_size}"
+            )
     raise_all(CheckpointError, problems, f"{source} ({revision})")
     state = {name: weights[name].to(dtype, copy=True) for name in shapes}
     model.load_state_dict(state, assign=True)
@@ -286,20 +290,21 @@ def save(
                 "weight_map": {k: n for n, ks in zip(names, shards, strict=True) for k in ks},
             }
             _write(target / INDEX, index)
-        end = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
-        ends = {"bos_token_id": end, "eos_token_id": end}
+        eod_id = 0 if tokenizer is None else tokenizer.token_to_id(EOD)
+        special_ids = {"bos_token_id": eod_id, "eos_token_id": eod_id}
         if tokenizer is not None:
             tokenizer.save(str(target / TOKENIZER))
-            words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD,
-                     "bos_token": EOD, "model_max_length": model.config.max_seq_len}  # fmt: skip
-            _write(target / "tokenizer_config.json", words)
-        _write(target / "generation_config.json", {"_from_model_config": True, **ends})
-        _write(target / CONFIG, {**declared_config(model.config, dtype or _dtype(state)), **ends})
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOD,
+                        "bos_token": EOD, "model_max_length": model.config.max_seq_len}  # fmt: skip
+            _write(target / "tokenizer_config.json", settings)
+        _write(target / "generation_config.json", {"_from_model_config": True, **special_ids})
+        declared = declared_config(model.config, dtype or _dtype(state))
+        _write(target / CONFIG, {**declared, **special_ids})
     return folder
 
 
 def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A contiguous CPU tensor in the dtype; None keeps its own.
+    """The tensor on the CPU, contiguous, in `dtype` (None: unchanged).
 
     Raises:
         CheckpointError: some values exceed the range of the dtype.
@@ -319,7 +324,7 @@ def _bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
 
 
 def _shards(state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[list[str]]:
-    """Names in order, in groups of at most `limit` bytes; a larger tensor gets its own."""
+    """Group the names, in order, by up to `limit` bytes; a larger tensor gets its own group."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
@@ -423,8 +428,8 @@ def model_config(declared: dict[str, Any], gelu: str = "as_trained") -> ModelCon
     """The architecture that a config.json declares.
 
     Args:
-        gelu: "as_trained": the tanh form if the config says "gelu", unless it was saved here and
-            declares another trained form; or "as_declared".
+        gelu: "as_trained": the form used in training, i.e. tanh even if the config says "gelu",
+            unless it has a "trained_gelu" (written by `save`); "as_declared": as the config says.
 
     Raises:
         CheckpointError: another architecture, or an unsupported setting.
@@ -530,8 +535,8 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
         raise CheckpointError(f"{where} has no {WEIGHTS} and no {INDEX}: no weights to read")
     raise CheckpointError(
         f"{where} has only pickled weights ({', '.join(pickled[:3])}), which can run code "
-        "when opened and are not read here. Convert a copy once, in a folder you can "
-        'lose:\n  python -c "from transformers import AutoModelForCausalLM as M; '
+        "when opened, so they are not read here. Convert them once:"
+        '\n  python -c "from transformers import AutoModelForCausalLM as M; '
         "M.from_pretrained('SOURCE', revision='REVISION', dtype='auto')"
         ".save_pretrained('FOLDER')\"\nand pass FOLDER; transformers opens pickles with "
         "weights_only=True and writes safetensors."
@@ -540,7 +545,7 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The folder of a published model."""
+    """The local folder that holds a model."""
 
     folder: Path
     commit: str = ""
@@ -569,5 +574,9 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     revisions = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG}"))
     raise CheckpointError(
         f"{folder} has no {CONFIG} for revision {revision!r}; "
-        + (f"existing: {', '.join(revisions[:8])}" if revisions else "it is not a model's folder")
+        + (
+            f"existing revisions: {', '.join(revisions[:8])}"
+            if revisions
+            else "it is not a model folder"
+        )
     )

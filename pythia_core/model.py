@@ -91,7 +91,7 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(self.ops.gelu(self.dense_h_to_4h(x), self.gelu_form))  # (B*T, d)
 
     def fused(self, x: Tensor) -> Tensor:
-        """The same with bias and GELU in one kernel, bypassing the module `dense_h_to_4h`."""
+        """`forward` with bias and GELU in one kernel, bypassing the module `dense_h_to_4h`."""
         up = self.dense_h_to_4h
         product = self.ops.linear(x, up.weight, None, up.weight_c, None)
         return self.dense_4h_to_h(self.ops.bias_gelu(product, up.bias, self.gelu_form, up.bias_c))
@@ -146,7 +146,7 @@ class Block(nn.Module):
         dtype: torch.dtype,
         attend: Attend,
     ) -> tuple[Tensor, Branches]:
-        """A parallel block in fewer kernels: its norms add the branches of the previous block.
+        """A parallel block in fewer kernels: its LayerNorms also add the previous block's branches.
 
         Args:
             x, branches: the block's input is x + (branches[0] + branches[1]).
@@ -154,10 +154,10 @@ class Block(nn.Module):
         Returns:
             the input, and this block's branches, which the next block (or the final norm) adds
         """
-        one, two = self.input_layernorm, self.post_attention_layernorm
-        norms = (one.weight, one.bias, two.weight, two.bias)
-        x, first, second = self.ops.layer_norm_pair(x, branches, norms, one.eps, dtype)
-        return x, (self.attention(first, rotary, batch, attend), self.mlp.fused(second))
+        norm1, norm2 = self.input_layernorm, self.post_attention_layernorm
+        norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
+        x, y1, y2 = self.ops.layer_norm_pair(x, branches, norms, norm1.eps, dtype)
+        return x, (self.attention(y1, rotary, batch, attend), self.mlp.fused(y2))
 
 
 def pythia_init(config: ModelConfig) -> Initialiser:
@@ -217,7 +217,7 @@ class GPTNeoX(nn.Module):
             self.init(name, p, generator)
 
     def rotary(self, seq_len: int, device: torch.device) -> Rotary:
-        """Tables for the first `seq_len` positions; the last tables are cached."""
+        """Tables for the first `seq_len` positions; the most recent ones are cached."""
         key = (seq_len, device)
         if key not in self._tables:
             c = self.config
@@ -240,7 +240,7 @@ class GPTNeoX(nn.Module):
             )
         rotary = self.rotary(cache.n_slots if cache else seq_len, ids.device)
         x = self.embed_in(ids).flatten(0, 1).to(self.compute_dtype).float()
-        # (B*T, d): weights are read in the compute dtype, the residual stream stays fp32
+        # (B*T, d): embeddings are rounded to the compute dtype; the residual stream stays fp32
         dtype, fused = self.compute_dtype, self._fused(x)
         branches: Branches = ()
         for number, layer in enumerate(cast("list[Block]", self.layers)):
@@ -279,10 +279,10 @@ class GPTNeoX(nn.Module):
 
 
 def _residual_add(x: Tensor, branches: Branches) -> Tensor:
-    """x plus both branches, in fp32 as in the kernel of the norms."""
+    """x plus both branches, added in fp32 as in `layer_norm_pair`."""
     return x + (branches[0].float() + branches[1]) if branches else x
 
 
 def _finish_block(layer: Block, x: Tensor, *rest: Any) -> Tensor:
-    """A fused block with its branches already added."""
+    """Run a fused block and add its branches."""
     return _residual_add(*layer.fused(x, (), *rest))

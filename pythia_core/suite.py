@@ -1,4 +1,4 @@
-"""Model sizes, the book-wide switch `scale`, and the suite: sixteen runs that differ in two ways.
+"""Model sizes, the book-wide setting `scale`, and the suite of sixteen runs.
 
 Shapes and learning rates of the official sizes are those of the released configs
 (EleutherAI/pythia, models/*/*.yml), not of the paper's table where the two differ (1B: 2.5e-4, not
@@ -35,11 +35,11 @@ class Size:
 
     def model(self, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
         """This size as a ModelConfig; `vocab_size` is required unless the size has one."""
-        rows = self.vocab_size or vocab_size
-        if rows is None:
+        vocab = self.vocab_size or vocab_size
+        if vocab is None:
             raise ConfigError(f"size {self.name!r} needs a vocab_size, e.g. 4096")
         shape = {"n_layers": self.n_layers, "d_model": self.d_model, "n_heads": self.n_heads}
-        return ModelConfig(**{**shape, "vocab_size": rows, "init": self.init, **overrides})
+        return ModelConfig(**{**shape, "vocab_size": vocab, "init": self.init, **overrides})
 
 
 OFFICIAL_SIZES = {
@@ -81,12 +81,12 @@ GPU_SIZES = {
     for size in (
         Size("1.2m", 6, 128, 4, 1.0e-3),  # shape and rate of the official 14M
         Size("2.7m", 6, 192, 6, 1.0e-3),
-        Size("4.7m", 6, 256, 8, 1.0e-3),  # the 31M
+        Size("4.7m", 6, 256, 8, 1.0e-3),  # the official 31M
         Size("7.4m", 6, 320, 5, 1.0e-3),
         Size("11m", 6, 384, 6, 1.0e-3),
-        Size("19m", 6, 512, 8, 1.0e-3),  # the 70M
+        Size("19m", 6, 512, 8, 1.0e-3),  # the official 70M
         Size("39m", 8, 640, 10, 7.8e-4),
-        Size("85m", 12, 768, 12, 6.0e-4),  # the 160M
+        Size("85m", 12, 768, 12, 6.0e-4),  # the official 160M
     )
 }
 """Eight sizes for one large GPU, named by *non-embedding* parameters: the four smallest official
@@ -125,16 +125,16 @@ def size_name(model: ModelConfig) -> str:
 
 
 DEDUP = "jaccard-0.87"
-"""Recipe for the deduplicated half of the suite: the paper's threshold."""
+"""Recipe for the suite's deduplicated corpus; 0.87 is the paper's similarity threshold."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A value of the book-wide switch `scale`: the amount of training and data per study."""
+    """A value of the book-wide setting `scale`: how much training and data a study uses."""
 
     name: str
     machine: str
-    """Description of the machine for which it is meant."""
+    """The machine it is meant for."""
     steps: int
     batch_size: int
     data: DataConfig = field(default_factory=DataConfig)
@@ -144,7 +144,9 @@ class Scale:
     """Whether studies continue the released models instead of training from scratch."""
 
     def size_list(self, text: str, default: str = "") -> tuple[str, ...]:
-        """Sizes in a comma-separated list, smallest first; if empty, `default` or all of the scale.
+        """Parse a comma-separated list of sizes; the result is sorted, smallest first.
+
+        If `text` is empty, `default` is parsed; if that is empty too, all sizes of the scale.
 
         Raises:
             ConfigError: an unknown or repeated size.
@@ -154,7 +156,7 @@ class Scale:
             raise ConfigError(f"no sizes in {text!r}; expected e.g. {','.join(self.sizes[-2:])}")
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"sizes has {', '.join(sorted(repeated))} more than once")
+            raise ConfigError(f"sizes lists {', '.join(sorted(repeated))} more than once")
         sizes = [size_named(name) for name in names]
         return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
 
@@ -173,7 +175,7 @@ class Scale:
         as in GPT-NeoX.
 
         Raises:
-            ConfigError: a scale of published models.
+            ConfigError: this scale uses the released models.
         """
         if self.published:
             raise ConfigError(
@@ -243,7 +245,6 @@ SCALES = {
         ),
     )
 }
-"""Name -> scale."""
 
 
 def scale_named(name: str) -> Scale:

@@ -18,7 +18,7 @@ RUN = "folder or id of a run (or the beginning of the id)"
 class AddCommand(Protocol):
     """Declares a command and returns its parser, to which the caller adds arguments.
 
-    A command that can be resumed sets the default `kept`, a text that says what is kept.
+    A command that can be resumed sets the default `resume_note`, e.g. "training so far is saved".
     """
 
     def __call__(

@@ -16,20 +16,22 @@ from pythia_core.training.schedule import PAPER_FORKS
 
 
 def add(command: AddCommand) -> None:
-    p = command("prepare", _prepare, "download and tokenize the corpus, train its tokenizer")
-    p.set_defaults(kept="what was prepared is kept")
+    p = command("prepare", _prepare, "download a corpus, train a tokenizer on it and tokenize it")
+    p.set_defaults(resume_note="finished parts are saved")
     text = "scale whose corpus to prepare (default: laptop)"
     p.add_argument("--scale", default="laptop", choices=trained_scales(), help=text)
-    _add_text(p)
+    _add_data_options(p)
 
-    p = command("train", _train, "train a model, or find the run if it exists")
-    p.set_defaults(kept="what was trained is kept")
+    p = command("train", _train, "train a model, or reuse the run if it exists")
+    p.set_defaults(resume_note="training so far is saved")
     option = p.add_argument
     sizes = ", ".join(size for size in SIZES if size not in OFFICIAL_SIZES)
     option("size", metavar="SIZE", help=f"size of the model: {sizes}")
     scales = ", ".join(trained_scales())
-    option("--scale", default="laptop", help=f"{scales} (default: laptop)")
-    _add_text(p)
+    option(
+        "--scale", default="laptop", help=f"amount of training and data: {scales} (default: laptop)"
+    )
+    _add_data_options(p)
     option("--steps", type=int, metavar="N", help="number of updates (default: the scale's)")
     option("--batch-size", type=int, metavar="ROWS", help="rows per update (default: the scale's)")
     text = "rows per forward/backward pass (default: the whole batch)"
@@ -39,8 +41,8 @@ def add(command: AddCommand) -> None:
     option("--precision", choices=PRECISIONS, help=text)
     option(
         "--execution",
-        help=f"{', '.join(MODES)}, each optionally with +recompute, which saves memory; graph "
-        f"needs a CUDA device (default: the variable {VARIABLE}, or eager)",
+        help=f"how updates run: {', '.join(MODES)}, each optionally with +recompute, which saves "
+        f"memory; graph needs a CUDA device (default: the variable {VARIABLE}, or eager)",
     )
     text = "seed of the data order (default: 1234)"
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
@@ -48,22 +50,26 @@ def add(command: AddCommand) -> None:
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "train a fork with swapped pronouns in the updates from --start to --stop"
     option("--swap", choices=SWAPS, help=text)
-    option("--start", type=int, metavar="STEP", help="first swapped step (default: the last 7 %%)")
-    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: end)")
+    text = "first swapped update (default: swap the last 7 %%)"
+    option("--start", type=int, metavar="STEP", help=text)
+    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: none)")
 
 
-TEXT = ("corpus", "tokenizer", "epochs", "heldout_fraction")
+DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
 """Options that are fields of DataConfig."""
 
 
-def _add_text(p: argparse.ArgumentParser) -> None:
+def _add_data_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--corpus",
         metavar="PATH",
         help="your own text: a file or folder of .jsonl/.txt (also .gz), hf:NAME, or the "
         "name of a registered corpus (default: the scale's)",
     )
-    p.add_argument("--tokenizer", help="bpe-N, neox-20b or a tokenizer.json (default: the scale's)")
+    p.add_argument(
+        "--tokenizer",
+        help="bpe-N (trained on the corpus), neox-20b or a tokenizer.json (default: the scale's)",
+    )
     text = "passes over the text (default: the scale's)"
     p.add_argument("--epochs", type=int, metavar="N", help=text)
     p.add_argument(
@@ -78,7 +84,9 @@ def _add_text(p: argparse.ArgumentParser) -> None:
 def _scale(args: argparse.Namespace) -> Scale:
     """The scale, with the data options applied."""
     scale = scale_named(args.scale)
-    changes = {name: getattr(args, name) for name in TEXT if getattr(args, name) is not None}
+    changes = {
+        name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
+    }
     if "corpus" in changes:  # the scale's domains belong to its own corpus
         changes["domains"] = DOMAINS
     return replace(scale, data=replace(scale.data, **changes))

@@ -5,9 +5,9 @@ path on the device. A model takes its operations as an `Ops`: `FAST`, all of the
 or `PLAIN`, the same formulas in torch alone, which `torch.compile` can fuse freely.
 
 On a CUDA device with Triton (dispatch) `linear_cross_entropy`, `layer_norm_pair`, `bias_gelu` and
-the rotation inside `attention` run as Triton kernels. Attention itself is computed by the backend
-that a table gives for the head dim, or by torch's choice (attention_backends); our Triton attention
-is one of them. The optimizer's kernel (adamw) is not part of the model and not exported here.
+the rotation inside `attention` run as Triton kernels. Attention itself uses the backend that a
+table lists for the head dim, or else torch's choice (attention_backends); our Triton attention is
+one of these backends. The optimizer's kernel (adamw) is not part of the model, nor exported here.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Ops:
-    """The operations of a model; each has the signature of this package's function of that name.
+    """The operations of a model, with the signatures of this package's functions of the same name.
 
     Attributes:
-        fuses: whether a parallel block uses `layer_norm_pair` and `bias_gelu` for such tensors.
+        fuses: whether a parallel block with this input uses `layer_norm_pair` and `bias_gelu`.
     """
 
     linear: Callable[..., Tensor] = linear
@@ -92,4 +92,4 @@ PLAIN = Ops(
     linear_cross_entropy=_plain_linear_cross_entropy,
     fuses=lambda x: False,
 )
-"""Torch's own operations, differentiated by autograd; no kernel of this package."""
+"""torch's own operations, differentiated by autograd; no kernel of this package."""

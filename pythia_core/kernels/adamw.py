@@ -2,9 +2,9 @@
 
 Everything is decided on the device: `factor` scales the gradient (clipping, loss scale) and `skip`
 leaves all buffers unchanged, so the loop need not wait for a norm before the next step. On a CUDA
-device with Triton that is one pass, 30 bytes per parameter with a bf16 copy (adamw_triton).
-Elsewhere it is torch's fused kernel, preceded by a pass that scales the gradient and followed by
-one that rounds the copy.
+device with Triton an update is one pass over memory, 30 bytes per parameter with a bf16 copy
+(adamw_triton). Elsewhere torch's fused kernel runs between a pass that scales the gradient and one
+that rounds the copy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class AdamWBuffers:
 
 @dataclass(frozen=True)
 class AdamWHyperparameters:
-    """Constant over a run; the learning rate is not."""
+    """The hyperparameters that are constant over a run; the learning rate is not."""
 
     beta1: float
     beta2: float
@@ -46,7 +46,7 @@ class AdamWHyperparameters:
     weight_decay: float
 
     def corrections(self, update: int) -> tuple[float, float]:
-        """The divisors of the two moments at update 1, 2, ..."""
+        """Bias corrections: the divisors of the two moments at update 1, 2, ..."""
         return 1 - self.beta1**update, 1 - self.beta2**update
 
 
@@ -56,7 +56,7 @@ def adamw_reference_(
     """Decoupled weight decay, then Adam, written out; in the dtype of the parameters.
 
     Args:
-        update: number of this update, from 1, since the moments were zero.
+        update: 1 for the first update after the moments were zero.
         factor: 0-dim, scales the gradient. skip: 0-dim, 1 leaves everything unchanged.
     """
     if skip:
@@ -75,7 +75,7 @@ def adamw_reference_(
 def adamw_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """One update in place, the fastest way on the device; arguments as in `adamw_reference_`.
+    """One update in place, the fastest way on this device; arguments as in `adamw_reference_`.
 
     Whether `grad` is left scaled by `factor` depends on the backend.
     """
@@ -98,8 +98,8 @@ def _probe(device: torch.device, dtype: torch.dtype, _: int) -> None:
 def adamw_torch_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """The same by torch's fused kernel, with a pass before and one after it."""
-    if factor.device.type != "cpu" or factor != 1:  # reading it is free on a CPU
+    """`adamw_` with torch's fused kernel, with one pass before and one after it."""
+    if factor.device.type != "cpu" or factor != 1:  # comparing on a GPU would synchronize
         b.grad.mul_(factor)
     for part, decay in (
         (slice(0, b.n_decayed), h.weight_decay),
@@ -129,7 +129,7 @@ def adamw_torch_(
 def adamw_triton_(
     b: AdamWBuffers, h: AdamWHyperparameters, lr: float, update: int, factor: Tensor, skip: Tensor
 ) -> None:
-    """The same in one pass of the Triton kernel."""
+    """`adamw_` in one pass of the Triton kernel."""
     from pythia_core.kernels.adamw_triton import BLOCK, WARPS, adamw_kernel
 
     for tensor in (b.params, b.grad, b.exp_avg, b.exp_avg_sq):

@@ -5,11 +5,11 @@ QKV rows are grouped per head as [q_h | k_h | v_h] (GPT-NeoX v1.0). Scores are s
 released models. There are three implementations:
 
 - torch's scaled_dot_product_attention (flash kernels) under autograd, the default;
-- on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities kept for
-  the backward. At 128 tokens torch 2.13's flash kernels are 3x slower, in bf16 10x (in fp32 they
-  are still faster if the passes between the products are not compiled);
+- on CPUs, for rows of at most 512 tokens: batched matrix products with the probabilities saved for
+  the backward. At 128 tokens, torch 2.13's flash kernels are 3x slower in fp32 and 10x in bf16
+  (without a C compiler, they are faster in fp32);
 - on CUDA devices with Triton: rotation in place (kernels.rotary), then attention on strided views
-  by the backend that a table gives for the head dim (attention_backends).
+  by the backend that a table lists for the head dim (attention_backends).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pythia_core.kernels.attention_backends import (
 )
 from pythia_core.kernels.rotary import rotary_reference, rotate_, split_rotated
 
-SHORT = 512
-"""Up to this row length the probabilities (batch * heads * row^2) are cheap to keep."""
+MAX_SHORT_SEQ = 512
+"""Longest row for which the probabilities (batch * heads * row^2) are cheap to save."""
 
 
 def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Plain torch, every step written out.
+    """Causal attention in plain torch, every step written out.
 
     Args:
         qkv: (batch, seq, heads, 3, head_dim), queries and keys not yet rotated.
@@ -53,18 +53,18 @@ def attention_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_torch(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same by torch's scaled_dot_product_attention, under autograd."""
+    """`attention` by torch's scaled_dot_product_attention, under autograd."""
     q, k, v = (part.transpose(1, 2) for part in qkv.unbind(3))
     q, k = rotary_reference(q, cos, sin), rotary_reference(k, cos, sin)
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2).flatten(2)
 
 
-# The passes between the products of _ShortAttention: each in C (native.c), else in torch.
+# The steps of _ShortAttention between its products, in C if a compiler is found, else in torch.
 
 
 def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """qkv (batch, seq, heads, 3, dim) as (3, batch * heads, seq, dim), queries and keys rotated."""
+    """Repack qkv (batch, seq, heads, 3, dim) to (3, batch * heads, seq, dim); rotate q and k."""
     batch, seq, heads, _, dim = qkv.shape
     if native.available(qkv):
         pack = native.function("pack_rotated", qkv.dtype)
@@ -77,7 +77,7 @@ def _pack_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """The gradient of `_pack_rotated`: back to (batch, seq, heads, 3, dim), rotated back."""
+    """The gradient of `_pack_rotated`: undoes the rotation and the repacking."""
     _, rows, seq, dim = packed.shape
     if native.available(packed):
         unpack = native.function("unpack_rotated", packed.dtype)
@@ -89,7 +89,7 @@ def _unpack_rotated(packed: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Ten
 
 
 def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
-    """Causal softmax of scale * scores (n, seq, seq)."""
+    """Causal softmax of scale * scores (n, seq, seq); overwrites the scores."""
     n, seq, _ = scores.shape
     if native.available(scores):
         softmax = native.function("causal_softmax", scores.dtype)
@@ -100,7 +100,7 @@ def _causal_softmax_(scores: Tensor, scale: float) -> Tensor:
 
 
 def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float) -> Tensor:
-    """scale * p * (grad - sum(grad * p)), (n, seq, seq)."""
+    """scale * p * (grad - sum(grad * p)), (n, seq, seq); overwrites `grad`."""
     n, seq, _ = grad.shape
     if native.available(grad):
         backward = native.function("causal_softmax_backward", grad.dtype)
@@ -110,9 +110,9 @@ def _causal_softmax_backward_(probabilities: Tensor, grad: Tensor, scale: float)
 
 
 class _ShortAttention(torch.autograd.Function):
-    """Batched products with the probabilities kept for the backward.
+    """Batched products with the probabilities saved for the backward.
 
-    q, k and v live in one (3, batch * heads, seq, head_dim) buffer, their gradients in another.
+    q, k and v are in one (3, batch * heads, seq, head_dim) buffer, their gradients in another.
     """
 
     @staticmethod
@@ -145,8 +145,8 @@ class _ShortAttention(torch.autograd.Function):
 
 
 class _PackedAttention(torch.autograd.Function):
-    """Our kernel between a rotation in place and one back, on packed tensors throughout. The
-    version counter changes as in kernels.rotary."""
+    """Our Triton attention on a packed qkv, which the forward rotates in place; the backward
+    rotates the packed gradient back. For autograd's view of this see kernels.rotary."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ class _PackedAttention(torch.autograd.Function):
         return dqkv, None, None
 
 
-def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
+def attention_with_backend(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
     """`attention` by one of `attention_backends.BACKENDS`, on a CUDA device with Triton.
 
     Raises:
@@ -173,7 +173,7 @@ def attention_by(qkv: Tensor, cos: Tensor, sin: Tensor, backend: str) -> Tensor:
         q, k, v = split_rotated(qkv, cos, sin)
         return backend_attention(q, k, v, backend).flatten(2)
     check_packed(qkv[:, :, :, 0])
-    qkv = qkv if torch.is_grad_enabled() else qkv.clone()  # as in kernels.rotary
+    qkv = qkv if torch.is_grad_enabled() else qkv.clone()  # see split_rotated
     return _PackedAttention.apply(qkv, cos, sin).flatten(2)
 
 
@@ -190,8 +190,8 @@ def attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     device, dtype, head_dim = qkv.device, qkv.dtype, qkv.shape[-1]
     if dispatch.use_triton(qkv) and dispatch.is_supported("rotation", device, dtype, head_dim):
-        return attention_by(qkv, cos, sin, select_backend(head_dim, dtype, device))
-    short = qkv.shape[1] <= SHORT and qkv.device.type == "cpu"
+        return attention_with_backend(qkv, cos, sin, select_backend(head_dim, dtype, device))
+    short = qkv.shape[1] <= MAX_SHORT_SEQ and qkv.device.type == "cpu"
     if short and (qkv.dtype == torch.bfloat16 or native.available(qkv)):
         return _ShortAttention.apply(qkv, cos, sin)
     return attention_torch(qkv, cos, sin)

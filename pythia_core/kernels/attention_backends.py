@@ -2,11 +2,11 @@
 
 Backends by name: those of torch ("torch" lets it choose; "cudnn", "flash", "efficient" and "math"
 force one), "flash_attn" (the package flash-attn, FlashAttention-2), and our own kernel, "triton"
-(attention_triton). Ours leaves dq, dk and dv in one packed gradient without a copy, and is a
-registered operation, which torch.compile does not have to trace.
+(attention_triton). Ours writes dq, dk and dv straight into one packed gradient, and is a registered
+operation, which torch.compile does not trace.
 
 Nothing has been measured on a GPU yet, so `FASTEST` is empty and `DEFAULT` decides. `python -m
-pythia_core bench attention` times every backend; the notebook `speed` shows which to enter.
+pythia_core bench attention` times every backend; the notebook `speed` shows what to enter here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.kernels import dispatch
 
-SDPA = {
+SDPA_BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-BACKENDS = ("torch", *SDPA, "flash_attn", "triton")
+BACKENDS = ("torch", *SDPA_BACKENDS, "flash_attn", "triton")
 """Accepted by `backend_attention`."""
 FASTEST: dict[int, str] = {}
 """Head dim -> the fastest backend, forward and backward together, bf16. Not yet measured."""
@@ -59,9 +59,9 @@ def _find_reason(backend: str) -> str:
     try:
         from flash_attn import flash_attn_func  # noqa: F401
     except Exception as error:  # a build for another version of torch fails in many ways
-        absent = isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"
-        # the package of FlashAttention-4 alone leaves an empty parent package
-        if absent or "cannot import name 'flash_attn_func'" in str(error):
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"
+        # FlashAttention-4 alone installs an empty package of this name
+        if missing or "cannot import name 'flash_attn_func'" in str(error):
             return f"flash_attn is not installed: {install}"
         reason = str(error).split("\n")[0]
         return (
@@ -73,12 +73,12 @@ def _find_reason(backend: str) -> str:
 
 @torch.compiler.assume_constant_result
 def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> str:
-    """The backend for heads of this size: FASTEST if it works here, else DEFAULT and a warning."""
+    """The FASTEST backend for this head dim; DEFAULT, with a warning, if it does not work here."""
     backend = FASTEST.get(head_dim, DEFAULT) if dtype != torch.float32 else DEFAULT
     if reason := unavailable_reason(backend):
         if dispatch.strict():
             raise ConfigError(reason)
-        dispatch.warn_once(f"{reason}. torch's own attention is used")
+        dispatch.warn_once(f"{reason}. Using torch's own attention instead")
         return DEFAULT
     if backend == "triton" and not dispatch.is_supported("attention", device, dtype, head_dim):
         return DEFAULT
@@ -90,7 +90,7 @@ def select_backend(head_dim: int, dtype: torch.dtype, device: torch.device) -> s
 
 @torch.library.custom_op("pythia::causal_attention", mutates_args=())
 def packed_forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """The output, and the log-sum-exp (batch, heads, seq) that the backward needs."""
+    """Our attention: the output, and the log-sum-exp (batch, heads, seq) for the backward."""
     from pythia_core.kernels.attention_triton import attention_forward
 
     return attention_forward(q, k, v)
@@ -106,7 +106,7 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def packed_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """(batch, seq, heads, 3, head_dim): dq, dk, dv next to each other."""
+    """dq, dk and dv, packed into one (batch, seq, heads, 3, head_dim)."""
     from pythia_core.kernels.attention_triton import attention_backward
 
     return attention_backward(dout, q, k, v, out, lse)
@@ -137,7 +137,7 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 def check_packed(q: Tensor) -> None:
-    """Raise an error for q (batch, seq, heads, head_dim) that our kernel cannot take.
+    """Raise an error if our kernel cannot take q (batch, seq, heads, head_dim).
 
     Raises:
         ConfigError: lists every problem; or Triton is not installed.
@@ -145,7 +145,7 @@ def check_packed(q: Tensor) -> None:
     if reason := unavailable_reason("triton"):
         raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
     if not dispatch.use_triton(q):
-        raise ConfigError(f"attention by triton runs on CUDA devices only, q is on {q.device!s}")
+        raise ConfigError(f"attention by triton needs a CUDA device, but q is on {q.device!s}")
     _, seq, heads, dim = q.shape
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:
@@ -172,6 +172,7 @@ def backend_attention(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
         strict = torch.are_deterministic_algorithms_enabled()
         return flash_attn_func(q, k, v, causal=True, deterministic=strict)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    with sdpa_kernel(SDPA[backend]) if backend in SDPA else contextlib.nullcontext():
+    torch_chooses = backend == "torch"
+    with contextlib.nullcontext() if torch_chooses else sdpa_kernel(SDPA_BACKENDS[backend]):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     return out.transpose(1, 2)

@@ -1,8 +1,9 @@
-"""Tiling of the Triton attention: tiles, warps and pipeline stages by head dim, runs of lanes.
+"""Tile sizes, warps and pipeline stages of the Triton attention for each head dim.
 
-A head is one or two runs of lanes, each a power of two: 80 is 64 + 16, because padding it to 128
-would be 60 % more work. All tiles compile for sm_90 without spilling registers and fit an SM's
-shared memory (tests/core/kernels/test_compiled.py); which of them is fastest is not yet measured.
+A head is split into one or two runs of lanes, since Triton needs powers of two: 80 is 64 + 16,
+because padding it to 128 would be 60 % more work. All tiles compile for sm_90 without spilling
+registers and fit an SM's shared memory (tests/core/kernels/test_compiled.py); which of them is
+fastest is not yet measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows of queries and keys per program and iteration, warps, pipeline stages."""
+    """Rows of queries and keys per tile, warps per program, pipeline stages."""
 
     queries: int
     keys: int
@@ -37,12 +38,12 @@ TILES = {
     64: Tiles(Tile(128, 128, 8, 3), Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)),
     80: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2)),
     128: Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(32, 128, 8, 2)),
-    # two accumulators of 128 x 256 do not fit the registers: dk and dv separately, 5 products for 4
+    # two 128 x 256 accumulators exceed the registers, so dk and dv have a launch each (5 products)
     256: Tiles(Tile(128, 32, 8, 3), Tile(128, 32, 8, 2), Tile(32, 128, 8, 2), Tile(64, 128, 8, 2)),
 }
 """Head dim -> tiles for bf16 and fp16; a head dim in between takes those of the next larger."""
 TILES_FP32 = Tiles(Tile(16, 16, 8, 1), Tile(16, 16, 8, 1), Tile(16, 16, 8, 1))
-"""For every head dim in fp32, which has no tensor-core product: for comparison only."""
+"""Tiles for fp32, any head dim. It has no tensor-core product and is for comparison only."""
 
 
 def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
@@ -53,14 +54,14 @@ def tiles(head_dim: int, dtype: torch.dtype) -> Tiles:
 
 
 def lanes(head_dim: int) -> tuple[int, int]:
-    """A head as two runs of lanes: a power of two, and the rest padded to another (0: none)."""
+    """Widths of a head's two runs of lanes, padded to powers of two >= 16; the second may be 0."""
     first = max(16, 1 << (head_dim.bit_length() - 1))
     rest = head_dim - first
     return first, max(16, 1 << (rest - 1).bit_length()) if rest > 0 else 0
 
 
 def constants(head_dim: int, dtype: torch.dtype) -> dict[str, int | str]:
-    """The compile-time constants of the kernels except the tiles."""
+    """The compile-time constants of the kernels, except tile sizes."""
     first, second = lanes(head_dim)
     precision = "ieee" if dtype == torch.float32 else "tf32"  # the latter has no effect in 16 bits
     return {"DIM": head_dim, "LANES1": first, "LANES2": second, "PRECISION": precision}

@@ -1,12 +1,12 @@
 """Causal flash attention on strided views of the packed QKV, forward and backward.
 
-As in FlashAttention-2 (Dao 2023), a program keeps a tile of queries of one head, loops over the
+As in FlashAttention-2 (Dao 2023), a program holds a tile of queries of one head, loops over the
 keys before it with a running maximum, and writes the output and the log-sum-exp (fp32, base 2).
 Scores are never written to memory. The backward recomputes them from q, k and the log-sum-exp: one
-kernel keeps a tile of keys and loops over the queries after it (dk, dv), another keeps a tile of
+kernel holds a tile of keys and loops over the queries after it (dk, dv), another holds a tile of
 queries and loops over the keys before it (dq). That is two more products than with atomic sums of
 dq, but results are bitwise repeatable. All gradients go into the packed (batch, seq, heads, 3,
-head_dim) that the product before attention expects. Tile sizes are in attention_tiles.
+head_dim) that the backward of the QKV projection expects. Tile sizes are in attention_tiles.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 
 from pythia_core.kernels.attention_tiles import Tile, constants, tiles
 
-# --- rows of a head --------------------------------------------------------------------------
+# --- reading and writing rows ----------------------------------------------------------------
 
 
 @triton.jit
 def head_of(index, heads, stride_batch, stride_head):
-    """Batch and head of the `index`-th of all heads, and the offset of its first row."""
+    """Batch, head and the offset of its first row, for an index over batch * heads."""
     batch, head = (index // heads).to(tl.int64), index % heads
     return batch, head, batch * stride_batch + head * stride_head
 
 
 @triton.jit
 def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.constexpr):
-    """Rows of LANES lanes from `lane_start`; reads nothing outside the head or the sequence."""
+    """Load rows of LANES lanes from `lane_start`, nothing outside the head or the sequence."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -50,7 +50,7 @@ def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl
 
 
 def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-    """q, k and v with equal strides, as the kernels need them; copies unless they already have."""
+    """q, k and v, copied if their strides are not equal, as the kernels require."""
     if q.stride() == k.stride() == v.stride() and q.stride(-1) == 1:
         return [q, k, v]
     return [x.contiguous() for x in (q, k, v)]
@@ -61,7 +61,7 @@ def same_strides(q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
 
 @triton.jit
 def _forward_tiles(
-    out1, out2, total, top, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, start, end,
+    out1, out2, row_sum, row_max, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, start, end,
     DIAGONAL: tl.constexpr, DIM: tl.constexpr, LANES1: tl.constexpr, LANES2: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -76,18 +76,18 @@ def _forward_tiles(
             scores = tl.dot(q2, k2.T, scores, input_precision=PRECISION)
         if DIAGONAL:
             scores = tl.where(query[:, None] >= key[None, :], scores, float("-inf"))
-        new = tl.maximum(top, tl.max(scores, 1) * scale)
-        p = tl.exp2(scores * scale - new[:, None])
-        shrink = tl.exp2(top - new)
-        total = total * shrink + tl.sum(p, 1)
-        top = new
+        new_max = tl.maximum(row_max, tl.max(scores, 1) * scale)
+        p = tl.exp2(scores * scale - new_max[:, None])
+        rescale = tl.exp2(row_max - new_max)
+        row_sum = row_sum * rescale + tl.sum(p, 1)
+        row_max = new_max
         p = p.to(k_ptr.dtype.element_ty)
         v1 = load_rows(v_ptr, at, inside, 0, LANES1, DIM)
-        out1 = tl.dot(p, v1, out1 * shrink[:, None], input_precision=PRECISION)
+        out1 = tl.dot(p, v1, out1 * rescale[:, None], input_precision=PRECISION)
         if LANES2 > 0:
             v2 = load_rows(v_ptr, at, inside, LANES1, LANES2, DIM)
-            out2 = tl.dot(p, v2, out2 * shrink[:, None], input_precision=PRECISION)
-    return out1, out2, total, top
+            out2 = tl.dot(p, v2, out2 * rescale[:, None], input_precision=PRECISION)
+    return out1, out2, row_sum, row_max
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def forward_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """A tile of queries of one head; the last tiles, which have most work, come first."""
+    """Compute a tile of queries of one head; the last tiles, with the most work, start first."""
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
@@ -126,20 +126,20 @@ def forward_kernel(
     if LANES2 > 0:
         q2 = load_rows(q_ptr, query * stride_seq, inside, LANES1, LANES2, DIM)
         out2 = tl.zeros((QUERIES, LANES2), tl.float32)
-    total = tl.zeros((QUERIES,), tl.float32)
-    top = tl.full((QUERIES,), float("-inf"), tl.float32)
-    out1, out2, total, top = _forward_tiles(
-        out1, out2, total, top, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, 0, first,
+    row_sum = tl.zeros((QUERIES,), tl.float32)
+    row_max = tl.full((QUERIES,), float("-inf"), tl.float32)
+    out1, out2, row_sum, row_max = _forward_tiles(
+        out1, out2, row_sum, row_max, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, 0, first,
         False, DIM, LANES1, LANES2, KEYS, PRECISION,
     )  # fmt: skip
-    out1, out2, total, top = _forward_tiles(
-        out1, out2, total, top, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, first,
+    out1, out2, row_sum, row_max = _forward_tiles(
+        out1, out2, row_sum, row_max, q1, q2, k_ptr, v_ptr, query, seq, stride_seq, scale, first,
         tl.minimum(first + QUERIES, seq), True, DIM, LANES1, LANES2, KEYS, PRECISION,
     )  # fmt: skip
-    tl.store(lse_ptr + index.to(tl.int64) * seq + query, top + tl.log2(total), mask=inside)
+    tl.store(lse_ptr + index.to(tl.int64) * seq + query, row_max + tl.log2(row_sum), mask=inside)
     out_ptr += batch * seq * heads * DIM + head * DIM
     at = query * (heads * DIM)
-    inverse = 1.0 / total
+    inverse = 1.0 / row_sum
     store_rows(out_ptr, at, inside, 0, out1 * inverse[:, None], LANES1, DIM)
     if LANES2 > 0:
         store_rows(out_ptr, at, inside, LANES1, out2 * inverse[:, None], LANES2, DIM)
@@ -186,8 +186,8 @@ def delta_kernel(
     out = load_rows(out_ptr, at, inside, 0, LANES, DIM).to(tl.float32)
     dout = load_rows(dout_ptr, at, inside, 0, LANES, DIM).to(tl.float32)
     token, head = row // heads, row % heads
-    to = ((token // seq).to(tl.int64) * heads + head) * seq + token % seq
-    tl.store(delta_ptr + to, tl.sum(out * dout, 1), mask=inside)
+    delta_at = ((token // seq).to(tl.int64) * heads + head) * seq + token % seq
+    tl.store(delta_ptr + delta_at, tl.sum(out * dout, 1), mask=inside)
 
 
 @triton.jit
@@ -213,19 +213,19 @@ def _dkv_tiles(
         if LANES2 > 0:
             dout2 = load_rows(dout_ptr, query * dout_seq, inside, LANES1, LANES2, DIM)
         if DV:
-            low = p.to(q_ptr.dtype.element_ty)
-            dv1 = tl.dot(low, dout1, dv1, input_precision=PRECISION)
+            p_low = p.to(q_ptr.dtype.element_ty)
+            dv1 = tl.dot(p_low, dout1, dv1, input_precision=PRECISION)
             if LANES2 > 0:
-                dv2 = tl.dot(low, dout2, dv2, input_precision=PRECISION)
+                dv2 = tl.dot(p_low, dout2, dv2, input_precision=PRECISION)
         if DK:
             dp = tl.dot(v1, dout1.T, input_precision=PRECISION)
             if LANES2 > 0:
                 dp = tl.dot(v2, dout2.T, dp, input_precision=PRECISION)
             delta = tl.load(delta_ptr + query, mask=inside, other=0.0)
-            low = (p * (dp - delta[None, :])).to(q_ptr.dtype.element_ty)
-            dk1 = tl.dot(low, q1, dk1, input_precision=PRECISION)
+            dscores = (p * (dp - delta[None, :])).to(q_ptr.dtype.element_ty)
+            dk1 = tl.dot(dscores, q1, dk1, input_precision=PRECISION)
             if LANES2 > 0:
-                dk2 = tl.dot(low, q2, dk2, input_precision=PRECISION)
+                dk2 = tl.dot(dscores, q2, dk2, input_precision=PRECISION)
     return dk1, dk2, dv1, dv2
 
 
@@ -253,7 +253,7 @@ def dkv_kernel(
     DK: tl.constexpr,  # whether this launch writes dk
     DV: tl.constexpr,
 ):
-    """dk and dv of a tile of keys of one head."""
+    """Compute dk and dv for a tile of keys of one head."""
     n_tiles = tl.cdiv(seq, KEYS)
     index = tl.program_id(0) // n_tiles
     first = tl.program_id(0) % n_tiles * KEYS
@@ -285,13 +285,13 @@ def dkv_kernel(
         stride_seq, heads * DIM, scale, first + KEYS, seq,
         False, DIM, LANES1, LANES2, QUERIES, PRECISION, DK, DV,
     )  # fmt: skip
-    back = scale * 0.6931471805599453  # 1 / sqrt(head_dim)
+    grad_scale = scale * 0.6931471805599453  # 1 / sqrt(head_dim)
     dqkv_ptr += batch * seq * heads * 3 * DIM + head * 3 * DIM
     at = key * (heads * 3 * DIM)
     if DK:
-        store_rows(dqkv_ptr + DIM, at, inside, 0, dk1 * back, LANES1, DIM)
+        store_rows(dqkv_ptr + DIM, at, inside, 0, dk1 * grad_scale, LANES1, DIM)
         if LANES2 > 0:
-            store_rows(dqkv_ptr + DIM, at, inside, LANES1, dk2 * back, LANES2, DIM)
+            store_rows(dqkv_ptr + DIM, at, inside, LANES1, dk2 * grad_scale, LANES2, DIM)
     if DV:
         store_rows(dqkv_ptr + 2 * DIM, at, inside, 0, dv1, LANES1, DIM)
         if LANES2 > 0:
@@ -320,10 +320,10 @@ def _dq_tiles(
         p = tl.exp2(scores * scale - lse[:, None])
         if DIAGONAL:
             p = tl.where(query[:, None] >= key[None, :], p, 0.0)
-        low = (p * (dp - delta[:, None])).to(k_ptr.dtype.element_ty)
-        dq1 = tl.dot(low, k1, dq1, input_precision=PRECISION)
+        dscores = (p * (dp - delta[:, None])).to(k_ptr.dtype.element_ty)
+        dq1 = tl.dot(dscores, k1, dq1, input_precision=PRECISION)
         if LANES2 > 0:
-            dq2 = tl.dot(low, k2, dq2, input_precision=PRECISION)
+            dq2 = tl.dot(dscores, k2, dq2, input_precision=PRECISION)
     return dq1, dq2
 
 
@@ -349,7 +349,7 @@ def dq_kernel(
     KEYS: tl.constexpr,  # divides QUERIES
     PRECISION: tl.constexpr,
 ):
-    """dq of a tile of queries of one head."""
+    """Compute dq for a tile of queries of one head."""
     n_tiles = tl.cdiv(seq, QUERIES)
     index = tl.program_id(0) // n_tiles
     first = (n_tiles - 1 - tl.program_id(0) % n_tiles) * QUERIES
@@ -380,21 +380,21 @@ def dq_kernel(
         dq1, dq2, q1, q2, dout1, dout2, lse, delta, k_ptr, v_ptr, query, seq, stride_seq, scale,
         first, tl.minimum(first + QUERIES, seq), True, DIM, LANES1, LANES2, KEYS, PRECISION,
     )  # fmt: skip
-    back = scale * 0.6931471805599453  # 1 / sqrt(head_dim)
+    grad_scale = scale * 0.6931471805599453  # 1 / sqrt(head_dim)
     dqkv_ptr += batch * seq * heads * 3 * DIM + head * 3 * DIM
     at = query * (heads * 3 * DIM)
-    store_rows(dqkv_ptr, at, inside, 0, dq1 * back, LANES1, DIM)
+    store_rows(dqkv_ptr, at, inside, 0, dq1 * grad_scale, LANES1, DIM)
     if LANES2 > 0:
-        store_rows(dqkv_ptr, at, inside, LANES1, dq2 * back, LANES2, DIM)
+        store_rows(dqkv_ptr, at, inside, LANES1, dq2 * grad_scale, LANES2, DIM)
 
 
 def attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor
 ) -> Tensor:
-    """dq, dk and dv as one (batch, seq, heads, 3, head_dim).
+    """dq, dk and dv, packed into one (batch, seq, heads, 3, head_dim).
 
     Args:
-        dout: (batch, seq, heads, head_dim). q, k, v, out, lse: arguments, results of the forward.
+        dout: (batch, seq, heads, head_dim). q, k, v, out, lse: the forward's inputs and outputs.
     """
     q, k, v = same_strides(q, k, v)
     batch, seq, heads, dim = q.shape
@@ -407,7 +407,7 @@ def attention_backward(
     delta_kernel[(triton.cdiv(n_rows, rows),)](
         out, dout, delta, n_rows, seq, heads, DIM=dim, LANES=width, ROWS=rows, num_warps=4
     )
-    cut = tiles(dim, q.dtype)
+    sizes = tiles(dim, q.dtype)
 
     def launch(kernel: triton.JITFunction, tile: Tile, rows: int, **more: bool) -> None:
         kernel[(batch * heads * triton.cdiv(seq, rows),)](
@@ -416,8 +416,8 @@ def attention_backward(
             QUERIES=tile.queries, KEYS=tile.keys, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
 
-    launch(dkv_kernel, cut.dk, cut.dk.keys, DK=True, DV=cut.dv is None)
-    if cut.dv:
-        launch(dkv_kernel, cut.dv, cut.dv.keys, DK=False, DV=True)
-    launch(dq_kernel, cut.dq, cut.dq.queries)
+    launch(dkv_kernel, sizes.dk, sizes.dk.keys, DK=True, DV=sizes.dv is None)
+    if sizes.dv:
+        launch(dkv_kernel, sizes.dv, sizes.dv.keys, DK=False, DV=True)
+    launch(dq_kernel, sizes.dq, sizes.dq.queries)
     return dqkv

@@ -1,9 +1,9 @@
 """Unembedding and cross-entropy in one operation, without ever storing all logits.
 
 Rows are processed in chunks that stay in the cache; the gradients of the hidden states and the
-weight are computed in the same pass and only need scaling later. The softmax and loss are
-fp32 whatever the dtype of the products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. Padded
-vocabulary rows take part in the softmax, as they did in training.
+weight are computed in the same pass and only need scaling later. The softmax and loss are fp32
+whatever the dtype of the products, as in GPT-NeoX with `fp16_lm_cross_entropy` false. The softmax
+includes the padding rows of the vocabulary, as it did in Pythia's training.
 
 On a CUDA device this is one registered torch operation with a Triton kernel for the softmax of a
 chunk (cross_entropy_triton).
@@ -20,7 +20,7 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 CHUNK_ELEMENTS = 1 << 21
-"""Logits per chunk, measured on two cores: half or twice as many are slower at all sizes."""
+"""Logits per chunk. On two cores, half or twice as many are slower for every model size."""
 CHUNK_ELEMENTS_CUDA = 1 << 28
 """Logits per chunk on a CUDA device: 5,248 rows of Pythia's vocabulary, 0.5 GB. Not measured."""
 
@@ -40,7 +40,7 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
-    """Turn logits (n, vocab) into softmax - onehot(target) in place, and fill in the n losses."""
+    """Turn logits (n, vocab) into softmax - onehot(target) in place, and write the n losses."""
     if native.available(logits):
         cross_entropy = native.function("cross_entropy", logits.dtype)
         cross_entropy(logits, targets.contiguous(), losses, *logits.shape)
@@ -53,19 +53,19 @@ def _to_gradient_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:
     logits.copy_(p)
 
 
-def _in_chunks(
+def _loss_and_gradients(
     hidden: Tensor,
     weight_c: Tensor,
     targets: Tensor,
     chunk: int,
-    softmax_: Callable[[Tensor, Tensor, Tensor], None],
+    to_gradient_: Callable[[Tensor, Tensor, Tensor], None],
     add_product_: Callable[[Tensor, Tensor, Tensor], object],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean loss, and the gradients of the summed loss with respect to `hidden` and weight (fp32).
 
     Args:
         chunk: rows per chunk of logits.
-        softmax_: (logits, targets, losses) -> None: turns logits into gradients, fills in losses.
+        to_gradient_: (logits, targets, losses) -> None: as `_to_gradient_`.
         add_product_: (total, a, b) -> None: adds a^T b to the fp32 total.
     """
     n, d = hidden.shape
@@ -78,7 +78,7 @@ def _in_chunks(
         part = slice(start, min(start + chunk, n))
         h = hidden[part]
         logits = torch.mm(h, weight_c.t(), out=workspace[: len(h)])
-        softmax_(logits, targets[part], losses[part])
+        to_gradient_(logits, targets[part], losses[part])
         torch.mm(logits, weight_c, out=dhidden[part])
         add_product_(dweight, logits, h)
     return losses.mean(), dhidden, dweight
@@ -90,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
     ) -> Tensor:
         chunk = max(1, min(len(hidden), CHUNK_ELEMENTS // len(weight_c)))
-        loss, dhidden, dweight = _in_chunks(
+        loss, dhidden, dweight = _loss_and_gradients(
             hidden, weight_c, targets, chunk, _to_gradient_, _add_product_
         )
         ctx.save_for_backward(dhidden, dweight)
@@ -103,25 +103,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return dhidden * scale.to(dhidden.dtype), dweight * scale, None, None
 
 
-# The same as an operation that torch.compile does not trace. The forward returns the gradients.
+# The same as a registered operation, which torch.compile does not trace; it returns the gradients.
 
 
 @torch.library.custom_op("pythia::linear_cross_entropy", mutates_args=())
 def _fused(
     hidden: Tensor, weight: Tensor, targets: Tensor, weight_c: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `_in_chunks`."""
+    """See `_loss_and_gradients`."""
     from pythia_core.kernels.cross_entropy_triton import cross_entropy_
 
     chunk = CHUNK_ELEMENTS_CUDA // len(weight_c)
     chunk = min(len(hidden), max(128, chunk // 128 * 128))  # whole tiles of the matrix products
-    return _in_chunks(
+    return _loss_and_gradients(
         hidden, weight_c, targets.contiguous(), chunk, cross_entropy_, _add_product_fp32_
     )
 
 
 def _add_product_fp32_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a^T b, the product in fp32; on the CPU, which lacks that option, via fp32 copies."""
+    """total += a^T b with an fp32 product; on CPUs, which lack `out_dtype`, from fp32 copies."""
     if a.dtype == torch.float32:
         total += torch.mm(a.t(), b)
     elif a.device.type == "cpu":
@@ -165,10 +165,10 @@ def linear_cross_entropy(
     """Mean cross-entropy in nats of `hidden` (n, d) unembedded by `weight_c` (vocab, d).
 
     Args:
-        weight: fp32 master, gets the gradient. weight_c: its copy in the dtype of `hidden`.
+        weight: fp32 master, receives the gradient. weight_c: its copy in the dtype of `hidden`.
         targets: (n,) int64. On a CUDA device, a target outside [0, vocab) makes the loss NaN.
     """
-    weight_c = weight_c.detach()  # the weight itself in fp32; see kernels.linear
+    weight_c = weight_c.detach()  # see kernels.linear
     if dispatch.use_triton(hidden):
         dispatch.check("linear_cross_entropy", {"hidden": hidden.dtype, "weight_c": weight_c.dtype})
         device, dtype = hidden.device, hidden.dtype

@@ -1,7 +1,7 @@
-"""The Triton part of the chunked loss: a row of logits becomes its gradient, in place.
+"""The Triton kernel of the chunked loss: turns each row of logits into its gradient, in place.
 
-The row is read twice, in blocks: for its maximum and sum of exponentials, then for the gradient.
-A whole row of 50,304 would spill registers on sm_90; the second read hits the L2 cache.
+A row is read twice, in blocks: for its maximum and sum of exponentials, then for the gradient.
+Holding all 50,304 logits would spill registers on sm_90; the second read hits the L2 cache.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ def cross_entropy_kernel(
     """One row: loss = log(sum exp x) - x[target], fp32. NaN if the target is not in [0, vocab)."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
-    lanes = tl.arange(0, BLOCK)
+    lane = tl.arange(0, BLOCK)
     target = tl.load(targets_ptr + row)
     valid = (target >= 0) & (target < vocab)
     correct = tl.load(logits_ptr + target, mask=valid, other=float("nan")).to(tl.float32)
-    top = float("-inf")
-    total = 0.0
+    row_max = float("-inf")
+    row_sum = 0.0
     for start in range(0, vocab, BLOCK):
-        inside = start + lanes < vocab
-        x = tl.load(logits_ptr + start + lanes, mask=inside, other=float("-inf")).to(tl.float32)
-        new = tl.maximum(top, tl.max(x, 0))
-        total = total * tl.exp(top - new) + tl.sum(tl.exp(x - new), 0)
-        top = new
-    tl.store(losses_ptr + row, tl.log(total) + (top - correct))
-    inverse = 1.0 / total
+        inside = start + lane < vocab
+        x = tl.load(logits_ptr + start + lane, mask=inside, other=float("-inf")).to(tl.float32)
+        new_max = tl.maximum(row_max, tl.max(x, 0))
+        row_sum = row_sum * tl.exp(row_max - new_max) + tl.sum(tl.exp(x - new_max), 0)
+        row_max = new_max
+    tl.store(losses_ptr + row, tl.log(row_sum) + (row_max - correct))
+    inverse = 1.0 / row_sum
     for start in range(0, vocab, BLOCK):
-        inside = start + lanes < vocab
-        x = tl.load(logits_ptr + start + lanes, mask=inside, other=float("-inf")).to(tl.float32)
-        p = tl.exp(x - top) * inverse
-        p = tl.where(start + lanes == target, p - 1.0, p)
-        tl.store(logits_ptr + start + lanes, p.to(logits_ptr.dtype.element_ty), mask=inside)
+        inside = start + lane < vocab
+        x = tl.load(logits_ptr + start + lane, mask=inside, other=float("-inf")).to(tl.float32)
+        p = tl.exp(x - row_max) * inverse
+        p = tl.where(start + lane == target, p - 1.0, p)
+        tl.store(logits_ptr + start + lane, p.to(logits_ptr.dtype.element_ty), mask=inside)
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, losses: Tensor) -> None:

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def use_triton(tensor: Tensor) -> bool:
-    """Whether operations on such tensors run as Triton kernels."""
+    """Whether operations on this tensor run as Triton kernels."""
     if os.environ.get("PYTHIA_TRITON") == "0":
         return False
     if tensor.device.type == "cpu":
@@ -62,8 +62,8 @@ def warn_once(message: str) -> None:
 
 @contextlib.contextmanager
 def no_fallback() -> Iterator[None]:
-    """Inside the block, a kernel or backend that fails is an error: a benchmark must not time a
-    fallback under its name."""
+    """Inside the block, a kernel or backend that fails is an error, so that a benchmark cannot time
+    a fallback by mistake."""
     global _strict
     before, _strict = _strict, True
     try:
@@ -78,9 +78,9 @@ def strict() -> bool:
 
 
 def version_problem() -> str:
-    """Why torch and Triton are incompatible, and what to do; "" if they are not, or if unknown.
+    """Why torch and Triton are incompatible, and what to do; "" if no problem is known.
 
-    A CUDA build of torch names its Triton in its metadata; a CPU build names none.
+    The metadata of a CUDA build of torch names the Triton it needs; a CPU build names none.
     """
     try:
         required = [
@@ -100,7 +100,7 @@ def version_problem() -> str:
 
 
 def probe(operation: str) -> Callable[[Probe], Probe]:
-    """Register the function of (device, dtype, width) that runs an operation's kernels once."""
+    """Decorator that registers a function (device, dtype, width) to try an operation's kernels."""
 
     def register(function: Probe) -> Probe:
         _probes[operation] = function
@@ -111,14 +111,14 @@ def probe(operation: str) -> Callable[[Probe], Probe]:
 
 @torch.compiler.assume_constant_result
 def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernels of an operation run on the device: tried once, a failure logged once.
+    """Whether an operation's kernels run on the device: tried once; a failure is logged once.
 
     Raises:
-        ConfigError: they do not, inside `no_fallback`.
+        ConfigError: inside `no_fallback`, if they do not.
     """
     key = (operation, device, dtype, width)
     if device.type != "cuda":
-        return True  # interpreted, not compiled
+        return True  # Triton interprets the kernels here
     if key not in _supported or (strict() and not _supported[key]):
         try:
             with torch.no_grad():
@@ -126,10 +126,10 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
             _supported[key] = True
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # from Triton, ptxas, the driver or a C compiler
+        except Exception as error:  # of Triton, ptxas, the driver or a C compiler
             _supported[key] = False
             lines = str(error).strip().splitlines() or [""]
-            reason = f"{operation}: the kernel of width {width} fails here, "
+            reason = f"{operation}: the kernel of width {width} fails on this GPU, "
             reason += f"{type(error).__name__}: {lines[-1][:200]}"
             if advice := version_problem():
                 reason += f" ({advice})"
@@ -140,7 +140,7 @@ def is_supported(operation: str, device: torch.device, dtype: torch.dtype, width
 
 
 def check(operation: str, dtypes: dict[str, torch.dtype], problems: Sequence[str] = ()) -> None:
-    """Raise an error for arguments that a kernel cannot take.
+    """Raise an error if a kernel cannot take its arguments.
 
     Args:
         dtypes: argument name -> dtype; each must be one of `DTYPES`.

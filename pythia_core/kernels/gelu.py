@@ -104,7 +104,7 @@ def bias_gelu(x: Tensor, bias: Tensor, form: str, bias_c: Tensor | None = None) 
     """GELU of x (n, d) + bias (d,), in the dtype of `x`; `form` is "tanh" or "erf".
 
     Args:
-        bias: gets the gradient. bias_c: its rounded copy, which is the one added.
+        bias: receives the gradient. bias_c: its rounded copy, the one that is added, or None.
 
     Raises:
         ConfigError: a dtype that the kernel cannot take.

@@ -1,7 +1,7 @@
-"""Bias and GELU in one pass, and their backward with the bias gradient in one pass.
+"""Bias and GELU in one pass; the backward, with the bias gradient, in another.
 
-The bias gradient has PARTIALS partial sums, the same number on every device. The backward
-recomputes GELU from the output of the preceding product.
+The bias gradient is added up from PARTIALS partial sums, the same number on every device. The
+backward recomputes GELU from the output of the preceding product.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _gelu(x, TANH: tl.constexpr):
 
 
 @triton.jit
-def _gelu_slope(x, TANH: tl.constexpr):
+def _gelu_derivative(x, TANH: tl.constexpr):
     if TANH:
         s = tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
         return s + x * s * (1.0 - s) * 1.59576912 * (1.0 + 0.134145 * x * x)
@@ -77,7 +77,7 @@ def bias_gelu_backward_kernel(
         at = row.to(tl.int64)[:, None] * d + lane[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
         dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dx = dy * _gelu_slope(x, TANH)
+        dx = dy * _gelu_derivative(x, TANH)
         dbias += tl.sum(dx, 0)
         tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
     tl.store(partial_ptr + program * d + lane, dbias, mask=inside)

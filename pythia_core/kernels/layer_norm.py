@@ -1,7 +1,8 @@
-"""LayerNorm of the fp32 residual stream, written in the dtype that the next product reads.
+"""LayerNorm of the fp32 residual stream, with output in the dtype of the next matrix product.
 
-A parallel block applies two to the same stream: `layer_norm_pair`, on a CUDA device one Triton
-kernel in each direction (layer_norm_triton), which can also add the previous block's branches.
+A parallel block applies two LayerNorms to the same stream: `layer_norm_pair`. On a CUDA device it
+is one Triton kernel in each direction (layer_norm_triton), which also adds the previous block's
+branches.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 from pythia_core.kernels import dispatch, native
 
 BLOCKS = 16
-"""Partial sums of the weight and bias gradients: the same for any number of threads."""
+"""Number of partial sums of a weight or bias gradient, whatever the number of threads."""
 WIDTH_MAX = 8192
-"""Widest row that the Triton kernels can keep in registers; Pythia-12B has 5,120."""
+"""Widest row that the Triton kernels can hold in registers; Pythia-12B has 5,120."""
 
 
 def layer_norm_reference(
@@ -59,7 +60,7 @@ class _NativeLayerNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm of x (n, d) with weight (d,), bias (d,), all fp32, into `dtype`."""
+    """LayerNorm of x (n, d) with weight (d,), bias (d,), all fp32; the result is in `dtype`."""
     if x.dtype == torch.float32 and dtype != torch.float16 and native.available(x):
         return _NativeLayerNorm.apply(x, weight, bias, eps, dtype)
     return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps).to(dtype)
@@ -178,7 +179,9 @@ def layer_norm_pair(
         dtypes = {"x": x.dtype, "dtype": dtype, "norms": norms[0].dtype}
         dtypes |= {f"branch {i + 1}": b.dtype for i, b in enumerate(branches)}
         d = x.shape[1]
-        wide = [f"rows of {d}, the kernel takes up to {WIDTH_MAX}"] if d > WIDTH_MAX else []
+        wide = (
+            [f"rows of {d} elements, the kernel takes up to {WIDTH_MAX}"] if d > WIDTH_MAX else []
+        )
         dispatch.check("layer_norm_pair", dtypes, wide)
         if dispatch.is_supported("layer_norm_pair", x.device, dtype, d):
             z, y1, y2, _, _ = _pair(x, list(branches), list(norms), eps, dtype)

@@ -1,9 +1,9 @@
-"""The two LayerNorms of a parallel block in one pass over the residual stream, which it updates.
+"""The two LayerNorms of a parallel block in one pass, which also updates the residual stream.
 
-Statistics are fp32 and computed in two steps (mean, then centred squares) on rows in registers. The
-backward keeps its sums for the four parameter gradients in registers over many rows and writes
-PARTIALS of each: a fixed number, so results do not depend on the device. There a row is two runs of
-lanes, 4,096 + 1,024 at Pythia-12B's 5,120: sums of 8,192 lanes would spill on sm_90.
+Statistics are fp32 and computed in two steps (mean, then centred squares) on rows in registers. In
+the backward, each program adds up the four parameter gradients over many rows in registers. There
+are PARTIALS programs, a fixed number, so results do not depend on the device. The backward splits a
+row into two runs of lanes, 4,096 + 1,024 for Pythia-12B: sums of 8,192 lanes would spill on sm_90.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tile(d: int) -> tuple[int, int, int]:
 
 
 def backward_tile(d: int) -> tuple[int, int, int, int]:
-    """(rows, lanes, second run of lanes or 0, warps) per program; runs are powers of two."""
+    """(rows, lanes in the first run, in the second or 0, warps) per program; powers of two."""
     first = 1 << (d.bit_length() - 1)
     second = triton.next_power_of_2(d - first) if d > first else 0
     rows = tile(d)[0]
@@ -63,7 +63,7 @@ def pair_kernel(
         z += a + tl.load(b_ptr + at, mask=mask, other=0.0).to(tl.float32)
         rounded = z.to(z_ptr.dtype.element_ty)
         tl.store(z_ptr + at, rounded, mask=mask)
-        z = rounded.to(tl.float32)  # what the backward will read
+        z = rounded.to(tl.float32)  # the statistics use the values that the backward reads
     mean = tl.sum(z, 1) / d
     centred = tl.where(mask, z - mean[:, None], 0.0)
     rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 1) / d + eps)
@@ -84,7 +84,7 @@ def _read_part(
     z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, first,
     dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr,
 ):  # fmt: skip
-    """For a run of lanes of a tile of rows: the two terms of dx, and the updated sums."""
+    """Read one run of lanes of a tile of rows; returns the two terms of dx and the updated sums."""
     lane = first + tl.arange(0, LANES)
     inside = lane < d
     mask = (row < n)[:, None] & inside[None, :]
@@ -106,13 +106,13 @@ def _read_part(
 
 @triton.jit
 def _write_part(
-    dz_ptr, dx_ptr, dbranch_ptr, scaled, g, shift, along, rstd, row, n, d, first,
+    dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
     RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]
-    dx = (g - shift[:, None] - scaled * along[:, None]) * rstd[:, None]
+    dx = (g - g_mean[:, None] - scaled * g_scaled_mean[:, None]) * rstd[:, None]
     if RESIDUAL:
         dx += tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(dbranch_ptr + at, dx.to(dbranch_ptr.dtype.element_ty), mask=mask)
@@ -164,7 +164,7 @@ def pair_backward_kernel(
             z_ptr, dy1_ptr, dy2_ptr, weight1_ptr, weight2_ptr, mean, rstd, row, n, d, 0,
             dweight1, dbias1, dweight2, dbias2, LANES1,
         )  # fmt: skip
-        along, shift = tl.sum(g * scaled, 1), tl.sum(g, 1)
+        dot, total = tl.sum(g * scaled, 1), tl.sum(g, 1)
         if LANES2 > 0:
             more_scaled, more_g, more_dweight1, more_dbias1, more_dweight2, more_dbias2 = (
                 _read_part(
@@ -172,17 +172,17 @@ def pair_backward_kernel(
                     LANES1, more_dweight1, more_dbias1, more_dweight2, more_dbias2, LANES2,
                 )
             )  # fmt: skip
-            along += tl.sum(more_g * more_scaled, 1)
-            shift += tl.sum(more_g, 1)
-        along, shift = along / d, shift / d
+            dot += tl.sum(more_g * more_scaled, 1)
+            total += tl.sum(more_g, 1)
+        g_scaled_mean, g_mean = dot / d, total / d
         _write_part(
-            dz_ptr, dx_ptr, dbranch_ptr, scaled, g, shift, along, rstd, row, n, d, 0,
+            dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, 0,
             RESIDUAL, LANES1,
         )  # fmt: skip
         if LANES2 > 0:
             _write_part(
-                dz_ptr, dx_ptr, dbranch_ptr, more_scaled, more_g, shift, along, rstd, row, n, d,
-                LANES1, RESIDUAL, LANES2,
+                dz_ptr, dx_ptr, dbranch_ptr, more_scaled, more_g, g_mean, g_scaled_mean, rstd, row,
+                n, d, LANES1, RESIDUAL, LANES2,
             )  # fmt: skip
     partial_ptr += program * 4 * d
     _write_sums(partial_ptr, d, 0, dweight1, dbias1, dweight2, dbias2, LANES1)
@@ -220,7 +220,7 @@ def pair_backward(
     z: Tensor, dz: Tensor | None, dy1: Tensor, dy2: Tensor, weight1: Tensor, weight2: Tensor,
     mean: Tensor, rstd: Tensor, branch_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """dx, the gradient of each branch (empty if `dz` is None), those of the parameters (4, d)."""
+    """dx, the gradient of either branch (empty if `dz` is None), the parameter gradients (4, d)."""
     n, d = z.shape
     dy1, dy2 = dy1.contiguous(), dy2.contiguous()
     rows, first, second, warps = backward_tile(d)

@@ -50,9 +50,9 @@ def linear(
     """x (n, in) @ weight_c (out, in)^T + bias_c (out); gradients go to `weight` and `bias` in fp32.
 
     Args:
-        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. The biases
+        weight, bias: fp32 masters. weight_c, bias_c: their copies in the dtype of `x`. Both biases
             are None if the next operation adds the bias.
     """
-    # detached: torch.compile refuses one tensor as two inputs, which masters in fp32 would be
+    # detached: in fp32, copy and master are one tensor, which torch.compile refuses as two inputs
     bias_c = bias_c if bias_c is None else bias_c.detach()
     return _Linear.apply(x, weight, bias, weight_c.detach(), bias_c)

@@ -1,7 +1,7 @@
 /* Element-wise passes of a training step on a CPU, one pass over memory each.
  *
  * Compiled on first use by pythia_core/kernels/native.py with the system's C compiler, cached, and
- * called through ctypes; without a compiler the torch code beside each caller runs instead. Matrix
+ * called through ctypes; without a compiler the callers run torch code instead. Matrix
  * products stay in torch. Every function exists for float and for bfloat16 (stored as uint16_t).
  * Rows are split statically over OpenMP threads and each row is reduced by one thread, so results
  * do not change from call to call. Statistics and sums are fp32.
@@ -23,7 +23,7 @@ static inline bf16 store_bf16(float f) { /* round to nearest even; NaN stays NaN
 static inline float load_f32(float f) { return f; }
 static inline float store_f32(float f) { return f; }
 
-/* e^x to about 1 ulp for x in [-87, 88], constant outside: 2^n times a polynomial in the rest. */
+/* e^x to about 1 ulp for x in [-87, 88], constant outside: 2^n times a polynomial in x - n ln 2. */
 static inline float exp_fast(float x) {
   x = x < -87.0f ? -87.0f : x;
   x = x > 88.0f ? 88.0f : x;
@@ -40,7 +40,7 @@ static inline float exp_fast(float x) {
   return p * bits_float((uint32_t)((int32_t)n + 127) << 23);
 }
 
-/* The past of a row, rounded up so that loops over it have no scalar rest. */
+/* Length of the unmasked part of a row, rounded up so that loops have no scalar remainder. */
 static inline int whole_vectors(int length, int seq) {
   int width = (length + 15) & ~15;
   return width < seq ? width : seq;
@@ -162,7 +162,7 @@ static inline int whole_vectors(int length, int seq) {
     }                                                                                              \
   }                                                                                                \
                                                                                                    \
-  /* LayerNorm of x (n, d) float -> y (n, d); keeps mean and 1/std */                              \
+  /* LayerNorm of x (n, d) float -> y (n, d); stores mean and 1/std */                             \
   void layer_norm_##SUFFIX(const float *x, const float *weight, const float *bias, T *y,           \
                            float *mean, float *rstd, float eps, i64 n, i64 d) {                    \
     _Pragma("omp parallel for schedule(static)") for (i64 r = 0; r < n; r++) {                     \
@@ -179,7 +179,7 @@ static inline int whole_vectors(int length, int seq) {
     }                                                                                              \
   }                                                                                                \
                                                                                                    \
-  /* its gradients; dweight and dbias get one partial sum per block of rows, (blocks, d) */        \
+  /* gradients of layer_norm; dweight and dbias (blocks, d): a partial sum per block of rows */    \
   void layer_norm_backward_##SUFFIX(const float *x, const T *dy, const float *weight,              \
                                     const float *mean, const float *rstd, float *dx,               \
                                     float *dweight, float *dbias, i64 n, i64 d, i64 blocks) {      \

@@ -1,4 +1,4 @@
-"""Compiles native.c once with the system's C compiler and calls it on torch tensors.
+"""Compile native.c once with the system's C compiler, and call its functions on torch tensors.
 
 `available(tensor)` is false without a compiler, for tensors on another device or of another dtype,
 and if `PYTHIA_NATIVE=0` is set; every caller then takes its torch path. The library is linked to
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled library; None, with one logged line that says why, if there is none."""
+    """The compiled library; None if it is switched off or does not compile (logged once)."""
     if os.environ.get("PYTHIA_NATIVE") == "0":
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
@@ -73,7 +73,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def available(tensor: Tensor) -> bool:
-    """Whether the functions take such tensors; never while torch.compile traces."""
+    """Whether the compiled functions take this tensor; never while torch.compile traces."""
     if tensor.device.type != "cpu" or tensor.dtype not in _SUFFIX or torch.compiler.is_compiling():
         return False
     return library() is not None
@@ -81,7 +81,7 @@ def available(tensor: Tensor) -> bool:
 
 @functools.cache
 def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The compiled function for a dtype, where tensors of it are `available`."""
+    """The compiled function for a dtype; only if `available` is true for its tensors."""
     native = getattr(library(), f"{name}_{_SUFFIX[dtype]}")
     native.restype = None
 

@@ -49,7 +49,7 @@ def split_rotated_reference(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tens
 
 @torch.library.custom_op("pythia::rotate_", mutates_args=("qkv",))
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    """Rotate the queries and keys of a packed qkv in place, or back; CUDA only."""
+    """Rotate the queries and keys of a packed qkv in place; `back` undoes it. CUDA only."""
     from pythia_core.kernels import rotary_triton
 
     rotary_triton.rotate_(qkv, cos, sin, back)
@@ -82,8 +82,8 @@ def _probe(device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
 
 
 class _SplitRotated(torch.autograd.Function):
-    """Autograd cannot express "in place, and three views of it". The version counter of qkv still
-    changes, so a backward that needs the unrotated values fails instead of being wrong."""
+    """Autograd cannot express an in-place change that returns three views. qkv's version counter
+    still changes, so a backward that needs the unrotated values fails instead of being wrong."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
@@ -99,8 +99,8 @@ class _SplitRotated(torch.autograd.Function):
 def split_rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
     """Queries, keys (both rotated) and values of qkv (batch, seq, heads, 3, head_dim).
 
-    On a CUDA device qkv is overwritten and the results are views of it, except under no_grad:
-    there, autograd would not notice a use of the old values.
+    On a CUDA device qkv is overwritten and the results are views of it. Under no_grad qkv is copied
+    first, because there autograd would not notice a use of the old values.
 
     Args:
         cos, sin: (seq, rotary_dims / 2), fp32.

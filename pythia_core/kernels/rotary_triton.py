@@ -1,4 +1,4 @@
-"""Rotary embedding on the packed QKV: in-place forward, gradients gathered into one packed buffer.
+"""Rotary embedding on the packed QKV: an in-place forward, and one packed gradient.
 
 The forward reads and writes only the rotated lanes of queries and keys, a sixth of the buffer at
 Pythia's 25 %. Angles are applied in fp32 and rounded once.
@@ -136,7 +136,7 @@ def pack_kernel(
 
 
 def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
-    """Rotate queries and keys of qkv (batch, seq, heads, 3, head_dim) in place, or back."""
+    """Rotate q and k of qkv (batch, seq, heads, 3, head_dim) in place; `back` undoes it."""
     batch, seq, heads, _, _ = qkv.shape
     half = cos.shape[-1]
     assert qkv.stride(-1) == 1 and cos.is_contiguous() and sin.is_contiguous()
@@ -151,7 +151,7 @@ def rotate_(qkv: Tensor, cos: Tensor, sin: Tensor, back: bool) -> None:
 
 
 def pack_rotated_back(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """One contiguous (batch, seq, heads, 3, head_dim) of three (batch, seq, heads, head_dim)."""
+    """Rotate dq and dk back; pack them and dv into one (batch, seq, heads, 3, head_dim)."""
     dq, dk, dv = (g if g.stride(-1) == 1 else g.contiguous() for g in (dq, dk, dv))
     batch, seq, heads, dim = dq.shape
     half = cos.shape[-1]

@@ -1,8 +1,8 @@
-"""Extensions: what other packages add to this library, found by name and loaded on demand.
+"""Commands, corpora and kinds of runs that other packages add, found by name, loaded on demand.
 
-A package registers its commands, corpora and kinds of runs as entry points in the groups
-`pythia_core.commands`, `pythia_core.corpora` and `pythia_core.runs`. The book has a table instead
-(`pythia_book.EXTENSIONS`), so that a checkout works without being installed.
+A package registers them as entry points in the groups `pythia_core.commands`, `pythia_core.corpora`
+and `pythia_core.runs`. The book has a table instead (`pythia_book.EXTENSIONS`), so that a checkout
+works without being installed.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def registered(group: str) -> dict[str, EntryPoint]:
 
 
 def _book_table() -> dict[str, dict[str, str]]:
-    """The book's table. A checkout uses its own book even if another one is installed, because the
-    two packages belong together; so do child processes.
+    """The book's table. A checkout and its child processes use the checkout's own book even if
+    another one is installed, because the two packages belong together.
     """
     root = checkout()
     if root and (root / "book" / "pythia_book").is_dir():

@@ -41,7 +41,7 @@ def require_checkout(feature: str) -> Path:
 
 
 def project_root() -> Path:
-    """The checkout, else the working folder."""
+    """The checkout, or the working folder if the package was installed."""
     return checkout() or Path.cwd()
 
 
@@ -120,7 +120,7 @@ def file_sha256(path: Path | str) -> str:
 
 
 def fraction(text: str, salt: bytes = b"") -> float:
-    """The first 8 bytes of the text's sha256 as a number in [0, 1): a reproducible draw."""
+    """A reproducible pseudo-random number in [0, 1): the first 8 bytes of the text's sha256."""
     digest = hashlib.sha256(salt + text.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 

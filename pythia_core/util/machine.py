@@ -1,4 +1,4 @@
-"""The machine: processor, accelerator, fast precisions, reuse of memory.
+"""The machine: processor, GPU, supported precisions, memory settings.
 
 Nothing here reveals the host's name. torch is imported by the functions that need it, so that
 reading a record does not load it.
@@ -57,7 +57,7 @@ def best_precision() -> str:
 
 
 def device_info() -> dict[str, Any]:
-    """The machine as recorded: device, threads, versions; no host name, no paths."""
+    """The machine as it is recorded: device, threads, versions; no host name, no paths."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -73,10 +73,10 @@ def device_info() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The model on the GPU if there is one, otherwise on its device; in fp32 either way.
+    """The model, moved to the GPU if there is one; in fp32 either way.
 
-    On a GPU, inside the block, fp32 matrix products round their factors to TF32: three bits more
-    than the bf16 in which the model was trained, and several times as fast as fp32.
+    On a GPU, fp32 matrix products inside the block round their factors to TF32, which is several
+    times as fast as fp32 and has three bits more than the bf16 in which the model was trained.
     """
     import torch
 
@@ -95,28 +95,28 @@ def on_device(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def deterministic(wanted: bool = True) -> Iterator[None]:
     """Inside the block, refuse (or allow) CUDA kernels whose sums depend on thread order.
 
-    Applies to the whole process; the previous setting is restored on exit. torch raises a
-    RuntimeError: with a mere warning, its attention would still use a nondeterministic kernel.
+    Applies to the whole process; the previous setting is restored on exit. A refused kernel raises
+    a RuntimeError: if torch only warned, its attention would still use a nondeterministic kernel.
     """
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
-    warned = torch.is_deterministic_algorithms_warn_only_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     settings: Any = torch.utils.deterministic
-    filled = settings.fill_uninitialized_memory
+    fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(wanted)
-    settings.fill_uninitialized_memory = False  # a pass over every new tensor
+    settings.fill_uninitialized_memory = False  # it costs a pass over every new tensor
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=warned)
-        settings.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fill
 
 
 def keep_freed_memory() -> None:
     """Make glibc reuse freed blocks instead of returning them to the system.
 
-    Page-faulting them in again costs a third of a small model's step. Does nothing without glibc.
+    Otherwise page faults take a third of a small model's step. Does nothing without glibc.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -4,7 +4,7 @@
     a pipe, a log file                a line when a stage begins, every LOG_SECONDS, and at its end
     a notebook opened by a person     tqdm's bar as text in the cell's output, redrawn in place
     a notebook run by papermill       on the terminal of the papermill command (`PYTHIA_TERMINAL`)
-    one of many parallel jobs         in the line of all jobs (pythia_core.util.workers)
+    one of many parallel jobs         on the line that all jobs share (pythia_core.util.workers)
 
 Each stage of the work has its own bar, named by `desc`.
 """
@@ -36,20 +36,20 @@ warnings.filterwarnings("ignore", "IProgress not found")
 
 
 class _Lines(tqdm):
-    """Plain lines for a log. `gui`: tqdm leaves the drawing to the subclass, as for tqdm.gui."""
+    """Plain lines for a log. With `gui=True`, tqdm leaves all drawing to the subclass."""
 
     desc: str
 
     def __init__(self, **settings: Any) -> None:
         if settings.get("unit_scale"):
-            counted = "{n_fmt}{unit}" + (" of {total_fmt}{unit}" if settings.get("total") else "")
+            position = "{n_fmt}{unit}" + (" of {total_fmt}{unit}" if settings.get("total") else "")
         else:
-            counted = "{unit} {n_fmt}" + (" of {total_fmt}" if settings.get("total") else "")
+            position = "{unit} {n_fmt}" + (" of {total_fmt}" if settings.get("total") else "")
         left = "{remaining} left" if settings.get("total") else "{elapsed} so far"
-        defaults = {"bar_format": f"{{desc}}: {counted}, {left}{{postfix}}", "miniters": 1}
-        every = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "ncols": 1000}
-        super().__init__(gui=True, file=sys.stderr, **(defaults | settings | every))
-        self._title, self._broken = self.desc, False
+        defaults = {"bar_format": f"{{desc}}: {position}, {left}{{postfix}}", "miniters": 1}
+        fixed = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "ncols": 1000}
+        super().__init__(gui=True, file=sys.stderr, **(defaults | settings | fixed))
+        self._title, self._interrupted = self.desc, False
         self._print(self._title)
 
     def _print(self, line: str) -> None:
@@ -63,13 +63,13 @@ class _Lines(tqdm):
         """No-op: this bar never redraws."""
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        self._broken = kind is not None
+        self._interrupted = kind is not None
         super().__exit__(kind, *rest)
 
     def close(self) -> None:
         """Show the final state of the bar, completed or not, and close it."""
         if not getattr(self, "disable", True):
-            if not self._broken and (self.total is None or self.n >= self.total):
+            if not self._interrupted and (self.total is None or self.n >= self.total):
                 self.desc, self.bar_format = self._title, DONE
             self.display()
         super().close()
@@ -121,7 +121,7 @@ def _terminal() -> TextIO | None:
     if name := os.environ.get(TERMINAL):
         with contextlib.suppress(OSError):
             terminal = open(name, "w", encoding="utf-8")
-            terminal.write("\r\033[K")  # what papermill has drawn there
+            terminal.write("\r\033[K")  # erase what papermill has drawn there
             return terminal
     return None
 

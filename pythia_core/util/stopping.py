@@ -2,7 +2,7 @@
 
 Work that can save its state polls `stop_requests`, saves, and raises `Stopped`. Everything else is
 interrupted immediately, which is safe because files are written atomically. A command then prints
-one line that says what was kept (`report_stop`) and exits with 128 plus the signal number.
+one line that says what was saved (`report_stop`) and exits with 128 plus the signal number.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Stopped(KeyboardInterrupt):
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _last = -PATIENCE
-_arrived: list[int] | None = None
+_shared_record: list[int] | None = None
 
 
 @contextlib.contextmanager
-def _handled(handler: Callable[[int], None]) -> Iterator[None]:
-    """Pass both signals to `handler`, except repeated ones."""
+def _handle_signals(handler: Callable[[int], None]) -> Iterator[None]:
+    """Pass SIGINT and SIGTERM to `handler`, but not repeats within PATIENCE."""
     previous: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _frame: Any) -> None:
@@ -63,27 +63,27 @@ def _handled(handler: Callable[[int], None]) -> Iterator[None]:
 def stop_requests(notify: Callable[[], None] | None = None) -> Iterator[Callable[[], int]]:
     """Record SIGINT and SIGTERM inside the block; a second one, after PATIENCE, raises `Stopped`.
 
-    Nested blocks share the record. `notify` is called when the first signal arrives.
+    Nested blocks share one record. `notify` is called when the first signal arrives.
 
     Yields:
         A function that returns the number of the signal received, 0 if none.
     """
-    global _arrived
-    outer = _arrived
-    arrived = _arrived = [] if outer is None else outer
+    global _shared_record
+    outer = _shared_record
+    received = _shared_record = [] if outer is None else outer
 
     def record(number: int) -> None:
-        if arrived:
+        if received:
             raise Stopped(number=number)
-        arrived.append(number)
+        received.append(number)
         if notify is not None:
             notify()
 
     try:
-        with _handled(record):
-            yield lambda: arrived[0] if arrived else 0
+        with _handle_signals(record):
+            yield lambda: received[0] if received else 0
     finally:
-        _arrived = outer
+        _shared_record = outer
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def interruptible() -> Iterator[None]:
     def stop(number: int) -> None:
         raise Stopped(number=number)
 
-    with _handled(stop):
+    with _handle_signals(stop):
         yield
 
 
@@ -109,30 +109,34 @@ def uninterrupted_children() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore both signals from now on, because little is left to do."""
+    """Ignore SIGINT and SIGTERM from now on: the process is about to end."""
     with contextlib.suppress(ValueError):
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
 
-def report_stop(stop: KeyboardInterrupt, kept: str | None = "") -> int:
-    """Print one line to the error stream: the command was stopped, and how to go on.
+def report_stop(stop: KeyboardInterrupt, resume_note: str | None = "") -> int:
+    """Print one line to the error stream: the command was stopped, and how to continue.
 
-    Afterwards the process should exit with the returned code: it ignores signals and logs nothing
-    more.
+    From then on signals are ignored and nothing is logged.
 
     Args:
-        kept: what was kept, e.g. "what was trained is kept"; empty if the command would start over;
-            None if nothing had been done yet.
+        resume_note: what was saved, e.g. "training so far is saved"; empty if the command would
+            start over; None if nothing had been done yet.
+
+    Returns:
+        The code with which the process should exit.
     """
     logging.disable()
     ignore_signals()
-    typed = os.environ.get(COMMAND)
-    again = f"run {f'`{typed}`' if typed else 'the same command'} again"
-    if kept is None:
-        then = f" before anything began: {again}"
+    command = os.environ.get(COMMAND)
+    rerun = f"run {f'`{command}`' if command else 'the same command'} again"
+    if resume_note is None:
+        advice = f" before anything was done: {rerun}"
+    elif resume_note:
+        advice = f"; {resume_note}: {rerun} to continue"
     else:
-        then = f"; {kept}: {again} to go on from there" if kept else f": {again} to start over"
-    begin = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
-    print(f"{begin}{str(stop) or 'stopped'}{then}", file=sys.stderr, flush=True)
+        advice = f": {rerun} to start over"
+    newline = "\n" if sys.stderr.isatty() else ""  # the terminal has echoed ^C
+    print(f"{newline}{str(stop) or 'stopped'}{advice}", file=sys.stderr, flush=True)
     return 128 + getattr(stop, "number", signal.SIGINT)

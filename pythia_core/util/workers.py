@@ -31,8 +31,8 @@ Result = TypeVar("Result")
 Gate = Callable[[Sequence[int], Sequence[int]], int | None]
 """(waiting jobs, running jobs) -> the waiting job that may start now (training.gpu_sharing)."""
 
-SHOWN = 4
-"""Maximum number of jobs that the progress line names; it counts all."""
+MAX_JOB_NOTES = 4
+"""How many running jobs the progress line describes; it counts the others."""
 
 
 class _ProgressSlot(ctypes.Structure):
@@ -48,8 +48,8 @@ class _ProgressSlot(ctypes.Structure):
 _pool: tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]] | None = None
 
 
-def number_from(variable: str) -> int | None:
-    """The number of processes in an environment variable; None if it is not set.
+def process_count_from(variable: str) -> int | None:
+    """The number of processes that an environment variable sets; None if it is not set.
 
     Raises:
         ConfigError: the variable is not a positive whole number.
@@ -66,7 +66,7 @@ def n_workers() -> int:
     """Number of worker processes: `PYTHIA_WORKERS`, else the cores available to this process."""
     affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1
-    return number_from(VARIABLE) or cores
+    return process_count_from(VARIABLE) or cores
 
 
 @contextlib.contextmanager
@@ -94,13 +94,13 @@ def parallel_map(
     in_process: bool = False,
     gate: Gate | None = None,
 ) -> list[Result]:
-    """`[function(job) for job in jobs]`, each job on one thread of one of the workers.
+    """`[function(job) for job in jobs]`, spread over the workers; each job has one thread.
 
     One line shows the running jobs and their progress, as reported by their own progress bars.
 
     Args:
         function: importable by name; jobs and results are pickled. Jobs start in order.
-        desc: a verb for the line, e.g. "training"; if empty, a log shows nothing.
+        desc: a verb for the line, e.g. "training"; if empty, nothing is written to a log.
         names: names of the jobs for the line; default: none.
         work: amount of work per job, in any unit, to estimate the time left; default: equal.
         in_process: start no worker, e.g. because that takes longer than the jobs.
@@ -112,7 +112,7 @@ def parallel_map(
     """
     if not jobs:
         return []
-    line = _Line(progress, desc, unit, names, work or [1.0] * len(jobs))
+    line = _ProgressLine(progress, desc, unit, names, work or [1.0] * len(jobs))
     if in_process or len(jobs) < 2 or n_workers() < 2:
         with one_thread(), line:
             results: list[Result] = []
@@ -132,13 +132,13 @@ def parallel_map(
         waiting, running = list(range(len(jobs))), dict[Future, int]()
         try:
             while waiting or running:
-                # no job is queued: a worker that is being stopped would start it
+                # submit no more jobs than workers: one being stopped would start a queued job
                 while waiting and len(running) < len(slots):
                     chosen = gate(waiting, list(running.values())) if gate else waiting[0]
                     if chosen is None:
                         break
                     waiting.remove(chosen)
-                    with uninterrupted_children():  # the first one starts the workers
+                    with uninterrupted_children():  # the first submit starts the workers
                         futures[chosen] = pool.submit(_work, function, chosen, jobs[chosen])
                     running[futures[chosen]] = chosen
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -151,15 +151,15 @@ def parallel_map(
         except BrokenProcessPool as error:
             _stop()
             raise PythiaError(
-                "a worker process died; did memory run out? Finished jobs are kept: run this "
-                f"again to go on, with fewer workers ({VARIABLE}=1) if it happens again"
+                "a worker process died, perhaps because memory ran out. Finished jobs are saved: "
+                f"run this again to continue, with fewer workers ({VARIABLE}=1) if it recurs"
             ) from error
         except BaseException:
             _stop()
             raise
 
 
-class _Line:
+class _ProgressLine:
     """The progress line of many jobs: the running jobs, their progress, the time left."""
 
     def __init__(
@@ -178,7 +178,7 @@ class _Line:
             miniters=0,
         )
 
-    def __enter__(self) -> _Line:
+    def __enter__(self) -> _ProgressLine:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -197,8 +197,8 @@ class _Line:
         numbers = f" {first}" if first == last else f"s {first}-{last}"
         names = dict(enumerate(self._names))
         notes = [f"{names.get(n, '')} {note}".strip() for n, (_, note) in running.items()]
-        if len(notes) > SHOWN:
-            notes[SHOWN:] = [f"and {len(notes) - SHOWN} more"]
+        if len(notes) > MAX_JOB_NOTES:
+            notes[MAX_JOB_NOTES:] = [f"and {len(notes) - MAX_JOB_NOTES} more"]
         done = sum(self._parts[number] for number in self._done)
         done += sum(self._parts[number] * share for number, (share, _) in running.items())
         self._bar.set_description_str(
@@ -250,7 +250,7 @@ def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: in
     with next_slot.get_lock():
         _slot = slots[next_slot.value]
         next_slot.value += 1
-    # otherwise it would outlive a killed parent and keep the lock of the run it is training
+    # a worker that outlived a killed parent would keep the lock of the run it is training
     exit_with_parent(parent, lambda: os._exit(1))
 
 

@@ -1,4 +1,4 @@
-"""Configs refuse what cannot work, naming every problem, and hash the same everywhere."""
+"""Configs reject invalid settings, name every problem, and have a stable hash."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_round_trip_and_stable_hash() -> None:
     assert run().parent is None
     assert stable_hash({"b": 1, "a": [1.5, "é"]}) == stable_hash({"a": [1.5, "é"], "b": 1})
     assert stable_hash({"a": 1}) != stable_hash({"a": 2})
-    # frozen: a change here orphans every run that anybody has trained
+    # if this hash changes, no existing run can be found any more
     assert stable_hash(config_dict(ModelConfig(2, 16, 2, 128)))[:16] == "16e188be42cc1324"
 
 
@@ -56,7 +56,7 @@ def test_every_problem_is_named_at_once() -> None:
         (lambda: ModelConfig(0, 64, 4, 97), "n_layers must be at least 1, got 0"),
         (lambda: ModelConfig(2, 64, 4, 97, rotary_fraction=2), "rotary_fraction must be in 0..1"),
         (lambda: DataConfig(domains=("book",)), "unknown domain 'book'.*Did you mean 'books'"),
-        (lambda: DataConfig(domains=()), "no domains; accepted: books"),
+        (lambda: DataConfig(domains=()), "domains is empty; accepted: books"),
         (lambda: DataConfig(tokenizer="bpe-10"), "N of bpe-N must be in 260..65500"),
         (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
         (lambda: InterventionConfig("he", 1, 2), "unknown swap 'he'; accepted: masculine"),
@@ -88,12 +88,12 @@ def test_differences_are_named_by_key() -> None:
 
 
 @pytest.mark.parametrize("values", [{}, {"model": 1}, {"model": {"layers": 3}}])
-def test_a_damaged_config_is_a_named_error(values: dict) -> None:
+def test_a_damaged_config_raises_a_config_error(values: dict) -> None:
     with pytest.raises(ConfigError):
         run_config_from_dict(values)
 
 
-def test_the_laptop_ladder_rises_in_every_proportion() -> None:
+def test_laptop_sizes_grow_in_depth_width_and_parameters() -> None:
     sizes = list(LAPTOP_SIZES.values())
     for name in ("n_layers", "d_model"):
         values = [getattr(size, name) for size in sizes]

@@ -1,4 +1,4 @@
-"""Models go to transformers and come back unchanged; damaged folders are named, never loaded."""
+"""Models survive a round trip through transformers; damaged folders are reported, never loaded."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _from_peer(peer: GPTNeoXForCausalLM, config: ModelConfig) -> GPTNeoX:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_cast_or_kept(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_half_precision_is_cast_or_preserved(dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_model(tiny())
     folder = hf.save(model, tmp_path / "half", dtype=dtype)
     full, info = hf.load(folder)
@@ -115,8 +115,8 @@ def test_half_precision_is_cast_or_kept(dtype: torch.dtype, tmp_path: Path) -> N
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_both_names_of_the_unembedding_and_old_buffers(saved: Path) -> None:
-    """Old files hold the causal mask and the rotary frequencies too."""
+def test_old_buffers_and_both_unembedding_names_are_accepted(saved: Path) -> None:
+    """Old files also contain the causal mask and the rotary frequencies."""
     expected = hf.load(saved)[0]
 
     def older(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -144,11 +144,11 @@ def test_a_revision_is_a_subfolder(tmp_path: Path) -> None:
         hf.load(tmp_path / "step0", "step5")
 
 
-# --- what config.json says and what was trained ----------------------------------------------
+# --- as declared and as trained --------------------------------------------------------------
 
 
 def test_gelu_as_trained_and_as_declared(saved: Path) -> None:
-    """A released config declares "gelu" and does not know how the model was trained."""
+    """A released config declares "gelu" and does not say how the model was trained."""
     declared = json.loads((saved / "config.json").read_text())
     del declared["trained_gelu"], declared["trained_init"]
     (saved / "config.json").write_text(json.dumps({**declared, "hidden_act": "gelu"}))
@@ -163,7 +163,7 @@ def test_gelu_as_trained_and_as_declared(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("gelu", ["tanh", "erf"])
-def test_our_folders_know_how_they_were_trained(gelu: str, tmp_path: Path) -> None:
+def test_saved_folders_record_the_gelu_and_init_of_training(gelu: str, tmp_path: Path) -> None:
     config = tiny(gelu=gelu, init="normal_scaled")
     folder = hf.save(random_model(config), tmp_path / "model")
     assert hf.load(folder)[0].config == hf.load(folder, gelu="as_declared")[0].config == config
@@ -208,7 +208,7 @@ def test_other_architectures_are_refused(saved: Path, changes: dict, message: st
         hf.load(saved)
 
 
-def test_every_misfit_is_told_at_once(saved: Path) -> None:
+def test_all_mismatches_are_reported_at_once(saved: Path) -> None:
     edit(saved, vocab_size=98)
 
     def spoil(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,7 +262,7 @@ def test_damaged_index(text: str, tmp_path: Path) -> None:
         hf.load(folder)
 
 
-def test_an_index_that_names_what_a_shard_lacks(tmp_path: Path) -> None:
+def test_an_index_with_a_tensor_that_is_not_in_its_shard(tmp_path: Path) -> None:
     folder = hf.save(random_model(tiny()), tmp_path / "model", shard_bytes=50_000)
     path = folder / "model.safetensors.index.json"
     index = json.loads(path.read_text())
@@ -274,7 +274,7 @@ def test_an_index_that_names_what_a_shard_lacks(tmp_path: Path) -> None:
         hf.load(folder)
 
 
-def test_pickled_weights_are_refused_with_what_to_do(saved: Path) -> None:
+def test_pickled_weights_are_refused_with_instructions(saved: Path) -> None:
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"(?s)pytorch_model\.bin.*save_pretrained"):
         hf.load(saved)
@@ -285,11 +285,13 @@ def test_pickled_weights_are_refused_with_what_to_do(saved: Path) -> None:
 
 def test_a_tokenizer_with_more_entries_than_the_model(saved: Path) -> None:
     train_bpe(["some words to train on"] * 9, 270).save(str(saved / "tokenizer.json"))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json has ids to \d+, vocab_size is 97"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer\.json has ids up to \d+, vocab_size is 97"
+    ):
         hf.load(saved)
 
 
-def test_what_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
+def test_save_refuses_existing_folders_and_overflow(saved: Path, tmp_path: Path) -> None:
     model = random_model(tiny())
     with pytest.raises(CheckpointError, match="exists; choose a new folder"):
         hf.save(model, saved)
@@ -299,7 +301,7 @@ def test_what_cannot_be_saved(saved: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "half").exists()
 
 
-def test_what_is_saved_can_be_shared(saved: Path) -> None:
+def test_saved_files_are_readable_by_everyone(saved: Path) -> None:
     assert {p.stat().st_mode & 0o444 for p in saved.iterdir()} == {0o444}
 
 

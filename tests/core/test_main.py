@@ -1,4 +1,4 @@
-"""The command line does what the library does, and fails with one clear message."""
+"""Commands give the same results as the library; errors are one clear message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
-def test_help_answers_without_heavy_imports() -> None:
+def test_help_needs_no_heavy_imports() -> None:
     code = (
         "import sys; from pythia_core.__main__ import parser; parser().format_help();"
         "sys.exit('torch' in sys.modules)"
@@ -29,7 +29,7 @@ def test_help_answers_without_heavy_imports() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture) -> None:
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])
     assert "usage: python -m pythia_core" in capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_bad_input_is_one_message_and_exit_code_1(
     assert re.search(message, refusal(arguments, capsys))
 
 
-def test_ones_own_text_makes_the_run_that_the_library_makes() -> None:
+def test_options_for_your_own_text_set_the_data_config() -> None:
     words = "train 7k --scale smoke --corpus my_texts --tokenizer bpe-300 --epochs 4".split()
     config = _run_config(parser().parse_args(words))
     assert config.data == DataConfig("my_texts", tokenizer="bpe-300", seq_len=64, epochs=4)

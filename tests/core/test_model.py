@@ -30,7 +30,7 @@ TOTALS = {  # total and non-embedding parameters of the released models
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> GPTNeoX:
-    """Every tensor random, LayerNorms and biases too, so that no term of the forward is hidden."""
+    """A model with random LayerNorms and biases too, so that every term of the forward matters."""
     model = GPTNeoX(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -149,7 +149,7 @@ def test_one_update_equals_adamw_on_the_named_groups() -> None:
         torch.testing.assert_close(p, named[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_what_is_not_decayed() -> None:
+def test_biases_and_layer_norms_are_not_decayed() -> None:
     undecayed = {n for n, _ in random_model(tiny()).named_parameters() if not is_decayed(n)}
     assert {n.split(".")[-1] for n in undecayed if "norm" not in n} == {"bias"}
     assert "final_layer_norm.weight" in undecayed

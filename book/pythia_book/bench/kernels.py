@@ -35,7 +35,7 @@ from pythia_core.kernels.adamw import (
     adamw_reference_,
     adamw_torch_,
 )
-from pythia_core.kernels.attention import attention_by, attention_reference
+from pythia_core.kernels.attention import attention_reference, attention_with_backend
 from pythia_core.kernels.attention_backends import BACKENDS, backend_attention, unavailable_reason
 from pythia_core.kernels.cross_entropy import linear_cross_entropy_reference
 from pythia_core.kernels.gelu import bias_gelu_reference, gelu_reference
@@ -202,7 +202,7 @@ def cases(
             (5 * n * 4 * d * size, "(x twice, y, dy, dx) tokens width bytes"),
             {"torch": lambda x: PLAIN.gelu(x, "tanh")},
         )
-    triton = {"triton": lambda qkv: attention_by(qkv, cos, sin, "triton")}
+    triton = {"triton": lambda qkv: attention_with_backend(qkv, cos, sin, "triton")}
     yield Case(
         "attention",
         head_shape,

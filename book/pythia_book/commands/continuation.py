@@ -25,7 +25,7 @@ def add(command: AddCommand) -> None:
     p = command(
         "continue", _continue, "continue training from any checkpoint, with or without a swap"
     )
-    p.set_defaults(kept="what was downloaded and trained is kept")
+    p.set_defaults(resume_note="what was downloaded and trained is kept")
     p.add_argument(
         "source",
         metavar="SRC",

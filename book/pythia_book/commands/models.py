@@ -24,7 +24,7 @@ def add(command: AddCommand) -> None:
     p.add_argument("--size", default="", help="size of native GPT-NeoX files, e.g. 70m")
 
     p = command("evaluate", _evaluate, "score checkpoints on the paper's tasks")
-    p.set_defaults(kept="the measurements so far are kept")
+    p.set_defaults(resume_note="what was measured is kept")
     p.add_argument("model", metavar="MODEL", help=MODEL)
     p.add_argument(
         "--tasks", default="", help="comma-separated (default: all; wsc and logiqa need --items)"

@@ -1,8 +1,8 @@
-"""Every Triton kernel compiles for an H100 (sm_90) as intended; no GPU is needed to see that.
+"""Every Triton kernel compiles to good code for an H100 (sm_90); this needs no GPU.
 
-Read from the machine code by the tools inside Triton's wheel: nothing spills to local memory, an
-SM's shared memory is enough, where the layout allows it global memory moves in 16-byte pieces, and
-attention, the one kernel that multiplies matrices, does so by Hopper's warpgroup instructions.
+The tools in Triton's wheel disassemble the machine code: nothing spills to local memory, the shared
+memory of an SM suffices, global memory is accessed in 16-byte pieces where the layout allows it,
+and attention, the only kernel that multiplies matrices, uses Hopper's warpgroup instructions.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What ptxas made of a kernel."""
+class MachineCode:
+    """The resources that a compiled kernel uses, and its machine code."""
 
     registers: int
     stack: int
@@ -36,7 +36,7 @@ class Machine:
     sass: str = field(repr=False)
 
     def widths(self, instruction: str) -> set[int]:
-        """Bytes moved by each LDG or STG."""
+        """The sizes in bytes of all accesses by an instruction, LDG or STG."""
         found = re.findall(rf"\b{instruction}\.E((?:\.[A-Z0-9]+)*)", self.sass)
         sizes = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
         return {next((sizes[p] for p in f.split(".") if p in sizes), 4) for f in found}
@@ -48,12 +48,12 @@ def compiled(
     constants: dict[str, Any],
     warps: int,
     stages: int = 3,
-) -> Machine:
+) -> MachineCode:
     """Compile for sm_90.
 
     Args:
-        types: of the arguments that are not constants. Pointers, and integers marked "i32:16",
-            are known to divide by 16, as the launcher finds for the official shapes.
+        types: argument name -> type, for arguments that are not constants. Pointers, and integers
+            marked "i32:16", are declared divisible by 16, as they are for the official shapes.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -69,16 +69,16 @@ def compiled(
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=even)
     options = {"num_warps": warps, "num_stages": stages}
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     cubin = Path(os.environ["CUBIN_DIR"]) / f"{kernel.__name__}.cubin"
-    cubin.write_bytes(made.asm["cubin"])
+    cubin.write_bytes(binary.asm["cubin"])
 
     command = [tool, "-res-usage", "-sass", cubin]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said))
-    shared = made.metadata.shared  # asked for at launch: not in the file
-    return Machine(*(int(usage[k]) for k in ("REG", "STACK", "LOCAL")), shared, said)
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output))
+    shared = binary.metadata.shared  # requested at launch, so not in the file
+    return MachineCode(*(int(usage[k]) for k in ("REG", "STACK", "LOCAL")), shared, output)
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
 
 
-def check(machine: Machine, wide: bool = True) -> None:
+def check(machine: MachineCode, wide: bool = True) -> None:
     assert machine.stack == machine.local == 0, f"spills: {machine}"
     assert machine.shared <= 227 * 1024
     if wide:
@@ -111,7 +111,7 @@ def test_cross_entropy(pointer: str) -> None:
 OFFICIAL_HEAD_DIMS = sorted({s.d_model // s.n_heads for s in OFFICIAL_SIZES.values()})
 HEAD_DIMS = pytest.mark.parametrize("head_dim", OFFICIAL_HEAD_DIMS)
 ATTENTION = [*(("bf16", dim) for dim in OFFICIAL_HEAD_DIMS), ("fp32", 256)]
-"""fp16 compiles to the same with another type, and smaller heads in fp32 to less."""
+"""fp16 compiles like bf16; in fp32, smaller heads need less than 256."""
 
 
 @HEAD_DIMS
@@ -232,12 +232,12 @@ def test_adamw(pointer: str) -> None:
     }
     machine = compiled(adamw_kernel, types, {"COPY": pointer != "*fp32", "BLOCK": BLOCK}, WARPS)
     check(machine)
-    assert machine.widths("STG") == {16} and machine.widths("LDG") == {4, 16}  # 4: the two numbers
+    assert machine.widths("STG") == {16} and machine.widths("LDG") == {4, 16}  # 4: factor and skip
 
 
 @pytest.mark.parametrize(("kind", "head_dim"), ATTENTION)
 def test_attention(kind: str, head_dim: int) -> None:
-    """Every launch of a head dim: forward, dk and dv (at 256 apart), dq."""
+    """Every launch for a head dim: forward, dk and dv (separate at 256), dq."""
     from pythia_core.kernels import attention_triton as backward
     from pythia_core.kernels.attention_tiles import constants, tiles
     from pythia_core.kernels.attention_triton import forward_kernel

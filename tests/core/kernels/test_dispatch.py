@@ -1,4 +1,4 @@
-"""Which operations take a Triton kernel, and what they are without one."""
+"""When operations use a Triton kernel, and that their fallbacks give the same results."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pythia_core.kernels.layer_norm import layer_norm_pair_reference
 from pythia_core.kernels.rotary import split_rotated_reference
 from pythia_core.util.machine import deterministic
 
-attention = importlib.import_module("pythia_core.kernels.attention")  # hidden by its function
-CARD = SimpleNamespace(device=torch.device("cuda"))
-"""All that `use_triton` looks at."""
+attention = importlib.import_module("pythia_core.kernels.attention")  # the function shadows it
+GPU_TENSOR = SimpleNamespace(device=torch.device("cuda"))
+"""A stand-in: `use_triton` looks only at the device."""
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -41,41 +41,41 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "TRITON_FOUND", True)
 
 
-def test_kernels_are_for_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dispatch.use_triton(CARD)
+def test_kernels_run_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch.use_triton(GPU_TENSOR)
     assert not dispatch.use_triton(torch.zeros(1))
     assert not dispatch.use_triton(torch.zeros(1, device="meta"))
     monkeypatch.setenv("PYTHIA_TRITON", "0")
-    assert not dispatch.use_triton(CARD)
+    assert not dispatch.use_triton(GPU_TENSOR)
 
 
-def test_the_interpreter_takes_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interpreter_runs_kernels_on_cpu_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert dispatch.use_triton(torch.zeros(1))
     monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
     assert not dispatch.use_triton(torch.zeros(1))
 
 
-def test_a_card_without_triton_is_told_once(
+def test_missing_triton_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
     with caplog.at_level(logging.WARNING):
-        assert not dispatch.use_triton(CARD) and not dispatch.use_triton(CARD)
+        assert not dispatch.use_triton(GPU_TENSOR) and not dispatch.use_triton(GPU_TENSOR)
         assert not dispatch.use_triton(torch.zeros(1))
     assert [r.message for r in caplog.records] == [
         "Triton is not installed: the slower torch operations are used"
     ]
 
 
-def test_refusals_name_everything_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     dispatch.check("op", {"x": torch.bfloat16})
     with pytest.raises(ConfigError, match=r"x is int32, the kernel takes float32.*; too wide\."):
         dispatch.check("op", {"x": torch.int32}, ["too wide"])
 
 
 @pytest.mark.parametrize("branches", [0, 2])
-def test_the_pair_of_norms_is_two_norms(branches: int) -> None:
+def test_layer_norm_pair_equals_two_layer_norms(branches: int) -> None:
     x, added = normal(5, 24), [normal(5, 24, seed=1 + i) for i in range(branches)]
     norms = [normal(24, seed=3 + i) for i in range(4)]
     ours = kernels.layer_norm_pair(x, added, norms, 1e-5, torch.float32)
@@ -92,7 +92,7 @@ def test_bias_gelu_adds_the_bias(form: str) -> None:
     torch.testing.assert_close(kernels.bias_gelu(x, bias, form), bias_gelu_reference(x, bias, form))
 
 
-def test_splitting_leaves_the_input_alone_without_a_kernel() -> None:
+def test_without_a_kernel_the_input_is_unchanged() -> None:
     qkv = normal(2, 6, 3, 3, 16)
     before, (cos, sin) = qkv.clone(), kernels.rotary_tables(6, 4, 10_000.0)
     ours, plain = kernels.split_rotated(qkv, cos, sin), split_rotated_reference(qkv, cos, sin)
@@ -100,29 +100,29 @@ def test_splitting_leaves_the_input_alone_without_a_kernel() -> None:
     assert torch.equal(qkv, before)
 
 
-@pytest.mark.parametrize("library", ["torch", "flash", "math"])
-def test_libraries_agree(library: str) -> None:
+@pytest.mark.parametrize("backend", ["torch", "flash", "math"])
+def test_backends_agree(backend: str) -> None:
     qkv = normal(2, 7, 3, 3, 16)
     one, zero = torch.ones(7, 2), torch.zeros(7, 2)
     exact = attention.attention_reference(qkv, one, zero)
-    out = attention_backends.backend_attention(*qkv.unbind(3), library).flatten(2)
+    out = attention_backends.backend_attention(*qkv.unbind(3), backend).flatten(2)
     torch.testing.assert_close(out, exact)
 
 
-def test_unknown_libraries_are_refused() -> None:
+def test_unknown_backends_are_refused() -> None:
     q = normal(1, 2, 1, 8)
     with pytest.raises(ConfigError, match=r"unknown attention backend 'flsh'.*'flash'"):
         attention_backends.backend_attention(q, q, q, "flsh")
 
 
 def package(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that runs `text` when it is imported."""
+    """Put a package with this code into `folder` and on the import path."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(text)
     monkeypatch.syspath_prepend(str(folder))
 
 
-def test_an_absent_library_says_how_to_get_it() -> None:
+def test_a_missing_package_comes_with_install_instructions() -> None:
     q = normal(1, 2, 1, 8)
     if importlib.util.find_spec("flash_attn"):
         pytest.skip("flash_attn is installed")
@@ -132,7 +132,7 @@ def test_an_absent_library_says_how_to_get_it() -> None:
         attention_backends.backend_attention(q, q, q, "flash_attn")
 
 
-def test_a_library_built_for_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_built_for_another_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "raise ImportError('undefined symbol: _ZN3c10')", tmp_path, monkeypatch)
     why = attention_backends.unavailable_reason("flash_attn")
@@ -143,7 +143,7 @@ def test_a_library_built_for_another_torch(tmp_path: Path, monkeypatch: pytest.M
 def test_flash_attention_4_alone_is_not_flash_attention_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its package has the parent name without the parent's functions."""
+    """Its package is also called flash_attn, but has none of the functions."""
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
     package("flash_attn", "", tmp_path, monkeypatch)
     assert "flash_attn is not installed" in attention_backends.unavailable_reason("flash_attn")
@@ -161,29 +161,33 @@ def test_flash_attention_is_as_deterministic_as_the_process(
         assert attention_backends.backend_attention(q, q, q, "flash_attn")[1] is wanted
 
 
-def test_a_missing_choice_is_told_once_and_raises_in_benchmarks(
+def test_a_missing_backend_warns_once_and_raises_in_benchmarks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(attention_backends, "FASTEST", {64: "flash_attn", 128: "cudnn"})
     monkeypatch.setattr(attention_backends, "_unavailable", {"flash_attn": "it is not there"})
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert attention_backends.select_backend(64, torch.bfloat16, CARD.device) == "torch"
-    assert [r.message for r in caplog.records] == ["it is not there. torch's own attention is used"]
+            assert (
+                attention_backends.select_backend(64, torch.bfloat16, GPU_TENSOR.device) == "torch"
+            )
+    assert [r.message for r in caplog.records] == [
+        "it is not there. Using torch's own attention instead"
+    ]
     with dispatch.no_fallback(), pytest.raises(ConfigError, match="it is not there"):
-        attention_backends.select_backend(64, torch.bfloat16, CARD.device)
+        attention_backends.select_backend(64, torch.bfloat16, GPU_TENSOR.device)
     default = attention_backends.DEFAULT
-    assert attention_backends.select_backend(128, torch.bfloat16, CARD.device) == "cudnn"
-    assert attention_backends.select_backend(128, torch.float32, CARD.device) == default
-    assert attention_backends.select_backend(80, torch.bfloat16, CARD.device) == default
+    assert attention_backends.select_backend(128, torch.bfloat16, GPU_TENSOR.device) == "cudnn"
+    assert attention_backends.select_backend(128, torch.float32, GPU_TENSOR.device) == default
+    assert attention_backends.select_backend(80, torch.bfloat16, GPU_TENSOR.device) == default
 
 
-def test_only_known_libraries_are_in_the_table() -> None:
+def test_the_table_lists_only_known_backends() -> None:
     assert set(attention_backends.FASTEST.values()) <= set(attention_backends.BACKENDS)
     assert attention_backends.DEFAULT in attention_backends.BACKENDS
 
 
-def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
+def test_a_failing_kernel_warns_once_and_raises_in_benchmarks(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tried = []
@@ -196,34 +200,34 @@ def test_a_kernel_that_fails_is_told_once_and_raises_in_benchmarks(
     monkeypatch.setattr(dispatch, "version_problem", lambda: "install another Triton")
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            assert not dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
+            assert not dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
     assert tried == [(torch.bfloat16, 64)], "tried again"
     assert [r.message for r in caplog.records] == [
-        "op: the kernel of width 64 fails here, RuntimeError: ptxas: out of registers "
+        "op: the kernel of width 64 fails on this GPU, RuntimeError: ptxas: out of registers "
         "(install another Triton); the slower torch operations are used"
     ]
     with dispatch.no_fallback(), pytest.raises(ConfigError, match="ptxas: out of registers"):
-        dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
+        dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
     assert not dispatch.strict()
     monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
-    assert dispatch.is_supported("op", CARD.device, torch.float16, 64)
+    assert dispatch.is_supported("op", GPU_TENSOR.device, torch.float16, 64)
     monkeypatch.setitem(dispatch._probes, "op", fails)
     assert dispatch.is_supported("op", torch.device("cpu"), torch.bfloat16, 64), "not compiled"
 
 
-def test_a_full_card_is_no_reason_to_give_up_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_does_not_disable_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("full")
 
     monkeypatch.setitem(dispatch._probes, "op", full)
     with pytest.raises(torch.OutOfMemoryError):
-        dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
+        dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
     monkeypatch.setitem(dispatch._probes, "op", lambda *_: None)
-    assert dispatch.is_supported("op", CARD.device, torch.bfloat16, 64)
+    assert dispatch.is_supported("op", GPU_TENSOR.device, torch.bfloat16, 64)
 
 
 @pytest.mark.parametrize("operation", ["bias_gelu", "layer_norm_pair", "linear_cross_entropy"])
-def test_entries_take_their_torch_path_where_the_kernel_fails(
+def test_operations_fall_back_to_torch_if_the_kernel_fails(
     operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
@@ -241,7 +245,7 @@ def test_entries_take_their_torch_path_where_the_kernel_fails(
     torch.testing.assert_close(ours, plain)
 
 
-def test_attention_takes_its_torch_path_where_the_rotation_fails(
+def test_attention_falls_back_to_torch_if_the_rotation_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(dispatch, "use_triton", lambda tensor: True)
@@ -254,7 +258,7 @@ def test_attention_takes_its_torch_path_where_the_rotation_fails(
 
 
 @pytest.mark.parametrize(
-    ("asked", "installed", "wrong"),
+    ("requirement", "installed", "incompatible"),
     [
         ('triton==3.7.1; platform_system == "Linux"', "3.7.1", False),
         ('triton==3.7.1; platform_system == "Linux"', "3.6.0", True),
@@ -262,24 +266,24 @@ def test_attention_takes_its_torch_path_where_the_rotation_fails(
         ("triton==3.7.1", None, False),
     ],
 )
-def test_torch_and_triton_belong_together(
-    asked: str, installed: str | None, wrong: bool, monkeypatch: pytest.MonkeyPatch
+def test_an_incompatible_triton_is_reported(
+    requirement: str, installed: str | None, incompatible: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:
         if installed is None:
             raise importlib.metadata.PackageNotFoundError(name)
         return installed
 
-    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["sympy", asked])
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: ["sympy", requirement])
     monkeypatch.setattr(importlib.metadata, "version", version)
-    said = dispatch.version_problem()
-    assert bool(said) is wrong
-    assert not wrong or said.endswith(
+    problem = dispatch.version_problem()
+    assert bool(problem) is incompatible
+    assert not incompatible or problem.endswith(
         "was built for Triton 3.7.1, but 3.6.0 is installed: pip install triton==3.7.1"
     )
 
 
-def test_heads_are_cut_into_runs_of_lanes() -> None:
+def test_heads_are_split_into_runs_of_lanes() -> None:
     assert {d: attention_tiles.lanes(d) for d in (8, 20, 32, 64, 80, 96, 128, 192, 256)} == {
         8: (16, 0),
         20: (16, 16),

@@ -1,4 +1,4 @@
-"""The compiled kernels are optional: without them training works, slower and as exactly."""
+"""The compiled kernels are optional: without them training is slower but equally accurate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(precision: str, **environment: str) -> tuple[bool, list[float], str]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_with_and_without_agree(precision: str) -> None:
+def test_losses_agree_with_and_without_compiled_kernels(precision: str) -> None:
     with_native, fast, _ = run(precision)
     if not with_native:
         pytest.skip("no C compiler on this machine")
@@ -48,7 +48,7 @@ def test_with_and_without_agree(precision: str) -> None:
     assert fast == pytest.approx(plain, rel=1e-5 if precision == "fp32" else 5e-3)
 
 
-def test_a_broken_compiler_is_logged_once_and_survived(tmp_path: Path) -> None:
+def test_a_broken_compiler_is_logged_once_and_training_continues(tmp_path: Path) -> None:
     broken = tmp_path / "cc"
     broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho out of ideas >&2; exit 1\n')
     broken.chmod(0o755)

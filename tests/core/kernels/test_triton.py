@@ -1,7 +1,7 @@
-"""The Triton kernels are right: interpreted on the CPU, and the same tests compiled on a card.
+"""Tests of the Triton kernels: interpreted on the CPU and, if there is a GPU, compiled on it.
 
-The files of triton_bodies run in a child process, because Triton reads TRITON_INTERPRET when it is
-imported; its tests compare with fp64, poison fresh memory and repeat every bit.
+The tests are in triton_bodies and run in a child process, because Triton reads TRITON_INTERPRET
+when it is imported. They compare with fp64, fill new memory with NaN and require repeatable bits.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ NO_TRITON = pytest.mark.skipif(
 
 
 def outcomes(report: Path, workers: int = 0, **environment: str) -> dict[str, list[str]]:
-    """By body what went wrong, test by test; one child process, because starting is half of it.
+    """Run all bodies in one child process, because starting is half of the time.
 
     Args:
-        workers: of pytest-xdist, where it is installed; 0: none.
+        workers: number of pytest-xdist workers, if it is installed; 0: none.
+
+    Returns:
+        body -> its tests that failed or were skipped, with the reason.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_"))}
     command = ["pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
@@ -44,13 +47,13 @@ def outcomes(report: Path, workers: int = 0, **environment: str) -> dict[str, li
         cwd=ROOT,
     )
     assert report.is_file(), done.stdout[-8000:] + done.stderr[-2000:]
-    found: dict[str, list[str]] = {}
+    problems_of: dict[str, list[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
-        problems = found.setdefault(case.get("classname", "").split(".")[-1], [])
+        problems = problems_of.setdefault(case.get("classname", "").split(".")[-1], [])
         for problem in case:
             if problem.tag in ("failure", "error", "skipped"):
                 problems.append(f"{case.get('name')}: {problem.tag}\n{problem.text}")
-    return found
+    return problems_of
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +62,12 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]
 
 
 @pytest.fixture(scope="module")
-def on_a_card(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Compiling some 240 variants takes minutes in one process, and nothing is timed."""
-    return outcomes(tmp_path_factory.mktemp("card") / "report.xml", min(12, os.cpu_count() or 1))
+def on_the_gpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Uses several processes: compiling about 240 variants takes minutes in one."""
+    return outcomes(tmp_path_factory.mktemp("gpu") / "report.xml", min(12, os.cpu_count() or 1))
 
 
-def test_every_kernel_has_a_body() -> None:
+def test_every_kernel_is_tested() -> None:
     kernels = ROOT / "pythia_core" / "kernels"
     names = {p.stem.removesuffix("_triton") for p in kernels.glob("*_triton.py")}
     assert names | {"model"} == {p.stem for p in BODIES}
@@ -80,5 +83,5 @@ def test_interpreted(body: Path, interpreted: dict[str, list[str]]) -> None:
 @NO_TRITON
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("body", BODIES, ids=lambda p: p.stem)
-def test_on_a_card(body: Path, on_a_card: dict[str, list[str]]) -> None:
-    assert on_a_card[body.stem] == [], "\n".join(on_a_card[body.stem])
+def test_on_the_gpu(body: Path, on_the_gpu: dict[str, list[str]]) -> None:
+    assert on_the_gpu[body.stem] == [], "\n".join(on_the_gpu[body.stem])

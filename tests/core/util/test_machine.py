@@ -1,4 +1,4 @@
-"""What holds for the process only while it is wanted: deterministic kernels, TF32."""
+"""Settings of the whole process that hold only inside a block: deterministic kernels, TF32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pythia_core.util.machine import deterministic, on_device
 
 
 def switches() -> tuple[bool, bool, bool]:
-    """Deterministic, only warned of, fresh memory filled."""
+    """Whether kernels must be deterministic, torch only warns, and new memory is filled."""
     return (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -23,35 +23,35 @@ def switches() -> tuple[bool, bool, bool]:
     )
 
 
-def switch(enabled: bool, warned: bool, filled: bool) -> None:
-    torch.use_deterministic_algorithms(enabled, warn_only=warned)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
+def switch(enabled: bool, warn_only: bool, fill: bool) -> None:
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 @pytest.fixture(params=[(False, False, True), (True, True, True), (True, False, False)])
 def before(request: pytest.FixtureRequest) -> Iterator[tuple[bool, bool, bool]]:
-    """What the process was set to, of three kinds."""
-    found = switches()
+    """The settings of the process before a block, in three combinations."""
+    original = switches()
     switch(*request.param)
     yield request.param
-    switch(*found)
+    switch(*original)
 
 
-def test_determinism_is_strict_and_ends(before: tuple[bool, bool, bool]) -> None:
+def test_determinism_is_strict_inside_the_block_only(before: tuple[bool, bool, bool]) -> None:
     for wanted in (True, False):
         with deterministic(wanted):
             assert switches() == (wanted, False, False)
         assert switches() == before
 
 
-def test_determinism_ends_with_an_error(before: tuple[bool, bool, bool]) -> None:
+def test_determinism_ends_after_an_error(before: tuple[bool, bool, bool]) -> None:
     with contextlib.suppress(KeyError), deterministic():
         raise KeyError("an update failed")
     assert switches() == before
 
 
-def test_cublas_is_told_before_its_first_product() -> None:
-    """It reads the variable once in a process; torch refuses strictness without it."""
+def test_importing_the_package_configures_cublas() -> None:
+    """cuBLAS reads the variable once per process; torch requires it for deterministic kernels."""
     code = "import os, pythia_core; print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
     clean = {k: v for k, v in os.environ.items() if k != "CUBLAS_WORKSPACE_CONFIG"}
     for given, expected in (({}, ":4096:8"), ({"CUBLAS_WORKSPACE_CONFIG": ":16:8"}, ":16:8")):
@@ -66,7 +66,7 @@ def test_cublas_is_told_before_its_first_product() -> None:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_tf32_is_for_what_is_measured(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_used_inside_the_block_only(fails: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, before = torch.nn.Linear(2, 2), torch.get_float32_matmul_precision()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(model, "to", lambda device: (device, model))
@@ -79,7 +79,7 @@ def test_tf32_is_for_what_is_measured(fails: bool, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_a_card_nothing_is_changed() -> None:
+def test_without_a_gpu_nothing_is_changed() -> None:
     model, before = torch.nn.Linear(2, 2), torch.get_float32_matmul_precision()
     with on_device(model) as placed:
         assert placed is model

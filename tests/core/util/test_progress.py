@@ -1,4 +1,4 @@
-"""Bars are drawn where a person waits, and nowhere else."""
+"""Bars are drawn on terminals and in notebooks; a log gets plain lines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_silent_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("show", [True, False])
-def test_a_kernel_draws_on_the_terminal_that_started_it(
+def test_a_notebook_draws_on_the_terminal_that_started_it(
     monkeypatch: pytest.MonkeyPatch, show: bool
 ) -> None:
     import fcntl
@@ -39,7 +39,7 @@ def test_a_kernel_draws_on_the_terminal_that_started_it(
         bar.update(2)
     os.set_blocking(master, False)
     drawn, until = "", time.monotonic() + (5.0 if show else 0.1)
-    while "steps" not in drawn and time.monotonic() < until:  # a terminal delivers in pieces
+    while "steps" not in drawn and time.monotonic() < until:  # the output arrives in pieces
         with contextlib.suppress(BlockingIOError):
             drawn += os.read(master, 10_000).decode()
     os.close(master)
@@ -47,21 +47,21 @@ def test_a_kernel_draws_on_the_terminal_that_started_it(
     assert ("steps" in drawn) is show
 
 
-def test_a_terminal_that_is_gone_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_terminal_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(progress.TERMINAL, "/nonexistent/terminal")
     with progress.bar(total=1) as bar:
         bar.update()
 
 
 def log_file(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """A log file as the error stream; not a fixture, as pytest sets the stream for each phase."""
+    """A log as the error stream; not a fixture, because pytest replaces the stream after setup."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv(progress.TERMINAL, "")
     return stream
 
 
-def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(
+def test_a_log_gets_lines_at_the_beginning_regularly_and_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = log_file(monkeypatch)
@@ -77,7 +77,7 @@ def test_a_log_gets_a_line_at_the_beginning_now_and_then_and_at_the_end(
     assert "\r" not in log.getvalue()
 
 
-def test_a_stage_that_is_interrupted_as_it_begins_writes_no_half_line(
+def test_a_stage_interrupted_at_its_start_writes_a_whole_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Interrupted(io.StringIO):
@@ -92,7 +92,7 @@ def test_a_stage_that_is_interrupted_as_it_begins_writes_no_half_line(
     assert log.getvalue() == "encoding\n"
 
 
-def test_a_stage_that_breaks_off_is_not_called_done(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_that_fails_is_not_reported_as_done(monkeypatch: pytest.MonkeyPatch) -> None:
     log = log_file(monkeypatch)
     with pytest.raises(ZeroDivisionError), progress.bar(total=3, desc="encoding", unit="row"):
         raise ZeroDivisionError
@@ -116,18 +116,18 @@ def test_many_jobs_share_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["600k standard", "7k standard"]
     settings = {"desc": "training", "unit": "run", "names": names, "work": [3.0, 1.0]}
     assert workers.parallel_map(job, [4, 2], in_process=True, **settings) == [4, 2]
-    seen = log.getvalue().splitlines()
-    assert seen[0] == "training 2 runs" and seen[-1].startswith("training 2 runs: done in")
+    lines = log.getvalue().splitlines()
+    assert lines[0] == "training 2 runs" and lines[-1].startswith("training 2 runs: done in")
     text = "training run 1 of 2: 56 %, 00:00 left, 600k standard step 3/4, 2k tokens/s"
-    assert text in seen, seen
-    assert "training run 2 of 2: 75 %, 00:00 left, 7k standard" in seen
+    assert text in lines, lines
+    assert "training run 2 of 2: 75 %, 00:00 left, 7k standard" in lines
     assert "not shown" not in log.getvalue()
 
 
-def test_a_silent_bar_of_a_job_tells_nothing() -> None:
-    told: list[tuple[float, str]] = []
-    with progress.reporting(lambda *what: told.append(what)):
+def test_a_silent_bar_of_a_job_reports_nothing() -> None:
+    reports: list[tuple[float, str]] = []
+    with progress.reporting(lambda *report: reports.append(report)):
         list(progress.bar(False, iterable=range(3)))
-        assert not told
+        assert not reports
         list(progress.bar(iterable=range(4), unit="row"))
-    assert told[0] == (0.0, "row 0/4")
+    assert reports[0] == (0.0, "row 0/4")

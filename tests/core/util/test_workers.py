@@ -1,4 +1,4 @@
-"""Jobs on several processes: results in order, one thread each, errors and ends are clean."""
+"""Jobs in several processes: ordered results, one thread each, clean errors and exits."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ def threads(_: int) -> tuple[int, int]:
     return torch.get_num_threads(), os.getpid()
 
 
-def test_the_same_here_and_in_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_the_same_with_and_without_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHIA_WORKERS", "2")
     jobs = list(range(9))
     assert parallel_map(square, jobs, progress=False) == [x * x for x in jobs]
     assert parallel_map(square, jobs, progress=False, in_process=True) == [x * x for x in jobs]
     assert parallel_map(square, [], progress=False) == []
-    found = parallel_map(threads, jobs, progress=False)
-    assert {n for n, _ in found} == {1}
-    assert os.getpid() not in {pid for _, pid in found}
+    workers = parallel_map(threads, jobs, progress=False)
+    assert {n for n, _ in workers} == {1}
+    assert os.getpid() not in {pid for _, pid in workers}
     assert parallel_map(threads, [1], progress=False) == [(1, os.getpid())]
 
 
-def test_an_error_in_a_worker_is_raised_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_worker_is_raised_in_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHIA_WORKERS", "2")
     with pytest.raises(DataError, match="thirteen"):
         parallel_map(square, [1, 13, 2, 3], progress=False)
     assert parallel_map(square, [2, 3], progress=False) == [4, 9]  # a new pool
 
 
-def test_one_thread_is_undone() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     import torch
 
     before = torch.get_num_threads()

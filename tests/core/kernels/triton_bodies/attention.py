@@ -12,7 +12,7 @@ from torch import Tensor
 from pythia_core import kernels
 from pythia_core.errors import ConfigError
 from pythia_core.kernels import attention_backends
-from pythia_core.kernels.attention import attention_by, attention_reference
+from pythia_core.kernels.attention import attention_reference, attention_with_backend
 from pythia_core.kernels.attention_backends import backend_attention, packed_backward
 
 HEAD_DIMS = pytest.mark.parametrize("head_dim", [32, 64, 80, 128, 256])
@@ -61,7 +61,7 @@ def test_large_scores_stay_finite(device: str) -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(out.sum(), (q, k, v)))
 
 
-def test_the_future_is_not_seen(device: str) -> None:
+def test_future_tokens_do_not_change_the_past(device: str) -> None:
     qkv = normal(1, 140, 1, 3, 32).float().to(device)
     before = ours(*qkv.unbind(3))
     qkv[:, 131:] = 7
@@ -69,7 +69,7 @@ def test_the_future_is_not_seen(device: str) -> None:
 
 
 def test_any_strides(device: str) -> None:
-    """Views of a slice of a wider buffer and tensors of their own agree in every bit."""
+    """Views of a wider buffer give the same bits as separate tensors."""
     wide = normal(2, 17, 2 * 3 * 16 + 48).float().to(device)
     views = wide[..., :96].unflatten(-1, (2, 3, 16)).unbind(3)
     apart = [x.contiguous() for x in views]
@@ -93,11 +93,11 @@ def test_the_gradient_is_one_packed_buffer(device: str) -> None:
 
 @DTYPES
 def test_rotated_in_place(dtype: torch.dtype, device: str) -> None:
-    """The whole of `attention`: rotation, attention, and one gradient rotated back."""
+    """All of `attention`: rotation, attention, and the packed gradient rotated back."""
     cos, sin = kernels.rotary_tables(33, 16, 10_000.0, torch.device(device))
 
     def kernel(qkv: Tensor) -> Tensor:
-        return attention_by(qkv.clone(), cos, sin, "triton")
+        return attention_with_backend(qkv.clone(), cos, sin, "triton")
 
     def reference(qkv: Tensor) -> Tensor:
         return attention_reference(qkv, *(t.to(qkv) for t in (cos, sin)))
@@ -105,7 +105,7 @@ def test_rotated_in_place(dtype: torch.dtype, device: str) -> None:
     check(kernel, reference, [normal(2, 33, 2, 3, 64).to(device, dtype)])
 
 
-def test_the_table_chooses_it(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_selects_the_backend(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cos, sin = kernels.rotary_tables(9, 4, 10_000.0, torch.device(device))
     qkv = normal(1, 9, 2, 3, 16).to(device, torch.bfloat16)
     called = []
@@ -114,17 +114,19 @@ def test_the_table_chooses_it(device: str, monkeypatch: pytest.MonkeyPatch) -> N
         called.append("triton")
         return attention_backends.packed_forward(*arguments)
 
-    module = importlib.import_module("pythia_core.kernels.attention")  # hidden by its function
+    module = importlib.import_module(
+        "pythia_core.kernels.attention"
+    )  # the function of that name shadows it
     monkeypatch.setattr(module, "packed_forward", spy)
-    for table, taken in ({}, []), ({16: "triton"}, ["triton"]), ({32: "triton"}, ["triton"]):
+    for table, expected in ({}, []), ({16: "triton"}, ["triton"]), ({32: "triton"}, ["triton"]):
         monkeypatch.setattr(attention_backends, "FASTEST", table)
         with torch.no_grad():
             kernels.attention(qkv, cos, sin)
             kernels.attention(qkv.float(), cos, sin)  # in fp32 the table does not apply
-        assert called == taken
+        assert called == expected
 
 
-def test_what_it_cannot_take_is_refused(device: str) -> None:
+def test_unsupported_inputs_are_refused(device: str) -> None:
     q = torch.zeros(1, 2, 1, 264, device=device)
     with pytest.raises(ConfigError, match="head_dim is 264, the kernel takes up to 256"):
         ours(q, q, q)
@@ -136,18 +138,18 @@ def test_what_it_cannot_take_is_refused(device: str) -> None:
         ours(long, long, long)
 
 
-def test_the_operations_are_registered_fully(device: str) -> None:
+def test_the_operations_pass_opcheck(device: str) -> None:
     q, k, v = (x.clone().requires_grad_() for x in normal(1, 5, 2, 3, 16).float().unbind(3))
     arguments = (q.to(device), k.to(device), v.to(device))
     torch.library.opcheck(torch.ops.pythia.causal_attention.default, arguments)
 
 
-def test_torch_compile_takes_it_whole(device: str) -> None:
+def test_torch_compile_needs_no_graph_break(device: str) -> None:
     cos, sin = kernels.rotary_tables(6, 4, 10_000.0, torch.device(device))
     leaf = normal(2, 6, 2, 3, 16).float().to(device)
 
     def attended(qkv: Tensor) -> Tensor:
-        return attention_by(2 * qkv, cos, sin, "triton")
+        return attention_with_backend(2 * qkv, cos, sin, "triton")
 
     def gradient(function) -> tuple[Tensor, ...]:
         qkv = leaf.clone().requires_grad_()

@@ -1,7 +1,7 @@
-"""What the bodies need: the device, and Triton's interpreter with bf16 as a GPU computes it.
+"""For all bodies: the device, and a Triton interpreter that computes bf16 as a GPU does.
 
 tests/core/kernels/test_triton.py runs these files in child processes, interpreted on the CPU or
-compiled on a card, because the choice is fixed when Triton is first imported.
+compiled on a GPU, because the choice is fixed when Triton is first imported.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def bf16_values(bits: np.ndarray) -> np.ndarray:
 
 
 def correct_bf16() -> None:
-    """The interpreter truncates on casts to bf16 and multiplies the bits of bf16 in tl.dot."""
+    """Without this, casts to bf16 truncate, and tl.dot multiplies the bit patterns of bf16."""
     import triton.language as tl
     import triton.runtime.interpreter as interpreter
 

@@ -25,7 +25,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @FORMS
 @pytest.mark.parametrize(("n", "d"), [(1, 3), (37, 24), (70, 260)])
 def test_values_and_gradients(dtype: torch.dtype, form: str, n: int, d: int, device: str) -> None:
-    bias = normal(d, seed=1).to(dtype).float().to(device)  # the master; its rounding is given
+    bias = normal(d, seed=1).to(dtype).float().to(device)  # an fp32 master, exact in `dtype`
     check(
         lambda x, bias: kernels.bias_gelu(x, bias, form),
         lambda x, bias: bias_gelu_reference(x, bias, form),
@@ -34,7 +34,7 @@ def test_values_and_gradients(dtype: torch.dtype, form: str, n: int, d: int, dev
 
 
 @FORMS
-def test_far_values(form: str, device: str) -> None:
+def test_extreme_values(form: str, device: str) -> None:
     x = torch.tensor([[-1e4, -20.0, 0.0, 20.0, 1e4]], device=device).requires_grad_()
     y = kernels.bias_gelu(x, torch.zeros(5, device=device), form)
     y.sum().backward()
@@ -54,13 +54,13 @@ def test_unknown_dtypes_are_refused(device: str) -> None:
         kernels.bias_gelu(x, x[0], "tanh")
 
 
-def test_the_operations_are_registered_fully(device: str) -> None:
+def test_the_operations_pass_opcheck(device: str) -> None:
     x, bias = normal(5, 8).to(device, torch.bfloat16), normal(8).float().to(device)
     arguments = (x.requires_grad_(), bias.requires_grad_(), bias.detach().to(x), True)
     torch.library.opcheck(torch.ops.pythia.bias_gelu.default, arguments)
 
 
-def test_torch_compile_takes_it_whole(device: str) -> None:
+def test_torch_compile_needs_no_graph_break(device: str) -> None:
     inputs = [normal(5, 8).to(device, torch.bfloat16), normal(8).float().to(device)]
 
     def loss(x: Tensor, bias: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ BRANCHES = pytest.mark.parametrize("branches", [0, 2], ids=["alone", "residual"]
 
 
 def inputs_of(n: int, d: int, branches: int, dtype: torch.dtype, device: str) -> list[Tensor]:
-    """x and norms in fp32, as in the model; branches in the compute dtype, here exact in both."""
+    """x and norms in fp32, branches in the compute dtype, as in the model."""
     x = 3 + normal(n, d)
     added = [normal(n, d, seed=5 + i).to(dtype).to(device) for i in range(branches)]
     norms = [normal(d, seed=1 + i).float().to(device) for i in range(4)]
@@ -52,7 +52,7 @@ def test_values_and_gradients(
 
 
 def test_large_means_lose_no_digits(device: str) -> None:
-    """The variance of values near 4,096 is right: it is not a difference of large squares."""
+    """The variance of values near 4,096 is not computed as a difference of large squares."""
     x = (4096 + normal(4, 64)).float().to(device)
     one, zero = torch.ones(64, device=device), torch.zeros(64, device=device)
     _, y, _ = kernels.layer_norm_pair(x, (), (one, zero, one, zero), 1e-5, torch.float32)
@@ -69,9 +69,9 @@ def test_strided_inputs(device: str) -> None:
     assert all(torch.equal(s, p) for s, p in zip(strided, packed, strict=True))
 
 
-def test_what_it_cannot_take_is_refused(device: str) -> None:
+def test_unsupported_inputs_are_refused(device: str) -> None:
     x = torch.zeros(1, 8193, device=device)
-    with pytest.raises(ConfigError, match="rows of 8193, the kernel takes up to 8192"):
+    with pytest.raises(ConfigError, match="rows of 8193 elements, the kernel takes up to 8192"):
         kernels.layer_norm_pair(x, (), [x[0]] * 4, 1e-5, torch.float32)
     x = torch.zeros(1, 8, device=device)
     with pytest.raises(ConfigError, match="dtype is float64"):
@@ -79,7 +79,7 @@ def test_what_it_cannot_take_is_refused(device: str) -> None:
 
 
 @BRANCHES
-def test_the_operations_are_registered_fully(branches: int, device: str) -> None:
+def test_the_operations_pass_opcheck(branches: int, device: str) -> None:
     inputs = [t.requires_grad_() for t in inputs_of(5, 8, branches, torch.bfloat16, device)]
     x, added, norms = inputs[0], inputs[1 : 1 + branches], inputs[1 + branches :]
     operation = torch.ops.pythia.layer_norm_pair.default
@@ -87,7 +87,7 @@ def test_the_operations_are_registered_fully(branches: int, device: str) -> None
 
 
 @BRANCHES
-def test_torch_compile_takes_it_whole(branches: int, device: str) -> None:
+def test_torch_compile_needs_no_graph_break(branches: int, device: str) -> None:
     inputs = inputs_of(5, 8, branches, torch.bfloat16, device)
 
     def loss(x: Tensor, *rest: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The whole model on its kernels: fused blocks are the plain ones, and hooks are never missed."""
+"""The whole model with the kernels: fused blocks equal plain ones, and hooks always fire."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pythia_core.training.trainer import MicroStep
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the sums over rows; else nearly all that is interpreted are idle ones."""
+    """Otherwise the interpreter would run mostly idle programs in the sums over rows."""
     from pythia_core.kernels import gelu_triton, layer_norm_triton
 
     for kernels in (gelu_triton, layer_norm_triton):
@@ -66,13 +66,13 @@ def gradient(
 
 
 def listen(made: GPTNeoX) -> None:
-    """Any hook inside a block turns fusion off."""
+    """Add a hook, because any hook inside a block turns fusion off."""
     made.layers[1].mlp.dense_h_to_4h.register_forward_hook(lambda *_: None)
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def fused(*_: object) -> None:
-        raise AssertionError("a module was passed by")
+        raise AssertionError("a module was bypassed")
 
     monkeypatch.setattr(MLP, "fused", fused)
 
@@ -85,7 +85,7 @@ def test_fused_and_plain_agree(
     with monkeypatch.context() as patched:
         forbid(patched)
         plain_loss, plain = gradient(device, dtype, prepare=listen)
-        with pytest.raises(AssertionError, match="passed by"):
+        with pytest.raises(AssertionError, match="bypassed"):
             gradient(device, dtype)
     if dtype == torch.float32:
         assert relative_error(loss, plain_loss) < 1e-6 and relative_error(ours, plain) < 1e-5
@@ -96,13 +96,13 @@ def test_fused_and_plain_agree(
 
 
 @DTYPES
-def test_recomputation_moves_no_bit(dtype: torch.dtype, device: str) -> None:
-    loss, kept = gradient(device, dtype)
+def test_recomputation_changes_no_bit(dtype: torch.dtype, device: str) -> None:
+    loss, saved = gradient(device, dtype)
     again_loss, again = gradient(device, dtype, Execution(recompute=True))
-    assert torch.equal(loss, again_loss) and torch.equal(kept, again)
+    assert torch.equal(loss, again_loss) and torch.equal(saved, again)
 
 
-def test_hooks_fire_and_see_what_they_always_saw(device: str) -> None:
+def test_hooks_fire_and_receive_the_same_values(device: str) -> None:
     made, _ = model(device)
     ids = rows(device)
     fused = made.hidden(ids)
@@ -120,31 +120,35 @@ def test_hooks_fire_and_see_what_they_always_saw(device: str) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("recompute", [False, True])
-def test_memory_is_what_is_counted(dtype: torch.dtype, recompute: bool, device: str) -> None:
-    """Storages that autograd keeps, as a difference between two depths: without the ends."""
-    held = []
+def test_saved_bytes_match_saved_activation_bytes(
+    dtype: torch.dtype, recompute: bool, device: str
+) -> None:
+    """The storages that autograd saves per layer: the difference between two depths."""
+    saved_bytes = []
     for n_layers in (1, 3):
         made, flat = model(device, dtype, replace(TINY, n_layers=n_layers, vocab_size=8))
         MicroStep(made, Execution(recompute=recompute), torch.zeros(()))
         own = {t.untyped_storage().data_ptr() for t in (flat.flat, flat.copy) if t is not None}
-        kept: dict[int, torch.UntypedStorage] = {}
+        storages: dict[int, torch.UntypedStorage] = {}
 
-        def keep(t: Tensor, own: set = own, kept: dict = kept) -> Tensor:
-            kept.update({t.untyped_storage().data_ptr(): t.untyped_storage()})
+        def keep(t: Tensor, own: set = own, storages: dict = storages) -> Tensor:
+            storages.update({t.untyped_storage().data_ptr(): t.untyped_storage()})
             return t
 
         ids = rows(device) % 8
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             made.hidden(ids)
-        held.append(sum(s.nbytes() for at, s in kept.items() if at not in own) / ids.numel())
+        saved_bytes.append(
+            sum(s.nbytes() for at, s in storages.items() if at not in own) / ids.numel()
+        )
     precision = "fp32" if dtype == torch.float32 else "bf16"
     counted = saved_activation_bytes(
         replace(TINY, n_layers=2), Execution(recompute=recompute), precision
     )
-    assert held[1] - held[0] == pytest.approx(counted, rel=0.15)
+    assert saved_bytes[1] - saved_bytes[0] == pytest.approx(counted, rel=0.15)
 
 
-def test_torch_compile_takes_it_whole(device: str) -> None:
+def test_torch_compile_needs_no_graph_break(device: str) -> None:
     made, flat = model(device, config=replace(TINY, n_layers=1))
     made.rotary(12, torch.device(device))
     made.loss(rows(device)).backward()

@@ -46,8 +46,8 @@ def test_heads_of_small_models(head_dim: int, dims: int, device: str) -> None:
 
 
 @HEAD_DIMS
-def test_everything_else_keeps_its_bits(head_dim: int, device: str) -> None:
-    """In place in a slice of a wider buffer: values, other lanes and neighbours are untouched."""
+def test_everything_else_is_unchanged(head_dim: int, device: str) -> None:
+    """Rotating a slice of a wider buffer in place leaves v, other lanes and the rest untouched."""
     dims = head_dim // 4
     cos, sin = tables(9, dims, device)
     wide = normal(2, 9, 7 * 2 * head_dim).to(device, torch.bfloat16)
@@ -59,7 +59,7 @@ def test_everything_else_keeps_its_bits(head_dim: int, device: str) -> None:
     assert torch.equal(v, old[..., 2, :])
     assert torch.equal(qkv[..., dims:], old[..., dims:])
     assert torch.equal(wide[..., 6 * head_dim :], before[..., 6 * head_dim :])
-    assert torch.equal(q[:, 0], old[:, 0, :, 0]), "position 0 is not turned"
+    assert torch.equal(q[:, 0], old[:, 0, :, 0]), "position 0 is not rotated"
     assert not torch.equal(k[:, 1:, :, :dims], old[:, 1:, :, 1, :dims])
 
 
@@ -67,7 +67,7 @@ def test_a_backward_that_needs_the_old_values_fails(device: str) -> None:
     cos, sin = tables(4, 4, device)
     leaf = normal(1, 4, 1, 3, 16).float().to(device).requires_grad_()
     qkv = leaf * 1
-    squared = qkv.square()  # keeps qkv for its backward
+    squared = qkv.square()  # saves qkv for its backward
     q, _, _ = split_rotated(qkv, cos, sin)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         (squared.sum() + q.sum()).backward()
@@ -83,7 +83,7 @@ def test_without_gradients_nothing_is_overwritten(device: str) -> None:
 
 
 @DTYPES
-def test_attention_takes_it(dtype: torch.dtype, device: str) -> None:
+def test_attention_rotates_the_same_way(dtype: torch.dtype, device: str) -> None:
     from pythia_core.kernels.attention import attention_reference
 
     cos, sin = tables(33, 16, device)
@@ -97,7 +97,7 @@ def test_attention_takes_it(dtype: torch.dtype, device: str) -> None:
     check(kernel, reference, [normal(2, 33, 2, 3, 64).to(device, dtype)])
 
 
-def test_what_it_cannot_take_is_refused(device: str) -> None:
+def test_unsupported_inputs_are_refused(device: str) -> None:
     cos, sin = tables(2, 4, device)
     with pytest.raises(ConfigError, match="head_dim is 512, the kernel takes up to 256"):
         split_rotated(torch.zeros(1, 2, 1, 3, 512, device=device), cos, sin)
@@ -107,7 +107,7 @@ def test_what_it_cannot_take_is_refused(device: str) -> None:
         split_rotated(torch.zeros(1, 2, 1, 3, 8, device=device).double(), cos, sin)
 
 
-def test_the_operations_are_registered_fully(device: str) -> None:
+def test_the_operations_pass_opcheck(device: str) -> None:
     cos, sin = tables(3, 4, device)
     qkv = normal(1, 3, 2, 3, 16).float().to(device)
     torch.library.opcheck(torch.ops.pythia.rotate_.default, (qkv, cos, sin, False))
@@ -115,7 +115,7 @@ def test_the_operations_are_registered_fully(device: str) -> None:
     torch.library.opcheck(packed, (*qkv.unbind(3), cos, sin))
 
 
-def test_torch_compile_takes_it_whole(device: str) -> None:
+def test_torch_compile_needs_no_graph_break(device: str) -> None:
     cos, sin = tables(6, 4, device)
     leaf = normal(2, 6, 2, 3, 16).float().to(device)
 
