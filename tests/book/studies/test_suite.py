@@ -146,6 +146,8 @@ def test_the_suite_passes_every_check(smoke: Result) -> None:
     assert not proofs.failures.any()
     assert (proofs.cases > 0).all()
     assert smoke.values["n_checkpoints"] == 17
+    assert smoke.values["heldout_documents"] == 10
+    assert smoke.values["heldout_tokens_percent"] == pytest.approx(100 * 9254 / (9254 + 219430))
     assert {row["kind"] for row in smoke.claims} == {"claim", "premise", "check"}
     for row in smoke.claims:
         if row["kind"] == "claim":

@@ -173,6 +173,7 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         "n_checkpoints": facts["checkpoints"],
         "n_proofs": int(proofs.cases.sum()),
         "n_failures": int(proofs.failures.sum()),
+        **{f"heldout_{name}": value for name, value in facts["heldout"].items()},
         "n_suites": len(tables["suites"]),
         "suites_read": READ,
     }
