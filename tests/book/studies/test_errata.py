@@ -111,7 +111,7 @@ def test_evidence_is_called_computed_only_where_it_is(
     all_evidence: dict[str, Evidence],
 ) -> None:
     cited = {"swap-code", "repeated-checkpoints", "configs", "tasks", "evals-2.8b", "lr-1b"}
-    cited |= {"weight-seeds"}
+    cited |= {"weight-seeds", "winobias-prompt"}
     for e in catalogue.ERRATA:
         assert ("Evidence, computed now" in e.sections(all_evidence[e.name])) == (
             e.name not in cited
@@ -125,7 +125,7 @@ def test_evidence_is_called_computed_only_where_it_is(
 
 def test_missing_released_scores_are_reported(all_evidence: dict[str, Evidence]) -> None:
     names = {e.name for e in catalogue.ERRATA if e.released}
-    assert names == {"swap-code", "tasks", "evals-2.8b"}
+    assert names == {"swap-code", "tasks", "evals-2.8b", "winobias-prompt"}
     for name, each in all_evidence.items():
         assert ("PYTHIA_PUBLISHED_DIR" in each.released) == (name in names)
 
@@ -157,6 +157,7 @@ def test_released_scores_are_compared(wsc: float, flat: str, tmp_path: Path) -> 
     assert text.count("1 steps (3,000 to 3,000)") == 2
     assert text.endswith("All other sizes together: no step.")
     assert "410m 60.0, 7 % swap 61.0" in of_scores("swap-code", released)
+    assert "410m 30.0 / 20.0, 410m 7 % swap 25.0 / 21.0" in of_scores("winobias-prompt", released)
 
 
 def of_scores(name: str, released: results.Published) -> str:
@@ -173,6 +174,9 @@ def test_the_real_released_scores() -> None:
     text = of_scores("evals-2.8b", released)
     assert "zero-shot at 10 steps (2 to 1,000), five-shot at 4 steps (13,000 to 43,000)" in text
     assert "together: no step." in text
+    text = of_scores("winobias-prompt", released)
+    assert '"refers_to"' in text and "410m 3.7 / 3.9, 410m 7 % swap 28.3 / 26.7" in text
+    assert "6.9b 51.7 / 32.0, 6.9b 7 % swap 51.5 / 31.6" in text
 
 
 # --- page and command line -------------------------------------------------------------------

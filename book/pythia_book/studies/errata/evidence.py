@@ -265,6 +265,7 @@ def released_tables(released: Published) -> Tables:
 
     twins: model, intervention, percent (CrowS-Pairs gender, mean of steps from LATE on), stderr.
     final: task, metric, model, deduped, value, stderr (zero-shot, at the end, as fractions).
+    winobias: prompt, model, intervention, pro, anti (type 1, percent, mean of steps from LATE on).
     wsc: shots, stuck (fraction of all scores that are exactly 38 of 104).
     compared: model, shots, step, equal (a model and its deduplicated twin agree in every score).
     """
@@ -281,7 +282,14 @@ def released_tables(released: Published) -> Tables:
     wsc = rows[(rows.metric == "acc") & (rows.task == "wsc")]
     stuck = (wsc.value.sub(38 / ANSWERS).abs() < 1e-5).groupby(wsc.shots).mean()
     compared = equal_scores(released.released_benchmarks)
+    table = released.table
+    em = table[(table.metric == "em") & (table.step >= LATE)]
+    em = em[em.task.isin([f"wino_bias_type1_{side}" for side in ("pro", "anti")])]
+    winobias = em.assign(side=em.task.str.rsplit("_").str[-1], value=100 * em.value).pivot_table(
+        index=["prompt", "model", "intervention"], columns="side", values="value", sort=False
+    )
     return {
+        "winobias": winobias.reindex(columns=["pro", "anti"]).reset_index(),
         "twins": twins.reset_index(),
         "final": final[["task", "metric", "model", "deduped", "value", "stderr"]],
         "wsc": stuck.rename("stuck").reset_index(),
@@ -303,16 +311,34 @@ def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
     return equal[equal.step > 1].reset_index(drop=True)
 
 
+ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
+
+
+def released_winobias(tables: Tables) -> Values | None:
+    """WinoBias accuracy by prompt, with and without the swap."""
+    rows = tables["winobias"]
+    if rows.empty:
+        return None
+    parts = []
+    for prompt, of_prompt in rows.groupby("prompt", sort=True):
+        cells = [
+            f"{row.model} {ARM_NAMES[row.intervention]}".strip()
+            + f" {row.pro:.1f} / {row.anti:.1f}"
+            for row in of_prompt.itertuples()
+        ]
+        parts.append(f'"{prompt}": {", ".join(cells)}')
+    return {"prompts": "; ".join(parts)}
+
+
 def released_twins(tables: Tables) -> Values | None:
     """CrowS-Pairs scores of the models with and without the swap."""
     rows = tables["twins"]
     if rows.empty:
         return None
     means = rows.set_index(["model", "intervention"]).percent
-    arms = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
     twins = [
         f"{model} " + ", ".join(f"{label} {means[model, arm]:.1f}".strip()
-                                for arm, label in arms.items() if (model, arm) in means)
+                                for arm, label in ARM_NAMES.items() if (model, arm) in means)
         for model in dict.fromkeys(rows.model)
     ]  # fmt: skip
     return {"twins": "; ".join(twins), "error": float(rows.stderr.mean())}
@@ -377,6 +403,7 @@ COMPUTED: dict[str, Callable[[], Values]] = {
 }
 RELEASED: dict[str, Callable[[Tables], Values | None]] = {
     "swap-code": released_twins,
+    "winobias-prompt": released_winobias,
     "tasks": released_tasks,
     "evals-2.8b": released_2_8b,
 }

@@ -118,10 +118,10 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """The official schedule and read counts, as run and as usually described."""
+    """The official schedule and read counts, by the training code and as usually described."""
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
-    versions = ((BLUE, "as run"), (ORANGE, "as usually described"))
+    versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))
     with style.canvas(result, 2, 2.7, ratios=(1.5, 1)) as (figure, (rate, reads)):
         for form, (colour, label) in zip(("neox", "paper"), versions, strict=True):
             rate.plot(schedule.step / 1000, 100 * schedule[form], color=colour, label=label)
