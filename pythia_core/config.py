@@ -15,7 +15,7 @@ from typing import Any
 from pythia_core.errors import ConfigError, one_of, raise_all
 
 GELUS = ("tanh", "erf")
-INITS = ("small_wang", "normal_scaled")
+INITS = ("small_wang", "normal_scaled", "like_6.9b")
 LR_FORMS = ("neox", "paper")
 """Forms of the learning rate (pythia_core.training.schedule)."""
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -60,7 +60,8 @@ class ModelConfig:
     gelu: str = "tanh"
     """"tanh" in training (fused bias-GELU); the configs on the hub declare "erf"."""
     init: str = "small_wang"
-    """"small_wang" for 14M-2.8B; "normal_scaled", GPT-NeoX's default, for 6.9B and 12B."""
+    """"small_wang" for 14M-2.8B; "normal_scaled", GPT-NeoX's default, for 6.9B and 12B;
+    "like_6.9b": small_wang, enlarged as the weights of 6.9B are, for small models."""
     layer_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:

@@ -160,6 +160,21 @@ class Block(nn.Module):
         return x, (self.attention(y1, rotary, batch, attend), self.mlp.fused(y2))
 
 
+SHAPE_6_9B = (4096, 32)
+"""Width and layers of the 6.9B model."""
+
+
+def init_deviations(rule: str, d: int, n_layers: int) -> tuple[float, float]:
+    """Standard deviations of initial weights, of inner and of output maps, by `pythia_init`."""
+    if rule == "normal_scaled":
+        return 0.02, 0.02 / math.sqrt(2 * n_layers)
+    std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
+    if rule == "like_6.9b":
+        used, usual = (init_deviations(r, *SHAPE_6_9B) for r in ("normal_scaled", "small_wang"))
+        std, std_output = std * used[0] / usual[0], std_output * used[1] / usual[1]
+    return std, std_output
+
+
 def pythia_init(config: ModelConfig) -> Initialiser:
     """The initialiser of the released models.
 
@@ -167,13 +182,11 @@ def pythia_init(config: ModelConfig) -> Initialiser:
                              N(0, (2/(L sqrt d))^2) for attention output and MLP down.
     normal_scaled (6.9B, 12B: GPT-NeoX's defaults, as their configs name no rule):
                              N(0, 0.02^2), and 0.02/sqrt(2L) for the two output maps.
-    In both, biases are 0 and LayerNorm weights 1.
+    like_6.9b: small_wang, both deviations multiplied by what normal_scaled has of them at the
+                             shape of 6.9B (2.02 and 2.56).
+    In all, biases are 0 and LayerNorm weights 1.
     """
-    d, n_layers = config.d_model, config.n_layers
-    if config.init == "small_wang":
-        std, std_output = math.sqrt(2 / (5 * d)), 2 / (n_layers * math.sqrt(d))
-    else:
-        std, std_output = 0.02, 0.02 / math.sqrt(2 * n_layers)
+    std, std_output = init_deviations(config.init, config.d_model, config.n_layers)
 
     def init(name: str, p: Tensor, generator: torch.Generator) -> None:
         if name.endswith("bias"):

@@ -280,7 +280,7 @@ def _origin(result: Result) -> dict[str, Any]:
     return {
         "data": sorted({run.data.fingerprint for run in runs}),
         "commit": commit(),
-        "device": device(),
+        "device": device() | result.measured.facts.get("device", {}),
         "versions": _versions(),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "duration_s": round(time.time() - result.started, 1),

@@ -60,14 +60,14 @@ HARDWARE = {
     "6.9b": Hardware(128, 8, 2, 2, 1, 33_500),
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
-"""Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, from memory;
-four times their sum is exactly the 544,280 of the paper's text, because both halves of the suite
-were trained twice (tests/book/pages/test_recipe.py)."""
+"""Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: table 5 of the paper, a picture that could
+not be read again; four times their sum is exactly the 544,280 of the paper's text, because both
+halves of the suite were trained twice (tests/book/pages/test_recipe.py)."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The GPT-3 model nearest in size (Brown et al. 2020, table 2.1), from memory."""
+    """The GPT-3 model nearest in size (Brown et al. 2020, table 2.1)."""
 
     name: str | None
     batch_tokens: int

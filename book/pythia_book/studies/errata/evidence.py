@@ -1,8 +1,8 @@
 """Compute the numbers in the evidence of catalogue.toml, from this library or released scores.
 
-Each function returns the values that fill in the text of one erratum. It takes a second or two and
-needs no network. Text based on released scores is separate (`Evidence.released`), because it is
-displayed but never recorded. errata.study measures the cost of an error, which needs training.
+Each function returns the values that fill in the text of one erratum; it takes a second or two and
+needs no network. Those in RELEASED read the tables of `released_tables`, which a record keeps.
+errata.study measures the cost of an error, which needs training.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from pythia_core.suite import OFFICIAL_SIZES
 from pythia_core.training.schedule import OFFICIAL_STEPS, learning_rate
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pythia_book.published.results import Published
+    from pythia_book.study import Tables
 
 TINY = RunConfig(
     ModelConfig(n_layers=2, d_model=16, n_heads=2, vocab_size=128, max_seq_len=16),
@@ -45,7 +48,7 @@ class Evidence:
     values: Values = field(default_factory=dict)
     """Name -> number, for prose and tests; no two errata share a name."""
     released: str = ""
-    """What the released scores show, or a note that they are missing; never recorded."""
+    """What the released scores show, or a note that they are missing."""
 
 
 # --- optimisation ----------------------------------------------------------------------------
@@ -143,13 +146,18 @@ def _key(size: str) -> str:
 
 def initialisation() -> Values:
     """Standard deviations of initial weights of 6.9B and 12B, by their rule and the usual one."""
+    from pythia_core.model import init_deviations
+
     values = {}
     for name in ("6.9b", "12b"):
         config = OFFICIAL_SIZES[name].model()
         trained, others = sampled_std(config), sampled_std(replace(config, init="small_wang"))
         parts = zip(("", "_output", "_small", "_wang"), trained + others, strict=True)
         values |= {f"std_{_key(name)}{part}": std for part, std in parts}
-    return values
+    shape = OFFICIAL_SIZES["6.9b"].d_model, OFFICIAL_SIZES["6.9b"].n_layers
+    rules = (init_deviations(rule, *shape) for rule in ("normal_scaled", "small_wang"))
+    times = [used / usual for used, usual in zip(*rules, strict=True)]
+    return values | {"init_times": times[0], "init_output_times": times[1]}
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
@@ -246,53 +254,129 @@ def threshold() -> Values:
 
 # --- released scores -------------------------------------------------------------------------
 
+LATE = 134_000
+"""First step of the mean over late checkpoints, where the shorter intervention has begun."""
+ANSWERS = 104
+"""Items of WSC; one of its two answers is right in 38 of them, the other in 66."""
 
-def released_twins(released: Published) -> Values:
-    """CrowS-Pairs scores of the models with and without the swap."""
+
+def released_tables(released: Published) -> Tables:
+    """The released scores on which the errata rest.
+
+    twins: model, intervention, percent (CrowS-Pairs gender, mean of steps from LATE on), stderr.
+    final: task, metric, model, deduped, value, stderr (zero-shot, at the end, as fractions).
+    winobias: prompt, model, intervention, pro, anti (type 1, percent, mean of steps from LATE on).
+    wsc: shots, stuck (fraction of all scores that are exactly 38 of 104).
+    compared: model, shots, step, equal (a model and its deduplicated twin agree in every score).
+    """
     crows = released.crows_gender()
-    late = crows[crows.step >= 134_000]
-    means = 100 * late.groupby(["model", "intervention"]).value.mean()
-    arms = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
-    twins = [
-        f"{model} " + ", ".join(f"{label} {means[model, arm]:.1f}".strip()
-                                for arm, label in arms.items() if (model, arm) in means)
-        for model in dict.fromkeys(late.model)
-    ]  # fmt: skip
-    return {"twins": "; ".join(twins), "error": 100 * float(late.stderr.mean())}
-
-
-def released_tasks(released: Published) -> Values | None:
-    """For each task, the number of released models whose interval is above guessing."""
-    from pythia_book.published.figures import CHANCE
-
+    late = crows[crows.step >= LATE].assign(
+        percent=lambda f: 100 * f.value, stderr=lambda f: 100 * f.stderr
+    )
+    twins = late.groupby(["model", "intervention"], sort=False)[["percent", "stderr"]].mean()
     rows = released.benchmarks
-    if rows.empty:
-        return None
-    acc = rows[(rows.metric == "acc") & rows.task.isin(TASKS)]
-    final = acc[(acc.shots == 0) & (acc.step == OFFICIAL_STEPS)]
-    above = final[final.value - Z * final.stderr > final.task.map(CHANCE) / 100]
-    n = above.groupby("task").size().reindex(TASKS, fill_value=0)
-    wsc = acc[acc.task == "wsc"]
-    stuck = 100 * (wsc.value.sub(38 / 104).abs() < 1e-5).groupby(wsc.shots).mean()
+    rows = rows[rows.task.isin(TASKS)]
+    final = rows[
+        (rows.shots == 0) & (rows.step == OFFICIAL_STEPS) & rows.metric.isin(("acc", "acc_norm"))
+    ]
+    wsc = rows[(rows.metric == "acc") & (rows.task == "wsc")]
+    stuck = (wsc.value.sub(38 / ANSWERS).abs() < 1e-5).groupby(wsc.shots).mean()
+    compared = equal_scores(released.released_benchmarks)
+    table = released.table
+    em = table[(table.metric == "em") & (table.step >= LATE)]
+    em = em[em.task.isin([f"wino_bias_type1_{side}" for side in ("pro", "anti")])]
+    winobias = em.assign(side=em.task.str.rsplit("_").str[-1], value=100 * em.value).pivot_table(
+        index=["prompt", "model", "intervention"], columns="side", values="value", sort=False
+    )
     return {
-        "n_models": final.groupby("task").size().max(),
-        "above": ", ".join(f"{task} {n[task]}" for task in TASKS),
-        "flat": ", ".join(task for task in TASKS if not n[task]) or "none",
-        "stuck": ", ".join(f"{s:.0f} % of all {shots}-shot scores" for shots, s in stuck.items()),
+        "winobias": winobias.reindex(columns=["pro", "anti"]).reset_index(),
+        "twins": twins.reset_index(),
+        "final": final[["task", "metric", "model", "deduped", "value", "stderr"]],
+        "wsc": stuck.rename("stuck").reset_index(),
+        "compared": compared,
     }
 
 
-def released_2_8b(released: Published) -> Values | None:
-    """Steps at which all released scores of a model and its deduplicated twin are equal."""
-    raw = released.released_benchmarks
-    if raw is None or raw.empty:
-        return None
-    raw = raw.assign(deduped=raw.deduped.astype(bool))
+def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
+    """Steps from 2 on at which both twins were scored: model, shots, step, equal (every score)."""
+    import pandas as pd
+
     keys = ["model", "shots", "step"]
+    if raw is None or raw.empty:
+        return pd.DataFrame(columns=[*keys, "equal"])
+    raw = raw.assign(deduped=raw.deduped.astype(bool))
     wide = raw.pivot_table(index=[*keys, "task", "metric"], columns="deduped", values="value")
     wide = wide.dropna()
     equal = (wide[False] == wide[True]).groupby(level=keys).all().reset_index(name="equal")
-    equal = equal[equal.equal & (equal.step > 1)]
+    return equal[equal.step > 1].reset_index(drop=True)
+
+
+ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % swap"}
+
+
+def released_winobias(tables: Tables) -> Values | None:
+    """WinoBias accuracy by prompt, with and without the swap."""
+    rows = tables["winobias"]
+    if rows.empty:
+        return None
+    parts = []
+    for prompt, of_prompt in rows.groupby("prompt", sort=True):
+        cells = [
+            f"{row.model} {ARM_NAMES[row.intervention]}".strip()
+            + f" {row.pro:.1f} / {row.anti:.1f}"
+            for row in of_prompt.itertuples()
+        ]
+        parts.append(f'"{prompt}": {", ".join(cells)}')
+    return {"prompts": "; ".join(parts)}
+
+
+def released_twins(tables: Tables) -> Values | None:
+    """CrowS-Pairs scores of the models with and without the swap."""
+    rows = tables["twins"]
+    if rows.empty:
+        return None
+    means = rows.set_index(["model", "intervention"]).percent
+    twins = [
+        f"{model} " + ", ".join(f"{label} {means[model, arm]:.1f}".strip()
+                                for arm, label in ARM_NAMES.items() if (model, arm) in means)
+        for model in dict.fromkeys(rows.model)
+    ]  # fmt: skip
+    return {"twins": "; ".join(twins), "error": float(rows.stderr.mean())}
+
+
+def guessing(task: str) -> float:
+    """Accuracy of guessing; for WSC, of always giving the answer that is right more often."""
+    from pythia_book.published.figures import CHANCE
+
+    return 66 / ANSWERS if task == "wsc" else CHANCE[task] / 100
+
+
+def released_tasks(tables: Tables) -> Values | None:
+    """For each task, the number of released models whose interval is above guessing."""
+    final = tables["final"]
+    if final.empty:
+        return None
+    above = final[final.value - Z * final.stderr > final.task.map(guessing)]
+    n = above[above.metric == "acc"].groupby("task").size().reindex(TASKS, fill_value=0)
+    norm = final[(final.metric == "acc_norm") & (final.task == "logiqa")]
+    stuck = tables["wsc"].itertuples()
+    return {
+        "n_models": final[final.metric == "acc"].groupby("task").size().max(),
+        "above": ", ".join(f"{task} {n[task]}" for task in TASKS),
+        "flat": ", ".join(task for task in TASKS if not n[task]) or "none",
+        "stuck": ", ".join(f"{100 * row.stuck:.0f} % of all {row.shots}-shot scores"
+                           for row in stuck),
+        "logiqa_norm": int(((above.metric == "acc_norm") & (above.task == "logiqa")).sum()),
+        "logiqa_norm_most": 100 * float(norm.value.max()) if len(norm) else float("nan"),
+    }  # fmt: skip
+
+
+def released_2_8b(tables: Tables) -> Values | None:
+    """Steps at which all released scores of a model and its deduplicated twin are equal."""
+    compared = tables["compared"]
+    if compared.empty:
+        return None
+    equal = compared[compared["equal"].astype(bool)]
 
     def summarized(steps: Iterable[int]) -> str:
         ordered = sorted(steps)
@@ -317,8 +401,9 @@ COMPUTED: dict[str, Callable[[], Values]] = {
     "vocabulary": vocabulary,
     "names": names,
 }
-RELEASED: dict[str, Callable[[Published], Values | None]] = {
+RELEASED: dict[str, Callable[[Tables], Values | None]] = {
     "swap-code": released_twins,
+    "winobias-prompt": released_winobias,
     "tasks": released_tasks,
     "evals-2.8b": released_2_8b,
 }

@@ -41,7 +41,7 @@ SWITCHES = {
     for switch in (
         Switch("lr_form", "train", "paper", "cosine to a tenth at the end"),
         Switch("first_update_at_lr_zero", "train", False, "no first update at rate 0"),
-        Switch("init", "model", "normal_scaled", "initialisation of 6.9B and 12B"),
+        Switch("init", "model", "like_6.9b", "initial weights enlarged as in 6.9B"),
         Switch("gelu", "model", "erf", "exact GELU in training"),
         Switch("epoch_policy", "data", "separate", "separate epochs", "deduplicated"),
     )

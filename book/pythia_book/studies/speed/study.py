@@ -11,17 +11,20 @@ of the Pythia paper.
 
 from __future__ import annotations
 
-import time
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pythia_book.bench import cost_model
 from pythia_book.bench.rows import Row, gpu_folder, measured_rows
+from pythia_book.conduct import conduct
 from pythia_book.released import recipe
-from pythia_book.stats import NOT_TESTABLE, Estimate, claim_row
+from pythia_book.stats import Estimate
 from pythia_book.studies.speed.params import STUDY, Params
-from pythia_book.study import Result
+from pythia_book.study import Measurements
+from pythia_book.verdicts import Claim, passes, untestable
 from pythia_core.config import ModelConfig
 from pythia_core.kernels.attention_backends import DEFAULT, FASTEST
 from pythia_core.suite import OFFICIAL_SIZES
@@ -32,7 +35,11 @@ from pythia_core.util.workers import one_thread
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pythia_book.study import Analysis, Result, Tables
+
 PRECISIONS = ("fp32", "bf16")
+GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
+"""Measurements of a GPU -> the file of `gpu-check` that has them."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 COMPILED = "torch.compile (inductor)"
@@ -43,13 +50,21 @@ WITHIN = 15.0
 
 def run(params: Params, progress: bool = True) -> Result:
     """Measure the CPU, read the GPU measurements, predict and compare."""
+    return conduct(STUDY, params, partial(measure, params, progress), analyse)
+
+
+def measure(params: Params, progress: bool = True) -> Measurements:
+    """Time the CPU on one thread, and read the newest measurements of a GPU.
+
+    Facts: steps, operations (of the CPU), gpu_steps, gpu_operations, gpu_attention: rows of
+    pythia_book.bench, the first of which is the machine. device: what the record says of it.
+    """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
 
-    started = time.time()
     smoke = params.scale == "smoke"
     with one_thread():
-        step_rows = list(
+        steps = list(
             bench_train(
                 params.size_list,
                 precisions=PRECISIONS,
@@ -58,7 +73,7 @@ def run(params: Params, progress: bool = True) -> Result:
                 progress=progress,
             )
         )
-        operation_rows = list(
+        operations = list(
             bench_kernels(
                 params.size_list,
                 seconds=0.0 if smoke else 0.3,
@@ -67,24 +82,34 @@ def run(params: Params, progress: bool = True) -> Result:
                 calls=1 if smoke else 5,
             )
         )
-    gpu_steps = measured_rows(gpu_folder() / "train.jsonl", "train", ("size", "implementation"))
-    keys = ("size", "kernel", "implementation")
-    gpu_operations = measured_rows(gpu_folder() / "kernels.jsonl", "operation", keys)
-    keys = ("library", "seq_len", "head_dim", "deterministic")
-    libraries = measured_rows(gpu_folder() / "attention.jsonl", "attention", keys)
-    steps, operations = steps_table(step_rows), operations_table(operation_rows)
-    measured, timed = steps_table(gpu_steps), operations_table(gpu_operations)
+    facts = {"steps": steps, "operations": operations, "device": {"threads": 1}}
+    for name, kind, keys in (
+        ("steps", "train", ("size", "implementation")),
+        ("operations", "operation", ("size", "kernel", "implementation")),
+        ("attention", "attention", ("library", "seq_len", "head_dim", "deterministic")),
+    ):
+        path = gpu_folder() / f"{GPU_FILES[name]}.jsonl"
+        facts[f"gpu_{name}"] = measured_rows(path, kind, keys)
+    return Measurements({}, json.loads(json.dumps(facts)))
+
+
+def analyse(measured: Measurements, released: Tables) -> Analysis:
+    """Tables, values and checks from the measured rows; there are no released numbers."""
+    facts = measured.facts
+    gpu_steps, gpu_operations = facts["gpu_steps"], facts["gpu_operations"]
+    steps, operations = steps_table(facts["steps"]), operations_table(facts["operations"])
+    timed_steps, timed = steps_table(gpu_steps), operations_table(gpu_operations)
     tables = {
         "steps": steps,
         "operations": operations,
-        "gpu_sizes": gpu_sizes_table(measured),
-        "gpu_steps": measured,
+        "gpu_sizes": gpu_sizes_table(timed_steps),
+        "gpu_steps": timed_steps,
         "gpu_kernels": gpu_kernels_table(timed),
         "gpu_operations": timed,
-        "attention": attention_table(libraries),
+        "attention": attention_table(facts["gpu_attention"]),
     }
-    numbers = values(step_rows[0], gpu_steps or gpu_operations, tables)
-    return Result(STUDY, params, tables, numbers, claims(tables), [], started)
+    numbers = values(facts["steps"][0], gpu_steps or gpu_operations, tables)
+    return tables, numbers, claims(tables)
 
 
 # --- measurements ----------------------------------------------------------------------------
@@ -328,49 +353,57 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
     return Estimate(float(row.ratio), float(row.low), float(row.high), len(timed), 1)
 
 
-def _at_least(claim: str, e: Estimate | None, bound: float = 1.0) -> dict[str, Any]:
-    """A claim that a ratio is at least `bound`."""
-    verdict = NOT_TESTABLE
-    if e and not e.low < bound <= e.high:
-        verdict = "holds" if e.low >= bound else "does not hold"
-    return claim_row(claim, "not measured", e, verdict)
+def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
+    """A check that every ratio is at least `bound`; `e` is the smallest with its range."""
+    secures = "what this page says of our kernels"
+    if e is None:
+        return Claim(text, secures, untestable(NOT_MEASURED), kind="check")
+    note = (
+        f"smallest of {e.n_items} ratios {e.value:.2f}, range of its repeats {e.low:.2f} to "
+        f"{e.high:.2f}"
+    )
+    if e.low < bound <= e.high:
+        test = untestable(f"the range of the repeats includes {bound:g}", note=note)
+    else:
+        test = passes(e.low >= bound, note)
+    return Claim(text, secures, test, kind="check")
 
 
-def claims(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """Claims that the kernels are faster; each estimate is the worst measured case."""
+def claims(tables: Tables) -> list[Claim]:
+    """Checks that the kernels are faster, each on its worst measured case; none is from a paper."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]
     misses = tables["gpu_sizes"].error_percent.dropna().astype(float).abs()
-    miss = Estimate(misses.max(), misses.max(), misses.max(), len(misses), 1)
+    predicted = untestable(NOT_MEASURED)
+    if len(misses):
+        note = f"largest of {len(misses)} misses {misses.max():.1f} %"
+        predicted = passes(misses.max() <= WITHIN, note)
     return [
         _at_least(
             "On the CPU, an update is faster than every one of `transformers` in the same "
-            "precision (smallest ratio)",
+            "precision.",
             least_ratio(libraries),
         ),
         _at_least(
-            "On the CPU, every operation is faster than its formula written out in torch (smallest "
-            "ratio)",
+            "On the CPU, every operation is faster than its formula written out in torch.",
             least_ratio(operations[operations.implementation == "reference"]),
         ),
         _at_least(
             f"On a GPU, an update is at least {cost_model.GOAL:g} times as fast as that of the "
-            "same model under torch.compile (smallest ratio)",
+            "same model under torch.compile.",
             least_ratio(tables["gpu_sizes"]),
             cost_model.GOAL,
         ),
         _at_least(
-            "On a GPU, every kernel but attention is faster than its formula under torch.compile "
-            "(smallest ratio)",
+            "On a GPU, every kernel but attention is faster than its formula under torch.compile.",
             least_ratio(compiled),
         ),
-        claim_row(
-            f"On a GPU, the speed of an update was predicted to within {WITHIN:g} % (largest miss, "
-            "%)",
-            "not measured",
-            miss if len(misses) else None,
-            "holds" if len(misses) and miss.value <= WITHIN else "does not hold",
+        Claim(
+            f"On a GPU, the speed of an update was predicted to within {WITHIN:g} %.",
+            "the predictions of this page",
+            predicted,
+            kind="check",
         ),
     ]
 

@@ -27,18 +27,6 @@ Suite = dict[tuple[str, str], "Run"]
 """(size, arm) -> run."""
 
 
-def checkpoints_table(suite: Suite) -> pd.DataFrame:
-    """The hash of every checkpoint's files: size, arm, step, sha256."""
-    import pandas as pd
-
-    rows = [
-        {"size": size, "arm": arm, "step": step, "sha256": sha256}
-        for (size, arm), run in suite.items()
-        for step, sha256 in weight_hashes(run.checkpoints).items()
-    ]
-    return pd.DataFrame(rows)
-
-
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
     """The checks, and how often each failed: check, what, cases, failures."""
     import pandas as pd
