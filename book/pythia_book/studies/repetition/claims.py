@@ -21,8 +21,9 @@ NEGLIGIBLE = 0.5
 """Percent of the fresh arm's loss. A run of four epochs "with only 0.5% higher validation loss" is
 the authors' example of a negligible difference (section 6)."""
 SECOND_EPOCH = 1.0
-"""Points of the mean accuracy on eight tasks. Ten times the parameters add some eight points to it
-in the released models, so one point is what a third more parameters would add."""
+"""A loss of more points of the mean accuracy on eight tasks is a negative impact. Ten times the
+parameters add some eight points to it in the released models, so one point is what a third more
+parameters would add."""
 BEFORE, AFTER = 93_000, 143_000
 """The last checkpoint measured before the second epoch (tables 9 and 10 of the paper), and the
 end."""
@@ -101,14 +102,13 @@ def claims(arms: Arms, second_epoch: pd.DataFrame | None) -> list[Claim]:
 
 def _second_epoch(table: pd.DataFrame | None, shots: int) -> Claim:
     return Claim(
-        f"The second epoch does not change the benchmark scores, {'zero' if not shots else 'five'}"
-        "-shot.",
+        f"The second epoch costs no accuracy on benchmarks, {'five' if shots else 'zero'}-shot.",
         "section 2.4",
-        released=within(
+        released=rises(
             second_epoch_change(table, shots),
             "points",
             "8 models of different size",
-            SECOND_EPOCH,
+            -SECOND_EPOCH,
             f"mean of eight tasks, step {AFTER:,} minus {BEFORE:,}, less the change of the models "
             "trained on the standard Pile, which begin no second epoch",
         ),

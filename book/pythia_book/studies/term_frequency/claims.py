@@ -135,7 +135,7 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
     return [
         *(
             Claim(
-                f"Sums with a frequent first operand are {how}.",
+                text,
                 "section 3.3, after Razeghi et al. 2022",
                 rises(_percent(scores.gap(large, last, k, measure)), "points", units,
                       note=f"{large}; {confounded}"),
@@ -143,9 +143,11 @@ def _on_frequency(params: Params, scores: NumberScores) -> list[Claim]:
                 quote="accuracy tends to be higher for terms that are found more frequently "
                 "compared to terms that are less frequent",
             )
-            for measure, k, how in (
-                ("exact", shots, f"solved more often, {shots}-shot"),
-                ("choice", 0, "chosen right of four more often, zero-shot"),
+            for measure, k, text in (
+                ("exact", shots, "Sums are solved more often if their first operand is frequent, "
+                 f"{shots}-shot."),
+                ("choice", 0, "The right sum is picked out of four more often if its first operand "
+                 "is frequent, zero-shot."),
             )
         ),
         Claim(

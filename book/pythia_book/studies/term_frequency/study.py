@@ -275,15 +275,18 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:
-    """Released accuracies on sums after 16 examples, in %, of the groups of models in the claims;
-    None without them."""
+    """Released accuracies on sums after 16 examples at the end, in %, of the groups of models in
+    the claims; None without them."""
     numbers: dict[str, Any] = {}
     for name, models in (("unable", c.BELOW_1B), ("small", c.BELOW_2_8B), ("large", c.LARGE)):
         end = c.released_mean(operands, models, 143_000)
         numbers[f"released_{name}"] = None if end is None else float(end.mean())
-        for when, steps in (("before", (13_000, 65_000)), ("after", (65_000, 143_000))):
-            change = c.released_change(operands, models, *steps)
-            numbers[f"released_{name}_{when}"] = None if change is None else float(change.mean())
+    end = c.released_mean(operands, c.LARGE, 143_000)
+    for name, first in (("ones", range(10)), ("nineties", range(90, 100))):
+        numbers[f"released_{name}"] = None if end is None else float(end.loc[list(first)].mean())
+    for when, steps in (("before", (13_000, 65_000)), ("after", (65_000, 143_000))):
+        change = c.released_change(operands, c.LARGE, *steps)
+        numbers[f"released_large_{when}"] = None if change is None else float(change.mean())
     return numbers
 
 

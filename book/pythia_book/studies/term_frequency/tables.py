@@ -179,7 +179,9 @@ def frequency_table(scores: NumberScores) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def accuracy_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> Any:
+def accuracy_table(
+    scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
+) -> pd.DataFrame:
     """Scores on held-out sums: size, step, shots, measure, value, low, high, n (numbers)."""
     import pandas as pd
 
@@ -194,7 +196,7 @@ def accuracy_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[i
     return pd.DataFrame(rows, columns=names)
 
 
-def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> Any:
+def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
     """Accuracy by frequency at the end: size, step, shots, measure, count (geometric mean of how
     often the numbers of a bin were read in sums), numbers, value, low, high."""
     import pandas as pd
@@ -215,7 +217,7 @@ def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int
     return pd.DataFrame(rows, columns=names)
 
 
-def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> Any:
+def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
     """The paper's table 4, in shares: size, step, shots, measure, most, least (mean accuracies of
     the most and least frequent tenth), value (their difference), low, high."""
     import pandas as pd
@@ -231,7 +233,9 @@ def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int])
     return pd.DataFrame(rows, columns=names)
 
 
-def experiment_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> Any:
+def experiment_table(
+    scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
+) -> pd.DataFrame:
     """Chosen minus other number at the end, in couples of similar natural frequency: coin ("boost",
     "placebo" or their difference), size, shots, measure, ratio (geometric mean of chosen over other
     frequency; none for the difference), value, low, high, n (couples)."""

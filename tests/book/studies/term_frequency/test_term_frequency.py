@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def verdicts(rows: list[dict], start: str, side: str = "ours") -> list[str]:
 
 def test_planted_effects_of_frequency_are_found() -> None:
     rows = judged(measurements(0.2, words=0.1))
-    assert verdicts(rows, "Sums with a frequent first operand") == ["reproduced"] * 2
+    assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["reproduced"] * 2
     assert verdicts(rows, "The gap between frequent and rare") == ["reproduced"] * 2
     assert verdicts(rows, "The right answer is") == ["holds"] * 2
     assert verdicts(rows, "With a coin that changes nothing")[1] == "holds"
@@ -103,7 +104,7 @@ def test_planted_effects_of_frequency_are_found() -> None:
 
 def test_effects_of_the_other_sign_contradict() -> None:
     rows = judged(measurements(-0.2, words=-0.1))
-    assert verdicts(rows, "Sums with a frequent first operand") == ["contradicted"] * 2
+    assert verdicts(rows, "Sums are") + verdicts(rows, "The right sum") == ["contradicted"] * 2
     assert verdicts(rows, "The gap between frequent and rare") == ["contradicted"] * 2
     assert verdicts(rows, "The right answer is") == ["does not hold"] * 2
     assert verdicts(rows, "The defined word") == ["does not hold"] * 2
@@ -111,7 +112,13 @@ def test_effects_of_the_other_sign_contradict() -> None:
 
 def test_without_an_effect_nothing_is_resolved() -> None:
     rows = judged(measurements(0.0))
-    for start in ("Sums with", "The gap between", "The right answer is", "The defined word"):
+    for start in (
+        "Sums are",
+        "The right sum",
+        "The gap between",
+        "The right answer is",
+        "The defined word",
+    ):
         assert set(verdicts(rows, start)) == {"not resolved"}, start
     assert all(row["ours"]["reason"] for row in rows if row["claim"].startswith("The gap"))
 
@@ -163,14 +170,18 @@ def test_welch_by_hand() -> None:
     assert welch(np.zeros(3), np.ones(3)).low == -1  # no variation: no width
 
 
-@pytest.mark.parametrize("coin", ["boost", "placebo", DIFFERENCE])
-def test_the_coins_give_false_alarms_at_the_nominal_rate(coin: str) -> None:
-    excluded, n = 0, 300
+def test_without_an_effect_the_alarms_are_at_the_nominal_rate() -> None:
+    """Coins, gaps and changes of gaps; 5 % of 300, plus three standard errors."""
+    alarms, n = Counter[str](), 300
     for seed in range(n):
         scores = NumberScores(measurements(0.0, seed))
-        e = scores.coins(c.larger_half(PARAMS.size_list), 4, "logprob")[coin]
-        excluded += not e.low <= 0 <= e.high
-    assert excluded / n <= 0.08
+        found = scores.coins(c.larger_half(PARAMS.size_list), 4, "logprob")
+        found["gap"] = scores.gap("600k", 572, 4, "exact")
+        found["change"] = scores.gap_change((("25k", 572), ("600k", 572)), 0, "choice")
+        for name, e in found.items():
+            alarms[name] += not e.low <= 0 <= e.high
+    assert set(alarms) == {"boost", "placebo", DIFFERENCE, "gap", "change"}
+    assert max(alarms.values()) / n <= 0.05 + 3 * 0.0126
 
 
 def test_the_t_interval_of_the_boost_agrees_with_flipping_signs() -> None:
@@ -212,7 +223,8 @@ def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     present = tables["gaps"].groupby(["size", "step", "shots"]).size()
     assert ("600k", 572, 4) not in present and ("600k", 572, 0) in present
     rows = judge(claims)
-    assert verdicts(rows, "Sums with") == ["not testable here", "reproduced"]
+    assert verdicts(rows, "Sums are") == ["not testable here"]
+    assert verdicts(rows, "The right sum") == ["reproduced"]
     assert set(verdicts(rows, "The right answer")) == {"not testable here"}
     assert values["exact"] is None and values["boost"] is None
     result = as_result(measured, {})
