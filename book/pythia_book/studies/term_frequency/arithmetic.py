@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.corpora import equations
+from pythia_book.studies.term_frequency.params import CHOICES
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError
 from pythia_core.evaluation import scoring
@@ -25,7 +26,7 @@ from pythia_core.evaluation import scoring
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
-WRONG = 3
+WRONG = CHOICES - 1
 """Number of wrong answers to choose from."""
 Encode = Callable[[str], tuple[int, ...]]
 

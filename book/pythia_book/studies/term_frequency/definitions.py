@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pythia_book.corpora.pocket_pile import raw_texts
+from pythia_book.studies.term_frequency.params import CHOICES, WORD_BINS
 from pythia_core.config import DOMAINS_OF, DataConfig, stable_hash
 from pythia_core.data.corpus import open_corpus
 from pythia_core.errors import DataError
@@ -31,9 +32,6 @@ from pythia_core.util.files import fraction
 if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
-CHOICES = 4
-BINS = (1, 4, 16, 64, 256)
-"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
 PER_BIN = 150
 NEIGHBOURS = 40
 """Distractors come from this many entries on either side in the frequency ranking."""
@@ -102,7 +100,7 @@ def definition_items(
         for line, word in words.items()
         if senses[word] == 1 or training_lines.get(line)
     )
-    ranked = [entry for entry in ranked if entry[0] >= BINS[0]]
+    ranked = [entry for entry in ranked if entry[0] >= WORD_BINS[0]]
     if len({words[line] for *_, line in ranked}) < CHOICES:
         raise DataError(
             f"only {len(ranked)} dictionary entries have a word that occurs in the training text; "
@@ -113,7 +111,7 @@ def definition_items(
         times = training_lines.get(line, 0)
         if times > 1:  # planted copies, which would test memorization
             continue
-        rank = sum(count >= low for low in BINS)
+        rank = sum(count >= low for low in WORD_BINS)
         groups.setdefault((times == 1, rank), []).append(index)
     items = []
     for (read, _), indices in sorted(groups.items()):

@@ -18,6 +18,10 @@ MEASURING = MeasuringCost(heldout=8)
 INDICES = (13, 39, 65, 91, 117, 143)
 """The paper's checkpoints, in thousands of official steps."""
 DEFAULT_SHOTS = {"smoke": "0,2", "laptop": "0,4", "gpu": "0,4"}
+CHOICES = 4
+"""Answers to choose from: sums and definitions have one right answer and three wrong ones."""
+WORD_BINS = (1, 4, 16, 64, 256)
+"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,6 @@ class Params(StudyParams):
     shots: str = ""
     """Numbers of solved examples before a sum, comma-separated; empty: what the context fits."""
     seed: int = 1234
-    bootstrap: int = 2000
 
     def check(self) -> None:
         if self.arm not in DATA_ARMS:
