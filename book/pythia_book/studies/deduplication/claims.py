@@ -38,7 +38,6 @@ EPOCHS = ((53_000, BEFORE), (103_000, LAST))
 LEE = "section 2.2, after Lee et al. 2021"
 BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
 NO_BENEFIT = "no clear benefit on language modeling performance"
-PAIRS = "{n} pairs of models, one training each"
 
 
 def claims(
@@ -55,22 +54,22 @@ def claims(
     words, sentences = _change(params, measured, "last_word", "sentences")
     loss, rows_read = _change(params, measured, "loss", "held-out rows")
     rows = []
-    for place, when, table in (
-        ("end", "at the end of training", "Tables 7, 8, 11 and 12"),
-        ("before", "at step 93,000, before their text begins again", "Tables 9, 10, 13 and 14"),
+    for effect, when, tables in (
+        ("zero_end", "at the end of training, zero-shot", "7 and 8"),
+        ("five_end", "at the end of training, five-shot", "11 and 12"),
+        ("zero_before", "at step 93,000 of 143,000, zero-shot", "9 and 10"),
+        ("five_before", "at step 93,000 of 143,000, five-shot", "13 and 14"),
     ):
-        for name, shots in (("zero", "zero-shot"), ("five", "five-shot")):
-            e = released[f"{name}_{place}"]
-            units = _pairs(e) + "; errors of items as released, as if they were not shared"
-            note = "mean over seven of the eight tasks; WSC scores say nothing"
-            rows.append(
-                Claim(
-                    f"Deduplicated models are not clearly better on benchmarks {when}, {shots}.",
-                    f"section 2.6; appendix G, {table}",
-                    quote=NO_BENEFIT,
-                    released=within(e, "points", units, CLEAR, note),
-                )
+        units = _pairs(released[effect], "items' errors as released, as if no item were shared")
+        note = "mean over seven of the eight tasks; WSC scores say nothing"
+        rows.append(
+            Claim(
+                f"Deduplicated models are not clearly better on benchmarks {when}.",
+                f"section 2.6; appendix G, Tables {tables}",
+                quote=NO_BENEFIT,
+                released=within(released[effect], "points", units, CLEAR, note),
             )
+        )
     return [
         *rows,
         Claim(
@@ -80,7 +79,7 @@ def claims(
             released=falls(
                 released["second_epoch"],
                 "points",
-                _pairs(released["second_epoch"]) + "; the same items throughout",
+                _pairs(released["second_epoch"], "the same items throughout"),
                 CLEAR,
                 "lead of the deduplicated models at steps 53,000 to 93,000 minus that at steps "
                 "103,000 to 143,000, zero- and five-shot; by the released code both epochs are "
@@ -114,7 +113,7 @@ def claims(
             released=rises(
                 released["average"],
                 "points",
-                _pairs(released["average"]) + "; the same items throughout",
+                _pairs(released["average"], "the same items throughout"),
                 note="mean over the checkpoints from step 13,000 on, zero- and five-shot",
             ),
             ours=_accuracy(params, measured),
@@ -129,8 +128,9 @@ def claims(
     ]
 
 
-def _pairs(e: Estimate | None) -> str:
-    return PAIRS.format(n=e.n_seeds) if e else ""
+def _pairs(e: Estimate | None, items: str) -> str:
+    """What varies in a released effect; "" without one."""
+    return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 
 
 # --- released --------------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from pythia_book import records
+from pythia_book.published import results
 from pythia_book.published.tables import MODELS
 from pythia_book.studies.deduplication import figures
 from pythia_book.studies.deduplication import study as deduplication
@@ -20,6 +23,7 @@ from pythia_book.verdicts import judge
 from pythia_core.errors import ConfigError
 from pythia_core.suite import DATA_ARMS, scale_named
 
+FOLDER = os.environ.get(results.VARIABLE, "")
 SIZES = ("25k", "85k", "150k", "600k")
 RECIPES = [[name, 100, tokens, 3, 2] for name, tokens in (
     ("none", 1000), ("exact", 700), ("jaccard-0.87", 620), ("eleutherai-0.87", 640))]  # fmt: skip
@@ -148,6 +152,22 @@ def test_effects_of_released_twins_by_hand() -> None:
     assert effects["second_epoch"].value == pytest.approx(-0.25, abs=0.03)
     assert effects["average"].value == pytest.approx(0.5 + 0.25 * 5 / 14, abs=0.03)
     assert set(released_effects({}).values()) == {None}
+
+
+@pytest.mark.skipif(
+    not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
+    reason=f"{results.VARIABLE} names no folder with the tables",
+)
+def test_the_released_effects_and_the_margin() -> None:
+    released = deduplication.released(results.load(FOLDER))
+    stderr = released["twins"].stderr
+    assert 1.96 * (stderr**2).mean() ** 0.5 == pytest.approx(CLEAR, abs=0.02)
+    effects = {name: e.interval() for name, e in released_effects(released).items()}
+    for name, expected in (
+        ("zero_before", (0.70, 0.16, 1.23)), ("zero_end", (0.32, -0.21, 0.86)),
+        ("average", (0.38, 0.17, 0.60)), ("second_epoch", (0.12, -0.07, 0.30)),
+    ):  # fmt: skip
+        assert tuple(effects[name].values()) == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.wheels
