@@ -117,8 +117,8 @@ class DataConfig:
 
     corpus: str = "pocket-pile"
     """A folder or file of .jsonl/.txt, "hf:NAME" for Hugging Face datasets, or the name of a corpus
-    that a package registers, e.g. "pocket-pile", "miniature" (a sample of it) or "large" (all of it
-    and more); the last two are as repetitive as the Pile."""
+    that a package registers, e.g. "pocket-pile", "miniature" (a sample of it with planted copies)
+    and "large" (all of it and more, with planted copies)."""
     domains: tuple[str, ...] = DOMAINS
     """Parts of a registered corpus to read; ignored for a user's files."""
     tokenizer: str = "bpe-4096"

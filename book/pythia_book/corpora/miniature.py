@@ -1,4 +1,4 @@
-"""The Pile in miniature: text as repetitive as the Pile, in two sizes.
+"""The Pile in miniature, in two sizes: deduplication removes as large a share of it.
 
 Near-deduplication removed 38 % of the Pile's tokens (334 to 207 billion). The pocket Pile hardly
 repeats itself, so deduplicating it would show nothing. "miniature" is a sample of it, "large"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pythia_book.published.deduplication import twin_differences
 from pythia_book.published.tables import MODELS, TASKS, TOKENS_PER_STEP
 from pythia_book.records import interval_text
 from pythia_book.stats import NOT_TESTABLE, directional_verdict, noninferiority_verdict
@@ -74,27 +75,6 @@ def published_scaling(published: Published | None) -> PublishedScaling:
         "batch": _batch(published),
     }
     return PublishedScaling(tables, _claims(published))
-
-
-def published_deduplication(published: Published | None) -> pd.DataFrame:
-    """Deduplicated minus standard accuracy in points, mean over the seven tasks without WSC, at
-    steps 93,000 and 143,000: model, shots, step, value, low, high. Empty without a source.
-    """
-    import pandas as pd
-
-    columns = ["model", "shots", "step", "value", "low", "high"]
-    if published is None or published.benchmarks.empty:
-        return pd.DataFrame(columns=columns)
-    rows = published.benchmarks
-    rows = rows[
-        (rows.metric == "acc") & rows.task.isin(INFORMATIVE) & rows.step.isin([MIDDLE, LAST])
-    ]
-    differences = []
-    for (shots, step, model), group in rows.groupby(["shots", "step", "model"]):
-        value, error = _mean_difference(group[group.deduped], group[~group.deduped])
-        differences.append((model, shots, step, *_interval(value, error)))
-    frame = pd.DataFrame(differences, columns=columns)
-    return _sorted(frame, ["shots", "step", "model"])
 
 
 # --- tables ----------------------------------------------------------------------------------
@@ -160,15 +140,6 @@ def _batch(published: Published) -> pd.DataFrame:
 
 def _interval(value: float, error: float) -> tuple[float, float, float]:
     return value, value - Z * error, value + Z * error
-
-
-def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
-    """Mean of a - b over their common tasks, in points, and its standard error."""
-    a, b = a.set_index("task"), b.set_index("task")
-    tasks = [task for task in a.index if task in b.index]
-    difference = 100 * (a.value[tasks] - b.value[tasks])
-    variance = 100**2 * (a.stderr[tasks] ** 2 + b.stderr[tasks] ** 2)
-    return float(difference.mean()), float(variance.sum() ** 0.5 / len(tasks))
 
 
 def _claims(published: Published | None) -> list[dict[str, Any]]:
@@ -241,10 +212,11 @@ class _Findings:
         return ", ".join(parts), "holds" if small and not large else "does not hold"
 
     def deduplication(self) -> tuple[str, str]:
-        frame = published_deduplication(self.published)
+        frame = twin_differences(self.published)
+        frame = frame[frame.step.isin([MIDDLE, LAST])]
         parts, clear = [], []
         for (shots, step), group in frame.groupby(["shots", "step"]):
-            error = ((group.high - group.low) / (2 * Z)).pow(2).sum() ** 0.5 / len(group)
+            error = group.stderr.pow(2).sum() ** 0.5 / len(group)
             value, low, high = _interval(float(group.value.mean()), float(error))
             parts.append(f"{shots}-shot at {step:,}: {interval_text(value, low, high, '.2f')}")
             if step == LAST:  # the paper compares the final models

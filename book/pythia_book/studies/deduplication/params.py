@@ -30,6 +30,12 @@ class Params(StudyParams):
     limit: int = LIMIT
     """Items per benchmark task."""
 
+    @property
+    def steps(self) -> list[int]:
+        """The checkpoints at which twins are compared."""
+        scale = scale_named(self.scale)
+        return sorted({scale.fork_step(index) for index in INDICES} - {0})
+
 
 def runs(params: Params) -> list[RunConfig]:
     """Configs of all runs that the study uses."""

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from pythia_book.stats import LEVEL, Estimate
+from pythia_book.stats import LEVEL, Estimate, mean_over
 from pythia_core.errors import DataError
 
 LOW, HIGH = (1 - LEVEL) / 2, (1 + LEVEL) / 2
@@ -41,7 +41,7 @@ def mean_over_seeds(values: np.ndarray, one_more: bool = False) -> Estimate:
     n = len(shifted)
     margin = t.ppf(HIGH, n - 1) * shifted.std(ddof=1) * math.sqrt(1 / n + one_more)
     mean = float(values[0] + shifted.mean())
-    return Estimate(mean, mean - margin, mean + margin, 1, n)
+    return Estimate(mean, mean - margin, mean + margin, 1, n, n - 1)
 
 
 def spread(values: np.ndarray) -> Estimate:
@@ -55,7 +55,7 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
     from scipy.stats import chi2
 
     ends = (mean_square, *(mean_square * df / chi2.ppf([HIGH, LOW], df)))
-    return Estimate(*(float(math.sqrt(end / divisor)) for end in ends), 1, n)
+    return Estimate(*(float(math.sqrt(end / divisor)) for end in ends), 1, n, df)
 
 
 def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
@@ -96,7 +96,7 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
     ends = [ms - rest]
     for q in (HIGH, LOW):
         ends.append(df * (ms - f.ppf(q, df, df_rest) * rest) / chi2.ppf(q, df))
-    return Estimate(*(float(math.sqrt(max(end, 0) / per)) for end in ends), 1, n)
+    return Estimate(*(float(math.sqrt(max(end, 0) / per)) for end in ends), 1, n, df)
 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
@@ -128,7 +128,7 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
     from scipy.stats import f
 
     ends = (ratio, *(ratio / f.ppf([HIGH, LOW], df, df_below)))
-    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n)
+    return Estimate(*(float(math.sqrt(end)) for end in ends), 1, n, df)
 
 
 def items_error(values: np.ndarray) -> Estimate:
@@ -160,4 +160,22 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
         brentq(lambda shift, q=q: norm.cdf(t * chi - shift).mean() - q, -bound, bound)
         for q in (HIGH, LOW)
     )
-    return Estimate(distance, low * unit, high * unit, 1, n)
+    return Estimate(distance, low * unit, high * unit, 1, n, n - 1)
+
+
+def agreement(states: np.ndarray) -> Estimate:
+    """Share of checkpoints at which two runs are in the same state, mean over pairs of runs, of
+    states[runs, checkpoints].
+
+    t interval over runs from jackknife pseudo-values. Runs that all agree have an interval without
+    width.
+    """
+    states = np.asarray(states)
+    if states.ndim != 2 or len(states) < 3:
+        raise DataError(f"states of shape {states.shape}: give at least three runs of checkpoints")
+    same = (states[:, None] == states[None]).mean(2)
+    n = len(same)
+    others = (same.sum() - np.trace(same)) - 2 * (same.sum(1) - np.diag(same))
+    whole = (same.sum() - np.trace(same)) / (n * (n - 1))
+    without = others / ((n - 1) * (n - 2))
+    return mean_over(n * whole - (n - 1) * without)

@@ -1,0 +1,220 @@
+"""The claims of the deduplication study.
+
+The paper says that deduplication brings "no clear benefit on language modeling performance", and
+measures that by eight benchmarks. So the released twins test it, as an equivalence with a margin.
+Our own twins test what can be seen at their size. Their loss is no test of that sentence: copies
+are planted in the standard text and never in the held-out text, which is the setting of another
+paper (Hernandez et al. 2022).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pythia_book.published.deduplication import BEFORE, LAST, mean_over_pairs
+from pythia_book.stats import Estimate, mean_over
+from pythia_book.studies.deduplication.crossed import crossed_mean
+from pythia_book.studies.deduplication.tables import FACTORS, pooled, zero_shot
+from pythia_book.tasks.benchmarks import TASKS
+from pythia_book.verdicts import Claim, Test, falls, rises, untestable, within
+from pythia_core.suite import DATA_ARMS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pythia_book.studies.deduplication.params import Params
+    from pythia_book.study import Measurements, Tables
+
+CLEAR = 1.25
+"""Points of mean accuracy. A benefit is clear if a single pair of models shows it: 1.96 standard
+errors of such a difference, which are 0.64 points by the released errors."""
+WORDS = 0.5
+"""Points. A model of this scale has to be more than twice as large to predict so many more of the
+last words."""
+EPOCHS = ((53_000, BEFORE), (103_000, LAST))
+"""First and last checkpoint of two windows of equal length, before and after EPOCH_STEP."""
+LEE = "section 2.2, after Lee et al. 2021"
+BETTER = "LLMs trained on deduplicated data are better and memorize less of their data"
+NO_BENEFIT = "no clear benefit on language modeling performance"
+
+
+def claims(
+    params: Params,
+    measured: Measurements,
+    frames: dict[str, pd.DataFrame],
+    released: dict[str, Estimate | None],
+) -> list[Claim]:
+    """All claims, those on benchmarks first.
+
+    Args:
+        released: as `released_effects` returns it.
+    """
+    words, sentences = _change(params, measured, "last_word", "sentences")
+    loss, rows_read = _change(params, measured, "loss", "held-out rows")
+    rows = []
+    for effect, when, tables in (
+        ("zero_end", "at the end of training, zero-shot", "7 and 8"),
+        ("five_end", "at the end of training, five-shot", "11 and 12"),
+        ("zero_before", "at step 93,000 of 143,000, zero-shot", "9 and 10"),
+        ("five_before", "at step 93,000 of 143,000, five-shot", "13 and 14"),
+    ):
+        units = _pairs(released[effect], "items' errors as released, as if no item were shared")
+        note = "mean over seven of the eight tasks; WSC scores say nothing"
+        rows.append(
+            Claim(
+                f"Deduplicated models are not clearly better on benchmarks {when}.",
+                f"section 2.6; appendix G, Tables {tables}",
+                quote=NO_BENEFIT,
+                released=within(released[effect], "points", units, CLEAR, note),
+            )
+        )
+    return [
+        *rows,
+        Claim(
+            "Reading the deduplicated text a second time does not lower benchmark scores.",
+            "section 2.4",
+            quote="no evidence that the second epoch negatively impacts evaluation scores",
+            released=falls(
+                released["second_epoch"],
+                "points",
+                _pairs(released["second_epoch"], "the same items throughout"),
+                CLEAR,
+                "lead of the deduplicated models at steps 53,000 to 93,000 minus that at steps "
+                "103,000 to 143,000, zero- and five-shot; by the released code both epochs are "
+                "shuffled together, so the second may have no beginning",
+            ),
+        ),
+        Claim(
+            "Deduplicated models predict as many last words of unread sentences.",
+            "section 2.6",
+            quote=NO_BENEFIT,
+            ours=within(words, "points", sentences, WORDS),
+        ),
+        Claim(
+            "Text in which some documents stand many times trains worse models.",
+            "Hernandez et al. 2022, abstract",
+            quote="repeating a relatively small fraction of data in large language models could "
+            "lead to disproportionately large harms to performance",
+            ours=falls(
+                loss,
+                "nats per token",
+                rows_read,
+                note="deduplicated minus standard; some hundred texts are planted up to 128 times, "
+                "and at equal length the deduplicated text holds more different tokens",
+            ),
+        ),
+        Claim(
+            "Models trained on deduplicated text score higher on benchmarks.",
+            LEE,
+            kind="premise",
+            quote=BETTER,
+            released=rises(
+                released["average"],
+                "points",
+                _pairs(released["average"], "the same items throughout"),
+                note="mean over the checkpoints from step 13,000 on, zero- and five-shot",
+            ),
+            ours=_accuracy(params, measured),
+        ),
+        Claim(
+            "Models trained on deduplicated text memorize less of it.",
+            LEE,
+            kind="premise",
+            quote=BETTER,
+            ours=_memorized(frames["memorized"]),
+        ),
+    ]
+
+
+def _pairs(e: Estimate | None, items: str) -> str:
+    """What varies in a released effect; "" without one."""
+    return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
+
+
+# --- released --------------------------------------------------------------------------------
+
+
+def released_effects(released: Tables) -> dict[str, Estimate | None]:
+    """The effects of deduplication on the released twins, in points; None without the numbers.
+
+    zero_end, five_end, zero_before, five_before: benefit at a checkpoint, with the errors of models
+    and items. average: benefit over training; second_epoch: its loss in the second epoch; both over
+    models, for these items.
+    """
+    names = ("zero_end", "five_end", "zero_before", "five_before", "average", "second_epoch")
+    effects: dict[str, Estimate | None] = dict.fromkeys(names)
+    twins = released.get("twins")
+    if twins is None or twins.empty:
+        return effects
+    for name, shots in (("zero", 0), ("five", 5)):
+        for place, step in (("end", LAST), ("before", BEFORE)):
+            rows = twins[(twins.shots == shots) & (twins.step == step)]
+            if len(rows):
+                e = mean_over_pairs(rows.value.to_numpy(), rows.stderr.to_numpy())
+                effects[f"{name}_{place}"] = e
+    effects["average"] = mean_over(twins.groupby("model").value.mean().to_numpy())
+    windows = [twins[twins.step.between(*window)] for window in EPOCHS]
+    before, after = (rows.groupby("model").value.mean() for rows in windows)
+    if len(lost := (before - after).dropna()):
+        effects["second_epoch"] = mean_over(lost.to_numpy())
+    return effects
+
+
+# --- ours ------------------------------------------------------------------------------------
+
+
+def _change(
+    params: Params, measured: Measurements, measure: str, items: str
+) -> tuple[Estimate | None, str]:
+    """Deduplicated minus standard at the end over sizes and items, and what was averaged over."""
+    changes = pooled(params, measured, measure)
+    if changes is None:
+        return None, ""
+    models, n = changes.shape
+    plural = "" if models == 1 else "s"
+    units = f"{models} size{plural}, one pair of models each, and {n} {items}"
+    return crossed_mean(FACTORS[measure] * changes), units
+
+
+def _accuracy(params: Params, measured: Measurements) -> Test:
+    """The change of zero-shot accuracy, tested only if models do better than guessing.
+
+    Tasks without answers to choose from have no accuracy of guessing and are left out of this
+    condition.
+    """
+    e, units = _change(params, measured, "accuracy", "zero-shot items")
+    above = []
+    for size in params.size_list:
+        for arm in DATA_ARMS:
+            scores = {k: measured.get("accuracy", size, arm, k) for k in zero_shot(measured)}
+            row = [
+                right - TASKS[task].chance
+                for key, right in scores.items()
+                if right is not None and TASKS[task := measured.facts["tasks"][key][0]].chance
+            ]
+            if row:
+                above.append(np.concatenate(row))
+    if e is None or not above:
+        return rises(None, "points", units)
+    skill = crossed_mean(100 * np.stack(above))
+    if skill.low > 0:
+        return rises(e, "points", units)
+    reason = f"the models guess: their accuracy is {skill.value:+.1f} points from that of guessing"
+    return untestable(reason.replace("-", "\N{MINUS SIGN}"), e, "points", units)
+
+
+def _memorized(frame: pd.DataFrame) -> Test:
+    """The change of the share of training rows memorized, over sizes."""
+    shares = frame.pivot(index="size", columns="arm", values="value").reindex(columns=DATA_ARMS)
+    shares = 100 * shares.dropna()
+    if shares.empty:
+        return falls(None, "points of all rows", "")
+    standard, deduplicated = (shares[arm].to_numpy() for arm in DATA_ARMS)
+    units = f"{len(shares)} sizes, one pair of models each"
+    note = (
+        f"from {standard.mean():.2f} to {deduplicated.mean():.2f} % of the rows; most rows that "
+        "are memorized begin with a planted copy, which deduplication removes"
+    )
+    return falls(mean_over(deduplicated - standard), "points of all rows", units, note=note)
