@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from pythia_core.config import RunConfig
-from pythia_core.training.checkpoint import drop_weights, saved_steps, step_folder, weighted_steps
 from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 
 BatchAt = Callable[[int], np.ndarray]
@@ -64,6 +63,9 @@ def _kept(config: RunConfig, keep: Keep | None) -> Keep | None:
 
 def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
     """Drop the weights saved so far, except those of the steps in `kept`."""
+    # imported here because studies declare what they keep without torch
+    from pythia_core.training.checkpoint import drop_weights, step_folder, weighted_steps
+
     for step in weighted_steps(folder / "checkpoints"):
         if step not in kept:
             drop_weights(step_folder(folder / "checkpoints", step))
@@ -88,6 +90,8 @@ def prune_during_training(
 
 def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
     """Drop the weights and states that the finished large run in `folder` need not keep."""
+    from pythia_core.training.checkpoint import saved_steps, step_folder
+
     kept = _kept(config, keep)
     if kept is None:
         return
