@@ -38,6 +38,17 @@ def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     return [row for row in claims if row["kind"] == "claim"], ours
 
 
+def counted(papers: Sequence[Row], others: Sequence[Row]) -> str:
+    """E.g. "3 claims, 1 check" or "2 claims, 4 premises and checks"."""
+    kinds = " and ".join(f"{kind}s" for kind in ("premise", "check") if _has(others, kind))
+    texts = [f"{len(rows)} {kind}" for rows, kind in ((papers, "claims"), (others, kinds)) if rows]
+    return ", ".join(t.removesuffix("s") if t.startswith("1 ") else t for t in texts)
+
+
+def _has(rows: Sequence[Row], kind: str) -> bool:
+    return any(row["kind"] == kind for row in rows)
+
+
 def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
     """The tables of a study; every text is escaped.
 
@@ -45,10 +56,12 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
         note: a sentence about this table. link: URL of the rule for verdicts.
     """
     papers, others = parts(claims)
-    text = _table(papers) if papers else ""
+    text = _table(papers, "Claim") if papers else ""
     if others:
-        summary = f"{len(others)} premises and checks" if papers else "Premises and checks"
-        text += f'<details class="claims-of"><summary>{summary}</summary>{_table(others)}</details>'
+        table = _table(others, "Premise or check")
+        text += (
+            f'<details class="claims-of"><summary>{counted([], others)}</summary>{table}</details>'
+        )
     rule = f' <a href="{_text(link)}">{RULE_LINK}</a>' if link else ""
     words = _text(" ".join(filter(None, (note, RULE))))
     # no formulas: a dollar sign in a claim is one
@@ -75,8 +88,8 @@ def _text(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in HEADER)
+def _table(rows: Sequence[Row], first: str) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in (first, *HEADER[1:]))
     body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in _cells(row))}</tr>" for row in rows)
     return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
@@ -101,7 +114,7 @@ def _details(row: Row) -> list[str]:
     """What is one click behind a claim, as lines of HTML."""
     lines = []
     if row["quote"]:
-        lines.append(f"In the paper: <q>{_text(row['quote'])}</q>")
+        lines.append(f"In the words of the source: <q>{_text(row['quote'])}</q>")
     for side in SIDES:
         facts = _facts(row[side]) if row[side] else []
         if facts:

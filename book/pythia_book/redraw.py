@@ -20,7 +20,7 @@ from pythia_book import notebooks, records, site_runs
 from pythia_book.verdicts import SIDES
 from pythia_core.errors import ConfigError, DataError, PythiaError, one_of, raise_all
 from pythia_core.suite import SCALES
-from pythia_core.util.files import checkout, project_root, results_dir
+from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import parallel_map
 
 UNCHANGED_BY = ("library_hash", "published_numbers", "record")
@@ -61,7 +61,7 @@ def redraw(
     done = parallel_map(
         redraw_one, folders, progress=progress, desc="redrawing", unit="run", names=names
     )
-    if any(each.changes for each in done) and checkout() is not None:
+    if any(each.changes and each.name.startswith("recorded/") for each in done):
         site_runs.refresh_readme()
     return done
 
