@@ -166,6 +166,24 @@ def test_a_notebook_without_a_record_is_no_run(project: Path, finished: Path) ->
 
 
 @pytest.mark.commands
+def test_a_study_is_run_again_if_its_parts_do_not_belong_together(
+    project: Path, finished: Path
+) -> None:
+    study = (*STUDY, "--scale", "smoke")
+    code, shown = run(project, *study)
+    assert code == 0 and "is up to date" in shown, shown
+    record = (finished / "record.json").read_text(encoding="utf-8")
+    (finished / "record.json").write_text(record.replace('"seeds": 1', '"seeds": 2'))
+    code, shown = run(project, *study)
+    why = "is replaced: notebook.ipynb and record.json are from different runs"
+    assert code == 0 and why in shown, shown
+    assert seeds_of(finished) == 1 and "is up to date" in run(project, *study)[1]
+    code, shown = run(project, *study[:3], "record", "tiny", "--scale", "smoke")
+    assert code == 1 and "measured by code that is not committed" in shown, shown
+    assert not (project / "book").exists()
+
+
+@pytest.mark.commands
 def test_two_runs_at_once_are_kept_apart(project: Path) -> None:
     both = [
         start(project, *PAPERMILL, "-p", "scale", "smoke", "-p", "seeds", str(seeds))
