@@ -167,8 +167,12 @@ def keep_unfinished(notebook: Any, target: Path) -> Path:
     """Write a notebook that did not finish beside the place of its run, and say so."""
     path = notebooks.unfinished_path(target)
     notebooks.write_notebook(notebook, path)
-    failed = notebooks.has_errors(notebook)
-    what = "The run did not finish" if failed else "The notebook was not run to its end"
+    if notebooks.has_errors(notebook):
+        what = "The run did not finish"
+    elif notebooks.STAMP in notebook.metadata:
+        what = "The run was not recorded"
+    else:
+        what = "The notebook was not run to its end"
     print(f"{what}: it is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
     return path
 

@@ -27,6 +27,10 @@ UNCHANGED_BY = ("library_hash", "published_numbers", "record")
 """Keys of a notebook's stamp that say nothing about what it shows."""
 
 
+NAMED = 8
+"""How many tables and values a line names."""
+
+
 @dataclass(frozen=True)
 class Redrawn:
     """What a redraw did to a record."""
@@ -162,36 +166,31 @@ def differences(old: Path, new: Path) -> list[str]:
     said = {"claims", "values", "files", "notebook_sha256", "redrawn"}
     lines += [f"record: {key}" for key in _changed(before, after) if key not in said]
     mark = before.get("redrawn", {}).get("commit") or {}
-    if not lines and mark.get("dirty") and not after["redrawn"]["commit"]["dirty"]:
+    if not lines and mark.get("dirty") and after["redrawn"]["commit"]["dirty"] is False:
         lines.append("the code of the last redraw is committed now")
     return lines
 
 
 def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """Lines about claims that are new, gone, or have another verdict; numbers are counted."""
+    """Lines about claims that are new, gone, or have another verdict; other changes are counted."""
 
-    def sides(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
+    def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
         return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
 
-    old, new = sides(before), sides(after)
+    def words(claims: list[dict[str, Any]]) -> dict[str, Any]:
+        return {c["claim"]: [c["kind"], c["source"], c["quote"]] for c in claims}
+
+    old, new = tests(before), tests(after)
     lines = []
-    for claim, side in dict.fromkeys([*old, *new]):
-        verdicts = [
-            of[claim, side]["verdict"] if (claim, side) in of else None for of in (old, new)
-        ]
-        if verdicts[0] != verdicts[1]:
-            then, now = (verdict or "(no such claim)" for verdict in verdicts)
-            lines.append(f"{claim} [{side}]: {then} -> {now}")
+    for key in dict.fromkeys([*old, *new]):
+        then, now = (of[key]["verdict"] if key in of else "(no such claim)" for of in (old, new))
+        if then != now:
+            lines.append(f"{key[0]} [{key[1]}]: {then} -> {now}")
     same = [key for key in old if key in new and old[key]["verdict"] == new[key]["verdict"]]
-    numbers = [key for key in same if old[key] != new[key]]
-    words = (
-        {c["claim"]: {k: c[k] for k in c if k not in SIDES} for c in of} for of in (before, after)
-    )
-    then, now = words
-    sources = [name for name in then if name in now and then[name] != now[name]]
-    if not lines and not numbers and not sources and before != after:
-        lines.append("order of claims")
-    return lines + _counted(numbers, "test") + _counted(sources, "source or kind of claim")
+    lines += _counted([key for key in same if old[key] != new[key]], "test")
+    sources = [name for name in _changed(words(before), words(after)) if name in words(before)]
+    lines += _counted([name for name in sources if name in words(after)], "source or quote")
+    return lines or (["claims, but no verdict"] if before != after else [])
 
 
 def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]:
@@ -237,4 +236,5 @@ def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]
     if not things:
         return []
     text = f"{len(things)} {name}{'s' * (len(things) > 1)} changed"
-    return [f"{text}: {', '.join(map(str, things))}" if named else text]
+    names = ", ".join(map(str, things[:NAMED])) + ", ..." * (len(things) > NAMED)
+    return [f"{text}: {names}" if named else text]

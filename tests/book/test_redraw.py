@@ -168,7 +168,8 @@ def a_test(verdict: str, **changes: object) -> dict:
 
 
 def a_claim(name: str, ours: dict | None = None, released: dict | None = None) -> dict:
-    return {"claim": name, "source": "section 1", "ours": ours, "released": released}
+    words = {"kind": "claim", "claim": name, "source": "section 1", "quote": None}
+    return words | {"ours": ours, "released": released}
 
 
 def test_changes_of_claims_in_words() -> None:
@@ -184,4 +185,6 @@ def test_changes_of_claims_in_words() -> None:
         "c [ours]: (no such claim) -> holds",
         "1 test changed",
     ]
-    assert redraw.verdict_changes(before, before[::-1]) == ["order of claims"]
+    cited = [before[0] | {"quote": "words"}, before[1]]
+    assert redraw.verdict_changes(before, cited) == ["1 source or quote changed"]
+    assert redraw.verdict_changes(before, before[::-1]) == ["claims, but no verdict"]
