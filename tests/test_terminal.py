@@ -222,7 +222,7 @@ def test_a_study_at_a_terminal(project: Path, command: list[str], number: int) -
     ("command", "number"), [(PAPERMILL, signal.SIGINT), (STUDY, signal.SIGTERM)]
 )
 def test_a_study_in_a_pipe(project: Path, command: list[str], number: int) -> None:
-    stop = (("training 3 runs", 6.0, number),)
+    stop = (("600k standard step", 0.5, number),)
     ran = run(command, project, False, stop, **settings(project, 600))
     assert_stopped(ran, number, KEPT.format("the same command"))
     assert not list(project.glob("results/**/*.ipynb*")), "there is no half a notebook"

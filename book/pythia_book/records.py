@@ -420,6 +420,12 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not a record: it lacks {', '.join(missing)}; run the study again"
         )
+    files = record["files"]
+    if not isinstance(files, dict) or not all(
+        name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
+        for name, entry in files.items()
+    ):
+        raise DataError(f"{path} is not a record: bad list of files; run the study again")
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
 

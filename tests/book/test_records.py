@@ -244,6 +244,14 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
         records.read_record(path.parent)
 
 
+@pytest.mark.parametrize("files", [[], {"../x": {"sha256": ""}}, {"x.csv": {}}, {"x.csv": 1}])
+def test_a_damaged_list_of_files_is_named(project: Path, files: object) -> None:
+    path = write(project)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
+    with pytest.raises(DataError, match="bad list of files; run the study again"):
+        records.read_record(path)
+
+
 def test_a_record_of_another_schema_is_refused(project: Path) -> None:
     path = write(project)
     path.write_text(path.read_text().replace('"schema": 2', '"schema": 99'))
