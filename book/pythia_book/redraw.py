@@ -87,7 +87,8 @@ def redraw_one(folder: Path) -> Redrawn:
     name = name_of(folder)
     try:
         records.tidy(folder)
-        raise_all(DataError, records.check_whole(folder), name)
+        if problems := records.check_whole(folder):
+            raise DataError("; ".join(problems))
         with records.staging(folder) as new:
             _execute(folder, new)
             changes = differences(folder, new)
