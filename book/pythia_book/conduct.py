@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pythia_book import records, verdicts
@@ -38,7 +38,11 @@ def conduct(
     """
     started = time.time()
     source = records.redraw_source()
-    measured = records.read_measurements(source, study, asdict(params)) if source else measure()
+    if source:
+        measured = records.read_measurements(source, study, asdict(params))
+    else:
+        measured = measure()
+        measured = replace(measured, facts=records.facts_as_recorded(measured.facts))
     numbers: Tables = {}
     if released is not None:
         published = published or find()

@@ -3,10 +3,10 @@
 A study is one notebook, notebooks/<study>.ipynb, without outputs and with one cell tagged
 `parameters`.
 Running it (pythia_book.papermill_engine) writes results/<study>/<scale>/notebook.ipynb with a stamp
-in its metadata: the parameters and the hashes of its code cells and of the packages. While the
-stamp matches, the run is up to date. Papermill only warns about an unknown parameter; here it is
-rejected before anything runs. A finished notebook is reproducible: paths, host name, timings and
-versions are removed.
+in its metadata: the parameters and the hashes of its code cells, of the packages and of the record
+beside it. While the stamp matches, the run is up to date. Papermill only warns about an unknown
+parameter; here it is rejected before anything runs. A finished notebook is reproducible: paths,
+host name, timings and versions are removed.
 """
 
 from __future__ import annotations
@@ -89,8 +89,19 @@ def read_notebook(path: Path) -> Notebook:
         return nbformat.read(path, as_version=4)
     except FileNotFoundError as error:
         raise DataError(f"no notebook at {path}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
-        raise DataError(f"{path} is not a notebook: {error}") from error
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError,
+    ) as error:  # fmt: skip
+        raise DataError(f"{path} is not a notebook: {conflict(path) or error}") from error
+
+
+def conflict(path: Path) -> str:
+    """The words for a file with an unresolved merge conflict; else nothing."""
+    try:
+        found = re.search(rb"^(<<<<<<<|>>>>>>>) ", path.read_bytes(), flags=re.MULTILINE)
+    except OSError:
+        return ""
+    return "it has an unresolved merge conflict" if found else ""
 
 
 def write_notebook(notebook: Notebook, path: Path) -> None:
@@ -262,14 +273,9 @@ def output_path(study: str, scale: str) -> Path:
     return results_dir() / study / scale / "notebook.ipynb"
 
 
-def is_current(path: Path, stamp: dict[str, Any]) -> bool:
-    """Whether `path` is a finished run with exactly this stamp and with a record."""
-    if not path.is_file() or not (path.parent / "record.json").is_file():
-        return False
-    try:
-        return read_notebook(path).metadata.get(STAMP) == stamp
-    except DataError:
-        return False
+def unfinished_path(output: Path) -> Path:
+    """Where the notebook of a run that failed, or was only prepared, is kept."""
+    return output.parent.with_name(f"{output.parent.name}-unfinished.ipynb")
 
 
 def has_errors(notebook: Notebook) -> bool:

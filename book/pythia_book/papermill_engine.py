@@ -4,9 +4,14 @@ Papermill loads this module through the entry point `papermill.engine` before it
 line. If the only path there is a notebook of this project, the module adds the output path,
 results/<study>/<scale>/notebook.ipynb. Without it papermill would prompt (terminal), write to
 stdout (pipe) or, with a pipe as stdin, use the path as the output. The engine checks the parameters
-before the kernel starts. It cleans, stamps and writes the notebook only after it has run, so a
-stopped run leaves an earlier one intact. The kernel's progress is shown in the terminal of the
-command, and Ctrl-C there lets the kernel save what it is training.
+before the kernel starts. The kernel's progress is shown in the terminal of the command, and Ctrl-C
+there lets the kernel save what it is training.
+
+A run is one thing. The kernel writes the record into a folder beside results/<study>/<scale>/
+(`PYTHIA_RECORD_TO`); if the notebook ends without an error, the engine stamps it with the hash of
+its record, cleans it, writes it there, and puts the folder in the place of the earlier run. A
+notebook that fails or is only prepared goes to results/<study>/<scale>-unfinished.ipynb. With any
+other output path nothing is recorded.
 
 Calls with two paths get only the engine; `--help-notebook`, `--version` and notebooks of other
 projects are left alone. Every papermill call imports this module, so it must import quickly.
@@ -26,7 +31,7 @@ from typing import Any
 
 from pythia_book import notebooks
 from pythia_book.notebooks import STOP_NOTE
-from pythia_core.errors import ConfigError, PythiaError, one_of
+from pythia_core.errors import ConfigError, DataError, PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
@@ -110,13 +115,105 @@ def complete_arguments(arguments: list[str]) -> list[str]:
     if scale not in SCALES:
         raise ConfigError(one_of(scale, SCALES, "scale"))
     target = notebooks.output_path(source.stem, scale)
-    target.parent.mkdir(parents=True, exist_ok=True)
     return [*engine, *arguments, _escaped(os.path.relpath(target))]
 
 
 def _escaped(path: object) -> str:
     """A path escaped for papermill, which formats paths with the parameters."""
     return str(path).replace("{", "{{").replace("}", "}}")
+
+
+# --- the place of a run ----------------------------------------------------------------------
+
+
+def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
+    """The path that papermill writes to, if it is the place of a recorded run of the study."""
+    places = (notebooks.output_path(study, scale).absolute() for scale in SCALES)
+    path = Path(os.path.abspath(base / written))
+    return next((place for place in places if os.path.abspath(place) == str(path)), None)
+
+
+def _working_folder() -> Path:
+    """The folder to which papermill's paths are relative, also while a notebook runs in another."""
+    from papermill.iorw import papermill_io
+
+    handler = papermill_io.get_handler("local")
+    folder = handler.cwd(None)
+    handler.cwd(folder)
+    return Path(folder or os.getcwd())
+
+
+_guarded: set[str] = set()
+
+
+def _guard(written: str, target: Path) -> None:
+    """Let papermill's writing to this path spare a run: what is unfinished goes beside it."""
+    from papermill.iorw import LocalHandler, papermill_io
+
+    class Guard(LocalHandler):
+        def write(self, content: str, path: str) -> None:
+            import nbformat
+
+            notebook = nbformat.reads(content, as_version=4)
+            if "record" not in notebook.metadata.get(notebooks.STAMP, {}):  # else it is in place
+                keep_unfinished(notebook, target)
+
+    if written not in _guarded:
+        papermill_io.register(written, Guard())
+        _guarded.add(written)
+
+
+def keep_unfinished(notebook: Any, target: Path) -> Path:
+    """Write a notebook that did not finish beside the place of its run, and say so."""
+    path = notebooks.unfinished_path(target)
+    notebooks.write_notebook(notebook, path)
+    if notebooks.has_errors(notebook):
+        what = "The run did not finish"
+    elif notebooks.STAMP in notebook.metadata:
+        what = "The run was not recorded"
+    else:
+        what = "The notebook was not run to its end"
+    print(f"{what}: it is in {os.path.relpath(path)}", file=sys.stderr, flush=True)
+    return path
+
+
+def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
+    """Stamp and clean an executed notebook, and write it beside its record.
+
+    Raises:
+        DataError: there is no record, or it is not whole.
+    """
+    from pythia_book import records
+    from pythia_core.util.files import file_sha256
+
+    record = folder / "record.json"
+    if not record.is_file():
+        raise DataError("the notebook wrote no record; its last cell: style.write_record(result)")
+    notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
+    notebooks.clean_notebook(notebook)
+    notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
+    if problems := records.check_whole(folder):
+        del notebook.metadata[notebooks.STAMP]
+        raise DataError("; ".join(problems))
+
+
+@contextlib.contextmanager
+def _recording_to(folder: Path | None) -> Iterator[None]:
+    """Tell the kernel to write its record to this folder; None: nowhere."""
+    from pythia_book.records import RECORD_TO
+
+    before = os.environ.get(RECORD_TO)
+    os.environ[RECORD_TO] = str(folder or "")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[RECORD_TO]
+        else:
+            os.environ[RECORD_TO] = before
+
+
+# --- the papermill command -------------------------------------------------------------------
 
 
 def _close_piped_stdin() -> None:
@@ -161,9 +258,22 @@ def _on_import() -> None:
     if len(completed) > len(sys.argv) - 1:
         sys.argv[1:] = completed
         _close_piped_stdin()
+        _guard_output(completed)
     else:  # not a notebook of this project
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _guard_output(arguments: list[str]) -> None:
+    """Guard the output path of a call, which papermill also writes to with `--prepare-only`."""
+    words, _ = parse_arguments(arguments)
+    source, written = (word for word in words if not word.startswith("-") or word == "-")
+    written = written.replace("{{", "{").replace("}}", "}")
+    if target := _place_of_a_run(written, Path(source).stem, Path.cwd()):
+        _guard(written, target)
+
+
+# --- the engine ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -259,28 +369,49 @@ class PythiaEngine:
         import click
         from papermill.engines import NBClientEngine
 
-        from pythia_book.records import start_message
+        from pythia_book import records
 
-        parameters = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
+        papermill = dict(nb.metadata.get("papermill", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
         try:
-            values = notebooks.validate_parameters(nb, parameters)
+            values = notebooks.validate_parameters(nb, dict(papermill.get("parameters", {})))
             notebooks.check_values(study, values)
         except PythiaError as error:
             raise click.ClickException(str(error)) from None
         nb.metadata.pop(notebooks.STAMP, None)
         stamp = notebooks.make_stamp(study, values, nb)
+        folder = kwargs.pop("record_to", None)
+        target = None
+        if written := papermill.get("output_path"):
+            target = _place_of_a_run(written, study, _working_folder())
+        if target:
+            _guard(written, target)
+        recorded = target and target.parent.name == values.get("scale")
         kwargs["output_path"] = None  # papermill writes the returned notebook
         kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
         if kwargs.get("progress_bar", True) and "scale" in values:
-            print(start_message(study, values["scale"]), file=sys.stderr, flush=True)
-        with _kernel_progress(study, kwargs), _stoppable(kwargs):
-            nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
-        if not notebooks.has_errors(nb):  # a failed one is left as it is, to explain the failure
-            nb.metadata[notebooks.STAMP] = stamp
-            notebooks.clean_notebook(nb)
-        if _in_papermill_command:  # only writing the notebook is left
-            ignore_signals()
+            print(records.start_message(study, values["scale"]), file=sys.stderr, flush=True)
+        with contextlib.ExitStack() as stack:
+            if recorded:
+                folder = stack.enter_context(records.staging(target.parent))
+            with _kernel_progress(study, kwargs), _stoppable(kwargs), _recording_to(folder):
+                nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
+            if _in_papermill_command:  # only writing is left
+                ignore_signals()
+            if notebooks.has_errors(nb):  # it keeps everything that may explain it
+                return nb
+            if folder is None:
+                nb.metadata[notebooks.STAMP] = stamp
+                return notebooks.clean_notebook(nb)
+            try:
+                finish(nb, stamp, folder)
+            except DataError as error:
+                if recorded:
+                    keep_unfinished(nb, target)
+                raise click.ClickException(f"{study}: {error}") from None
+            if recorded:
+                records.swap_in(folder, target.parent)
+                notebooks.unfinished_path(target).unlink(missing_ok=True)
         return nb
 
 
@@ -292,6 +423,8 @@ def run_study(
     progress: bool = True,
 ) -> tuple[Path, bool]:
     """Execute a study's notebook into results/<study>/<scale>/, unless it is up to date there.
+
+    An earlier run there stays until this one is whole.
 
     Args:
         study: name of a notebook. scale: overrides the notebook's default.
@@ -305,7 +438,7 @@ def run_study(
     Raises:
         ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
         PythiaError: a cell failed or the kernel died; says where to look.
-        Stopped: after SIGINT or SIGTERM; an earlier run's notebook is unchanged.
+        Stopped: after SIGINT or SIGTERM.
     """
     source = notebooks.notebook_path(study)
     notebook = notebooks.read_notebook(source)
@@ -314,16 +447,22 @@ def run_study(
     notebooks.check_values(study, values)
     target = notebooks.output_path(study, values.get("scale", "laptop"))
     stamp = notebooks.make_stamp(study, values, notebook)
-    if not force and notebooks.is_current(target, stamp):
-        return target, False
+    from pythia_book import records
 
+    folder = target.parent
+    records.tidy(folder)
+    if not force and records.is_current(folder, stamp):
+        return target, False
+    if folder.exists() and (problems := records.check_whole(folder)):
+        print(f"{folder} is replaced: {'; '.join(problems)}", file=sys.stderr, flush=True)
+
+    import click
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.engines import papermill_engines
 
     papermill_engines.register("pythia", PythiaEngine)  # an entry point, but only if installed
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with stop_requests() as stop_requested:  # the engine stops the notebook
             papermill.execute_notebook(
@@ -338,7 +477,10 @@ def run_study(
                 raise Stopped(number=number)
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
-        raise PythiaError(f"{message}\nfor the traceback, see {target}") from error
+        where = notebooks.unfinished_path(target)
+        raise PythiaError(f"{message}\nwhere: see {where}") from error
+    except click.ClickException as error:
+        raise PythiaError(error.message) from error
     except DeadKernelError as error:
         message = f"the kernel running {source.name} died; was there enough memory?"
         raise PythiaError(f"{message} What was trained is kept: run it again to resume.") from error

@@ -3,15 +3,16 @@
 A record is a folder that belongs together: record.json, one CSV per table, the measurements from
 which they follow (measured.npz), the released numbers shown next to them (released_*.csv), and the
 executed notebook. record.json has the hash of every other file but the notebook, whose stamp has
-the hash of record.json; `check_whole` compares them. A record states its origin: parameters, data
-fingerprint, runs with the sha256 of their final weights, commit, versions, device, duration and
-memory, but never a path or a host name. pythia_book.site_runs selects the record that the site
-shows.
+the hash of record.json; `check_whole` compares them. The folder is written elsewhere (`staging`)
+and replaced as a whole (`swap_in`). A record states its origin: parameters, data fingerprint, runs
+with the sha256 of their final weights, commit, versions, device, duration and memory, but never a
+path or a host name. pythia_book.site_runs selects the record that the site shows.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import datetime
 import importlib.metadata
 import io
@@ -21,9 +22,13 @@ import os
 import platform
 import re
 import shlex
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +36,7 @@ import numpy as np
 
 from pythia_book.notebooks import (
     STAMP,
+    conflict,
     is_finished,
     notebook_path,
     notebooks_dir,
@@ -44,7 +50,7 @@ from pythia_core import __version__
 from pythia_core.config import stable_hash
 from pythia_core.errors import ConfigError, DataError, one_of, raise_all
 from pythia_core.suite import SCALES, size_name
-from pythia_core.util.files import atomic_file, checkout, file_sha256, project_root
+from pythia_core.util.files import atomic_file, checkout, file_sha256, fsync_dir, project_root
 from pythia_core.util.machine import cpu_name
 from pythia_core.util.workers import workers_peak_mb
 
@@ -62,6 +68,7 @@ MEASURED = "measured.npz"
 RELEASED = "released_{}.csv"
 RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
 """Home of the released numbers that a record contains."""
+NOTEBOOK = "notebook.ipynb"
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
@@ -85,6 +92,15 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise ConfigError(f"a record has only numbers and text, got {type(value).__name__}: {value!r}")
+
+
+def _rounded(value: Any) -> Any:
+    """The value with twelve digits per number, as the last ones differ between processors."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
@@ -204,6 +220,11 @@ def _read_csv(source: Path | io.StringIO) -> pd.DataFrame:
     return pd.read_csv(source, keep_default_na=False, na_values=[""])
 
 
+def facts_as_recorded(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts as they are read from a record: lists for tuples, text for keys."""
+    return json.loads(json.dumps(_plain(facts)))
+
+
 def as_recorded(tables: Tables) -> Tables:
     """The tables as they are read from a record, so that a redraw sees the same numbers."""
     copies = {}
@@ -241,14 +262,17 @@ def save_record(result: Result, folder: Path) -> Path:
         with atomic_file(folder / name) as temporary:
             _write_csv(table, temporary)
         listed[name] = {"rows": len(table), "sha256": file_sha256(folder / name)}
+    redrawn = redraw_source()
     with atomic_file(folder / MEASURED) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **result.measured.arrays)
+        if redrawn:
+            file.write((redrawn / MEASURED).read_bytes())
+        else:
+            np.savez_compressed(file, allow_pickle=False, **result.measured.arrays)
     listed[MEASURED] = {
         "rows": len(result.measured.arrays),
         "sha256": file_sha256(folder / MEASURED),
     }
     source = notebooks_dir() / f"{study}.ipynb"
-    redrawn = redraw_source()
     record = {
         "schema": SCHEMA,
         "study": study,
@@ -257,8 +281,8 @@ def save_record(result: Result, folder: Path) -> Path:
         "config_hash": stable_hash(_plain({"study": study, "scale": scale, **parameters})),
         **(_origin_of(redrawn) if redrawn else _origin(result)),
         "notebook_sha256": source_hash(read_notebook(source)) if source.is_file() else None,
-        "values": result.values,
-        "claims": result.claims,
+        "values": _rounded(_plain(result.values)),
+        "claims": _rounded(_plain(result.claims)),
         "facts": result.measured.facts,
         "released_source": RELEASED_SOURCE if result.released else None,
         "files": listed,
@@ -354,14 +378,22 @@ def check_whole(folder: Path) -> list[str]:
         elif file_sha256(folder / name) != entry["sha256"]:
             problems.append(f"{name} does not match the hash in the record")
     try:
-        notebook = read_notebook(folder / "notebook.ipynb")
+        notebook = read_notebook(folder / NOTEBOOK)
     except DataError as error:
         return [*problems, str(error)]
     if not is_finished(notebook):
         problems.append("the notebook did not run to the end without errors")
     elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
-        problems.append("notebook.ipynb and record.json are from different runs")
+        problems.append(f"{NOTEBOOK} and record.json are from different runs")
     return problems
+
+
+def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
+    """Whether a folder has a whole run with exactly this stamp."""
+    if not folder.is_dir() or check_whole(folder):
+        return False
+    found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
+    return {key: value for key, value in found.items() if key != "record"} == stamp
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -375,8 +407,9 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"no record at {path}; run the study first") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not a record: {error}; run the study again") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = conflict(path) or str(error)
+        raise DataError(f"{path} is not a record: {reason}; run the study again") from error
     if not isinstance(record, dict):
         raise DataError(f"{path} is not a record: no JSON object; run the study again")
     if record.get("schema") != SCHEMA:
@@ -388,8 +421,95 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not a record: it lacks {', '.join(missing)}; run the study again"
         )
+    files = record["files"]
+    if not isinstance(files, dict) or not all(
+        name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
+        for name, entry in files.items()
+    ):
+        raise DataError(f"{path} is not a record: bad list of files; run the study again")
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
+
+
+# --- replacing a run as a whole --------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """An empty folder next to `target` for what `swap_in` puts there; removed at the end.
+
+    What killed processes have left is removed first, or put back if they were swapping.
+    """
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tidy(target)
+    prefix = f".{target.name}.run-{os.getpid()}@{socket.gethostname()}-"
+    place = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    (place / "new").mkdir()
+    try:
+        yield place / "new"
+    finally:
+        _settle(place, target)
+
+
+def swap_in(new: Path, target: Path) -> None:
+    """Put the folder of `staging` in the place of `target`: atomically where the system can.
+
+    Elsewhere a kill between two renames leaves the earlier folder aside; `tidy` puts it back.
+    If two processes swap at once, the last one wins.
+    """
+    for file in new.iterdir():
+        with open(file, "rb") as written:
+            os.fsync(written.fileno())
+    fsync_dir(new)
+    if not _exchange(new, target):
+        aside = new.with_name("old")
+        while new.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(target, aside)
+            try:
+                os.rename(new, target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster
+                    raise
+    fsync_dir(target.parent)
+
+
+def tidy(target: Path) -> None:
+    """Clean up after processes that were killed while they made `target` on this machine."""
+    pattern = re.compile(r"\.run-(\d+)@(.*)-[^-]*")
+    for place in target.parent.glob(f".{target.name}.run-*"):
+        made_by = pattern.search(place.name)
+        if made_by and made_by[2] == socket.gethostname() and not _is_alive(int(made_by[1])):
+            _settle(place, target)
+
+
+def _settle(place: Path, target: Path) -> None:
+    if not target.exists():
+        with contextlib.suppress(OSError):
+            os.rename(place / "old", target)
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders atomically (renameat2 of Linux); False if that is not possible."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 # --- as text ---------------------------------------------------------------------------------
@@ -447,6 +567,20 @@ def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
         return number_text(number, decimals if isinstance(number, float) else None)
 
     return f"{text(middle)} [{text(low)},\N{NO-BREAK SPACE}{text(high)}]"
+
+
+def measured_text(test: dict[str, Any] | None) -> str:
+    """One side of a claim: "1.2 points (95 % CI 0.4 to 2.0)", a dash if nothing was measured."""
+    if test is None or test["value"] is None:
+        return "\N{EN DASH}"
+    value, low, high = (test[key] for key in ("value", "low", "high"))
+    gap = "\N{NO-BREAK SPACE}"
+    unit = f"{gap}{test['unit']}" if test["unit"] else ""
+    if low is None or high is None or not low < high:
+        return number_text(value) + unit
+    decimals = min(6, max(0, 1 - math.floor(math.log10(high - low))))
+    middle, low, high = (number_text(float(number), decimals) for number in (value, low, high))
+    return f"{middle}{unit} (95{gap}% CI{gap}{low} to{gap}{high})"
 
 
 def device_text(record: dict[str, Any]) -> str:

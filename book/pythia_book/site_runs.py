@@ -1,27 +1,33 @@
 """Selects the run of a study that the site shows, and records runs under book/recorded.
 
 The site shows the reader's own run of a study if there is one, else the run committed under
-book/recorded/<study>/<scale>/, else the notebook with the command to run it. Prose takes its
-numbers from the selected run as `{{ substitutions }}`; the README takes its costs from the recorded
-runs. pythia_book.records writes and reads single records.
+book/recorded/<study>/<scale>/, else the notebook with the command to run it. A run is shown only if
+it is whole: a damaged one of the reader's is named on the page, a damaged committed one fails the
+build. Prose takes its numbers from the selected run as `{{ substitutions }}`; the README takes its
+costs from the recorded runs. pythia_book.records writes and reads single records.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pythia_book import records
 from pythia_book.notebooks import (
-    is_finished,
+    Notebook,
     machine_traces,
     notebook_path,
     read_notebook,
     source_hash,
 )
 from pythia_book.records import (
+    NOTEBOOK,
     command,
     device_text,
     duration_text,
@@ -32,9 +38,7 @@ from pythia_book.records import (
 from pythia_core.errors import DataError, raise_all
 from pythia_core.suite import SCALES
 from pythia_core.util.files import (
-    atomic_dir,
     atomic_file,
-    file_sha256,
     project_root,
     require_checkout,
     results_dir,
@@ -58,37 +62,72 @@ class SelectedRun:
     record: dict[str, Any] | None = None
     current: bool = True
     """Whether the run executed the notebook's current code."""
+    damaged: tuple[str, ...] = ()
+    """Why runs of the reader's cannot be shown, one text per run; on the first run of a study."""
 
     @property
     def notebook(self) -> Path | None:
-        return self.folder / "notebook.ipynb" if self.folder else None
+        return self.folder / NOTEBOOK if self.folder else None
 
 
-def _finished_runs(root: Path, kind: str, study: str, source: str) -> list[SelectedRun]:
-    """Finished runs of one kind, largest scale first; unreadable ones are skipped."""
-    runs = []
+def _finished_runs(
+    root: Path, kind: str, study: str, source: str
+) -> tuple[list[SelectedRun], list[str]]:
+    """Whole runs of one kind, largest scale first, and what is wrong with the others."""
+    runs, damaged = [], []
     for scale in reversed(SCALES):
         folder = root / study / scale
-        try:
-            notebook, record = read_notebook(folder / "notebook.ipynb"), read_record(folder)
-        except DataError:
+        if kind == "yours":
+            records.tidy(folder)
+        if not any((folder / name).exists() for name in (NOTEBOOK, "record.json")):
             continue
-        if is_finished(notebook):
-            current = source_hash(notebook) == source
-            runs.append(SelectedRun(study, kind, scale, folder, record, current))
-    return runs
+        if problems := records.check_whole(folder):
+            # a page must not name the folders of this machine
+            reasons = "; ".join(problems).replace(f"{folder}/", "").replace(str(folder), "it")
+            damaged.append(f"{root.name}/{study}/{scale} cannot be shown: {reasons}")
+            continue
+        current = source_hash(read_notebook(folder / NOTEBOOK)) == source
+        runs.append(SelectedRun(study, kind, scale, folder, read_record(folder), current))
+    return runs, damaged
 
 
 def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
-    """All finished runs of a study, yours before the recorded ones; the site shows the first.
+    """All whole runs of a study, yours before the recorded ones; the site shows the first.
 
     Args:
         root: the checkout. results: its results folder; None: recorded runs only.
+
+    Raises:
+        DataError: a committed run is damaged or of an older schema.
     """
     source = source_hash(read_notebook(root / "notebooks" / f"{study}.ipynb"))
-    yours = _finished_runs(results, "yours", study, source) if results else []
-    recorded = _finished_runs(root / "book" / "recorded", "recorded", study, source)
-    return yours + recorded or [SelectedRun(study, "unrun")]
+    recorded, problems = _finished_runs(root / "book" / "recorded", "recorded", study, source)
+    raise_all(DataError, problems, "book/recorded")
+    yours, damaged = _finished_runs(results, "yours", study, source) if results else ([], [])
+    first, *others = yours + recorded or [SelectedRun(study, "unrun")]
+    return [replace(first, damaged=tuple(damaged)), *others]
+
+
+def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
+    """The notebook's current prose and settings of display with the outputs of a run of its code.
+
+    Both have the same code cells, except for the run's injected parameters.
+    """
+    injected = {"injected-parameters"}
+    ran, added = [], []
+    for cell in executed.cells:
+        if cell.cell_type == "code":
+            (added if injected & set(cell.metadata.get("tags", [])) else ran).append(cell)
+    cells = []
+    for cell in source.cells:
+        cells.append(cell)
+        if cell.cell_type == "code":
+            before = ran.pop(0)
+            cell["outputs"], cell["execution_count"] = before.outputs, before.execution_count
+            if "parameters" in cell.metadata.get("tags", []):
+                cells += added
+    executed.cells = cells
+    return executed
 
 
 def _escaped(text: str) -> str:
@@ -125,47 +164,64 @@ def substitutions(run: SelectedRun) -> dict[str, str]:
 # --- recording -------------------------------------------------------------------------------
 
 
-def record_run(study: str, scale: str) -> Path:
+def record_run(study: str, scale: str, force: bool = False) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
 
+    Args:
+        force: even if it was made by code that is not committed.
+
     Raises:
-        DataError: the run is unfinished or outdated, has an error, does not match its tables, or
+        DataError: the run is not whole, its code has changed since or was not committed, or it
             names the machine it ran on; lists every reason.
     """
     require_checkout("recording a run")
-    source, root = results_dir() / study / scale, project_root()
-    notebook, record = read_notebook(source / "notebook.ipynb"), read_record(source)
-    problems = []
-    if not is_finished(notebook):
-        problems.append("the notebook did not run to the end without errors")
-    elif source_hash(notebook) != source_hash(read_notebook(notebook_path(study))):
-        problems.append("the notebook's code has changed since; run it again")
-    names = ["notebook.ipynb", "record.json", *record.get("tables", {})]
-    for name in names:
-        file = source / name
-        if not file.is_file():
-            problems.append(f"{name} is missing")
-            continue
-        if name in record["tables"] and file_sha256(file) != record["tables"][name]["sha256"]:
-            problems.append(f"{name} does not match the hash in the record")
-        text = file.read_text(encoding="utf-8")
-        problems += [f"{name} names {trace!r} of this machine" for trace in machine_traces(text)]
-    raise_all(DataError, problems, f"results of {study} at scale {scale}")
-    target = root / "book" / "recorded" / study / scale
-    if target.exists():
-        shutil.rmtree(target)
-    with atomic_dir(target) as temporary:
+    source = results_dir() / study / scale
+    records.tidy(source)
+    record = read_record(source)
+    problems = records.check_whole(source)
+    names = [NOTEBOOK, "record.json", *record["files"]]
+    if not problems:
+        code = source_hash(read_notebook(notebook_path(study)))
+        if source_hash(read_notebook(source / NOTEBOOK)) != code:
+            problems.append("the notebook's code has changed since; run it again")
         for name in names:
-            shutil.copyfile(source / name, temporary / name)
+            traces = machine_traces(_text_of(source / name))
+            problems += [f"{name} names {trace!r} of this machine" for trace in traces]
+    for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
+        state = (origin or {}).get("commit") or {}
+        if origin and not force and (not state.get("id") or state.get("dirty")):
+            problems.append(
+                f"it was {step} by code that is not committed; commit and run it again, or use "
+                "--force"
+            )
+    raise_all(DataError, problems, f"results of {study} at scale {scale}")
+    target = project_root() / "book" / "recorded" / study / scale
+    with records.staging(target) as new:
+        for name in names:
+            shutil.copyfile(source / name, new / name)
+        records.swap_in(new, target)
     refresh_readme()
     return target
 
 
+def _text_of(path: Path) -> str:
+    """The text of a file of a record."""
+    if path.suffix != ".npz":
+        return path.read_text(encoding="utf-8")
+    with np.load(path, allow_pickle=False) as arrays:
+        texts = [array.ravel().tolist() for array in arrays.values() if array.dtype.kind == "U"]
+    return "\n".join(map(str, texts))
+
+
 def all_records(root: Path) -> list[dict[str, Any]]:
-    """All records under book/recorded, sorted by study, then scale."""
-    return [
-        read_record(path) for path in sorted((root / "book" / "recorded").glob("*/*/record.json"))
-    ]
+    """All records under book/recorded, sorted by study, then scale; unreadable ones are named."""
+    found = []
+    for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
+        try:
+            found.append(read_record(path))
+        except DataError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 def fill_block(path: Path, name: str, content: str) -> None:
@@ -201,12 +257,12 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def costs_table(records: list[dict[str, Any]]) -> str:
+def costs_table(recorded: list[dict[str, Any]]) -> str:
     """The cost of each recorded run, as a Markdown table."""
     rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
-    for r in records:
+    for r in recorded:
         rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")
-    return "\n".join(rows) if records else "No run has been recorded yet."
+    return "\n".join(rows) if recorded else "No run has been recorded yet."
 
 
 def refresh_readme() -> Path:

@@ -1,16 +1,17 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
 At the start of a build it takes the table of contents from the top of the checkout, copies one
-notebook per study into book/studies/ (the reader's own run, else the recorded one, else the source)
-and fills in `{{ numbers }}` in prose from records. MathJax is copied from an installed package, so
+notebook per study into book/studies/ (the reader's own run, else the recorded one, else the source;
+prose is the source's while the code is the run's) and fills in `{{ numbers }}` in prose from
+records. MathJax is copied from an installed package, so
 no page makes a request to another host. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored,
 and a public site depends on commits only.
 
-Run banners and claim tables are docutils nodes, so text from a record never becomes markup. On the
-explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure, `{value}` a
-number from that module's `values()`, and `{source}` links the line of a file that contains a text;
-a name that does not exist fails the strict build. A page's own script and style, _static/<page>.js
-and .css, load on that page only.
+Texts of a record never become markup: run banners are docutils nodes, claim tables are escaped.
+On the explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure,
+`{value}` a number from that module's `values()`, and `{source}` links the line of a file that
+contains a text; a name that does not exist fails the strict build. A page's own script and style,
+_static/<page>.js and .css, load on that page only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,10 +36,12 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from pythia_book import notebooks, records, site_runs
+from pythia_book import claim_tables, notebooks, records, site_runs
 from pythia_book.site_runs import NOT_RUN, SelectedRun
 from pythia_book.style import Table
+from pythia_book.verdicts import HOLDS, verdicts_of
 from pythia_core.config import stable_hash
+from pythia_core.errors import DataError
 from pythia_core.suite import SCALES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,10 +66,26 @@ def choose_runs(app: Sphinx, config: Config) -> None:
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     _RUNS.clear()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        _RUNS[path.stem] = site_runs.select_runs(ROOT, results, path.stem)
+        try:
+            runs = _RUNS[path.stem] = site_runs.select_runs(ROOT, results, path.stem)
+        except DataError as error:
+            raise ExtensionError(str(error)) from error
+        for text in unshown(runs[0]):
+            print(f"note: {text}", file=sys.stderr)
     config.pythia_shown = stable_hash(
-        [[r.study, r.kind, r.scale, r.current, r.record] for runs in _RUNS.values() for r in runs]
+        [
+            [r.study, r.kind, r.scale, r.current, list(r.damaged), r.record]
+            for runs in _RUNS.values()
+            for r in runs
+        ]
     )
+
+
+def unshown(shown: SelectedRun) -> list[str]:
+    """Sentences about the reader's runs that cannot be shown, and what is shown instead."""
+    instead = {"yours": "another of your runs is shown", "recorded": "the recorded run is shown"}
+    then = instead.get(shown.kind, "the notebook is shown without results")
+    return [f"Your run in {text}; {then}." for text in shown.damaged]
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
@@ -73,9 +93,13 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
-        notebook = notebooks.read_notebook(runs[0].notebook or source)
+        notebook = notebooks.read_notebook(source)
         if runs[0].notebook is None:
             add_placeholders(notebook)
+        else:
+            executed = notebooks.read_notebook(runs[0].notebook)
+            current = runs[0].current
+            notebook = site_runs.with_prose_of(notebook, executed) if current else executed
         notebooks.write_notebook(with_banner(notebook, study, len(runs) > 1), target / source.name)
     for stale in target.glob("*.ipynb"):
         if stale.stem not in _RUNS:
@@ -121,15 +145,21 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Fill in the numbers in prose from the selected records; without a record, NOT_RUN."""
+    """Fill the numbers in prose from the selected records; without a record, NOT_RUN.
+
+    A number that a run of the reader's lacks, as its code was older, is not taken from another run.
+    """
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
         numbers |= site_runs.substitutions(runs[0])
     unrun = tuple(f"{study}_" for study, runs in _RUNS.items() if runs[0].record is None)
+    yours = tuple(f"{study}_" for study, runs in _RUNS.items() if runs[0].kind == "yours")
     for page in [*(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for name in _SUBSTITUTION.findall(page.read_text(encoding="utf-8")):
             if unrun and name.startswith(unrun):
                 numbers[name] = f"*{NOT_RUN}*"
+            elif yours and name.startswith(yours):
+                numbers.setdefault(name, "*not in this run*")
     config.myst_substitutions = {**(config.myst_substitutions or {}), **numbers}
 
 
@@ -181,31 +211,24 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
 
 def badge(verdict: str, text: str = "") -> nodes.inline:
     """A verdict, or a text about it, in the verdict's colour."""
-    kind = "verdict-" + verdict.replace(" ", "-")
-    return nodes.inline("", text or verdict, classes=["verdict", kind])
+    return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """The number of claims with each verdict."""
+    """The number of claims with each verdict, and of premises and checks that hold."""
     line = nodes.paragraph(classes=["verdict-counts"])
-    for verdict, count in Counter(claim["verdict"] for claim in claims).most_common():
+    papers, others = claim_tables.parts(claims)
+    counts = Counter(verdict for row in papers for verdict in verdicts_of(row))
+    for verdict, count in counts.most_common():
         line += [badge(verdict, f"{count} {verdict}"), nodes.Text(" ")]
+    if others:
+        holding = sum(set(verdicts_of(row)) == {HOLDS} for row in others)
+        line += nodes.Text(f"{claim_tables.counted([], others)}, of which {holding} hold")
     return line
 
 
 def shell(command: str) -> nodes.literal_block:
     return nodes.literal_block(command, command, language="bash", classes=["command"])
-
-
-def number(value: Any) -> str:
-    return "\N{EN DASH}" if value is None else records.number_text(value)
-
-
-def measurement(claim: dict[str, Any]) -> str:
-    """Our value for a claim, with its interval if it has one."""
-    if claim["ours"] is None or claim["low"] is None:
-        return number(claim["ours"])
-    return records.interval_text(claim["ours"], claim["low"], claim["high"])
 
 
 class _StudyDirective(SphinxDirective):
@@ -240,6 +263,8 @@ class RunBanner(_StudyDirective):
                 f"{records.duration_text(run.record.get('duration_s') or 0)}; "
                 f"{run.record['created']}."
             )
+            if redrawn := run.record.get("redrawn"):
+                text += f" Verdicts and figures were redrawn from its data on {redrawn['created']}."
             if run.scale == "smoke":
                 text += " A smoke run only checks that everything works; its numbers mean nothing."
             if not run.current:
@@ -250,25 +275,31 @@ class RunBanner(_StudyDirective):
                 text += " To run it again:"
             command = records.command(run.record)
         box += nodes.paragraph("", "", nodes.strong("", title), nodes.Text(text))
+        box += [nodes.paragraph("", sentence) for sentence in unshown(run)]
         box += shell(command)
         return [box]
 
 
 class CompareRuns(_StudyDirective):
-    """A table of the claims in all finished runs of a study, yours and recorded."""
+    """A table of the claims about our models in all runs of a study, yours and recorded."""
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]
         names = {"yours": "your run", "recorded": "recorded"}
         header = ["Claim", *(f"{names[run.kind]}, {run.scale}" for run in runs)]
-        # the words in brackets, such as units and sizes, differ between runs
         claims = [
-            {re.sub(r"\s*\([^)]*\)", "", c["claim"]): c for c in run.record["claims"]}
-            for run in runs
+            {c["claim"]: c["ours"] for c in run.record["claims"] if c["ours"]} for run in runs
         ]
+
+        def cell(test: dict[str, Any] | None) -> nodes.Node | str:
+            if test is None:
+                return ""
+            text = f"{records.measured_text(test)} "
+            return nodes.paragraph("", "", nodes.Text(text), badge(test["verdict"]))
+
         rows: list[list[nodes.Node | str]] = [
-            [name, *(measurement(named[name]) if name in named else "" for named in claims)]
-            for name in dict.fromkeys(name for named in claims for name in named)
+            [name, *(cell(of.get(name)) for of in claims)]
+            for name in dict.fromkeys(name for of in claims for name in of)
         ]
         return [table(header, rows, "compare")]
 
@@ -294,28 +325,14 @@ class Claims(SphinxDirective):
             if run.record is None:
                 sections.append(shell(f"papermill notebooks/{study}.ipynb"))
                 continue
-            rows: list[list[nodes.Node | str]] = [
-                [
-                    c["claim"],
-                    str(c["paper"] or ""),
-                    number(c["published"]),
-                    measurement(c),
-                    nodes.paragraph("", "", badge(c["verdict"])),
-                ]
-                for c in run.record["claims"]
-            ]
-            header = [
-                "Claim",
-                "In the paper",
-                "Published numbers",
-                "Ours [95\N{NO-BREAK SPACE}%]",
-                "Verdict",
-            ]
+            papers, others = claim_tables.parts(run.record["claims"])
             sections.append(verdict_counts(run.record["claims"]))
-            summary = f"<details class='claims-of'><summary>All {len(rows)} claims</summary>"
+            what = claim_tables.counted(papers, others)
+            rule = self.env.app.builder.get_relative_uri(self.env.docname, "method") + "#verdicts"
+            rows = claim_tables.claims_html(run.record["claims"], link=rule)
+            opening = f"<details class='claims-of'><summary>{what}</summary>"
             sections += [
-                nodes.raw("", summary, format="html"),
-                table(header, rows, "claims"),
+                nodes.raw("", f"{opening}{rows}", format="html"),
                 nodes.paragraph("", records.provenance(run.record), classes=["provenance"]),
                 nodes.raw("", "</details>", format="html"),
             ]

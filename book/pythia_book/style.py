@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pythia_book import records
+from pythia_book.claim_tables import RULE, claims_frame, claims_html
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import GPU_SIZES, LAPTOP_SIZES, OFFICIAL_SIZES
 from pythia_core.util.files import atomic_file
@@ -373,11 +374,8 @@ def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
 
 # --- shared by all studies -------------------------------------------------------------------
 
-VERDICTS = (
-    "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced (of premises that "
-    "the paper did not measure: holds); on the other side, not reproduced; it includes 0, no "
-    "effect seen; what would be needed is not there, not testable here."
-)
+VERDICTS = RULE
+"""The sentence under a table of claims; book/method.md has the rule."""
 
 
 def footer(result: Result, *notes: str) -> str:
@@ -397,30 +395,38 @@ def canvas(
 
 
 def write_record(result: Result) -> Note:
-    """Write the record of a study; the note states its origin and how to repeat it."""
-    return Note(records.provenance(records.read_record(records.save_record(result))))
+    """Write the record of a study; the note says what made it and how to make it again.
+
+    A notebook that is run by hand has no place for its record. The note then names the command.
+    """
+    folder = records.record_folder()
+    if folder is None:
+        made_by = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
+        return Note(f"This run was not recorded. To record it: {records.command(made_by)}")
+    return Note(records.provenance(records.read_record(records.save_record(result, folder))))
 
 
-def claims_table(result: Result, note: str = "") -> Table:
-    """Per claim: what the paper says, what was released, what we measured, and the verdict."""
-    return Table(claims_frame(result.claims), f"{note} {VERDICTS}".strip())
+class ClaimsTable:
+    """The claims of a study as tables, with a sentence about them."""
+
+    def __init__(self, claims: list[dict[str, Any]], note: str = "") -> None:
+        self.claims, self.note = claims, note
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row per claim, as text."""
+        return claims_frame(self.claims)
+
+    def _repr_html_(self) -> str:
+        return claims_html(self.claims, self.note, link="../method.html#verdicts")
+
+    def __repr__(self) -> str:
+        return self.frame.to_string(index=False)
 
 
-def claims_frame(claims: list[dict[str, Any]]) -> pd.DataFrame:
-    """A study's claims in words, one row per claim."""
-    import pandas as pd
-
-    rows = [
-        {
-            "claim": claim["claim"],
-            "the paper": claim["paper"],
-            "released numbers": DASH if claim["published"] is None else claim["published"],
-            "ours [95 %]": interval(claim["ours"], claim["low"], claim["high"]),
-            "verdict": claim["verdict"],
-        }
-        for claim in claims
-    ]
-    return pd.DataFrame(rows)
+def claims_table(result: Result, note: str = "") -> ClaimsTable:
+    """What papers say, what released and our models show, and the verdicts; premises and checks."""
+    return ClaimsTable(result.claims, note)
 
 
 def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pythia_book import studies
 from pythia_book.study import StudyParams
@@ -24,7 +24,9 @@ from pythia_core.config import DataConfig, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
 from pythia_core.training.retention import Keep
-from pythia_core.training.runs import Run, find_or_train_all
+
+if TYPE_CHECKING:
+    from pythia_core.training.runs import Run
 
 # --- the studies -----------------------------------------------------------------------------
 
@@ -134,6 +136,8 @@ def train_all(
     Raises:
         The errors of pythia_core.training.runs.find_or_train_all.
     """
+    from pythia_core.training.runs import find_or_train_all  # with torch, which a redraw spares
+
     return find_or_train_all(configs, progress, partial(_keep_for, params))
 
 
