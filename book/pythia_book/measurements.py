@@ -24,7 +24,7 @@ from pythia_core.config import stable_hash
 from pythia_core.errors import CheckpointError
 from pythia_core.evaluation import scoring
 from pythia_core.suite import size_name
-from pythia_core.training.gpu_sharing import admission_gate, reserve_memory
+from pythia_core.training.gpu_sharing import admission_gate, limit_memory
 from pythia_core.training.memory import inference_bytes
 from pythia_core.training.runs import SHORT, Run, arm_label, run_flops
 from pythia_core.util.files import atomic_file
@@ -125,7 +125,7 @@ def _measure_checkpoint(job: tuple[Run, int, list[Measurement]]) -> list[Arrays]
     except CheckpointError as error:
         return str(error)
     results = []
-    with reserve_memory(inference_bytes(run.config.model)), on_device(model) as model:
+    with limit_memory(inference_bytes(run.config.model)), on_device(model) as model:
         for measurement in bar(iterable=measurements, desc="measuring", unit="measurement"):
             arrays = measurement(model, step)
             arrays = {name: np.asarray(array) for name, array in sorted(arrays.items())}

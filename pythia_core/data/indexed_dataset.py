@@ -2,10 +2,10 @@
 
 `PREFIX.bin` has all token ids, little-endian, without a header. `PREFIX.idx` has, in this order: 9
 bytes of magic, u64 version (1), u8 dtype code, u64 number of sequences N, u64 length
-of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (bytes into .bin) and i64
-table[D] (first sequence of each document). Text data has one sequence per document, so the table
-is 0..N. The index is so redundant that any flipped bit in it is detected when it is opened; one in
-the `.bin` can only be detected with a digest (pythia_core.data.prepare keeps one).
+of the document table D, then i32 sizes[N] (tokens), i64 pointers[N] (byte offsets in the .bin) and
+i64 table[D] (first sequence of each document). Text data has one sequence per document, so the
+table is 0..N. The index is so redundant that opening it detects any flipped bit; a flipped bit in
+the `.bin` can only be detected with a digest (pythia_core.data.prepare stores one).
 
 The Pile's token files are released as one `.bin` split into `PREFIX-00000-of-000NN.bin`, which are
 read in place, without merging.
@@ -58,7 +58,7 @@ class IndexedWriter:
     ...     out.add([5, 6, 7, 0])
 
     Args:
-        prefix: path without the suffixes. vocab_size: upper bound of ids; determines the dtype.
+        prefix: path without the suffixes. vocab_size: ids must be below it; sets the dtype.
     """
 
     def __init__(self, prefix: Path | str, vocab_size: int) -> None:
@@ -80,8 +80,8 @@ class IndexedWriter:
         """Append one document; it may be empty.
 
         Raises:
-            DataError: not a flat list of integers, or an id outside 0..vocab_size-1 (which a cast
-                would silently wrap); names the document, the position and the id.
+            DataError: not a flat list of integers, or an id outside 0..vocab_size-1, which the
+                cast would wrap; the message names the document, the position and the id.
         """
         array = np.asarray(ids)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -98,8 +98,8 @@ class IndexedWriter:
             )
         if array.size > np.iinfo(np.int32).max:
             raise DataError(
-                f"document {len(self._sizes)} has {array.size} tokens; the format allows at most "
-                "2^31 - 1 per document: split it"
+                f"document {len(self._sizes)} has {array.size} tokens, but the format allows at "
+                "most 2^31 - 1 per document; split it"
             )
         self._bin.write(array.astype(self.dtype).tobytes())
         self._sizes.append(array.size)
@@ -149,8 +149,8 @@ class MegatronIndexed:
             shards it is a JoinedTokens, which copies slices and selected positions.
 
     Raises:
-        DataError: at construction, if the two files are not a pair as described above: magic,
-            version, dtype, length, sizes, pointers, document table, length of the .bin.
+        DataError: at construction, if magic, version, dtype, sizes, pointers, document table or
+            the length of either file is not as described above.
     """
 
     def __init__(self, prefix: Path | str) -> None:
@@ -163,10 +163,10 @@ class MegatronIndexed:
         raw = np.memmap(idx, np.uint8, mode="r") if idx.stat().st_size else np.zeros(0, np.uint8)
 
         def wrong(problem: str) -> DataError:
-            return DataError(f"{idx}: {problem}. The file is damaged or of another format")
+            return DataError(f"{idx}: {problem}. The file is damaged or has another format")
 
         if len(raw) < HEADER.size:
-            raise wrong(f"{len(raw)} bytes, shorter than the header of {HEADER.size}")
+            raise wrong(f"{len(raw)} bytes, but the header alone has {HEADER.size}")
         magic, version, code, n, d = HEADER.unpack(raw[: HEADER.size].tobytes())
         if magic != MAGIC:
             raise wrong(f"starts with {magic!r}, not with {MAGIC!r}")
@@ -175,11 +175,11 @@ class MegatronIndexed:
         if code in (6, 7):
             raise wrong(f"dtype code {code} means floating point, which cannot be token ids")
         if code not in DTYPES:
-            raise wrong(f"dtype code {code}; token files have 8 (uint16), 4 (int32) or 1, 2, 3, 5")
+            raise wrong(f"unknown dtype code {code}; use 8 (uint16), 4 (int32), 1, 2, 3 or 5")
         if d != n + 1:
             raise wrong(
-                f"{n} sequences but {d} entries in the document table; text data has one sequence "
-                "per document, so one entry more than sequences"
+                f"{n} sequences but {d} entries in the document table, expected {n + 1}: only one "
+                "sequence per document is supported"
             )
         if len(raw) != (length := HEADER.size + 12 * n + 8 * d):
             raise wrong(f"{len(raw)} bytes, but {n} documents need exactly {length}")
@@ -232,7 +232,10 @@ class JoinedTokens:
     def __init__(self, paths: Sequence[Path], dtype: np.dtype) -> None:
         for path in paths:
             if path.stat().st_size % dtype.itemsize:
-                raise DataError(f"{path} ends inside a token of {dtype.itemsize} bytes; copy it")
+                raise DataError(
+                    f"{path} ends inside a token of {dtype.itemsize} bytes; copy it again from "
+                    "the source"
+                )
         self.dtype = dtype
         self._maps = [_mapped(path, dtype) for path in paths]
         self._bounds = _starts(np.array([len(shard) for shard in self._maps], np.int64))
@@ -274,7 +277,7 @@ def find_shards(prefix: Path) -> list[Path]:
 
 
 def check_shard_names(paths: Sequence[Path | str]) -> None:
-    """Check that files with names of shards are all shards of one set, in order.
+    """If the files are named like shards, check that they are a complete set in order.
 
     Raises:
         DataError: one is missing, repeated, out of order or from another set.
@@ -288,8 +291,9 @@ def check_shard_names(paths: Sequence[Path | str]) -> None:
         return
     missing = sorted(set(range(last)) - set(numbers))
     raise DataError(
-        f"{Path(paths[0]).name} and {len(paths) - 1} more are not the shards 0..{last} of one set, "
-        f"each once and in order: {f'number {missing[0]} is missing' if missing else numbers}"
+        f"{Path(paths[0]).name} and {len(paths) - 1} more must be all shards of one set, each "
+        f"once and in order, but "
+        + (f"number {missing[0]} is missing" if missing else f"their numbers are {numbers}")
     )
 
 

@@ -1,9 +1,9 @@
-"""Interventions on the training data, declared as a window of updates and recorded token by token.
+"""Interventions on the training data: which tokens change during a window of updates.
 
 The paper (section 3.1) replays the end of training, from step k on, with changed pronouns and all
-else equal. Here the changes are computed beforehand from (data, window, transform) into a ledger.
-The batch of a fork is the parent's batch plus its ledger entries, so the two differ only there. A
-token shared by two rows (the last of one, the first of another) is changed in both.
+else equal. Here all changes are computed beforehand, from data, window and pronoun swap, and listed
+in a ledger. A fork's batch is the parent's batch with the ledger applied, so nothing else differs.
+A token shared by two rows (the last of one, the first of another) is changed in both.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Ledger:
     """Every token that an intervention changes, sorted by row of the training order.
 
-    `counts` has the number of pronouns in the window's rows by spelling (a token shared by two rows
-    counts in both), `unmapped` the numbers of those that could not be swapped.
+    `counts` maps each spelling of a pronoun to how often it occurs in the window's rows (a token
+    shared by two rows counts in both); `unmapped` has only the spellings that cannot be swapped.
     """
 
     row: NDArray[np.int64]
@@ -56,13 +56,16 @@ class Ledger:
         """A changed copy of `batch`, whose rows are first_row, first_row + 1, ...
 
         Raises:
-            DataError: a token to change differs from the ledger, so the data are others.
+            DataError: a token is not the one that the ledger expects: these are other data.
         """
         changed = np.array(batch)
         low, high = np.searchsorted(self.row, [first_row, first_row + len(changed)])
         index = self.row[low:high] - first_row, self.column[low:high]
         if low < high and int(index[1].max()) >= changed.shape[1]:
-            raise DataError(f"the ledger changes column {index[1].max()} of {changed.shape[1]}")
+            raise DataError(
+                f"the ledger changes column {index[1].max()}, but the rows have only "
+                f"{changed.shape[1]} tokens: it belongs to other data"
+            )
         wrong = np.flatnonzero(changed[index] != self.old[low:high])
         if wrong.size:
             i = int(wrong[0])
@@ -75,7 +78,7 @@ class Ledger:
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Changed tokens, their share, pronouns by spelling, and the unmapped ones."""
+        """Number and share of changed tokens, and counts of pronouns by spelling, as JSON."""
         return {
             "swap": self.swap,
             "start": self.start,
@@ -101,10 +104,10 @@ class Ledger:
 
     @classmethod
     def load(cls, path: Path | str) -> Ledger:
-        """Read a file by `save`.
+        """Read a file that `save` wrote.
 
         Raises:
-            DataError: absent, damaged, or not a ledger.
+            DataError: the file is absent, damaged, or not a ledger.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -131,7 +134,7 @@ class Ledger:
         sizes = {len(getattr(self, name)) for name in _ARRAYS}
         types = {name: getattr(self, name).dtype.name for name in _ARRAYS}
         if len(sizes) != 1 or types != _ARRAYS:
-            raise ValueError(f"arrays of {sizes} entries and types {types}")
+            raise ValueError(f"arrays of {sizes} entries and dtypes {types}, not {_ARRAYS}")
         keys = self.row * 2**31 + self.column
         first, last = self.start * self.batch_size, self.stop * self.batch_size
         if len(keys) and not (
@@ -144,7 +147,7 @@ _ARRAYS = {"row": "int64", "column": "int32", "old": "uint32", "new": "uint32"}
 
 
 class OrderedDocuments(Protocol):
-    """Rows with their documents, so that a word at the end of a row can be read whole."""
+    """Training rows and the documents they were cut from, because a row can end inside a word."""
 
     @property
     def folder(self) -> Path: ...
@@ -170,10 +173,10 @@ class OrderedDocuments(Protocol):
 def make_ledger(
     data: OrderedDocuments, intervention: InterventionConfig, batch_size: int, chunk: int = 2048
 ) -> Ledger:
-    """All changes by `intervention` to the rows of its window [start, stop) of updates.
+    """The ledger of `intervention`: every token it changes in the updates [start, stop).
 
     Raises:
-        DataError: the data end before the window.
+        DataError: the data end before the window does.
     """
     swap = PronounSwap.from_tokenizer(data.tokenizer, intervention.swap)
     first, last = intervention.start * batch_size, intervention.stop * batch_size

@@ -1,19 +1,19 @@
 """The order of training: from documents to rows of S+1 tokens, exactly as in GPT-NeoX v1.0.
 
-A row contains S inputs and, shifted by one, S labels; batch k of size B is the rows [k*B, (k+1)*B),
-the batch of the update from step k to step k+1. Given the token counts of D documents, a
-seed, S = seq_len and E epochs (paper section 2.3 and its promise of a reconstructible order;
-`megatron/data/gpt2_dataset.py` at v1.0):
+A row contains S inputs and, shifted by one, S labels. Batch k of size B has the rows
+[k*B, (k+1)*B); it is the batch of the update from step k to step k+1. The order depends only on the
+token counts of D documents, a seed, S = seq_len and E epochs (paper section 2.3, which promises a
+reconstructible order; `megatron/data/gpt2_dataset.py` at v1.0):
 
-1. one `RandomState(seed)` is used for everything, in this order;
+1. a single `RandomState(seed)` makes both of the following shuffles, one after the other;
 2. E copies of 0..D-1 are concatenated and shuffled *together* (so there is no epoch boundary);
 3. the documents in that order form one stream; row i is its tokens i*S to i*S + S, the last of
    which is also the first of row i+1; rows may cross the ends of documents;
 4. the rows are shuffled.
 
 NumPy froze RandomState, so the result does not depend on its version. "separate" epochs, as the
-paper describes them, are also supported. Rows may be stored in files (PreshuffledRows), gathered
-from documents (OrderedRows) or come from elsewhere: code that reads batches takes any `Rows`.
+paper describes them, are also supported. Rows are read from files (PreshuffledRows) or gathered
+from documents (OrderedRows).
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from pythia_core.util.progress import bar
 
 
 class Rows:
-    """Rows of S+1 ids in training order: batch k of size B is the rows [k*B, (k+1)*B).
+    """Rows of S+1 ids in training order: batch k of size B has the rows [k*B, (k+1)*B).
 
-    Subclasses read the rows.
+    Subclasses implement `_rows`.
     """
 
     seq_len: int
     n_rows: int
     contiguous = True
-    """Whether a range of rows takes one read; otherwise each row takes several."""
+    """Whether consecutive rows can be read at once; otherwise each row takes several reads."""
 
     def rows(self, start: int, stop: int) -> NDArray:
         """Rows [start, stop) as a new array (stop - start, seq_len + 1).
 
         Raises:
-            DataError: outside 0..n_rows.
+            DataError: the range is outside 0..n_rows.
         """
         if not 0 <= start <= stop <= self.n_rows:
             raise DataError(f"rows [{start}, {stop}) are outside 0..{self.n_rows}")
@@ -67,7 +67,7 @@ class Rows:
         """The batch of the update from step `step` to the next: (batch_size, seq_len + 1).
 
         Raises:
-            DataError: past the end. It never wraps around, which would silently repeat data.
+            DataError: the batch is past the end; starting over would silently repeat data.
         """
         if step < 0 or batch_size < 1:
             raise DataError(f"need step >= 0 and batch_size >= 1, got {step}, {batch_size}")
@@ -85,10 +85,13 @@ class Rows:
 class FixedRows(Rows):
     """Rows stored back to back in training order: row i begins at id (S+1) * i.
 
-    Subclasses read the bytes.
+    Subclasses implement `_read`.
+
+    Args:
+        name: file name for error messages. sizes: bytes of each shard.
 
     Raises:
-        DataError: not a whole number of rows.
+        DataError: the bytes are not a whole number of rows.
     """
 
     def __init__(
@@ -128,10 +131,10 @@ POLICIES = ("joint", "separate", "rows")
 
 
 def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
-    """Smallest E for which E epochs have `n_samples` rows: (E*T - 1) // S >= n_samples.
+    """Smallest E for which E epochs of T tokens have `n_samples` rows: (E*T - 1) // S >= n_samples.
 
     Raises:
-        DataError: an epoch without tokens.
+        DataError: an epoch has no tokens.
     """
     if tokens_per_epoch < 1:
         raise DataError(f"an epoch has {tokens_per_epoch} tokens; the corpus is empty")
@@ -139,30 +142,30 @@ def epochs_needed(tokens_per_epoch: int, seq_len: int, n_samples: int) -> int:
 
 
 def samples_requested(steps: int, batch_size: int) -> int:
-    """Number of rows that GPT-NeoX requests for `steps` updates: half a percent more, rounded up.
+    """Number of rows that GPT-NeoX requests for `steps` updates: 1.005 times the needed ones.
 
-    Only the number of epochs depends on it (`epochs_needed`), not the order.
+    It determines the number of epochs (`epochs_needed`), but not the order.
     """
     return -(-steps * batch_size * 1005 // 1000)
 
 
 class RowOrder:
-    """The stream positions of every row of the training order; a pure function of the arguments.
+    """Where the tokens of every training row are; a pure function of the arguments.
 
     Args:
         sizes: int[n_documents], tokens of each document (0 is allowed).
         seq_len: S; a row has S + 1 tokens: inputs are the first S, labels the last S.
         seed: seed of the RandomState. epochs: copies of the document list.
-        policy: "joint" (GPT-NeoX v1.0) or "separate": each epoch's documents are shuffled on their
-            own and its rows follow those of the previous epoch; no row crosses epochs. The first
-            epoch equals that of `epochs=1`. "rows": the first `unique_rows` rows of the order of
-            one epoch are read `epochs` times, first in that order, then reshuffled each time. The
-            sets of rows are nested: half as many rows are the first half of them.
+        policy: "joint" is GPT-NeoX v1.0's. "separate": documents and rows are shuffled within each
+            epoch, one epoch after the other; no row crosses epochs, and the first epoch is the
+            same as with `epochs=1`. "rows": the first `unique_rows` rows of one epoch are read
+            `epochs` times, first in order, then reshuffled each time. A smaller `unique_rows`
+            selects a subset: the first of these rows.
         unique_rows: number of rows for the policy "rows".
 
     Raises:
-        DataError: fewer tokens than one row, or fewer rows than `unique_rows`.
-        ConfigError: unknown policy, no epoch, or `unique_rows` not together with "rows".
+        DataError: fewer tokens than one row needs, or fewer rows than `unique_rows`.
+        ConfigError: unknown policy, no epoch, or `unique_rows` with a policy other than "rows".
     """
 
     def __init__(
@@ -178,8 +181,8 @@ class RowOrder:
             raise ConfigError(one_of(policy, POLICIES, "epoch policy"))
         if (unique_rows > 0) != (policy == "rows"):
             raise ConfigError(
-                f"unique_rows={unique_rows} with epoch policy {policy!r}: set it "
-                'with the policy "rows", and only then'
+                f"unique_rows={unique_rows} with epoch policy {policy!r}: set unique_rows above 0 "
+                'with the policy "rows" and leave it at 0 otherwise'
             )
         if epochs < 1 or seq_len < 1:
             raise ConfigError(f"epochs and seq_len must be at least 1, got {epochs}, {seq_len}")
@@ -195,7 +198,7 @@ class RowOrder:
         if self._part_rows < 1:
             raise DataError(
                 f"{self._part_tokens} tokens are less than one row of seq_len + 1 = {seq_len + 1}; "
-                "give more text or a smaller seq_len"
+                "use more text or a smaller seq_len"
             )
         self.n_rows = parts * self._part_rows
 
@@ -212,8 +215,8 @@ class RowOrder:
         if policy == "rows":
             if unique_rows > self.n_rows:
                 raise DataError(
-                    f"unique_rows={unique_rows}, but the text has {self.n_rows} rows; use fewer, "
-                    "or more text"
+                    f"unique_rows={unique_rows}, but the text has {self.n_rows} rows; use fewer "
+                    "unique rows or more text"
                 )
             first = shuffles[0][:unique_rows]
             shuffles = [first, *(rng.permutation(first) for _ in range(epochs - 1))]
@@ -221,13 +224,13 @@ class RowOrder:
         self.documents: NDArray[np.int32] = np.concatenate(documents)
         """Document indices in stream order."""
         self.shuffle: NDArray[np.integer] = np.concatenate(shuffles)
-        """shuffle[r]: index in the stream of the r-th row of training."""
+        """shuffle[r]: index, in the stream, of the row that is read r-th in training."""
 
         starts = np.zeros(self.n_documents + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
         ends = np.cumsum(lengths[self.documents])
-        # stream position p lies in the document at searchsorted(ends, p, "right"), empty documents
-        # skipped; adding that document's shift gives the token's position in the file
+        # stream position p is in the document at searchsorted(ends, p, "right"), which skips empty
+        # documents; adding that document's shift gives the token's position in the file
         self._ends = ends
         self._shift = starts[self.documents] - (ends - lengths[self.documents])
 
@@ -241,13 +244,14 @@ class RowOrder:
         """Rows of the training order, with their context in the stream of shuffled documents.
 
         Args:
-            data: the token file with the sizes of this order.
+            data: the token file that this order was made for.
             rows: int[n], indices of rows in training order.
             before, after: number of tokens of the stream to add on either side.
 
         Returns:
             tokens[n, before + seq_len + 1 + after] in the file's dtype, and a mask of the same
-            shape, False outside the stream (of that epoch); tokens are 0 there.
+            shape: False, with token 0, before the beginning and after the end of the stream (of
+            the row's epoch, for "separate" epochs).
 
         Raises:
             DataError: no such row, or another token file.
@@ -273,20 +277,20 @@ class RowOrder:
         return tokens, valid
 
     def read_counts(self, n_rows: int, block: int) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-        """How often each token is an input in the first `n_rows` rows, and how many inputs repeat.
+        """How often each token of the file is an input in the first `n_rows` rows.
 
         Args:
             block: rows per block, e.g. several batches.
 
         Returns:
-            counts[tokens_per_epoch] by position in the token file, and per block the number of
-            inputs that were inputs of an earlier row.
+            counts[tokens_per_epoch] by position in the token file, and the number of inputs in each
+            block of rows that had been an input before.
 
         Raises:
-            DataError: more rows than there are.
+            DataError: `n_rows` exceeds the order's rows.
         """
         if not 0 <= n_rows <= self.n_rows:
-            raise DataError(f"no {n_rows} rows; this order has {self.n_rows}")
+            raise DataError(f"n_rows={n_rows} is outside 0..{self.n_rows}, the rows of this order")
         counts = np.zeros(self.tokens_per_epoch, np.uint16)
         repeats = []
         for start in range(0, n_rows, block):
@@ -308,9 +312,9 @@ def write_rows(
     progress: bool = False,
     chunk: int = 8192,
 ) -> None:
-    """Write all rows in training order: `n_rows` of S+1 ids in the dtype of `data`, no header.
+    """Write all rows in training order, S+1 ids each in the dtype of `data`, without a header.
 
-    Row i of the file is row i of training, as in the released pre-shuffled datasets.
+    The format is that of the released pre-shuffled datasets.
     """
     rows_bar = bar(progress, total=order.n_rows, desc="writing rows", unit="row", unit_scale=True)
     with rows_bar, atomic_file(Path(path)) as temporary, open(temporary, "wb") as file:
@@ -321,7 +325,7 @@ def write_rows(
 
 
 class OrderedRows(Rows):
-    """Rows gathered from documents on every read; nothing is written."""
+    """Rows that are gathered from the documents at every read, not stored."""
 
     def __init__(self, data: MegatronIndexed, order: RowOrder) -> None:
         self.data, self.order = data, order
@@ -332,10 +336,9 @@ class OrderedRows(Rows):
 
 
 class PreshuffledRows(FixedRows):
-    """Rows stored in training order, in one file or in shards that are a byte split of one file.
+    """Rows stored in training order, in one file that may be split into shards at any byte.
 
-    The released pre-shuffled datasets have 21 such shards; a row may begin in one and end in the
-    next, so they are mapped as one logical file, without merging (600 GB).
+    The released pre-shuffled datasets (600 GB) have 21 such shards, which are read in place.
 
     Args:
         paths: the shards in order. seq_len: S; a row has S + 1 ids. dtype: dtype of the ids.
@@ -375,9 +378,9 @@ def batch_hash(rows: NDArray[np.integer]) -> str:
     """
     array = np.asarray(rows)
     if array.dtype.kind not in "iu":
-        raise DataError(f"a batch has integer ids, got {array.dtype}")
+        raise DataError(f"a batch must have integer ids, got {array.dtype}")
     if array.size and (array.min() < 0 or array.max() >= 2**32):
-        raise DataError("a batch has ids in 0..2^32-1; one is outside")
+        raise DataError(f"ids {array.min()}..{array.max()} of a batch are outside 0..2^32-1")
     digest = hashlib.sha256(np.asarray([array.ndim, *array.shape], dtype="<u8").tobytes())
     digest.update(np.ascontiguousarray(array, dtype="<u4").tobytes())
     return digest.hexdigest()[:32]

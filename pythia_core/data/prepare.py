@@ -1,16 +1,16 @@
 """From text to tokens to rows: everything a training run reads, prepared once and cached.
 
 Each document is encoded and followed by the end-of-document token, as in the Pile's token files
-(paper section 2.2). A share of the documents is held out, chosen by the hash of their text, so
-copies of a text are never in both parts; duplicates may be removed from the training documents
+(paper section 2.2). Some documents are held out. The hash of a text decides, so copies of a text
+are never in both parts. Duplicates may be removed from the training documents
 (pythia_core.data.dedup). The rows of S+1 tokens are written in training order
 (pythia_core.data.order), so a batch is a slice of a file.
 
 The cache has two kinds of folders, each complete or absent: `tokens-KEY` (tokenizer.json, `train.*`
 and `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and
 `rows-KEY`. Each has a manifest with the sha256 of every file. Text is streamed, except in the
-search for duplicates, which needs it in memory. The tokens of a deduplicated corpus are copied from
-those of the whole corpus, which is encoded only once.
+search for duplicates, which needs it in memory. A corpus is encoded only once: with duplicates
+removed, its tokens are copied from those of the whole corpus.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ BATCH_CHARACTERS = 1 << 20
 
 
 class SwapSource(Protocol):
-    """The changes by an intervention to the rows of the updates [start, stop)."""
+    """The changes that an intervention makes to the batches of the updates [start, stop)."""
 
     @property
     def recorded(self) -> bool:
@@ -125,7 +125,7 @@ class Batches(TokenizedText, Protocol):
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Tokens in training order, by `prepare`.
+    """Tokens in training order, made by `prepare`.
 
     Attributes:
         folder: folder of the rows and their manifest. config: the argument of `prepare`.
@@ -137,7 +137,7 @@ class PreparedData:
     manifest: dict[str, Any]
 
     def __reduce__(self) -> tuple:
-        """Pickle without open files, so that it is cheap to send to a process."""
+        """Pickle without open files, so that it is cheap to send to another process."""
         return PreparedData, (self.folder, self.config, self.manifest)
 
     @property
@@ -170,7 +170,7 @@ class PreparedData:
 
     @property
     def vocab_size(self) -> int:
-        """Usable ids are 0..vocab_size-1; a model's embedding may be padded beyond."""
+        """The tokenizer's ids are below this; a model's embedding may have more entries."""
         return self.manifest["tokens"]["vocab_size"]
 
     @cached_property
@@ -180,7 +180,7 @@ class PreparedData:
 
     @cached_property
     def heldout(self) -> MegatronIndexed:
-        """The held-out documents; none if heldout_fraction is 0."""
+        """The held-out documents; there are none if heldout_fraction is 0."""
         return MegatronIndexed(self.tokens_folder / "heldout")
 
     @cached_property
@@ -200,7 +200,7 @@ class PreparedData:
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """The changes by the intervention, computed once and kept in `folder`.
+        """The ledger of an intervention, computed once and stored in `folder`.
 
         Raises:
             DataError: the ledger in `folder` belongs to another intervention.
@@ -215,14 +215,14 @@ class PreparedData:
         return ledger
 
     def with_heldout(self) -> PreparedData:
-        """This dataset: it has held-out documents."""
+        """This dataset, which has held-out documents itself."""
         return self
 
     def verify(self, full: bool = True) -> None:
         """Check the files against the manifests: sizes, and with `full` their sha256.
 
         Raises:
-            DataError: a file has changed; names the first.
+            DataError: a file has changed; the message names the first such file.
         """
         for folder, part in ((self.tokens_folder, "tokens"), (self.folder, "rows")):
             files = self.manifest[part]["files"]
@@ -237,10 +237,10 @@ class PreparedData:
 
 
 def prepare(data: DataConfig, progress: bool = True) -> PreparedData:
-    """Tokens and rows of `data`, from the cache if possible.
+    """Prepare the tokens and rows that `data` describes, or find them in the cache.
 
     Raises:
-        FetchError, DataError: corpus or tokenizer cannot be fetched or used, too little text, no
+        FetchError, DataError: corpus or tokenizer cannot be downloaded or used, too little text, no
             space left, or a damaged cache (the message names the folder to delete).
     """
     settings = _settings(data)
@@ -278,14 +278,14 @@ def prepare_tokens(data: DataConfig, progress: bool = True) -> Path:
     """The folder with the tokens of `data`, created if it does not exist.
 
     Raises:
-        As `prepare`.
+        The errors of `prepare`.
     """
     root = cache_dir() / "data"
     tokens = root / f"tokens-{stable_hash(_settings(data))[:16]}"
     with _translate_errors(root):
         if not tokens.is_dir():
             whole = None
-            if data.dedup != "none":  # so that nothing is encoded twice
+            if data.dedup != "none":
                 whole = prepare_tokens(replace(data, dedup="none"), progress)
             with atomic_dir(tokens) as folder:
                 if whole:
@@ -338,8 +338,8 @@ def _translate_errors(root: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DataError(
-            f"no space left for prepared data in {root} ({error.strerror}); no incomplete "
-            "file was kept. Free about four times the size of the text, or set PYTHIA_CACHE to "
+            f"no space left for prepared data in {root} ({error.strerror}); incomplete files "
+            "were deleted. Free about four times the size of the text, or set PYTHIA_CACHE to "
             "another folder"
         ) from error
 
@@ -349,7 +349,7 @@ def _translate_errors(root: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class TokenizerSource:
-    """A tokenizer by its origin."""
+    """A tokenizer's identity, for cache keys, and a function that makes it."""
 
     identity: list[str]
     make: Callable[[Iterator[str], int], str]
@@ -360,7 +360,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
     """The tokenizer that DataConfig.tokenizer names.
 
     Raises:
-        DataError: a path without a tokenizer.
+        DataError: it is a path without a tokenizer.
     """
     if data.tokenizer.startswith("bpe-"):
         size = int(data.tokenizer.removeprefix("bpe-"))
@@ -370,7 +370,7 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
         )
     if data.tokenizer == "neox-20b":
         return TokenizerSource([NEOX_20B.file, NEOX_20B.sha256], lambda *_: neox_20b_json())
-    load_tokenizer(data.tokenizer)  # raises the error if it is not one
+    load_tokenizer(data.tokenizer)  # raises an error if it is not a tokenizer
     path = Path(data.tokenizer).expanduser()
     return TokenizerSource(["file", file_sha256(path)], lambda *_: path.read_text("utf-8"))
 
@@ -381,9 +381,9 @@ def tokenizer_source(data: DataConfig) -> TokenizerSource:
 def make_tokens(
     data: DataConfig, source: TokenizerSource, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Write tokenizer.json, train.* and heldout.* into `folder`; returns their manifest."""
-    first: Tally = {}
-    excluded, characters = choose_heldout(data, first, progress)
+    """Write tokenizer.json, train.* and heldout.* into `folder`; return their manifest."""
+    first_tally: Tally = {}
+    excluded, characters = choose_heldout(data, first_tally, progress)
 
     def training_texts() -> Iterator[str]:
         documents = enumerate(open_corpus(data, progress=False))
@@ -394,18 +394,18 @@ def make_tokens(
     eod, vocab_size = tokenizer.token_to_id(EOD), id_limit(tokenizer)
     assert eod is not None, "load_tokenizer refuses a tokenizer without it"
 
-    again: Tally = {}
+    second_tally: Tally = {}
     domains: dict[str, dict[str, Any]] = {
-        name: {**tally.summary(), **_NO_TOKENS} for name, tally in first.items()
+        name: {**tally.summary(), **_NO_TOKENS} for name, tally in first_tally.items()
     }
-    n_bytes = sum(tally.n_bytes for tally in first.values())
+    n_bytes = sum(tally.n_bytes for tally in first_tally.values())
     with contextlib.ExitStack() as stack:
         train = stack.enter_context(IndexedWriter(folder / "train", vocab_size))
         heldout = stack.enter_context(IndexedWriter(folder / "heldout", vocab_size))
         bar = progress_bar(progress, total=n_bytes, desc="encoding text", unit="B", unit_scale=True)
         stack.enter_context(bar)
         number = 0
-        for batch in _batches(data, again):
+        for batch in _batches(data, second_tally):
             encoded = encode_documents(tokenizer, [text for _, text in batch])
             for (domain, text), ids in zip(batch, encoded, strict=True):
                 ids.append(eod)
@@ -416,7 +416,9 @@ def make_tokens(
                 entry["heldout_tokens" if out is heldout else "train_tokens"] += len(ids)
                 bar.update(len(text.encode("utf-8")))
                 number += 1
-    _check_unchanged(data, first, {name: tally.summary() for name, tally in again.items()})
+    _check_unchanged(
+        data, first_tally, {name: tally.summary() for name, tally in second_tally.items()}
+    )
     return {
         "format": FORMAT,
         "corpus": domains,
@@ -433,13 +435,13 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens in `whole` without the duplicates by `data.dedup`; returns their manifest."""
+    """Copy the tokens from `whole` to `folder` without duplicates; return their manifest."""
     manifest = read_manifest(whole)
-    first: Tally = {}
-    excluded, _ = choose_heldout(data, first, progress)
-    counts = list(next(iter(first.values())).summary())
+    first_tally: Tally = {}
+    excluded, _ = choose_heldout(data, first_tally, progress)
+    counts = list(next(iter(first_tally.values())).summary())
     _check_unchanged(
-        data, first, {n: {k: d[k] for k in counts} for n, d in manifest["corpus"].items()}
+        data, first_tally, {n: {k: d[k] for k in counts} for n, d in manifest["corpus"].items()}
     )
     dropped, report = _find_duplicates(data, excluded, progress)
     for name in ("tokenizer.json", "heldout.bin", "heldout.idx"):
@@ -476,7 +478,7 @@ _NO_TOKENS = {
 def _find_duplicates(
     data: DataConfig, excluded: set[int], progress: bool
 ) -> tuple[set[int], dict[str, Any]]:
-    """Indices of the training documents that `data.dedup` removes, and its report."""
+    """Indices of the training documents that `data.dedup` removes, and the report about them."""
     from pythia_core.data.dedup import deduplicate
 
     numbers, texts = [], []
@@ -535,7 +537,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damaged(folder: Path, reason: str) -> DataError:
-    """The error for prepared data that do not match their manifest."""
+    """The error to raise when prepared data do not match their manifest."""
     return DataError(
         f"the prepared data in {folder} are damaged: {reason}. Delete that folder; it will be "
         "prepared again from the corpus"
@@ -548,8 +550,8 @@ def damaged(folder: Path, reason: str) -> DataError:
 def choose_heldout(data: DataConfig, tally: Tally, progress: bool) -> tuple[set[int], int]:
     """Indices of the held-out documents, and the number of characters in the others.
 
-    A document is held out if the hash of its text, as a fraction, is below heldout_fraction. If the
-    corpus is so small that none is, the document with the smallest hash is.
+    A document is held out if the hash of its text, scaled to [0, 1), is below heldout_fraction. If
+    none is, in a small corpus, the document with the smallest hash is held out.
     """
     limit = data.heldout_fraction
     fractions: list[float] = []

@@ -1,19 +1,19 @@
 """Swap pronouns in a token stream: the transform of the gender-bias intervention.
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
-feminine. The public code for it either damaged words that contain "he" or swapped nothing; here
-whole words are swapped in the tokens themselves, so every row keeps its length and all other tokens
-are unchanged. The map is derived from the tokenizer:
+feminine. The public code for it either damaged words that contain "he" or swapped nothing. Here
+only whole words are swapped, for words with the same number of tokens, so every row keeps its
+length and all other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
 
-each in lower case, Capitalised and UPPER CASE, with and without a leading space. English "her" is
-both "his" and "him", so the mirror is not an inverse: as the determiner is the more frequent use,
-"her" always becomes "his"; likewise "his" always becomes "her", never "hers".
+each in lower case, Capitalised and UPPER CASE, with and without a leading space; the tokenizer
+gives their ids. English "her" can mean "his" or "him", so the second swap does not undo the first:
+"her" always becomes "his", as it is mostly a determiner, and "his" always "her", never "hers".
 
 A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
-alone). A word that cannot be swapped with the same number of tokens stays
+alone). A word without a counterpart of the same number of tokens is left unchanged
 (`PronounSwap.unswappable`). pythia_core.data.interventions chooses the rows.
 """
 
@@ -47,18 +47,18 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """One spelling of a pronoun as tokens; `target_ids` is None if none has the same length."""
+    """One spelling of a pronoun; `target_ids` is None if the target takes more or fewer tokens."""
 
     source: str
     target: str
     source_ids: tuple[int, ...]
     target_ids: tuple[int, ...] | None
     word_at_start: bool
-    """Whether its first byte belongs to the word, so that the preceding token matters."""
+    """Whether its first byte belongs to the word, so that the token before it must be checked."""
 
 
 class PronounSwap:
-    """A map from pronouns to pronouns as token sequences of equal length, by `from_tokenizer`.
+    """Swaps pronouns for others with the same number of tokens; made by `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every swappable form.
@@ -84,7 +84,7 @@ class PronounSwap:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> PronounSwap:
-        """The map for this tokenizer.
+        """The swap for this tokenizer.
 
         Raises:
             ConfigError: unknown direction. DataError: not a byte-level BPE tokenizer.
@@ -115,26 +115,27 @@ class PronounSwap:
     def find(
         self, windows: NDArray, valid: NDArray[np.bool_], before: int, after: int
     ) -> tuple[NDArray, NDArray, NDArray, NDArray, Counter[str]]:
-        """The tokens to change in rows with their context.
+        """Find the tokens to change in rows that are given with some context on both sides.
 
         Args:
-            windows: ids[n, before + S + 1 + after] by RowOrder.gather.
+            windows: ids[n, before + S + 1 + after] from RowOrder.gather.
             valid: False where there is no token, which counts as the edge of a text.
             before, after: numbers of context columns; with `self.context` of each, the result does
                 not depend on how the stream is split into rows.
 
         Returns:
-            row (int64), column (int32), old and new (uint32) of the tokens that differ, sorted;
-            columns count from the row's first token, without context. And the number of
-            occurrences of each form with a token inside the rows.
+            row (int64), column (int32), old and new id (uint32) of the tokens to change, sorted by
+            row and column; column 0 is the row's first token, without context. Last, the number
+            of occurrences of each form that has at least one token inside a row.
 
         Raises:
-            DataError: arrays of another kind, or ids outside the tokenizer's vocabulary.
+            DataError: arrays of another shape or dtype, or ids outside the vocabulary.
         """
         windows = np.asarray(windows)
         if windows.ndim != 2 or windows.shape != valid.shape or windows.dtype.kind not in "iu":
             raise DataError(
-                f"need integer windows[n, width] and a mask of that shape, got {windows.shape}"
+                "windows must be integers [n, width] with a mask of that shape, got "
+                f"{windows.dtype} {windows.shape} with a mask {valid.shape}"
             )
         if windows.size and (windows.min() < 0 or windows.max() >= len(self._bytes)):
             raise DataError(
@@ -186,23 +187,21 @@ class PronounSwap:
         column: NDArray,
         forward: bool,
     ) -> NDArray[np.bool_]:
-        """Whether a word ends (begins) at the token after (before) a match, at (row, column)."""
+        """Whether tokens at (row, column), after (`forward`) or before a match, end its word."""
         inside = (column >= 0) & (column < windows.shape[1])
         safe = np.where(inside, column, 0)
         inside &= valid[row, safe]
         kinds = (self._starts if forward else self._ends)[windows[row, safe]]
         kinds = np.where(inside, kinds, _BOUNDARY)
-        for i in np.flatnonzero(
-            kinds == _UNSURE
-        ):  # a character split between tokens, which is rare
+        for i in np.flatnonzero(kinds == _UNSURE):  # rare: a character split between tokens
             r, c = row[i], int(column[i])
-            kinds[i] = self._spelled_out(windows[r], valid[r], c, forward)
+            kinds[i] = self._split_character_kind(windows[r], valid[r], c, forward)
         return kinds == _BOUNDARY
 
-    def _spelled_out(
+    def _split_character_kind(
         self, window: NDArray, valid: NDArray[np.bool_], column: int, forward: bool
     ) -> int:
-        """The kind of a neighbouring character whose bytes are in several tokens."""
+        """_WORD or _BOUNDARY: kind of a character next to a match that is split between tokens."""
         step = 1 if forward else -1
         spelled = b""
         while 0 <= column < len(window) and valid[column]:
@@ -213,14 +212,13 @@ class PronounSwap:
             if (kind := _edge(spelled, first=forward)) != _UNSURE:
                 return kind
             column += step
-        return _WORD  # cannot be decoded: leave the text alone
+        return _WORD  # cannot be decoded: do not swap here
 
 
 def _prefixes(ids: Any, word: str) -> list[str]:
-    """Prefixes with which a word is tokenised differently.
+    """Prefixes that change how a word is tokenised: "", " " and perhaps some punctuation.
 
-    Always the empty one and a space, plus any character that the pre-tokenizer binds to the word:
-    GPT-2's pattern, for instance, reads the start of "'she" as the contraction "'s".
+    For instance, GPT-2's pattern reads the start of "'she" as the contraction "'s".
     """
     others = [c for c in string.punctuation + "\n\t" if c != "_"]
     return ["", " "] + [c for c in others if ids(c + word) != ids(c) + ids(word)]
@@ -231,8 +229,8 @@ def _segment(
 ) -> tuple[int, ...] | None:
     """`text` as exactly len(source) tokens, or None if that is impossible.
 
-    Of several, the one that keeps most of the source's tokens in place; then the one whose earlier
-    tokens are longest.
+    Prefers the sequence with the most tokens equal to the source's at the same index, then the one
+    whose earlier tokens are longer.
     """
 
     def segmentations(rest: bytes, n: int) -> Iterator[tuple[int, ...]]:
@@ -254,7 +252,7 @@ def _is_word(character: str) -> bool:
 
 
 def _edge(raw: bytes | None, first: bool) -> int:
-    """Whether a token's first (last) character belongs to a word, as far as its bytes tell."""
+    """Whether a token's first (or last) character is _WORD, _BOUNDARY, or split and so _UNSURE."""
     if raw is None:
         return _BOUNDARY
     if first:

@@ -1,8 +1,8 @@
 """Byte-level BPE tokenizers: train a small one on a corpus, load one, encode documents fast.
 
-The small one is like the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no prefix
-space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) but has 4,096 entries instead of 50,277, because
-the embeddings would dwarf the rest of a small model. Training is deterministic.
+The small tokenizer is like the GPT-NeoX-20B tokenizer that Pythia uses (BPE, byte-level, NFC, no
+prefix space, id 0 `<|endoftext|>`, id 1 `<|padding|>`) but has 4,096 entries instead of 50,277:
+with more, the embeddings would dwarf the rest of a small model. Training is deterministic.
 
 A text that *contains* "<|endoftext|>" is encoded as those characters, never as the special token:
 only pythia_core.data.prepare adds that token, once after every document.
@@ -34,7 +34,10 @@ _PIECE = 1 << 16
 def sample(
     texts: Iterable[str], n_characters: int, limit: int = SAMPLE_CHARACTERS
 ) -> Iterator[str]:
-    """About `limit` of the texts' `n_characters`, spread evenly: every n-th piece of 4 kB."""
+    """Pieces of 4,096 characters, spread evenly over the texts, of about `limit` characters in all.
+
+    `n_characters` is the total length of the texts.
+    """
     share = min(1.0, limit / max(n_characters, 1))
     count = 0
     for text in texts:
@@ -45,7 +48,7 @@ def sample(
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE with at most `vocab_size` entries; equal texts give equal tokenizers."""
+    """Train a byte-level BPE with at most `vocab_size` entries; deterministic."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -75,7 +78,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """Read a tokenizer.json.
 
     Raises:
-        DataError: absent, not a tokenizer, or without an end-of-document token.
+        DataError: the file is absent, not a tokenizer, or has no end-of-document token.
     """
     from tokenizers import Tokenizer
 
@@ -101,12 +104,12 @@ def disable_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def id_limit(tokenizer: Tokenizer) -> int:
-    """Largest id plus one: the usable vocabulary (50,277 for GPT-NeoX-20B)."""
+    """The largest id plus one, i.e. the number of usable ids (50,277 for GPT-NeoX-20B)."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Token ids of each text. Long texts are split for the encoder, with the same ids."""
+    """Token ids of each text. Long texts are encoded in pieces, which gives the same ids."""
     splittable = _splits_at_newlines(tokenizer)
     pieces = [list(_pieces(text)) if splittable else [text] for text in texts]
     encoded = iter(
@@ -125,10 +128,10 @@ _CUT = re.compile(r"(?<=[A-Za-z.,;])\n(?=[A-Za-z])")
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """The text in pieces of about 64 kB, split only before a newline between two words.
+    """The text in pieces of about 64 kB, cut only before a newline between two words.
 
-    There the pre-tokenizer always splits and NFC composes no characters, so the pieces have the ids
-    of the text; memory stays bounded and all cores are used.
+    The pre-tokenizer always splits there and NFC composes no characters across the cut, so the
+    pieces have the same ids as the whole text. Pieces bound the memory and use all cores.
     """
     start = 0
     while len(text) - start > 2 * _PIECE and (cut := _CUT.search(text, start + _PIECE)):

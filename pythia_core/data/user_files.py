@@ -1,9 +1,9 @@
 """The user's own text: .jsonl and .txt files, or a Hugging Face dataset as "hf:NAME".
 
 JSONL has one object per line with a string under "text"; a .txt file is one document; both may be
-gzipped. Reading is strict: a malformed line is an error that names its file and number, because
-skipping it would silently change the data. Lines end with "\\n" only (other Unicode line
-separators may occur inside JSON strings).
+gzipped. Reading is strict: a malformed line is an error that names file and line number, because
+skipping it would silently change the data. Only "\\n" ends a line (other Unicode line separators
+may occur inside JSON strings).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MAX_BYTES = 1 << 28
 
 
 def texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """(domain, text) of every document of a file, a folder or an "hf:" name.
+    """(domain, text) of every document in a file, a folder or an "hf:" dataset.
 
-    The domain of a file in a subfolder is the subfolder's name, of another .jsonl file its own
-    name, and of another .txt file "text".
+    For a file in a subfolder, the domain is the subfolder's name; otherwise, it is the file's name
+    for .jsonl, and "text" for .txt.
     """
     if corpus.startswith("hf:"):
         yield from _hf_texts(corpus)
@@ -41,7 +41,7 @@ def texts(corpus: str) -> Iterator[tuple[str, str]]:
 
 
 def identity(corpus: str) -> list[list[str]]:
-    """[name, sha256] of every file; for "hf:" the fingerprint that `datasets` gives the data."""
+    """[name, sha256] of every file; for "hf:", the name and the fingerprint from `datasets`."""
     if corpus.startswith("hf:"):
         return [[corpus, _hf_dataset(corpus)._fingerprint]]
     return [[name, file_sha256(path)] for path, name in _files(corpus)]
@@ -63,7 +63,7 @@ def _files(corpus: str) -> list[tuple[Path, str]]:
         )
     matches = sorted((p for p in files if p[1].endswith(SUFFIXES)), key=lambda pair: pair[1])
     if not matches:
-        raise DataError(f"corpus {corpus!r} has no file that ends with {', '.join(SUFFIXES)}")
+        raise DataError(f"corpus {corpus!r} has no file that ends with {' or '.join(SUFFIXES)}")
     return matches
 
 
@@ -126,13 +126,14 @@ def _jsonl(path: Path) -> Iterator[str]:
             value["text"].encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{path}:{number}: an unpaired surrogate at character {error.start} of the text"
+                f"{path}:{number}: the text has an unpaired surrogate at character {error.start}, "
+                "which is not valid text; repair the source"
             ) from error
         yield value["text"]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are unique; json.loads would silently keep the last of equal keys."""
+    """Refuse repeated keys in a JSON object; json.loads would silently keep only the last one."""
     value = dict(pairs)
     if len(value) != len(pairs):
         names = [key for key, _ in pairs]
@@ -145,7 +146,7 @@ FORM = "hf:NAME[:config][:split][:subset]"
 
 
 def _hf_parts(corpus: str) -> list[str]:
-    """name, config, split and subset of "hf:NAME:..."; "" stands for the default."""
+    """[name, config, split, subset] of "hf:NAME:..."; "" means the default."""
     parts = corpus.removeprefix("hf:").split(":")
     if not parts[0] or len(parts) > 4:
         raise DataError(f"corpus {corpus!r}: the form is {FORM}")
@@ -153,7 +154,7 @@ def _hf_parts(corpus: str) -> list[str]:
 
 
 def _hf_dataset(corpus: str) -> Any:
-    """The dataset with the corpus's name, config and split."""
+    """Load the dataset that an "hf:" name describes, without selecting a subset."""
     name, config, split, subset = _hf_parts(corpus)
     try:
         import datasets
@@ -176,7 +177,7 @@ def _hf_dataset(corpus: str) -> Any:
 
 
 def _hf_texts(corpus: str) -> Iterator[tuple[str, str]]:
-    """Documents of the dataset, or of one subset; the domain is the subset or the dataset."""
+    """(domain, text) of the dataset or subset; the domain: pile_set_name, or the dataset's name."""
     name, _, _, subset = _hf_parts(corpus)
     data, default = _hf_dataset(corpus), name.rstrip("/").rsplit("/", 1)[-1]
     columns = [column for column in ("text", "meta") if column in data.column_names]

@@ -1,12 +1,12 @@
 """Generation, token by token, with a cache of keys and values.
 
-All prompts of a batch begin at slot 0 of their rows, so a slot is a position: a row's next token
-overwrites the padding to its right and attends only to slots up to its own. Decoding is greedy by
-default; otherwise tokens are sampled with temperature, top-k and top-p, in that order, with random
-numbers that depend only on the seed and the prompt's index, never on the batch.
+Prompts are padded on the right, so a cache slot's index is the token's position: each new token
+overwrites a slot of padding and attends only to slots up to its own. Decoding is greedy by
+default; otherwise tokens are sampled with temperature, top-k and top-p, applied in this order. The
+random numbers depend only on the seed and the prompt's index, never on the batch.
 
-The context does not slide. A prompt that is too long for the model together with its continuation
-is an error, unless `truncate` drops its beginning, as in the evaluation harness.
+Prompt and continuation together must fit into the model's context. A longer prompt is an error,
+unless `truncate` drops its beginning, as in the evaluation harness.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from pythia_core.model import GPTNeoX
 
 SLOT_BUDGET = 8192
-"""Slots in the cache of a batch, with padding. Results do not depend on it."""
+"""Maximum number of cache slots of a batch, with padding. Results do not depend on it."""
 
 Stop = Callable[[Sequence[int]], bool]
-"""Whether to stop after these new tokens."""
+"""Tells, from all new tokens of a prompt so far, whether to stop."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class Sampling:
 
     temperature: float = 0.0
     top_k: int = 0
-    """Sample from this many of the likeliest tokens; 0: no limit."""
+    """Sample from this number of most likely tokens; 0: no limit."""
     top_p: float = 1.0
-    """Sample from the smallest set of likeliest tokens with this total probability."""
+    """Sample from the smallest set of most likely tokens whose total probability reaches this."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and self.top_k >= 0 and 0 < self.top_p <= 1):
             raise ConfigError(
-                f"{self}: expected a temperature of at least 0 (0: greedy), "
-                "top_k of at least 0 (0: no limit) and 0 < top_p <= 1"
+                f"{self}: expected temperature >= 0 (0: greedy), top_k >= 0 (0: no limit) and "
+                "0 < top_p <= 1"
             )
 
 
@@ -57,20 +57,20 @@ GREEDY = Sampling()
 
 
 class KVCache:
-    """Rotated keys and values of every layer, for rows of different lengths.
+    """Keys (after rotary) and values of every layer, for rows of different lengths.
 
-    The first pass reads whole prompts; every later pass adds one token per row.
+    The first forward pass reads whole prompts; every later one adds one token per row.
     """
 
     def __init__(self, lengths: Sequence[int], n_slots: int) -> None:
         self.n_slots = n_slots
         self._lengths = list(lengths)
         self._layers: list[Tensor] = []  # per layer: (2, rows, heads, slots, head_dim)
-        self._slots: Tensor | None = None  # slot of each row's new token; None: reading prompts
+        self._slots: Tensor | None = None  # slot of each row's new token; None in the first pass
         self._mask: Tensor | None = None  # (rows, 1, 1, slots); None: rows attend to all slots
 
     def next_token(self, device: torch.device) -> None:
-        """Prepare for the next token of every row."""
+        """Prepare for a forward pass that adds one token per row."""
         self._slots = torch.tensor(self._lengths, device=device)
         self._lengths = [n + 1 for n in self._lengths]
         self._rows = torch.arange(len(self._lengths), device=device)
@@ -81,16 +81,17 @@ class KVCache:
             self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep only these rows."""
+        """Drop all rows except these."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._layers[0].device)
         self._layers = [layer.index_select(1, index) for layer in self._layers]
 
     def attend(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """kernels.attention over the cached and the new tokens; caches their keys and values.
+        """Attention of the new tokens to the cached ones; adds their keys and values to the cache.
 
         Args:
-            cos, sin: tables for every slot.
+            qkv: as in kernels.attention, for the new tokens.
+            cos, sin: rotary tables for every slot.
         """
         if self._slots is None:
             return self._read_prompts(qkv, cos, sin)
@@ -113,12 +114,16 @@ class KVCache:
         layer = qkv.new_zeros(2, rows, heads, self.n_slots, dim)
         layer[0, :, :, :width], layer[1, :, :, :width] = k, v
         self._layers.append(layer)
-        # padding is to the right of every prompt, outside its causal mask
+        # padding is on the right, so the causal mask hides it from every prompt
         return scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
 
 
 def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tensor:
-    """The next token of every row, int64[n], from logits (n, V) and uniforms float[n] in [0, 1)."""
+    """The next token of every row, int64[n].
+
+    Args:
+        logits: (n, V). uniforms: float[n], random numbers in [0, 1); unused if greedy.
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
     scaled = (logits.double() / sampling.temperature).sort(dim=-1, descending=True, stable=True)
@@ -131,7 +136,7 @@ def sample_tokens(logits: Tensor, sampling: Sampling, uniforms: Tensor) -> Tenso
     cumulative = probabilities.cumsum(-1)
     targets = uniforms[:, None] * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, targets, right=True)
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding could exceed the last one
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1  # rounding could go past it
     return scaled.indices.gather(-1, rank.minimum(last))[:, 0]
 
 
@@ -153,22 +158,22 @@ def generate(
         truncate: drop the beginning of prompts that are too long.
 
     Raises:
-        DataError: an empty prompt, or one that is too long (without `truncate`).
+        DataError: a prompt is empty, or too long (without `truncate`).
         ConfigError: the model's context is too short for `max_new` tokens.
     """
     longest = model.config.max_seq_len - max_new
     if max_new < 1 or longest < 1:
         raise ConfigError(
-            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: the model "
-            f"reads {model.config.max_seq_len} tokens, prompt and continuation together"
+            f"max_new={max_new} is not between 1 and {model.config.max_seq_len - 1}: prompt and "
+            f"continuation together may have at most {model.config.max_seq_len} tokens"
         )
     for number, prompt in enumerate(prompts):
         if not prompt:
-            raise DataError(f"prompt {number} is empty; to generate from scratch, pass [eod_id]")
+            raise DataError(f"prompt {number} is empty; for text without a prompt, pass [eod_id]")
         if len(prompt) > longest and not truncate:
             raise DataError(
-                f"prompt {number} has {len(prompt)} tokens; with {max_new} new ones the model has "
-                f"room for {longest}. Shorten it, generate fewer tokens, or pass truncate=True"
+                f"prompt {number} has {len(prompt)} tokens, but with {max_new} new tokens it may "
+                f"have at most {longest}: shorten it, lower max_new, or pass truncate=True"
             )
     rows = [list(prompt)[-longest:] for prompt in prompts]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
@@ -192,7 +197,7 @@ def _batch(
     sampling: Sampling,
     stop: Stop | None,
 ) -> list[list[int]]:
-    """Continuations of a batch of prompts, the longest first; `indices` seed the sampling."""
+    """Continuations of a batch, sorted by descending length; `indices` seed the sampling."""
     device = next(model.parameters()).device
     lengths = [len(prompt) for prompt in prompts]
     ids = torch.zeros(len(prompts), lengths[0], dtype=torch.int64)
@@ -206,20 +211,20 @@ def _batch(
     states = model.hidden(ids.to(device), cache)
     states = states[torch.arange(len(prompts)), torch.tensor(lengths) - 1]
     new: list[list[int]] = [[] for _ in prompts]
-    active = list(range(len(prompts)))  # the prompt of every row of the cache
-    open_rows = set(active)
+    active = list(range(len(prompts)))  # active[i]: the prompt in row i of the cache
+    unfinished = set(active)
     for step in range(max_new):
         column = torch.from_numpy(uniforms[active, step]).to(device)
         tokens = sample_tokens(model.logits(states), sampling, column)
         for row, token in zip(active, tokens.tolist(), strict=True):
-            if row in open_rows:
+            if row in unfinished:
                 new[row].append(token)
                 if stop and stop(new[row]):
-                    open_rows.remove(row)
-        if not open_rows or step == max_new - 1:
+                    unfinished.remove(row)
+        if not unfinished or step == max_new - 1:
             break
-        if 2 * len(open_rows) <= len(active):  # compacting the cache takes time as well
-            rows = [i for i, row in enumerate(active) if row in open_rows]
+        if 2 * len(unfinished) <= len(active):  # compacting takes time, so not after every token
+            rows = [i for i, row in enumerate(active) if row in unfinished]
             cache.keep(rows)
             tokens, active = tokens[rows], [active[i] for i in rows]
         cache.next_token(device)
@@ -238,13 +243,13 @@ def generate_texts(
     truncate: bool = False,
     progress: bool = False,
 ) -> list[str]:
-    """The continuation of each prompt as text, up to and without EOD or the first of `until`.
+    """The continuation of each prompt as text, cut before EOD or the first string of `until`.
 
     Args:
         prompts: texts or token ids; an empty text means the beginning of a document.
 
     Raises:
-        As `generate`.
+        The errors of `generate`.
     """
     ids = [
         tokenizer.encode(prompt, add_special_tokens=False).ids or [eod_id]
@@ -253,7 +258,7 @@ def generate_texts(
         for prompt in prompts
     ]
     ends = [end for end in until if end]
-    # a token has at least one byte; plus four, because the first may begin within a character
+    # tokens in which a new end can be: one per byte, and four more to begin at a whole character
     tail = max((len(end.encode()) for end in ends), default=0) + 4
 
     def stop(tokens: Sequence[int]) -> bool:
@@ -267,5 +272,5 @@ def generate_texts(
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:
-    """The text before the first of `ends`."""
+    """The text before the earliest occurrence of any of `ends`."""
     return text[: min((text.index(end) for end in ends if end in text), default=len(text))]

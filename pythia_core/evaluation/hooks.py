@@ -5,9 +5,9 @@
     outputs["layers.2"]                     # the residual stream after the third block, (B, T, d)
 
 Outputs are named after modules of pythia_core.model: `embed_in` and `layers.3` are the residual
-stream before the first and after the fourth block, `layers.3.attention` and `layers.3.mlp` their
-contributions to it. `*` matches one part of a name. The model itself does not change, and no hook
-remains after the block.
+stream before the first and after the fourth block, `layers.3.attention` and `layers.3.mlp` what the
+fourth block adds to it. `*` matches one part of a name. The model itself does not change, and the
+hooks are removed at the end of the `with` block.
 
 TransformerLens and nnsight can read a model that was saved with pythia_core.hf.save.
 """
@@ -27,14 +27,14 @@ from pythia_core.kernels.rotary import rotary_reference
 from pythia_core.model import Attention, GPTNeoX, Rotary
 
 PatchFunction = Callable[[Tensor], Tensor]
-"""Output (B, T, width) -> the output of the same shape with which the model continues."""
+"""Maps an output (B, T, width) to the one, of the same shape, with which the model continues."""
 
 
 def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """Names of modules that match any of the patterns, in the order of the model.
 
     Raises:
-        ConfigError: a pattern without a match.
+        ConfigError: a pattern matches no module.
     """
     names = [name for name, _ in model.named_modules() if name]
     selected: set[str] = set()
@@ -57,7 +57,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 @contextlib.contextmanager
 def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Module -> its output (B, T, width) in the last forward pass, with its autograd graph.
+    """Yield {module name: its output (B, T, width) in the latest pass, with its autograd graph}.
 
     Raises:
         ConfigError: see `match_modules`.
@@ -67,17 +67,17 @@ def record(model: GPTNeoX, patterns: Sequence[str]) -> Iterator[dict[str, Tensor
         shape = _note_shape(model, stack)
         for name in match_modules(model, patterns):
 
-            def keep(_: nn.Module, __: Any, out: Tensor, name: str = name) -> Tensor:
+            def store(_: nn.Module, __: Any, out: Tensor, name: str = name) -> Tensor:
                 outputs[name] = _by_row(out, shape)
-                return outputs[name].reshape(out.shape)  # so that gradients reach the record
+                return outputs[name].reshape(out.shape)  # so that gradients reach the stored output
 
-            stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
+            stack.callback(model.get_submodule(name).register_forward_hook(store).remove)
         yield outputs
 
 
 @contextlib.contextmanager
 def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
-    """Replace the output of all modules that match the pattern by `fn(output)`.
+    """Replace the output of every module that matches the pattern with `fn(output)`.
 
     Raises:
         ConfigError: see `match_modules`; in the forward pass, if `fn` changes shape or dtype.
@@ -105,7 +105,7 @@ def patch(model: GPTNeoX, pattern: str, fn: PatchFunction) -> Iterator[None]:
 
 @contextlib.contextmanager
 def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
-    """Attention patterns of the last forward pass, one tensor (B, heads, T, T) per layer.
+    """Yield a list of the latest forward pass's attention patterns, (B, heads, T, T) per layer.
 
     The model's kernels never materialise them, so they are recomputed from each layer's input.
     Memory grows with the square of the row length: use few, short rows.
@@ -117,7 +117,7 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
     with contextlib.ExitStack() as stack:
         for layer in range(len(model.layers)):
 
-            def keep(module: Attention, args: tuple, _: Tensor, layer: int = layer) -> None:
+            def store(module: Attention, args: tuple, _: Tensor, layer: int = layer) -> None:
                 x, rotary, batch, attend = args
                 if attend is not model.ops.attention:
                     raise ConfigError(
@@ -130,12 +130,12 @@ def record_attention(model: GPTNeoX) -> Iterator[list[Tensor]]:
                 patterns.append(_pattern(qkv, rotary))
 
             attention = model.get_submodule(f"layers.{layer}.attention")
-            stack.callback(attention.register_forward_hook(keep).remove)
+            stack.callback(attention.register_forward_hook(store).remove)
         yield patterns
 
 
 def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
-    """The softmax in kernels.attention_reference."""
+    """Attention probabilities (B, heads, T, T), computed as in kernels.attention_reference."""
     q, k, _ = (part.transpose(1, 2).float() for part in qkv.unbind(3))
     q, k = rotary_reference(q, *rotary), rotary_reference(k, *rotary)
     scores = q @ k.transpose(-1, -2) * qkv.shape[-1] ** -0.5
@@ -147,7 +147,7 @@ def _pattern(qkv: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
-    """[B, T] of the running pass: inside the model the rows are concatenated, (B*T, width)."""
+    """A list, set to [B, T] by every forward pass; inside the model, outputs are (B*T, width)."""
     shape: list[int] = []
 
     def note(_: nn.Module, args: tuple) -> None:
@@ -158,5 +158,6 @@ def _note_shape(model: GPTNeoX, stack: contextlib.ExitStack) -> list[int]:
 
 
 def _by_row(out: Tensor, shape: Sequence[int]) -> Tensor:
+    """(B*T, width) as (B, T, width); other shapes are returned unchanged."""
     flat = out.dim() == 2 and out.shape[0] == shape[0] * shape[1]
     return out.unflatten(0, tuple(shape)) if flat else out

@@ -1,16 +1,17 @@
 """The training rows that a model has memorized, and their repetition counts (paper section 3.2).
 
-A row is (k, l)-memorized if greedy decoding continues its first k tokens with its next l; the paper
-uses k = l = 32 and every row read so far. No generation is needed: a row is memorized if and only
-if, given its *own* tokens, the correct token is the most likely one at each of the l positions,
-because the first miss ends the match. Most rows miss at the first position, so there are three
-stages: one position, a few, all. Weights and activations are fp32 (the released numbers: fp16), so
-ties are rare; for every memorized row the smallest margin of the correct token is stored.
+A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l; the paper
+uses k = l = 32 and tests every row read so far. No generation is needed: a row is memorized if and
+only if, given its *own* earlier tokens, the correct token is the most likely one at each of the l
+positions, because until the first wrong token both read the same. Most rows fail at the first
+position, so rows are tested in three stages: at one position, at a few, at all. Weights and
+activations are fp32 (the released numbers: fp16), so ties are rare; for every memorized row the
+smallest margin of the correct token is stored.
 
-The *repetition count* of a row is the number of positions (row and offset) at which its first k + l
-tokens occur in the rows read up to a step. Windows that cross the end of a row were never read
-whole and do not count. Windows are found by a rolling hash and compared token by token, so a hash
-collision cannot give a false match. Near-duplicates (one token differs) do not count.
+The *repetition count* of a row is the number of times that its first k + l tokens occur, at any
+offset, in the rows read up to a step. Occurrences across the end of a row were never read whole and
+do not count; neither do near-duplicates. Windows are found by a rolling hash and then compared
+token by token, so a hash collision cannot give a false match.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
-"""Part of the cache key: raise it when any result here changes."""
+"""Part of the cache key: raise it when a change of this module alters results."""
 TOKEN_BUDGET = 4096
 """Tokens per batch."""
 SECOND_STAGE = 5
@@ -39,13 +40,13 @@ SECOND_STAGE = 5
 
 @dataclass(frozen=True)
 class Extraction:
-    """Result of extraction, one entry per row."""
+    """Result of `extract`, one entry per row."""
 
     memorized: np.ndarray
     """bool[n]."""
     margin: np.ndarray
-    """float32[n]: smallest margin of the correct token's logit over the next best; NaN where not
-    memorized."""
+    """float32[n]: the correct token's logit minus the best other one, at the position where this is
+    smallest; NaN where not memorized."""
 
 
 @torch.no_grad()
@@ -56,10 +57,10 @@ def extract(
     continuation: int = 32,
     token_budget: int = TOKEN_BUDGET,
 ) -> Extraction:
-    """Test which of the rows int[n, width] are memorized; equal rows are computed once.
+    """Test which of the rows int[n, width] are memorized; equal rows are tested once.
 
     Raises:
-        ConfigError: context or continuation below 1, or together longer than the rows.
+        ConfigError: context or continuation is below 1, or both together exceed the rows.
     """
     if context < 1 or continuation < 1:
         raise ConfigError(f"context={context} and continuation={continuation} must be at least 1")
@@ -81,7 +82,7 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """float32[n]: smallest margin of the correct token after `context`; < 0: a miss."""
+    """float32[n]: smallest margin of the correct tokens after `context`; < 0 if one is not best."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
@@ -92,7 +93,7 @@ def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: i
 
 @torch.no_grad()
 def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], without a cache."""
+    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], without a key-value cache."""
     ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
         best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
@@ -100,7 +101,7 @@ def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> n
     return ids[:, -n_tokens:].cpu().numpy()
 
 
-def generate_check(
+def check_by_generation(
     model: Scorable,
     rows: np.ndarray,
     extraction: Extraction,
@@ -108,13 +109,18 @@ def generate_check(
     continuation: int = 32,
     sample: int = 64,
 ) -> tuple[int, int]:
-    """Compare `extract` with actual generation on a sample; returns (rows, disagreements).
+    """Compare `extract` with actual generation on a sample.
 
-    Half of the sample are memorized rows, if there are enough; both halves are spread evenly.
+    Half of the sampled rows are memorized, if there are enough; both halves are spread evenly.
+
+    Returns:
+        the number of sampled rows, and of those where the two disagree.
     """
     memorized = extraction.memorized
     if len(rows) != len(memorized):
-        raise DataError(f"{len(rows)} rows, but {len(memorized)} results; pass the same rows")
+        raise DataError(
+            f"{len(rows)} rows, but {len(memorized)} results; pass the rows that were tested"
+        )
     (yes,), (no,) = np.nonzero(memorized), np.nonzero(~memorized)
     yes = yes[np.unique(np.linspace(0, len(yes) - 1, min(sample // 2, len(yes))).astype(int))]
     rest = min(sample - len(yes), len(no))
@@ -130,10 +136,10 @@ def generate_check(
 
 @dataclass(frozen=True)
 class ExtractionMeasurement:
-    """Measurement: extraction of the rows that a checkpoint has read.
+    """A measurement: which of the rows that a checkpoint has read are memorized.
 
     Arrays: memorized bool[n], margin float32[n] (see Extraction), checked int64[2] (see
-    `generate_check`).
+    `check_by_generation`).
     """
 
     data: PreparedData
@@ -157,7 +163,7 @@ class ExtractionMeasurement:
     def __call__(self, model: Scorable, step: int) -> dict[str, np.ndarray]:
         rows = self.data.rows.rows(0, self.batch_size * (self.steps if self.unread else step))
         extraction = extract(model, rows, self.context, self.continuation)
-        checked = generate_check(model, rows, extraction, self.context, self.continuation)
+        checked = check_by_generation(model, rows, extraction, self.context, self.continuation)
         return {
             "memorized": extraction.memorized,
             "margin": extraction.margin,
@@ -179,7 +185,7 @@ def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) ->
         read: number of rows read so far; default: all. Later rows may have a count of 0.
 
     Raises:
-        ConfigError: a window longer than the rows. DataError: `read` exceeds the rows.
+        ConfigError: the window is longer than the rows. DataError: `read` exceeds the rows.
     """
     rows = _checked(rows, window)
     read = len(rows) if read is None else read
@@ -213,7 +219,7 @@ def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) ->
 
 
 def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct first windows of rows, int[d, window], and the index of each row's window."""
+    """The distinct beginnings of rows, int[d, window], and for each row the index of its own."""
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
         return begin, np.zeros(0, np.int64)
@@ -225,7 +231,7 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
     """uint64[n, width - window + 1]: a polynomial hash of every window, modulo 2**64.
 
-    The hash of a + b tokens follows from those of a and b, so it takes log2(window) passes.
+    Hashes of longer windows are combined from those of shorter ones, in about log2(window) passes.
     """
     tokens = _checked(rows, window).astype(np.uint64) + np.uint64(1)
     hashes, length = tokens, 1
@@ -242,10 +248,10 @@ def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
 def _checked(rows: np.ndarray, window: int) -> np.ndarray:
     rows = np.asarray(rows)
     if rows.ndim != 2:
-        raise DataError(f"rows of shape {rows.shape}; pass (rows, tokens)")
+        raise DataError(f"rows have shape {rows.shape}; pass an array (rows, tokens)")
     if not 1 <= window <= rows.shape[1]:
         raise ConfigError(
-            f"a window of {window} tokens does not fit rows of {rows.shape[1]}; use 1 to "
+            f"a window of {window} tokens does not fit rows of {rows.shape[1]} tokens; use 1 to "
             f"{rows.shape[1]}, or longer rows"
         )
     return rows

@@ -1,10 +1,10 @@
 """Log-likelihoods, held-out loss and last-word accuracy.
 
-The scorer follows the evaluation harness of the released numbers: the log-probability of a
-continuation is the *sum* over its tokens given everything before it, a text without context is
-scored after one EOD, and "greedy" means that every token of the continuation is the most likely
-one. Requests are tokenised and packed once (`pack`), for all checkpoints; logits are computed in
-fp32, only at positions that predict a continuation token.
+The scorer follows the evaluation harness behind the released numbers: the log-probability of a
+continuation is the *sum* of its tokens' log-probabilities, a text without context is scored after
+one EOD, and "greedy" means that every token of the continuation is the most likely one. Requests
+are tokenised and packed only once (`pack`) for all checkpoints. Logits are computed in fp32, and
+only at positions that predict a continuation token.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from pythia_core.errors import ConfigError, DataError
 from pythia_core.util.progress import bar as progress_bar
 
 VERSION = 1
-"""Part of the cache key: raise it when any result here changes."""
+"""Part of the cache key: raise it when a change of this module alters results."""
 TOKEN_BUDGET = 4096
-"""Tokens per batch with padding: few, for a CPU's caches. Results do not depend on it."""
+"""Tokens per batch, with padding; small, to fit a CPU's caches. Results do not depend on it."""
 LOGIT_ROWS = 1024
-"""Positions per product with the vocabulary matrix, which bounds memory."""
+"""Positions whose logits are computed at a time, to bound memory."""
 
 
 class Scorable(Protocol):
-    """The part of a model that scoring needs: hidden states, and logits for some of them."""
+    """The methods of a model that scoring needs."""
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor: ...  # [B, T] -> [B, T, d]
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # [..., d] -> [..., V]
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Scores:
-    """One entry per request, in the order of the requests."""
+    """The result of `score`: one entry per request, in their order."""
 
     logprob: np.ndarray
     """float64[n], nats: sum over the tokens of the continuation."""
@@ -57,7 +57,7 @@ class Scores:
 
     @property
     def per_token(self) -> np.ndarray:
-        """float64[n], nats per token: orders texts like perplexity (the paper's word)."""
+        """float64[n], nats per token: the negative logarithm of perplexity, the paper's measure."""
         return self.logprob / self.n_tokens
 
 
@@ -72,7 +72,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class PackedRequests:
-    """Requests as padded batches, longest first, with the positions to score."""
+    """Requests in padded batches, longest first; made by `pack`."""
 
     batches: tuple[_Batch, ...]
     n_tokens: np.ndarray
@@ -86,12 +86,12 @@ def pack(
 ) -> PackedRequests:
     """Sort requests by length and pack them into padded batches of at most `token_budget` tokens.
 
-    Requests with the same inputs (one context, several one-token continuations) share a row. The
-    context of a request that is too long is cut at the beginning.
+    Requests with the same inputs (one context, several one-token continuations) share a row. If a
+    request is too long, the beginning of its context is dropped.
 
     Raises:
         DataError: an empty context or continuation, or a continuation longer than `max_seq_len`.
-        ConfigError: a budget below one token.
+        ConfigError: `token_budget` is below 1.
     """
     if token_budget < 1:
         raise ConfigError(f"token_budget must be at least 1, got {token_budget}")
@@ -99,12 +99,12 @@ def pack(
     for index, request in enumerate(requests):
         size = len(request.continuation)
         if not request.context or not size:
-            part = "context" if size else "continuation"
-            raise DataError(f"request {index} has an empty {part}; put EOD first")
+            part = "context; use the EOD token" if size else "continuation; leave it out"
+            raise DataError(f"request {index} has an empty {part}")
         if size > max_seq_len:
             raise DataError(
                 f"the continuation of request {index} has {size} tokens, but the model reads at "
-                f"most {max_seq_len}; shorten the text or use a longer max_seq_len"
+                f"most {max_seq_len}; shorten the text or use a larger max_seq_len"
             )
         inputs = (request.context + request.continuation)[:-1][-max_seq_len:]
         rows.setdefault(inputs, []).append(index)
@@ -140,14 +140,14 @@ def _lay_out(
 
 @torch.no_grad()
 def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Scores:
-    """Log-probability of every request under `model`."""
+    """Score every request with `model`."""
     device = device_of(model)
     logprob = np.zeros(len(packed), np.float64)
     greedy = np.ones(len(packed), bool)
     for batch in progress_bar(progress, iterable=packed.batches, desc="scoring", unit="batch"):
         states = model.hidden(torch.from_numpy(batch.ids).to(device))
         states = states.flatten(0, 1)[torch.from_numpy(batch.slots).to(device)]
-        # Sorted by slot, the targets of a chunk of slots are contiguous.
+        # sorted by slot, the targets in a chunk of LOGIT_ROWS slots are contiguous
         order = np.argsort(batch.slot_of, kind="stable")
         bounds = np.searchsorted(
             batch.slot_of[order], np.arange(0, len(batch.slots) + LOGIT_ROWS, LOGIT_ROWS)
@@ -166,7 +166,7 @@ def score(model: Scorable, packed: PackedRequests, progress: bool = False) -> Sc
 
 
 def device_of(model: Any) -> torch.device:
-    """The device of a model; the CPU for a model without parameters."""
+    """The device of a model's parameters; the CPU if it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
@@ -174,7 +174,7 @@ def device_of(model: Any) -> torch.device:
 
 
 def encoder(tokenizer: Any) -> Callable[[str], tuple[int, ...]]:
-    """The function text -> ids without special tokens, for a `tokenizers.Tokenizer`."""
+    """A function text -> ids, without special tokens, from a `tokenizers.Tokenizer`."""
     return lambda text: tuple(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
@@ -184,7 +184,7 @@ def text_requests(
     """Requests for whole texts, each after one EOD, as in the harness's CrowS-Pairs.
 
     Raises:
-        DataError: a text without tokens.
+        DataError: a text has no tokens.
     """
     requests = []
     for text in texts:
@@ -201,7 +201,9 @@ def continuation_requests(
     encode: Callable[[str], tuple[int, ...]],
     eod_id: int,
 ) -> list[Request]:
-    """Every candidate after every context, context-major; candidates include the leading space.
+    """Requests for every candidate after every context: all candidates for the first context, etc.
+
+    Candidates include their leading space.
 
     Raises:
         DataError: a context ends in white space (which belongs to the candidate).
@@ -209,7 +211,7 @@ def continuation_requests(
     for context in contexts:
         if context != context.rstrip():
             raise DataError(
-                f"the context {context!r} ends in white space; end it with its last word"
+                f"the context {context!r} ends in white space; move it to the candidates"
             )
     heads = [(eod_id, *encode(context)) for context in contexts]
     tails = [encode(candidate) for candidate in candidates]
@@ -220,8 +222,9 @@ def continuation_requests(
 
 
 def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
-    """Up to `n_rows` windows int64[n, seq_len+1], spread evenly over a stream, of distinct targets
-    (adjacent windows share one token, as in training).
+    """Up to `n_rows` windows, [n, seq_len+1], spread evenly over a stream of tokens.
+
+    No token is a target in two windows; adjacent windows share one token, as in training.
 
     Raises:
         DataError: the stream is shorter than one window.
@@ -238,7 +241,7 @@ def sample_windows(tokens: np.ndarray, seq_len: int, n_rows: int) -> np.ndarray:
 
 @torch.no_grad()
 def row_losses(model: Scorable, rows: np.ndarray, token_budget: int = TOKEN_BUDGET) -> np.ndarray:
-    """float64[n]: mean loss of each row in nats per token; rows int[n, S+1], inputs and targets."""
+    """float64[n]: mean loss of each row of int[n, S+1], in nats per token."""
     device = device_of(model)
     rows = np.asarray(rows).astype(np.int64)
     step = max(1, token_budget // (rows.shape[1] - 1))
@@ -260,12 +263,12 @@ def last_words(
 ) -> list[Request]:
     """LAMBADA-like requests: the last word of the last complete sentence in each held-out row.
 
-    In a row of S+1 tokens, the continuation is the last word (a token of a space and letters, with
-    the letters-only tokens that follow it) directly followed by a token that starts with ".", "!"
-    or "?"; the context is everything before it in the same row and document, after one EOD. Rows
-    without such a word, or with fewer than `min_context` tokens before it, give no request. Unlike
-    in LAMBADA, words were not selected to need a long context, and names and function words are
-    included.
+    The continuation is the last word of a row of S+1 tokens that is directly followed by a token
+    starting with ".", "!" or "?". A word is a token of a space and letters, plus the letters-only
+    tokens after it. The context is one EOD and everything before the word in the same row and
+    document. Rows without such a word, or with fewer than `min_context` tokens before it, give no
+    request. Unlike in LAMBADA, words need not depend on a long context, and names and function
+    words are included.
     """
     texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
     begins = np.array([bool(re.fullmatch(r" [^\W\d_]+", t)) for t in texts])

@@ -1,1 +1,1 @@
-"""The training loop, exactly resumable, and runs on disk."""
+"""Training: an exactly resumable loop, and the runs that it leaves on disk."""

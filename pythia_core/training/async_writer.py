@@ -1,12 +1,12 @@
-"""Asynchronous checkpoints: a snapshot now; hashing, syncing and renaming in another thread.
+"""Asynchronous checkpoints: tensors are copied at once and written by another thread.
 
 `save` copies the tensors (on a CUDA device to pinned memory on a separate stream) and returns;
 later updates cannot change the copy. At most one checkpoint is written at a time: the next `save`
 waits for it. An error in the thread is raised by the next call, at the latest when the writer is
 closed. As always (pythia_core.training.checkpoint), a crash leaves a complete folder or none.
 
-On a CPU checkpoints are written synchronously by default: saving takes little of the time
-(train.STATE_SHARE), and several runs already use every core.
+On a CPU checkpoints are written synchronously by default: saving takes little time
+(train.STATE_SHARE), and if several runs train at once, they already use every core.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ Files = dict[str, dict[str, Tensor]]
 
 
 class CheckpointWriter:
-    """A context manager; on exit everything is on disk.
+    """Saves checkpoints; a context manager that leaves only when everything is on disk.
 
     Args:
-        asynchronous: write in a thread; otherwise `save` returns after the checkpoint is written.
+        asynchronous: write in a thread; otherwise `save` returns when the checkpoint is on disk.
 
     Attributes:
         seconds: duration of the last finished write, including the snapshot.
@@ -52,7 +52,7 @@ class CheckpointWriter:
         """Save `files` as they are now (checkpoint.save_checkpoint), then call `then`.
 
         Returns:
-            for CUDA tensors, the event after which they may change.
+            for CUDA tensors, the event after which they may change; otherwise None.
 
         Raises:
             TrainingError: this checkpoint or the previous one could not be written.
@@ -91,12 +91,12 @@ class CheckpointWriter:
         return self._pending is not None and not self._pending.done()
 
     def check(self) -> None:
-        """Raise the error of a failed write; never waits."""
+        """Raise the error of a failed write, if there is one; never waits."""
         if self._pending is not None and self._pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the write in progress, and raise its error."""
+        """Wait for the write in progress; raise its error if it fails."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -113,7 +113,7 @@ class CheckpointWriter:
         try:
             self.wait()
         except Exception:
-            if error is None:  # otherwise the first error is the one to report
+            if error is None:  # otherwise, the error that ended the `with` block is raised
                 raise
         finally:
             if self._thread is not None:
@@ -121,7 +121,7 @@ class CheckpointWriter:
 
 
 def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
-    """Copies in host memory; those of CUDA tensors (on one device) are complete at the event."""
+    """Copies in host memory; for CUDA tensors (of one device), also the event of completion."""
     on_device = [t for tensors in files.values() for t in tensors.values() if t.is_cuda]
     if not on_device:
         return _map(files, lambda t: t.detach().clone()), None
@@ -132,7 +132,7 @@ def snapshot(files: Files) -> tuple[Files, torch.cuda.Event | None]:
         copied = torch.cuda.Event()
         copied.record()
     for tensor in on_device:
-        tensor.record_stream(side)  # keep its memory until the copy is done
+        tensor.record_stream(side)  # its memory is not reused before the copy is done
     return copies, copied
 
 

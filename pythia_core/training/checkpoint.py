@@ -1,13 +1,13 @@
-"""Checkpoints: a complete, hashed folder or none.
+"""Checkpoints: folders that are complete or absent, and checked by hash before they are loaded.
 
-A folder `step-000123` holds safetensors files, JSON, and a manifest with the size and sha256 of
-each file and of itself, written last. It is written under a temporary name, synced and renamed
+A folder `step-000123` has safetensors files and, written last, a manifest with the size and sha256
+of each file and a hash of itself. The folder is written under a temporary name, synced and renamed
 (pythia_core.util.files.atomic_dir), so a crash at any moment leaves either the whole folder or
 none. Nothing is pickled, and nothing is loaded before its hashes are checked: neither safetensors
 nor JSON would notice a flipped bit.
 
-There are two kinds: *weights* (what the forward pass used, so bf16 in bf16 runs; never pruned) and
-*state* (fp32 masters, Adam moments and everything else that exact resumption needs).
+There are two kinds: *weights* (as the forward pass used them, so bf16 in bf16 runs) and *state*
+(fp32 masters, Adam moments and everything else that exact resumption needs).
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def sha256_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def weighted_steps(parent: Path) -> list[int]:
-    """Steps under `parent` whose weights exist, not just a manifest (see `drop_weights`)."""
+def steps_with_weights(parent: Path) -> list[int]:
+    """Steps under `parent` whose weights have not been dropped (see `drop_weights`)."""
     return [s for s in saved_steps(parent) if not _is_dropped(step_folder(parent, s))]
 
 
@@ -67,11 +67,11 @@ def _is_dropped(folder: Path) -> bool:
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("dropped"))
     except (OSError, ValueError, AttributeError):
-        return False  # absent or damaged; loading it raises the error
+        return False  # absent or damaged: loading it raises an error
 
 
 def drop_weights(folder: Path) -> None:
-    """Delete a checkpoint's files but not its manifest, which keeps their hashes.
+    """Delete a checkpoint's files but not its manifest, which still has their hashes.
 
     Raises:
         CheckpointError: the manifest is damaged.
@@ -92,14 +92,14 @@ def _self_hash(manifest: dict[str, Any]) -> str:
 def save_checkpoint(
     parent: Path, step: int, files: dict[str, dict[str, Tensor]], meta: dict[str, Any]
 ) -> Path:
-    """Write `step-NNNNNN` under `parent`, unless an intact one exists.
+    """Write the folder `step-NNNNNN` under `parent`, unless it exists and is intact.
 
     Args:
         files: file stem -> tensors, e.g. {"model": {...}}.
         meta: JSON values stored in the manifest.
 
     Raises:
-        TrainingError: no space left; existing files are untouched.
+        TrainingError: it cannot be written, e.g. for lack of space; other folders are untouched.
     """
     target = step_folder(parent, step)
     if _is_dropped(target):
@@ -130,17 +130,17 @@ def save_checkpoint(
         reason = "no space left" if full or "os error 28" in str(error).lower() else str(error)
         raise TrainingError(
             f"could not save step {step} under {parent}: {reason}. Earlier checkpoints are intact; "
-            f"{shutil.disk_usage(parent).free / 1e6:.0f} MB are free there. Make room or set "
+            f"{shutil.disk_usage(parent).free / 1e6:.0f} MB are free there. Free some space or set "
             "PYTHIA_RESULTS to another disk, then run again: training resumes from the last state."
         ) from error
     return target
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, after its own hash and the files' names and sizes are checked.
+    """Read a checkpoint's manifest; checks its own hash and the names and sizes of the files.
 
     Raises:
-        CheckpointError: absent, malformed, or not matching the files.
+        CheckpointError: the manifest is absent or malformed, or does not match the files.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -161,21 +161,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     expected = _NAME.fullmatch(folder.name)
     if expected and int(expected[1]) != manifest["step"]:
         raise CheckpointError(
-            f"{folder} holds step {manifest['step']}: the folder was renamed or swapped"
+            f"{folder} contains step {manifest['step']}: the folder was renamed or swapped"
         )
     return manifest
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """All tensors by file stem, and the metadata, after every hash has been checked.
+    """Check every hash, then load all tensors, by file stem, and the metadata.
 
     Raises:
-        CheckpointError: absent or corrupt; names the file with expected and actual hash.
+        CheckpointError: the checkpoint is absent or corrupt.
     """
     manifest = read_manifest(folder)
     if manifest.get("dropped"):
         raise CheckpointError(
-            f"the weights of {folder} were dropped when its run ended, to save space "
+            f"the weights of {folder} were deleted during training, to save space "
             "(pythia_core.training.retention); to get them, delete the run's folder and train "
             "it again with PYTHIA_KEEP_ALL=1"
         )
@@ -195,9 +195,10 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[st
 def newest_loadable(
     parent: Path, at_most: int | None = None
 ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """The newest checkpoint under `parent` that passes its hashes, as (step, files, meta), or None.
+    """The newest intact checkpoint under `parent`, as (step, files, meta); None if there is none.
 
-    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is tried.
+    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is tried. Steps
+    after `at_most` are ignored.
     """
     for step in reversed(saved_steps(parent)):
         if at_most is not None and step > at_most:
@@ -219,21 +220,21 @@ def _set_aside(folder: Path, error: CheckpointError) -> None:
 
 
 def prune(parent: Path, keep: set[int], newest: int = 2) -> None:
-    """Remove checkpoints under `parent`, except the steps in `keep` and the `newest` last ones."""
+    """Delete checkpoints under `parent`, except the steps in `keep` and the `newest` latest."""
     steps = saved_steps(parent)
     for step in steps[:-newest] if newest else steps:
         if step not in keep:
             shutil.rmtree(step_folder(parent, step))
 
 
-def sweep_temporaries(parent: Path) -> None:
-    """Remove leftovers of a killed save. Call only while holding the run's lock."""
+def delete_temporaries(parent: Path) -> None:
+    """Delete what killed saves left behind. Only call this with the run locked."""
     for leftover in parent.glob(".*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def weight_hashes(parent: Path) -> dict[int, str]:
-    """Step -> one hash over all its files, from the manifests alone.
+    """Step -> one hash of all its files, computed from the manifests alone.
 
     Raises:
         CheckpointError: a damaged manifest.
@@ -247,7 +248,7 @@ def weight_hashes(parent: Path) -> dict[int, str]:
 
 
 def duplicate_steps(hashes: dict[int, str]) -> list[list[int]]:
-    """Groups of steps with equal hashes; would have caught the repeated checkpoints on the hub."""
+    """Groups of steps with equal hashes, like the repeated checkpoints on the Hugging Face hub."""
     groups = defaultdict(list)
     for step, sha256 in hashes.items():
         groups[sha256].append(step)

@@ -1,10 +1,10 @@
 """Data parallelism: several processes, one per GPU, each with its shard of every batch.
 
-Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch, as GPT-NeoX's ranks did, and
-the gradients, already means over the whole batch, are summed. So the batch of a step, its hash and
-the log do not depend on W; the last bits of the weights do, because the order of summation does.
-Only the first process writes files. Every process holds the whole state: a model must fit on one
-GPU. torchrun starts the processes:
+Process r of W takes the rows [r B / W, (r + 1) B / W) of every batch, as GPT-NeoX's ranks did.
+Every process divides its loss by the size of the whole batch, and the gradients are summed. So the
+batch of a step, its hash and the log do not depend on W; the last bits of the weights do, because
+the order of summation does. Only the first process writes files. Every process has the whole model
+and optimizer state, which must fit on one GPU. torchrun starts the processes:
 
     torchrun --nproc-per-node 8 -m pythia_core continue EleutherAI/pythia-70m-deduped ...
 """
@@ -25,7 +25,7 @@ from pythia_core.errors import ConfigError, TrainingError
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, and the rank of this one."""
+    """The number of processes that train together, and the rank of this one."""
 
     rank: int = 0
     size: int = 1
@@ -55,7 +55,7 @@ class World:
                 dist.all_reduce(tensor)
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; exchanged on the CPU, so no GPU has to finish."""
+        """Whether the flag is set in any process; exchanged on the CPU, so GPUs need not finish."""
         if self.size == 1:
             return flag
         flags = torch.tensor([int(flag)])
@@ -89,7 +89,7 @@ ALONE = World()
 
 @contextlib.contextmanager
 def init_world() -> Iterator[World]:
-    """Join the processes that torchrun started; without torchrun, ALONE."""
+    """Connect the processes that torchrun started; yields ALONE without torchrun."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield ALONE

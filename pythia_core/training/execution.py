@@ -1,11 +1,11 @@
-"""Execution of a training step: settings that are not part of a run's config.
+"""How a training step is executed: settings that are not part of a run's config.
 
 The same run can be executed operation by operation (eager), as one recorded CUDA graph per
-micro-step, or through torch.compile; activations can be kept or recomputed in the backward.
-Settings that change results bitwise are part of the run's identity (`Execution.backend`): a graph
-replays the kernels it recorded and recomputation repeats them, so neither does; torch.compile fuses
-operations, so it does. `PYTHIA_EXECUTION` sets it for all runs, e.g. "graph" or
-"compile+recompute". The modes are implemented in pythia_core.training.trainer.
+micro-step, or through torch.compile; activations can be stored or recomputed in the backward pass.
+Settings that change results bitwise are part of the run's identity (`Execution.backend`).
+torch.compile does, because it fuses operations; a graph replays the same kernels and recomputation
+repeats them, so these two do not. `PYTHIA_EXECUTION` sets the execution of all runs, e.g. "graph"
+or "compile+recompute". pythia_core.training.trainer implements the modes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class Execution:
     mode: str = "eager"
     """"graph": a CUDA graph of forward and backward, replayed; "compile": torch.compile."""
     recompute: bool = False
-    """Keep only each block's input and recompute the block in the backward."""
+    """Store only each block's input and recompute the block in the backward pass."""
     deterministic: bool = True
-    """In an update, raise an error for CUDA kernels whose sums depend on the order of threads. None
-    of the operations used here has such a kernel on CPUs."""
+    """Raise an error if an update calls a CUDA kernel whose sums depend on the order of threads. On
+    CPUs, no operation used here has such a kernel."""
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ConfigError(f"Execution: {one_of(self.mode, MODES, 'mode')}")
 
     def check(self, device_kind: str) -> None:
-        """Raise an error for a mode that a kind of device ("cpu", "cuda") does not support.
+        """Check that a kind of device ("cpu", "cuda") supports the mode.
 
         Raises:
-            ConfigError: a graph without a CUDA device.
+            ConfigError: "graph" without a CUDA device.
         """
         if self.mode == "graph" and device_kind != "cuda":
             raise ConfigError(
@@ -56,7 +56,7 @@ class Execution:
 
     @classmethod
     def parse(cls, text: str) -> Execution:
-        """The execution for a mode, or a mode and "+recompute".
+        """The execution for "MODE" or "MODE+recompute".
 
         Raises:
             ConfigError: any other text.

@@ -1,7 +1,7 @@
-"""Several small models on one GPU: which jobs run at the same time without exceeding its memory.
+"""Train several small models on one GPU at the same time without exceeding its memory.
 
-A model of a million parameters keeps a large GPU busy for a fraction of each step; several
-processes fill the gaps. Jobs start in order, each as soon as its estimated memory
+A model of a million parameters keeps a large GPU busy for only a fraction of each step; several
+processes use it better. Jobs start in order, each as soon as its estimated memory
 (pythia_core.training.memory) fits alongside the running jobs; one that needs the whole device runs
 alone. `PYTHIA_GPU_JOBS` limits how many run at a time. The gain has not been measured yet.
 """
@@ -16,8 +16,8 @@ from pythia_core.training.memory import CONTEXT_BYTES
 from pythia_core.util.workers import Gate, number_from
 
 VARIABLE = "PYTHIA_GPU_JOBS"
-MOST = 6
-"""Processes on one GPU unless `PYTHIA_GPU_JOBS` is set."""
+MAX_JOBS = 6
+"""Maximum number of processes on one GPU unless `PYTHIA_GPU_JOBS` is set."""
 RESERVE = 0.1
 """Fraction of the device's memory that is left free."""
 SLACK = 1.3
@@ -31,11 +31,11 @@ def next_admissible(
     capacity: float,
     most: int,
 ) -> int | None:
-    """The first waiting job that may start now: its memory fits, or nothing else runs.
+    """The first waiting job that may start now, because its memory fits or no other job runs.
 
     Args:
         waiting: jobs in the order in which they should start. running: the running jobs.
-        needs: bytes per job. capacity: bytes of the device. most: maximum number of jobs.
+        needs: bytes of each job. capacity: bytes of the device. most: maximum number of jobs.
     """
     if len(running) >= most:
         return None
@@ -44,12 +44,12 @@ def next_admissible(
 
 
 def admission_gate(needs: Sequence[float]) -> Gate | None:
-    """`next_admissible` for this machine's GPU; `needs`: bytes per job. None without a GPU."""
+    """`next_admissible` for this machine's GPU and jobs of `needs` bytes; None without a GPU."""
     capacity = device_bytes()
     if capacity is None:
         return None
-    most = number_from(VARIABLE) or MOST
-    usable = capacity * (1 - RESERVE) - most * CONTEXT_BYTES  # idle processes keep their context
+    most = number_from(VARIABLE) or MAX_JOBS
+    usable = capacity * (1 - RESERVE) - most * CONTEXT_BYTES  # idle processes have one too
     return lambda waiting, running: next_admissible(waiting, running, needs, usable, most)
 
 
@@ -63,10 +63,10 @@ def device_bytes() -> float | None:
 
 
 @contextlib.contextmanager
-def reserve_memory(n_bytes: float) -> Iterator[None]:
-    """Reserve `n_bytes` of the GPU for the duration of the block.
+def limit_memory(n_bytes: float) -> Iterator[None]:
+    """Limit this process to SLACK * `n_bytes` of GPU memory inside the `with` block.
 
-    A job that needs the whole device gets it. Without a GPU this does nothing.
+    Afterwards, free what it used. Without a GPU this does nothing.
     """
     total = device_bytes()
     if total is None:

@@ -1,10 +1,10 @@
 """Dynamic loss scaling as DeepSpeed did it for the fp16 models of Pythia.
 
-The loss is multiplied by `scale` to keep gradients above the smallest fp16 number. If one exceeds
-the largest, the update is an overflow and is skipped: weights, moments, their age and the learning
-rate do not change. The first overflow only uses up the hysteresis, every further one halves the
-scale; after `WINDOW` updates without an overflow the scale doubles and the hysteresis is reset. The
-values are those of Pythia's configs (initial power 12, window 1,000, hysteresis 2, minimum 1).
+The loss is multiplied by `scale` to keep gradients above the smallest fp16 number. If a gradient
+exceeds the largest one, the update "overflows" and is skipped: weights, moments, their age and the
+learning rate do not change. The first overflow leaves the scale as it is, every further one halves
+it. After `WINDOW` updates without an overflow the scale doubles, and one overflow is free again
+(hysteresis 2). The values are those of Pythia's configs.
 
 The trainer detects overflows and skips updates, on the device (pythia_core.training.trainer).
 """
@@ -23,15 +23,15 @@ MINIMUM = 1.0
 
 @dataclass
 class LossScale:
-    """The scale and the state of its adaptation."""
+    """The scale, and the counters that decide when it changes."""
 
     scale: float = INITIAL
     good: int = 0
     """Updates since the last overflow or the start."""
     hysteresis: int = HYSTERESIS
-    """Overflows until the scale is halved, including the one that halves it."""
+    """At 1, the next overflow halves the scale; above 1, it only lowers this number."""
     skipped: int = 0
-    """Overflows so far: the learning rate lags behind the step by as many updates."""
+    """Overflows so far; the learning rate is that of a step earlier by this number."""
 
     def update(self, overflow: bool) -> None:
         """Adapt the scale after an update.

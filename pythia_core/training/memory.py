@@ -1,10 +1,10 @@
-"""Device memory of training and evaluation, by counting, and the largest micro-batch that fits.
+"""Estimates of the device memory of training and evaluation, and the largest micro-batch that fits.
 
-Per parameter: master, two moments and gradient in fp32, and a copy in the compute dtype. Per token:
-the activations that autograd saves in every block, and the working memory of the block that is
-being differentiated. The loss never holds all logits (kernels.cross_entropy). The counts are those
-of the fused path on a CUDA device, checked against what autograd saves
-(tests/core/kernels/triton_bodies/model.py), but not yet measured on a GPU.
+Counted per parameter: master, two moments and gradient in fp32, and a copy in the compute dtype.
+Counted per token: the activations that autograd saves in every block, and the working memory of the
+block that is being differentiated. All logits are never in memory at once (kernels.cross_entropy).
+The counts are those of the fused kernels on a CUDA device. They were compared with the tensors that
+autograd saves (tests/core/kernels/triton_bodies/model.py), but not yet measured on a GPU.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ GIB = 2**30
 CONTEXT_BYTES = 1.0e9
 """Device memory of a process before its first tensor: context, libraries, workspaces."""
 RESERVE = 2 * GIB
-"""For the CUDA context, library workspaces, the chunk of logits, and rounding."""
+"""Allowance for the CUDA context, library workspaces, one chunk of logits, and rounding."""
 RESIDUAL_BYTES = 4
 """Bytes per element of the fp32 residual stream."""
 INFERENCE_BYTES = 2.0e9
 """Activations during the evaluation of a checkpoint."""
 INFERENCE_LOGIT_ROWS = 8192
-"""Tokens whose fp32 logits, with copies, are in memory during evaluation."""
+"""Tokens whose fp32 logits, with copies, are in memory at a time during evaluation."""
 
 
 def state_bytes(model: ModelConfig, precision: str) -> int:
-    """Masters, moments, gradients and compute copies: 18 bytes per parameter, 16 in fp32."""
+    """Bytes of masters, moments, gradients and compute copies: 18 per parameter, 16 in fp32."""
     return model.n_params * (16 if precision == "fp32" else 18)
 
 
@@ -38,7 +38,7 @@ def saved_activation_bytes(model: ModelConfig, execution: Execution, precision: 
 
 
 def _block_bytes(model: ModelConfig, precision: str) -> int:
-    """Bytes per token inside a block: two norms; q, k, v; attention output; two MLP layers."""
+    """Bytes per token saved in a block: two norms; q, k, v; attention output; two MLP layers."""
     return _size(precision) * model.d_model * (2 + 3 + 1 + 4 + 4)
 
 
@@ -50,14 +50,14 @@ def activation_bytes_per_token(model: ModelConfig, execution: Execution, precisi
     """Peak bytes per token of the micro-batch, early in the backward pass of a block."""
     size, d = _size(precision), model.d_model
     again = _block_bytes(model, precision) if execution.recompute else 0
-    # in addition: gradients of the stream, of the branches, and of the MLP's hidden layer both
-    # before and after GELU, when only one of the two values is still alive
+    # gradients of the residual stream, of the branches, and of the MLP's hidden layer before and
+    # after GELU, at a time when only one of its two values is still in memory
     gradients = RESIDUAL_BYTES * d + size * d * (1 + 4)
     return saved_activation_bytes(model, execution, precision) + again + gradients
 
 
 def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precision: str) -> int:
-    """Total memory of training with micro-batches of `tokens` tokens."""
+    """Total bytes of training with micro-batches of `tokens` tokens."""
     unembedding = 4 * model.vocab_size * model.d_model  # its gradient before it is added
     activations = tokens * activation_bytes_per_token(model, execution, precision)
     return RESERVE + state_bytes(model, precision) + unembedding + activations
@@ -66,20 +66,22 @@ def training_bytes(model: ModelConfig, tokens: int, execution: Execution, precis
 def largest_micro_batch(
     model: ModelConfig, seq_len: int, bytes_free: int, execution: Execution, precision: str
 ) -> int:
-    """Largest number of rows of `seq_len` tokens that can be trained in `bytes_free`, which counts
-    from before the model is allocated; 0 if not even one fits."""
+    """Largest number of rows of `seq_len` tokens that can be trained at once; 0 if none fits.
+
+    `bytes_free` is the memory that is free before the model is allocated.
+    """
     left = bytes_free - training_bytes(model, 0, execution, precision)
     return max(0, left // (seq_len * activation_bytes_per_token(model, execution, precision)))
 
 
 def run_bytes(config: RunConfig, execution: Execution) -> int:
-    """Total memory of training a run."""
+    """Total bytes of training a run."""
     rows = config.train.micro_batch or config.train.batch_size
     tokens = rows * config.data.seq_len
     return training_bytes(config.model, tokens, execution, config.train.precision)
 
 
 def inference_bytes(model: ModelConfig) -> float:
-    """Total memory of evaluating a checkpoint: fp32 weights twice, logits, activations."""
+    """Total bytes of evaluating a checkpoint: fp32 weights twice, logits, activations."""
     logits = 12 * INFERENCE_LOGIT_ROWS * model.vocab_size
     return CONTEXT_BYTES + 8 * model.n_params + logits + INFERENCE_BYTES

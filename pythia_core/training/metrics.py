@@ -1,4 +1,4 @@
-"""The log of a run, one JSON object per update, and the FLOP of an update.
+"""The log of a run, one JSON object per update, and the FLOP per token of training.
 
 `metrics.jsonl` is append-only and flushed after every row. If the process was killed during a
 write, the reader drops the partial last line.
@@ -20,7 +20,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of a metrics.jsonl; a partial last line is dropped.
 
     Raises:
-        DataError: a malformed line other than the last; names its number.
+        DataError: a complete line is malformed; the message has its number.
     """
     if not path.exists():
         return []
@@ -32,14 +32,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except ValueError as error:
-            if number == len(lines):  # no newline after it: an interrupted write
+            if number == len(lines):  # without a newline: an interrupted write
                 break
             raise DataError(f"{path}:{number} is not JSON ({error}); delete the run") from error
     return rows
 
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl, after dropping the rows of steps past `last_step`."""
+    """Appends rows to a metrics.jsonl; first deletes its rows of steps after `last_step`."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(path) if row["step"] <= last_step]
@@ -62,8 +62,8 @@ class MetricsLog:
 def flops_per_token(model: ModelConfig, seq_len: int, causal: bool = True) -> float:
     """Training FLOP per token, forward and backward, without recomputation.
 
-    6 per matrix parameter (including the unembedding, but not the embedding look-up) for the
-    products, plus attention: 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
+    Matrix products take 6 per parameter, including the unembedding but not the embedding look-up.
+    Attention adds 6 d (S+1) L if `causal` (half of the score matrix), else 12 d S L.
     """
     d, n_layers = model.d_model, model.n_layers
     products = 6 * (12 * d * d * n_layers + model.vocab_size * d)

@@ -1,11 +1,11 @@
 """AdamW as Pythia used it, on parameters that live in one flat buffer.
 
-All masters are views of one fp32 tensor, all gradients of another, and in half precision all
-compute copies of a third. Zeroing, the gradient norm, clipping, the update and the refresh of the
-copies each take at most one pass over contiguous memory, whatever the number of tensors.
+All fp32 master weights are views of one tensor, all gradients of another, and in half precision
+all compute copies of a third. So zeroing, the gradient norm, clipping, the update and refreshing
+the copies each take at most one pass over contiguous memory, whatever the number of tensors.
 
-Weight decay (GPT-NeoX v1.0) applies to everything but biases and LayerNorm parameters, so to both
-embeddings too. It is decoupled (AdamW), although paper and code say "Adam".
+As in GPT-NeoX v1.0, weight decay applies to everything but biases and LayerNorm parameters, so also
+to both embeddings. It is decoupled (AdamW), although paper and code say "Adam".
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def is_decayed(name: str) -> bool:
 
 
 class FlatParameters:
-    """The parameters of a model moved into flat buffers; the model keeps working on views of them.
+    """Moves a model's parameters into flat buffers; the model then works on views of them.
 
     Attributes:
-        flat, grad: all masters and all gradients, fp32. names: the parameters' names in order.
-        copy: the masters in the compute dtype, None if that is fp32. copies: its views by name.
-        n_decayed: number of elements with weight decay; they come first.
+        flat, grad: all masters and all gradients, fp32. names: parameter names in buffer order.
+        copy: the masters in the compute dtype; None if that is fp32. copies: its views by name.
+        n_decayed: number of elements with weight decay, which come first.
     """
 
     def __init__(self, model: GPTNeoX, compute_dtype: torch.dtype) -> None:
@@ -63,7 +63,7 @@ class FlatParameters:
             module.copies[leaf] = copy
 
     def refresh_copies(self) -> None:
-        """Round the masters into the compute copies; call after every change to the masters."""
+        """Round the masters into the compute copies; call it after changing the masters."""
         if self.copy is not None:
             self.copy.copy_(self.flat)
 
@@ -73,13 +73,13 @@ class FlatParameters:
 
 
 def clip_factor(norm: Tensor, max_norm: float) -> Tensor:
-    """The factor that clips a gradient of this norm (0-dim) to `max_norm`."""
+    """0-dim fp64: the factor that clips a gradient of this norm to `max_norm`."""
     norm = norm.double()
     return torch.where(norm > max_norm, max_norm / (norm + 1e-6), 1.0)
 
 
 class FlatAdamW:
-    """AdamW over the two groups of a FlatParameters, compute copies included.
+    """AdamW on FlatParameters, with and without weight decay; also updates the compute copies.
 
     Attributes:
         exp_avg, exp_avg_sq: flat fp32 moments in the order of the parameters.
@@ -103,8 +103,8 @@ class FlatAdamW:
         """One update in place; see kernels.adamw. Does not synchronise with the device.
 
         Args:
-            update: number of this update, from 1, since the moments were zero.
-            factor: 0-dim, scales the gradient (default 1). skip: 0-dim, 1 makes this a no-op.
+            update: number of this update, counted from 1 since the moments were zero.
+            factor: 0-dim, scales the gradient (default 1). skip: 0-dim; if 1, nothing changes.
         """
         factor = self._one if factor is None else factor.float()
         skip = self._no if skip is None else skip.float()

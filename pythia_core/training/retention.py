@@ -1,10 +1,10 @@
 """Retention: which checkpoints a run keeps when all 154 would fill the disk.
 
 154 checkpoints of an 85-million-parameter model take 30 GB in bf16, and a suite has sixteen models.
-So a run may have a `Keep`; if its checkpoints take more than WHOLE_BYTES, all other weights are
-dropped during training, unless PYTHIA_KEEP_ALL=1. A dropped checkpoint keeps its manifest with the
-hash of its weights, which still proves that all 154 existed and that no two are equal; training
-again restores them bit for bit.
+So a run may list the steps to keep in a `Keep`. If all checkpoints would take more than
+KEEP_ALL_BYTES, the weights of other steps are deleted during training, unless PYTHIA_KEEP_ALL=1.
+Their manifests remain, with the hash of the weights, which still proves that all 154 existed and
+that no two are equal; training again restores the weights bit for bit.
 """
 
 from __future__ import annotations
@@ -18,18 +18,23 @@ from pathlib import Path
 import numpy as np
 
 from pythia_core.config import RunConfig
-from pythia_core.training.checkpoint import drop_weights, saved_steps, step_folder, weighted_steps
+from pythia_core.training.checkpoint import (
+    drop_weights,
+    saved_steps,
+    step_folder,
+    steps_with_weights,
+)
 from pythia_core.training.schedule import N_CHECKPOINTS, checkpoint_steps
 
 BatchAt = Callable[[int], np.ndarray]
 
-WHOLE_BYTES = 1e9
-"""Runs whose checkpoints take at most this much keep everything."""
+KEEP_ALL_BYTES = 1e9
+"""A run keeps everything if its checkpoints take at most this many bytes."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """What a large run keeps; `a | b` is the union."""
+    """The checkpoints that a large run keeps; `a | b` is the union."""
 
     weights: frozenset[int] = frozenset()
     """Steps whose weights are kept, in addition to the last."""
@@ -46,25 +51,25 @@ def checkpoint_bytes(config: RunConfig) -> int:
 
 
 def saved_state_bytes(config: RunConfig) -> int:
-    """Bytes of one saved state: fp32 weights and two moments."""
+    """Bytes of one saved state: weights and two moments in fp32."""
     return 12 * config.model.n_params
 
 
 def is_large(config: RunConfig) -> bool:
-    """Whether a run is large enough to drop weights."""
-    return N_CHECKPOINTS * checkpoint_bytes(config) > WHOLE_BYTES
+    """Whether all checkpoints of a run would take more than KEEP_ALL_BYTES."""
+    return N_CHECKPOINTS * checkpoint_bytes(config) > KEEP_ALL_BYTES
 
 
-def _kept(config: RunConfig, keep: Keep | None) -> Keep | None:
-    """`keep` with the last step; None for a run that keeps everything."""
+def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
+    """`keep`, plus the last step; None if the run keeps everything."""
     if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
     return keep | Keep(frozenset({config.train.steps}))
 
 
 def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
-    """Drop the weights saved so far, except those of the steps in `kept`."""
-    for step in weighted_steps(folder / "checkpoints"):
+    """Delete the weights saved so far, except those of the steps in `kept`."""
+    for step in steps_with_weights(folder / "checkpoints"):
         if step not in kept:
             drop_weights(step_folder(folder / "checkpoints", step))
 
@@ -72,8 +77,8 @@ def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
 def prune_during_training(
     batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
 ) -> BatchAt:
-    """`batch_at`, wrapped so that a large run drops weights whenever it fetches a batch."""
-    kept = _kept(config, keep)
+    """`batch_at`, wrapped so that a large run deletes weights when it fetches later batches."""
+    kept = _effective_keep(config, keep)
     if kept is None:
         return batch_at
     dropped = set(checkpoint_steps(config.train.steps)) - kept.weights
@@ -87,8 +92,8 @@ def prune_during_training(
 
 
 def prune_run(folder: Path, config: RunConfig, keep: Keep | None) -> None:
-    """Drop the weights and states that the finished large run in `folder` need not keep."""
-    kept = _kept(config, keep)
+    """Delete the weights and states that a finished run need not keep, if it is large."""
+    kept = _effective_keep(config, keep)
     if kept is None:
         return
     _prune_weights(folder, kept.weights)

@@ -1,10 +1,10 @@
-"""Find a run by its identity, or train it. Runs are stored in results/runs, named by identity.
+"""Find a run by its identity, or train it. Runs are stored in results/runs.
 
-The identity is the hash of everything on which a run depends bitwise: its config, the data's
-fingerprint, and the versions, kernels and kind of device. A finished run is loaded, an unfinished
-one is continued; a folder with another identity is an error that names the differing keys. A fork
-(a run with an intervention) finds or trains its control first, takes its exact state at the
-branching step and replays the control's batches with the swap.
+A run's identity is everything on which its weights depend bitwise: its config, the data's
+fingerprint, and the versions, kernels and kind of device. Its hash is part of the folder's name. A
+finished run is loaded, an unfinished one is continued. A fork (a run with an intervention) first
+finds or trains its control, starts from the control's exact state at the branching step, and then
+reads the control's batches with the swap applied.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from pythia_core.training.checkpoint import (
     newest_loadable,
     saved_steps,
     step_folder,
+    steps_with_weights,
     weight_hashes,
-    weighted_steps,
 )
 from pythia_core.training.execution import EAGER, Execution
-from pythia_core.training.gpu_sharing import admission_gate, reserve_memory
+from pythia_core.training.gpu_sharing import admission_gate, limit_memory
 from pythia_core.training.memory import run_bytes
 from pythia_core.training.metrics import flops_per_token, read_metrics
 from pythia_core.training.retention import Keep, prune_during_training, prune_run
@@ -58,16 +58,16 @@ from pythia_core.util.workers import n_workers, parallel_map
 # --- identity --------------------------------------------------------------------------------
 
 TRAJECTORY_VERSION = 2
-"""Part of every run's identity: raise it when a change of the code alters results."""
+"""Part of every run's identity: raise it when a change of the code alters trained weights."""
 
 
 def run_identity(config: RunConfig, data: str, execution: Execution = EAGER) -> dict[str, Any]:
-    """Everything that determines a run's trajectory, as JSON; `data` is a fingerprint."""
+    """Everything that determines a run's weights, as JSON; `data` is the data's fingerprint."""
     return {"config": config_dict(config), "data": data, "code": code_identity(execution)}
 
 
 def code_identity(execution: Execution = EAGER) -> dict[str, Any]:
-    """The versions and kernels that determine a run bitwise.
+    """The part of the identity that depends on code and machine: versions, kernels, device.
 
     Raises:
         ConfigError: an execution mode that this machine's device does not support.
@@ -93,9 +93,9 @@ Key = TypeVar("Key")
 CORE_FLOPS = 5e10
 """Approximate FLOP/s of one core in training; only for a warning."""
 LONG_HOURS = 12
-"""Without a GPU, training longer than this gives a warning."""
+"""Without a GPU, warn before training that would take longer than this."""
 SHORT = 1e12
-"""Up to this many FLOP, training takes less time than starting a worker process."""
+"""FLOP below which training takes less time than starting a worker process."""
 
 
 class CheckpointSource(Protocol):
@@ -146,7 +146,7 @@ class Run:
     data: PreparedData
 
     def __reduce__(self) -> tuple:
-        """Pickle without the ledger, which is read again."""
+        """Pickle without the ledger, which the other process reads again."""
         return Run, (self.folder, self.config, self.data)
 
     @property
@@ -176,12 +176,12 @@ class Run:
 
     @property
     def steps(self) -> list[int]:
-        """Steps with saved weights; those of a fork start at its branching step."""
-        return weighted_steps(self.checkpoints)
+        """Steps with saved weights; in a fork, from its branching step on."""
+        return steps_with_weights(self.checkpoints)
 
     @property
     def updates(self) -> range:
-        """Its updates: update k leads from step k to step k + 1."""
+        """The run's updates: update k leads from step k to step k + 1."""
         return self.config.updates
 
     @property
@@ -191,7 +191,7 @@ class Run:
 
     @cached_property
     def ledger(self) -> Ledger | None:
-        """The changes by the intervention; None for a control."""
+        """The tokens that the intervention changes; None for a control."""
         window = self.config.intervention
         if window is None:
             return None
@@ -216,14 +216,14 @@ class Run:
         """The model at a saved step (default: the last), in fp32, ready to evaluate.
 
         Raises:
-            CheckpointError: no such checkpoint (lists the nearest ones), or a corrupt one.
+            CheckpointError: the checkpoint does not exist or is corrupt.
         """
         steps = self.steps
         step = self.updates.stop if step is None else step
         if step not in steps:
             near = sorted(steps, key=lambda s: abs(s - step))[:4]
             raise CheckpointError(
-                f"run {self.id} has no checkpoint of step {step}; it has {len(steps)}, "
+                f"run {self.id} has no checkpoint of step {step}; of its {len(steps)} checkpoints, "
                 f"the nearest are {sorted(near)}"
             )
         keep_freed_memory()
@@ -257,13 +257,13 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Time spent in updates, without those that a crash discarded."""
+        """Seconds spent in updates, except those that were lost in a crash and repeated."""
         tokens = self.config.train.batch_size * self.config.data.seq_len
         return sum(tokens / row["tokens_per_s"] for row in self.metrics())
 
 
 def arm_label(config: RunConfig) -> str:
-    """The arm of a run in its study: "control", or the swap and its steps."""
+    """The arm of an experiment that a run belongs to: "control", or the swap and its steps."""
     window = config.intervention
     return f"{window.swap}-{window.start}-{window.stop}" if window else "control"
 
@@ -276,17 +276,18 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
     """The run that `config` describes, trained or not; prepares its data.
 
     Args:
-        execution: default: Execution.from_environment(). Settings without effect on results find
-            the same run.
+        execution: default: Execution.from_environment(). Settings that do not change results
+            bitwise lead to the same run.
 
     Raises:
-        CheckpointError: the folder exists with another identity (differing keys are listed).
+        ConfigError: too little data or too small a vocabulary for the config.
+        CheckpointError: the folder has another identity (the message lists the differing keys).
     """
     data = prepare(config.data, progress=progress)
     if data.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"vocab_size={config.model.vocab_size} is smaller than the tokenizer's "
-            f"{data.vocab_size} entries: ids past it have no embedding"
+            f"{data.vocab_size} entries, so some ids have no embedding; raise it"
         )
     available = data.rows.n_rows // config.train.batch_size
     if config.train.steps > available:
@@ -307,7 +308,8 @@ def locate(config: RunConfig, progress: bool = True, execution: Execution | None
         if recorded != identity:
             differing = "; ".join(config_differences(identity, recorded))
             raise CheckpointError(
-                f"{folder} belongs to another run: {differing}. Move it away or open that run."
+                f"{folder} belongs to another run: {differing}. Move the folder away or open that "
+                "run."
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -319,7 +321,7 @@ def open_run(folder: Path) -> Run:
     """The run in a folder.
 
     Raises:
-        CheckpointError: not a run's folder, or its corpus has changed.
+        CheckpointError: it is not a run's folder, or its corpus has changed.
     """
     try:
         identity = json.loads((Path(folder) / "identity.json").read_text())
@@ -336,16 +338,16 @@ def open_run(folder: Path) -> Run:
     if data.fingerprint != identity["data"]:
         raise CheckpointError(
             f"{folder} was trained on data {identity['data'][:12]}, but {config.data.corpus!r} now "
-            f"gives {data.fingerprint[:12]}: the corpus has changed"
+            f"gives {data.fingerprint[:12]}: the corpus has changed; restore it"
         )
     return Run(Path(folder), config, data)
 
 
 def find_run(name: str) -> Run:
-    """The run with this folder, folder name, or id (or the beginning of it).
+    """Open a run by its folder, the folder's name, or its id (or the beginning of the id).
 
     Raises:
-        CheckpointError: none or several match; lists the existing runs.
+        CheckpointError: none or several match; the message lists the existing runs.
     """
     if Path(name).is_dir():
         return open_run(Path(name))
@@ -358,7 +360,7 @@ def find_run(name: str) -> Run:
 
 
 def _parent_state(config: RunConfig, progress: bool, execution: Execution) -> Start:
-    """The control's exact state at the branching step, replayed from an older one if necessary."""
+    """The control's exact state at the branching step; trained again up to there if not kept."""
     assert config.parent and config.intervention
     parent = find_or_train(config.parent, progress, execution=execution)
     start = config.intervention.start
@@ -390,13 +392,13 @@ def find_or_train(
     keep: Keep | None = None,
     execution: Execution | None = None,
 ) -> Run:
-    """The finished run that `config` describes: loaded if it exists, continued or trained if not.
+    """The finished run that `config` describes: loaded if it exists, otherwise trained to its end.
 
     Its full state is kept at the branching steps of the paper and at the steps in `keep`.
 
     Args:
-        keep: what a large run keeps (pythia_core.training.retention); default: everything. A
-            control that is trained for its fork keeps everything.
+        keep: the checkpoints that a large run keeps (pythia_core.training.retention); default: all.
+            A control that is only trained for its fork keeps all.
         execution: default: Execution.from_environment().
 
     Raises:
@@ -428,17 +430,17 @@ def find_or_train_all(
     progress: bool = True,
     keep: Callable[[RunConfig], Keep | None] | None = None,
 ) -> dict[Key, Run]:
-    """`find_or_train` for several runs: one per core at a time, the longest first.
+    """`find_or_train` for several runs in parallel, the longest first.
 
-    On a GPU, as many at a time as fit into its memory (pythia_core.training.gpu_sharing). The
-    controls of forks are trained first, even if they are not in the list. Finished runs are not
-    trained again; a stopped run resumes.
+    On CPUs, each core trains one run at a time; on a GPU, as many train as fit into its memory
+    (pythia_core.training.gpu_sharing). The controls of forks are trained first, even if they are
+    not in `configs`. Finished runs are not trained again; a stopped run resumes.
 
     Args:
-        keep: config -> what the run keeps; default: everything.
+        keep: config -> the checkpoints that the run keeps; default: all.
 
     Raises:
-        As find_or_train, for the first run that fails.
+        The errors of `find_or_train`, for the first run that fails.
     """
     for data in dict.fromkeys(config.data for config in configs.values()):
         prepare(data, progress)
@@ -465,7 +467,7 @@ def find_or_train_all(
 
 
 def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
-    """Display names of runs: the strings in their keys and the numbers that differ."""
+    """Display names from the runs' keys, without numbers that are the same for all runs."""
     keys = [key if isinstance(key, tuple) else (key,) for key in configs]
 
     def distinctive(index: int, part: Any) -> bool:
@@ -479,7 +481,7 @@ def _names(configs: dict[Key, RunConfig]) -> dict[RunConfig, str]:
 
 def _train_one(job: tuple[RunConfig, Keep | None]) -> None:
     config, keep = job
-    with reserve_memory(run_bytes(config, Execution.from_environment())):
+    with limit_memory(run_bytes(config, Execution.from_environment())):
         find_or_train(config, keep=keep)
 
 
@@ -491,14 +493,14 @@ def _warn_if_long(configs: list[RunConfig]) -> None:
     if hours > LONG_HOURS:
         warnings.warn(
             f"training {len(configs)} runs will take about {hours:,.0f} hours here, without a GPU; "
-            "a smaller scale (laptop) or fewer sizes take less time. It can be stopped at any time "
-            "and resumed",
+            "a smaller scale (laptop) or fewer sizes take less time. You can stop and resume it at "
+            "any time",
             stacklevel=3,
         )
 
 
 def run_flops(config: RunConfig) -> float:
-    """FLOP of training a run; for a fork, from its branching step on."""
+    """FLOP of training a run; for a fork, those after its branching step."""
     per_token = flops_per_token(config.model, config.data.seq_len)
     return per_token * len(config.updates) * config.train.batch_size * config.data.seq_len
 
@@ -507,7 +509,7 @@ def verify(run: Run) -> list[str]:
     """Check every checkpoint against its hashes and every logged batch against the data.
 
     Returns:
-        The findings, one per line, including steps with equal weights.
+        Lines of a report: what was checked, and steps with equal weights.
 
     Raises:
         CheckpointError: files of a finished run are missing or corrupt.
@@ -519,7 +521,7 @@ def verify(run: Run) -> list[str]:
     if run.finished and (saved != scheduled or logged != list(range(first + 1, last + 1))):
         missing = sorted(set(scheduled) - set(saved))
         raise CheckpointError(
-            f"run {run.id} is finished but {len(missing)} of its {len(scheduled)} checkpoints "
+            f"run {run.id} is finished, but {len(missing)} of its {len(scheduled)} checkpoints "
             f"({missing[:5]} …) or rows of its log are missing; delete the run's folder and train "
             "it again"
         )
@@ -527,7 +529,9 @@ def verify(run: Run) -> list[str]:
         load_checkpoint(step_folder(run.checkpoints, step))
     for row in run.metrics():
         if row["batch_hash"] != batch_hash(run.batch(row["step"] - 1)):
-            raise DataError(f"the batch of update {row['step'] - 1} differs from the log")
+            raise DataError(
+                f"the batch of update {row['step'] - 1} does not have the hash in the run's log"
+            )
     lines = [
         f"run {run.id}: {len(run.steps)} checkpoints match their hashes, "
         f"{len(run.metrics())} batches match the log"

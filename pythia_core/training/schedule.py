@@ -1,9 +1,9 @@
-"""The steps to save and the learning rate, as pure functions of the step.
+"""When to save checkpoints, and the learning rate, as pure functions of the step.
 
 Sources: GPT-NeoX v1.0 `learning_rates.py` and Pythia's configs. The released models did *not* use
-the textbook cosine: theirs decays to zero, its period is not shortened by the warm-up, and it is
-clipped at the minimum, which it reaches at update 115,139 of 143,000. Updates are counted from 0,
-so update 0 has learning rate 0 and step 0 equals step 1.
+the textbook cosine: theirs decays towards zero over the whole run, without subtracting the warm-up,
+and is clipped at the minimum, which it reaches at update 115,139 of 143,000. Updates are counted
+from 0, so update 0 has learning rate 0, and the weights of steps 0 and 1 are equal.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ N_CHECKPOINTS = 154
 N_LINEAR = 143
 LOG_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PAPER_FORKS = (113, 133)
-"""Evenly spaced checkpoints at which the paper's interventions branch off: 21 % and 7 % before the
-end. Every run keeps its full state there, so a fork need not replay its control."""
+"""Checkpoints (`linear_step`) at which the paper's interventions branch off: 21 % and
+7 % before the end. Every run keeps its full state there, so that forks can start directly."""
 
 
 def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
     """The steps at which a run of `total_steps` updates is saved: 154 of them for any length.
 
-    The shape is the paper's: 0, the powers of two to 512, and 143 evenly spaced steps that end
-    with the last one. In a short run the two kinds coincide; the widest gaps, earliest first, are
-    then halved until there are 154. Runs of fewer than 153 updates save every step.
+    As in the paper: 0, the powers of two to 512, and 143 evenly spaced steps up to the last one. In
+    a short run some of these are equal; then the widest gaps, earliest first, are halved until
+    there are 154 steps. Runs of fewer than 154 updates save every step.
 
     Raises:
         ConfigError: `total_steps` is not positive.
@@ -48,9 +48,9 @@ def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
 
 
 def linear_step(index: int, total_steps: int) -> int:
-    """Step of the `index`-th of the 143 evenly spaced checkpoints: official step 1000 * index.
+    """Step of the `index`-th of the 143 evenly spaced checkpoints; officially, 1000 * index.
 
-    >>> linear_step(133, 572)  # the fork of the paper's 7 % intervention, in a run of 572
+    >>> linear_step(133, 572)  # where the paper's 7 % intervention starts, in a run of 572
     532
     """
     if not 0 <= index <= N_LINEAR:
@@ -77,7 +77,7 @@ def learning_rate(
         update: index of the update, from 0.
         total_steps: number of updates N of the run.
         lr_max, lr_min: peak and minimum.
-        warmup_fraction: share of the run with a linear warm-up, w = fraction * N updates (1,430).
+        warmup_fraction: share of the run with a linear warm-up: w = warmup_fraction * N updates.
         form: "neox", as in the released models: with n = min(update, N - w) - w,
             max(lr_min, lr_max/2 * (1 + cos(pi n / N))); or "paper", the cosine from lr_max at the
             end of the warm-up to lr_min at the end of the run, as usually described.
@@ -102,6 +102,6 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """First update at the floor of the "neox" form (115,139 officially)."""
+    """First update at the minimum learning rate of the "neox" form (officially 115,139)."""
     n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
     return math.ceil(n + warmup_fraction * total_steps)

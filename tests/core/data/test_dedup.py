@@ -33,13 +33,13 @@ def deduplicate(texts: list[str], recipe: str | Recipe = NEAR_RECIPE) -> Dedupli
 
 
 def random_words(rng: np.random.Generator, n: int = N_GRAMS + 4) -> list[str]:
-    """Words of 8 letters: two texts share none, and no n-gram comes twice."""
+    """Random words of 8 letters, so that two texts have no word in common and no n-gram repeats."""
     letters = rng.integers(97, 123, (n, 8)).astype(np.uint8)
     return [bytes(row).decode() for row in letters]
 
 
-def with_other_end(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """Each of the last n words is in one n-gram more, so that exactly n of them change."""
+def with_new_ending(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
+    """Replace the last n words, which changes exactly n of the text's n-grams."""
     return words[:-n] + random_words(rng, n)
 
 
@@ -47,40 +47,40 @@ def similarity(changed: int) -> float:
     return (N_GRAMS - changed) / (N_GRAMS + changed)
 
 
-def planted(
+def texts_with_similar_pairs(
     levels: tuple[int, ...], pairs: int, seed: int = 0
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Shuffled texts, and (level, number, number) of the planted pairs; level: n-grams changed."""
+    """Shuffled texts, and (level, index, index) of each pair; level: number of changed n-grams."""
     rng = np.random.default_rng(seed)
     texts = []
     for level in levels:
         for _ in range(pairs):
             words = random_words(rng)
-            texts += [" ".join(words), " ".join(with_other_end(words, level, rng))]
+            texts += [" ".join(words), " ".join(with_new_ending(words, level, rng))]
     order = rng.permutation(len(texts))
-    place = np.argsort(order)
-    where = [
-        (level, *sorted((int(place[2 * i]), int(place[2 * i + 1]))))
+    index_of = np.argsort(order)
+    similar_pairs = [
+        (level, *sorted((int(index_of[2 * i]), int(index_of[2 * i + 1]))))
         for i, level in enumerate(np.repeat(levels, pairs).tolist())
     ]
-    return [texts[i] for i in order], where
+    return [texts[i] for i in order], similar_pairs
 
 
-def family_tree(seed: int, n: int = 90) -> list[str]:
-    """Texts copied from texts copied from texts, with edits: clusters of any shape."""
+def texts_copied_from_each_other(seed: int, n: int = 90) -> list[str]:
+    """Texts that are edited copies of each other, in clusters of many shapes; shuffled."""
     rng = np.random.default_rng(seed)
     texts = [random_words(rng) for _ in range(6)]
     while len(texts) < n:
         words = list(texts[rng.integers(len(texts))])
         edits = rng.integers(0, 4)
-        for place in rng.integers(0, len(words), edits):
-            words[place] = random_words(rng, 1)[0]
+        for position in rng.integers(0, len(words), edits):
+            words[position] = random_words(rng, 1)[0]
         texts.append(words)
     return [" ".join(texts[i]) for i in rng.permutation(n)]
 
 
 def components(n: int, links: list[tuple[int, int]]) -> list[set[int]]:
-    """Clusters, the slow and obvious way."""
+    """Connected components of 0..n-1, computed slowly."""
     groups = [{i} for i in range(n)]
     for a, b in links:
         one, two = (next(g for g in groups if i in g) for i in (a, b))
@@ -101,7 +101,7 @@ def clusters(found: Deduplicated) -> set[frozenset[int]]:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=30), st.lists(st.sampled_from("abc"), max_size=30))
-def test_jaccard_is_its_definition(left, right):
+def test_jaccard_equals_its_definition(left, right):
     a, b = ({tuple(w[i : i + 3]) for i in range(len(w) - 2)} for w in (left, right))
     one, two = shingles(" ".join(left), 3), shingles("\n".join(right), 3)
     assert [{tuple(gram.split()) for gram in grams} for grams in (one, two)] == [a, b]
@@ -109,8 +109,8 @@ def test_jaccard_is_its_definition(left, right):
         assert dedup.jaccard(one, two) == dedup.jaccard(two, one) == len(a & b) / len(a | b)
 
 
-def test_planted_similarities_are_as_computed():
-    texts, pairs = planted((1, 13, 14, 100), pairs=3)
+def test_similarities_of_the_pairs_are_as_computed():
+    texts, pairs = texts_with_similar_pairs((1, 13, 14, 100), pairs=3)
     for level, a, b in pairs:
         assert dedup.jaccard(shingles(texts[a]), shingles(texts[b])) == similarity(level)
     assert similarity(13) > 0.87 > similarity(14)
@@ -128,8 +128,8 @@ def test_s_curve():
 
 
 @needs_datatrove
-def test_all_planted_pairs_above_the_threshold_are_found_and_none_below():
-    texts, pairs = planted((1, 5, 10, 13, 14, 15, 20, 40, 100), pairs=30)
+def test_all_pairs_above_the_threshold_are_found_and_none_below():
+    texts, pairs = texts_with_similar_pairs((1, 5, 10, 13, 14, 15, 20, 40, 100), pairs=30)
     found = deduplicate(texts)
     for level, first, second in pairs:
         above = similarity(level) >= 0.87
@@ -149,8 +149,8 @@ def test_all_planted_pairs_above_the_threshold_are_found_and_none_below():
 
 @needs_datatrove
 @pytest.mark.parametrize(("seed", "keep"), [(0, "first"), (1, "last"), (2, "first")])
-def test_clusters_are_those_of_comparing_all_with_all(seed, keep):
-    texts = family_tree(seed)
+def test_clusters_equal_those_from_comparing_all_pairs(seed, keep):
+    texts = texts_copied_from_each_other(seed)
     n = len(texts)
     grams = [dedup.shingles(t) for t in texts]
     links = [
@@ -172,7 +172,7 @@ def test_documents_connected_through_others_are_compared_too(monkeypatch):
     rng = np.random.default_rng(0)
     words = random_words(rng)
     between = words[:60] + random_words(rng, 30) + words[90:]
-    texts = [" ".join(w) for w in (words, between, with_other_end(words, 3, rng))]
+    texts = [" ".join(w) for w in (words, between, with_new_ending(words, 3, rng))]
     chain = np.array([[0, 1], [1, 2]])
     monkeypatch.setattr(dedup, "candidate_pairs", lambda *given: chain)
     found = deduplicate(texts)
@@ -191,14 +191,14 @@ def test_numbers_case_and_punctuation_make_a_difference():
     texts = [*sums, *case, *marks]
     same = TextNormConfig()
     assert all(simplify_text(a, same) == simplify_text(b, same) for a, b in (sums, case, marks))
-    for recipe in ("jaccard-0.87", "eleutherai-0.87"):  # the other one takes equal hashes as proof
+    for recipe in ("jaccard-0.87", "eleutherai-0.87"):  # with and without verification
         assert deduplicate(texts, recipe).keep.all()  # datatrove's defaults would merge each pair
     spaced = deduplicate([case[0], case[0].replace(" ", " \n\t")])
-    assert spaced.reason.tolist() == [KEPT, NEAR]  # white space makes none
+    assert spaced.reason.tolist() == [KEPT, NEAR]  # white space makes no difference
 
 
 @needs_datatrove
-def test_a_long_document_has_the_signature_it_would_have_at_once(monkeypatch):
+def test_a_signature_computed_in_chunks_is_the_same(monkeypatch):
     step = dedup.minhash_step(NEAR_RECIPE)
     text = " ".join(random_words(np.random.default_rng(0)))
     at_once = step.get_signature(step.get_shingles(text))
@@ -225,10 +225,10 @@ def test_exact_copies_of_any_length(texts):
 
 
 @needs_datatrove
-def test_short_and_empty_documents_shift_nothing():
+def test_short_and_empty_documents_do_not_shift_indices():
     rng = np.random.default_rng(1)
     words = random_words(rng)
-    long, near = " ".join(words), " ".join(with_other_end(words, 4, rng))
+    long, near = " ".join(words), " ".join(with_new_ending(words, 4, rng))
     texts = ["", "one two", long, "", "a b c d", near, "one two", long, "x", "a b c d e"]
     found = deduplicate(texts)
     assert found.cluster.tolist() == [0, 1, 2, 0, 4, 2, 1, 2, 8, 9]
@@ -238,7 +238,7 @@ def test_short_and_empty_documents_shift_nothing():
     assert last.cluster.tolist() == [3, 6, 7, 3, 4, 7, 6, 7, 8, 9]
 
 
-def test_nothing_long_enough_needs_no_datatrove(monkeypatch):
+def test_short_documents_need_no_datatrove(monkeypatch):
     monkeypatch.setattr(dedup, "candidate_pairs", None)
     assert deduplicate(["a", "b", "a"]).keep.tolist() == [True, True, False]
     empty = deduplicate([])
@@ -249,10 +249,10 @@ def test_nothing_long_enough_needs_no_datatrove(monkeypatch):
 # --- eleutherai-0.87, and datasketch as a second opinion --------------------------------------
 
 
-def lsh_of(texts: list[str], recipe: Recipe):
-    """datasketch's index over our signatures, and these as it wants them."""
+def datasketch_index(texts: list[str], recipe: Recipe):
+    """datasketch's index of our signatures, and the signatures as datasketch's objects."""
     datasketch = pytest.importorskip("datasketch", reason=NO_DATASKETCH)
-    twice = 2 if recipe.buckets == 1 else 1  # it refuses a single band; the same twice is one
+    twice = 2 if recipe.buckets == 1 else 1  # it refuses a single band, so use it twice
     bands = twice * recipe.buckets, recipe.hashes_per_bucket
     index = datasketch.MinHashLSH(num_perm=math.prod(bands), params=bands)
     step, hashes = dedup.minhash_step(recipe), []
@@ -265,9 +265,9 @@ def lsh_of(texts: list[str], recipe: Recipe):
 
 
 @needs_datatrove
-def test_candidates_are_those_of_datasketch():
-    texts = family_tree(3) + planted((20, 40, 60), pairs=30)[0]
-    index, hashes = lsh_of(texts, NEAR_RECIPE)
+def test_candidates_equal_those_of_datasketch():
+    texts = texts_copied_from_each_other(3) + texts_with_similar_pairs((20, 40, 60), pairs=30)[0]
+    index, hashes = datasketch_index(texts, NEAR_RECIPE)
     hits = [(i, j) for i, m in enumerate(hashes) for j in sorted(index.query(m)) if i < j]
     n = len(texts)
     ours = dedup.candidate_pairs(texts, np.arange(n), NEAR_RECIPE, progress=False).tolist()
@@ -276,11 +276,11 @@ def test_candidates_are_those_of_datasketch():
 
 
 @needs_datatrove
-def test_candidates_are_those_of_datatroves_own_stages(tmp_path):
+def test_candidates_equal_those_of_datatroves_pipeline(tmp_path):
     from datatrove.data import Document
     from datatrove.pipeline.dedup.minhash import MinhashDedupBuckets, MinhashDedupSignature
 
-    texts = family_tree(5)
+    texts = texts_copied_from_each_other(5)
     config = dedup.minhash_step(NEAR_RECIPE).config
     sign = MinhashDedupSignature(
         str(tmp_path / "signatures"), config, language=dedup.WhitespaceTokenizer()
@@ -299,8 +299,8 @@ def test_candidates_are_those_of_datatroves_own_stages(tmp_path):
 @needs_datatrove
 def test_one_by_one_removal_from_an_index_leaves_the_same_documents():
     recipe = RECIPES["eleutherai-0.87"]
-    texts = family_tree(4, n=150)
-    index, hashes = lsh_of(texts, recipe)
+    texts = texts_copied_from_each_other(4, n=150)
+    index, hashes = datasketch_index(texts, recipe)
     for number, minhash in enumerate(hashes):
         if set(index.query(minhash)) - {number}:
             index.remove(number)
@@ -314,15 +314,15 @@ def test_one_by_one_removal_from_an_index_leaves_the_same_documents():
 def test_datasketch_chooses_the_banding_of_the_recipe():
     lsh = pytest.importorskip("datasketch.lsh", reason=NO_DATASKETCH)
     recipe = RECIPES["eleutherai-0.87"]
-    # MinHashLSH itself refuses a single band since 2.0; 1.5, of the time of the paper, used it
+    # MinHashLSH refuses a single band since 2.0, but used it in 1.5, when the paper was written
     chosen = lsh._optimal_param(0.87, 10, 0.5, 0.5)
     assert chosen == (recipe.buckets, recipe.hashes_per_bucket) == (1, 10)
 
 
 @needs_datatrove
-def test_pairs_are_caught_as_often_as_the_s_curve_says():
+def test_pairs_are_found_as_often_as_the_s_curve_says():
     levels = (5, 14, 30)
-    texts, pairs = planted(levels, pairs=200)
+    texts, pairs = texts_with_similar_pairs(levels, pairs=200)
     found = deduplicate(texts, "eleutherai-0.87")
     for level in levels:
         caught = sum(not found.keep[a] for each, a, _ in pairs if each == level)
@@ -333,7 +333,7 @@ def test_pairs_are_caught_as_often_as_the_s_curve_says():
 
 @needs_datatrove
 def test_datatrove_is_silent(capfd):
-    deduplicate(family_tree(8, n=12))
+    deduplicate(texts_copied_from_each_other(8, n=12))
     assert capfd.readouterr() == ("", "")
 
 
@@ -344,7 +344,7 @@ def test_datatrove_is_silent(capfd):
     ("texts", "recipe", "error", "words"),
     [
         (["a"], "jaccard-0.78", ConfigError, "Did you mean 'jaccard-0.87'"),
-        ("text", NEAR_RECIPE, DataError, "one string"),
+        ("text", NEAR_RECIPE, DataError, "single string"),
         (["a", b"b"], NEAR_RECIPE, DataError, "document 1 is bytes"),
         (["a", "b\ud800"], NEAR_RECIPE, DataError, "document 1 .*an unpaired surrogate"),
     ],
@@ -362,7 +362,7 @@ def test_bad_input_is_refused(texts, recipe, error, words):
         ({"ngram": 0}, "ngram"),
         ({"buckets": 1.5}, "buckets"),
         ({"keep": "frist"}, "Did you mean 'first'"),
-        ({"exact": False}, "nothing would be found"),
+        ({"exact": False}, "would find nothing"),
         ({"ngram": 0, "keep": "none"}, "2 problems"),
     ],
 )
@@ -372,7 +372,7 @@ def test_bad_recipes_are_refused(given, words):
 
 
 def test_a_missing_or_unusable_datatrove_is_named(monkeypatch):
-    texts = family_tree(0, n=8)
+    texts = texts_copied_from_each_other(0, n=8)
     versions = {"datatrove": "0.10.1", "xxhash": "4.0.0"}
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
     with pytest.raises(

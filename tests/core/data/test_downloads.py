@@ -1,4 +1,4 @@
-"""Pinned wheels are fetched wholly or not at all, and never trusted without their digest."""
+"""Pinned wheels are downloaded completely or not at all, and checked before every use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pythia_core.errors import DataError, FetchError
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
-    """A real, tiny wheel that pip finds in a local folder; an empty cache."""
+    """A real but tiny wheel that pip finds in a local folder, and an empty cache."""
     links = tmp_path / "links"
     links.mkdir()
     pin = downloads.Wheel("tiny", "1.0", "")
@@ -39,7 +39,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> downloads.Wheel:
     return pin
 
 
-def left_over(tmp_path: Path) -> list[str]:
+def files_in_cache(tmp_path: Path) -> list[str]:
     return sorted(p.name for p in (tmp_path / "cache" / "wheels").rglob("*"))
 
 
@@ -48,7 +48,7 @@ def test_fetched_once_then_offline(
 ) -> None:
     path = wheel(tiny)
     assert path == tmp_path / "cache" / "wheels" / tiny.file
-    assert left_over(tmp_path) == [tiny.file]
+    assert files_in_cache(tmp_path) == [tiny.file]
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: pytest.fail("fetched again"))
     assert wheel(tiny) == path
     assert downloads.wheel_bytes(tiny, "tiny/a.txt") == b"some text"
@@ -56,7 +56,7 @@ def test_fetched_once_then_offline(
         downloads.wheel_bytes(tiny, "tiny/b.txt")
 
 
-def test_placed_by_hand_without_pip(
+def test_a_file_placed_by_hand_needs_no_pip(
     tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "links" / tiny.file
@@ -75,10 +75,10 @@ def test_no_network(tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.M
     assert "No matching distribution found for tiny==1.0" in message
     assert f"put the file {tiny.file}" in message and tiny.sha256 in message
     assert str(tmp_path / "cache" / "wheels") in message
-    assert left_over(tmp_path) == []
+    assert files_in_cache(tmp_path) == []
 
 
-def test_tampered_download_is_not_kept(
+def test_tampered_download_is_deleted(
     tiny: downloads.Wheel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with zipfile.ZipFile(tmp_path / "links" / tiny.file, "a") as archive:
@@ -86,7 +86,7 @@ def test_tampered_download_is_not_kept(
     actual = hashlib.sha256((tmp_path / "links" / tiny.file).read_bytes()).hexdigest()
     with pytest.raises(FetchError, match=f"sha256 {actual}, expected {tiny.sha256}"):
         wheel(tiny)
-    assert left_over(tmp_path) == []
+    assert files_in_cache(tmp_path) == []
 
 
 def test_tampered_cache_is_refused_and_left_alone(tiny: downloads.Wheel, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_no_space_left(
         patch.setattr(os, "replace", full)
         with pytest.raises(FetchError, match="no space left"):
             wheel(tiny)
-    assert left_over(tmp_path) == []
+    assert files_in_cache(tmp_path) == []
     assert wheel(tiny).is_file()
 
 
@@ -130,4 +130,4 @@ def test_interrupted_fetch_leaves_nothing(
     monkeypatch.setattr(subprocess, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         wheel(tiny)
-    assert left_over(tmp_path) == []
+    assert files_in_cache(tmp_path) == []

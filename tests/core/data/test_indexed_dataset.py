@@ -1,4 +1,4 @@
-"""Token files: what is written is read back, and every damaged index is refused."""
+"""Token files: written documents are read back, and every damaged index is refused."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_round_trip_with_empty_documents(tmp_path: Path) -> None:
         data.document(5)
 
 
-def test_bytes_are_those_of_the_format(tmp_path: Path) -> None:
-    """Written out by hand from the description of the format, not with our own constants."""
+def test_files_equal_bytes_written_by_hand(tmp_path: Path) -> None:
+    """The expected bytes follow the description of the format and use none of our constants."""
     write(tmp_path / "x", [[258, 3], [4]], vocab_size=1000)
     assert (tmp_path / "x.bin").read_bytes() == b"\x02\x01\x03\x00\x04\x00"
     expected = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 2, 3)
@@ -69,7 +69,7 @@ def test_ids_outside_the_vocabulary_are_refused(tmp_path: Path, ids: list[int]) 
 
 
 @pytest.mark.parametrize("ids", [[1.5], [[1, 2]], ["a"], [True]])
-def test_what_is_not_a_list_of_ids_is_refused(tmp_path: Path, ids: list) -> None:
+def test_anything_but_a_list_of_ids_is_refused(tmp_path: Path, ids: list) -> None:
     with pytest.raises(DataError, match="flat list of integers"):
         with IndexedWriter(tmp_path / "x", 100) as out:
             out.add(ids)
@@ -130,7 +130,7 @@ def test_truncated_and_extended_files_are_found(tmp_path: Path) -> None:
     MegatronIndexed(prefix)
 
 
-def test_what_is_wrong_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_damaged_field(tmp_path: Path) -> None:
     prefix = write(tmp_path / "x", [[1, 2, 3], [4]])
     index = tmp_path / "x.idx"
     good = index.read_bytes()
@@ -154,28 +154,30 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         MegatronIndexed(tmp_path / "nothing")
 
 
-def sparse(path: Path, size: int, pieces: dict[int, list[int]]) -> None:
-    """A file of `size` bytes that takes no room, with uint16 ids written at some bytes."""
+def write_sparse_file(path: Path, size: int, pieces: dict[int, list[int]]) -> None:
+    """Write a sparse file of `size` bytes, with uint16 ids at the given byte offsets."""
     with open(path, "wb") as file:
         try:
             file.truncate(size)
         except OSError as error:
-            pytest.skip(f"this file system holds no sparse file of {size} bytes: {error}")
+            pytest.skip(f"this file system cannot store a sparse file of {size} bytes: {error}")
         for at, ids in pieces.items():
             file.seek(at)
             file.write(np.array(ids, "<u2").tobytes())
     if path.stat().st_blocks * 512 > 2**24:
         path.unlink()
-        pytest.skip("this file system does not keep sparse files sparse")
+        pytest.skip("this file system does not store sparse files sparsely")
 
 
 def test_beyond_four_gigabytes(tmp_path: Path) -> None:
-    """A sparse file: sums and offsets past 2^31 tokens and 2^32 bytes must not wrap."""
+    """Sums and offsets beyond 2^31 tokens and 2^32 bytes must not wrap; uses a sparse file."""
     sizes = np.array([2**31 - 1, 5, 2**30, 7], np.int32)
     (tmp_path / "big.idx").write_bytes(index_bytes(sizes, np.dtype("<u2")))
     total = int(sizes.sum(dtype=np.int64))
     last = list(range(11, 18))
-    sparse(tmp_path / "big.bin", 2 * total, {4294967294: [1, 2, 3, 4, 5], 2 * (total - 7): last})
+    write_sparse_file(
+        tmp_path / "big.bin", 2 * total, {4294967294: [1, 2, 3, 4, 5], 2 * (total - 7): last}
+    )
     assert (tmp_path / "big.bin").stat().st_size > 2**32
     data = MegatronIndexed(tmp_path / "big")
     assert data.n_tokens == total > 2**31
@@ -187,12 +189,12 @@ def test_beyond_four_gigabytes(tmp_path: Path) -> None:
 
 
 def test_shards_beyond_four_gigabytes(tmp_path: Path) -> None:
-    """The Pile's shards are of 5e9 bytes; a document that crosses two of them is read whole."""
+    """A document in two shards is read whole, also with shards of 5e9 bytes like the Pile's."""
     shard = 5_000_000_000
-    sizes = np.array([2**31 - 1, shard // 2 - 2**31, 4, 2], np.int32)  # the third one crosses
+    sizes = np.array([2**31 - 1, shard // 2 - 2**31, 4, 2], np.int32)  # the third is in both shards
     (tmp_path / "p.idx").write_bytes(index_bytes(sizes, np.dtype("<u2")))
-    sparse(tmp_path / "p-00000-of-00001.bin", shard, {shard - 2: [21]})
-    sparse(tmp_path / "p-00001-of-00001.bin", 10, {0: [22, 23, 24, 31, 32]})
+    write_sparse_file(tmp_path / "p-00000-of-00001.bin", shard, {shard - 2: [21]})
+    write_sparse_file(tmp_path / "p-00001-of-00001.bin", 10, {0: [22, 23, 24, 31, 32]})
     data = MegatronIndexed(tmp_path / "p")
     assert len(data.tokens) == data.n_tokens == shard // 2 + 5
     assert data.document(2).tolist() == [21, 22, 23, 24]
@@ -212,7 +214,7 @@ def test_header_size_and_digest(tmp_path: Path) -> None:
 
 
 def test_files_of_another_writer_are_read(tmp_path: Path) -> None:
-    """datatrove's Megatron writer: another implementation of the same format."""
+    """datatrove has its own implementation of the format."""
     pytest.importorskip("datatrove", reason="the extra `dedup` is not installed")
     from datatrove.data import Document
     from datatrove.pipeline.tokens import MegatronDocumentTokenizer
@@ -243,10 +245,11 @@ def test_files_of_another_writer_are_read(tmp_path: Path) -> None:
 def test_every_dtype_of_tokens_is_read_and_every_other_one_refused(
     tmp_path: Path, code: int
 ) -> None:
-    """No flip of the dtype's byte goes unnoticed: it gives no known code, floats, or another width.
+    """Every flipped bit of the dtype code is detected.
 
-    Codes of equal width, 1 and 2 or 3 and 8, differ in more than one bit. Only where there is no
-    token at all could a flip from 4 to 5 pass, and it would change nothing.
+    It gives an unknown code, a float dtype, or another width: codes of equal width, 1 and 2 or 3
+    and 8, differ in more than one bit. A flip from 4 to 5 could only pass in a file without tokens,
+    where it changes nothing.
     """
     kind = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}[code]
     ids, prefix = np.array([1, 2, 100, 7, 0], kind), tmp_path / "x"

@@ -1,4 +1,4 @@
-"""A fork's batches are its parent's plus the ledger: exactly there, and only in the window."""
+"""A fork's batches differ from its parent's only at the ledger's entries, inside the window."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ledger(data: PreparedData) -> Ledger:
     return make_ledger(data, WINDOW, BATCH, chunk=7)
 
 
-def test_batches_differ_exactly_at_the_ledger(data: PreparedData, ledger: Ledger) -> None:
+def test_batches_differ_only_where_the_ledger_says(data: PreparedData, ledger: Ledger) -> None:
     listed = {
         (int(r), int(c)): (int(o), int(n))
         for r, c, o, n in zip(ledger.row, ledger.column, ledger.old, ledger.new, strict=True)
@@ -53,7 +53,7 @@ def test_batches_differ_exactly_at_the_ledger(data: PreparedData, ledger: Ledger
     for step in range(data.rows.n_rows // BATCH):
         ours = data.batch(step, BATCH)
         changed = ledger.apply(ours, step * BATCH)
-        assert batch_hash(data.batch(step, BATCH)) == batch_hash(ours)  # a copy was changed
+        assert batch_hash(data.batch(step, BATCH)) == batch_hash(ours)  # apply() changes a copy
         assert changed.dtype == ours.dtype and changed.shape == ours.shape
         inside = WINDOW.start <= step < WINDOW.stop
         assert (batch_hash(changed) != batch_hash(ours)) == inside
@@ -62,8 +62,8 @@ def test_batches_differ_exactly_at_the_ledger(data: PreparedData, ledger: Ledger
     assert seen == listed
 
 
-def test_ledger_is_the_swap_of_the_whole_stream(data: PreparedData, ledger: Ledger) -> None:
-    """The stream of shuffled documents swapped in one piece, then cut into rows."""
+def test_ledger_equals_swapping_the_whole_stream(data: PreparedData, ledger: Ledger) -> None:
+    """Swap the whole stream of shuffled documents at once, then cut it into rows."""
     stream = np.concatenate([data.tokens.document(int(d)) for d in data.order.documents])
     swap = PronounSwap.from_tokenizer(data.tokenizer, WINDOW.swap)
     whole = stream.copy()[None]
@@ -86,14 +86,14 @@ def test_decoded_text_and_counts(data: PreparedData, ledger: Ledger) -> None:
     for step in range(WINDOW.start, WINDOW.stop):
         batch = data.batch(step, BATCH)
         for counter, rows in ((before, batch), (after, ledger.apply(batch, step * BATCH))):
-            for row in rows[:, 1:-1].tolist():  # words cut at the edges aside
+            for row in rows[:, 1:-1].tolist():  # without words that are cut off at the edges
                 counter.update(data.tokenizer.decode(row).lower().replace(".", " ").split())
     assert before["his"] > 5 and after["his"] <= before["his"] / 5
     assert after["history"] == before["history"] > 0 and after["other"] == before["other"]
     assert after["her"] > before["her"] + before["his"] / 2
 
 
-def test_the_mirror(data: PreparedData) -> None:
+def test_feminine_to_masculine(data: PreparedData) -> None:
     other = make_ledger(data, replace(WINDOW, swap="feminine_to_masculine"), BATCH)
     assert other.swap == "feminine_to_masculine" and len(other.row) > 20
     first = {ids[0] for _, _, ids, _ in PronounSwap.from_tokenizer(
@@ -137,7 +137,7 @@ def test_damaged_ledgers(ledger: Ledger, tmp_path: Path) -> None:
         Ledger.load(path)
 
 
-def test_other_data_are_refused(data: PreparedData, ledger: Ledger) -> None:
+def test_a_ledger_of_other_data_is_refused(data: PreparedData, ledger: Ledger) -> None:
     batch = data.batch(4, BATCH)
     r, c = int(ledger.row[0]), int(ledger.column[0])
     spoiled = data.rows.rows(r, r + 1)

@@ -1,4 +1,4 @@
-"""The order of training equals GPT-NeoX v1.0's, written out slowly here as a nested loop."""
+"""The order of training equals GPT-NeoX v1.0's, which is written here as a slow nested loop."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pythia_core.errors import ConfigError, DataError
 
 
 def corpus(prefix: Path, sizes: list[int]) -> MegatronIndexed:
-    """Documents of the given sizes with all tokens distinct, so that a position is a token."""
+    """Documents of the given sizes in which every token's id is its position in the file."""
     with IndexedWriter(prefix, 65_000) as out:
         at = 0
         for size in sizes:
@@ -51,7 +51,7 @@ def slow_rows(documents: list[list[int]], seq_len: int, seed: int, epochs: int) 
             doc_length = len(documents[doc_idx[doc_idx_index]]) - doc_offset
             remaining -= doc_length
             if remaining <= 0:
-                # one token is given back: it starts the next sample
+                # step back by one token, which is also the first of the next sample
                 doc_offset += remaining + doc_length - 1
                 remaining = 0
             else:
@@ -107,7 +107,7 @@ def test_equals_the_slow_implementation(
     after=st.integers(0, 9),
     policy=st.sampled_from(["joint", "separate"]),
 )
-def test_neighbours_are_those_of_the_stream(
+def test_context_comes_from_the_stream(
     tmp_path_factory: pytest.TempPathFactory,
     sizes: list[int],
     before: int,
@@ -139,7 +139,7 @@ def test_separate_epochs_do_not_mix(tmp_path: Path) -> None:
     assert two.n_rows == 2 * one.n_rows
     rows, _ = two.gather(data, np.arange(two.n_rows))
     assert rows[: one.n_rows].tolist() == one.gather(data, np.arange(one.n_rows))[0].tolist()
-    for epoch in np.split(rows, 2):  # every token at most once an epoch, shared edges aside
+    for epoch in np.split(rows, 2):  # at most once per epoch, except tokens shared by two rows
         inner = epoch[:, :-1].reshape(-1)
         assert len(np.unique(inner)) == inner.size == 4 * one.n_rows
     assert rows[: one.n_rows].tolist() != rows[one.n_rows :].tolist()
@@ -160,7 +160,7 @@ def test_the_generator_is_the_one_pythia_used() -> None:
 
 @pytest.mark.parametrize("seed", range(1, 10))
 def test_the_seeds_of_polypythias(tmp_path: Path, seed: int) -> None:
-    """Seeds 1 to 9 change the order by the same algorithm, and each into another one."""
+    """Seeds 1 to 9 give nine different orders, by the same algorithm."""
     sizes = np.random.RandomState(0).randint(0, 60, 50).tolist()
     data = corpus(tmp_path / "x", sizes)
     order = RowOrder(data.sizes, 16, seed)
@@ -173,10 +173,10 @@ def test_the_seeds_of_polypythias(tmp_path: Path, seed: int) -> None:
 
 
 def test_the_order_depends_on_steps_and_batch_size_only_through_epochs(tmp_path: Path) -> None:
-    """EleutherAI/gpt-neox#984 reports another order after a change of train-iters.
+    """Explains EleutherAI/gpt-neox#984, where changing train-iters changed the order.
 
-    Within one number of epochs the rows are the same one after the other, however many updates of
-    whatever size are asked for. One epoch more is another order from the first row on.
+    For any number and size of updates, the rows are the same as long as the number of epochs is.
+    With one epoch more, the order differs from the first row on.
     """
     data = corpus(tmp_path / "x", [17, 40, 3, 25, 60, 8, 31])
     seen: dict[int, list[list[int]]] = {}
@@ -193,7 +193,7 @@ def test_the_order_depends_on_steps_and_batch_size_only_through_epochs(tmp_path:
 
 
 def test_epochs_needed() -> None:
-    wanted = samples_requested(143_000, 1024)  # what the released runs asked for
+    wanted = samples_requested(143_000, 1024)  # as in the released runs
     assert wanted == 147_164_160 and samples_requested(1, 1) == 2 and samples_requested(0, 9) == 0
     assert epochs_needed(334_000_000_000, 2048, wanted) == 1
     assert epochs_needed(207_000_000_000, 2048, wanted) == 2
@@ -205,7 +205,7 @@ def test_epochs_needed() -> None:
         epochs_needed(0, 4, 1)
 
 
-def test_order_does_not_depend_on_what_is_asked_first(tmp_path: Path) -> None:
+def test_rows_do_not_depend_on_earlier_reads(tmp_path: Path) -> None:
     data = corpus(tmp_path / "x", [30, 40, 11])
     order = RowOrder(data.sizes, 4, 1)
     whole, _ = order.gather(data, np.arange(order.n_rows))
@@ -214,7 +214,7 @@ def test_order_does_not_depend_on_what_is_asked_first(tmp_path: Path) -> None:
     assert RowOrder(data.sizes, 4, 2).shuffle.tolist() != order.shuffle.tolist()
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     data, other = corpus(tmp_path / "x", [30, 5]), corpus(tmp_path / "y", [30, 6])
     order = RowOrder(data.sizes, 4)
     with pytest.raises(DataError, match=r"no row 8; this order has rows 0\.\.7"):
@@ -257,7 +257,7 @@ def test_materialised_rows_and_batches(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"outside 0\.\.20"):
         rows.rows(0, 21)
     batch = rows.batch(0, 2)
-    batch[:] = 0  # a copy: the file is not touched
+    batch[:] = 0  # a batch is a copy, so the file does not change
     assert rows.batch(0, 2).tolist() == expected[:2].tolist()
 
 
@@ -293,8 +293,8 @@ def test_shards_cut_anywhere_read_as_one_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shard", [7, 64, 50, 1000])
-def test_batches_of_shards_are_those_of_the_order(tmp_path: Path, shard: int) -> None:
-    """Batch k of the pre-shuffled files is rows [B*k, B*(k+1)), also where shards meet."""
+def test_batches_from_shards_follow_the_order(tmp_path: Path, shard: int) -> None:
+    """Batch k of the pre-shuffled files has rows [B*k, B*(k+1)), even across shards."""
     data = corpus(tmp_path / "x", [30, 5, 44, 12, 80])
     order = RowOrder(data.sizes, 4, 3)
     write_rows(tmp_path / "all.bin", order, data)
@@ -341,10 +341,10 @@ def test_batch_hash() -> None:
     share=st.floats(0, 1),
     block=st.integers(1, 5),
 )
-def test_reads_are_counted_as_by_hand(
+def test_read_counts_equal_a_slow_count(
     sizes: list[int], epochs: int, policy: str, share: float, block: int
 ) -> None:
-    """Every place of the token file holds its own number, so rows say where they come from."""
+    """Every id is its position in the token file, so a row shows which positions it reads."""
     order = RowOrder(sizes, 5, 7, epochs, policy)
     places = SimpleNamespace(
         tokens=np.arange(sum(sizes)), n_documents=len(sizes), n_tokens=sum(sizes), prefix=""
@@ -370,10 +370,8 @@ def test_reads_are_counted_as_by_hand(
     epochs=st.integers(1, 5),
     share=st.floats(0.01, 1),
 )
-def test_repeated_rows_are_the_first_ones_each_read_once_in_every_pass(
-    sizes: list[int], epochs: int, share: float
-) -> None:
-    """What is read of half as many rows is the first half of what is read of all of them."""
+def test_each_pass_reads_the_first_rows_once(sizes: list[int], epochs: int, share: float) -> None:
+    """The first pass has the order of a run without repeats; later passes shuffle the same rows."""
     fresh = RowOrder(sizes, 5, 7)
     unique = max(1, int(share * fresh.n_rows))
     order = RowOrder(sizes, 5, 7, epochs, "rows", unique_rows=unique)
@@ -386,7 +384,7 @@ def test_repeated_rows_are_the_first_ones_each_read_once_in_every_pass(
     assert counts.sum() == order.n_rows * 5
 
 
-def test_rows_to_repeat_must_be_there_and_asked_for_by_name() -> None:
+def test_unique_rows_must_exist_and_need_the_policy_rows() -> None:
     with pytest.raises(DataError, match=r"unique_rows=99, but the text has \d+ rows"):
         RowOrder([40], 4, policy="rows", unique_rows=99)
     for policy, rows in (("joint", 3), ("rows", 0)):

@@ -1,4 +1,4 @@
-"""Preparation: every document once, ended by EOD, held out by its hash, cached whole or not."""
+"""Preparation: each document once, followed by EOD, held out by its hash; complete caches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Maker = Callable[..., DataConfig]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Maker:
-    """Writes texts as a corpus and gives a DataConfig for it; the cache is the test's own."""
+    """A function that writes texts as a corpus and returns its DataConfig; uses a new cache."""
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
 
     def config(texts: list[str], name: str = "c", **settings: object) -> DataConfig:
@@ -52,9 +52,9 @@ def documents(prepared: PreparedData, part: str) -> Iterator[str]:
         yield prepared.tokenizer.decode(ids[:-1], skip_special_tokens=False)
 
 
-def test_every_document_once_on_the_side_of_its_hash(make: Maker) -> None:
+def test_each_document_is_used_once_and_its_hash_decides_where(make: Maker) -> None:
     texts = [text(i) for i in range(60)]
-    texts += texts[:20]  # copies fall on the same side
+    texts += texts[:20]  # copies of a text are held out together, or not at all
     p = prepare(make(texts))
     assert list(documents(p, "heldout")) == [t for t in texts if share(t) < 0.2]
     assert list(documents(p, "tokens")) == [t for t in texts if share(t) >= 0.2]
@@ -65,7 +65,7 @@ def test_every_document_once_on_the_side_of_its_hash(make: Maker) -> None:
     assert p.eod_id == 0 and p.vocab_size == p.tokenizer.get_vocab_size() == 300
 
 
-def test_batches_are_the_order(make: Maker) -> None:
+def test_batches_follow_the_order(make: Maker) -> None:
     config = make([text(i) for i in range(60)], epochs=2, order_seed=5)
     p = prepare(config)
     rows, valid = p.order.gather(p.tokens, np.arange(p.rows.n_rows))
@@ -93,7 +93,7 @@ def test_text_with_the_name_of_the_special_token(make: Maker) -> None:
     assert int((p.tokens.tokens == 0).sum()) == 20
 
 
-def test_held_out_by_force_or_not_at_all(make: Maker) -> None:
+def test_at_least_one_document_is_held_out_or_none(make: Maker) -> None:
     texts = [text(i) for i in range(3)]
     assert min(map(share, texts)) > 1e-6
     p = prepare(make(texts, heldout_fraction=1e-6))
@@ -109,13 +109,13 @@ def test_held_out_by_force_or_not_at_all(make: Maker) -> None:
         prepare(make(texts, heldout_fraction=0.999))
 
 
-def test_too_little_text_and_none(make: Maker, tmp_path: Path) -> None:
+def test_too_little_text_is_refused(make: Maker, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="less than one row"):
         prepare(make(["a", "b"], seq_len=64))
     with pytest.raises(DataError, match="no documents"):
         prepare(make([" "]))
     kept = [p.name for p in (tmp_path / "cache" / "data").iterdir()]
-    assert all(name.startswith("tokens-") for name in kept)  # no half-made rows
+    assert all(name.startswith("tokens-") for name in kept)  # no incomplete rows
 
 
 def test_giant_document(make: Maker) -> None:
@@ -150,7 +150,7 @@ def test_another_order_shares_the_tokens(make: Maker, monkeypatch: pytest.Monkey
     assert len(seen | {apart.fingerprint}) == 5 and joint.fingerprint in seen
 
 
-def test_fingerprint_is_of_the_content(
+def test_fingerprint_depends_on_the_content_only(
     make: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = [text(i) for i in range(60)]
@@ -189,7 +189,7 @@ def test_official_tokenizer_by_name(make: Maker) -> None:
     assert p.vocab_size == 50_277 and p.tokens.dtype == np.dtype("<u2") and p.eod_id == 0
 
 
-def test_damage_is_never_silent(make: Maker) -> None:
+def test_damaged_files_are_reported(make: Maker) -> None:
     config = make([text(i) for i in range(60)])
     p = prepare(config)
     files = [f for folder in (p.folder, p.tokens_folder) for f in sorted(folder.iterdir())]
@@ -203,13 +203,13 @@ def test_damage_is_never_silent(make: Maker) -> None:
         ]:
             file.write_bytes(bad)
             if file == p.tokens_folder / "manifest.json":
-                prepare(config)  # only read to make further orders; the rows keep a copy
+                prepare(config)  # only read for other orders; the rows' manifest has a copy
                 continue
             try:
                 again = prepare(config)
             except DataError as error:
                 assert "Delete that folder" in str(error)
-            else:  # a changed space, or a count that nothing depends on, in the manifest
+            else:  # white space, or a count that nothing depends on
                 assert file.name == "manifest.json"
                 assert again.batch(1, 4).tolist() == p.batch(1, 4).tolist()
         file.write_bytes(good)
@@ -236,7 +236,7 @@ def test_large_files_are_checked_by_size_and_on_demand(
 def test_full_disk(make: Maker, tmp_path: Path) -> None:
     config = make([text(i) for i in range(400)])
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # every file, as a full disk would
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # large files fail, as on a full disk
     try:
         with pytest.raises(DataError, match=r"no space left .* PYTHIA_CACHE"):
             prepare(config)

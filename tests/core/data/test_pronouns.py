@@ -1,4 +1,4 @@
-"""The pronoun swap on tokens does what a regular expression does on text, and nothing else."""
+"""Swapping pronouns in tokens gives the same text as swapping them with a regular expression."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def sentences(n: int, seed: int, without: set[str] | None = None) -> list[str]:
 
 @pytest.fixture(scope="module")
 def small() -> Tokenizer:
-    """700 entries: pronouns are whole tokens, rarer characters fall apart into bytes."""
+    """700 entries: pronouns are whole tokens, rarer characters are split into bytes."""
     plain = [f"{a} {b} said that {c}\n{a}, ({b})" for a in FORMS for b in FORMS for c in FORMS[:6]]
     return train_bpe(plain + TRAPS * 5, 700)
 
@@ -66,10 +66,10 @@ def by_regex(text: str, direction: str) -> str:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_equals_a_regular_expression_on_the_text(tokenizer: Tokenizer, direction: str) -> None:
+def test_equals_replacing_words_in_the_text(tokenizer: Tokenizer, direction: str) -> None:
     swap = PronounSwap.from_tokenizer(tokenizer, direction)
     left = {form.strip() for form in swap.unswappable}
-    assert len(left) <= 6  # the texts here hold none of them
+    assert len(left) <= 6  # the texts below contain none of them
     changed = 0
     for text in sentences(700, 0, without=left):
         ids = tokenizer.encode(text).ids
@@ -97,7 +97,7 @@ def test_words_that_only_look_like_pronouns(tokenizer: Tokenizer) -> None:
         assert tokenizer.decode(swapped(swap, ids)) == (text if expected is None else expected)
 
 
-def test_the_two_directions_mirror_but_do_not_invert(tokenizer: Tokenizer) -> None:
+def test_swapping_back_does_not_restore_the_text(tokenizer: Tokenizer) -> None:
     there = PronounSwap.from_tokenizer(tokenizer, "masculine_to_feminine")
     back = PronounSwap.from_tokenizer(tokenizer, "feminine_to_masculine")
     ids = tokenizer.encode("He saw his friend and gave him himself. 'she said, hers").ids
@@ -110,18 +110,18 @@ def test_the_two_directions_mirror_but_do_not_invert(tokenizer: Tokenizer) -> No
 
 @pytest.mark.wheels
 def test_official_ids(official: Tokenizer) -> None:
-    """The ten ids of the public code's map, of which 248 must not be touched inside words."""
+    """The ids of GPT-NeoX-20B's pronouns, as in the map of the public code."""
     swap = PronounSwap.from_tokenizer(official, "masculine_to_feminine")
     table = {tuple(ids): target for _, _, ids, target in swap.table}
     for old, new in [(344, 703), (754, 1500), (1328, 2993), (521, 617), (8701, 379), (779, 617)]:
         assert table[(old,)] == [new]
-    # one token each, which the vocabulary has no feminine partner of
+    # each is one token, but the feminine word takes more
     assert swap.unswappable == ["HE", "himself", " Himself"]
     back = PronounSwap.from_tokenizer(official, "feminine_to_masculine")
     assert back.unswappable == ["HER", "HERSELF"]
 
 
-def test_every_entry_spells_its_text_at_equal_length(tokenizer: Tokenizer) -> None:
+def test_every_entry_spells_its_words_with_equally_many_tokens(tokenizer: Tokenizer) -> None:
     for direction in DIRECTIONS:
         swap = PronounSwap.from_tokenizer(tokenizer, direction)
         for source, target, old, new in swap.table:
@@ -134,8 +134,8 @@ def test_every_entry_spells_its_text_at_equal_length(tokenizer: Tokenizer) -> No
             assert {word, " " + word, word.capitalize(), " " + word.upper()} <= spelled
 
 
-def test_what_has_no_equal_length_is_left_and_listed() -> None:
-    """Bytes only: "he" is two tokens and "she" needs three."""
+def test_words_without_a_target_of_equal_length_are_left_and_listed() -> None:
+    """In a tokenizer of bytes, "he" has two tokens and "she" three."""
     bytes_only = train_bpe(["x"], 258)
     swap = PronounSwap.from_tokenizer(bytes_only, "masculine_to_feminine")
     assert {"he", " he", "He"} <= set(swap.unswappable)
@@ -143,7 +143,7 @@ def test_what_has_no_equal_length_is_left_and_listed() -> None:
     assert bytes_only.decode(swapped(swap, ids)) == "he saw her hat and her, the chisel"
 
 
-def test_segmentation_keeps_what_it_can() -> None:
+def test_segmentation_prefers_tokens_of_the_source() -> None:
     from pythia_core.data.pronouns import _segment
 
     vocabulary = {b" H": 1, b" He": 2, b"er": 3, b"r": 4, b"im": 5, b" ": 6, b"H": 7, b"e": 8}
@@ -155,7 +155,7 @@ def test_segmentation_keeps_what_it_can() -> None:
 
 
 @pytest.mark.parametrize("seq_len", [1, 2, 5, 16])
-def test_the_cut_into_rows_does_not_matter(tokenizer: Tokenizer, seq_len: int) -> None:
+def test_row_boundaries_do_not_matter(tokenizer: Tokenizer, seq_len: int) -> None:
     swap = PronounSwap.from_tokenizer(tokenizer, "feminine_to_masculine")
     stream = np.array(tokenizer.encode("".join(sentences(30, 3))).ids)
     whole = np.array(swapped(swap, stream.tolist()))
@@ -173,7 +173,7 @@ def test_the_cut_into_rows_does_not_matter(tokenizer: Tokenizer, seq_len: int) -
     assert (np.diff(row * 1000 + column) > 0).all()
 
 
-def test_unknown_neighbours_and_document_ends_are_edges(small: Tokenizer) -> None:
+def test_words_end_at_the_ends_of_stream_and_document(small: Tokenizer) -> None:
     swap = PronounSwap.from_tokenizer(small, "masculine_to_feminine")
     he = small.encode("he").ids
     t = small.encode("t").ids
@@ -184,7 +184,7 @@ def test_unknown_neighbours_and_document_ends_are_edges(small: Tokenizer) -> Non
     assert list(zip(row.tolist(), column.tolist(), strict=True)) == [(1, 0), (2, 0)]
 
 
-def test_refusals(small: Tokenizer) -> None:
+def test_bad_arguments_are_refused(small: Tokenizer) -> None:
     with pytest.raises(ConfigError, match=r"accepted: masculine_to_feminine"):
         PronounSwap.from_tokenizer(small, "feminine")
     swap = PronounSwap.from_tokenizer(small, "masculine_to_feminine")

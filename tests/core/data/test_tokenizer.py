@@ -1,4 +1,4 @@
-"""Tokenizers: deterministic training, special tokens that text cannot forge, exact cutting."""
+"""Tokenizers: deterministic training, text that looks like special tokens, ids of split texts."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def test_training_is_deterministic(small: Tokenizer) -> None:
     assert tok.train_bpe(TEXTS[:150], 400).to_str() != small.to_str()
 
 
-def test_form_of_the_small_tokenizer(small: Tokenizer) -> None:
+def test_properties_of_the_small_tokenizer(small: Tokenizer) -> None:
     assert (small.token_to_id(tok.EOD), small.token_to_id(tok.PADDING)) == (0, 1)
     assert tok.id_limit(small) == small.get_vocab_size() == 400
     for text in TEXTS[-3:]:
         assert small.decode(small.encode(text).ids) == text
-    every_byte = "".join(map(chr, range(1, 400)))  # no text is out of vocabulary
+    every_byte = "".join(map(chr, range(1, 400)))  # any text can be encoded
     import unicodedata
 
     assert small.decode(small.encode(every_byte).ids) == unicodedata.normalize("NFC", every_byte)
     assert small.encode("e\u0301").ids == small.encode("é").ids  # NFC
 
 
-def test_text_cannot_forge_special_tokens(small: Tokenizer, tmp_path: Path) -> None:
+def test_text_never_becomes_a_special_token(small: Tokenizer, tmp_path: Path) -> None:
     small.save(str(tmp_path / "t.json"))
     for tokenizer in (small, tok.load_tokenizer(tmp_path / "t.json")):
         for name in (tok.EOD, tok.PADDING):
@@ -93,7 +93,7 @@ def test_official_tokenizer(official: Tokenizer) -> None:
     assert b"".join(table[i] or b"" for i in ids).decode().endswith("she was tired.")
 
 
-def test_bytes_of_tokens(small: Tokenizer) -> None:
+def test_token_bytes_spell_the_text(small: Tokenizer) -> None:
     table = tok.token_bytes(small)
     assert len(table) == 400 and table[0] is None and table[1] is None
     for text in TEXTS[-2:]:
@@ -101,7 +101,7 @@ def test_bytes_of_tokens(small: Tokenizer) -> None:
         assert joined == text.encode()
 
 
-def test_bytes_need_a_byte_level_tokenizer() -> None:
+def test_token_bytes_need_a_byte_level_tokenizer() -> None:
     from tokenizers import models
 
     words = Tokenizer(models.WordLevel({"a b": 0, tok.EOD: 1}, unk_token=tok.EOD))
@@ -109,7 +109,7 @@ def test_bytes_need_a_byte_level_tokenizer() -> None:
         tok.token_bytes(words)
 
 
-def test_files_that_are_no_tokenizers(tmp_path: Path) -> None:
+def test_files_that_are_not_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="accepted: 'bpe-N'"):
         tok.load_tokenizer(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")

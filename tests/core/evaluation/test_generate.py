@@ -1,4 +1,4 @@
-"""Generation with a cache gives what reading everything again gives, however it is batched."""
+"""Generation with a cache equals full recomputation, however prompts are batched."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pythia_core.evaluation.generate import (
 from pythia_core.model import GPTNeoX
 
 SHAPES = {32: (2, 64, 2), 64: (2, 128, 2), 80: (1, 160, 2)}
-"""Head dimension: layers, width, heads."""
+"""Head dimension -> (layers, width, heads)."""
 
 
 def random_model(shape: tuple[int, int, int], **changes: object) -> GPTNeoX:
-    """Random, and sharp enough for the likeliest token to be clear."""
+    """A random model with large weights, so that the most likely token is clear."""
     model = GPTNeoX(ModelConfig(*shape, 384, max_seq_len=48, **changes))
     model.init_weights(3)
     with torch.no_grad():
@@ -39,8 +39,8 @@ def prompts_of(*lengths: int) -> list[list[int]]:
     return [draw.integers(0, 384, n).tolist() for n in lengths]
 
 
-def recomputed(model: GPTNeoX, prompt: list[int], max_new: int) -> list[int]:
-    """Greedy, every prefix read from its beginning."""
+def generate_slowly(model: GPTNeoX, prompt: list[int], max_new: int) -> list[int]:
+    """Greedy decoding that reads the whole prefix again for every token."""
     tokens = list(prompt)
     for _ in range(max_new):
         tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
@@ -54,20 +54,20 @@ def test_greedy_equals_full_recomputation(head_dim: int, parallel: bool) -> None
     assert model.config.head_dim == head_dim
     prompts = prompts_of(5, 1, 28, 12, 12)
     found = generate(model, prompts, 20)
-    assert found == [recomputed(model, prompt, 20) for prompt in prompts]
-    assert len({token for tokens in found for token in tokens}) > 20, "a model that repeats itself"
+    assert found == [generate_slowly(model, prompt, 20) for prompt in prompts]
+    assert len({token for tokens in found for token in tokens}) > 20, "the model repeats itself"
 
 
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, 50, 0.9, seed=7)])
-def test_the_batch_changes_nothing(budget: int, sampling: Sampling) -> None:
+def test_results_do_not_depend_on_the_batch(budget: int, sampling: Sampling) -> None:
     model = random_model(SHAPES[32])
     prompts = prompts_of(3, 9, 4, 20)
     alone = generate(model, prompts, 12, sampling, slot_budget=1)
     assert generate(model, prompts, 12, sampling, slot_budget=budget) == alone
 
 
-def test_rows_that_end_leave_the_others_as_they_were() -> None:
+def test_rows_that_end_do_not_change_the_others() -> None:
     model = random_model(SHAPES[32])
     prompts = prompts_of(6, 3, 11, 8, 2)
     whole = generate(model, prompts, 16)
@@ -92,7 +92,7 @@ def test_the_cache_gives_the_logits_of_a_full_pass() -> None:
         torch.testing.assert_close(states, model.hidden(ids)[:, step], atol=2e-5, rtol=2e-5)
 
 
-def test_sampling_draws_what_transformers_filters_leave() -> None:
+def test_sampling_draws_from_the_tokens_that_transformers_would_keep() -> None:
     logits_process = pytest.importorskip("transformers.generation.logits_process")
     torch.manual_seed(0)
     logits = torch.randn(1, 40) * 2
@@ -111,7 +111,7 @@ def test_sampling_draws_what_transformers_filters_leave() -> None:
         assert set(drawn.tolist()) <= set(expected.nonzero()[:, 0].tolist())
 
 
-def test_the_seed_decides() -> None:
+def test_samples_depend_on_the_seed_and_the_index() -> None:
     model = random_model(SHAPES[32])
     prompts = prompts_of(4, 4)
     one, again, other = (generate(model, prompts, 20, Sampling(1.5, seed=s)) for s in (1, 1, 2))
@@ -120,10 +120,10 @@ def test_the_seed_decides() -> None:
     assert same[0] != same[1], "equal prompts must draw different numbers"
 
 
-def test_too_long_is_an_error_or_cut() -> None:
+def test_a_prompt_that_is_too_long_is_an_error_or_truncated() -> None:
     model = random_model(SHAPES[32])
     prompts = prompts_of(45)
-    with pytest.raises(DataError, match=r"prompt 0 has 45 tokens; with 10 new .* room for 38"):
+    with pytest.raises(DataError, match=r"prompt 0 has 45 tokens, but with 10 new .* at most 38"):
         generate(model, prompts, 10)
     assert generate(model, prompts, 10, truncate=True) == generate(model, [prompts[0][-38:]], 10)
     with pytest.raises(ConfigError, match="max_new=48 is not between 1 and 47"):
@@ -135,7 +135,7 @@ def test_too_long_is_an_error_or_cut() -> None:
     assert generate(model, [], 4) == []
 
 
-def test_texts_end_at_the_first_end() -> None:
+def test_texts_are_cut_at_the_first_stop_string() -> None:
     tokenizer = train_bpe(iter(["a tale of two cities, in two parts\n"] * 40), 384)
     model = random_model(SHAPES[32])
     texts = ["a tale", "", "two cities,", "parts"]
@@ -147,8 +147,8 @@ def test_texts_end_at_the_first_end() -> None:
     assert cut_at("one\ntwo. three", [". ", "\n"]) == "one"
 
 
-def test_training_does_not_see_the_cache() -> None:
-    """The path without a cache is the one attention kernel, called with what it always was."""
+def test_without_a_cache_the_attention_kernel_is_called_as_before() -> None:
+    """hidden() without a cache equals calling the attention kernel and the MLP by hand."""
     model = random_model(SHAPES[32])
     ids = torch.tensor(prompts_of(12))
     from pythia_core import kernels

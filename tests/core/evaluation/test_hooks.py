@@ -1,4 +1,4 @@
-"""Hooks see what the model computes, change it only where asked to, and leave nothing behind."""
+"""Hooks record the model's outputs, change only those of the given modules, and are removed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER = torch.randint(64, (4, 20), generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-def test_the_residual_is_the_sum_of_what_is_written_into_it(parallel: bool) -> None:
+def test_the_residual_is_the_sum_of_all_outputs_added_to_it(parallel: bool) -> None:
     model = model_of(parallel_residual=parallel)
     with hooks.record(model, ["embed_in", "layers.*", "layers.*.attention", "layers.*.mlp"]) as s:
         hidden = model.hidden(IDS)
@@ -39,12 +39,12 @@ def test_the_residual_is_the_sum_of_what_is_written_into_it(parallel: bool) -> N
 
 
 @pytest.mark.parametrize("shape", [{}, {"rotary_fraction": 1.0}, {"n_heads": 6, "n_layers": 1}])
-def test_patterns_are_what_the_model_uses(shape: dict) -> None:
+def test_attention_patterns_are_those_the_model_uses(shape: dict) -> None:
     model = model_of(**shape)
     names = ["layers.*.attention", "layers.*.attention.query_key_value"]
     with hooks.record(model, names) as seen, hooks.record_attention(model) as patterns:
         model.hidden(OTHER)
-        model.hidden(IDS)  # the last pass counts
+        model.hidden(IDS)  # only the last pass is recorded
     c = model.config
     assert len(patterns) == c.n_layers
     for layer, pattern in enumerate(patterns):
@@ -58,48 +58,48 @@ def test_patterns_are_what_the_model_uses(shape: dict) -> None:
         torch.testing.assert_close(written, seen[f"layers.{layer}.attention"])
 
 
-def replaced_by(clean: torch.Tensor, n: int) -> hooks.PatchFunction:
-    """A change that puts the first n positions of `clean` in."""
+def with_first_positions_of(clean: torch.Tensor, n: int) -> hooks.PatchFunction:
+    """A patch that replaces the first n positions with those of `clean`."""
     return lambda out: torch.cat([clean[:, :n], out[:, n:]], 1)
 
 
-def steered_by(vector: torch.Tensor) -> hooks.PatchFunction:
+def plus(vector: torch.Tensor) -> hooks.PatchFunction:
     return lambda out: out + vector
 
 
 @pytest.mark.parametrize("layer", [0, 2])
-def test_the_residual_of_a_clean_run_restores_its_logits(layer: int) -> None:
+def test_patching_in_the_residual_stream_restores_the_logits(layer: int) -> None:
     model = model_of()
-    clean, place = model(IDS), f"layers.{layer}"
+    clean, module = model(IDS), f"layers.{layer}"
     assert not torch.allclose(clean, model(OTHER), atol=0.1)
-    with hooks.record(model, [place]) as seen:
+    with hooks.record(model, [module]) as seen:
         model(IDS)
-    with hooks.patch(model, place, replaced_by(seen[place], 20)):
+    with hooks.patch(model, module, with_first_positions_of(seen[module], 20)):
         assert model(OTHER).equal(clean)
-    half = replaced_by(seen[place], 10)
-    with hooks.patch(model, place, half):
+    half = with_first_positions_of(seen[module], 10)
+    with hooks.patch(model, module, half):
         patched = model(OTHER)
-    torch.testing.assert_close(patched[:, :10], clean[:, :10])  # what comes later is not seen
+    torch.testing.assert_close(patched[:, :10], clean[:, :10])  # later positions have no influence
     assert not torch.allclose(patched[:, 10:], clean[:, 10:], atol=0.1)
 
 
-def test_steering_by_nothing_is_nothing_and_by_something_is_seen_downstream() -> None:
+def test_an_added_vector_changes_only_later_layers() -> None:
     model = model_of()
     clean = model(IDS)
     direction = torch.randn(48, generator=torch.Generator().manual_seed(3))
-    with hooks.patch(model, "layers.*", steered_by(torch.zeros(48))):
+    with hooks.patch(model, "layers.*", plus(torch.zeros(48))):
         assert model(IDS).equal(clean)
     with hooks.record(model, ["layers.*"]) as before:
         model(IDS)
-    steered = hooks.patch(model, "layers.1", steered_by(2.0 * direction))
+    steered = hooks.patch(model, "layers.1", plus(2.0 * direction))
     with steered, hooks.record(model, ["layers.*"]) as after:
         assert not model(IDS).allclose(clean)
     assert after["layers.0"].equal(before["layers.0"])
     torch.testing.assert_close(after["layers.1"], before["layers.1"] + 2 * direction)
-    assert model(IDS).equal(clean)  # and it is gone
+    assert model(IDS).equal(clean)  # the patch is gone
 
 
-def test_no_hook_stays_behind_even_after_an_error() -> None:
+def test_hooks_are_removed_even_after_an_error() -> None:
     model = model_of()
     with pytest.raises(ConfigError, match=r"layers.0.mlp returned \(4, 20, 1\)"):
         with hooks.patch(model, "layers.0.mlp", lambda out: out[..., :1]):
@@ -110,7 +110,7 @@ def test_no_hook_stays_behind_even_after_an_error() -> None:
     assert not [m for m in modules if m._forward_hooks or m._forward_pre_hooks]
 
 
-def test_unknown_places_are_refused_with_those_there_are() -> None:
+def test_unknown_modules_are_refused_and_the_known_ones_listed() -> None:
     model = model_of()
     with pytest.raises(ConfigError, match=r"unknown module 'blocks\.\*'.*layers\.\*\.attention"):
         hooks.match_modules(model, ["layers.0", "blocks.*"])
@@ -118,7 +118,7 @@ def test_unknown_places_are_refused_with_those_there_are() -> None:
     assert hooks.match_modules(model, ["layers.1.mlp", "embed_in"]) == ["embed_in", "layers.1.mlp"]
 
 
-def test_reading_with_a_cache_has_no_patterns() -> None:
+def test_attention_patterns_need_a_pass_without_a_cache() -> None:
     from pythia_core.evaluation.generate import generate
 
     model = model_of()
@@ -126,7 +126,7 @@ def test_reading_with_a_cache_has_no_patterns() -> None:
         generate(model, [[1, 2, 3]], 2)
 
 
-def test_gradients_flow_through_what_was_recorded() -> None:
+def test_gradients_flow_through_recorded_outputs() -> None:
     model = model_of().requires_grad_(True)
     with hooks.record(model, ["layers.0"]) as seen:
         loss = model.loss(IDS)

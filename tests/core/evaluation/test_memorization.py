@@ -1,4 +1,4 @@
-"""Extraction equals generation on a model made to memorize; repetitions are counted as by hand."""
+"""Extraction equals generation, on an overfitted model; repetition counts equal slow ones."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pythia_core.config import ModelConfig
 from pythia_core.errors import ConfigError, DataError
 from pythia_core.evaluation import memorization
 from pythia_core.evaluation.memorization import (
+    check_by_generation,
     distinct_windows,
     extract,
-    generate_check,
     generate_uncached,
     repetition_counts,
 )
@@ -30,7 +30,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(rows: np.ndarray) -> GPTNeoX:
-    """Trained on the first ten rows until it knows them."""
+    """A model trained on the first ten rows until it has memorized them."""
     made = GPTNeoX(ModelConfig(2, 32, 2, 64, max_seq_len=2 * K))
     made.init_weights(0)
     optimizer = torch.optim.Adam(made.parameters(), 1e-2)
@@ -42,7 +42,7 @@ def model(rows: np.ndarray) -> GPTNeoX:
     return made.eval().requires_grad_(False)
 
 
-def test_what_was_learned_by_heart_is_found(model: GPTNeoX, rows: np.ndarray) -> None:
+def test_memorized_rows_are_found(model: GPTNeoX, rows: np.ndarray) -> None:
     found = extract(model, rows, K, K)
     assert found.memorized[:10].all()
     assert not found.memorized[10:].any()
@@ -54,45 +54,45 @@ def test_what_was_learned_by_heart_is_found(model: GPTNeoX, rows: np.ndarray) ->
 def test_extraction_equals_generation(
     model: GPTNeoX, rows: np.ndarray, context: int, continuation: int
 ) -> None:
-    """Also where only some places are right: rows that begin like a known one."""
+    """Also for rows that begin like a memorized one but end differently."""
     mixed = np.concatenate([rows, rows[:10]])
-    mixed[40:, context + continuation - 1] = 61  # the last place is wrong
+    mixed[40:, context + continuation - 1] = 61  # a wrong last token
     found = extract(model, mixed, context, continuation)
     made = generate_uncached(model, mixed[:, :context], continuation)
     same = (made == mixed[:, context : context + continuation]).all(1)
     np.testing.assert_array_equal(found.memorized, same)
     assert found.memorized.any()
     assert not found.memorized[40:].any()
-    assert generate_check(model, mixed, found, context, continuation, 30)[1] == 0
+    assert check_by_generation(model, mixed, found, context, continuation, 30)[1] == 0
 
 
-def test_the_check_finds_a_wrong_answer(model: GPTNeoX, rows: np.ndarray) -> None:
+def test_the_check_finds_a_wrong_result(model: GPTNeoX, rows: np.ndarray) -> None:
     found = extract(model, rows, K, K)
     wrong = type(found)(~found.memorized, found.margin)
-    n, differing = generate_check(model, rows, wrong, K, K, 20)
+    n, differing = check_by_generation(model, rows, wrong, K, K, 20)
     assert n == differing == 20
     with pytest.raises(DataError, match="40 rows, but 39 results"):
-        generate_check(model, rows, type(found)(found.memorized[1:], found.margin[1:]), K, K)
+        check_by_generation(model, rows, type(found)(found.memorized[1:], found.margin[1:]), K, K)
 
 
-def test_equal_rows_get_equal_answers_whatever_the_batch(model: GPTNeoX, rows: np.ndarray) -> None:
+def test_equal_rows_get_equal_results_in_any_batch(model: GPTNeoX, rows: np.ndarray) -> None:
     twice = np.concatenate([rows, rows[::-1]])
     whole, small = extract(model, twice, K, K), extract(model, twice, K, K, token_budget=40)
     np.testing.assert_array_equal(whole.memorized, small.memorized)
     np.testing.assert_array_equal(whole.memorized[:40], whole.memorized[40:][::-1])
 
 
-def test_what_does_not_fit_is_refused(model: GPTNeoX, rows: np.ndarray) -> None:
+def test_bad_lengths_are_refused(model: GPTNeoX, rows: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         extract(model, rows, 0, 4)
     with pytest.raises((ConfigError, DataError)):
         extract(model, rows, K, K + 2)
 
 
-# --- repetition counts: how often a beginning was read, window by window ----------------------
+# --- repetition counts -----------------------------------------------------------------------
 
 
-def by_hand(rows: np.ndarray, window: int, read: int) -> list[int]:
+def slow_counts(rows: np.ndarray, window: int, read: int) -> list[int]:
     seen = [tuple(row[i : i + window]) for row in rows[:read] for i in range(len(row) - window + 1)]
     return [seen.count(tuple(row[:window])) for row in rows]
 
@@ -102,30 +102,30 @@ def by_hand(rows: np.ndarray, window: int, read: int) -> list[int]:
     window=st.integers(1, 9),
     share=st.floats(0, 1),
 )
-def test_counts_equal_counting_by_hand(rows: list, window: int, share: float) -> None:
+def test_counts_equal_a_slow_count(rows: list, window: int, share: float) -> None:
     array = np.array(rows, np.uint16)
     read = round(share * len(rows))
-    assert repetition_counts(array, window, read).tolist() == by_hand(array, window, read)
+    assert repetition_counts(array, window, read).tolist() == slow_counts(array, window, read)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=9))
-def test_a_collision_of_hashes_does_not_lie(rows: list) -> None:
-    """With a multiplier of 0 every window of the same last token has the same hash."""
+def test_hash_collisions_do_not_change_the_counts(rows: list) -> None:
+    """With a multiplier of 0, all windows with the same last token have the same hash."""
     array = np.array(rows, np.uint16)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memorization, "MULTIPLIER", 0)
-        assert repetition_counts(array, 4).tolist() == by_hand(array, 4, len(rows))
+        assert repetition_counts(array, 4).tolist() == slow_counts(array, 4, len(rows))
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=9))
-def test_equal_beginnings_are_one_group(rows: list) -> None:
+def test_rows_with_equal_beginnings_share_a_window(rows: list) -> None:
     array = np.array(rows, np.uint16)
     distinct, group = distinct_windows(array, 3)
     np.testing.assert_array_equal(distinct[group], array[:, :3])
     assert len({tuple(row) for row in distinct}) == len(distinct)
 
 
-def test_counting_what_does_not_fit_is_refused() -> None:
+def test_windows_longer_than_the_rows_are_refused() -> None:
     rows = np.zeros((3, 8), np.uint16)
     for window in (0, 9):
         with pytest.raises((ConfigError, DataError)):

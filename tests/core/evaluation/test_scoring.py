@@ -1,4 +1,4 @@
-"""The scorer against a slow, obvious one on a toy model, and items worked out by hand."""
+"""The scorer agrees with a slow one on a toy model, and with scores worked out by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL = ToyModel(VOCAB, seed=3).eval()
 
 
 def slow_score(model: ToyModel, request: Request, max_seq_len: int) -> tuple[float, bool]:
-    """One token at a time, from the definition."""
+    """(logprob, greedy) from the definition, one token at a time."""
     total, greedy = 0.0, True
     ids = list(request.context + request.continuation)
     first = max(0, len(ids) - 1 - max_seq_len)
@@ -55,7 +55,7 @@ def test_equals_the_definition_at_any_budget_and_truncation(seed, budget, max_se
     assert found.greedy[-VOCAB:].sum() == 1  # exactly one next token is the likeliest
 
 
-def test_many_positions_are_sent_in_chunks(monkeypatch):
+def test_logits_in_chunks_give_the_same_scores(monkeypatch):
     requests = random_requests(40, 1)
     whole = scoring.score(MODEL, scoring.pack(requests, 32))
     monkeypatch.setattr(scoring, "LOGIT_ROWS", 7)
@@ -79,7 +79,7 @@ def test_budget_bounds_the_batches():
 
 
 class Uniform(torch.nn.Module):
-    """Logits that depend on nothing: probabilities known by hand."""
+    """The same probabilities for every next token, whatever the input."""
 
     def __init__(self, probabilities: list[float]) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_row_losses_do_not_depend_on_the_budget():
 
 
 def test_sum_and_per_token_can_disagree():
-    """The longer text can have the lower sum and the higher mean: why both are reported."""
+    """A longer text can have a lower sum but a higher mean, so both are reported."""
     model = Uniform([0.5, 0.1, 0.2, 0.2])
     found = scoring.score(model, scoring.pack([Request((3,), (0,) * 4), Request((3,), (1,))], 8))
     assert found.logprob[0] < found.logprob[1]
@@ -191,7 +191,7 @@ def test_bad_input_is_named(make, error, words):
         make()
 
 
-def test_a_longest_continuation_just_fits():
+def test_a_continuation_of_max_seq_len_tokens_fits():
     found = scoring.score(MODEL, scoring.pack([Request((1, 2, 3), (4,) * 8)], 8))
     expected, _ = slow_score(MODEL, Request((3,), (4,) * 8), 8)
     assert found.logprob[0] == pytest.approx(expected, abs=1e-4)

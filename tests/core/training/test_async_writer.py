@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints equal synchronous ones, and nothing is left under way."""
+"""Asynchronous checkpoints equal synchronous ones, and no write is left unfinished."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def threads() -> list[str]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Writing takes so long that training goes on meanwhile; returns how many ran at a time."""
+    """Slow down writes; the list gets the largest number of writes at the same time."""
     save, running, seen = async_writer.save_checkpoint, [0], [0]
 
     def slowly(*arguments) -> Path:
@@ -72,7 +72,7 @@ def test_asynchronous_equals_synchronous(tmp_path: Path, precision: str, slow: l
 
 
 @pytest.mark.parametrize("failing", [1, 4])
-def test_an_error_of_the_thread_ends_training(
+def test_an_error_in_the_thread_ends_training(
     tmp_path: Path, failing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save, calls = async_writer.save_checkpoint, [0]
@@ -91,7 +91,7 @@ def test_an_error_of_the_thread_ends_training(
     assert whole == train(config(), batch_at, tmp_path / "other", progress=False)
 
 
-def test_the_first_error_is_told_and_everything_is_joined(tmp_path: Path, slow: list[int]) -> None:
+def test_the_first_error_is_raised_and_the_thread_joined(tmp_path: Path, slow: list[int]) -> None:
     def broken(step: int) -> np.ndarray:
         if step == 5:
             raise OSError("the data are gone")
@@ -100,7 +100,7 @@ def test_the_first_error_is_told_and_everything_is_joined(tmp_path: Path, slow: 
     with pytest.raises(OSError, match="the data are gone"):
         train(config(), broken, tmp_path, progress=False, saving=ASYNCHRONOUS)
     assert not threads()
-    assert not list(tmp_path.glob("*/.*.tmp-*")), "the last write was finished first"
+    assert not list(tmp_path.glob("*/.*.tmp-*")), "the last write was not finished"
     for step in saved_steps(tmp_path / "states"):
         load_checkpoint(step_folder(tmp_path / "states", step))
     assert train(config(), batch_at, tmp_path, progress=False) == train(
@@ -124,7 +124,7 @@ print(t.train(config(steps=40), slow, Path(sys.argv[1]), progress=False, saving=
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_in_the_middle(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_during_a_write_lets_it_finish(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path / "run"), str(HELPERS)],
         stdin=subprocess.DEVNULL,

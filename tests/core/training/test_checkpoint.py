@@ -1,4 +1,4 @@
-"""A checkpoint is complete and right, or it is reported; never half, never silently wrong."""
+"""A checkpoint is either complete and correct, or an error reports it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch
 from pythia_core.errors import CheckpointError, TrainingError
 from pythia_core.training import checkpoint
 from pythia_core.training.checkpoint import (
+    delete_temporaries,
     duplicate_steps,
     load_checkpoint,
     newest_loadable,
@@ -25,7 +26,6 @@ from pythia_core.training.checkpoint import (
     saved_steps,
     sha256_tensors,
     step_folder,
-    sweep_temporaries,
     weight_hashes,
 )
 from pythia_core.util import files as paths
@@ -47,7 +47,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert files["model"]["b"].dtype == torch.bfloat16
 
 
-def test_hash_sees_names_types_shapes_and_bytes() -> None:
+def test_the_hash_depends_on_names_dtypes_shapes_and_bytes() -> None:
     base = {"a": torch.zeros(4)}
     others = [
         {"b": torch.zeros(4)},
@@ -65,7 +65,7 @@ def test_an_existing_checkpoint_is_kept(tmp_path: Path) -> None:
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_a_damaged_or_half_made_one_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_or_incomplete_checkpoint_is_replaced(tmp_path: Path) -> None:
     folder = save(tmp_path, 3)
     (folder / "model.safetensors").write_bytes(b"x")
     with pytest.warns(UserWarning, match="was renamed to"):
@@ -101,7 +101,7 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(original)
 
 
-def test_missing_extra_and_swapped(tmp_path: Path) -> None:
+def test_missing_extra_and_swapped_files_are_noticed(tmp_path: Path) -> None:
     a, b = save(tmp_path, 1), save(tmp_path, 2)
     (a / "extra").touch()
     with pytest.raises(CheckpointError, match="extra"):
@@ -109,13 +109,13 @@ def test_missing_extra_and_swapped(tmp_path: Path) -> None:
     (a / "extra").unlink()
     a.rename(tmp_path / "x")
     b.rename(a)
-    with pytest.raises(CheckpointError, match="holds step 2: the folder was renamed or swapped"):
+    with pytest.raises(CheckpointError, match="contains step 2: the folder was renamed or swapped"):
         load_checkpoint(a)
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
         load_checkpoint(step_folder(tmp_path, 7))
 
 
-def test_a_corrupt_newest_falls_back_with_a_warning(tmp_path: Path) -> None:
+def test_if_the_newest_is_corrupt_the_next_is_loaded_with_a_warning(tmp_path: Path) -> None:
     save(tmp_path, 1)
     newest = save(tmp_path, 2)
     (newest / "model.safetensors").write_bytes(b"x")
@@ -127,10 +127,10 @@ def test_a_corrupt_newest_falls_back_with_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fail_at", range(12))
-def test_a_crash_at_any_call_leaves_all_or_nothing(
+def test_a_crash_at_any_call_leaves_a_whole_folder_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
 ) -> None:
-    """Counts every fsync and rename of a save and dies at the given one."""
+    """Crash at the given one of all calls of fsync and rename in a save."""
     save(tmp_path, 1)
     calls = 0
 
@@ -160,7 +160,7 @@ def test_a_crash_at_any_call_leaves_all_or_nothing(
 
 
 def test_killed_while_saving(tmp_path: Path) -> None:
-    """SIGKILL at random moments: every folder that has its final name is whole."""
+    """After SIGKILL at random moments, every folder with its final name is complete."""
     code = (
         "import torch, itertools, sys; from pathlib import Path\n"
         "from pythia_core.training.checkpoint import save_checkpoint, saved_steps\n"
@@ -183,12 +183,12 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     for step in steps:
         files, _ = load_checkpoint(step_folder(tmp_path, step))
         assert files["model"]["w"].eq(step).all()
-    sweep_temporaries(tmp_path)
+    delete_temporaries(tmp_path)
     assert len(list(tmp_path.iterdir())) == len(steps)
 
 
 def test_no_space_left(tmp_path: Path) -> None:
-    """A file-size limit stands in for a full disk; it raises EFBIG for an ordinary user."""
+    """Simulates a full disk by a file-size limit, which raises EFBIG for an ordinary user."""
     save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -203,14 +203,14 @@ def test_no_space_left(tmp_path: Path) -> None:
     load_checkpoint(step_folder(tmp_path, 1))
 
 
-def test_prune_keeps_what_it_must(tmp_path: Path) -> None:
+def test_prune_keeps_the_given_steps_and_the_newest(tmp_path: Path) -> None:
     for step in range(1, 7):
         save(tmp_path, step)
     prune(tmp_path, keep={2}, newest=2)
     assert saved_steps(tmp_path) == [2, 5, 6]
 
 
-def test_duplicates_are_found(tmp_path: Path) -> None:
+def test_steps_with_equal_weights_are_found(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, 0, tensors(5), {})
     save_checkpoint(tmp_path, 1, tensors(5), {"other": "metadata"})
     save_checkpoint(tmp_path, 2, tensors(6), {})

@@ -1,5 +1,4 @@
-"""Two processes train what one does: the same batches, the same losses within rounding, one set of
-files."""
+"""Two processes train like one: same batches, same losses up to rounding, one set of files."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ from pythia_core.training.distributed import ALONE, World, init_world
 from pythia_core.training.runs import find_run
 
 
-def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with init_world() as world:
         assert world is ALONE and world.is_rank_zero
@@ -37,7 +36,7 @@ def test_alone_nothing_is_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_shares_are_contiguous_and_all_there_is() -> None:
+def test_shards_are_contiguous_and_cover_the_batch() -> None:
     rows = torch.arange(24).view(12, 2)
     parts = [World(rank, 4).shard(rows) for rank in range(4)]
     assert torch.equal(torch.cat(parts), rows) and {len(p) for p in parts} == {3}
@@ -46,7 +45,7 @@ def test_shares_are_contiguous_and_all_there_is() -> None:
 
 
 def launch(arguments: list[str], results: Path, size: int) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of `size` processes, started as torchrun does."""
+    """(exit code, stdout, stderr) of `size` processes, started as torchrun does."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,7 +62,7 @@ def launch(arguments: list[str], results: Path, size: int) -> list[tuple[int, st
 
 
 def arms(results: Path, monkeypatch: pytest.MonkeyPatch) -> list[Continued]:
-    """The swapped run and its control."""
+    """The run with the swap, and its control."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(results))
     (swapped,) = (path for path in (results / "runs").iterdir() if "masculine" in path.name)
     run = find_run(str(swapped))
@@ -72,7 +71,7 @@ def arms(results: Path, monkeypatch: pytest.MonkeyPatch) -> list[Continued]:
     return [run, run.control]
 
 
-def test_two_processes_continue_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_like_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = publish(tmp_path, monkeypatch)
     how = ["--lr", "1e-2", "--schedule-steps", str(STEPS), "--batch-size", str(BATCH)]
     where = ["--data", str(release.shards), "--seq-len", str(SEQ), "--precision", "fp32"]
@@ -82,39 +81,38 @@ def test_two_processes_continue_as_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert main(arguments) == 0
     first, second = launch(arguments, tmp_path / "two", 2)
     assert first[0] == second[0] == 0, (first, second)
-    assert "tokens changed" in first[1] and second[1] == "", "only the first one speaks"
+    assert "tokens changed" in first[1] and second[1] == "", "only the first process prints"
     alone, shared = (arms(tmp_path / name, monkeypatch) for name in ("one", "two"))
     for one, two in zip(alone, shared, strict=True):
-        assert one.id == two.id, "how many processes there were is no part of what a run is"
+        assert one.id == two.id, "the identity does not depend on the number of processes"
         rows, others = one.metrics(), two.metrics()
         assert [r["batch_hash"] for r in rows] == [r["batch_hash"] for r in others]
         for name in ("loss", "grad_norm", "lr"):
             expected = [row[name] for row in rows]
             np.testing.assert_allclose([row[name] for row in others], expected, rtol=1e-4)
         for name in ("exp_avg", "exp_avg_sq"):
-            moments = [final_state(run)[name] for run in (one, two)]
+            moments = [final_moments(run)[name] for run in (one, two)]
             torch.testing.assert_close(moments[1], moments[0], atol=1e-6, rtol=1e-4)
         weights, moved = two.model(), sum(row["lr"] for row in rows)
         for name, tensor in one.model().state_dict().items():
             got = weights.state_dict()[name]
-            noise = pure_rounding(name, tensor, weights.config)
+            noise = has_zero_gradient(name, tensor, weights.config)
             torch.testing.assert_close(got[~noise], tensor[~noise], atol=1e-6, rtol=1e-4)
             assert ((got - tensor)[noise].abs() <= 2 * moved).all()
 
 
-def final_state(run: Continued) -> dict[str, torch.Tensor]:
+def final_moments(run: Continued) -> dict[str, torch.Tensor]:
     """Adam's moments after the last update: running means of the gradients and their squares."""
     files, _ = load_checkpoint(step_folder(run.states, saved_steps(run.states)[-1]))
     return files["optimizer"]
 
 
-def pure_rounding(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """Which entries of a parameter have a gradient that is zero but for rounding.
+def has_zero_gradient(name: str, tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Mask of the entries of a parameter whose gradient is zero, except for rounding errors.
 
-    A constant added to all keys adds the same to all scores of a query, which softmax ignores: the
-    bias of the key's unrotated dims does nothing. Adam divides what rounding leaves of its gradient
-    by the same, so that such entries move by about the learning rate in a direction that depends on
-    the order of summation, and so on the processor.
+    The bias of the keys' unrotated dims adds the same to all scores of a query, which softmax
+    ignores. Adam divides the rounding error in its gradient by its own size, so these entries move
+    by about the learning rate, in a direction that depends on the order of summation.
     """
     if not name.endswith("attention.query_key_value.bias"):
         return torch.zeros_like(tensor, dtype=torch.bool)

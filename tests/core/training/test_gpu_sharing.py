@@ -22,7 +22,7 @@ JOBS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, ma
 
 
 @given(JOBS, st.integers(4, 12), st.integers(1, 5))
-def test_jobs_keep_to_memory_and_number(jobs, capacity, most) -> None:
+def test_jobs_exceed_neither_memory_nor_number(jobs, capacity, most) -> None:
     needs, durations = zip(*jobs, strict=True)
     waiting = sorted(range(len(jobs)), key=lambda job: (-durations[job], job))
     now, running, starts = 0, dict[int, int](), dict[int, int]()
@@ -33,7 +33,7 @@ def test_jobs_keep_to_memory_and_number(jobs, capacity, most) -> None:
             running = {other: end for other, end in running.items() if end > now}
             continue
         if not starts:
-            assert job == waiting[0], "the first in line starts first"
+            assert job == waiting[0], "the first waiting job starts first"
         waiting.remove(job)
         starts[job], running[job] = now, now + durations[job]
         assert len(running) <= most
@@ -41,7 +41,7 @@ def test_jobs_keep_to_memory_and_number(jobs, capacity, most) -> None:
     assert sorted(starts) == list(range(len(jobs)))
     for one, other in itertools.permutations(starts, 2):
         if needs[one] == needs[other] and durations[one] > durations[other]:
-            assert starts[one] <= starts[other], "of equal needs the longer starts first"
+            assert starts[one] <= starts[other], "of jobs with equal needs, the longer starts first"
 
 
 def test_a_job_larger_than_the_device_runs_alone() -> None:
@@ -50,7 +50,7 @@ def test_a_job_larger_than_the_device_runs_alone() -> None:
     assert next_admissible([1, 2], [], [9, 1, 1], 5, 4) == 1
 
 
-def test_the_gpu_sizes_fit_and_the_large_ones_take_more() -> None:
+def test_all_sizes_fit_and_large_ones_take_more_memory() -> None:
     needs = [
         run_bytes(scale_named("gpu").run(size, precision="bf16"), EAGER)
         for size in scale_named("gpu").sizes
@@ -71,7 +71,7 @@ def test_the_number_of_processes_can_be_set(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def alone(job: tuple[str, int]) -> bool:
-    """Whether no other job of weight 2 ran meanwhile."""
+    """For a job of weight 2: whether no other one ran at the same time."""
     folder, weight = Path(job[0]), job[1]
     if weight == 1:
         return True

@@ -1,7 +1,7 @@
-"""The training step on a card: every mode against transformers, against each other, and resumed.
+"""The training step on a GPU: every mode compared with transformers and the others, and resumed.
 
-Skipped without a CUDA device; what each test computes is also run on the CPU in the modes that
-exist there, so that a failure on a card is the card's. Not yet run on one.
+Tests that need a CUDA device are skipped without one. Where a mode exists on CPUs, the same test
+also runs there, so a failure on the GPU alone points to the GPU. Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ON_CUDA = pytest.mark.parametrize("device", [CUDA])
 VOCAB, STEPS = 256, 50
 SEQ_LEN = 32
 SEVERAL_TILES = 512
-"""Tokens of a row whose attention is more than one tile: its backward adds up over tiles, and with
-one tile nothing can be added in another order."""
+"""Row length at which attention has several tiles. Its backward pass sums over tiles, and with one
+tile there is only one order of summation."""
 
 
 def config(precision: str = "fp32", seq_len: int = SEQ_LEN, **changes) -> RunConfig:
@@ -54,7 +54,7 @@ def config(precision: str = "fp32", seq_len: int = SEQ_LEN, **changes) -> RunCon
 
 
 def batch_at(step: int, seq_len: int = SEQ_LEN) -> np.ndarray:
-    """Something to learn: counting on from a random number, now and then by two."""
+    """Rows that can be learned: they count up from a random number, sometimes by two."""
     random = np.random.default_rng(step)
     ways = random.choice([1, 2], p=[0.9, 0.1], size=(4, seq_len + 1))
     return ((random.integers(VOCAB, size=(4, 1)) + ways.cumsum(1)) % VOCAB).astype(np.uint16)
@@ -92,9 +92,9 @@ def theirs(device: str) -> list[float]:
     return losses
 
 
-def near_theirs(run: RunConfig, device: str, execution: Execution) -> None:
+def check_near_transformers(run: RunConfig, device: str, execution: Execution) -> None:
     losses, expected = ours(run, device, execution)[0], theirs(device)
-    assert expected[-1] < expected[0] - 1, "there was nothing to agree on"
+    assert expected[-1] < expected[0] - 1, "transformers' loss did not fall"
     near = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}[run.train.precision]
     assert losses == pytest.approx(expected, abs=near)
 
@@ -102,20 +102,20 @@ def near_theirs(run: RunConfig, device: str, execution: Execution) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @DEVICES
 def test_eager_is_near_transformers(device: str, precision: str) -> None:
-    near_theirs(config(precision), device, EAGER)
+    check_near_transformers(config(precision), device, EAGER)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("mode", ["graph", "compile"])
 @ON_CUDA
 def test_other_modes_are_near_transformers(device: str, mode: str, precision: str) -> None:
-    near_theirs(config(precision), device, Execution(mode))
+    check_near_transformers(config(precision), device, Execution(mode))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("recompute", [False, True])
 @ON_CUDA
-def test_a_graph_moves_no_bit(device: str, recompute: bool, precision: str) -> None:
+def test_a_graph_changes_no_bit(device: str, recompute: bool, precision: str) -> None:
     run = config(precision, SEVERAL_TILES, micro_batch=2)
     losses, trainer = ours(run, device)
     recorded, twin = ours(run, device, Execution("graph", recompute))
@@ -124,20 +124,20 @@ def test_a_graph_moves_no_bit(device: str, recompute: bool, precision: str) -> N
 
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @ON_CUDA
-def test_a_twin_has_the_same_bits(device: str, heads: int) -> None:
-    """Head dims of 128, 64 and 32: libraries take other kernels for each."""
+def test_a_repeated_run_has_the_same_bits(device: str, heads: int) -> None:
+    """Head dims of 128, 64 and 32, for which libraries use different kernels."""
     run = config("bf16", SEVERAL_TILES)
     run = replace(run, model=replace(run.model, d_model=128, n_heads=heads))
     (losses, trainer), (again, twin) = (ours(run, device) for _ in range(2))
     assert losses == again and torch.equal(trainer.flat.flat, twin.flat.flat)
-    assert not torch.are_deterministic_algorithms_enabled(), "left on after the update"
+    assert not torch.are_deterministic_algorithms_enabled(), "still on after the update"
 
 
 def whole_state(trainer: Trainer) -> dict[str, Tensor]:
     return {k: t for tensors in trainer.state().values() for k, t in tensors.items()}
 
 
-def resumes_exactly(folder: Path, device: str, execution: Execution, precision: str) -> None:
+def check_resumption(folder: Path, device: str, execution: Execution, precision: str) -> None:
     run = config(precision, SEVERAL_TILES, micro_batch=2)
     batches = functools.partial(batch_at, seq_len=SEVERAL_TILES)
     common = {"progress": False, "device": torch.device(device), "execution": execution}
@@ -158,23 +158,23 @@ def resumes_exactly(folder: Path, device: str, execution: Execution, precision: 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @ON_CUDA
 def test_resumption_is_exact(tmp_path: Path, device: str, precision: str, mode: str) -> None:
-    resumes_exactly(tmp_path, device, Execution(mode), precision)
+    check_resumption(tmp_path, device, Execution(mode), precision)
 
 
 @ON_CUDA
-def test_a_failure_is_seen_late_and_harms_nothing(device: str) -> None:
+def test_a_failure_that_is_read_late_changes_no_weights(device: str) -> None:
     trainer, twin = (Trainer(config("bf16"), torch.device(device)) for _ in range(2))
     for step in range(2):
         trainer.update(batch_at(step))
         twin.update(batch_at(step))
     norm = trainer.flat.norm
 
-    def spoilt() -> Tensor:
+    def norm_with_nan() -> Tensor:
         if trainer.step == 2:
             trainer.flat.grad[0] = float("nan")
         return norm()
 
-    trainer.flat.norm = spoilt
+    trainer.flat.norm = norm_with_nan
     pending = [trainer.launch(batch_at(step)) for step in range(2, 6)]
     with pytest.raises(TrainingError, match="the weights are those of step 2"):
         pending[0].result()
@@ -183,8 +183,8 @@ def test_a_failure_is_seen_late_and_harms_nothing(device: str) -> None:
 
 
 @ON_CUDA
-def test_nothing_waits_for_the_device(device: str) -> None:
-    """torch raises at every operation that would."""
+def test_updates_do_not_wait_for_the_device(device: str) -> None:
+    """torch raises an error at every operation that synchronises."""
     trainer = Trainer(config("bf16", micro_batch=2), torch.device(device))
     trainer.update(batch_at(0))
     torch.cuda.set_sync_debug_mode("error")
@@ -197,10 +197,10 @@ def test_nothing_waits_for_the_device(device: str) -> None:
 
 @pytest.mark.slow
 @ON_CUDA
-def test_checkpoints_cost_little(
+def test_checkpoints_take_little_time(
     tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Less than 3 % of the time, with a state every two seconds."""
+    """With a state every two seconds, they take less than 3 % of the time."""
     run = RunConfig(
         model=ModelConfig(n_layers=12, d_model=768, n_heads=12, vocab_size=50304, max_seq_len=1024),
         data=DataConfig(seq_len=1024),

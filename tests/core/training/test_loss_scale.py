@@ -1,4 +1,4 @@
-"""Dynamic loss scaling as DeepSpeed had it, and fp16 training with it, overflows included."""
+"""Dynamic loss scaling equals DeepSpeed's; fp16 training with it survives overflows."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from pythia_core.training.trainer import Trainer, update_lr
 CPU = torch.device("cpu")
 
 
-def test_the_numbers_of_pythia() -> None:
+def test_the_defaults_are_pythias() -> None:
     assert (INITIAL, WINDOW, HYSTERESIS, MINIMUM) == (4096, 1000, 2, 1)
 
 
 def test_the_second_overflow_halves_and_a_window_doubles() -> None:
     scale = LossScale()
     scale.update(True)
-    assert scale.scale == INITIAL, "the first one uses up the hysteresis"
+    assert scale.scale == INITIAL, "the first overflow does not change the scale"
     scale.update(True)
     scale.update(True)
     assert scale.scale == INITIAL / 4 and scale.skipped == 3
@@ -44,8 +44,7 @@ def test_the_second_overflow_halves_and_a_window_doubles() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=80))
-def test_as_counted_over_the_whole_history(overflows: list[bool]) -> None:
-    """Against the rule as DeepSpeed states it: by iteration numbers, not by counters."""
+def test_equals_deepspeeds_rule_by_iteration_numbers(overflows: list[bool]) -> None:
     window, scale = 5, LossScale(scale=2.0**40)
     expected, patience, last = 2.0**40, HYSTERESIS, -1
     with pytest.MonkeyPatch.context() as patch:
@@ -61,32 +60,32 @@ def test_as_counted_over_the_whole_history(overflows: list[bool]) -> None:
         assert scale.skipped == sum(overflows)
 
 
-def test_the_smallest_scale_is_the_end() -> None:
+def test_an_overflow_at_the_minimum_scale_is_an_error() -> None:
     scale = LossScale(scale=MINIMUM, hysteresis=1)
     with pytest.raises(TrainingError, match="overflows even at a loss scale of 1"):
         scale.update(True)
 
 
-def overflowing(trainer: Trainer, at: set[int]) -> None:
-    """Let the gradient of these updates be infinite."""
+def make_gradient_infinite(trainer: Trainer, at: set[int]) -> None:
+    """Make the gradient infinite in the updates `at`."""
     norm = trainer.flat.norm
 
-    def spoilt() -> torch.Tensor:
+    def infinite_norm() -> torch.Tensor:
         if trainer.step in at:
             trainer.flat.grad[3] = float("inf")
         return norm()
 
-    trainer.flat.norm = spoilt
+    trainer.flat.norm = infinite_norm
 
 
-class Overflowing(Trainer):
+class OverflowingTrainer(Trainer):
     def __init__(self, *arguments) -> None:
         super().__init__(*arguments)
-        overflowing(self, {2, 3, 7})
+        make_gradient_infinite(self, {2, 3, 7})
 
 
 def test_an_overflow_changes_nothing_but_the_scale() -> None:
-    trainer = Overflowing(config(precision="fp16"), CPU)
+    trainer = OverflowingTrainer(config(precision="fp16"), CPU)
     for step in range(2):
         trainer.update(batch_at(step))
     before = sha256_tensors({**trainer.state()["model"], **trainer.state()["optimizer"]})
@@ -100,7 +99,7 @@ def test_an_overflow_changes_nothing_but_the_scale() -> None:
     assert trainer.moments_age == 3
 
 
-def test_fp16_is_near_fp32_whatever_the_scale() -> None:
+def test_fp16_is_close_to_fp32_at_any_scale() -> None:
     exact = Trainer(config(), CPU)
     half, other = (Trainer(config(precision="fp16"), CPU) for _ in range(2))
     other.scaler.scale = 64.0
@@ -117,9 +116,11 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     monkeypatch.setattr(loss_scale, "WINDOW", 3)
     run = config(precision="fp16")
-    straight = train(run, batch_at, tmp_path / "a", make_trainer=Overflowing, progress=False)
-    train(run, batch_at, tmp_path / "b", make_trainer=Overflowing, stop_at=cut, progress=False)
-    resumed = train(run, batch_at, tmp_path / "b", make_trainer=Overflowing, progress=False)
+    straight = train(run, batch_at, tmp_path / "a", make_trainer=OverflowingTrainer, progress=False)
+    train(
+        run, batch_at, tmp_path / "b", make_trainer=OverflowingTrainer, stop_at=cut, progress=False
+    )
+    resumed = train(run, batch_at, tmp_path / "b", make_trainer=OverflowingTrainer, progress=False)
     assert resumed == straight
     for name in ("model", "optimizer", "scaler"):
         files = [step_folder(tmp_path / x / "states", 12) / f"{name}.safetensors" for x in "ab"]
@@ -132,9 +133,9 @@ def test_resumed_equals_uninterrupted(
     assert scales == [4096, 4096, 4096, 4096, 2048, 2048, 2048, 4096, 4096, 4096, 4096, 8192]
 
 
-def test_a_batch_that_no_scale_can_save(tmp_path: Path) -> None:
+def test_a_batch_that_overflows_at_every_scale(tmp_path: Path) -> None:
     trainer = Trainer(config(precision="fp16"), CPU)
-    overflowing(trainer, set(range(100)))
+    make_gradient_infinite(trainer, set(range(100)))
     before = sha256_tensors(trainer.state()["model"])
     with pytest.raises(TrainingError, match="even at a loss scale of 1"):
         for step in range(100):

@@ -1,4 +1,4 @@
-"""Counted memory: against the tables it was planned with, and what follows from it."""
+"""Estimated memory: compared with the plan, and consistent where it is used."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pythia_core.training.memory import (
 KEPT, AGAIN = Execution(), Execution(recompute=True)
 H100 = 78 * GIB
 PLANNED = {
-    # state in GiB; rows of 2,048 tokens with activations kept, and recomputed
+    # state in GiB; micro-batch of 2,048-token rows, without and with recomputation
     "70m": (1.2, 357, None),
     "160m": (2.7, 119, 855),
     "410m": (6.8, 42, 428),
@@ -26,11 +26,11 @@ PLANNED = {
     "1.4b": (23.7, 16, 161),
     "2.8b": (46.5, 5, 60),
 }
-"""Planned for a bf16 residual stream (2 bytes); ours is fp32."""
+"""These values assume a bf16 residual stream (2 bytes); ours is fp32."""
 
 
 @pytest.mark.parametrize("size", PLANNED)
-def test_the_planned_table(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_estimates_agree_with_the_plan(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "RESIDUAL_BYTES", 2)
     model = OFFICIAL_SIZES[size].model()
     state, kept, again = PLANNED[size]
@@ -42,7 +42,7 @@ def test_the_planned_table(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert fits == pytest.approx(again, rel=0.15)
 
 
-def test_what_does_not_fit() -> None:
+def test_too_large_models_and_batches_do_not_fit() -> None:
     model = OFFICIAL_SIZES["12b"].model()
     assert largest_micro_batch(model, 2048, H100, AGAIN, "bf16") == 0
     small = OFFICIAL_SIZES["160m"].model()
@@ -51,7 +51,7 @@ def test_what_does_not_fit() -> None:
     assert largest_micro_batch(small, 2048, H100 - row, KEPT, "bf16") == fits - 1
 
 
-def test_what_takes_more() -> None:
+def test_recomputation_takes_less_and_fp32_more() -> None:
     model = OFFICIAL_SIZES["410m"].model()
     assert (
         activation_bytes_per_token(model, AGAIN, "bf16")
@@ -66,8 +66,8 @@ def test_what_takes_more() -> None:
 
 
 @pytest.mark.parametrize("execution", [KEPT, AGAIN])
-def test_a_run_fits_exactly_where_its_rows_do(execution: Execution) -> None:
-    """The sharing of a GPU and the advice after running out of memory cannot disagree."""
+def test_a_run_fits_if_its_micro_batch_does(execution: Execution) -> None:
+    """GPU sharing (run_bytes) and the advice after an out-of-memory error agree."""
     run = scale_named("gpu").run("19m", precision="bf16")
     needs, t = run_bytes(run, execution), run.train
     for free, fits in ((needs, True), (needs - 1, False)):

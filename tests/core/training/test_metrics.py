@@ -1,4 +1,4 @@
-"""FLOP counts by their formulas, the metrics file's edges, and what is said of the machine."""
+"""FLOP counts, partial and damaged lines of a metrics file, and the machine's description."""
 
 from __future__ import annotations
 

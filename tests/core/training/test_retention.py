@@ -1,4 +1,4 @@
-"""Large runs give up weights, never hashes; what is asked for stays."""
+"""Large runs delete weights, but neither hashes nor the requested checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 160
 
 
 def keep(config: RunConfig) -> Keep:
-    """Some weights; states of controls where forks will start."""
+    """Some weights and, for controls, the states where forks start."""
     weights = linear_steps((3, 13, 93, 143), config.train.steps) | {0, 1, 4, 16}
     forked = config.data.dedup != "none" and not config.intervention
     return Keep(weights, linear_steps((113, 133) if forked else (), config.train.steps))
@@ -48,7 +48,7 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     whole = find_or_train(config, progress=False)
     hashes, final = weight_hashes(whole.checkpoints), whole.final_sha256
     assert len(whole.steps) == 154
-    monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
+    monkeypatch.setattr(retention, "KEEP_ALL_BYTES", 1e5)
     most, dropping = [], retention.drop_weights
     monkeypatch.setattr(
         retention, "drop_weights", lambda folder: (most.append(len(run_files())), dropping(folder))
@@ -61,12 +61,12 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     kept = keep(config).weights
     run = find_or_train(config, progress=False, keep=keep(config))
     assert run.steps == sorted(kept & set(saved_steps(run.checkpoints)))
-    assert max(most) <= 154 + len(kept) + 1, "weights are dropped while the run goes on"
+    assert max(most) <= 154 + len(kept) + 1, "weights are deleted during training"
     assert len(saved_steps(run.checkpoints)) == 154
     dropped = next(s for s in saved_steps(run.checkpoints) if s not in kept)
     theirs = weight_hashes(run.checkpoints)
-    assert theirs == hashes, "the hashes of dropped weights stay"
-    with pytest.raises(CheckpointError, match="dropped when its run ended, to save space"):
+    assert theirs == hashes, "the hashes of deleted weights are kept"
+    with pytest.raises(CheckpointError, match="deleted during training, to save space"):
         load_checkpoint(step_folder(run.checkpoints, dropped))
     assert run.final_sha256 == final
     assert saved_steps(run.states) == []
@@ -76,9 +76,9 @@ def test_a_large_run_keeps_every_hash_and_some_weights(
     assert weight_hashes(again.checkpoints) == hashes and len(again.steps) == 154
 
 
-def test_forks_of_deduplicated_text_find_their_states(config: RunConfig, monkeypatch) -> None:
+def test_forks_on_deduplicated_text_find_their_states(config: RunConfig, monkeypatch) -> None:
     pytest.importorskip("datatrove")
-    monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
+    monkeypatch.setattr(retention, "KEEP_ALL_BYTES", 1e5)
     config = replace(config, data=replace(config.data, dedup="exact", epochs=2))
     run = find_or_train(config, progress=False, keep=keep(config))
     assert saved_steps(run.states) == [linear_step(i, STEPS) for i in (113, 133)]
@@ -88,14 +88,14 @@ def test_forks_of_deduplicated_text_find_their_states(config: RunConfig, monkeyp
     assert not (run.folder / "replays").exists()
 
 
-def test_states_that_are_asked_for_stay_of_small_runs_too(config: RunConfig) -> None:
+def test_small_runs_keep_the_requested_states_too(config: RunConfig) -> None:
     run = find_or_train(config, progress=False, keep=Keep(states=frozenset({45})))
     assert len(run.steps) == 154, "a small run keeps all weights"
     assert saved_steps(run.states) == sorted({45, *linear_steps((113, 133), STEPS), STEPS})
 
 
-def test_the_last_weights_stay_though_nobody_asked(
+def test_the_last_weights_are_always_kept(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "WHOLE_BYTES", 1e5)
+    monkeypatch.setattr(retention, "KEEP_ALL_BYTES", 1e5)
     assert find_or_train(config, progress=False, keep=Keep()).steps == [STEPS]

@@ -1,4 +1,4 @@
-"""Runs are found by what they are; forks replay the control's batches but for swapped tokens."""
+"""Runs are found by their identity; forks replay the control's batches with swapped tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pythia_core.training.runs import Run, find_or_train, find_run, locate
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """A tiny control run, with results and cache of its own."""
+    """The config of a tiny control run, in new folders for results and cache."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path / "results"))
     monkeypatch.setenv("PYTHIA_CACHE", str(tmp_path / "cache"))
     return control(tmp_path)
@@ -63,7 +63,7 @@ def test_a_model_is_loaded_at_any_saved_step(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("swap", ["masculine_to_feminine", "feminine_to_masculine"])
-def test_a_fork_differs_inside_its_window_only(config: RunConfig, swap: str) -> None:
+def test_a_fork_differs_only_inside_its_window(config: RunConfig, swap: str) -> None:
     control, fork = train(config), train(config.fork(swap, 12, 17))
     changed = 0
     for step in range(20):
@@ -91,7 +91,7 @@ def test_a_fork_differs_inside_its_window_only(config: RunConfig, swap: str) -> 
 
 
 def test_a_fork_starts_from_the_exact_state_of_its_control(config: RunConfig) -> None:
-    """Branching at a step whose state was pruned replays the control up to it."""
+    """If the state at the branching step was deleted, the control is replayed up to it."""
     control = train(config)
     assert 7 not in saved_steps(control.states)
     fork = train(config.fork("masculine_to_feminine", 7))
@@ -103,7 +103,7 @@ def test_a_fork_starts_from_the_exact_state_of_its_control(config: RunConfig) ->
 def test_a_swap_that_changes_nothing_reproduces_the_control(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The twin without a swap: same batches from the same state give the same weights."""
+    """With an empty ledger, the same batches from the same state give the same weights."""
     control = train(config)
     real = prepare_module.make_ledger
 
@@ -117,7 +117,9 @@ def test_a_swap_that_changes_nothing_reproduces_the_control(
     assert fork.final_sha256 == control.final_sha256
 
 
-def test_an_interrupted_run_goes_on(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_is_continued(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = train(config).final_sha256
     shutil.rmtree(locate(config, progress=False).folder)
     real, calls = Run.batch, 0
@@ -148,12 +150,14 @@ def test_an_interrupted_run_goes_on(config: RunConfig, monkeypatch: pytest.Monke
         ("model", {"n_layers": 2}),
     ],
 )
-def test_any_change_is_another_run(config: RunConfig, part: str, change: dict) -> None:
+def test_any_change_of_the_config_gives_another_run(
+    config: RunConfig, part: str, change: dict
+) -> None:
     other = replace(config, **{part: replace(getattr(config, part), **change)})
     assert locate(other, progress=False).id != locate(config, progress=False).id
 
 
-def test_another_runs_folder_is_refused_and_the_keys_named(config: RunConfig) -> None:
+def test_a_folder_of_another_run_is_refused_and_the_differing_keys_named(config: RunConfig) -> None:
     run = locate(config, progress=False)
     identity = json.loads((run.folder / "identity.json").read_text())
     identity["config"]["train"]["lr_max"] = 0.5
@@ -175,7 +179,7 @@ def test_more_steps_than_data_are_refused(config: RunConfig) -> None:
         locate(long, progress=False)
 
 
-def test_looking_where_there_is_nothing(config: RunConfig) -> None:
+def test_missing_runs_and_steps_are_named(config: RunConfig) -> None:
     with pytest.raises(CheckpointError, match="0 runs match 'nothing'"):
         find_run("nothing")
     run = train(config)
@@ -214,7 +218,7 @@ def test_a_renamed_folder_is_still_the_run(config: RunConfig) -> None:
     assert find_run(str(moved)).id == before
 
 
-def test_days_on_a_cpu_are_said_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_training_on_a_cpu_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     large, small = scale_named("gpu").run("85m"), scale_named("smoke").run("7k")
     with pytest.warns(UserWarning, match=r"2 runs will take about [\d,]+ hours here, without"):

@@ -1,4 +1,4 @@
-"""Checkpoint steps and learning rates equal GPT-NeoX's, for the official run and for short ones."""
+"""Checkpoint steps and learning rates equal GPT-NeoX's, in the official run and in short ones."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def test_learning_rate_equals_the_closed_form(step: int, expected: float) -> Non
     assert learning_rate(step, N, MAX, MIN) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
-def test_the_floor_is_reached_at_115139_and_kept() -> None:
+def test_the_minimum_is_reached_at_115139_and_stays() -> None:
     assert lr_floor_step(N) == 115_139
     assert learning_rate(115_138, N, MAX, MIN) > MIN
     assert all(learning_rate(s, N, MAX, MIN) == MIN for s in range(115_139, N, 997))
 
 
-def test_the_textbook_form_reaches_the_floor_only_at_the_end() -> None:
+def test_the_textbook_form_reaches_the_minimum_only_at_the_end() -> None:
     assert learning_rate(N, N, MAX, MIN, form="paper") == pytest.approx(MIN)
     assert learning_rate(115_139, N, MAX, MIN, form="paper") > 1.5 * MIN
     assert learning_rate(1430, N, MAX, MIN, form="paper") == MAX
 
 
-def test_bad_input() -> None:
+def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"unknown learning-rate form 'papper'.*Did you mean"):
         learning_rate(1, N, MAX, MIN, form="papper")
     with pytest.raises(ConfigError, match="counted from 0"):

@@ -1,4 +1,4 @@
-"""The loop: exact resumption through crashes, nothing stepped on NaN, micro-batches, precision."""
+"""The loop: exact resumption after crashes, no update on NaN, micro-batches, precision."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_nan_never_reaches_the_weights(tmp_path: Path) -> None:
     assert trainer.step == 1
 
 
-def test_step_0_equals_step_1_unless_mended(tmp_path: Path) -> None:
+def test_step_0_equals_step_1_unless_the_first_lr_is_above_zero(tmp_path: Path) -> None:
     for as_released, equal in ((True, True), (False, False)):
         trainer = Trainer(config(first_update_at_lr_zero=as_released), CPU)
         before = sha256_tensors(trainer.state()["model"])
@@ -130,7 +130,7 @@ def test_step_0_equals_step_1_unless_mended(tmp_path: Path) -> None:
     assert update_lr(config(first_update_at_lr_zero=False), 0) > 0
 
 
-def test_micro_batches_change_rounding_only() -> None:
+def test_micro_batches_only_change_rounding() -> None:
     whole, split = Trainer(config(), CPU), Trainer(config(micro_batch=1), CPU)
     for step in range(3):
         a, b = whole.update(batch_at(step)), split.update(batch_at(step))
@@ -143,7 +143,7 @@ def test_training_learns() -> None:
     assert losses[-1] < losses[0] - 1
 
 
-def test_weights_are_those_of_the_forward_in_bf16(tmp_path: Path) -> None:
+def test_saved_weights_are_those_of_the_bf16_forward_pass(tmp_path: Path) -> None:
     trainer = Trainer(config(precision="bf16"), CPU)
     for step in range(4):
         trainer.update(batch_at(step))
@@ -175,7 +175,7 @@ def test_two_processes_on_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         process.communicate()
 
 
-def test_a_torn_metrics_line_is_dropped(tmp_path: Path) -> None:
+def test_a_partial_metrics_line_is_dropped(tmp_path: Path) -> None:
     train(config(), batch_at, tmp_path, stop_at=5, progress=False)
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step": 6, "lo')

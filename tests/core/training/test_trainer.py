@@ -1,4 +1,4 @@
-"""Modes of execution do the same; reports may come late; what is not finite never gets through."""
+"""All modes of execution agree; results may be read late; non-finite updates are skipped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_modes_are_checked() -> None:
     Execution("graph").check("cuda")
 
 
-def test_a_variable_chooses_for_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_applies_to_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHIA_EXECUTION", raising=False)
     assert Execution.from_environment() == EAGER
     monkeypatch.setenv("PYTHIA_EXECUTION", "compile+recompute")
@@ -48,7 +48,7 @@ def test_a_variable_chooses_for_every_run(monkeypatch: pytest.MonkeyPatch) -> No
             Execution.parse(wrong)
 
 
-def test_what_moves_bits_is_in_the_identity() -> None:
+def test_settings_that_change_results_are_in_the_identity() -> None:
     ways = [Execution(m, r) for m in ("eager", "graph") for r in (False, True)]
     assert {e.backend("triton", "cuda") for e in ways} == {"triton"}
     assert Execution("compile").backend("triton", "cuda") == "triton+compiled"
@@ -66,7 +66,7 @@ def test_what_moves_bits_is_in_the_identity() -> None:
 def test_only_an_update_is_strictly_deterministic(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is measured in the same process is free to choose. The switch of a card, on a CPU."""
+    """Deterministic algorithms are only on during an update; tests the GPU's switch on a CPU."""
     trainer, seen = Trainer(config(), CPU), []
     trainer._kernels = partial(deterministic, True)
     run = trainer._micro._run
@@ -87,7 +87,7 @@ def test_only_an_update_is_strictly_deterministic(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_recomputation_moves_no_bit(precision: str) -> None:
+def test_recomputation_changes_no_bit(precision: str) -> None:
     run = config(precision=precision, micro_batch=2)
     kept, again = (Trainer(run, CPU, Execution(recompute=r)) for r in (False, True))
     for step in range(2):
@@ -96,7 +96,7 @@ def test_recomputation_moves_no_bit(precision: str) -> None:
     assert torch.equal(kept.flat.flat, again.flat.flat)
 
 
-def test_recomputation_keeps_less() -> None:
+def test_recomputation_saves_fewer_activations() -> None:
     sizes = []
     for recompute in (False, True):
         trainer, kept = Trainer(config(), CPU, Execution(recompute=recompute)), {}
@@ -111,23 +111,23 @@ def test_recomputation_keeps_less() -> None:
     assert sizes[1] < sizes[0] / 2
 
 
-def stand_in(function: Callable[[], object]) -> Callable[[], object]:
-    """Records like a CUDA graph: warms up, and from then on repeats on the same memory."""
+def capture_on_cpu(function: Callable[[], object]) -> Callable[[], object]:
+    """Like capture_cuda, but the replay runs the function itself, on the same memory."""
     for _ in range(WARM_UP):
         function()
     return function
 
 
 @pytest.mark.parametrize("micro_batch", [0, 2, 3])
-def test_a_recorded_step_is_the_eager_one(micro_batch: int) -> None:
-    """The host's side of graph mode; on a card: tests/core/kernels/test_dispatch.py."""
+def test_a_recorded_step_equals_the_eager_one(micro_batch: int) -> None:
+    """The part of graph mode that needs no GPU; for the rest, see kernels/test_dispatch.py."""
     results = []
     for execution in (EAGER, Execution("graph")):
         model = GPTNeoX(config().model)
         model.init_weights(1)
         flat = FlatParameters(model, torch.float32)
         total, scale = torch.zeros((), dtype=torch.float64), torch.tensor(2.0)
-        micro = MicroStep(model, execution, total, scale, capture=stand_in)
+        micro = MicroStep(model, execution, total, scale, capture=capture_on_cpu)
         for step in (0, 1, 0):
             rows = torch.from_numpy(batch_at(step).astype(np.int64))
             parts = rows.split(micro_batch or len(rows))
@@ -145,7 +145,7 @@ def test_a_recorded_step_is_the_eager_one(micro_batch: int) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_is_close() -> None:
+def test_compiled_results_are_close_to_eager_ones() -> None:
     small = replace(config(), model=replace(config().model, n_layers=1))
     eager, compiled = (Trainer(small, CPU, Execution(m)) for m in ("eager", "compile"))
     for step in range(3):
@@ -153,28 +153,28 @@ def test_compiled_is_close() -> None:
         assert ours == pytest.approx(plain, rel=1e-5)
 
 
-# --- reports that come late ------------------------------------------------------------------
+# --- results that are read late --------------------------------------------------------------
 
 
-def spoil(trainer: Trainer, at: int) -> None:
-    """The gradient of one update is not finite."""
+def make_gradient_nan(trainer: Trainer, at: int) -> None:
+    """Make the gradient of update `at` NaN."""
     norm = trainer.flat.norm
 
-    def spoilt() -> torch.Tensor:
+    def norm_with_nan() -> torch.Tensor:
         if trainer.step == at:
             trainer.flat.grad[0] = float("nan")
         return norm()
 
-    trainer.flat.norm = spoilt
+    trainer.flat.norm = norm_with_nan
 
 
 def hashed(trainer: Trainer) -> str:
     return sha256_tensors({**trainer.state()["model"], **trainer.state()["optimizer"]})
 
 
-def test_what_was_launched_after_a_failure_changes_nothing() -> None:
+def test_updates_launched_after_a_failure_change_nothing() -> None:
     trainer, twin = Trainer(config(), CPU), Trainer(config(), CPU)
-    spoil(trainer, 2)
+    make_gradient_nan(trainer, 2)
     pending = [trainer.launch(batch_at(step)) for step in range(5)]
     done = [twin.update(batch_at(step)) for step in range(2)]
     assert [p.result() for p in pending[:2]] == done
@@ -183,24 +183,26 @@ def test_what_was_launched_after_a_failure_changes_nothing() -> None:
     assert trainer.step == 2 and hashed(trainer) == hashed(twin)
     with pytest.raises(TrainingError):
         pending[4].result()
-    assert trainer.step == 2, "a later report does not move it on"
+    assert trainer.step == 2, "reading a later result does not change the step"
     del trainer.flat.norm
-    assert trainer.update(batch_at(2)) == twin.update(batch_at(2)), "it can go on"
+    assert trainer.update(batch_at(2)) == twin.update(batch_at(2)), "training continues from there"
     assert hashed(trainer) == hashed(twin)
 
 
-class Spoilt(Trainer):
+class FailingTrainer(Trainer):
     def __init__(self, run: RunConfig, device: torch.device, execution: Execution) -> None:
         super().__init__(run, device, execution)
-        spoil(self, 6)
+        make_gradient_nan(self, 6)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
-def test_the_loop_may_run_ahead(tmp_path: Path, lag: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lag_does_not_change_results(
+    tmp_path: Path, lag: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     straight = train(config(), batch_at, tmp_path / "a", progress=False)
     monkeypatch.setitem(loop.LAG, "cpu", lag)
     with pytest.raises(TrainingError, match="the weights are those of step 6"):
-        train(config(), batch_at, tmp_path / "b", make_trainer=Spoilt, progress=False)
+        train(config(), batch_at, tmp_path / "b", make_trainer=FailingTrainer, progress=False)
     logged = [row["step"] for row in read_metrics(tmp_path / "b" / "metrics.jsonl")]
     assert logged == list(range(1, 7))
     assert max(saved_steps(tmp_path / "b" / "checkpoints")) <= 6
@@ -227,7 +229,7 @@ def test_the_log_is_never_behind_a_saved_state(
     assert saved_steps(tmp_path / "states") == [3, 7, 12]
 
 
-def test_out_of_memory_says_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_recommends_a_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(config(), CPU)
 
     def full(*_: object) -> None:
