@@ -169,7 +169,7 @@ def released(result: Result) -> Drawing:
     with style.canvas(result, 4, 3.0, note) as (figure, axes):
         early = style.rows_where(table, experiment="earlier checkpoint")
         small = style.rows_where(table, experiment="smaller model", step=OFFICIAL_STEPS)
-        names = ("memorized", "earlier checkpoints", "smaller models", "recall of 12B's")
+        names = ("memorized", "earlier checkpoints", "smaller models", "recall, equal compute")
         for ax, title in zip(axes, names, strict=True):
             ax.set_title(title)
             if table.empty:
