@@ -92,6 +92,8 @@ def _order_test(
     once = rows.times == 1
     events, units = int((memorized & once).sum()), f"one run; {once.sum():,} rows read once"
     found = tests[(tests.arm == "standard") & (tests.test == test) & (tests.window == window)]
+    if not memorized.any():
+        return untestable("no row is memorized", unit=unit, units=units)
     if found.empty:
         return untestable(
             f"{events} of {once.sum():,} rows read once are memorized, and a test needs "
@@ -166,10 +168,12 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
 def _size_trend(by_size: dict[str, float], nothing: str = "", note: str = "") -> Test:
     """Rise of a measure in percent over sizes, per doubling of the number of parameters."""
     unit, n = "points per doubling of size", len(by_size)
+    if nothing:
+        return untestable(nothing)
     if not by_size:
         return rises(None, unit, "")
-    if nothing or n < FEWEST_SIZES:
-        return untestable(nothing or f"a trend needs {FEWEST_SIZES} sizes, not {n}")
+    if n < FEWEST_SIZES:
+        return untestable(f"a trend needs {FEWEST_SIZES} sizes, not {n}")
     sizes = [math.log2(nominal_parameters(size)) for size in by_size]
     return rises(slope(sizes, list(by_size.values())), unit, _models_text(n), note=note)
 

@@ -100,7 +100,7 @@ def order(result: Result) -> Drawing:
 def power(result: Result) -> Drawing:
     """The power of the test made for each alternative, by the number of memorized rows."""
     table, values = result.tables["power"], result.values
-    colours = (BLUE, ORANGE, GREEN, style.MUTED, style.INK)
+    colours = (BLUE, ORANGE, GREEN, style.MUTED)
     note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
     with style.canvas(result, 1, 2.9, note) as (figure, (ax,)):
         if table.empty:

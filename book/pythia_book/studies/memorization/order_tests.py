@@ -361,7 +361,6 @@ ALTERNATIVES: dict[str, tuple[str, Draw]] = {
     "the rate doubles over training": ("trend", linear_trend(2 / 3)),
     "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
     "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
-    "20 % of events in clumps, 4 in 16 rows": ("dispersion", clusters(0.2, 4, 16)),
 }
 """Alternative -> the test made for it, and how to draw from it."""
 

@@ -174,7 +174,7 @@ def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
         f"beginning_once_{arm}": int(beginning_once.sum()),
         f"beginning_once_memorized_{arm}": int(seeming.sum()),
         f"beginning_once_read_more_{arm}": int((seeming & ~once).sum()),
-        f"beginning_once_times_{arm}": float(np.median(rows.times[seeming])) if any(seeming) else 0,
+        f"beginning_once_times_{arm}": int(np.median(rows.times[seeming])) if any(seeming) else 0,
     }
     if once.any():
         share = exact_share(int((memorized & once).sum()), int(once.sum())).times(100)

@@ -248,7 +248,7 @@ def test_figures_draw_what_there_is() -> None:
     power = [
         {"events": events, "alternative": name, "test": "trend", "window": 0, "value": 0.5,
          "low": 0.4, "high": 0.6}
-        for name in "abcde" for events in (30, 100)
+        for name in "abcd" for events in (30, 100)
     ]  # fmt: skip
     result.tables["power"] = pd.DataFrame(power, columns=COLUMNS["power"])
     for draw in DRAWINGS:
