@@ -8,10 +8,13 @@ position, so rows are tested in three stages: at one position, at a few, at all.
 activations are fp32 (the released numbers: fp16), so ties are rare; for every memorized row the
 smallest margin of the correct token is stored.
 
-The *repetition count* of a row is the number of times that its first k + l tokens occur, at any
-offset, in the rows read up to a step. Occurrences across the end of a row were never read whole and
-do not count; neither do near-duplicates. Windows are found by a rolling hash and then compared
-token by token, so a hash collision cannot give a false match.
+The *repetition count* of a row is the number of times that a window of its tokens occurs, at any
+offset, in the rows read up to a step. How often a row's continuation was read is counted by the
+continuation alone: a copy of a text may begin at another place, be cut, or differ in an earlier
+token, and still teach the same continuation, so counting whole beginnings takes such rows for rows
+read once. Occurrences across the end of a row were never read whole and do not count; neither do
+near-duplicates of the window. Windows are found by a rolling hash and then compared token by token,
+so a hash collision cannot give a false match.
 """
 
 from __future__ import annotations
@@ -177,29 +180,28 @@ MULTIPLIER = 0x9E3779B97F4A7C15
 _CHUNK = 1 << 16
 
 
-def repetition_counts(rows: np.ndarray, window: int, read: int | None = None) -> np.ndarray:
-    """int64[n]: how often the first `window` tokens of each row occur in the first `read` rows.
+def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """int64[n]: how often each of the windows int[n, width] occurs in the rows, at any offset.
 
     Args:
-        rows: int[n, width], in the order of training.
-        read: number of rows read so far; default: all. Later rows may have a count of 0.
+        rows: int[rows, tokens], the rows that were read.
 
     Raises:
-        ConfigError: the window is longer than the rows. DataError: `read` exceeds the rows.
+        ConfigError: the windows are longer than the rows.
     """
-    rows = _checked(rows, window)
-    read = len(rows) if read is None else read
-    if not 0 <= read <= len(rows):
-        raise DataError(f"read={read} is outside 0..{len(rows)}, the number of rows")
-    distinct, group = distinct_windows(rows, window)
-    targets = window_hashes(distinct, window)[:, 0]
+    width = np.asarray(windows).shape[-1]
+    rows = _checked(rows, width)
+    distinct, group = distinct_windows(windows, width)
+    targets = window_hashes(distinct, width)[:, 0]
     by_hash = np.argsort(targets, kind="stable")
     ordered = targets[by_hash]
     counts = np.zeros(len(distinct), np.int64)
-    windows = np.lib.stride_tricks.sliding_window_view(rows, window, axis=1)
-    for start in range(0, read, _CHUNK // 8):
-        block = windows[start : min(read, start + _CHUNK // 8)]
-        hashes = window_hashes(rows[start : start + len(block)], window)
+    if not len(distinct):
+        return counts
+    occurrences = np.lib.stride_tricks.sliding_window_view(rows, width, axis=1)
+    for start in range(0, len(rows), _CHUNK // 8):
+        block = occurrences[start : start + _CHUNK // 8]
+        hashes = window_hashes(rows[start : start + len(block)], width)
         first = np.searchsorted(ordered, hashes.ravel())
         first[first == len(ordered)] = 0
         (hits,) = np.nonzero(ordered[first] == hashes.ravel())

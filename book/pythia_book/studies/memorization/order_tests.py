@@ -11,8 +11,8 @@ counts per window are binomial, not Poisson, and gaps are whole numbers, not exp
     positions    Kolmogorov-Smirnov distance between the positions and a uniform distribution
     gaps         the same between the gaps from event to event and a geometric distribution
 
-ALTERNATIVES are ways in which order could matter. The power of the tests against them, at a run's M
-and N, shows how much a failure to reject means.
+ALTERNATIVES are ways in which order could matter. The power of the tests against them shows how
+many events it takes to find such an effect, if events are independent of each other.
 """
 
 from __future__ import annotations
@@ -220,17 +220,6 @@ class NullDistribution:
         return low, high
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """p-values float[..., tests] adjusted by Holm's method; the last axis is one family."""
-    p = np.asarray(p, np.float64)
-    order = np.argsort(p, axis=-1)
-    factors = np.arange(p.shape[-1], 0, -1)
-    stepped = np.maximum.accumulate(np.take_along_axis(p, order, -1) * factors, axis=-1)
-    adjusted = np.empty_like(stepped)
-    np.put_along_axis(adjusted, order, np.minimum(1, stepped), -1)
-    return adjusted
-
-
 # --- effects ---------------------------------------------------------------------------------
 
 
@@ -367,15 +356,13 @@ def clusters(share: float, size: int, within: int) -> Draw:
     return draw
 
 
-ALTERNATIVES: dict[str, Draw] = {
-    "none": random_subsets,
-    "the rate rises by 10 % over training": linear_trend(0.1),
-    "the rate rises by 30 % over training": linear_trend(0.3),
-    "the rate doubles over training": linear_trend(2 / 3),
-    "rates of batches vary by 30 %": batch_rates(0.3),
-    "20 % of events in adjacent pairs": clusters(0.2, 2, 2),
-    "20 % of events in clumps, 4 in 16 rows": clusters(0.2, 4, 16),
+ALTERNATIVES: dict[str, tuple[str, Draw]] = {
+    "the rate rises by 30 % over training": ("trend", linear_trend(0.3)),
+    "the rate doubles over training": ("trend", linear_trend(2 / 3)),
+    "rates of batches vary by 30 %": ("dispersion", batch_rates(0.3)),
+    "20 % of events in adjacent pairs": ("gaps", clusters(0.2, 2, 2)),
 }
+"""Alternative -> the test made for it, and how to draw from it."""
 
 
 def rejections(null: NullDistribution, draw: Draw, draws: int, seed: int = 1) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pythia_book.studies.phases.released import released_models
 from pythia_book.study import MeasuringCost, StudyParams
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError
@@ -65,6 +64,8 @@ class Params(StudyParams):
     @property
     def size_list(self) -> tuple[str, ...]:
         if self.released and self.source:
+            from pythia_book.studies.phases.released import released_models
+
             return tuple(released_models(self.source))
         return super().size_list
 
