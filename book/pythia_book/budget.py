@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pythia_book.bench.cost_model import ns_per_token, optimizer_seconds
 from pythia_book.measurements import N_PASSAGE_ROWS, N_ROWS
-from pythia_book.studies.registry import STUDIES, declared, keep, runs_of
+from pythia_book.studies.registry import STUDIES, keep, params_of, runs_of
 from pythia_core.config import RunConfig
 from pythia_core.suite import scale_named, size_name
 from pythia_core.training.retention import checkpoint_bytes, is_large, saved_state_bytes
@@ -37,7 +37,7 @@ def gpu_runs(study: str, scale: str) -> list[RunConfig]:
 
 def measuring_seconds(study: str, config: RunConfig) -> float:
     """Roughly predicted seconds to measure a run for a study."""
-    cost, seq_len = declared(study).MEASURING, config.data.seq_len
+    cost, seq_len = params_of(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
     share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3

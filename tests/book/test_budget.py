@@ -39,7 +39,7 @@ def test_scale_gpu_fits_half_an_hour_and_the_disk() -> None:
     assert list(sizes["size"]) == list(scale.sizes)
     assert sizes.tokens_per_s.is_monotonic_decreasing
     assert studies.runs.sum() == len(registry.all_runs("gpu"))
-    assert all(registry.declared(study).MEASURING for study in STUDIES)
+    assert all(registry.params_of(study).MEASURING for study in STUDIES)
     spent = studies[["training_s", "writing_s", "measuring_s"]].sum()
     assert spent.sum() < 30 * 60
     assert spent.training_s < 15 * 60, "not all of it: predictions are rough"

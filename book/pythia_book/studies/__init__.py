@@ -1,1 +1,1 @@
-"""One folder per study: parameters, measurements, claims and figures; registry finds them."""
+"""One folder per study, with its parameters, measurements, claims and figures."""

@@ -1,8 +1,8 @@
-"""Finds the studies that train models, their runs, and the checkpoints that a run keeps.
+"""The studies that train models, the runs of each, and the checkpoints that a run keeps.
 
-A study is a folder next to this file. If its params.py has a function `runs`, it is listed here,
-counted by pythia_book.budget and packed by pythia_book.bundle. Studies share runs, so a run keeps
-whatever any study reads, no matter which one trains it.
+A study is a folder next to this file. If its params.py defines a function `runs`, the study is
+listed here, and pythia_book.budget and pythia_book.bundle include its runs. Studies share runs, so
+a run keeps every checkpoint that any study reads, whichever study trains it.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pythia_core.training.runs import Run, find_or_train_all
 
 
 def _load_studies() -> dict[str, ModuleType]:
-    """Study -> its params.py, for studies that have runs, in the order to run them.
+    """The params module of every study that has runs, by study name, in the order to run them.
 
-    A study comes after those in its AFTER, which train runs that it reads; otherwise the order is
-    alphabetical. So budget counts shared runs with the study that trains them.
+    A study comes after the studies in its AFTER, which train runs that it reads; otherwise the
+    order is alphabetical. This way, the budget counts a shared run under the study that trains it.
     """
     by_name = {}
     for package in pkgutil.iter_modules(studies.__path__, f"{studies.__name__}."):
@@ -55,8 +55,8 @@ STUDIES = tuple(_STUDIES_BY_NAME)
 """The studies that have runs, in the order to run them."""
 
 
-def declared(study: str) -> Any:
-    """The module params.py of a study.
+def params_of(study: str) -> Any:
+    """The params module of a study.
 
     Raises:
         ConfigError: an unknown study.
@@ -70,33 +70,33 @@ def declared(study: str) -> Any:
 
 
 def runs_of(study: str, scale: str) -> list[RunConfig]:
-    """The runs of a study with its default parameters, each once.
+    """The runs of a study with its default parameters, without duplicates.
 
     Raises:
         ConfigError: an unknown study, or default parameters that do not suit the scale.
     """
-    module = declared(study)
+    module = params_of(study)
     scale_named(scale)
     return list(dict.fromkeys(module.runs(module.Params(scale))))
 
 
 def all_runs(scale: str, studies: Sequence[str] = STUDIES) -> list[RunConfig]:
-    """The runs of several studies, each once, controls before their forks."""
+    """The runs of several studies, without duplicates; a control comes before its forks."""
     return list(dict.fromkeys(run for study in studies for run in runs_of(study, scale)))
 
 
 def texts_of(scale: str, studies: Sequence[str] = STUDIES) -> list[DataConfig]:
-    """The data that several studies read, each once: of their runs, and as declared."""
+    """The data of several studies, without duplicates: for their runs, and what `texts` adds."""
     texts = [run.data for run in all_runs(scale, studies)]
-    for module in map(declared, studies):
+    for module in map(params_of, studies):
         texts += module.texts(module.Params(scale)) if hasattr(module, "texts") else []
     return list(dict.fromkeys(texts))
 
 
 def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
-    """Wheels that several studies declare: with items, or with text that they read again."""
+    """The wheels that several studies need for evaluation items, or for text they read again."""
     wheels: set[str] = set()
-    for module in map(declared, studies):
+    for module in map(params_of, studies):
         wheels |= set(module.wheels(module.Params(scale))) if hasattr(module, "wheels") else set()
     return sorted(wheels)
 
@@ -105,14 +105,14 @@ def wheels_of(scale: str, studies: Sequence[str] = STUDIES) -> list[str]:
 
 
 def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
-    """The checkpoints that a run keeps if it is large; None: all.
+    """The checkpoints to keep of a large run; None means all.
 
-    These are the first and last weights, and whatever any study reads with its default parameters
-    or with those in `more_params`.
+    These are the first and the last, and those that any study reads with its default parameters or
+    with those in `more_params`.
     """
     params = list(more_params)
     for module in _STUDIES_BY_NAME.values():
-        with contextlib.suppress(ConfigError):  # a study without this scale
+        with contextlib.suppress(ConfigError):  # the study does not have this scale
             params.append(module.Params(scale))
     retained = Keep(frozenset({0, run.train.steps}))
     for study_params in params:
@@ -126,10 +126,13 @@ def keep(scale: str, run: RunConfig, *more_params: StudyParams) -> Keep | None:
 def train_all(
     params: StudyParams, configs: dict[Any, RunConfig], progress: bool = True
 ) -> dict[Any, Run]:
-    """Find or train a study's runs; they keep all that any study reads, this one with `params`.
+    """Find or train a study's runs, keeping the checkpoints that any study reads.
+
+    Args:
+        params: this study's parameters; the other studies count with their defaults.
 
     Raises:
-        As pythia_core.training.runs.find_or_train_all.
+        The errors of pythia_core.training.runs.find_or_train_all.
     """
     return find_or_train_all(configs, progress, partial(_keep_for, params))
 

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md, "Add a study": its page is followed to the letter in a copy of the checkout."""
+"""CONTRIBUTING.md, "Add a study": its steps are followed exactly in a copy of the checkout."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pythia_book.records import read_record
 from pythia_core.util.files import project_root
 
 STUDY = "twin_loss"
-ROOM = f"book/pythia_book/studies/{STUDY}"
+FOLDER = f"book/pythia_book/studies/{STUDY}"
 
 
 def blocks() -> list[str]:
-    """The blocks of code on the page."""
+    """The code blocks of the section."""
     page = (project_root() / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = page.partition("## Add a study")[2].partition("\n## ")[0]
     found = re.findall(r"^ +```python\n(.*?)^ +```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -31,17 +31,17 @@ def blocks() -> list[str]:
 
 
 def add_the_study(root: Path) -> None:
-    """Write what the page shows: a room, a notebook, and a line of the contents.
+    """Write what the page shows: a folder, a notebook, and an entry in the contents.
 
-    Whoever follows the page has them already; then they are written again.
+    If somebody has followed the page in this checkout, these exist and are overwritten.
     """
     cells = [nbformat.v4.new_markdown_cell("# Twins", id="title")]
-    (root / ROOM).mkdir(exist_ok=True)
-    (root / ROOM / "__init__.py").write_text('"""The study of twins."""\n')
+    (root / FOLDER).mkdir(exist_ok=True)
+    (root / FOLDER / "__init__.py").write_text('"""The study of twins."""\n')
     for block in blocks():
-        place = re.match(rf"# ({ROOM}/\w+\.py)\n", block)
-        if place:
-            (root / place[1]).write_text(block[place.end() :])
+        path = re.match(rf"# ({FOLDER}/\w+\.py)\n", block)
+        if path:
+            (root / path[1]).write_text(block[path.end() :])
         else:
             tags = {"tags": ["parameters"]} if len(cells) == 1 else {}
             cells.append(nbformat.v4.new_code_cell(block, id=f"cell-{len(cells)}", metadata=tags))
@@ -58,14 +58,14 @@ def add_the_study(root: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.wheels
 @pytest.mark.timeout(300)
-def test_the_page_is_all_it_takes(tmp_path: Path) -> None:
+def test_following_the_page_adds_a_study(tmp_path: Path) -> None:
     root = tmp_path / "checkout"
     for name, source in bundle.project_files(project_root()).items():
         target = root / name.removeprefix("project/")
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, target)
     add_the_study(root)
-    files = sorted(path.name for path in (root / ROOM).iterdir())
+    files = sorted(path.name for path in (root / FOLDER).iterdir())
     assert files == ["__init__.py", "figures.py", "params.py", "study.py"]
 
     environment = os.environ | {"PYTHIA_RESULTS": str(tmp_path / "results")}
@@ -94,7 +94,7 @@ def test_the_page_is_all_it_takes(tmp_path: Path) -> None:
     planned += "print(*(data.dedup for data in bundle.needed_data('gpu', ['twin_loss'])))"
     packed, *rows, texts = (line.split() for line in python("-c", planned).splitlines())
     studies = [row[0] for row in rows if row and row[0] in ("suite", STUDY)]
-    assert studies == ["suite", STUDY], "its runs are counted as the suite's"
+    assert studies == ["suite", STUDY], "the suite comes first: it trains the shared runs"
     assert packed == ["True"] and texts == ["none", "jaccard-0.87"]
 
     python("-m", "ruff", "check", ".")

@@ -1,4 +1,4 @@
-"""Studies are found by their rooms; what stays of a run is what any of them reads of it."""
+"""Studies are found by their folders; a large run keeps the checkpoints that any study reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pythia_book.studies.errata import params as errata
 from pythia_book.studies.gender_bias import params as gender_bias
 from pythia_book.studies.memorization import params as memorization
 from pythia_book.studies.phases import params as phases
-from pythia_book.studies.registry import STUDIES, all_runs, declared, keep, runs_of
+from pythia_book.studies.registry import STUDIES, all_runs, keep, params_of, runs_of
 from pythia_book.studies.repetition import params as repetition
 from pythia_book.studies.scaling import params as scaling
 from pythia_book.studies.seeds import params as seeds
@@ -27,10 +27,10 @@ EARLY = {0, 1, 4, 16, 64}
 SUITE = {1, 2, 3, 4, 5, 8, 13, 18, 23, 33, 43, 53, 63, 73, 83, 93, 103, 113, 123, 133, 143}
 DEDUPLICATED = SUITE | {39, 65, 91, 117, 118, 128, 135, 138, 140}
 REPEATED = {18, 36, 54, 72, 89, 107, 125, 143}
-"""Of 143 checkpoints, those that stay of a large run by the text it reads; EARLY are steps."""
+"""Which of the 143 evenly spaced checkpoints a large run keeps, by its text; EARLY are steps."""
 
 
-def kept(indices: set[int], run: RunConfig) -> frozenset[int]:
+def kept_steps(indices: set[int], run: RunConfig) -> frozenset[int]:
     return frozenset(linear_step(i, run.train.steps) for i in indices) | EARLY
 
 
@@ -38,39 +38,41 @@ OURS = (
     *("gender_bias", "phases", "repetition", "suite"),
     *("deduplication", "memorization", "scaling", "seeds", "term_frequency", "errata"),
 )
-"""The committed studies with runs, in their order; a study that somebody adds may come anywhere."""
+"""The committed studies with runs, in order; added studies may come anywhere between them."""
 
 
 @pytest.fixture(autouse=True)
 def ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What follows is about these studies, whatever others read."""
-    modules = {study: declared(study) for study in OURS}
+    """Restrict the tests below to these studies, since added studies may read other checkpoints."""
+    modules = {study: params_of(study) for study in OURS}
     monkeypatch.setattr(registry, "_STUDIES_BY_NAME", modules)
 
 
-def test_the_studies_are_found_in_an_order_that_suits_them() -> None:
+def test_studies_come_after_those_they_depend_on() -> None:
     assert tuple(study for study in STUDIES if study in OURS) == OURS
     for study, module in registry._load_studies().items():
         assert module.STUDY == study
         assert {*getattr(module, "AFTER", ())} <= {*STUDIES[: STUDIES.index(study)]}
     with pytest.raises(ConfigError, match="unknown study 'speed'"):
-        declared("speed")
+        params_of("speed")
 
 
-def test_what_stays_of_each_kind_of_run() -> None:
+def test_checkpoints_kept_for_each_kind_of_run() -> None:
     suite = suite_configs("gpu", ["85m"])
-    assert keep("gpu", suite["85m", "standard"]) == Keep(kept(SUITE, suite["85m", "standard"]))
+    assert keep("gpu", suite["85m", "standard"]) == Keep(
+        kept_steps(SUITE, suite["85m", "standard"])
+    )
     control = gender_bias.Params("gpu").control("85m", 0)
     assert control == suite["85m", "deduplicated"]
-    assert keep("gpu", control) == Keep(kept(DEDUPLICATED, control), frozenset({791, 931}))
+    assert keep("gpu", control) == Keep(kept_steps(DEDUPLICATED, control), frozenset({791, 931}))
     fork = control.fork("masculine_to_feminine", 931)
-    assert keep("gpu", fork) == Keep(kept(DEDUPLICATED, fork)), "nothing forks from a fork"
+    assert keep("gpu", fork) == Keep(kept_steps(DEDUPLICATED, fork)), "nothing forks from a fork"
     arms, once = repetition.repetition_configs(repetition.Params("gpu"))
     for run in (arms["2.7m", 16], once["2.7m", 16]):
-        assert keep("gpu", run) == Keep(kept(REPEATED, run))
+        assert keep("gpu", run) == Keep(kept_steps(REPEATED, run))
 
 
-def test_every_kind_of_run_is_one_of_these() -> None:
+def test_every_run_is_of_one_of_these_kinds() -> None:
     whole = set(runs_of("phases", "gpu"))
     for run in all_runs("gpu", OURS):
         indices = SUITE if run.data.dedup == "none" else DEDUPLICATED
@@ -78,24 +80,24 @@ def test_every_kind_of_run_is_one_of_these() -> None:
         indices = REPEATED if repeats else indices
         forked = indices is DEDUPLICATED and not run.intervention
         states = frozenset({791, 931} if forked else ())
-        expected = None if run in whole else Keep(kept(indices, run), states)
+        expected = None if run in whole else Keep(kept_steps(indices, run), states)
         assert keep("gpu", run) == expected
 
 
-def test_a_run_that_one_study_reads_whole_stays_whole_for_all() -> None:
+def test_a_run_of_which_one_study_reads_everything_keeps_everything() -> None:
     run = suite_configs("gpu", ["4.7m"])["4.7m", "standard"]
     assert keep("gpu", run) is None
     in_bf16 = replace(run, train=replace(run.train, precision="bf16"))
     assert keep("gpu", in_bf16) is None
     switched = replace(run, train=replace(run.train, lr_form="paper"))
-    assert keep("gpu", switched) == Keep(kept(SUITE, run))
+    assert keep("gpu", switched) == Keep(kept_steps(SUITE, run))
 
 
-def test_other_parameters_than_the_default_are_heeded() -> None:
+def test_parameters_other_than_the_defaults_count_too() -> None:
     run = suite_configs("gpu", ["85m"])["85m", "standard"]
     assert keep("gpu", run, phases.Params("gpu", "85m")) is None
-    of_terms = keep("gpu", run, term_frequency.Params("gpu", arm="standard"))
-    assert of_terms == Keep(kept(SUITE | set(term_frequency.INDICES), run))
+    with_terms = keep("gpu", run, term_frequency.Params("gpu", arm="standard"))
+    assert with_terms == Keep(kept_steps(SUITE | set(term_frequency.INDICES), run))
 
 
 def test_every_step_that_a_study_asks_for_is_kept() -> None:
@@ -111,7 +113,7 @@ def test_every_step_that_a_study_asks_for_is_kept() -> None:
         assert set(params.steps(arm)) <= keep("gpu", run).weights, arm
 
 
-def test_nothing_of_the_recorded_scales_is_large() -> None:
+def test_no_run_of_the_recorded_scales_is_large() -> None:
     for scale in ("smoke", "laptop"):
         for run in all_runs(scale, OURS):
             for precision in ("bf16", "fp32"):

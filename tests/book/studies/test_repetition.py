@@ -1,4 +1,4 @@
-"""The repetition study: arms differ in how often they read, claims can fail, a gap is a gap."""
+"""The repetition study: arms differ only in their rows, claims can fail, gaps are shown."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_bad_parameters_are_refused(given: dict, words: str) -> None:
         Params(**given)
 
 
-def test_steps_that_passes_do_not_divide_are_refused_with_what_would_do() -> None:
+def test_steps_that_passes_do_not_divide_are_refused_with_the_accepted_values() -> None:
     with pytest.raises(ConfigError) as caught:
         Params(epochs="1,2,8,16", steps=100)
-    for words in ("steps=100", "in 8, 16 equal passes", "multiple of 16", "e.g. 96", "1, 2, 4, 5"):
+    for words in ("steps=100", "by epochs 8, 16", "multiple of 16", "e.g. 96", "1, 2, 4, 5"):
         assert words in str(caught.value)
     assert Params(epochs="1,5", steps=100).rows(5) == 20 * 32
 
@@ -82,14 +82,16 @@ def test_arms_differ_in_their_rows_only() -> None:
 def test_the_law_by_hand() -> None:
     assert law_share(1) == 1
     assert law_share(4) == pytest.approx(0.931, abs=1e-3)
-    assert law_share(1e6) * 1e6 == pytest.approx(1 + 15.387756)  # what can be had at all
-    assert law_share(8, r_star=1e9) == pytest.approx(1)  # no decay: as good as fresh
-    assert law_share(8, r_star=1e-9) == pytest.approx(1 / 8)  # at once: the first pass only
+    assert law_share(1e6) * 1e6 == pytest.approx(1 + 15.387756)  # the limit for many passes
+    assert law_share(8, r_star=1e9) == pytest.approx(1)  # no decay: as good as fresh data
+    assert law_share(8, r_star=1e-9) == pytest.approx(
+        1 / 8
+    )  # immediate decay: only the first pass counts
 
 
 @pytest.mark.parametrize("share", [1.0, 0.8, 0.3, 1 / 16])
-def test_the_worth_of_passes_is_found_again(share: float) -> None:
-    """On losses that are linear in the logarithm of the data."""
+def test_a_planted_worth_of_repeated_data_is_recovered(share: float) -> None:
+    """With losses that are linear in the logarithm of the data size."""
     rows = np.random.default_rng(0).normal(4, 1, 200)
     noise = np.random.default_rng(1).normal(0, 0.01, (6, 200))
     once = {r: rows + 0.2 * np.log(r) + e for r, e in zip((1, 2, 4, 8, 16), noise, strict=False)}
@@ -99,8 +101,8 @@ def test_the_worth_of_passes_is_found_again(share: float) -> None:
     assert found.high - found.low < 0.05
 
 
-def test_worth_stays_within_what_was_measured() -> None:
-    once = {1: np.full(9, 3.0), 2: np.full(9, 3.1), 4: np.full(9, 3.05)}  # not even falling
+def test_worth_is_never_extrapolated() -> None:
+    once = {1: np.full(9, 3.0), 2: np.full(9, 3.1), 4: np.full(9, 3.05)}  # not monotonic
     assert measured_share(np.full(9, 2.0), once, 100).value == 1
     assert measured_share(np.full(9, 9.0), once, 100).value == pytest.approx(1 / 4)
 
@@ -123,20 +125,20 @@ def test_a_worth_is_close_to_the_law_or_not(low: float, high: float, verdict: st
 PARAMS = Params(sizes="85k", bootstrap=300)
 
 
-def made(costs: dict[int, float], learned: float = 0.05, noise: float = 0.02) -> tuple:
-    """Final arrays and single passes of a model of loss 4 where r epochs cost `costs[r]` %."""
+def planted(costs: dict[int, float], learned: float = 0.05, noise: float = 0.02) -> tuple:
+    """Final arrays and single-pass losses where loss is 4 and r epochs raise it by `costs[r]` %."""
     rng = np.random.default_rng(0)
     base, read = rng.normal(4, 0.5, 320), rng.normal(4, 0.5, 300)
     base += 4 - base.mean()
     finals, once = {}, {}
     for r in PARAMS.epoch_list:
-        doubt = noise if r > 1 else 0
+        sd = noise if r > 1 else 0
         finals["85k", r] = {
-            "loss": base + 0.04 * costs[r] + rng.normal(0, doubt, 320),
-            "read_loss": read - learned * np.log2(r) + rng.normal(0, doubt, 300),
+            "loss": base + 0.04 * costs[r] + rng.normal(0, sd, 320),
+            "read_loss": read - learned * np.log2(r) + rng.normal(0, sd, 300),
             "memorized": rng.random(300) < 0.2 + learned * np.log2(r),
         }
-        once["85k", r] = base + 0.4 * np.log2(r) + rng.normal(0, doubt, 320)
+        once["85k", r] = base + 0.4 * np.log2(r) + rng.normal(0, sd, 320)
     return finals, once
 
 
@@ -144,33 +146,33 @@ def verdicts(finals: dict, once: dict) -> list[str]:
     return [claim["verdict"] for claim in study_claims(PARAMS, finals, once)]
 
 
-def test_costs_as_published_reproduce() -> None:
-    """Costs such that the worth is the law's: 10 % of the loss for every halving of the data."""
+def test_published_costs_are_reproduced() -> None:
+    """Costs that follow the law if halving the data raises the loss by 10 %."""
     costs = {r: -10 * np.log2(law_share(r)) for r in PARAMS.epoch_list}
     costs |= {2: 0.2, 4: 0.6}
-    found = study_claims(PARAMS, *made(costs))
+    found = study_claims(PARAMS, *planted(costs))
     assert found[0]["ours"] == pytest.approx(0.6, abs=0.1)
     assert [claim["verdict"] for claim in found] == [
         *("reproduced", "holds", "reproduced", "reproduced", "reproduced", "holds", "holds")
     ]
 
 
-def test_claims_that_are_false_are_not_reproduced() -> None:
-    """Repeating is dear at once, sixteen epochs are better than four, and nothing is overfitted."""
+def test_false_claims_are_not_reproduced() -> None:
+    """Two epochs are already costly, sixteen are better than four, and nothing is overfitted."""
     costs = {1: 0, 2: 8, 4: 20, 8: 9, 16: -2}
-    assert verdicts(*made(costs, learned=-0.05)) == [
+    assert verdicts(*planted(costs, learned=-0.05)) == [
         *("not reproduced", "does not hold", "not reproduced", "not reproduced", "not reproduced"),
         *("does not hold", "does not hold"),
     ]
 
 
-def test_what_is_too_wide_is_not_told() -> None:
-    found = verdicts(*made(dict.fromkeys(PARAMS.epoch_list, 1.0), learned=0, noise=3))
+def test_wide_intervals_are_not_testable() -> None:
+    found = verdicts(*planted(dict.fromkeys(PARAMS.epoch_list, 1.0), learned=0, noise=3))
     assert found[:3] == ["not testable here", "not testable here", "no effect"]
 
 
 def test_missing_arms_are_not_testable() -> None:
-    finals, once = made(dict.fromkeys(PARAMS.epoch_list, 0.2))
+    finals, once = planted(dict.fromkeys(PARAMS.epoch_list, 0.2))
     del finals["85k", 4]
     found = study_claims(PARAMS, finals, once)
     assert [c["verdict"] == "not testable here" for c in found] == [
@@ -190,7 +192,7 @@ def test_missing_arms_are_not_testable() -> None:
 
 
 @pytest.mark.wheels
-def test_arms_share_weights_and_nested_rows_and_a_gap_is_shown(tmp_path, monkeypatch) -> None:
+def test_arms_share_weights_and_rows_and_gaps_are_shown(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     params = Params("smoke", epochs="1,2", bootstrap=200)
     result = repetition.run(params, progress=False)
@@ -240,7 +242,7 @@ def test_arms_share_weights_and_nested_rows_and_a_gap_is_shown(tmp_path, monkeyp
 
 
 @pytest.mark.wheels
-def test_more_rows_than_there_are_are_refused_before_training(tmp_path, monkeypatch) -> None:
+def test_too_many_rows_are_refused_before_training(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     with pytest.raises(DataError, match="need 8000 different rows") as caught:
         repetition.run(Params("smoke", epochs="1,8", steps=1000), progress=False)

@@ -1,4 +1,4 @@
-"""The page on speed: the CPU is measured, a GPU predicted, and shown as measured only if it was."""
+"""The page on speed: a CPU is measured, a GPU predicted and shown as measured only if it was."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def gpu_steps(ratio: float = 1.3, dry_run: bool = False) -> list[Row]:
     rows = [
         CARD,
         step(train.BASELINE, baseline, "160m"),
-        step(train.Implementation("plain"), baseline / 2, "160m"),  # compiled counts all the same
+        step(train.Implementation("plain"), baseline / 2, "160m"),  # faster, but not compiled
         step(train.SIZING_IMPLEMENTATION, 2 * baseline, "160m"),
         step(train.Implementation("ours"), 1.1 * baseline, "160m"),
         step(train.GRAPH, baseline / ratio, "160m"),
@@ -84,7 +84,7 @@ def gpu_steps(ratio: float = 1.3, dry_run: bool = False) -> list[Row]:
 
 @pytest.fixture(autouse=True)
 def measured_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the CPU measures is made up: it is tested where it is measured."""
+    """Use made-up CPU measurements; the benchmarks have tests of their own."""
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.setattr(train, "bench_train", lambda *_, **__: iter(CPU_STEPS))
     monkeypatch.setattr(kernels, "bench_kernels", lambda *_, **__: iter(CPU_OPERATIONS))
@@ -99,25 +99,26 @@ def run_with(steps: list[Row] = (), operations: list[Row] = (), libraries: list[
 TABLES = (draw.steps, draw.operations, draw.gpu_sizes, draw.gpu_kernels, draw.attention)
 
 
-def everything(result: Any) -> str:
+def all_text(result: Any) -> str:
     drawn = [figure(result).svg for figure in (draw.ratios, draw.gpu_rates)]
     return "\n".join(drawn + [f(result)._repr_html_() for f in (*TABLES, style.claims_table)])
 
 
 def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     threads = []
-    seen = {}
+    options_used = {}
 
     def measure(sizes: tuple[str, ...], **options: Any) -> list[Row]:
         threads.append(torch.get_num_threads())
-        seen.update(options, sizes=sizes)
+        options_used.update(options, sizes=sizes)
         return CPU_STEPS
 
     monkeypatch.setattr(train, "bench_train", measure)
     before = torch.get_num_threads()
     result = study.run(Params("smoke"), progress=False)
     assert threads == [1] and torch.get_num_threads() == before
-    assert seen["sizes"] == ("7k",) and seen["compiled"] == () and seen["rounds"] == 1
+    assert options_used["sizes"] == ("7k",) and options_used["compiled"] == ()
+    assert options_used["rounds"] == 1
     steps = result.tables["steps"].set_index("label")
     assert steps.ratio["transformers eager, sdpa"] == pytest.approx(2)
     assert steps.low["transformers eager"] == pytest.approx(3 * 0.99 / 1.01)
@@ -126,11 +127,11 @@ def test_the_cpu_is_measured_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     holds, also = result.claims[:2]
     assert (holds["verdict"], holds["ours"]) == ("holds", pytest.approx(2))
     assert also["ours"] == pytest.approx(5), "the formula; torch's own may be faster"
-    text = everything(result)
+    text = all_text(result)
     assert "2.00 [1.96, 2.04]" in text and "0.50 [0.49, 0.51]" in text and "a CPU" in text
 
 
-def test_without_a_card_everything_is_predicted_and_says_so() -> None:
+def test_without_gpu_measurements_everything_is_marked_as_predicted() -> None:
     result = study.run(Params())
     assert result.values["gpu"] == study.NOT_MEASURED
     assert result.tables["gpu_sizes"].measured.isna().all()
@@ -143,9 +144,9 @@ def test_without_a_card_everything_is_predicted_and_says_so() -> None:
     assert draw.gpu_sizes(result).frame.set_index("size").loc["160m", "ours"] == "520"
 
 
-def test_the_numbers_of_a_dry_run_are_never_shown() -> None:
-    nothing = everything(study.run(Params()))
-    assert everything(run_with(gpu_steps(dry_run=True))) == nothing
+def test_dry_run_numbers_are_never_shown() -> None:
+    nothing = all_text(study.run(Params()))
+    assert all_text(run_with(gpu_steps(dry_run=True))) == nothing
 
 
 @pytest.mark.parametrize(
@@ -162,12 +163,12 @@ def test_our_fastest_is_compared_with_the_compiled_plain_model(ratio: float, ver
     assert row.error_percent == pytest.approx(100 * (ratio * 400e3 / predicted - 1))
     miss = result.claims[4]
     assert miss["verdict"] == ("holds" if abs(row.error_percent) <= 15 else "does not hold")
-    text = everything(result)
+    text = all_text(result)
     assert "a GPU &lt;b&gt;" in text and "<b>" not in text and "ours, measured" in text
     assert result.tables["gpu_steps"].failed.dropna().tolist() == ["out of memory: 80 GB"]
 
 
-def test_only_the_newest_rows_of_the_last_card_count() -> None:
+def test_only_the_newest_rows_of_the_last_gpu_count() -> None:
     other = [{**CARD, "device": "another"}, step(train.GRAPH, 1.0, "70m")]
     again = [CARD, {"kind": "train", "size": "160m", "failed": "skipped", "dry_run": False}
              | train.GRAPH.columns]  # fmt: skip
@@ -175,7 +176,7 @@ def test_only_the_newest_rows_of_the_last_card_count() -> None:
     assert frame.measured.notna().sum() == 1 and frame.loc["160m"].implementation == "ours graph"
 
 
-def test_predictions_are_the_configs() -> None:
+def test_predictions_follow_from_the_model_configs() -> None:
     size = OFFICIAL_SIZES["160m"]
     frame = study.run(Params()).tables["gpu_kernels"]
     assert set(frame["size"]) == set(study.KERNEL_SIZES)
@@ -191,7 +192,7 @@ def test_predictions_are_the_configs() -> None:
     assert frame.share_of_step.tolist() == pytest.approx((frame.saved_ns / least).tolist())
 
 
-def test_measured_kernels_and_libraries_are_held_against_predictions(
+def test_measured_kernels_and_libraries_are_compared_with_predictions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     norms = {"size": "160m", "dtype": "bf16"}
@@ -224,13 +225,13 @@ def test_measured_kernels_and_libraries_are_held_against_predictions(
     assert study.run(Params()).tables["attention"].taken_tflops[1] == 500.0
 
 
-def test_it_can_be_recorded() -> None:
+def test_a_result_can_be_recorded() -> None:
     result = run_with(gpu_steps())
     path = records.save_record(result)
     assert records.read_record(path)["values"]["gpu"] == "a GPU <b>"
 
 
-def test_the_paper_s_rates_follow_from_its_costs() -> None:
+def test_the_paper_s_rates_follow_from_its_gpu_hours() -> None:
     sizes = study.run(Params()).tables["gpu_sizes"].set_index("size")
     assert sizes.loc["70m"].paper_tokens_per_s == pytest.approx(163_340, abs=5)
     assert sizes.loc["1.4b"].paper_mfu == pytest.approx(0.318, abs=0.001)

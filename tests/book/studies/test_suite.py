@@ -1,4 +1,4 @@
-"""The suite: what its runs share, the proofs find what they are for, readings are counted."""
+"""The suite: what its runs share, checks find planted errors, reads are counted."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_bad_parameters_are_refused(given: dict, words: str) -> None:
         suite.Params(**given)
 
 
-def test_the_piles_readings_are_those_of_its_sizes() -> None:
-    """0, 1, 2 readings: 7.6, 39.9, 52.5 % (facts of the released runs), not 0, 55, 45 %."""
+def test_reads_of_the_pile_follow_from_its_sizes() -> None:
+    """0, 1, 2 reads: 7.6, 39.9, 52.5 % (from the released data order), not 0, 55, 45 %."""
     joint = pile_reads("deduplicated", "joint")
     np.testing.assert_allclose(joint, (0.076, 0.399, 0.525, 0), atol=5e-4)
     np.testing.assert_allclose(
@@ -81,7 +81,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.mark.wheels
-def test_the_suite_keeps_its_promises(smoke: Result) -> None:
+def test_the_suite_passes_every_check(smoke: Result) -> None:
     proofs = smoke.tables["proofs"]
     assert not proofs.failures.any()
     assert (proofs.cases > 0).all()
@@ -94,7 +94,7 @@ def test_the_suite_keeps_its_promises(smoke: Result) -> None:
 
 
 @pytest.mark.wheels
-def test_proofs_find_what_they_are_for(smoke: Result) -> None:
+def test_checks_find_planted_errors(smoke: Result) -> None:
     cells = [(size, arm) for size in ("7k", "25k") for arm in DATA_ARMS]
     runs = dict(zip(cells, smoke.runs, strict=True))
 
@@ -104,8 +104,8 @@ def test_proofs_find_what_they_are_for(smoke: Result) -> None:
     assert not any(failures().values())
     last = runs["25k", "standard"]
     copied, lost = (last.checkpoints / f"step-{step:06d}" for step in (5, 9))
-    kept = copied.with_name("kept")
-    copied.rename(kept)
+    original = copied.with_name("original")
+    copied.rename(original)
     shutil.copytree(last.checkpoints / "step-000016", copied)
     manifest = copied / MANIFEST
     _claim_another_step(manifest, 5)
@@ -120,13 +120,13 @@ def test_proofs_find_what_they_are_for(smoke: Result) -> None:
         assert (found["distinct"], found["complete"], found["same order"]) == (1, 1, 1)
     finally:
         shutil.rmtree(copied)
-        kept.rename(copied)
+        original.rename(copied)
         lost.with_name("elsewhere").rename(lost)
         log.write_text("".join(lines))
 
 
 def _claim_another_step(manifest: Path, step: int) -> None:
-    """As on the hub: another step's weights under this step's name, with a manifest that fits."""
+    """Give a copied checkpoint a valid manifest for `step`, as on the Hugging Face hub."""
     values = json.loads(manifest.read_text())
     values["step"] = step
     values["manifest_sha256"] = _self_hash(values)

@@ -1,9 +1,10 @@
 """The cost and the worth of repeated data: comparisons, tables and claims of the study.
 
-The law is that of Muennighoff et al. (2023): passes after the first are worth less and less, by
-D' = U + U R* (1 - exp(-R / R*)). Its second term, for more parameters than the unique data call
-for, is left out: with it the law predicts higher losses for few data, so the worth measured here
-may lie below the data term alone. Everything is a pure function of losses by row.
+By the law of Muennighoff et al. (2023), each further pass is worth less: U unique tokens repeated R
+times are worth D' = U + U R* (1 - exp(-R / R*)) fresh tokens. The law's second term, a penalty for
+more parameters than the unique data warrant, is left out. It would raise the predicted loss where
+data is scarce, so the worth measured here may be below that of D' alone. All functions are pure
+functions of losses per row.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from pythia_book.measurements import Arrays
 
 R_STAR = 15.387756
-"""R*_D of the law (appendix A of its paper): after R* repetitions, one more is worth 1/e of a fresh
-token."""
+"""R*_D of the law (appendix A of the paper): after R* repetitions, reading a token once more is
+worth 1/e of a fresh token."""
 MARGINAL = 1.0
-"""% of the fresh arm's loss below which a cost is negligible."""
+"""A cost below this many percent of the fresh arm's loss is negligible."""
 CLOSE = 10.0
-"""Points within which a measured worth agrees with the law."""
+"""A measured worth within this many percentage points of the law agrees with it."""
 
 Losses = dict[Cell, np.ndarray]
 
@@ -52,7 +53,7 @@ Losses = dict[Cell, np.ndarray]
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """Arms at one step, compared by row and averaged over sizes. None where an arm is missing."""
+    """Compares arms at one step, row by row, averaged over sizes; None if an arm is missing."""
 
     sizes: tuple[str, ...]
     draws: int
@@ -61,7 +62,7 @@ class ArmComparison:
     def change(
         self, measure: str, epochs: int, base: int = 1, percent: bool = False
     ) -> Estimate | None:
-        """An arm minus another, paired; `percent`: of the other's mean."""
+        """Mean change of a measure from the arm of `base` epochs; `percent`: in % of that arm."""
         changes = []
         for size in self.sizes:
             one, other = (self.arms.get((size, r), {}).get(measure) for r in (epochs, base))
@@ -74,14 +75,14 @@ class ArmComparison:
         return estimate(pooled, self.draws, change=True, exact=exact)
 
     def gap(self, epochs: int) -> Estimate | None:
-        """Held-out loss minus loss on rows read, compared with that of the fresh arm."""
+        """How much larger the gap between held-out and training loss is than in the fresh arm."""
         heldout, read = self.change("loss", epochs), self.change("read_loss", epochs)
         return None if heldout is None or read is None else difference(heldout, read)
 
 
 def law_share(epochs: float, r_star: float = R_STAR) -> float:
-    """The worth of `epochs` passes by the law, relative to as much fresh data: D' / D with
-    D' = U + U R* (1 - exp(-R / R*)), U unique tokens, R = epochs - 1, D = U epochs.
+    """By the law, the worth of `epochs` passes relative to the same amount of fresh data: D' / D
+    with D' = U + U R* (1 - exp(-R / R*)), U unique tokens, R = epochs - 1, D = U epochs.
     """
     return (1 + r_star * (1 - math.exp(-(epochs - 1) / r_star))) / epochs
 
@@ -91,10 +92,10 @@ def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: 
 
     Args:
         loss: float[rows], of the arm.
-        single_pass: r -> losses of the run that read 1/r of the data once; the mean loss is
-            interpolated linearly in the logarithm of the data, never beyond these amounts.
+        single_pass: r -> losses of the run that read 1/r of the data once. The mean loss is
+            interpolated linearly in the logarithm of the data size, and never extrapolated.
     """
-    passes = sorted(single_pass)  # from all data to the least: losses rise
+    passes = sorted(single_pass)  # most data first, so losses rise
     losses = np.stack([*(single_pass[r] for r in passes), loss])
     n = losses.shape[1]
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=draws)
@@ -121,32 +122,35 @@ def worth(
 
 def tables(
     params: Params,
-    kept: dict[tuple[str, int, int], Arrays],
+    measured: dict[tuple[str, int, int], Arrays],
     finals: dict[Cell, Arrays],
     single_pass: Losses,
 ) -> dict[str, pd.DataFrame]:
-    """levels: size, epochs, step, percent, measure (loss, last_word, read_loss) and result, that is
-    value, low, high, n. effects: the same minus the fresh arm, paired; also excess (loss in % of
-    the fresh arm's) and gap (nats, see ArmComparison.gap). law: size, epochs, rows (unique),
-    predicted, result: the worth of the passes in %. fresh: size, epochs, rows, result: loss of the
-    run that read an arm's rows once. memorized: size, epochs, result (shares).
+    """The study's tables; `result` stands for the columns value, low, high, n.
+
+    levels: size, epochs, step, percent, measure (loss, last_word, read_loss), result.
+    effects: the same columns for an arm minus the fresh arm, paired by row; two more measures are
+    excess (loss, % above the fresh arm's) and gap (nats, see ArmComparison.gap).
+    law: size, epochs, rows (unique), predicted, result: the worth of the passes in %.
+    fresh: size, epochs, rows, result: the loss of the run that read an arm's rows once.
+    memorized: size, epochs, result: the share of rows memorized.
 
     Args:
-        kept: arrays by (size, epochs, step).
-        finals: arrays of the last step. single_pass: losses of the runs of one pass.
+        measured: arrays by (size, epochs, step). finals: arrays at the last step.
+        single_pass: losses of the single-pass runs.
     """
     import pandas as pd
 
     levels, effects, law, fresh, memorized = [], [], [], [], []
-    place = ["size", "epochs"]
+    cell = ["size", "epochs"]
     result = ["value", "low", "high", "n"]
 
     def add(rows: list, where: tuple, e: Estimate | None) -> None:
         if e is not None:
             rows.append((*where, e.value, e.low, e.high, e.n_items))
 
-    for step in sorted({step for _, _, step in kept}):
-        at = {(size, r): arrays for (size, r, s), arrays in kept.items() if s == step}
+    for step in sorted({step for _, _, step in measured}):
+        at = {(size, r): arrays for (size, r, s), arrays in measured.items() if s == step}
         for (size, r), arrays in at.items():
             where = (size, r, step, 100 * step / params.n_steps)
             for measure, items in arrays.items():
@@ -170,13 +174,13 @@ def tables(
             if (hits := finals.get((size, r), {}).get("memorized")) is not None:
                 share = wilson(int(hits.sum()), len(hits))
                 memorized.append((size, r, *share.interval().values(), len(hits)))
-    columns = [*place, "step", "percent", "measure", *result]
+    columns = [*cell, "step", "percent", "measure", *result]
     return {
         "levels": pd.DataFrame(levels, columns=columns),
         "effects": pd.DataFrame(effects, columns=columns),
-        "law": pd.DataFrame(law, columns=[*place, "rows", "predicted", *result]),
-        "fresh": pd.DataFrame(fresh, columns=[*place, "rows", *result]),
-        "memorized": pd.DataFrame(memorized, columns=[*place, *result]),
+        "law": pd.DataFrame(law, columns=[*cell, "rows", "predicted", *result]),
+        "fresh": pd.DataFrame(fresh, columns=[*cell, "rows", *result]),
+        "memorized": pd.DataFrame(memorized, columns=[*cell, *result]),
     }
 
 
@@ -184,8 +188,8 @@ def tables(
 
 
 def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> list[dict[str, Any]]:
-    """Claims of earlier work and of Pythia's reading of a text one and a half times."""
-    shown, largest = ", ".join(params.size_list), params.size_list[-1]
+    """The claims of earlier work, and Pythia's premise that one and a half epochs cost little."""
+    sizes, largest = ", ".join(params.size_list), params.size_list[-1]
     most = params.epoch_list[-1]
     arms = ArmComparison(params.size_list, params.bootstrap, finals)
     rows = []
@@ -193,7 +197,7 @@ def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> l
     def add(*row: Any) -> None:
         rows.append(claim_row(*row))
 
-    cost = f"(held-out loss, % above that of fresh data; marginal is below {MARGINAL:g}; {shown})"
+    cost = f"(held-out loss, % above that of fresh data; marginal is below {MARGINAL:g}; {sizes})"
     marginal = partial(noninferiority_verdict, bound=MARGINAL)
     grows = partial(premise_verdict, direction=1)
     paper = "Muennighoff et al.: negligible; 0.5 % for 8.7 billion parameters"
@@ -206,7 +210,7 @@ def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> l
     claim = "Sixteen epochs cost more than four (difference of held-out loss, nats per token; "
     paper = "Muennighoff et al.: what repeating gives decays with every pass"
     e = arms.change("loss", 16, base=4)
-    add(f"{claim}{shown})", paper, e, partial(directional_verdict, direction=1))
+    add(f"{claim}{sizes})", paper, e, partial(directional_verdict, direction=1))
     for word, epochs in (("Four", 4), ("Sixteen", 16)):
         expected = 100 * law_share(epochs)
         claim = f"{word} epochs are worth what the law says (fresh data with the same loss, in % "
@@ -215,16 +219,16 @@ def claims(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> l
         e = worth(params, finals, single_pass, largest, epochs)
         add(claim, paper, e, partial(equivalence_verdict, expected=expected, margin=CLOSE))
     claim = "Held-out rows fall behind read rows as these are repeated (growth of the gap from 1 "
-    claim += f"to {most} epochs, nats per token; {shown})"
+    claim += f"to {most} epochs, nats per token; {sizes})"
     add(claim, "expected since earlier work", arms.gap(most), grows)
-    claim = f"Rows read {most} times are memorized more often than rows read once (points; {shown})"
+    claim = f"Rows read {most} times are memorized more often than rows read once (points; {sizes})"
     e = arms.change("memorized", most)
     add(claim, "expected since earlier work", e, grows, None, 100)
     return rows
 
 
 def values(params: Params, finals: dict[Cell, Arrays], single_pass: Losses) -> dict[str, Any]:
-    """Numbers for prose; None where an arm is missing."""
+    """Numbers quoted in the page's text; None where an arm is missing."""
     arms = ArmComparison(params.size_list, params.bootstrap, finals)
     largest, most = params.size_list[-1], params.epoch_list[-1]
 

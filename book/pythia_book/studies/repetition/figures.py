@@ -22,12 +22,12 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """The colour of an arm: darker is fresher."""
+    """The colour of an arm; the fewer epochs, the darker."""
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
 def cost_and_worth(result: Result) -> Drawing:
-    """Held-out loss against epochs, and the fresh data with the same loss next to the law."""
+    """Held-out loss by epochs, and the worth of repeated data, measured and by the law."""
     params = result.params
     excess = _last(result, "effects", "excess")
     law = result.tables["law"]
@@ -85,7 +85,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def read_rows(result: Result) -> Drawing:
-    """Loss on held-out rows and on rows that every arm has read, and the share it can recite."""
+    """Loss on held-out rows and on rows that every arm has read, and the share memorized."""
     params, memorized = result.params, result.tables["memorized"]
     heldout, read = _last(result, "levels", "loss"), _last(result, "levels", "read_loss")
     n = int(memorized.n.max()) if len(memorized) else 0
@@ -114,7 +114,7 @@ def read_rows(result: Result) -> Drawing:
 
 
 def arms_table(result: Result) -> Table:
-    """What every arm has read, its loss, and what that is worth."""
+    """For each arm: its epochs and different rows, its loss, and the worth of its data."""
     import pandas as pd
 
     params, size = result.params, result.params.size_list[-1]
@@ -135,6 +135,7 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str, measure: str) -> pd.DataFrame:
+    """The rows of a measure at the last step."""
     step = result.params.n_steps
     return style.rows_where(result.tables[table], measure=measure, step=step)
 
@@ -148,10 +149,7 @@ def _cell(frame: pd.DataFrame, size: str, epochs: int) -> str:
 def _points(
     ax: Axes, frame: pd.DataFrame, size: str, factor: float = 1, hollow: bool = False
 ) -> None:
-    points, colour = (
-        style.rows_where(frame, size=size).sort_values("epochs"),
-        style.size_colour(size),
-    )
+    points, colour = style.rows_where(frame, size=size), style.size_colour(size)
     dashes, face = ("--", "white") if hollow else ("-", colour)
     shape = {"marker": "o", "linewidth": 1.1, "linestyle": dashes, "markerfacecolor": face}
     style.curve(ax, points.sort_values("epochs"), "epochs", colour, factor, bars=True, **shape)

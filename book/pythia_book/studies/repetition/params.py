@@ -16,10 +16,10 @@ from pythia_core.util.machine import best_precision
 STUDY = "repetition"
 MEASURING = MeasuringCost(heldout=8, rows=1.0)
 DEFAULTS = {"smoke": ("7k", 16), "laptop": ("85k", 384), "gpu": ("2.7m", 640)}
-"""Size and number of updates by scale: except for smoke, about as many as the deduplicated text
-has rows for."""
+"""Default size and number of updates by scale. Except at smoke scale, one pass over the
+deduplicated text has about enough rows for these updates."""
 INDICES = (18, 36, 54, 72, 89, 107, 125, 143)
-"""Every eighth of training, to the nearest checkpoint."""
+"""The checkpoints to measure: the nearest to each eighth of training."""
 MOST_EPOCHS = 256
 
 Cell = tuple[str, int]
@@ -44,9 +44,9 @@ class Params(StudyParams):
             every = math.lcm(*passes)
             divisors = [r for r in range(1, min(steps, MOST_EPOCHS) + 1) if steps % r == 0]
             raise ConfigError(
-                f"steps={steps} cannot be read in {', '.join(map(str, bad))} equal passes; give a "
-                f"multiple of {every} as steps, e.g. {max(1, steps // every) * every}, or epochs "
-                f"among {', '.join(map(str, divisors))}"
+                f"steps={steps} is not divisible by epochs {', '.join(map(str, bad))}; set steps "
+                f"to a multiple of {every}, e.g. {max(1, steps // every) * every}, or choose "
+                f"epochs among {', '.join(map(str, divisors))}"
             )
 
     @property
@@ -71,15 +71,16 @@ class Params(StudyParams):
         return self.steps or DEFAULTS.get(self.scale, ("", scale.steps))[1]
 
     def rows(self, epochs: int = 1) -> int:
-        """Different rows that an arm reads."""
+        """Number of different rows that an arm reads."""
         return self.n_steps * scale_named(self.scale).batch_size // epochs
 
 
 def repetition_configs(
     params: Params,
 ) -> tuple[dict[Cell, RunConfig], dict[Cell, RunConfig]]:
-    """(arms, once): the arms by (size, epochs); and runs that read an arm's rows once and stop,
-    each with a learning-rate schedule of its own length. With one epoch the two are the same run.
+    """The arms, and the runs that read an arm's rows once and stop, each by (size, epochs).
+
+    The learning-rate schedule fits the length of each run. For one epoch, both are the same run.
     """
     scale, arms, once = scale_named(params.scale), {}, {}
     for size in params.size_list:
@@ -102,5 +103,5 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints that this study reads from a run, whichever study trains it."""
     return kept_at(run, repeated=INDICES)

@@ -1,1 +1,1 @@
-"""What models can do by size and over training (paper section 2.6)."""
+"""Accuracy and loss by size and over training (paper section 2.6)."""

@@ -1,7 +1,7 @@
-"""The scaling study's claims about our own models; those about released ones are elsewhere.
+"""Claims about our own models; pythia_book.published.scaling has those about released models.
 
 Differences between models are paired over items. A task on which the largest model does not beat
-guessing cannot show that ability rises with size: "not testable here".
+guessing cannot show that ability rises with size, so its verdict is "not testable here".
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from pythia_book.studies.scaling.params import Params
 
 CLOSE = 2.0
-"""Percent of the loss within which a prediction counts as one."""
-TO_LOSE = 0.02
-"""Accuracy below which a model has none to lose."""
+"""A prediction is correct if it is within this many percent of the measured loss."""
+MIN_ACCURACY = 0.02
+"""A decline is testable only if the accuracy was at least this at some step."""
 Finals = dict[tuple[str, str, str], np.ndarray]
-"""(size, arm, task_shots) -> right or wrong, bool[items], at the end of training."""
+"""(size, arm, task_shots) -> whether each item was answered right at the end, bool[items]."""
 Judged = tuple[Estimate, str] | None
-"""An estimate and the verdict on it; None: it could not be measured."""
+"""An estimate and its verdict; None if it could not be measured."""
 
 
 def claims(
@@ -41,17 +41,17 @@ def claims(
     tables: dict[str, pd.DataFrame],
     words: dict[int, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """One dict per claim, as a record holds them.
+    """One dict per claim, as stored in a record.
 
     Args:
-        words: step -> last words predicted or not, bool[passages], of the smallest standard model.
+        words: step -> whether the smallest standard model predicts the last word, bool[passages].
     """
     small, large = params.size_list[0], params.size_list[-1]
     zero, few = min(params.shot_list), max(params.shot_list)
     draws = params.bootstrap
 
     def pair(task: str, *cells: tuple[str, int]) -> list[np.ndarray]:
-        """float[items] of two cells (size, shots); empty unless both have the same items."""
+        """Scores float[items] of two cells (size, shots); empty unless both have the same items."""
         scores = [finals.get((size, "standard", f"{task}_{shots}")) for size, shots in cells]
         if len(set(cells)) < 2 or any(s is None for s in scores) or len({*map(len, scores)}) > 1:
             return []
@@ -90,10 +90,10 @@ def claims(
 
 
 def _rise(pairs: list[list[np.ndarray]], draws: int, chance: float | None = None) -> Judged:
-    """Change from first to second of each pair; with `chance`, the second must beat guessing."""
+    """Change from first to second in each pair; with `chance`, the second must beat guessing."""
     if not pairs:
         return None
-    change = _points(np.concatenate([second - first for first, second in pairs]), draws)
+    change = _in_points(np.concatenate([second - first for first, second in pairs]), draws)
     best = np.concatenate([second for _, second in pairs])
     if chance is not None and estimate(best[None], draws, exact=True).low <= chance:
         return change, NOT_TESTABLE
@@ -101,19 +101,20 @@ def _rise(pairs: list[list[np.ndarray]], draws: int, chance: float | None = None
 
 
 def _decline(words: dict[int, np.ndarray], draws: int) -> Judged:
+    """The change of last-word accuracy from the best step to the last."""
     change = late_change(words)
     if change is None:
         return None
-    e = _points(change, draws)
-    able = max(hits.mean() for hits in words.values()) >= TO_LOSE
+    e = _in_points(change, draws)
+    able = max(hits.mean() for hits in words.values()) >= MIN_ACCURACY
     return e, premise_verdict(e.low, e.high, -1) if able else NOT_TESTABLE
 
 
 def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
-    """Last step minus best step, float[passages]; None with no accuracy to lose.
+    """Last step minus best step, float[passages]; None for one step or without any hit.
 
     The best of many steps is biased upwards, so it is chosen on one half of the passages and
-    compared with the end on the other, and vice versa.
+    compared with the last step on the other half, and vice versa.
     """
     steps = sorted(words)
     if len(steps) < 2 or not any(words[step].any() for step in steps):
@@ -128,6 +129,7 @@ def late_change(words: dict[int, np.ndarray]) -> np.ndarray | None:
 
 
 def _prediction(prediction: pd.DataFrame, n_sizes: int) -> Judged:
+    """How far the largest model's loss is from its prediction."""
     if prediction.empty:
         return None
     excess = prediction.iloc[0]
@@ -138,19 +140,20 @@ def _prediction(prediction: pd.DataFrame, n_sizes: int) -> Judged:
 
 
 def _use(optimal: pd.DataFrame) -> Judged:
+    """The best size at the most use, over the best size without use."""
     uses = optimal[optimal.kind == "inference"]
     if len(uses) < 2:
         return None
     first, last = uses.iloc[0], uses.iloc[-1]
-    # the widest ratio that the two intervals allow
+    # the widest interval that the two intervals allow
     low, high = last.low / first.high, last.high / first.low
     e = Estimate(last.n_params / first.n_params, low, high, len(uses), 1)
     return e, "holds" if e.high < 1 else "no effect"
 
 
-def _points(change: np.ndarray, draws: int) -> Estimate:
+def _in_points(change: np.ndarray, draws: int) -> Estimate:
     e = estimate(100 * change[None], draws, change=True)
-    if change.min() == change.max():  # nothing differs: the exact bound, in points
+    if change.min() == change.max():  # all changes are equal, so a bootstrap interval has no width
         e = estimate(change[None], draws, change=True, exact=True)
         return Estimate(100 * e.value, 100 * e.low, 100 * e.high, e.n_items, 1)
     return e

@@ -1,4 +1,4 @@
-"""Figures of the scaling study: tasks and losses of our models, where the released sizes fall."""
+"""Figures of the scaling study: tasks and losses of our models, and the released sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MARKERS = "os^D"
 def _task_panels(
     result: Result, titles: list[str], note: str
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A titled panel of percent right for each task, at most four to a row."""
+    """One titled panel per task for its accuracy, at most four panels in a row."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     with style.canvas(result, columns, 1.9 * rows + 0.5, note, rows=rows) as (figure, axes):
@@ -76,10 +76,10 @@ def tasks_by_size(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Zero-shot accuracy and last words of held-out sentences over training, standard half."""
+    """Zero-shot accuracy on tasks and on last words over training, for the standard half."""
     first, sizes = min(result.params.shot_list), result.params.size_list
-    kept = {"arm": "standard", "metric": "acc", "shots": first, "status": "scored"}
-    accuracy = style.rows_where(result.tables["accuracy"], **kept)
+    selection = {"arm": "standard", "metric": "acc", "shots": first, "status": "scored"}
+    accuracy = style.rows_where(result.tables["accuracy"], **selection)
     shown = [task for task in result.params.task_list if task in set(accuracy.task)]
     tables = {TITLES[task]: style.rows_where(accuracy, task=task) for task in shown}
     tables["last words, ours"] = style.rows_where(result.tables["last_words"], arm="standard")
@@ -96,7 +96,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def losses(result: Result) -> Drawing:
-    """Held-out loss against size with its law, and against training FLOP."""
+    """Held-out loss against size, with the fitted law, and against training FLOP."""
     table, laws = result.tables["losses"], result.tables["laws"]
     standard, sizes = style.rows_where(table, arm="standard"), result.params.size_list
     last = style.rows_where(standard, step=standard.step.max())
@@ -122,7 +122,7 @@ def losses(result: Result) -> Drawing:
 
 
 def optimal_sizes(result: Result) -> Drawing:
-    """Best size for a training budget, best size for a use, and the released sizes."""
+    """The best size by training budget and by later use; tokens per parameter as released."""
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)
     compute = style.rows_where(optimal, kind="compute")
@@ -155,7 +155,7 @@ def optimal_sizes(result: Result) -> Drawing:
 
 
 def laws_table(result: Result) -> Table:
-    """The fitted laws."""
+    """The parameters of the fitted laws."""
     import pandas as pd
 
     names = {"size": "E + A / N^alpha, end of training",

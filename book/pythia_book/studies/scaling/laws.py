@@ -1,4 +1,4 @@
-"""Scaling laws of the suite's losses, what follows from them, and where the released sizes fall.
+"""Scaling laws of the suite's losses, and the best model sizes that follow from them.
 
 Two forms are fitted to held-out loss in nats on the standard half: L(N) = E + A / N^alpha at the
 end of training, and L(N, D) = E + A / N^alpha + B / D^beta over checkpoints (Hoffmann et al. 2022),
@@ -8,10 +8,11 @@ Intervals resample held-out rows, the same for every model. A checkpoint in the 
 benefit of long training.
 
 "Compute-optimal" is the size with the lowest loss for a budget of training FLOP (6 N D);
-"inference-optimal" the one that reaches a loss most cheaply when D_inf tokens are then generated
-(2 N D_inf more; in our models the vocabulary matrix, which N excludes, takes most of a token's
-FLOP). Our N excludes embeddings, most of a model at these sizes; the released sizes are placed on a
-published law whose N counts all parameters, and are shown under both conventions.
+"inference-optimal" is the size that reaches a given loss at the lowest total cost if D_inf tokens
+are generated afterwards, for another 2 N D_inf. N excludes the embeddings, which are most of a
+model at our sizes; in particular, it excludes the vocabulary matrix, which takes most of the FLOP
+per token. The released sizes are compared with a published law whose N counts all parameters, and
+their tokens per parameter are given under both conventions.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Law:
         return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def tokens_for(self, target: float, n: np.ndarray | float) -> np.ndarray:
-        """Tokens after which a model of size n reaches the target; infinite if it never does."""
-        room = target - self.E - self.A * np.asarray(n, np.float64) ** -self.alpha
+        """Tokens after which size n reaches the target loss; infinite if it never does."""
+        data_term = target - self.E - self.A * np.asarray(n, np.float64) ** -self.alpha
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(room > 0, (self.B / room) ** (1 / self.beta), np.inf)
+            return np.where(data_term > 0, (self.B / data_term) ** (1 / self.beta), np.inf)
 
     def compute_optimal(self, flops: float) -> tuple[float, float]:
         """(N, D) with the lowest loss at 6 N D = flops."""
@@ -62,7 +63,7 @@ class Law:
         return float(best), float(flops / (6 * best))
 
     def inference_optimal(self, target: float, generated: float) -> tuple[float, float]:
-        """(N, D) with the lowest 6 N D + 2 N generated at which the loss is the target.
+        """(N, D) that reaches the target loss at the lowest cost, 6 N D + 2 N `generated`.
 
         Raises:
             DataError: no size reaches the target.
@@ -71,20 +72,20 @@ class Law:
         d = self.tokens_for(target, n)
         cost = 6 * n * d + 2 * n * generated
         if not np.isfinite(cost).any():
-            raise DataError(f"no model of this law reaches a loss of {target}; it ends at {self.E}")
+            raise DataError(f"no size reaches a loss of {target}; this law's minimum is {self.E}")
         best = int(np.nanargmin(np.where(np.isfinite(cost), cost, np.nan)))
         return float(n[best]), float(d[best])
 
     def optimal_tokens(self, n: float) -> float:
-        """Tokens at which n is compute-optimal: more size and more tokens pay off equally."""
+        """Tokens for which n is compute-optimal: more size and more tokens pay off equally."""
         return float((self._loss_elasticity(n) / (self.beta * self.B)) ** (-1 / self.beta))
 
     def break_even_inference_tokens(self, n: float, d: float) -> float:
-        """Generated tokens at which (n, d) is the cheapest way to its own loss.
+        """Generated tokens for which (n, d) is the cheapest way to reach the loss of (n, d).
 
-        At the minimum of 6 N D + 2 N D_inf on a line of equal loss, D_inf is 3 D (r - 1), r the
-        ratio of the loss elasticities to size and to tokens; below 0 if more tokens would pay off
-        even without inference.
+        Minimizing 6 N D + 2 N D_inf at constant loss gives D_inf = 3 D (r - 1), where r is the
+        elasticity of the loss to size over that to tokens. Negative if more training tokens would
+        pay off even without inference.
         """
         return float(3 * d * (self._loss_elasticity(n) / (self.beta * self.B * d**-self.beta) - 1))
 
@@ -94,7 +95,7 @@ class Law:
 
 
 BESIROGLU = Law(E=1.8172, A=482.01, alpha=0.3478, B=2085.43, beta=0.3658)
-"""Hoffmann et al.'s runs, refitted by Besiroglu et al. (2024, arXiv:2404.10102); N counts all
+"""A refit of Hoffmann et al.'s runs by Besiroglu et al. (2024, arXiv:2404.10102); N counts all
 parameters."""
 
 
@@ -105,7 +106,7 @@ def fit_law(
 
     Args:
         n: float[m] parameters. loss: float[m], nats. d: float[m] tokens; None: a law of size alone.
-        start: starting point; default: the best fit of several starts.
+        start: where to start the fit; by default, several starts are tried and the best is kept.
 
     Raises:
         DataError: fewer points than the law has parameters, or fewer than three sizes.
@@ -122,7 +123,7 @@ def fit_law(
     logs = np.log(loss)
 
     def residual(p: np.ndarray) -> np.ndarray:
-        # in logarithms: every factor and exponent is positive
+        # p holds logarithms, so every factor and exponent is positive
         parts = [p[0], p[1] - np.exp(p[2]) * np.log(n)]
         if d is not None:
             parts.append(p[3] - np.exp(p[4]) * np.log(d))
@@ -148,20 +149,20 @@ def fit_law(
 def bootstrap_laws(
     n: np.ndarray, rows: np.ndarray, d: np.ndarray | None, draws: int
 ) -> tuple[Law, list[Law]]:
-    """The law of the mean losses over rows float[m, rows], and the laws of resampled rows."""
+    """Fit a law to the mean losses of rows float[m, rows], and one to each resample of the rows."""
     law = fit_law(n, rows.mean(1), d)
     return law, [fit_law(n, loss, d, start=law) for loss in resampled(rows, draws)]
 
 
 def resampled(rows: np.ndarray, draws: int) -> Iterator[np.ndarray]:
-    """Mean losses float[m] over resampled held-out rows, the same ones for every point."""
+    """Yield mean losses float[m] of resampled held-out rows, the same rows for all m points."""
     rng = np.random.default_rng(0)
     for _ in range(draws):
         yield rows[:, rng.integers(rows.shape[1], size=rows.shape[1])].mean(1)
 
 
 def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
-    """A value with the 95 % interval of its resampled versions."""
+    """A value with the 95 % interval of its values in the resamples."""
     low, high = np.quantile(draws, [0.025, 0.975])
     return float(value), float(low), float(high)
 
@@ -169,22 +170,26 @@ def interval(value: float, draws: list[float]) -> tuple[float, float, float]:
 # --- tables ----------------------------------------------------------------------------------
 
 DRAWS = 100
-"""Number of resamples of a law; each is a separate fit."""
+"""Number of resamples; each needs a fit of its own."""
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
 """Tokens generated with a model, as multiples of the suite's training tokens."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
 RowLosses = dict[tuple[str, str, int], np.ndarray]
-"""(size, arm, step) -> loss of every held-out row."""
+"""(size, arm, step) -> float[rows], the loss of every held-out row."""
 
 
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
-    """laws: law ("size", "both"), parameter, value, low, high; empty if points are too few.
+    """The fitted laws, the optima that follow from them, and the released sizes.
+
+    laws: law ("size", "both"), parameter, value, low, high; empty if points are too few.
     optimal: kind, flops or uses, n_params, low, high, tokens, tokens_per_parameter.
-    prediction: size, value, low, high: excess in percent of the largest model's loss over the
-    prediction from the other sizes; empty if they are too few.
+    prediction: size, value, low, high: by how many percent the largest model's loss exceeds the
+    prediction from the other sizes; empty if these are too few.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
-    tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; below 0: none).
-    `losses`: the study's table; `rows`: the losses behind its means.
+    tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; negative: none).
+
+    Args:
+        losses: the study's table of mean losses. rows: the losses per row behind it.
     """
     import pandas as pd
 
@@ -197,7 +202,7 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
         d = points.tokens.to_numpy(float) if with_tokens else None
         try:
             law, draws = bootstrap_laws(points.n_params.to_numpy(float), stacked, d, DRAWS)
-        except DataError:  # a run of one or two sizes determines no law
+        except DataError:  # one or two sizes determine no law
             continue
         for parameter in NAMES[2 if with_tokens else 1]:
             value = interval(getattr(law, parameter), [getattr(x, parameter) for x in draws])
@@ -214,7 +219,7 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
 
 
 def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
-    """Whether the law extrapolates by one size."""
+    """The largest model's loss compared with the law fitted to all smaller sizes."""
     import pandas as pd
 
     stacked, n, prediction = _stacked(last, rows), last.n_params.to_numpy(float), []
@@ -228,7 +233,7 @@ def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
 
 
 def _stacked(points: pd.DataFrame, rows: RowLosses) -> np.ndarray:
-    """float[points, rows]: the losses behind the points."""
+    """The losses of each point by held-out row, float[points, rows]."""
     return np.array([rows[p.size, "standard", p.step] for p in points.itertuples()])
 
 

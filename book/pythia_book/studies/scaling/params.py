@@ -17,8 +17,9 @@ AFTER = ("suite",)
 """Studies that should run first, because they train what this one reads."""
 MEASURING = MeasuringCost(heldout=19)
 OVER_TRAINING = (4, 13, 43, 93)
-"""Evenly spaced checkpoints, besides the last, at which tasks are scored."""
+"""Which of the evenly spaced checkpoints, besides the last, tasks are scored at."""
 LOSS_AT = (1, 2, 3, 5, 8, 13, 18, 23, 33, 43, 63, 83, 103, 123, 133, 143)
+"""Which of them held-out loss is measured at."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints that this study reads from a run, whichever study trains it."""
     indices = (*OVER_TRAINING, *LOSS_AT)
     return kept_at(run, standard=indices, deduplicated=indices)
 

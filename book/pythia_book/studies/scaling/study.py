@@ -1,9 +1,10 @@
 """Accuracy and loss by size and over training (paper section 2.6), for our and released models.
 
-Zero-shot and few-shot accuracy on seven benchmark tasks for the suite at its end, zero-shot over
-training for the standard half, held-out loss over size, tokens and FLOP with fitted laws. The last
-checkpoint of the largest model is also scored by the language-model evaluation harness and compared
-item by item. Results of the released models come from pythia_book.published.scaling.
+Seven benchmark tasks are scored, zero-shot and few-shot at the end of training, and zero-shot over
+training for the standard half of the suite. Laws are fitted to held-out loss by size, tokens and
+FLOP. The last checkpoint of the largest model is also scored by the language-model evaluation
+harness and compared item by item. Results of the released models come from
+pythia_book.published.scaling.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, score it, fit, compare with what was released."""
+    """Find or train the suite, score it, fit laws, and compare with the released models."""
     published = published or find_published()
     started = time.time()
     suite = train_all(
@@ -58,17 +59,17 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
     fitting = fitting_tasks(built)
     scored, gaps = _score(params, suite, fitting, progress)
     accuracy = _accuracy_table(params, suite, built, scored)
-    losses, words, kept, more = _language(params, suite, progress)
-    laws = laws_tables(losses, {place: arrays["loss"] for place, arrays in kept.items()})
+    losses, words, arrays, more_gaps = _language(params, suite, progress)
+    laws = laws_tables(losses, {cell: measured["loss"] for cell, measured in arrays.items()})
     agreement = agreement_table(params, suite, fitting, scored, length)
     released = published_scaling(published)
     tables = {"accuracy": accuracy, "losses": losses, "last_words": words, "agreement": agreement}
     tables |= laws
     finals = _finals(params, suite, fitting, scored)
-    numbers = values(params, tables) | {"gaps": len(gaps) + more}
+    numbers = values(params, tables) | {"gaps": len(gaps) + more_gaps}
     smallest = {
-        step: arrays["last_word"]
-        for (size, arm, step), arrays in kept.items()
+        step: measured["last_word"]
+        for (size, arm, step), measured in arrays.items()
         if (size, arm) == (params.size_list[0], "standard")
     }
     rows = [*released.claims, *claims(params, finals, tables, smallest)]
@@ -87,7 +88,10 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 def _score(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[CheckpointKey, Metrics], list]:
-    """Metrics by (run id, step): all shots at the end; before, zero-shot for the standard half."""
+    """Score all tasks at the end, and the zero-shot ones on the standard half before it.
+
+    Returns the metrics by (run id, step), and the gaps.
+    """
     last = scale_named(params.scale).steps
     finals, gaps = measure_tasks([(run, last) for run in suite.values()], tasks, progress)
     zero_shot = [task for task in tasks if task.shots == min(params.shot_list)]
@@ -104,10 +108,10 @@ def _score(
 def _accuracy_table(
     params: Params, suite: Suite, built: list[BuiltTask], scored: dict
 ) -> pd.DataFrame:
-    """size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
+    """Accuracy: size, arm, task, shots, step, percent, metric, value, low, high, n, fits, status.
 
-    `fits`: share of the items that fit the context. status "does not fit": too few do, so there is
-    no value; "too long": no item fits; "lost": the checkpoint is missing.
+    `fits`: share of the items that fit the context. `status`: "scored", or why there is no value:
+    "does not fit" (too few items do), "too long" (no item fits), "lost" (no checkpoint).
     """
     import pandas as pd
 
@@ -122,7 +126,7 @@ def _accuracy_table(
                 if step != scale.steps and each.shots != min(params.shot_list):
                     continue
                 fits = share_fitting(each)
-                place = {"size": size, "arm": arm, "task": each.name, "shots": each.shots,
+                cell = {"size": size, "arm": arm, "task": each.name, "shots": each.shots,
                          "step": step, "percent": 100 * step / scale.steps}  # fmt: skip
                 status = "too long" if not len(each.fits) else "does not fit"
                 status = "scored" if fits >= MIN_FITTING else status
@@ -133,7 +137,7 @@ def _accuracy_table(
                         arrays = metrics[each.key]
                         hits = arrays.get(metric, arrays["acc"]).astype(float)
                         row = estimate(hits[None], params.bootstrap, exact=True).interval()
-                    rows.append({**place, "metric": metric, **row, "n": len(each.fits),
+                    rows.append({**cell, "metric": metric, **row, "n": len(each.fits),
                                  "fits": fits, "status": status})  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -141,7 +145,7 @@ def _accuracy_table(
 def _finals(
     params: Params, suite: Suite, built: list[BuiltTask], scored: dict
 ) -> dict[tuple[str, str, str], np.ndarray]:
-    """(size, arm, task_shots) -> bool[items] at the end, without gaps."""
+    """(size, arm, task_shots) -> right or wrong at the end, bool[items]; gaps are left out."""
     last = scale_named(params.scale).steps
     return {
         (size, arm, each.key): scored[run.id, last][each.key]["acc"]
@@ -154,8 +158,10 @@ def _finals(
 def agreement_table(
     params: Params, suite: Suite, built: list[BuiltTask], scored: dict, length: int
 ) -> pd.DataFrame:
-    """task, shots, items, differing (choices that differ from the harness's), harness (accuracy) of
-    the last checkpoint of the largest standard model. Empty without lm_eval.
+    """Our scores of the largest standard model's last checkpoint, compared with the harness's.
+
+    Columns: task, shots, items, differing (scores that differ), harness (its accuracy). Empty if
+    lm_eval is not installed.
     """
     import pandas as pd
 
@@ -186,35 +192,38 @@ def agreement_table(
 def _language(
     params: Params, suite: Suite, progress: bool
 ) -> tuple[pd.DataFrame, pd.DataFrame, dict[tuple[str, str, int], Arrays], int]:
-    """losses: size, arm, step, n_params, tokens, flops, value, low, high (nats; parameters without
-    embeddings, FLOP as 6 N D); last_words: size, arm, step, percent, value, low, high; the arrays
-    by (size, arm, step); the number of gaps."""
+    """Held-out loss and last words: two tables, the arrays by (size, arm, step), number of gaps.
+
+    losses: size, arm, step, n_params (without embeddings), tokens, flops (6 N D), value, low, high
+    (nats). last_words: size, arm, step, percent, value, low, high.
+    """
     import pandas as pd
 
     first = next(iter(suite.values()))
     language = LanguageMeasurement.of(first.data, first.config.model.max_seq_len)
     cells = [(run, step) for run in suite.values() for step in _steps(params, LOSS_AT)]
     measured, gaps = measure_all(cells, language, progress)
-    losses, words, kept = [], [], {}
+    losses, words, arrays = [], [], {}
     for (size, arm), run in suite.items():
         n, t = run.config.model.n_params_non_embedding, run.config.train
         for step in _steps(params, LOSS_AT):
             if (run.id, step) not in measured:
                 continue
-            kept[size, arm, step] = arrays = measured[run.id, step]
+            arrays[size, arm, step] = of_cell = measured[run.id, step]
             tokens = step * t.batch_size * run.config.data.seq_len
-            place = {"size": size, "arm": arm, "step": step}
+            cell = {"size": size, "arm": arm, "step": step}
             losses.append({
-                **place, "n_params": n, "tokens": tokens, "flops": 6 * n * tokens,
-                **estimate(arrays["loss"][None], params.bootstrap).interval(),
+                **cell, "n_params": n, "tokens": tokens, "flops": 6 * n * tokens,
+                **estimate(of_cell["loss"][None], params.bootstrap).interval(),
             })  # fmt: skip
-            hits = arrays["last_word"][None].astype(float)
-            words.append({**place, "percent": 100 * step / t.steps,
+            hits = of_cell["last_word"][None].astype(float)
+            words.append({**cell, "percent": 100 * step / t.steps,
                           **estimate(hits, params.bootstrap, exact=True).interval()})  # fmt: skip
-    return pd.DataFrame(losses), pd.DataFrame(words), kept, len(gaps)
+    return pd.DataFrame(losses), pd.DataFrame(words), arrays, len(gaps)
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Names and numbers quoted in the page's text."""
     accuracy, agreement, laws = tables["accuracy"], tables["agreement"], tables["laws"]
     last = accuracy[accuracy.percent == 100]
     fits = last.groupby(["task", "shots"]).agg(fits=("fits", "first"), status=("status", "first"))

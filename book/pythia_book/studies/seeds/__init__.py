@@ -1,1 +1,1 @@
-"""What training again with other seeds would have given (after PolyPythias)."""
+"""How much results vary between training seeds (after PolyPythias)."""

@@ -1,9 +1,9 @@
 """The claims of the seeds study, each with an interval over seeds.
 
-One size is trained here, so these are claims about differences between runs of that size, and one
-about its distance to the next. A claim of similarity needs an interval inside a bound, a claim of
-difference one outside it. With few seeds, most intervals for spreads include the bound and are "not
-testable here".
+Only one size is trained, so these claims are about differences between runs of that size, and one
+is about the distance to the next size. A claim of similarity holds if the interval is inside a
+bound, a claim of difference if it is outside. With few seeds, most intervals of spreads include the
+bound, so such claims are "not testable here".
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from pythia_book.studies.seeds.params import Params
 
 ENOUGH = Z_95 * 2**0.5
-"""Distance of two sizes, in standard deviations over seeds, at which one run of each is ordered
-correctly 97.5 % of the time."""
-ALIKE = 3.0
+"""Distance of two sizes, in standard deviations over seeds, at which single runs of the two have
+the right order 97.5 % of the time."""
+SIMILAR = 3.0
 """Two standard deviations are similar if neither is this many times the other."""
 BENEFITS = {
     "loss": ("held-out loss", "nats per token", -1),
@@ -73,10 +73,10 @@ def claims(
         ),
         claim_row(
             "The order seed matters as much as the weight seed (held-out loss, standard deviation "
-            f"by order over that by weights; similar: within {ALIKE:g} times)",
+            f"by order over that by weights; similar: within {SIMILAR:g} times)",
             "not measured: PolyPythias varies both at once",
             ratio,
-            partial(_within, bound=ALIKE),
+            partial(_within, bound=SIMILAR),
         ),
         claim_row(
             "The feminine share of pronouns after occupations differs between seeds by more than "
@@ -89,7 +89,7 @@ def claims(
 
 
 def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str, Any]]:
-    """Whether deduplication has a benefit, and whether one pair's result survives more seeds."""
+    """Two claims: deduplication brings no benefit; one pair's result survives more seeds."""
     name, unit, better = BENEFITS[measure]
     pair, mean = _effect(effects, measure)
     benefit = mean is not None and (mean.high < 0 if better < 0 else mean.low > 0)
@@ -117,7 +117,7 @@ def _deduplication(effects: pd.DataFrame, measure: str, n: int) -> list[dict[str
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Distance of the two sizes in held-out loss, smaller minus larger."""
+    """Held-out loss of the smaller size minus the larger, in standard deviations over seeds."""
     diagonal = levels[
         (levels.measure == "loss")
         & (levels.percent == 100)
@@ -132,17 +132,17 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def _effect(effects: pd.DataFrame, measure: str) -> tuple[Estimate | None, Estimate | None]:
-    """The effect for the suite's own pair (interval over items) and its mean over seeds (interval
-    over seeds), at the end, in points or nats."""
+    """The effect of deduplication at the end, in points or nats: for the suite's own pair of twins
+    (interval over items), and the mean over seeds (interval over seeds)."""
     final = effects[(effects.measure == measure) & (effects.percent == 100)]
-    known = final[final.low.notna()]
-    rows = (known[known.seed == seed] for seed in (str(SUITE_SEED), "mean"))
+    final = final[final.low.notna()]
+    rows = (final[final.seed == seed] for seed in (str(SUITE_SEED), "mean"))
     pair, mean = (_estimate(row, MEASURES[measure]) for row in rows)
     return pair, mean
 
 
 def _estimate(rows: pd.DataFrame, factor: float) -> Estimate | None:
-    """The first row of a table; None if there is none."""
+    """The first row of a table, times `factor`; None if the table is empty."""
     if rows.empty:
         return None
     row = rows.iloc[0]
@@ -151,14 +151,14 @@ def _estimate(rows: pd.DataFrame, factor: float) -> Estimate | None:
 
 
 def _beyond(low: float, high: float, bound: float) -> str:
-    """Verdict on "more than `bound`"."""
+    """Verdict on the claim that a value exceeds `bound`."""
     if low <= bound <= high:
         return NOT_TESTABLE
     return "holds" if low > bound else "does not hold"
 
 
 def _within(low: float, high: float, bound: float) -> str:
-    """Verdict on "neither is `bound` times the other", of a ratio."""
+    """Verdict on the claim that a ratio lies between 1 / `bound` and `bound`."""
     if 1 / bound < low and high < bound:
         return "holds"
     return "does not hold" if low > bound or high < 1 / bound else NOT_TESTABLE

@@ -1,4 +1,4 @@
-"""Figures of the seeds study: curves with bands, spreads over training, their parts, effects."""
+"""Figures of the seeds study: curves, spreads over training, components, and effects."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _notes(result: Result, *notes: str) -> str:
 
 
 def curves(result: Result) -> Drawing:
-    """Held-out loss over training with its band, then every run against the mean, by what varies.
+    """Held-out loss over training with its band, then runs minus their mean, by which seed varies.
 
-    The three kinds share one scale of loss, so that their spreads can be compared.
+    These three panels share one y axis, so that their spreads can be compared.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")
@@ -85,7 +85,7 @@ def _fill(ax: Axes, band: pd.DataFrame, colour: str) -> None:
 
 
 def spreads(result: Result) -> Drawing:
-    """Standard deviation over seeds along training, by what varies; a logarithmic axis."""
+    """Standard deviation over seeds during training, by which seed varies; logarithmic axes."""
     frame = result.tables["trajectories"].rename(columns={"sd": "value"})
     colour = size_colour(result.params.size)
     shown, kinds = ("loss", "last_word", "feminine_share"), ("order", "weights", "both")
@@ -120,7 +120,7 @@ def spreads(result: Result) -> Drawing:
 
 
 def parts(result: Result) -> Drawing:
-    """Standard deviations at the end, taken apart: order, weights, the rest, and items' error."""
+    """Standard deviations at the end, due to order, weights, the rest, and item sampling."""
     colour = size_colour(result.params.size)
     kinds = ("order", "weights", "rest", "items")
     cut = "bars: 95 % intervals, cut where they go on"
@@ -135,7 +135,7 @@ def parts(result: Result) -> Drawing:
                 continue
             frame = factor * frame.set_index("kind")[["value", "low", "high"]].astype(float)
             frame = frame.loc[[kind for kind in kinds if kind in frame.index]]
-            # An interval may go on to many times the value: the axis ends where values can be read.
+            # Cut the axis: with the longest intervals on it, the values could not be read.
             top = 2.2 * frame.value.max()
             for i, (kind, row) in enumerate(frame.iterrows()):
                 face = "white" if kind == "rest" else colour
@@ -155,7 +155,7 @@ def parts(result: Result) -> Drawing:
 
 
 def effects(result: Result) -> Drawing:
-    """Deduplicated minus standard at the end, seed by seed and over seeds."""
+    """Deduplicated minus standard at the end, for each seed and as the mean over seeds."""
     frame = style.rows_where(result.tables["effects"], percent=100)
     colour = size_colour(result.params.size)
     notes = _notes(result, "bars: 95 % intervals, of a seed over shared items")

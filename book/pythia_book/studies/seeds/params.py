@@ -21,7 +21,7 @@ AFTER = ("suite",)
 MEASURING = MeasuringCost(heldout=13, rows=1.0)
 SUITE_SEED = 1234
 EARLY = (1, 4, 16, 64)
-"""Steps before and between the evenly spaced ones. Step 1 has the initial weights."""
+"""Early steps to measure besides the evenly spaced ones. Step 1 still has the initial weights."""
 
 Cell = tuple[int, int, str]
 """(order seed, weight seed, arm)."""
@@ -32,9 +32,9 @@ class Params(StudyParams):
     """Parameters of the study; `sizes` holds one size."""
 
     seeds: int = 3
-    """Seeds of each kind; the first is the suite's."""
+    """Number of order seeds, and of weight seeds; the first is the suite's."""
     neighbour: str = ""
-    """The size whose distance in loss the spread is compared with; empty: the next larger one."""
+    """Another size; the spread is compared with its difference in loss. Empty: the next larger."""
     bootstrap: int = 2000
 
     WHOLE: ClassVar = {"seeds": (0, 10)}
@@ -67,14 +67,14 @@ class Params(StudyParams):
         if self.size not in scale.sizes:
             raise ConfigError(
                 f"{self.size!r} is not among the sizes of scale {self.scale!r} "
-                f"({', '.join(scale.sizes)}), so no size is next to it; name a neighbour"
+                f"({', '.join(scale.sizes)}), so it has no next size; set neighbour"
             )
         at = scale.sizes.index(self.size)
         return scale.sizes[at + 1 if at + 1 < len(scale.sizes) else at - 1]
 
     @property
     def size_is_smaller(self) -> bool:
-        """Whether the neighbour is the larger of the two."""
+        """Whether `size` is smaller than its neighbour."""
         both = scale_named(self.scale).size_list(f"{self.size},{self.neighbour_size}")
         return both[0] == self.size
 
@@ -85,13 +85,13 @@ class Params(StudyParams):
 
     @property
     def cells(self) -> list[Cell]:
-        """Every order seed with every weight seed, and the deduplicated twins of the diagonal."""
+        """Every order seed with every weight seed, then the deduplicated twins of equal seeds."""
         grid = [(o, w, "standard") for o, w in product(self.seed_values, repeat=2)]
         return grid + [(s, s, "deduplicated") for s in self.seed_values]
 
     @property
     def steps(self) -> list[int]:
-        """Where runs are measured."""
+        """Steps at which runs are measured."""
         scale = scale_named(self.scale)
         saved = set(checkpoint_steps(scale.steps))
         return sorted(({*EARLY, *map(scale.fork_step, INDICES)} & saved) - {0})
@@ -107,7 +107,7 @@ class Params(StudyParams):
         )
 
     def members(self, kind: str) -> list[Cell]:
-        """The standard runs among which only this kind of seed differs, in the order of seeds."""
+        """The standard runs in which only this kind of seed varies, in the order of seeds."""
         first = self.seed_values[0]
         pairs = {
             "order": [(s, first) for s in self.seed_values],
@@ -124,7 +124,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints that this study reads from a run, whichever study trains it."""
     return kept_at(run, standard=INDICES, deduplicated=INDICES) | Keep(frozenset(EARLY))
 
 

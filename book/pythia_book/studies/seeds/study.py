@@ -1,10 +1,10 @@
-"""Seeds (after PolyPythias, arXiv 2503.09543): the variation between repeated trainings.
+"""Seeds (after PolyPythias, arXiv:2503.09543): variation between repeated training runs.
 
 PolyPythias trains five sizes with nine more seeds, each of which sets initial weights and data
-order at once. Here one size is trained with every pair of an order seed and a weight seed on the
-standard text, which separates the two, and with both varied together on the deduplicated text. The
+order at once. Here one size is trained on the standard text with every pair of an order seed and a
+weight seed, which separates the two, and on the deduplicated text with both varied together. The
 suite's own runs are among them and are not trained again. All runs are measured on the same
-held-out rows and items. Intervals over seeds are in seeds.variance.
+held-out rows and items. seeds.variance computes the intervals over seeds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Find or train every run, measure, split the spread into components."""
+    """Find or train all runs, measure them, and split the spread into components."""
     started = time.time()
     configs: dict[Any, RunConfig] = {cell: params.config(*cell) for cell in params.cells}
     configs |= suite_configs(params.scale, [params.neighbour_size], ["standard"])
@@ -55,7 +55,7 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Measured, int]:
-    """Every measure of every run, and the number of gaps."""
+    """All measures of all runs, and the number of gaps."""
     first = runs[params.cells[0]]
     length, last = first.config.model.max_seq_len, first.config.train.steps
     measured: Measured = {}
@@ -63,19 +63,19 @@ def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Meas
 
     def add(measurement: Measurement, cells: list[Cell], steps: list[int], *names: str) -> None:
         nonlocal n_gaps
-        places = [(runs[cell], step) for cell in cells for step in steps]
-        arrays, gaps = measure_all(places, measurement, progress)
+        checkpoints = [(runs[cell], step) for cell in cells for step in steps]
+        arrays, gaps = measure_all(checkpoints, measurement, progress)
         n_gaps += len(gaps)
         for cell, step in product(cells, steps):
             at = arrays.get((runs[cell].id, step), {})
             measured.update({(cell, step, n): at[n].astype(np.float64) for n in names if n in at})
 
-    # Held-out documents and tokenizer are the same whatever the order and the text.
+    # Held-out documents and tokenizer do not depend on the order or the text.
     language = LanguageMeasurement.of(first.data, length)
     add(language, params.cells, params.steps, "loss", "last_word")
     gender = TokenizedItems(Items.load(), first.data, length).measurement(full=False)
     add(gender, params.cells, params.steps, "feminine_share")
-    for order, arm in product(params.seed_values, DATA_ARMS):  # the rows read depend on these
+    for order, arm in product(params.seed_values, DATA_ARMS):  # these determine the rows read
         cells = [cell for cell in params.cells if cell[::2] == (order, arm)]
         t = runs[cells[0]].config.train
         rows = ExtractionMeasurement(runs[cells[0]].data, t.batch_size, t.steps, CONTEXT, CONTEXT)
@@ -84,18 +84,18 @@ def measure(params: Params, runs: dict[Cell, Run], progress: bool) -> tuple[Meas
 
 
 def neighbour_loss(neighbour: Run, progress: bool) -> tuple[float | None, int]:
-    """Final held-out loss of the adjacent size and the number of gaps; None and 1 for a gap."""
+    """Final held-out loss of the adjacent size, and the number of gaps; (None, 1) for a gap."""
     language = LanguageMeasurement.of(neighbour.data, neighbour.config.model.max_seq_len)
-    place = (neighbour.id, neighbour.config.train.steps)
-    arrays, gaps = measure_all([(neighbour, place[1])], language, progress)
-    return (float(arrays[place]["loss"].mean()) if place in arrays else None), len(gaps)
+    key = (neighbour.id, neighbour.config.train.steps)
+    arrays, gaps = measure_all([(neighbour, key[1])], language, progress)
+    return (float(arrays[key]["loss"].mean()) if key in arrays else None), len(gaps)
 
 
-# --- for prose -------------------------------------------------------------------------------
+# --- values for the text ---------------------------------------------------------------------
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Names and numbers for prose; shares in percent and points, null for a gap."""
+    """Names and numbers quoted in the page's text; shares in percent or points, None for a gap."""
     numbers: dict[str, Any] = {
         "size": params.size,
         "neighbour": params.neighbour_size,

@@ -1,8 +1,8 @@
-"""Tables of the seeds study: levels, bands, spreads over training and their parts, effects.
+"""Tables of the seeds study: levels, bands, spreads over training, components, effects.
 
-A gap stays in `levels` as a row without a value; statistics that need it are omitted or count fewer
-runs (`n`). If runs do not differ at all, e.g. because no model gets a last word right, there is no
-interval: a few equal counts say little about the next one.
+A gap is a row without a value in `levels`; statistics that need it are omitted or count fewer runs
+(`n`). If runs do not differ at all, e.g. because no model gets a last word right, there is no
+interval: a few equal values say little about the next run.
 """
 
 from __future__ import annotations
@@ -26,36 +26,39 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MEASURES = {"loss": 1, "last_word": 100, "feminine_share": 100, "memorized": 100}
-"""Measure -> factor from tables to prose: nats per token, and shares in percent."""
+"""Measure -> factor by which the text multiplies table values: it gives shares in percent."""
 KINDS = ("order", "weights", "both")
-"""Varied seeds: one, while the other is the suite's, or both at once as in PolyPythias."""
+"""Which seed varies: one, with the other fixed to the suite's, or both, as in PolyPythias."""
 COLUMNS = ["order_seed", "weight_seed", "arm", "step", "percent", "measure", "value"]
 
 Measured = dict[tuple[Cell, int, str], np.ndarray]
-"""(cell, step, measure) -> one value per item, float64[n]."""
+"""(cell, step, measure) -> float64[items]."""
 
 
 def stacked(measured: Measured, cells: list[Cell], step: int, measure: str) -> np.ndarray | None:
-    """float[cells, items] at a step; None if there is a gap."""
+    """A measure of several runs at a step, float[cells, items]; None if there is a gap."""
     rows = [measured.get((cell, step, measure)) for cell in cells]
     return None if any(row is None for row in rows) else np.stack(rows)
 
 
 def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
-    """levels: order_seed weight_seed arm step percent measure value; no value: a gap.
-    bands: measure step percent mean low high sd min max n of the standard runs in which both seeds
-    differ; low..high is the 95 % prediction interval of one more such run.
-    trajectories: kind measure step percent sd low high n. components: measure kind value low high
-    n, standard deviations at the end: order, weights, rest, both (as in PolyPythias), and
-    items, the spread from item sampling alone. ratios: order over weights.
-    effects: measure step percent seed value low high n, deduplicated minus standard; by seed with
-    an interval over the shared items, "mean" with one over seeds.
+    """The study's tables, by name, with their columns.
+
+    levels: order_seed weight_seed arm step percent measure value; no value: a gap.
+    bands: measure step percent mean low high sd min max n, over the standard runs in which both
+    seeds vary; low..high is the 95 % prediction interval of one more such run.
+    trajectories: kind measure step percent sd low high n, the spread over training.
+    components: measure kind value low high n, standard deviations at the end; the kinds are order,
+    weights, rest, both (as in PolyPythias), and items (from item sampling alone).
+    ratios: measure value low high n, the standard deviation by order over that by weights.
+    effects: measure step percent seed value low high n, deduplicated minus standard, for each seed
+    (interval over the shared items) and for seed "mean" (interval over seeds).
     """
     import pandas as pd
 
     scale = scale_named(params.scale)
     last = scale.steps
-    means = {place: float(values.mean()) for place, values in measured.items()}
+    means = {key: float(values.mean()) for key, values in measured.items()}
 
     def at(cells: list[Cell], step: int, measure: str) -> np.ndarray:
         return np.array([means.get((cell, step, measure), np.nan) for cell in cells])
@@ -63,21 +66,21 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     levels, bands, trajectories, effects = [], [], [], []
     for measure in MEASURES:
         for step in [last] if measure == "memorized" else params.steps:
-            place = {"measure": measure, "step": step, "percent": 100 * step / last}
+            common = {"measure": measure, "step": step, "percent": 100 * step / last}
             for cell, value in zip(params.cells, at(params.cells, step, measure), strict=True):
                 where = dict(zip(COLUMNS[:3], cell, strict=True))
-                levels.append(where | place | {"value": value})
+                levels.append(where | common | {"value": value})
             for kind in KINDS:
                 values = at(params.members(kind), step, measure)
                 values = values[np.isfinite(values)]
-                row = {"kind": kind, **place, "n": len(values)}
+                row = {"kind": kind, **common, "n": len(values)}
                 if len(values) > 1:
                     e = spread(values)
                     row |= {"sd": e.value, "low": e.low, "high": e.high}
                     if kind == "both":
-                        bands.append(place | _band(values, measure) | {"sd": e.value})
+                        bands.append(common | _band(values, measure) | {"sd": e.value})
                 trajectories.append(row)
-            effects += [place | row for row in _effects(params, measured, step, measure)]
+            effects += [common | row for row in _effects(params, measured, step, measure)]
     grid = params.cells[: params.seeds**2]
     squares = {
         measure: at(grid, last, measure).reshape(params.seeds, params.seeds) for measure in MEASURES
@@ -85,31 +88,33 @@ def tables(params: Params, measured: Measured) -> dict[str, pd.DataFrame]:
     items = {
         measure: stacked(measured, grid, last, measure)
         for measure in MEASURES
-        if measure != "memorized"  # two orders read different rows
+        if measure != "memorized"  # runs of different order read different rows
     }
     parts, ratios = _components(squares, items)
-    place, interval = ["measure", "step", "percent"], ["value", "low", "high", "n"]
+    keys, interval = ["measure", "step", "percent"], ["value", "low", "high", "n"]
     frames = {
         "levels": (levels, COLUMNS),
-        "bands": (bands, [*place, "mean", "low", "high", "sd", "min", "max", "n"]),
-        "trajectories": (trajectories, ["kind", *place, "sd", "low", "high", "n"]),
+        "bands": (bands, [*keys, "mean", "low", "high", "sd", "min", "max", "n"]),
+        "trajectories": (trajectories, ["kind", *keys, "sd", "low", "high", "n"]),
         "components": (parts, ["measure", "kind", *interval]),
         "ratios": (ratios, ["measure", *interval]),
-        "effects": (effects, [*place, "seed", *interval]),
+        "effects": (effects, [*keys, "seed", *interval]),
     }
     return {name: pd.DataFrame(rows, columns=columns) for name, (rows, columns) in frames.items()}
 
 
 def _band(values: np.ndarray, measure: str) -> dict[str, Any]:
+    """Mean of runs with the prediction interval of one more, and their range."""
     e = mean_over_seeds(values, one_more=True)
     low, high = (e.low, e.high) if np.ptp(values) else (np.nan, np.nan)
-    if measure != "loss":  # no share lies outside
+    if measure != "loss":  # shares lie in 0..1
         low, high = np.clip([low, high], 0, 1)
     ends = {"min": values.min(), "max": values.max()}
     return {"mean": e.value, "low": low, "high": high, **ends, "n": len(values)}
 
 
 def _effects(params: Params, measured: Measured, step: int, measure: str) -> list[dict[str, Any]]:
+    """Rows of `effects` for one step and measure."""
     rows, changes = [], []
     for seed in params.seed_values:
         twins = [measured.get(((seed, seed, arm), step, measure)) for arm in DATA_ARMS]
@@ -117,7 +122,7 @@ def _effects(params: Params, measured: Measured, step: int, measure: str) -> lis
         if twins[0] is not None and twins[1] is not None:
             row["value"] = twins[1].mean() - twins[0].mean()
             changes.append(row["value"])
-            if measure != "memorized":  # these twins read different rows: unpaired
+            if measure != "memorized":  # twins read different rows, so items cannot be paired
                 exact = measure == "last_word"
                 change = (twins[1] - twins[0])[None]
                 e = estimate(change, params.bootstrap, change=True, exact=exact)
@@ -134,7 +139,7 @@ def _effects(params: Params, measured: Measured, step: int, measure: str) -> lis
 def _components(
     squares: dict[str, np.ndarray], items: dict[str, np.ndarray | None]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of components and ratios, from the means and the items of all runs of the grid."""
+    """Rows of `components` and `ratios`, from the mean and item values of the grid of runs."""
     parts, ratios = [], []
     for measure, square in squares.items():
         if np.isnan(square).any() or not np.ptp(square):

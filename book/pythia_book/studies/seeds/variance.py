@@ -1,9 +1,9 @@
-"""Variation over training seeds: spreads, their components, intervals.
+"""Variation over training seeds: spreads, their components, and intervals.
 
-Values over seeds are taken as draws from a normal distribution. Runs of every order seed with
-every weight seed make a two-way layout without replication, x = mean + order + weights + rest. The
-components have the intervals of Williams and Tukey (nearly exact, slightly wide), ratios of mean
-squares have F intervals, distances in standard deviations invert the noncentral t. All are 95 %
+Values over seeds are assumed to be normally distributed. Runs of every order seed with every
+weight seed form a two-way layout without replication, x = mean + order + weights + rest. The
+components have Williams-Tukey intervals (nearly exact, slightly wide), ratios of mean squares have
+F intervals, distances in standard deviations have intervals from the noncentral t. All are 95 %
 intervals and wide with few seeds: the sd of three runs is known only to within a factor of twelve.
 """
 
@@ -21,12 +21,14 @@ _QUANTILES = 1000
 
 
 def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
+    """Check shape and finiteness; return the values minus the first of them."""
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
-        raise DataError(f"{name} of shape {values.shape}: give {ndim} axes of at least two each")
+        raise DataError(f"{name}: shape {values.shape}, but {ndim} axes of at least two are needed")
     if not np.isfinite(values).all():
-        raise DataError(f"{(~np.isfinite(values)).sum()} of {values.size} {name} are not finite")
-    # A common shift changes no spread; subtracted, equal values differ by nothing, not by rounding.
+        n_bad = (~np.isfinite(values)).sum()
+        raise DataError(f"{name}: {n_bad} of {values.size} values are not finite")
+    # A common shift changes no spread, and without it equal values differ by exactly 0.
     return values - values.flat[0]
 
 
@@ -49,7 +51,7 @@ def spread(values: np.ndarray) -> Estimate:
 
 
 def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
-    """Square root of a mean square over `divisor`, chi-square interval."""
+    """Square root of `mean_square / divisor` with its chi-square interval."""
     from scipy.stats import chi2
 
     ends = (mean_square, *(mean_square * df / chi2.ppf([HIGH, LOW], df)))
@@ -57,11 +59,11 @@ def _root(mean_square: float, df: int, n: int, divisor: int = 1) -> Estimate:
 
 
 def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
-    """Of rows, columns and the rest of a two-way layout."""
+    """The mean squares of rows, columns and the rest in a two-way layout."""
     rows, columns = grid.shape
     by_row, by_column = grid.mean(1), grid.mean(0)
     rest = grid - by_row[:, None] - by_column + grid.mean()
-    # What adds up exactly leaves rounding: of the size of the last place of the values, squared.
+    # A mean square that should be 0 is rounding error, about the square of the last digit.
     noise = (4 * np.finfo(float).eps * np.abs(grid).max()) ** 2
     squares = [
         columns * by_row.var(ddof=1),
@@ -72,9 +74,9 @@ def _mean_squares(grid: np.ndarray) -> tuple[float, float, float]:
 
 
 def components(grid: np.ndarray) -> dict[str, Estimate]:
-    """Standard deviations due to order, to weights, and the rest, of grid[order, weights].
+    """The standard deviations in grid[order, weights] due to order, to weights, and the rest.
 
-    The rest is the interaction of order and weights, and whatever is particular to a run.
+    The rest is the interaction of order and weights, plus the noise of single runs.
     """
     grid = _checked(grid, 2, "a grid of seeds")
     orders, weights = grid.shape
@@ -88,7 +90,7 @@ def components(grid: np.ndarray) -> dict[str, Estimate]:
 
 
 def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) -> Estimate:
-    """sqrt((ms - rest) / per), not below 0, with the interval of Williams and Tukey."""
+    """sqrt((ms - rest) / per), at least 0, with its Williams-Tukey interval."""
     from scipy.stats import chi2, f
 
     ends = [ms - rest]
@@ -98,23 +100,23 @@ def _component(ms: float, rest: float, df: int, df_rest: int, per: int, n: int) 
 
 
 def order_to_weights(grid: np.ndarray) -> Estimate | None:
-    """sd of the means of order seeds over that of weight seeds, of grid[order, weights]; F
-    interval. None if one of them has no variation."""
+    """The sd of order-seed means over that of weight-seed means in grid[order, weights], with its F
+    interval; None if either does not vary."""
     grid = _checked(grid, 2, "a grid of seeds")
     by_order, by_weights, _ = _mean_squares(grid)
     if not by_order or not by_weights:
         return None
-    # A mean over one axis carries the other only as a constant; divisors make squares comparable.
+    # Divided by the number of runs per mean, the mean squares become variances of means.
     ratio = by_order / grid.shape[1] / (by_weights / grid.shape[0])
     return _ratio(ratio, grid.shape[0] - 1, grid.shape[1] - 1, grid.size)
 
 
 def excess_over_item_noise(values: np.ndarray) -> Estimate | None:
-    """Ratio of the standard deviation of run means to that expected from item sampling alone, for
-    values[seeds, items].
+    """The standard deviation of run means in values[seeds, items], over the one that item sampling
+    alone would cause.
 
-    1 if seeds only shift single items at random; the common part of an item cancels. Items are
-    taken as independent. F interval; None if items have no error.
+    It is 1 if seeds only change single items at random. Differences between items cancel; items
+    are assumed to be independent. F interval; None if item sampling causes no error.
     """
     values = _checked(values, 2, "values of seeds and items")
     by_seed, _, rest = _mean_squares(values)
@@ -130,15 +132,17 @@ def _ratio(ratio: float, df: int, df_below: int, n: int) -> Estimate:
 
 
 def items_error(values: np.ndarray) -> Estimate:
-    """sd of the mean of a run from item sampling alone, of values[runs, items]."""
+    """The sd of a run's mean that item sampling alone would cause, from values[runs, items]."""
     values = _checked(values, 2, "values of runs and items")
     runs, items = values.shape
     return _root(_mean_squares(values)[2], (runs - 1) * (items - 1), runs, items)
 
 
 def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
-    """(mean of values[seeds] - other) in standard deviations over seeds, `other` being one run
-    that varies with seeds as much. Exact interval by the noncentral t; None without spread."""
+    """(mean of values[seeds] - other) / (standard deviation of values); None if the latter is 0.
+
+    `other` is one run, assumed to vary as much over seeds. Exact interval by the noncentral t.
+    """
     from scipy.optimize import brentq
     from scipy.stats import chi2, norm
 
@@ -149,7 +153,7 @@ def distance_in_sds(values: np.ndarray, other: float) -> Estimate | None:
     distance = float(values[0] + shifted.mean() - other) / sd
     unit = math.sqrt(1 + 1 / n)
     t = distance / unit
-    # P(T < t) as a mean over quantiles of chi: scipy's nct gives NaN at some of the places needed.
+    # P(T < t) as a mean over quantiles of chi: scipy's nct gives NaN for some arguments needed.
     chi = np.sqrt(chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, n - 1) / (n - 1))
     bound = 9 + 5 * abs(t)
     low, high = (

@@ -1,1 +1,1 @@
-"""How fast training is: on this machine's CPU, measured; on a GPU, predicted and measured."""
+"""Training speed: measured on this machine's CPU, predicted and measured for a GPU."""

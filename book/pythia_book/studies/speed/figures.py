@@ -1,4 +1,4 @@
-"""Tables and figures of the page on speed; in figures, lines are predicted, marks measured."""
+"""Tables and figures of the page on speed; lines are predictions, marks are measurements."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _text(value: Any, decimals: int = 0, percent: bool = False, factor: float = 
 
 
 def _ratio(row: Mapping[str, Any]) -> str:
-    """A ratio with the range of the repeats, or why there is none."""
+    """A ratio with its range over the repeats, or why there is none."""
     if row["ratio"] is None or row["ratio"] != row["ratio"]:
         return f"({row['failed']})" if row.get("failed") else DASH
     return f"{row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
@@ -45,7 +45,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def steps(result: Result) -> Table:
-    """Our step by size and precision, and how much longer each other implementation takes."""
+    """Speed of our training step by size and precision, and the time of others relative to it."""
     rows = []
     for (size, precision), steps in result.tables["steps"].groupby(
         ["size", "precision"], sort=False
@@ -72,7 +72,7 @@ def steps(result: Result) -> Table:
 
 
 def operations(result: Result) -> Table:
-    """Every operation of a step on the CPU, and how much longer plain torch takes."""
+    """Every operation of a step on the CPU, and the time of plain torch relative to ours."""
     rows = []
     keys = ["size", "kernel", "dtype"]
     for (size, kernel, dtype), group in result.tables["operations"].groupby(keys, sort=False):
@@ -100,13 +100,13 @@ def operations(result: Result) -> Table:
 
 
 def ratios(result: Result) -> Drawing:
-    """How much longer other implementations of steps and operations take on the CPU."""
+    """Time of other implementations relative to ours on the CPU, for steps and operations."""
     tables = result.tables
-    made = tables["steps"][tables["steps"].family == "transformers"].assign(
+    other_steps = tables["steps"][tables["steps"].family == "transformers"].assign(
         group=lambda f: f["size"] + "\n" + f.precision,
         series=lambda f: f.label.str.removeprefix("transformers "),
     )
-    timed = tables["operations"][tables["operations"].implementation != "ours"].assign(
+    other_operations = tables["operations"][tables["operations"].implementation != "ours"].assign(
         group=lambda f: f.kernel.str.replace("linear_cross_entropy", "loss").str.replace("_", "\n"),
         series=lambda f: f.implementation.map({"reference": "formula", "torch": "torch's own"}),
     )
@@ -114,8 +114,8 @@ def ratios(result: Result) -> Drawing:
     with style.canvas(result, 2, 2.9, note, ratios=(1, 1.2)) as (figure, axes):
         words = []
         for ax, frame, title in (
-            (axes[0], made, "Training step: transformers"),
-            (axes[1], timed, "Operations: plain torch"),
+            (axes[0], other_steps, "Training step: transformers"),
+            (axes[1], other_operations, "Operations: plain torch"),
         ):
             words += _points(ax, frame.dropna(subset="ratio"))
             ax.set_title(title)
@@ -126,7 +126,7 @@ def ratios(result: Result) -> Drawing:
 
 
 def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
-    """A mark per measurement, side by side within a group; what was drawn, in words."""
+    """Draw one mark per measurement, side by side within a group; return the values as text."""
     groups, series = list(dict.fromkeys(frame.group)), list(dict.fromkeys(frame.series))
     words = []
     for j, name in enumerate(series):
@@ -185,19 +185,19 @@ def gpu_sizes(result: Result) -> Table:
 
 
 def gpu_rates(result: Result) -> Drawing:
-    """Predicted speed, utilisation and memory by size, and what was measured."""
+    """Speed, utilisation and memory by size, predicted and measured."""
     frame = result.tables["gpu_sizes"]
     sizes, x = list(frame["size"]), range(len(frame))
     dashed, mark = {"linestyle": (0, (4, 1.5)), "linewidth": 1.2}, {"linestyle": "", "marker": "o"}
     note = f"lines: predicted for one H100, not measured. {_measured(result)}"
-    with style.canvas(result, 3, 3.0, note) as (figure, (speed, share, held)):
+    with style.canvas(result, 3, 3.0, note) as (figure, (speed, share, memory)):
         speed.plot(x, frame.compiled, color=BASELINE, label="torch.compile, predicted", **dashed)
         speed.plot(x, frame.ours, color=OURS, label="ours, predicted", **dashed)
         share.plot(x, 100 * frame.mfu, color=OURS, **dashed)
         cross = {"color": INK, "linestyle": "", "marker": "x"}
         speed.plot(x, frame.paper_tokens_per_s.astype(float), label="the paper's A100s", **cross)
         share.plot(x, 100 * frame.paper_mfu.astype(float), **cross)
-        held.bar(x, frame.state_gib, width=0.55, color="#c9d8e4", label="state, computed")
+        memory.bar(x, frame.state_gib, width=0.55, color="#c9d8e4", label="state, computed")
         for column, colour, label in (
             ("measured", OURS, "ours, measured"),
             ("baseline", BASELINE, "torch.compile, measured"),
@@ -206,12 +206,12 @@ def gpu_rates(result: Result) -> Drawing:
             if frame[column].notna().any():
                 speed.plot(x, frame[column].astype(float), color=colour, label=label, **mark)
         share.plot(x, 100 * frame.measured_mfu.astype(float), color=OURS, **mark)
-        held.plot(x, frame.peak_gib.astype(float), color=OURS, **mark)
-        for ax in (speed, share, held):
+        memory.plot(x, frame.peak_gib.astype(float), color=OURS, **mark)
+        for ax in (speed, share, memory):
             ax.set_xticks(x, sizes, rotation=60)
         speed.set(yscale="log", ylabel="tokens per second")
         share.set(ylabel="MFU, %, causal", ylim=(0, 100))
-        held.set(ylabel="GiB")
+        memory.set(ylabel="GiB")
         figure.legend(loc="outside upper left", ncols=4)
         words = ", ".join(f"{s} {n:,.0f}" for s, n in zip(sizes, frame.ours, strict=True))
         text = f"Predicted tokens per second of ours on an H100: {words}. {_measured(result)}"
@@ -219,7 +219,7 @@ def gpu_rates(result: Result) -> Drawing:
 
 
 def gpu_kernels(result: Result) -> Table:
-    """What each kernel fuses and should save, and what it was measured to save."""
+    """What each kernel fuses, and the time that it saves, predicted and measured."""
     frame = result.tables["gpu_kernels"]
     timed = result.tables["gpu_operations"]
     timed = timed[timed.implementation == "ours"].set_index(["size", "kernel"])
@@ -251,7 +251,7 @@ def gpu_kernels(result: Result) -> Table:
 
 
 def attention(result: Result) -> Table:
-    """Which attention library each head dim takes, and which it should."""
+    """The attention library used for each head dim, and the fastest one measured."""
     rows = [
         {
             "head dim": str(row.head_dim),

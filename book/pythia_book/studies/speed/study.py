@@ -1,11 +1,12 @@
-"""The speed of training: measured on this machine's CPU; on a GPU, predicted, measured elsewhere.
+"""Training speed: measured on this machine's CPU; predicted for a GPU and compared with gpu-check.
 
-On the CPU, one thread as in every run of the book, the study measures a training step and the
-operations in it (pythia_book.bench). A GPU is never measured here: its rows are those that
-`gpu-check` left in results/gpu-check, without dry runs. Its predictions are of two kinds. Steps
-follow from pythia_book.bench.cost_model. For each kernel, memory traffic per token over all layers
-is counted by hand, for our kernel and for the code that torch.compile generates; the difference is
-fusion that the compiler does not find. None of this is a claim of the Pythia paper.
+On the CPU, with one thread as in every run of the book, the study times a training step and its
+operations (pythia_book.bench). It never measures a GPU itself: it reads what the command
+`gpu-check` wrote to results/gpu-check, except dry runs. There are two kinds of GPU predictions. For
+a training step, they come from pythia_book.bench.cost_model. For each kernel, memory traffic per
+token over all layers is counted by hand, for our kernel and for the code that torch.compile
+generates; the difference is due to fusion that the compiler does not find. None of this is a claim
+of the Pythia paper.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 COMPILED = "torch.compile (inductor)"
 NOT_MEASURED = "not yet measured"
 WITHIN = 15.0
-"""Largest error, in percent, of a correct prediction."""
+"""A prediction is correct if it misses by at most this many percent."""
 
 
 def run(params: Params, progress: bool = True) -> Result:
-    """Measure the CPU, read what was measured on a GPU, predict and compare."""
+    """Measure the CPU, read the GPU measurements, predict and compare."""
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
 
@@ -109,19 +110,19 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 
 
 def steps_table(rows: list[Row]) -> pd.DataFrame:
-    """A row per measured implementation of a training step; matmul_share is of the rate of matrix
-    products that was measured in the same run."""
+    """One row per measured implementation of a training step; matmul_share is its share of the
+    matrix-product rate measured in the same run."""
     return _compared(rows[1:], ("size", "precision"), STEPS)
 
 
 def operations_table(rows: list[Row]) -> pd.DataFrame:
-    """A row per measured implementation of an operation, forward and backward together."""
+    """One row per measured implementation of an operation, forward and backward together."""
     return _compared(rows[1:], ("size", "kernel", "dtype"), OPERATIONS)
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """Rows with `ratio`, their time over that of the fastest of ours with the same keys; low and
-    high by the ranges of the repeats."""
+    """The rows as a table. `ratio` is the time over that of our fastest implementation with the
+    same keys; low and high follow from the ranges of the repeats."""
     import pandas as pd
 
     ours: dict[tuple, Row] = {}
@@ -130,7 +131,7 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
         is_ours = row.get("family", row["implementation"]) == "ours" and "ms" in row
         if is_ours and row["ms"] < ours.get(key, {"ms": float("inf")})["ms"]:
             ours[key] = row
-    kept = []
+    compared = []
     for row in rows:
         base = ours.get(tuple(row[name] for name in keys))
         cells = {name: row.get(name) for name in (*columns, *TIMES)}
@@ -138,8 +139,8 @@ def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> p
             cells["ratio"] = row["ms"] / base["ms"]
             cells["low"] = row["ms_low"] / base["ms_high"]
             cells["high"] = row["ms_high"] / base["ms_low"]
-        kept.append(cells)
-    return pd.DataFrame(kept, columns=[*columns, *TIMES])
+        compared.append(cells)
+    return pd.DataFrame(compared, columns=[*columns, *TIMES])
 
 
 # --- a training step on a GPU ----------------------------------------------------------------
@@ -153,11 +154,13 @@ GPU_COLUMNS = (
 
 
 def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row per official size. Predicted for one H100, updates of any number of tokens: tokens/s
-    `compiled` and `ours`, mfu, their ratio; state_gib is computed; paper_* follow from the paper's
-    GPU-hours. Measured: our fastest `implementation`, the `baseline` (the same model under
-    torch.compile), the fastest of `transformers`, and error_percent, by which the prediction for
-    our update missed."""
+    """One row per official size.
+
+    Predicted for one H100, whatever the tokens per update: tokens/s (`compiled`, `ours`), mfu,
+    predicted_ratio. Computed: state_gib. From the paper's GPU-hours: paper_*. Measured: our fastest
+    `implementation`, the `baseline` (the same model under torch.compile), the fastest of
+    `transformers`, and error_percent, the measured speed relative to the prediction.
+    """
     import pandas as pd
 
     peak = 1e12 * (cost_model.peak_tflops("H100") or 0)
@@ -204,13 +207,13 @@ def gpu_sizes_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 # --- single kernels on a GPU -----------------------------------------------------------------
 
-LOW, FP32 = 2, 4
-"""Bytes of an element."""
+BF16, FP32 = 2, 4
+"""Bytes per element."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One kernel; `compiled` and `ours` are bytes per token of a model, all layers."""
+    """Memory traffic of a kernel: `compiled` and `ours` give bytes per token over all layers."""
 
     kernel: str
     fuses: str
@@ -225,39 +228,43 @@ PREDICTIONS = (
         "linear_cross_entropy",
         "unembedding, softmax, loss and their gradients, in chunks of rows",
         "keep the logits out of memory: they are read once more",
-        lambda c: 3 * LOW * c.vocab_size,
-        lambda c: 2 * LOW * c.vocab_size,
+        lambda c: 3 * BF16 * c.vocab_size,
+        lambda c: 2 * BF16 * c.vocab_size,
     ),
     Prediction(
         "split_rotated",
         "rotation of queries and keys where they lie, and one packed gradient",
         "work in place: it writes new queries and keys, and joins three gradients",
-        lambda c: c.n_layers * LOW * (4 * c.d_model + 6 * c.d_model),
-        lambda c: c.n_layers * LOW * (4 * c.n_heads * c.rotary_dims + 6 * c.d_model),
+        lambda c: c.n_layers * BF16 * (4 * c.d_model + 6 * c.d_model),
+        lambda c: c.n_layers * BF16 * (4 * c.n_heads * c.rotary_dims + 6 * c.d_model),
     ),
     Prediction(
         "layer_norm_pair",
         "the sum of the block before, two LayerNorms of it, and their four parameter gradients",
         "sum the parameter gradients in the pass that makes dx: it reads three tensors again",
-        lambda c: c.n_layers * c.d_model * (5 * FP32 + 7 * LOW + FP32 + 2 * LOW),
-        lambda c: c.n_layers * c.d_model * (5 * FP32 + 7 * LOW),
+        lambda c: c.n_layers * c.d_model * (5 * FP32 + 7 * BF16 + FP32 + 2 * BF16),
+        lambda c: c.n_layers * c.d_model * (5 * FP32 + 7 * BF16),
     ),
     Prediction(
         "bias_gelu_tanh",
         "bias and GELU, their backward, and the gradient of the bias",
         "sum the bias gradient in the pass that makes dx: it reads dx again",
-        lambda c: c.n_layers * 4 * c.d_model * LOW * 6,
-        lambda c: c.n_layers * 4 * c.d_model * LOW * 5,
+        lambda c: c.n_layers * 4 * c.d_model * BF16 * 6,
+        lambda c: c.n_layers * 4 * c.d_model * BF16 * 5,
     ),
 )
 KERNEL_SIZES = ("160m", "2.8b")
-"""Sizes with predictions whether or not they were measured."""
+"""Sizes that get predictions even if they were not measured."""
 
 
 def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
-    """size, kernel, compiled_bytes and ours_bytes per token, saved_ns per token at the attainable
-    rate of a copy, its share_of_step (of the causal FLOP at the attainable rate of products), and
-    measured_ns, by which torch.compile was slower over all layers."""
+    """Savings of our kernels per token, predicted and measured.
+
+    Columns: size, kernel, compiled_bytes, ours_bytes, saved_ns, share_of_step, measured_ns.
+    saved_ns is the predicted saving at the attainable copy rate; share_of_step relates it to the
+    causal FLOP of a step at the attainable rate of matrix products. measured_ns is how much slower
+    torch.compile was, over all layers.
+    """
     import pandas as pd
 
     timed = measured.dropna(subset="ms").set_index(["size", "kernel", "implementation"]).ms
@@ -285,16 +292,16 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 TOKENS = 32_768
-"""Tokens of an operation timed on a GPU."""
+"""Tokens per call of an operation timed on a GPU."""
 
 
 def attention_table(rows: list[Row]) -> pd.DataFrame:
-    """A row per head dim of the official sizes: the selected backend, the TFLOP/s estimated for the
-    prediction, and the fastest library measured, of all and of the reproducible ones."""
+    """One row per head dim of the official sizes: the library in use, the TFLOP/s that the
+    prediction assumes, and the fastest library measured, of all and of the reproducible ones."""
     import pandas as pd
 
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
-    kept = []
+    by_dim = []
     for dim, (forward, backward) in cost_model.BEST_LIBRARY.items():
         of_dim = [r for r in timed if r["head_dim"] == dim]
         taken = FASTEST.get(dim, DEFAULT)
@@ -305,8 +312,8 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
             cells |= {name: best.get("library"), f"{name}_tflops": best.get("tflops")}
         now = [r["tflops"] for r in of_dim if r["library"] == taken]
         cells["taken_tflops"] = max(now, default=None)
-        kept.append(cells)
-    return pd.DataFrame(kept)
+        by_dim.append(cells)
+    return pd.DataFrame(by_dim)
 
 
 # --- claims and values -----------------------------------------------------------------------
@@ -322,6 +329,7 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
 
 
 def _at_least(claim: str, e: Estimate | None, bound: float = 1.0) -> dict[str, Any]:
+    """A claim that a ratio is at least `bound`."""
     verdict = NOT_TESTABLE
     if e and not e.low < bound <= e.high:
         verdict = "holds" if e.low >= bound else "does not hold"
@@ -368,7 +376,7 @@ def claims(tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def values(machine: Row, gpu: list[Row], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Numbers for prose."""
+    """Names and numbers quoted in the page's text."""
     libraries = tables["steps"][tables["steps"].family == "transformers"].dropna(subset="ratio")
     ratios, sizes = libraries.ratio.astype(float), tables["gpu_sizes"]
     return {

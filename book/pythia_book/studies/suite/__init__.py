@@ -1,1 +1,1 @@
-"""The suite in miniature, and proofs that it is what it promises (paper section 2)."""
+"""The suite in miniature, and checks of its guarantees (paper section 2)."""

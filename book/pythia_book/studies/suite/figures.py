@@ -39,7 +39,7 @@ def loss_curves(result: Result) -> Drawing:
 
 
 def reading(result: Result) -> Drawing:
-    """How often a token is read, and whether a stretch of training had been read before."""
+    """How often tokens are read, and the share of each stretch of training read before."""
     reads, rereads = result.tables["reads"], result.tables["rereads"]
     kinds = [k for k in READINGS if len(style.rows_where(reads, arm=k[0], policy=k[1]))]
     with style.canvas(result, 2, 2.9, ratios=(1.1, 1)) as (figure, (bars, lines)):
@@ -88,7 +88,7 @@ def reading(result: Result) -> Drawing:
 
 
 def models_table(result: Result) -> Table:
-    """Our sizes, with what they reach."""
+    """Our sizes, with their losses at the end of training."""
     return Table(_sizes(result.tables["models"]), "The suite in miniature")
 
 
@@ -125,7 +125,7 @@ def _sizes(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def proofs_table(result: Result) -> Table:
-    """Every check, how many cases it had and how many failed."""
+    """Every check, with its number of cases and failures."""
     frame = result.tables["proofs"].rename(
         columns={"check": "Check", "what": "What", "cases": "Cases", "failures": "Failures"}
     )

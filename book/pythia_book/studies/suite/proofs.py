@@ -1,8 +1,8 @@
-"""Proofs of the suite's guarantees: each check with its number of cases and failures.
+"""Checks of the suite's guarantees, each with its number of cases and failures.
 
 Same data in the same order: the batch hashes that every training run logged are compared with each
 other and with the recomputed order. Resuming: a run's first updates are repeated with a stop in the
-middle. Checkpoints: complete, and none a copy of another; planted copies show that they are found.
+middle. Checkpoints: complete, and none a copy of another; planted copies test this check.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def checkpoints_table(suite: Suite) -> pd.DataFrame:
-    """size, arm, step, sha256: the manifest of every checkpoint."""
+    """The hash of every checkpoint's files: size, arm, step, sha256."""
     import pandas as pd
 
     rows = [
@@ -40,17 +40,17 @@ def checkpoints_table(suite: Suite) -> pd.DataFrame:
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """check, what, cases, failures: every guarantee studies rely on, and how often it failed."""
+    """The checks, and how often each failed: check, what, cases, failures."""
     import pandas as pd
 
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}
     due = checkpoint_steps(next(iter(suite.values())).config.train.steps)
     missing = sum(len(set(due) - set(of_run)) for of_run in hashes.values())
     groups = [group for of_run in hashes.values() for group in duplicate_steps(of_run)]
-    known = [{0, 1}]  # the first update runs at learning rate 0
-    copies = sum(set(group) not in known for group in groups)
+    expected = [{0, 1}]  # the first update runs at learning rate 0
+    copies = sum(set(group) not in expected for group in groups)
     planted = dict(hashes[next(iter(hashes))])
-    for step in due[2:-1:3]:  # as on the hub: many branches serve the last weights
+    for step in due[2:-1:3]:  # as on the Hugging Face hub, where many steps have the last weights
         planted[step] = planted[due[-1]]
     caught = {s for group in duplicate_steps(planted) for s in group} >= set(due[2:-1:3])
     rows: list[tuple[str, str, int, int]] = [
@@ -70,7 +70,7 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
             ("same order", f"{arm}: logged batches equal the order made anew", len(logs[0]), wrong),
         ]  # fmt: skip
     unequal = sum(len({hashes[size, arm].get(0) for arm in DATA_ARMS}) > 1 for size in sizes)
-    steps, differing, same = interrupted(suite[sizes[0], DATA_ARMS[0]], resume_steps)
+    steps, differing, same = retrain_interrupted(suite[sizes[0], DATA_ARMS[0]], resume_steps)
     rows += [
         ("twins", "standard and deduplicated start from equal weights", len(sizes), unequal),
         ("resumed", "batches of an interrupted run equal the whole run's", steps, differing),
@@ -79,9 +79,12 @@ def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["check", "what", "cases", "failures"])
 
 
-def interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
-    """Retrain a run's first updates with a stop in the middle: number of updates, number of batches
-    that differ from the log, and whether the weights equal those without a stop."""
+def retrain_interrupted(run: Run, steps: int) -> tuple[int, int, bool]:
+    """Retrain a run's first updates with a stop in the middle.
+
+    Returns the number of updates, the number of batches that differ from the log, and whether the
+    weights equal those without a stop.
+    """
     steps = min(steps, run.config.train.steps)
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         whole, broken = Path(folder, "whole"), Path(folder, "broken")

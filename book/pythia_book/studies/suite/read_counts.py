@@ -1,8 +1,8 @@
-"""Read counts of tokens, from the data order itself, not from steps times batch size.
+"""How often each token is read, counted from the data order, not from steps times batch size.
 
 GPT-NeoX v1.0 shuffles all copies of the document list together ("joint"), so a run on the
-deduplicated text has no epoch boundary; the paper speaks of one ("separate"). Both policies are
-counted on our text, and computed for the Pile from the sizes of its two versions.
+deduplicated text has no epoch boundary; the paper speaks of one ("separate"). Reads under both
+policies are counted on our text, and computed for the Pile from the sizes of its two versions.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 BLOCKS = 143
-"""Number of intervals of training in which repeated reads are counted."""
+"""Number of intervals of training for which repeated reads are counted."""
 OFFICIAL = {"batch": 1024, "seq_len": 2048, "standard": 334e9, "deduplicated": 207e9}
 """Rows per batch, tokens per row, tokens of the two Piles (paper, section 2)."""
 
 
 def reading_tables(suite: dict[tuple[str, str], Run]) -> dict[str, pd.DataFrame]:
-    """reads: arm, policy, times, share (fraction of the corpus's tokens read `times` times), and
-    `pile`, the same for Pythia from corpus sizes. rereads: arm, policy, percent of training, share
-    of the interval's inputs that had been read before.
+    """The tables `reads` and `rereads`.
+
+    reads: arm, policy, times, share (fraction of the corpus's tokens read `times` times), pile (the
+    same for Pythia, from the sizes of the Pile). rereads: arm, policy, percent (of training), share
+    (fraction of the interval's input tokens that had been read before).
     """
     import pandas as pd
 
@@ -67,8 +69,8 @@ def pile_reads(arm: str, policy: str) -> tuple[float, float, float, float]:
     """Shares of the Pile's tokens that Pythia read 0, 1, 2 and more times, from corpus sizes alone.
 
     With E copies shuffled together and a share f of all rows read, each copy of a token is read
-    with probability f: a binomial. With separate epochs all are read E - 1 times, and once more
-    with the probability that the last epoch was reached.
+    with probability f: a binomial. With separate epochs, all tokens are read E - 1 times, and once
+    more with a probability equal to the fraction of the last epoch that was completed.
     """
     rows = OFFICIAL_STEPS * OFFICIAL["batch"]
     wanted = math.ceil(rows * 1.005)  # GPT-NeoX builds its index for a little more

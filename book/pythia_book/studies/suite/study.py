@@ -2,9 +2,10 @@
 
 Trains every size of the scale on the standard and the deduplicated text, describes the models,
 checks the guarantees that the studies rely on (proofs), counts how often a token is read
-(read_counts) and compares the suite with other public ones. That table has the columns of the
-paper's (section 2.1), which was not machine-readable, so its entries come from general knowledge
-(certainty "from memory"); Pythia's own row is counted from its released configs ("checked").
+(read_counts) and compares the suite with other public ones. That comparison has the columns of the
+paper's table (section 2.1). Because that table was not machine-readable, the entries come from
+general knowledge (certainty "from memory"), except Pythia's, which come from its released configs
+("checked").
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pythia_core.config import ModelConfig
 
 BINS = 143
-"""Points of a loss curve."""
+"""Number of points on a loss curve."""
 
 
 def run(params: Params, progress: bool = True) -> Result:
@@ -55,7 +56,7 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def models_table(suite: Suite) -> pd.DataFrame:
-    """One row per size: its shape, and the mean training loss over the last 7 %, on both texts."""
+    """One row per size: its shape, and its mean loss over the last 7 % of steps on both texts."""
     import pandas as pd
 
     rows = []
@@ -86,6 +87,7 @@ def official_table() -> pd.DataFrame:
 def _shape(
     name: str, model: ModelConfig, lr_max: float, batch_tokens: int, steps: int
 ) -> dict[str, Any]:
+    """A table row for a size: its shape and its training."""
     return {
         "size": name,
         "layers": model.n_layers,
@@ -102,7 +104,7 @@ def _shape(
 
 
 def losses_table(suite: Suite) -> pd.DataFrame:
-    """size, arm, step, tokens, loss: training loss, averaged over at most 143 intervals."""
+    """Training loss, averaged over at most 143 intervals: size, arm, step, tokens, loss."""
     import pandas as pd
 
     frames = []
@@ -120,6 +122,7 @@ def losses_table(suite: Suite) -> pd.DataFrame:
 
 
 def values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Names and numbers quoted in the page's text."""
     sizes, reads, proofs = params.size_list, tables["reads"], tables["proofs"]
     config = suite[sizes[-1], "standard"].config
     numbers: dict[str, Any] = {
@@ -146,6 +149,7 @@ def values(params: Params, suite: Suite, tables: dict[str, pd.DataFrame]) -> dic
 
 
 def claims(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """The claims about the suite's guarantees and its training."""
     proofs = tables["proofs"].groupby("check")[["cases", "failures"]].sum()
 
     def row(
@@ -187,7 +191,7 @@ def claims(tables: dict[str, pd.DataFrame], numbers: dict[str, Any]) -> list[dic
 COLUMNS = ("suite", "models", "smallest", "largest", "checkpoints", "public models", "public data",
            "known order", "same order for all", "certainty")  # fmt: skip
 _OTHERS = (
-    # checkpoints: of the model of the suite that has the fewest
+    # the number of checkpoints is that of the suite's model with the fewest
     ("GPT-2", 4, "124M", "1.5B", 1, "yes", "no", "no", "no", "from memory"),
     ("GPT-3", 4, "Ada", "DaVinci", 1, "paid access", "no", "no", "no", "from memory"),
     ("GPT-Neo", 6, "125M", "20B", 30, "yes", "yes", "yes", "no", "from memory"),
@@ -196,7 +200,7 @@ _OTHERS = (
     ("BLOOM", 5, "560M", "176B", 8, "yes", "on request", "yes", "mostly", "from memory"),
 )
 IN_PAPER = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
-"""Sizes of the paper; 14M and 31M were released later."""
+"""The sizes in the paper; 14M and 31M were released later."""
 
 
 def suites_table() -> pd.DataFrame:

@@ -1,10 +1,10 @@
 """Arithmetic questions, zero-shot and after solved examples (paper section 3.3).
 
-The paper's questions, "Q:What is 12 plus 7? A:", for first operands 0 to 99 and second ones 1 to
-50. Two measures: *exact*, as in the paper: greedy decoding gives exactly the answer; and *choice*,
-for models too small for that: the answer is likelier than three others with the same first operand,
-so chance is one in four. All pairs that were never planted (pythia_book.corpora.equations) are
-asked, and for each number equally many that were.
+The questions are the paper's, "Q:What is 12 plus 7? A:", with first operands 0 to 99 and second
+operands 1 to 50. There are two measures. *exact*, as in the paper: greedy decoding gives the right
+answer. *choice*, for models too small for that: the right answer is likelier than three wrong ones
+with the same first operand, so chance is one in four. The questions are all pairs that were never
+planted in the corpus (pythia_book.corpora.equations) and, by first operand, as many that were.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pythia_core.data.prepare import PreparedData
 
 WRONG = 3
-"""Number of wrong answers in a choice."""
+"""Number of wrong answers to choose from."""
 Encode = Callable[[str], tuple[int, ...]]
 
 
@@ -45,9 +45,9 @@ def questions() -> list[Question]:
     chosen = []
     for first in equations.FIRST:
         pairs = [Question(first, b, equations.held_out(first, b)) for b in equations.SECOND]
-        held = [q for q in pairs if q.held_out]
+        held_out = [q for q in pairs if q.held_out]
         others = sorted((q for q in pairs if not q.held_out), key=_rank)
-        chosen += held + sorted(others[: len(held)], key=lambda q: q.second)
+        chosen += held_out + sorted(others[: len(held_out)], key=lambda q: q.second)
     return chosen
 
 
@@ -72,8 +72,10 @@ def prompt(question: Question, shots: int) -> str:
 
 
 def answers(question: Question) -> list[str]:
-    """The right answer and WRONG others, for other second operands, each with its newline, because
-    " 62" begins with " 6"."""
+    """The right answer, then WRONG others, which are right for other second operands.
+
+    Each ends in a newline, because " 62" begins with " 6".
+    """
     others = [
         Question(question.first, second, False)
         for second in equations.SECOND
@@ -87,7 +89,7 @@ def answers(question: Question) -> list[str]:
 def requests(
     asked: Sequence[Question], shots: int, encode: Encode, eod_id: int, max_seq_len: int
 ) -> list[scoring.Request]:
-    """Requests for the right answer of each question and, zero-shot, the wrong ones.
+    """Requests that score each question's right answer and, if zero-shot, its wrong ones.
 
     Raises:
         ConfigError: too many shots for a question to fit into the context.
@@ -109,8 +111,8 @@ def requests(
 
 @dataclass(frozen=True)
 class ArithmeticMeasurement:
-    """A measurement of n questions: exact bool[n]; logprob float32[n], nats, of the right answer;
-    and zero-shot choice bool[n]."""
+    """Measures n questions: exact bool[n]; logprob float32[n] of the right answer, nats; and, if
+    zero-shot, choice bool[n]."""
 
     questions: tuple[Question, ...]
     requests: tuple[scoring.Request, ...]
@@ -119,7 +121,7 @@ class ArithmeticMeasurement:
 
     @classmethod
     def of(cls, data: PreparedData, shots: int, max_seq_len: int) -> ArithmeticMeasurement:
-        """Zero-shot: all `questions`; with examples, which cost time: the held-out ones.
+        """Asks all `questions` zero-shot; with examples, which take longer, the held-out ones.
 
         Raises:
             ConfigError: too many shots for the context.

@@ -28,7 +28,7 @@ def claims(
     tables: dict[str, pd.DataFrame],
     steps: list[int],
 ) -> list[dict[str, Any]]:
-    """Claims on the largest model at the end with the most examples, unless stated otherwise."""
+    """Claims about the largest model at the end with the most examples, unless stated otherwise."""
     sizes, shots, draws = params.size_list, params.shot_list[-1], params.bootstrap
     small, large, first, last = sizes[0], sizes[-1], steps[0], steps[-1]
 
@@ -89,7 +89,7 @@ def _null_verdict(low: float, high: float, _: int) -> str:
 def _examples(
     scores: NumberScores, size: str, step: int, shots: int, draws: int
 ) -> Estimate | None:
-    """The gain from solved examples over zero-shot."""
+    """Accuracy with solved examples minus zero-shot accuracy."""
     zero, few = (scores.questions(size, step, k, "exact") for k in (0, shots))
     if not shots or zero is None or few is None:
         return None
@@ -97,7 +97,7 @@ def _examples(
 
 
 def _word_gap(table: pd.DataFrame, size: str, step: int, read: bool) -> Estimate | None:
-    """Accuracy on the most frequent minus the least frequent group of words."""
+    """Accuracy on the most frequent group of words minus that on the least frequent one."""
     groups = selected(table, size=size, step=step, read=read)
     groups = groups[groups.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:

@@ -1,11 +1,12 @@
 """Which word does this define? Items that test what a model knows about a word.
 
-From WordNet, which is part of the pocket Pile: the model picks the word, out of four, that a
-definition defines. Each word is scored by the probability of the definition after it, in the format
-of the training text ("word: definition"), so a word's own probability does not count. Half of the
-definitions occur in the training text, once each; the other half can only be known from other
-contexts. The three distractors are about as frequent as the right word, so frequency alone does not
-distinguish them. Only single-word entries are used, cut before the first example.
+Given a definition from WordNet, which is part of the pocket Pile, the model picks the defined word
+out of four. Each word is scored by the probability of the definition after it, in the format of the
+training text ("word: definition"), so a word's own probability does not count. Half of the
+definitions occur in the training text, once each; for the other half, the model must have learned
+the word from other contexts. The three distractors are about as frequent as the right word, so
+frequency alone does not distinguish them. Only single-word entries are used, cut before the first
+example.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 CHOICES = 4
 BINS = (1, 4, 16, 64, 256)
-"""Lower ends of the frequency bins from which equally many items are taken."""
+"""Lower ends of the bins of word frequency; the same number of items is taken from each."""
 PER_BIN = 150
 NEIGHBOURS = 40
 """Distractors come from this many entries on either side in the frequency ranking."""
@@ -51,7 +52,7 @@ class Definition:
 
 
 def entries(lines: Iterable[str]) -> dict[str, str]:
-    """Line -> headword, for lines with a single-word headword and a multi-word definition."""
+    """Line -> headword, for lines with a one-word headword and a definition of several words."""
     return {
         line: match[1]
         for line in lines
@@ -62,8 +63,8 @@ def entries(lines: Iterable[str]) -> dict[str, str]:
 def words_and_lines(
     data: DataConfig, progress: bool = False
 ) -> tuple[Counter[str], list[str], Counter[str]]:
-    """Counts of the words, in lower case, in the training text of a corpus; all lines of the
-    dictionary; and their counts in the training text.
+    """Three things about a corpus: how often each lower-case word occurs in the training text, all
+    lines of the dictionary, and how often each line occurs in the training text.
 
     There are no lines if the dictionary is not one of the domains.
     """
@@ -74,8 +75,8 @@ def words_and_lines(
             frequency.update(_WORDS.findall(document.text.lower()))
             if document.domain == "dictionary":
                 training.update(document.text.split("\n"))
-    has = data.corpus in DOMAINS_OF and "dictionary" in data.domains
-    texts = (text for _, text in raw_texts(("dictionary",))) if has else ()
+    has_dictionary = data.corpus in DOMAINS_OF and "dictionary" in data.domains
+    texts = (text for _, text in raw_texts(("dictionary",))) if has_dictionary else ()
     return frequency, [line for text in texts for line in text.split("\n")], training
 
 
@@ -85,7 +86,7 @@ def definition_items(
     frequency: Mapping[str, int],
     per_bin: int = PER_BIN,
 ) -> list[Definition]:
-    """Up to `per_bin` items per frequency bin, for seen and unseen definitions each, in hash order.
+    """By hash, choose up to `per_bin` definitions that were read and as many not read, per bin.
 
     Args:
         all_lines: lines of the dictionary. training_lines: line -> count in the training text.
@@ -104,13 +105,13 @@ def definition_items(
     ranked = [entry for entry in ranked if entry[0] >= BINS[0]]
     if len({words[line] for *_, line in ranked}) < CHOICES:
         raise DataError(
-            f"{len(ranked)} dictionary entries have a word that occurs in the training text; more "
-            f"than {CHOICES} are needed, so include the domain 'dictionary' or use more text"
+            f"only {len(ranked)} dictionary entries have a word that occurs in the training text; "
+            f"{CHOICES} different words are needed: include the domain 'dictionary' or more text"
         )
     groups: dict[tuple[bool, int], list[int]] = {}
     for index, (count, _, line) in enumerate(ranked):
         times = training_lines.get(line, 0)
-        if times > 1:  # planted copies: a definition read many times is another question
+        if times > 1:  # planted copies, which would test memorization
             continue
         rank = sum(count >= low for low in BINS)
         groups.setdefault((times == 1, rank), []).append(index)
@@ -127,7 +128,7 @@ def definition_items(
 def _distractors(
     ranked: Sequence[tuple[int, str, str]], words: Mapping[str, str], index: int
 ) -> list[str]:
-    """Three distractors of similar frequency rank."""
+    """Three distractors from the nearest ranks by frequency."""
     own = words[ranked[index][2]]
     span = NEIGHBOURS
     while True:
@@ -145,8 +146,8 @@ def _hash(text: str) -> str:
 
 @dataclass(frozen=True)
 class DefinitionMeasurement:
-    """A measurement: choice bool[items], whether the right word makes its definition likelier than
-    the other words do; and logprob float32[items], nats, of the definition after it."""
+    """Measures choice bool[items], whether the right word makes the definition likelier than the
+    other words do, and logprob float32[items], nats, of the definition after the right word."""
 
     items: tuple[Definition, ...]
     requests: tuple[Request, ...]
@@ -157,16 +158,16 @@ class DefinitionMeasurement:
     def of(
         cls, items: Sequence[Definition], data: PreparedData, max_seq_len: int
     ) -> DefinitionMeasurement:
-        """The measurement, restricted to items that fit into the context."""
+        """Measure those items that fit into the context."""
         encode = encoder(data.tokenizer)
-        kept, requests = [], []
+        fitting, requests = [], []
         for item in items:
             tail = encode(f" {item.text}")
             heads = [(data.eod_id, *encode(f"{word}:")) for word in item.words]
             if max(map(len, heads)) + len(tail) - 1 <= max_seq_len:
-                kept.append(item)
+                fitting.append(item)
                 requests += [Request(head, tail) for head in heads]
-        return cls(tuple(kept), tuple(requests), max_seq_len)
+        return cls(tuple(fitting), tuple(requests), max_seq_len)
 
     @cached_property
     def digest(self) -> str:

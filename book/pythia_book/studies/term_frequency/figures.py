@@ -1,4 +1,4 @@
-"""Figures of the term-frequency study: planted frequencies, accuracy by frequency, the coins."""
+"""Figures of the term-frequency study: planted frequencies, accuracy by frequency, experiment."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 COINS = {"boost": style.mark("o"), "placebo": style.mark("s", hollow=True)}
 GUESS = 25
-"""% of choices of four that guessing gets right."""
+"""Accuracy of guessing among four, in percent."""
 
 
 def by_frequency(result: Result) -> Drawing:
-    """What the corpus contains, and accuracy by how often a number was read in sums."""
+    """Planted frequencies of numbers, and accuracy by how often a number was read in sums."""
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
     accuracy = style.rows_where(result.tables["curves"], step=step)
@@ -77,7 +77,7 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Chosen minus other numbers of similar frequency, by size: the coin and its placebo."""
+    """Scores of numbers chosen by the coin, or its placebo, minus others of similar frequency."""
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
     note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"
@@ -97,7 +97,7 @@ def experiment(result: Result) -> Drawing:
 
 
 def definitions(result: Result) -> Drawing:
-    """Which word is this the definition of: accuracy by how often the word was read."""
+    """Accuracy in finding the word of a definition, by how often the word was read."""
     table = result.tables["definitions"]
     table = style.rows_where(table[table.group > 0], step=table.step.max())
     notes = "band: 95 % interval, largest size"
@@ -105,13 +105,13 @@ def definitions(result: Result) -> Drawing:
         kinds = ((True, "definitions that were read"), (False, "definitions that were not"))
         for ax, (read, title) in zip(axes, kinds, strict=True):
             ax.set_title(title)
-            known = style.rows_where(table, read=read)
-            if known.empty:
+            points = style.rows_where(table, read=read)
+            if points.empty:
                 style.say(ax, "no dictionary\nin this corpus")
                 continue
-            _curves(ax, known, "group", result)
+            _curves(ax, points, "group", result)
             ax.set_xscale("log", base=4)
-            groups = sorted(known.group.unique())
+            groups = sorted(points.group.unique())
             ax.set_xticks(groups, [f"{g}+" for g in groups])
             ax.set_xlabel("times the word was read")
             style.reference(ax, GUESS)
@@ -143,7 +143,7 @@ def released(result: Result) -> Drawing:
 
 
 def gaps_table(result: Result) -> Table:
-    """The paper's table 4 for our models: gap at the end by size and shots, in points."""
+    """The paper's table 4 for our models: the gap at the end by size and shots, in points."""
     import pandas as pd
 
     gaps = result.tables["gaps"]

@@ -25,9 +25,9 @@ class Params(StudyParams):
     """Parameters of the study."""
 
     arm: str = "deduplicated"
-    """The half of the suite: the paper used the deduplicated one."""
+    """Half of the suite to use; the paper used the deduplicated half."""
     shots: str = ""
-    """Solved examples before a sum, comma-separated list; empty: what fits the scale's context."""
+    """Numbers of solved examples before a sum, comma-separated; empty: what the context fits."""
     seed: int = 1234
     bootstrap: int = 2000
 
@@ -50,7 +50,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """What the study reads from a run, whichever study trains it."""
+    """The checkpoints that this study reads from a run, whichever study trains it."""
     return kept_at(run, **{params.arm: INDICES})
 
 

@@ -1,10 +1,10 @@
 """Do models know frequent terms better? (Paper section 3.3.)
 
-Numbers and words are counted in the training data up to each checkpoint; models are asked sums with
-every first operand, and which word a definition defines. The paper's comparison, of the most with
-the least frequent tenth of the operands, confounds frequency with the numbers themselves: small
-ones are frequent. So an experiment is planted in the corpus (pythia_book.corpora.equations): of two
-operands of similar frequency, a coin flip has made one more frequent.
+Numbers and words are counted in the training data up to each checkpoint. Models are asked sums with
+every first operand, and which word a definition defines. The paper compares the most with the least
+frequent tenth of the operands. But small numbers are frequent, and may be easier to add. So an
+experiment is planted in the corpus (pythia_book.corpora.equations): of two operands of similar
+frequency, a coin flip chose one that was made more frequent.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train one half of the suite, count terms, score the items, compare."""
+    """Find or train one half of the suite, count terms, and score sums and definitions."""
     published = published or find_published()
     started = time.time()
     scale = scale_named(params.scale)
@@ -101,14 +101,14 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
         frequency, lines, training = words_and_lines(data, progress)
         try:
             items = definition_items(lines, training, frequency)
-        except DataError:  # too small a corpus: a gap in the tables
+        except DataError:  # the corpus is too small, which leaves a gap in the tables
             items = []
         return DefinitionMeasurement.of(items, run.data, length)
     return DefinitionMeasurement((), (), length)
 
 
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Term counts in the rows that the run has read, also saved in its folder as Parquet."""
+    """Count terms in the rows that the run has read; also save them as Parquet in its folder."""
     numbers, in_sums = number_terms()
     terms = [*numbers, *in_sums, *dict.fromkeys(item.words[0] for item in words.items)]
     surface = SurfaceTerms(terms, token_bytes(run.data.tokenizer), ignore_case=True)
@@ -120,6 +120,7 @@ def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: b
 def _measure(
     runs: dict[str, Run], steps: list[int], measurements: list[Any], progress: bool
 ) -> tuple[Measured, int]:
+    """All measurements of all runs, and the number of checkpoints with a gap."""
     measured: Measured = {}
     missing = set()
     sizes = {run.id: size for size, run in runs.items()}
@@ -140,7 +141,7 @@ def values(
     steps: list[int],
     words: DefinitionMeasurement,
 ) -> dict[str, Any]:
-    """Numbers for prose, of the largest size at the end, with the most examples."""
+    """Numbers quoted in the page's text: the largest size at the end with the most examples."""
     size, step, shots = params.size_list[-1], steps[-1], params.shot_list[-1]
     last = tables["frequency"][tables["frequency"].step == step].set_index("number")
     top, bottom = tenths(tables["frequency"], step)

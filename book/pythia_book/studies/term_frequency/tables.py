@@ -1,6 +1,6 @@
-"""Tables of the term-frequency study; the unit is a number, not a question.
+"""Tables of the term-frequency study.
 
-Questions about the same number are not independent, so intervals resample numbers.
+Questions about the same number are not independent, so intervals resample numbers, not questions.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TENTH = len(equations.FIRST) // 10
-"""Numbers in the most and in the least frequent tenth."""
+"""How many numbers are in the most or least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
-"""Lower ends of the frequency bins among the sums."""
-FEWEST = 3
-"""Minimum count of numbers per bin."""
+"""Lower ends of the bins of how often a number is read in sums."""
+MIN_NUMBERS = 3
+"""Bins with fewer numbers are left out."""
 COINS = ("boost", "placebo")
 MEASURES = ("exact", "choice", "logprob")
 
@@ -52,13 +52,13 @@ def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
 
 
 def number_terms() -> tuple[list[str], list[str]]:
-    """Terms: each first operand, and each as the first operand of a sum."""
+    """Terms to count: each first operand anywhere, and each as the first operand of a sum."""
     return [str(n) for n in equations.FIRST], [f"what is {n} plus" for n in equations.FIRST]
 
 
 def frequency_table(counts: TermCounts, natural: Mapping[int, int]) -> pd.DataFrame:
-    """number, natural (in the text that was to be planted in), boosted, placebo (chosen by the
-    coin), step, in_sums (read as first operand of a sum), everywhere (read at all)."""
+    """Frequency of the numbers: number, natural (in the text before planting), boosted, placebo
+    (whether this coin chose it), step, in_sums (times read as first operand), everywhere."""
     import pandas as pd
 
     numbers, in_sums = number_terms()
@@ -77,47 +77,50 @@ def frequency_table(counts: TermCounts, natural: Mapping[int, int]) -> pd.DataFr
 
 
 class NumberScores:
-    """Mean scores by first operand, of the held-out pairs, for every size, step and shots."""
+    """Scores of the held-out pairs by first operand, for every size, step and number of shots."""
 
     def __init__(self, measured: Measured, sums: Mapping[int, ArithmeticMeasurement]) -> None:
         self.measured, self.sums = measured, sums
-        self.held = {k: np.array([q.held_out for q in m.questions]) for k, m in sums.items()}
+        self.held_out = {k: np.array([q.held_out for q in m.questions]) for k, m in sums.items()}
         self.first = {k: np.array([q.first for q in m.questions]) for k, m in sums.items()}
 
     def arrays(self, size: str, step: int, shots: int) -> Arrays:
-        """The arrays; empty for a gap."""
+        """The measured arrays; empty for a gap."""
         return self.measured.get((size, step, self.sums[shots].name), {})
 
-    def of(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """float64[100], NaN for a number without a held-out pair; None for a gap."""
+    def by_number(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
+        """Means float64[100], NaN for a number without a held-out pair; None for a gap."""
         arrays = self.arrays(size, step, shots)
         if measure not in arrays:
             return None
-        held, first = self.held[shots], self.first[shots][self.held[shots]]
-        total = np.bincount(first, arrays[measure][held].astype(float), len(equations.FIRST))
+        mask = self.held_out[shots]
+        first = self.first[shots][mask]
+        total = np.bincount(first, arrays[measure][mask].astype(float), len(equations.FIRST))
         with np.errstate(invalid="ignore"):
             return total / np.bincount(first, minlength=len(equations.FIRST))
 
     def questions(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """float64[questions] of the held-out pairs."""
+        """Scores of the single held-out questions, float64[questions]; None for a gap."""
         arrays = self.arrays(size, step, shots)
-        return None if measure not in arrays else arrays[measure][self.held[shots]].astype(float)
+        return (
+            None if measure not in arrays else arrays[measure][self.held_out[shots]].astype(float)
+        )
 
     def group(self, means: np.ndarray, numbers: Sequence[int], draws: int) -> Estimate | None:
-        """Mean over these numbers; if all answers are right, or all wrong, with the exact bound for
-        their number of questions."""
+        """Mean over these numbers; if all answers are right, or all wrong, its interval is the
+        exact bound for the number of questions."""
         values = means[list(numbers)]
         values = values[np.isfinite(values)]
         if not len(values):
             return None
         if values.min() == values.max() in (0.0, 1.0):
-            n_questions = int(np.isin(self.first[0][self.held[0]], list(numbers)).sum())
+            n_questions = int(np.isin(self.first[0][self.held_out[0]], list(numbers)).sum())
             return estimate(np.full((1, n_questions), values[0]), draws, exact=True)
         return estimate(values[None], draws)
 
 
 def tenths(frequency: pd.DataFrame, step: int) -> tuple[list[int], list[int]]:
-    """Numbers most and least frequent among the sums read up to a step."""
+    """The most and the least frequent tenth of the numbers, among the sums read up to a step."""
     now = frequency[frequency.step == step].sort_values(
         ["in_sums", "number"], ascending=[False, True]
     )
@@ -128,13 +131,13 @@ def tenths(frequency: pd.DataFrame, step: int) -> tuple[list[int], list[int]]:
 def accuracy_table(
     scores: NumberScores, sizes: Sequence[str], steps: Sequence[int], draws: int
 ) -> pd.DataFrame:
-    """size, step, shots, measure, pairs ("held out", "planted"), value, low, high, n."""
+    """Accuracy: size, step, shots, measure, pairs ("held out", "planted"), value, low, high, n."""
     import pandas as pd
 
     rows = []
     for size, step, shots in product(sizes, steps, scores.sums):
         arrays = scores.arrays(size, step, shots)
-        masks = (("held out", scores.held[shots]), ("planted", ~scores.held[shots]))
+        masks = (("held out", scores.held_out[shots]), ("planted", ~scores.held_out[shots]))
         for measure, (pairs, mask) in product((m for m in MEASURES if m in arrays), masks):
             if mask.any():
                 values = arrays[measure][mask].astype(float)[None]
@@ -152,8 +155,8 @@ def curves_table(
     steps: Sequence[int],
     draws: int,
 ) -> pd.DataFrame:
-    """size, step, shots, measure, count (geometric mean of the group's frequencies among the sums
-    read up to that step), numbers, value, low, high: accuracy by frequency."""
+    """Accuracy by frequency: size, step, shots, measure, count (geometric mean of how often the
+    numbers of a bin were read in sums up to that step), numbers, value, low, high."""
     import pandas as pd
 
     rows = []
@@ -162,9 +165,9 @@ def curves_table(
         groups = np.searchsorted(NUMBER_BINS, now.to_numpy(), side="right") - 1
         members = [now.index[groups == group].tolist() for group in np.unique(groups)]
         for size, shots, measure in product(sizes, scores.sums, ("exact", "choice")):
-            means = scores.of(size, step, shots, measure)
+            means = scores.by_number(size, step, shots, measure)
             for numbers in members if means is not None else ():
-                e = scores.group(means, numbers, draws) if len(numbers) >= FEWEST else None
+                e = scores.group(means, numbers, draws) if len(numbers) >= MIN_NUMBERS else None
                 if e is not None:
                     count = float(np.exp(np.log(now[numbers] + 1).mean()) - 1)
                     rows.append({"size": size, "step": step, "shots": shots, "measure": measure,
@@ -181,14 +184,14 @@ def gaps_table(
     steps: Sequence[int],
     draws: int,
 ) -> pd.DataFrame:
-    """size, step, shots, measure, most, least (mean accuracies of the tenths), value, low, high:
-    the paper's table 4, in shares."""
+    """The paper's table 4, in shares: size, step, shots, measure, most, least (mean accuracies of
+    the most and least frequent tenth), value (their difference), low, high."""
     import pandas as pd
 
     rows = []
     for size, step, shots in product(sizes, steps, scores.sums):
         for measure in ("exact", "choice"):
-            means = scores.of(size, step, shots, measure)
+            means = scores.by_number(size, step, shots, measure)
             if means is None:
                 continue
             top, bottom = (scores.group(means, n, draws) for n in tenths(frequency, step))
@@ -208,9 +211,9 @@ def gap_change(
     measure: str,
     draws: int,
 ) -> Estimate | None:
-    """How much larger the gap is in the second (size, step) than in the first; the tenths are
-    those of the later step, and numbers are compared with themselves."""
-    first, second = (scores.of(*cell, shots, measure) for cell in cells)
+    """How much larger the gap is in the second (size, step) than in the first; paired by number,
+    with the tenths of the later step."""
+    first, second = (scores.by_number(*cell, shots, measure) for cell in cells)
     if first is None or second is None:
         return None
     change = second - first
@@ -233,8 +236,8 @@ def experiment_table(
     step: int,
     draws: int,
 ) -> pd.DataFrame:
-    """coin, size, shots, measure, ratio (of frequencies, chosen over other, geometric mean), value,
-    low, high, n (pairs): chosen minus other, of neighbours in natural frequency."""
+    """Chosen minus other number, in pairs of similar natural frequency: coin, size, shots, measure,
+    ratio (geometric mean of chosen over other frequency), value, low, high, n (pairs)."""
     import pandas as pd
 
     now = frequency[frequency.step == step].set_index("number").in_sums
@@ -244,7 +247,7 @@ def experiment_table(
         one, two = (np.log(now[pairs[:, side]].to_numpy() + 1) for side in (0, 1))
         ratio = float(np.exp((one - two).mean()))
         for size, shots, measure in product(sizes, scores.sums, MEASURES):
-            means = scores.of(size, step, shots, measure)
+            means = scores.by_number(size, step, shots, measure)
             if means is None:
                 continue
             change = means[pairs[:, 0]] - means[pairs[:, 1]]
@@ -264,16 +267,17 @@ def definitions_table(
     steps: Sequence[int],
     draws: int,
 ) -> pd.DataFrame:
-    """size, step, read, group (lower end of the frequency up to that step), value, low, high, n."""
+    """Accuracy on definitions: size, step, read (whether the definition was), group (lower end of
+    the bin of how often the word was read up to that step), value, low, high, n."""
     import pandas as pd
 
     at = {term: i for i, term in enumerate(counts.terms)}
-    place = np.array([at[item.words[0]] for item in words.items], int)
+    term_index = np.array([at[item.words[0]] for item in words.items], int)
     read = np.array([item.read for item in words.items], bool)
     rows = []
     for step in steps:
-        seen = counts.up_to(step)[place] if len(place) else np.zeros(0, int)
-        group = np.searchsorted(WORD_BINS, seen, side="right") - 1  # -1: not read yet
+        times_read = counts.up_to(step)[term_index] if len(term_index) else np.zeros(0, int)
+        group = np.searchsorted(WORD_BINS, times_read, side="right") - 1  # -1: not read yet
         for size in sizes:
             arrays = measured.get((size, step, words.name))
             for kind in (True, False) if arrays is not None else ():

@@ -1,4 +1,4 @@
-"""Laws are found again from losses made by one, and what follows from them is their optimum."""
+"""Planted laws are recovered from their losses, and optimal sizes are optimal."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ def grid() -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(N, len(d)), np.tile(d, len(N))
 
 
-def test_a_law_of_size_is_found_again() -> None:
+def test_a_law_of_size_is_recovered() -> None:
     true = Law(E=4.5, A=10.0, alpha=0.25)
     found = fit_law(N, true.loss(N) - true.B)
     for name in ("E", "A", "alpha"):
         assert getattr(found, name) == pytest.approx(getattr(true, name), rel=1e-3)
 
 
-def test_a_law_of_size_and_tokens_is_found_again_also_with_an_outlier() -> None:
+def test_a_law_of_size_and_tokens_is_recovered_even_with_an_outlier() -> None:
     n, d = grid()
     loss = TRUE.loss(n, d)
     found = fit_law(n, loss, d)
     for name in ("E", "A", "alpha", "B", "beta"):
         assert getattr(found, name) == pytest.approx(getattr(TRUE, name), rel=2e-2)
     spoiled = loss.copy()
-    spoiled[5] *= 1.3  # Huber's loss does not follow it
+    spoiled[5] *= 1.3  # the Huber loss limits its influence
     robust = fit_law(n, spoiled, d)
     assert robust.loss(n, d) == pytest.approx(loss, rel=5e-3)
 
 
-def test_intervals_hold_the_truth_and_are_made_again_alike() -> None:
+def test_intervals_contain_the_truth_and_are_reproducible() -> None:
     rng = np.random.default_rng(0)
     true = Law(E=4.5, A=10.0, alpha=0.25)
-    easy = rng.normal(0, 0.5, 300)  # rows differ much more than models do
-    rows = (true.loss(N) - true.B)[:, None] + easy + rng.normal(0, 0.05, (8, 300))
-    rows -= easy.mean()
+    of_rows = rng.normal(0, 0.5, 300)  # rows differ much more than models do
+    rows = (true.loss(N) - true.B)[:, None] + of_rows + rng.normal(0, 0.05, (8, 300))
+    rows -= of_rows.mean()
     law, draws = bootstrap_laws(N, rows, None, 60)
     value, low, high = interval(law.alpha, [x.alpha for x in draws])
     assert low < value < high
@@ -62,13 +62,13 @@ def test_too_few_sizes_determine_no_law(n: np.ndarray, d: np.ndarray | None) -> 
         fit_law(n, np.full(len(n), 5.0), d)
 
 
-def test_the_compute_optimum_is_one() -> None:
+def test_the_compute_optimum_is_optimal() -> None:
     for flops in (1e11, 1e13):
         n, d = TRUE.compute_optimal(flops)
         assert 6 * n * d == pytest.approx(flops)
         best = TRUE.loss(n, d)
         assert best <= min(TRUE.loss(n * k, d / k) for k in (0.5, 0.9, 1.1, 2))
-        assert TRUE.optimal_tokens(n) == pytest.approx(d, rel=0.02)  # a grid of sizes
+        assert TRUE.optimal_tokens(n) == pytest.approx(d, rel=0.02)  # sizes are searched on a grid
         assert TRUE.break_even_inference_tokens(n, TRUE.optimal_tokens(n)) == pytest.approx(
             0, abs=1
         )
@@ -85,30 +85,30 @@ def test_the_more_a_model_is_used_the_smaller_it_should_be() -> None:
         for k in (0.8, 1.25):
             other = 6 * n * k * TRUE.tokens_for(target, n * k) + 2 * n * k * generated
             assert cost <= other
-        # the closed form says the same the other way round
+        # the closed form recovers the generated tokens
         assert TRUE.break_even_inference_tokens(n, d) == pytest.approx(generated, rel=0.05, abs=2e5)
     assert sizes[0] > sizes[1] > sizes[2]
     assert not np.isfinite(TRUE.tokens_for(3.9, 1e9))
-    with pytest.raises(DataError, match=r"no model of this law reaches a loss of 3\.9"):
+    with pytest.raises(DataError, match=r"no size reaches a loss of 3\.9"):
         TRUE.inference_optimal(3.9, 0.0)
 
 
-def test_the_law_of_others_says_twenty_tokens_a_parameter() -> None:
-    """The known rule for large models, which the constants must give."""
+def test_the_published_law_gives_twenty_tokens_per_parameter() -> None:
+    """A known rule of thumb, which the constants must give for large models."""
     assert 15 < BESIROGLU.optimal_tokens(70e9) / 70e9 < 25
 
 
-def test_released_sizes_stand_where_they_do() -> None:
+def test_released_sizes_are_past_their_optimum() -> None:
     official = scaling_laws._official().set_index("size")
     assert list(official.index) == list(OFFICIAL_SIZES)
     assert official.tokens_per_parameter["70m"] == pytest.approx(299_892_736_000 / 70_426_624)
     assert official.tokens_per_non_embedding["70m"] == pytest.approx(299_892_736_000 / 18_915_328)
     assert (official.cheapest_at.diff().dropna() < 0).all()
-    assert (official.cheapest_at > 0).all()  # even 12B read more than its optimum
+    assert (official.cheapest_at > 0).all()  # even 12B read more tokens than its optimum
 
 
-def made_losses(n_sizes: int, break_last: float = 1.0) -> tuple[pd.DataFrame, dict]:
-    """Losses of a true law over six checkpoints, as the study's table and row losses."""
+def planted_losses(n_sizes: int, break_last: float = 1.0) -> tuple[pd.DataFrame, dict]:
+    """Losses of TRUE at six checkpoints: the study's table, and the losses per row."""
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.1, 80)
     rows, table = {}, []
@@ -125,17 +125,17 @@ def made_losses(n_sizes: int, break_last: float = 1.0) -> tuple[pd.DataFrame, di
 
 def test_tables_of_laws(monkeypatch) -> None:
     monkeypatch.setattr(scaling_laws, "DRAWS", 10)
-    tables = scaling_laws.laws_tables(*made_losses(8))
+    tables = scaling_laws.laws_tables(*planted_losses(8))
     laws = tables["laws"].set_index(["law", "parameter"]).value
     assert laws["both", "alpha"] == pytest.approx(0.3, rel=0.05)
     optimal = tables["optimal"]
     assert (optimal[optimal.kind == "compute"].n_params.diff().dropna() > 0).all()
     assert (optimal[optimal.kind == "inference"].n_params.diff().dropna() < 0).all()
     assert tables["prediction"].value.iloc[0] == pytest.approx(0, abs=0.3)
-    broken = scaling_laws.laws_tables(*made_losses(8, break_last=1.1))
+    broken = scaling_laws.laws_tables(*planted_losses(8, break_last=1.1))
     assert broken["prediction"].low.iloc[0] > 5
 
-    two = scaling_laws.laws_tables(*made_losses(2))
+    two = scaling_laws.laws_tables(*planted_losses(2))
     assert two["laws"].empty
     assert two["optimal"].empty
     assert two["prediction"].empty

@@ -1,4 +1,4 @@
-"""The scaling study: parameters, claims by rule, gaps, and the whole at smoke scale."""
+"""The scaling study: parameters, claims, gaps, and a run at smoke scale."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ EMPTY = {
 
 def claims(finals: dict, tables: dict | None = None, words: dict | None = None) -> dict[str, dict]:
     params = Params(sizes="7k,600k", tasks="piqa", bootstrap=300)
-    made = scaling_claims.claims(params, finals, EMPTY | (tables or {}), words or {})
-    return {claim["claim"]: claim for claim in made}
+    rows = scaling_claims.claims(params, finals, EMPTY | (tables or {}), words or {})
+    return {claim["claim"]: claim for claim in rows}
 
 
 def pick(found: dict[str, dict], word: str) -> dict:
@@ -76,7 +76,9 @@ def test_a_rise_counts_only_where_the_largest_beats_guessing() -> None:
 
     assert pick(claims(finals(0.5, 0.7)), "rises")["verdict"] == "reproduced"
     assert pick(claims(finals(0.75, 0.6)), "rises")["verdict"] == "not reproduced"
-    chance = pick(claims(finals(0.3, 0.5)), "rises")  # a rise up to guessing is none
+    chance = pick(
+        claims(finals(0.3, 0.5)), "rises"
+    )  # a rise to the level of guessing does not count
     assert chance["verdict"] == "not testable here"
     assert chance["low"] > 0
     able = hits(0.7)
@@ -93,7 +95,7 @@ def test_pairing_is_refused_where_items_differ() -> None:
     assert pick(claims(finals), "rises")["verdict"] == "not testable here"
 
 
-def test_examples_help_when_they_do() -> None:
+def test_examples_help_if_accuracy_rises() -> None:
     zero = hits(0.5)
     more = zero | hits(0.2, seed=2)
     finals = {("600k", "standard", "piqa_0"): zero, ("600k", "standard", "piqa_1"): more}
@@ -103,12 +105,12 @@ def test_examples_help_when_they_do() -> None:
     assert pick(claims({}), "Solved examples")["verdict"] == "not testable here"
 
 
-def test_the_best_of_many_steps_is_not_a_decline() -> None:
+def test_choosing_the_best_of_many_steps_shows_no_decline() -> None:
     rng = np.random.default_rng(0)
     drawn = sorted((rng.random(400) < 0.3 for _ in range(16)), key=np.mean)
-    flat = dict(enumerate([*drawn[:7], *drawn[8:], drawn[7]]))  # a middling one comes last
+    flat = dict(enumerate([*drawn[:7], *drawn[8:], drawn[7]]))  # the median comes last
     best = max(values.mean() for values in flat.values())
-    assert flat[15].mean() - best < -0.02  # what choosing the best would report
+    assert flat[15].mean() - best < -0.02  # the bias that must be avoided
     assert pick(claims({}, words=flat), "late in training")["verdict"] == "no effect"
     falling = {step: hits(0.4, 400, 9) for step in range(8)}
     falling |= {step: hits(0.4, 400, 9) & hits(0.5, 400, 8) for step in range(8, 16)}
@@ -140,7 +142,7 @@ def test_one_differing_item_is_a_disagreement() -> None:
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory) -> SimpleNamespace:
+def runs(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHIA_RESULTS", str(folder))
@@ -157,8 +159,8 @@ def studied(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.mark.wheels
 @pytest.mark.slow
-def test_what_does_not_fit_is_a_gap_and_what_does_has_an_interval(studied) -> None:
-    accuracy = studied.result.tables["accuracy"]
+def test_tasks_that_do_not_fit_are_gaps_and_others_have_intervals(runs) -> None:
+    accuracy = runs.result.tables["accuracy"]
     assert set(accuracy.task) == set(TASKS)
     gaps = accuracy[accuracy.status != "scored"]
     assert (gaps.fits < scaling.MIN_FITTING).all()
@@ -170,46 +172,46 @@ def test_what_does_not_fit_is_a_gap_and_what_does_has_an_interval(studied) -> No
     assert (accuracy.percent == 100).sum() == 2 * 2 * 7 * 2 * 2  # sizes, texts, tasks, shots, acc
     early = accuracy[accuracy.percent < 100]
     assert set(early.arm) == {"standard"} and set(early.shots) == {0}
-    assert studied.result.tables["laws"].empty  # two sizes
-    unset = [claim["published"] for claim in studied.result.claims[:6]]
+    assert runs.result.tables["laws"].empty  # two sizes
+    unset = [claim["published"] for claim in runs.result.claims[:6]]
     assert all("PYTHIA_PUBLISHED_DIR" in text for text in unset)
 
 
 @pytest.mark.wheels
 @pytest.mark.slow
-def test_the_harness_agrees_on_every_item(studied) -> None:
+def test_the_harness_agrees_on_every_item(runs) -> None:
     pytest.importorskip("lm_eval", reason="the evaluation harness is not installed: .[eval]")
-    agreement, accuracy = (studied.result.tables[name] for name in ("agreement", "accuracy"))
+    agreement, accuracy = (runs.result.tables[name] for name in ("agreement", "accuracy"))
     final = accuracy[(accuracy.percent == 100) & (accuracy.status == "scored")]
     cells = set(zip(final.task, final.shots, strict=True))
     assert cells <= set(zip(agreement.task, agreement.shots, strict=True))
     assert agreement.differing.sum() == 0
-    assert studied.result.values["n_agreement"] == agreement["items"].sum() >= 18 * len(cells)
+    assert runs.result.values["n_agreement"] == agreement["items"].sum() >= 18 * len(cells)
 
 
 @pytest.mark.wheels
 @pytest.mark.slow
-def test_tables_and_drawings_are_made_again_alike(studied) -> None:
-    for name, table in studied.result.tables.items():
-        pd.testing.assert_frame_equal(table, studied.again.tables[name])
+def test_tables_and_drawings_are_reproducible(runs) -> None:
+    for name, table in runs.result.tables.items():
+        pd.testing.assert_frame_equal(table, runs.again.tables[name])
     for draw in DRAWINGS:
-        drawn = draw(studied.result)
-        assert drawn.svg == draw(studied.again).svg
+        drawn = draw(runs.result)
+        assert drawn.svg == draw(runs.again).svg
         assert drawn.description
-    assert "do not" in figures.tasks_by_size(studied.result).svg  # a gap is drawn as one
-    assert "<table" in figures.laws_table(studied.result)._repr_html_()
+    assert "do not" in figures.tasks_by_size(runs.result).svg  # a gap is marked
+    assert "<table" in figures.laws_table(runs.result)._repr_html_()
 
 
 @pytest.mark.wheels
 @pytest.mark.slow
-def test_a_lost_checkpoint_is_a_gap_not_a_crash(studied) -> None:
-    assert studied.result.values["gaps"] == 0
-    assert studied.lost.values["gaps"] == 2  # the tasks' and the language's
-    accuracy = studied.lost.tables["accuracy"]
+def test_a_lost_checkpoint_is_a_gap_not_a_crash(runs) -> None:
+    assert runs.result.values["gaps"] == 0
+    assert runs.lost.values["gaps"] == 2  # one for the tasks, one for held-out text
+    accuracy = runs.lost.tables["accuracy"]
     cells = accuracy[(accuracy["size"] == "7k") & (accuracy.arm == "standard")
                      & (accuracy.percent == 100)]  # fmt: skip
     assert set(cells.status) == {"lost"}
     assert (accuracy[accuracy["size"] == "25k"].status != "lost").all()
     for draw in DRAWINGS:
-        assert draw(studied.lost).svg
-    assert len(studied.lost.claims) == len(studied.result.claims)
+        assert draw(runs.lost).svg
+    assert len(runs.lost.claims) == len(runs.result.claims)

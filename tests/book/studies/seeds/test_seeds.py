@@ -1,4 +1,4 @@
-"""The seeds study: the grid shares what it should, claims come out both ways, gaps are gaps."""
+"""The seeds study: runs share weights and batches, claims can fail, gaps are shown."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pythia_core.training.runs import find_or_train_all
         ({"sizes": "7m"}, "unknown size"),
         ({"neighbour": "25k"}, "one size other than '25k'"),
         ({"neighbour": "7k,14k"}, "must be one size"),
-        ({"sizes": "70m"}, "not among the sizes.*name a neighbour"),
+        ({"sizes": "70m"}, "not among the sizes.*set neighbour"),
         ({"bootstrap": 3}, "bootstrap must be"),
         ({"scale": "huge"}, "scale"),
     ],
@@ -71,9 +71,9 @@ def planted(
     weights: float = 0.0,
     shift: float = 0.0,
 ) -> Measured:
-    """Values at the last checkpoint: spreads by seed, and a change by deduplication.
+    """Values at the last checkpoint with planted spreads over seeds and effect of deduplication.
 
-    `sd` is of the change over seeds, `shift` of the feminine share over seeds.
+    `change` is that effect, `sd` its spread; `shift` is the spread of the feminine share.
     """
     rng = np.random.default_rng(1)
     items = rng.normal(5, 1, N)
@@ -107,7 +107,7 @@ def verdicts(found: Measured, params: Params, neighbour: float | None = 4.0) -> 
             for s in starts}  # fmt: skip
 
 
-def test_claims_come_out_both_ways() -> None:
+def test_claims_hold_or_fail_with_the_data() -> None:
     params = Params("smoke", seeds=5, bootstrap=200)
     clear = verdicts(planted(params, 0.01, -0.2, 0.02, 0.02, 0.1), params)
     assert clear == {
@@ -115,7 +115,7 @@ def test_claims_come_out_both_ways() -> None:
         "Deduplication brings no clear benefit: h": "not reproduced",
         "The difference": "holds",
         "Dedup": "holds",
-        "The order": "not testable here",  # five seeds are too few to say "alike"
+        "The order": "not testable here",  # five seeds are too few to show similarity
         "The feminine": "holds",
     }
     vague = verdicts(planted(params, 0.3, -0.05, 5, 0.02, 0), params)
@@ -128,7 +128,7 @@ def test_claims_come_out_both_ways() -> None:
     assert verdicts(planted(many, order=0.02, weights=0.02), many)["The order"] == "holds"
 
 
-def test_where_one_pair_shows_nothing_there_is_nothing_to_survive() -> None:
+def test_without_an_effect_in_one_pair_nothing_can_survive() -> None:
     params = Params("smoke", bootstrap=200)
     found = planted(params, 0.01, 0.01, 0.02, 0.02)  # the first seed's change is 0
     assert verdicts(found, params)["The difference"] == "not testable here"
@@ -144,7 +144,7 @@ def weights_hash(run) -> str:
 
 
 @pytest.mark.wheels
-def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeypatch) -> None:
+def test_weight_seeds_share_weights_and_order_seeds_share_batches(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHIA_RESULTS", str(tmp_path))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
     params = Params("smoke", seeds=2, bootstrap=200)
@@ -164,8 +164,8 @@ def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeyp
         batches[order, arm].add(tuple(row["batch_hash"] for row in run.metrics()))
         finals.add(run.final_sha256)
     for shared in (initial, batches):
-        assert all(len(hashes) == 1 for hashes in shared.values()), "one seed, two beginnings"
-        assert len(set().union(*shared.values())) == len(shared), "two seeds, one beginning"
+        assert all(len(hashes) == 1 for hashes in shared.values()), "one seed gave different runs"
+        assert len(set().union(*shared.values())) == len(shared), "two seeds gave the same run"
     assert len(finals) == len(runs)
     length = runs[0].config.model.max_seq_len
     assert len({LanguageMeasurement.of(run.data, length).digest for run in runs}) == 1
@@ -181,7 +181,7 @@ def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeyp
         "curves", "spreads", "parts", "effects")}  # fmt: skip
     svgs = {name: draw(result).svg for name, draw in drawings.items()}
 
-    run = Path(runs[1].folder)  # a checkpoint lost since is a gap, the rest stands
+    run = Path(runs[1].folder)  # a checkpoint lost since is a gap, the rest is unaffected
     shutil.rmtree(run / "evaluations")
     shutil.rmtree(run / "checkpoints" / "step-000016")
     again = seeds.run(params, progress=False)
@@ -191,7 +191,7 @@ def test_the_grid_shares_weights_one_way_and_batches_the_other(tmp_path, monkeyp
         set(lost.step) == {16} and set(lost.weight_seed) == {1} and set(lost.order_seed) == {1234}
     )
     assert len(lost) == 4 and again.tables["components"].empty
-    assert again.tables["bands"].equals(tables["bands"])  # not on the diagonal
+    assert again.tables["bands"].equals(tables["bands"])  # the lost run is not on the diagonal
     for draw in drawings.values():
         assert "<svg" in draw(again).svg
-    assert drawings["spreads"](result).svg == svgs["spreads"], "same numbers, other bytes"
+    assert drawings["spreads"](result).svg == svgs["spreads"], "the SVG is not reproducible"

@@ -1,4 +1,4 @@
-"""Spreads over seeds: planted values come back, and intervals cover them as often as they say."""
+"""Spreads over seeds: planted values are recovered, and intervals have nominal coverage."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def grids(n: int, order: float, weights: float, rest: float, draws: int) -> np.n
     )
 
 
-def share(intervals: list, truth: float) -> float:
+def coverage(intervals: list, truth: float) -> float:
     return float(np.mean([e.low <= truth <= e.high for e in intervals]))
 
 
@@ -38,10 +38,10 @@ def test_components_cover_what_was_planted(n: int) -> None:
     planted = {"order": 0.1, "weights": 0.05, "rest": 0.03}
     found = [components(grid) for grid in grids(n, *planted.values(), draws=500)]
     for kind, sd in planted.items():
-        assert 0.92 < share([each[kind] for each in found], sd) <= 0.985, kind
+        assert 0.92 < coverage([each[kind] for each in found], sd) <= 0.985, kind
     ratios = [order_to_weights(grid) for grid in grids(n, *planted.values(), draws=500)]
     true = ((n * 0.1**2 + 0.03**2) / (n * 0.05**2 + 0.03**2)) ** 0.5
-    assert 0.92 < share(ratios, true) < 0.975
+    assert 0.92 < coverage(ratios, true) < 0.975
 
 
 def test_components_of_a_large_grid_are_the_planted_ones() -> None:
@@ -52,13 +52,13 @@ def test_components_of_a_large_grid_are_the_planted_ones() -> None:
     assert found["rest"].value == pytest.approx(0.03, rel=0.02)
 
 
-def test_no_effect_of_order_is_seen_as_none() -> None:
+def test_without_an_effect_of_order_none_is_found() -> None:
     found = [components(grid)["order"] for grid in grids(4, 0, 0.05, 0.03, draws=400)]
     assert 0.95 < np.mean([e.low == 0 for e in found]) < 1
     assert 0.4 < np.mean([e.value == 0 for e in found]) < 0.75
 
 
-def test_what_adds_up_exactly_has_no_rest_and_equal_runs_no_spread() -> None:
+def test_additive_grids_have_no_rest_and_equal_runs_no_spread() -> None:
     exact = components(np.add.outer([0.1, 0.7, 0.3], [5.3, 5.35, 5.1]))
     assert exact["rest"].interval() == {"value": 0, "low": 0, "high": 0}
     assert exact["order"].value == pytest.approx(np.std([0.1, 0.7, 0.3], ddof=1))
@@ -69,14 +69,14 @@ def test_what_adds_up_exactly_has_no_rest_and_equal_runs_no_spread() -> None:
     assert distance_in_sds(np.full(3, 0.1), 0.2) is None
 
 
-def test_intervals_over_seeds_cover() -> None:
+def test_intervals_over_seeds_cover_the_truth() -> None:
     rng = np.random.default_rng(1)
     draws = 2 + 0.3 * rng.normal(size=(600, 4))
-    assert 0.92 < share([mean_over_seeds(d[:3]) for d in draws], 2) < 0.975
-    ahead = [mean_over_seeds(d[:3], one_more=True) for d in draws]
-    inside = [e.low <= d[3] <= e.high for e, d in zip(ahead, draws, strict=True)]
+    assert 0.92 < coverage([mean_over_seeds(d[:3]) for d in draws], 2) < 0.975
+    predictions = [mean_over_seeds(d[:3], one_more=True) for d in draws]
+    inside = [e.low <= d[3] <= e.high for e, d in zip(predictions, draws, strict=True)]
     assert 0.92 < np.mean(inside) < 0.975
-    assert 0.92 < share([spread(d) for d in draws], 0.3) < 0.975
+    assert 0.92 < coverage([spread(d) for d in draws], 0.3) < 0.975
 
 
 @pytest.mark.parametrize(("n", "distance"), [(2, 3.0), (3, 0.0), (5, 12.0)])
@@ -84,10 +84,10 @@ def test_a_distance_in_standard_deviations_is_covered(n: int, distance: float) -
     rng = np.random.default_rng(2)
     draws = 0.2 * rng.normal(size=(250, n + 1))
     found = [distance_in_sds(d[:n] + 0.2 * distance, d[n]) for d in draws]
-    assert 0.91 < share(found, distance) < 0.985
+    assert 0.91 < coverage(found, distance) < 0.985
 
 
-def test_seeds_stand_out_from_the_items_error_only_where_they_differ() -> None:
+def test_seeds_exceed_item_noise_only_if_they_differ() -> None:
     rng = np.random.default_rng(3)
     items = rng.normal(size=50)
 
@@ -95,7 +95,7 @@ def test_seeds_stand_out_from_the_items_error_only_where_they_differ() -> None:
         return items + sd * rng.normal(size=(3, 1)) + 0.1 * rng.normal(size=(3, 50))
 
     alone = [excess_over_item_noise(runs(0)) for _ in range(300)]
-    assert 0.92 < share(alone, 1) < 0.975
+    assert 0.92 < coverage(alone, 1) < 0.975
     assert all(excess_over_item_noise(runs(2)).low > 1 for _ in range(20))
     assert items_error(runs(2)).value == pytest.approx(0.1 / 50**0.5, rel=0.3)
     assert excess_over_item_noise(np.zeros((3, 5))) is None

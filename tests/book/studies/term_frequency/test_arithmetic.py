@@ -19,7 +19,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 
 class Adder(torch.nn.Module):
-    """Knows how to add one-digit and two-digit numbers, and nothing else; ids are bytes."""
+    """A model that adds one-digit and two-digit numbers; token ids are bytes."""
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
         batch, length = ids.shape
@@ -41,20 +41,20 @@ class Adder(torch.nn.Module):
         return hidden
 
 
-def test_held_out_pairs_and_as_many_others_are_asked() -> None:
+def test_as_many_planted_as_held_out_pairs_are_asked() -> None:
     asked = arithmetic.questions()
     assert len({(q.first, q.second) for q in asked}) == len(asked)
     assert {q.first for q in asked} == set(equations.FIRST)
     for q in asked:
         assert q.held_out == equations.held_out(q.first, q.second)
     for number in equations.FIRST:
-        held = [q.held_out for q in asked if q.first == number]
-        assert sum(held) * 2 == len(held)
+        held_out = [q.held_out for q in asked if q.first == number]
+        assert sum(held_out) * 2 == len(held_out)
     assert asked == arithmetic.questions()
 
 
 @pytest.mark.parametrize("shots", [0, 1, 5])
-def test_examples_are_planted_pairs_of_other_numbers_and_right(shots: int) -> None:
+def test_examples_are_right_and_planted_pairs_of_other_numbers(shots: int) -> None:
     for question in arithmetic.questions()[::97]:
         text = arithmetic.prompt(question, shots)
         *examples, last = text.split("\n")
@@ -65,7 +65,7 @@ def test_examples_are_planted_pairs_of_other_numbers_and_right(shots: int) -> No
             assert a + b == c and a != question.first and not equations.held_out(a, b)
 
 
-def test_answers_are_one_right_and_three_others_of_the_same_number() -> None:
+def test_one_answer_is_right_and_three_are_wrong_sums_of_the_same_number() -> None:
     for question in arithmetic.questions()[::31]:
         values = [int(answer) for answer in arithmetic.answers(question)]
         assert values[0] == question.first + question.second
@@ -73,23 +73,23 @@ def test_answers_are_one_right_and_three_others_of_the_same_number() -> None:
         assert all(question.first < value <= question.first + 50 for value in values)
 
 
-def test_a_model_that_adds_is_right_and_one_that_does_not_is_not() -> None:
+def test_a_model_is_right_only_if_it_adds() -> None:
     asked = tuple(q for q in arithmetic.questions() if q.first in (3, 40))
-    made = arithmetic.requests(asked, 0, encode, 0, 64)
-    what = ArithmeticMeasurement(asked, tuple(made), 0, 64)
-    found = what(Adder(), 1)
+    requests = arithmetic.requests(asked, 0, encode, 0, 64)
+    measurement = ArithmeticMeasurement(asked, tuple(requests), 0, 64)
+    found = measurement(Adder(), 1)
     assert found["exact"].all() and found["choice"].all()
-    # shifted by one place, the same logits are wrong everywhere
+    # shifted by one token id, the same logits are wrong everywhere
     shifted = Adder()
     shifted.logits = lambda hidden: hidden.roll(1, -1)  # type: ignore[method-assign]
-    wrong = what(shifted, 1)
+    wrong = measurement(shifted, 1)
     assert not wrong["exact"].any() and not wrong["choice"].all()
     assert (wrong["logprob"] < found["logprob"]).all()
     # after examples only the right answer is asked for
-    made = arithmetic.requests(asked, 1, encode, 0, 64)
-    assert len(made) == len(asked)
-    shown = ArithmeticMeasurement(asked, tuple(made), 1, 64)(Adder(), 1)
-    assert shown["exact"].all() and "choice" not in shown
+    requests = arithmetic.requests(asked, 1, encode, 0, 64)
+    assert len(requests) == len(asked)
+    one_shot = ArithmeticMeasurement(asked, tuple(requests), 1, 64)(Adder(), 1)
+    assert one_shot["exact"].all() and "choice" not in one_shot
 
 
 def test_too_many_examples_are_refused_with_the_number_that_fits() -> None:
@@ -100,7 +100,7 @@ def test_too_many_examples_are_refused_with_the_number_that_fits() -> None:
         arithmetic.requests(asked, 8, encode, 0, fits)
 
 
-def test_the_digest_says_what_was_asked() -> None:
+def test_the_digest_depends_on_what_was_asked() -> None:
     asked = tuple(arithmetic.questions()[:4])
     one, two = (
         ArithmeticMeasurement(asked, tuple(arithmetic.requests(asked, k, encode, 0, 256)), k, 256)

@@ -1,4 +1,4 @@
-"""Definitions whose word is to be found: which are asked, and with which other words."""
+"""Items on definitions: which definitions are asked, and with which wrong words."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LINES = [f"{word}: the {i}th thing of its kind; an example" for i, word in enume
 FREQUENCY = {word: int(1.03**i) for i, word in enumerate(WORDS)}
 
 
-def test_an_entry_is_one_word_with_a_definition() -> None:
+def test_an_entry_is_a_single_word_with_a_definition() -> None:
     lines = ["entity: that which is perceived", "two, words: a thing of two kinds",
              "short: a thing", "Upper: that which is no word here", ""]  # fmt: skip
     assert entries(lines) == {lines[0]: "entity"}
 
 
-def test_items_are_of_every_group_of_frequency_and_their_wrong_words_alike() -> None:
+def test_items_cover_every_bin_with_distractors_of_similar_frequency() -> None:
     training = Counter({line: 1 + (i % 10 == 0) for i, line in enumerate(LINES) if i % 2})
     items = definition_items(LINES, training, FREQUENCY, per_bin=12)
     assert items == definition_items(LINES[::-1], training, FREQUENCY, per_bin=12)
@@ -44,11 +44,11 @@ def test_items_are_of_every_group_of_frequency_and_their_wrong_words_alike() -> 
         assert len({*item.words}) == 4
         assert item.text == f"the {WORDS.index(right)}th thing of its kind"
         assert item.read == bool(training[LINES[WORDS.index(right)]])
-        for word in wrong:  # at most forty places away in frequency: a factor of 1.03**40, ties
+        for word in wrong:  # at most 40 ranks away: a factor of 1.03**40, and ties
             assert 0.2 < (FREQUENCY[word] + 1) / (FREQUENCY[right] + 1) < 5
 
 
-def test_a_definition_that_was_read_several_times_is_not_asked() -> None:
+def test_definitions_read_several_times_are_not_asked() -> None:
     training = Counter(dict.fromkeys(LINES, 2))
     assert definition_items(LINES, training, FREQUENCY) == []
 
@@ -58,7 +58,7 @@ def test_too_few_words_are_an_error() -> None:
         definition_items(LINES[:2], Counter(LINES), FREQUENCY)
 
 
-def test_what_does_not_fit_is_left_out() -> None:
+def test_items_that_do_not_fit_are_left_out() -> None:
     class Encoding:
         def __init__(self, text: str) -> None:
             self.ids = list(text.encode())
@@ -73,12 +73,12 @@ def test_what_does_not_fit_is_left_out() -> None:
 
     items = [Definition("a short one", ("aa", "bb", "cc", "dd"), True),
              Definition("a long one " * 20, ("aa", "bb", "cc", "dd"), True)]  # fmt: skip
-    what = DefinitionMeasurement.of(items, Data(), 40)  # type: ignore[arg-type]
-    assert what.items == (items[0],)
-    assert len(what.requests) == 4
+    measurement = DefinitionMeasurement.of(items, Data(), 40)  # type: ignore[arg-type]
+    assert measurement.items == (items[0],)
+    assert len(measurement.requests) == 4
     none = DefinitionMeasurement((), (), 40)
     assert none(object(), 1)["choice"].shape == (0,)  # type: ignore[arg-type]
-    assert none.digest != what.digest
+    assert none.digest != measurement.digest
 
 
 @pytest.mark.wheels
@@ -86,8 +86,9 @@ def test_lines_and_words_of_the_corpus() -> None:
     data = DataConfig("miniature", ("dictionary",))
     frequency, lines, training = words_and_lines(data)
     assert len(lines) > 100_000 and sum(training.values()) > 10_000
-    known = set(lines)
-    assert sum(line in known for line in training) > 0.7 * len(training)  # others: edited copies
+    line_set = set(lines)
+    # the rest are edited copies
+    assert sum(line in line_set for line in training) > 0.7 * len(training)
     items = definition_items(lines, training, frequency, per_bin=20)
     assert {item.read for item in items} == {True, False}
     assert np.mean([frequency[item.words[0]] for item in items]) > 10

@@ -1,4 +1,4 @@
-"""The term-frequency study: a planted effect is found, a planted nothing is not; gaps stay gaps."""
+"""The term-frequency study: a planted effect is found, none where there is none; gaps."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def frequency() -> pd.DataFrame:
 
 
 def scores(effect: float, seed: int = 0) -> tables.NumberScores:
-    """Answers whose chance of being right rises by `effect` for each tenfold frequency."""
+    """Answers whose probability of being right rises by `effect` per tenfold frequency."""
     rng = np.random.default_rng(seed)
     weight = equations.weights(NATURAL)
     found = {}
     for size in SIZES:
         for step in STEPS:
-            for what in SUMS.values():
-                times = np.array([weight[q.first] for q in what.questions])
-                grown = effect * (size == "25k") * step / 572
-                p = np.clip(0.3 + grown * (np.log10(times + 1) - 2), 0.02, 0.98)
+            for measurement in SUMS.values():
+                times = np.array([weight[q.first] for q in measurement.questions])
+                slope = effect * (size == "25k") * step / 572
+                p = np.clip(0.3 + slope * (np.log10(times + 1) - 2), 0.02, 0.98)
                 right = rng.random(len(p)) < p
-                found[size, step, what.name] = {
+                found[size, step, measurement.name] = {
                     "exact": right,
                     "logprob": (np.log(p) + rng.normal(0, 0.1, len(p))).astype(np.float32),
                 }
-                if not what.shots:
-                    found[size, step, what.name]["choice"] = rng.random(len(p)) < p
+                if not measurement.shots:
+                    found[size, step, measurement.name]["choice"] = rng.random(len(p)) < p
     return tables.NumberScores(found, SUMS)
 
 
@@ -91,7 +91,7 @@ def test_a_planted_effect_of_frequency_is_found() -> None:
     assert by_start(found, "The placebo coin") == {"holds"}
 
 
-def test_a_planted_nothing_is_not_found() -> None:
+def test_without_a_planted_effect_none_is_found() -> None:
     found = verdicts(0.0)
     assert by_start(found, "Frequent operands are added better") == {"no effect"}
     assert by_start(found, "A number that is made more frequent becomes easier") == {"no effect"}
@@ -99,7 +99,7 @@ def test_a_planted_nothing_is_not_found() -> None:
 
 
 def test_the_false_positive_rate_of_the_experiment_is_nominal() -> None:
-    """Where frequency does nothing, about one interval in twenty excludes zero."""
+    """If frequency has no effect, about one interval in twenty excludes zero."""
     times, excluded, n = frequency(), 0, 150
     for seed in range(n):
         table = tables.experiment_table(scores(0.0, seed), times, NATURAL, ("25k",), 572, 300)
@@ -111,15 +111,15 @@ def test_the_false_positive_rate_of_the_experiment_is_nominal() -> None:
 def test_a_checkpoint_that_was_not_measured_is_a_gap() -> None:
     scored = scores(0.2)
     del scored.measured["25k", 572, SUMS[4].name]
-    made = all_tables(scored)
-    shown = made["gaps"].groupby(["size", "step", "shots"]).size()
-    assert ("25k", 572, 4) not in shown and ("25k", 572, 0) in shown
-    claims = study_claims(PARAMS, scored, made, STEPS)
+    frames = all_tables(scored)
+    present = frames["gaps"].groupby(["size", "step", "shots"]).size()
+    assert ("25k", 572, 4) not in present and ("25k", 572, 0) in present
+    claims = study_claims(PARAMS, scored, frames, STEPS)
     assert {c["verdict"] for c in claims if "Solved" in c["claim"]} == {"not testable here"}
     assert (
         "not measured"
         in draw.gaps_table(
-            study.Result("term_frequency", PARAMS, made, {}, [], [], 0.0)
+            study.Result("term_frequency", PARAMS, frames, {}, [], [], 0.0)
         )._repr_html_()
     )
 
@@ -153,7 +153,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> study.Result:
 
 
 @pytest.mark.wheels
-def test_counts_are_those_of_the_rows_that_were_read(smoke: study.Result) -> None:
+def test_counts_match_the_rows_that_were_read(smoke: study.Result) -> None:
     (run,) = smoke.runs
     rows = run.data.rows.rows(0, run.config.train.steps * run.config.train.batch_size)[:, :-1]
     text = [run.data.tokenizer.decode(row.tolist()) for row in rows]
@@ -186,7 +186,7 @@ def test_every_figure_can_be_drawn(smoke: study.Result) -> None:
 # --- the released numbers --------------------------------------------------------------------
 
 
-def test_released_accuracies_are_those_of_the_source() -> None:
+def test_released_accuracies_match_their_source() -> None:
     if not os.environ.get("PYTHIA_PUBLISHED_DIR"):
         pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
     published_dir = Path(os.environ["PYTHIA_PUBLISHED_DIR"])
