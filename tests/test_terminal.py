@@ -293,7 +293,7 @@ def test_a_benchmark_says_that_it_starts_over(tmp_path: Path) -> None:
 
 def test_a_study_says_what_it_will_take_by_what_the_recorded_one_took() -> None:
     record = records.read_record(ROOT / "book/recorded/gender_bias/laptop")
-    first, most, recorded = records.outlook("gender_bias", "laptop").splitlines()
+    first, most, recorded = records.start_message("gender_bias", "laptop").splitlines()
     assert first.startswith(
         "== Running gender_bias at scale laptop: fetching, training and measuring"
     )
@@ -301,7 +301,7 @@ def test_a_study_says_what_it_will_take_by_what_the_recorded_one_took() -> None:
     whole = records.duration_text(record["duration_s"] + record["training_s"] / threads)
     assert f"at most about {whole} on {records.device_text(record)}" in most
     assert records.duration_text(record["duration_s"]) in recorded
-    assert len(records.outlook("gender_bias", "smoke").splitlines()) == 1, "nothing is known"
+    assert len(records.start_message("gender_bias", "smoke").splitlines()) == 1, "nothing is known"
 
 
 def test_a_notebook_that_a_person_opened_redraws_one_line() -> None:

@@ -1,7 +1,7 @@
 """Predicts what a scale costs on one GPU: tokens, FLOP, seconds and bytes.
 
-The time per training step comes from pythia_book.bench.cost_model, under torch.compile. Its rates
-are estimates, so every number here is a prediction; `python -m pythia_core gpu-check` measures the
+Training times come from pythia_book.bench.cost_model and assume torch.compile. Its rates are
+estimates, so every number here is a prediction; `python -m pythia_core gpu-check` measures the
 rates on a GPU.
 """
 
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WRITE_RATE = 1.0e9
-"""Bytes/s of hashing and writing checkpoints; a guess, the least certain number here."""
+"""Bytes per second at which checkpoints are hashed and written: a guess, the least certain number
+here."""
 MEASURING_SLOWDOWN = 3.0
-"""Time of a forward pass in TF32 and small batches, relative to that in a bf16 training step."""
+"""How much slower a forward pass is in TF32 and small batches than in a bf16 training step."""
 
 
 def gpu_runs(study: str, scale: str) -> list[RunConfig]:
-    """The runs of a study as trained on a GPU: in bf16."""
+    """The runs of a study in bf16, the precision used on a GPU."""
     runs = runs_of(study, scale)
     return [replace(run, train=replace(run.train, precision="bf16")) for run in runs]
 
@@ -40,8 +41,9 @@ def measuring_seconds(study: str, config: RunConfig) -> float:
     cost, seq_len = params_of(study).MEASURING, config.data.seq_len
     tokens = cost.heldout * (N_ROWS + N_PASSAGE_ROWS) * seq_len
     tokens += cost.rows * 33 * run_tokens(config) / seq_len
-    share = 1e-9 * ns_per_token(config.model, "compiled", seq_len) / 3
-    return MEASURING_SLOWDOWN * share * tokens
+    training = 1e-9 * ns_per_token(config.model, "compiled", seq_len)
+    forward = training / 3  # seconds per token
+    return MEASURING_SLOWDOWN * forward * tokens
 
 
 def run_tokens(config: RunConfig) -> int:
@@ -51,8 +53,9 @@ def run_tokens(config: RunConfig) -> int:
 
 def run_seconds(config: RunConfig) -> float:
     """Predicted seconds to train a run alone on an H100, without writing checkpoints."""
-    tokens = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len) * run_tokens(config)
-    return tokens + optimizer_seconds(config.model) * len(config.updates)
+    per_token = 1e-9 * ns_per_token(config.model, "compiled", config.data.seq_len)
+    per_update = optimizer_seconds(config.model)
+    return per_token * run_tokens(config) + per_update * len(config.updates)
 
 
 def written_steps(config: RunConfig) -> list[int]:
@@ -61,7 +64,7 @@ def written_steps(config: RunConfig) -> list[int]:
 
 
 def written_bytes(config: RunConfig) -> float:
-    """Bytes of all checkpoints that a run writes."""
+    """Total bytes of the checkpoints that a run writes, including those deleted later."""
     return float(len(written_steps(config)) * checkpoint_bytes(config))
 
 
@@ -74,8 +77,8 @@ def kept_bytes(scale: str, config: RunConfig) -> float:
 
 
 def sizes_table(scale: str) -> pd.DataFrame:
-    """One row per size of the suite: size, parameters, non_embedding; for one run tokens, flop and
-    tokens_per_s; for its two runs together seconds, written_gb and kept_gb."""
+    """One row per size of the suite: size, parameters, non_embedding; tokens, flop and tokens_per_s
+    of one run; seconds, written_gb and kept_gb of the size's two runs together."""
     import pandas as pd
 
     suite = gpu_runs("suite", scale)
@@ -100,16 +103,16 @@ def sizes_table(scale: str) -> pd.DataFrame:
 
 
 def studies_table(scale: str, studies: Sequence[str] = STUDIES) -> pd.DataFrame:
-    """One row per study, in order: study, runs (that no earlier study trains), tokens, training_s,
-    writing_s, measuring_s, kept_gb; for one run at a time."""
+    """One row per study, in order: study, runs (without those of earlier studies), tokens,
+    training_s, writing_s, measuring_s, kept_gb. Times are for one run at a time."""
     import pandas as pd
 
-    seen: set[RunConfig] = set()
+    counted: set[RunConfig] = set()
     rows = []
     for study in studies:
         runs = gpu_runs(study, scale)
-        new = [run for run in runs if run not in seen]
-        seen |= set(new)
+        new = [run for run in runs if run not in counted]
+        counted |= set(new)
         rows.append(
             {
                 "study": study,

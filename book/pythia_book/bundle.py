@@ -3,11 +3,11 @@
 It contains this project, the prepared tokens (encoding the text takes minutes, cutting it into rows
 seconds), the wheels that the studies read, the released numbers if they are available, the sha256
 of every file, and `run.sh` (bundle_run.sh), which checks the hashes, runs every study and writes
-the results to `records/`. The archive depends only on its files: sorted by name, without times or
-owners.
+the results to `records/`. Files are sorted by name and have no times or owners, so the same files
+always give the same archive.
 
-Corpora of the user's own files are not packed; scales use the built-in ones. Do not publish the
-archive: wheels and released numbers have licences of their own.
+Corpora made from the user's own files are not packed, because no scale uses them. Do not publish
+the archive: wheels and released numbers have licences of their own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROJECT = ("pythia_core", "book", "notebooks", "tests", "pyproject.toml", "_conf
            "README.md", "LICENSE", "CITATION.cff")  # fmt: skip
 """Packed files and folders of the project."""
 DICTIONARY = 1 << 29
-"""Bytes in the window of xz: the tokens of the deduplicated text repeat those of the full text."""
+"""Window of xz in bytes: large, because the deduplicated tokens repeat those of the full text."""
 
 Part = Path | bytes
 """A file to pack: its path, or its content."""
@@ -58,7 +58,7 @@ class Bundle:
     """scale, studies, version, commit, and the size and sha256 of every file."""
 
     def sizes(self) -> dict[str, int]:
-        """Bytes by kind of content, before compression; the largest first."""
+        """Uncompressed bytes by kind of content, largest first."""
         return _by_kind({name: entry["bytes"] for name, entry in self.manifest["files"].items()})
 
 
@@ -82,13 +82,13 @@ def make_bundle(
 
     Args:
         out: *.tar, or *.tar.xz, which is smaller but takes minutes.
-        studies: the studies to run there.
-        max_size: of the files before compression, in MB; None: any.
+        studies: the studies that the bundle will run.
+        max_size: limit on the size before compression, in MB; None: no limit.
 
     Raises:
         ConfigError: unknown scale or study, a scale of released models, another suffix, or no
-            checkout to pack; lists every problem before anything is fetched. Files of more than
-            `max_size`; nothing is packed.
+            checkout to pack (lists every problem before anything is fetched); files larger than
+            `max_size` (nothing is packed).
         FetchError, DataError: a text or a wheel is not available.
     """
     problems = [one_of(study, STUDIES, "study") for study in studies if study not in STUDIES]
@@ -110,7 +110,7 @@ def make_bundle(
     if max_size is not None and sum(sizes.values()) > max_size * 1e6:
         largest = ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sizes.items())
         raise ConfigError(
-            f"the files of this bundle have {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
+            f"the files of this bundle take {sum(sizes.values()) / 1e6:.0f} MB ({largest}), more "
             f"than --max-size {max_size:g}: choose fewer --studies or a smaller --scale"
         )
     manifest = {
@@ -132,7 +132,7 @@ def make_bundle(
 
 
 def project_files(root: Path) -> dict[str, Part]:
-    """Name in the archive -> file of the project, without caches and copied notebooks."""
+    """The project's files by name in the archive, without caches and copied notebooks."""
     files = [p for name in PROJECT for p in (root / name, *(root / name).rglob("*")) if p.is_file()]
     return {
         f"project/{file.relative_to(root).as_posix()}": file
@@ -167,7 +167,7 @@ def _bench_text(progress: bool) -> dict[str, Part]:
 
 
 def needed_data(scale: str, studies: Sequence[str]) -> list[DataConfig]:
-    """The data that the studies read, once for all orders of the same tokens."""
+    """The data that the studies read, one config per set of tokens (row orders share tokens)."""
     configs = texts_of(scale, studies)
     tokens = {(d.corpus, d.domains, d.tokenizer, d.heldout_fraction, d.dedup): d for d in configs}
     return list(tokens.values())
@@ -177,13 +177,13 @@ def _published() -> dict[str, Part]:
     """The files of PYTHIA_PUBLISHED_DIR, if set.
 
     Raises:
-        DataError: it is not a folder.
+        DataError: the variable does not name a folder.
     """
     if not (released := os.environ.get("PYTHIA_PUBLISHED_DIR")):
         return {}
     folder = Path(released)
     if not folder.is_dir():
-        raise DataError(f"PYTHIA_PUBLISHED_DIR={released} is not a folder")
+        raise DataError(f"PYTHIA_PUBLISHED_DIR={released} is not a folder; correct or unset it")
     files = (p for p in folder.rglob("*") if p.is_file())
     return {f"published/{p.relative_to(folder).as_posix()}": p for p in files}
 

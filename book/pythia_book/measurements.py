@@ -1,6 +1,6 @@
 """Measurements of checkpoints: cached with the run, computed in parallel.
 
-A measurement is a picklable object with a name, a digest of everything except the weights that
+A measurement is a picklable object with a name, a digest of everything but the weights that
 determines its result, and a call (model, step) -> arrays. Cached results are checked against their
 own hash, and measured again if they are damaged. A checkpoint that cannot be loaded becomes a gap
 in the tables; it does not end the study.
@@ -42,12 +42,12 @@ CheckpointKey = tuple[str, int]
 
 
 class Measurement(Protocol):
-    """What is measured on a checkpoint; pickled for the worker processes."""
+    """Something to measure on a checkpoint; pickled for the worker processes."""
 
     name: str
-    """a-z and _; begins the names of the cached files."""
+    """Letters a-z and _; the cached files' names begin with it."""
     digest: str
-    """Stable hash of items, settings and method, without the weights and the step."""
+    """Stable hash of items, settings and method, but not of weights and step."""
 
     def __call__(self, model: GPTNeoX, step: int) -> Arrays: ...
 
@@ -82,7 +82,7 @@ def measure_each(
     """Apply several measurements to many checkpoints, each of which is loaded at most once.
 
     Args:
-        title: what the progress line calls them.
+        title: name of the measurements in the progress bar.
 
     Returns:
         The arrays of every measurement by (run id, step), and the checkpoints that are missing or
@@ -185,17 +185,18 @@ def load_cached(path: Path, key: dict[str, Any]) -> Arrays | None:
 # --- held-out text ---------------------------------------------------------------------------
 
 N_ROWS = 320
-"""Held-out rows for the loss, spread evenly over the held-out stream."""
+"""Number of held-out rows for the loss, spread evenly over the held-out stream."""
 N_PASSAGE_ROWS = 960
-"""Held-out rows from which passages for the prediction of the last word are taken."""
+"""Number of held-out rows from which the passages for last-word prediction are taken."""
 
 
 @dataclass(frozen=True)
 class LanguageMeasurement:
     """How well a checkpoint models held-out text.
 
-    loss: nats per token, float64[rows]; last_word: greedy match, bool[passages]. All runs of a
-    scale have the same held-out documents, whatever was removed from their training text.
+    Results: loss, nats per token, float64[rows]; last_word, whether greedy decoding gives it,
+    bool[passages]. All runs of a scale share held-out documents, even if their training text is
+    deduplicated.
     """
 
     rows: np.ndarray

@@ -1,6 +1,7 @@
-"""Notebook files: their parameters, their identity, and cleaning an executed one.
+"""Reads notebooks, checks their parameters, stamps and cleans executed ones.
 
-A study is one notebook, notebooks/<study>.ipynb: source only, one cell tagged `parameters`.
+A study is one notebook, notebooks/<study>.ipynb, without outputs and with one cell tagged
+`parameters`.
 Running it (pythia_book.papermill_engine) writes results/<study>/<scale>/notebook.ipynb with a stamp
 in its metadata: the parameters and the hashes of its code cells and of the packages. While the
 stamp matches, the run is up to date. Papermill only warns about an unknown parameter; here it is
@@ -32,8 +33,8 @@ Notebook = Any
 
 STAMP = "pythia"
 """Key of the stamp in a finished notebook's metadata."""
-KEPT = "what was trained and measured is kept"
-"""Message of a command whose study was stopped."""
+STOP_NOTE = "what was trained and measured is kept"
+"""Message after a study was stopped."""
 
 _TYPES = {
     **{"str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)},
@@ -59,7 +60,7 @@ class Parameter:
 
 
 def notebooks_dir() -> Path:
-    """The folder of the studies' notebooks: of the checkout, or the copies in a wheel."""
+    """The folder of the studies' notebooks, in the checkout or copied into a wheel."""
     copies = Path(__file__).with_name("_notebooks")
     return copies if copies.is_dir() else project_root() / "notebooks"
 
@@ -114,7 +115,7 @@ def source_hash(notebook: Notebook) -> str:
 
 
 def library_hash() -> str:
-    """sha256 of every Python file of both packages: the code behind a result."""
+    """sha256 over all Python files of both packages: the code behind a result."""
     import pythia_core
 
     digest = hashlib.sha256()
@@ -246,7 +247,7 @@ def check_values(study: str, values: dict[str, Any]) -> None:
 
 
 def make_stamp(study: str, parameters: dict[str, Any], notebook: Notebook) -> dict[str, Any]:
-    """Everything a finished notebook depends on; while it is unchanged the run is up to date."""
+    """What a finished notebook depends on; while nothing of it changes, the run is up to date."""
     return {
         "study": study,
         "parameters": json.loads(json.dumps(parameters)),
@@ -291,7 +292,7 @@ _MACHINE_PATH = re.compile(
 
 
 def _substitutes() -> list[tuple[str, str]]:
-    """(folder of this machine, what replaces it), longest first."""
+    """(folder on this machine, its replacement), longest first."""
     substitutes = {
         str(results_dir().resolve()): "results",
         str(project_root().resolve()): ".",
@@ -307,7 +308,7 @@ def _substitutes() -> list[tuple[str, str]]:
 
 
 def _pattern(folder: str) -> str:
-    """A pattern for exactly this path, not as a part or the beginning of another one."""
+    """A regex for this folder that does not match inside a longer name."""
     return rf"(?<![\w.~-]){re.escape(folder)}(?![\w-])"
 
 
@@ -319,7 +320,7 @@ def without_machine_paths(text: str) -> str:
 
 
 def machine_traces(text: str) -> list[str]:
-    """Absolute paths of any machine, and the name of this one, that occur in a text."""
+    """Absolute paths and this machine's host name, where they occur in a text."""
     traces = [text[m.start() : m.start() + 40].split()[0] for m in _MACHINE_PATH.finditer(text)]
     traces += [folder for folder, _ in _substitutes() if re.search(_pattern(folder), text)]
     host = socket.gethostname()

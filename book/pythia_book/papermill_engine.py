@@ -8,7 +8,7 @@ before the kernel starts. It cleans, stamps and writes the notebook only after i
 stopped run leaves an earlier one intact. The kernel's progress is shown in the terminal of the
 command, and Ctrl-C there lets the kernel save what it is training.
 
-Calls with two paths only get the engine; `--help-notebook`, `--version` and notebooks of other
+Calls with two paths get only the engine; `--help-notebook`, `--version` and notebooks of other
 projects are left alone. Every papermill call imports this module, so it must import quickly.
 """
 
@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from pythia_book import notebooks
-from pythia_book.notebooks import KEPT
+from pythia_book.notebooks import STOP_NOTE
 from pythia_core.errors import ConfigError, PythiaError, one_of
 from pythia_core.suite import SCALES
 from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
 START_DELAY = 0.5
-"""Seconds for a kernel to begin a cell that it was sent; while idle it ignores an interrupt."""
+"""Seconds to wait before interrupting: a kernel ignores it until it has begun its cell."""
 
 OPTIONS = {
     ("--parameters", "-p"): 2,
@@ -45,24 +45,24 @@ OPTIONS = {
     **dict.fromkeys((("--stdout-file",), ("--stderr-file",), ("--log-level",)), 1),
     **dict.fromkeys((("--execution-timeout",), ("--autosave-cell-every",)), 1),
 }
-"""Papermill's options and their numbers of values (a test compares this with papermill)."""
+"""Papermill's options -> number of values (a test compares them with papermill's own)."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
-"""No messages on the kernel's transport, and plain tracebacks: a coloured one can take ten seconds,
-for which a stop would wait."""
+"""Silence the kernel's transport, and do not colour tracebacks: that can take ten seconds, which
+would delay a stop."""
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Papermill's arguments, parsed as it does: paths and flags, and values by option name."""
+    """Parse arguments as papermill does: (paths and flags, values by option name)."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
     command = click.Command(
         "papermill",
         params=[*options, click.Argument(["words"], nargs=-1)],
-        context_settings={"ignore_unknown_options": True},  # the flags
+        context_settings={"ignore_unknown_options": True},  # keep flags as words
         add_help_option=False,
     )
     values = command.make_context("papermill", list(arguments), resilient_parsing=True).params
@@ -86,7 +86,7 @@ def scale_parameter(options: dict[str, Any]) -> Any:
     return values.get("scale")
 
 
-def complete(arguments: list[str]) -> list[str]:
+def complete_arguments(arguments: list[str]) -> list[str]:
     """Papermill's arguments, with output path and engine added to calls that lack them.
 
     Raises:
@@ -142,9 +142,9 @@ def _is_papermill_command() -> bool:
 _in_papermill_command = False
 
 
-def _leave(number: int, _frame: Any) -> None:
+def _exit_at_once(number: int, _frame: Any) -> None:
     """Handle Ctrl-C and SIGTERM in the papermill command while there is nothing to save."""
-    os._exit(report_stop(Stopped(number=number), KEPT))
+    os._exit(report_stop(Stopped(number=number), STOP_NOTE))
 
 
 def _on_import() -> None:
@@ -152,9 +152,9 @@ def _on_import() -> None:
     _in_papermill_command = _is_papermill_command()
     if not _in_papermill_command:
         return
-    before = {number: signal.signal(number, _leave) for number in SIGNALS}
+    before = {number: signal.signal(number, _exit_at_once) for number in SIGNALS}
     try:
-        completed = complete(sys.argv[1:])
+        completed = complete_arguments(sys.argv[1:])
     except PythiaError as error:
         print(f"Error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -168,7 +168,7 @@ def _on_import() -> None:
 
 @contextlib.contextmanager
 def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel show its progress in this command's terminal, if progress is shown."""
+    """Let the kernel show its progress in this command's terminal, unless progress is off."""
     progress = kwargs.get("progress_bar", True)
     live = progress and is_live(sys.stderr)
     if progress and not kwargs.get("stderr_file"):
@@ -195,12 +195,12 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
     end the notebook; without this they would break the connection to the kernel.
 
     Raises:
-        Stopped: after either; the papermill command exits with one line instead.
+        Stopped: after either signal. The papermill command instead prints one line and exits.
     """
     from jupyter_client.manager import AsyncKernelManager
 
     kernels: list[AsyncKernelManager] = []
-    started = False  # a cell
+    cell_started = False
 
     class Manager(AsyncKernelManager):
         def __init__(self, *args: Any, **settings: Any) -> None:
@@ -210,15 +210,15 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
     def interrupt() -> None:
         for kernel in kernels:
             pid = getattr(kernel.provisioner, "pid", None)
-            if started and kernel.has_kernel and pid is not None:
+            if cell_started and kernel.has_kernel and pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
 
     def cell_start(**_: Any) -> None:
-        nonlocal started
+        nonlocal cell_started
         if stop_requested():
             raise Stopped
-        started = True
+        cell_started = True
 
     kwargs |= {"kernel_manager_class": Manager, "on_cell_start": cell_start}
     try:
@@ -232,7 +232,7 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
                     raise Stopped(number=number) from None
     except Stopped as stop:
         if _in_papermill_command:
-            raise SystemExit(report_stop(stop, KEPT)) from None
+            raise SystemExit(report_stop(stop, STOP_NOTE)) from None
         raise
 
 
@@ -259,7 +259,7 @@ class PythiaEngine:
         import click
         from papermill.engines import NBClientEngine
 
-        from pythia_book.records import outlook
+        from pythia_book.records import start_message
 
         parameters = dict(nb.metadata.get("papermill", {}).get("parameters", {}))
         study = Path(str(kwargs.get("input_path") or "")).stem
@@ -273,10 +273,10 @@ class PythiaEngine:
         kwargs["output_path"] = None  # papermill writes the returned notebook
         kwargs.setdefault("extra_arguments", KERNEL_ARGUMENTS)
         if kwargs.get("progress_bar", True) and "scale" in values:
-            print(outlook(study, values["scale"]), file=sys.stderr, flush=True)
+            print(start_message(study, values["scale"]), file=sys.stderr, flush=True)
         with _kernel_progress(study, kwargs), _stoppable(kwargs):
             nb = NBClientEngine.execute_notebook(nb, kernel_name, *args, **kwargs)
-        if not notebooks.has_errors(nb):  # a failed one keeps everything that may explain it
+        if not notebooks.has_errors(nb):  # a failed one is left as it is, to explain the failure
             nb.metadata[notebooks.STAMP] = stamp
             notebooks.clean_notebook(nb)
         if _in_papermill_command:  # only writing the notebook is left
@@ -338,7 +338,7 @@ def run_study(
                 raise Stopped(number=number)
     except papermill.PapermillExecutionError as error:
         message = f"a cell of {source.name} failed with {error.ename}: {error.evalue}"
-        raise PythiaError(f"{message}\nwhere: see {target}") from error
+        raise PythiaError(f"{message}\nfor the traceback, see {target}") from error
     except DeadKernelError as error:
         message = f"the kernel running {source.name} died; was there enough memory?"
         raise PythiaError(f"{message} What was trained is kept: run it again to resume.") from error

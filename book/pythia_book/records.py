@@ -1,4 +1,4 @@
-"""A study's results as files, and their numbers as text.
+"""Saves a study's results as record.json and CSV tables, and formats their numbers as text.
 
 A record is a folder that belongs together: record.json, one CSV per table, the measurements from
 which they follow (measured.npz), the released numbers shown next to them (released_*.csv), and the
@@ -102,7 +102,7 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
     return problems
 
 
-PACKED = "PYTHIA_COMMIT"
+COMMIT_VARIABLE = "PYTHIA_COMMIT"
 """Environment variable: the commit of a bundle, followed by "-modified" if its files differ."""
 
 
@@ -121,7 +121,8 @@ def commit() -> dict[str, Any]:
     """The commit of this checkout, and whether code, notebooks or pinned versions differ."""
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
-        packed, _, mark = os.environ.get(PACKED, "").partition("-")  # a bundle has no git folder
+        # a bundle has no git folder
+        packed, _, mark = os.environ.get(COMMIT_VARIABLE, "").partition("-")
         return {"id": packed or None, "dirty": bool(mark) if packed else None}
     code = ("pythia_core", "book/pythia_book", "notebooks", "requirements.lock")
     changed = _git("status", "--porcelain", "--", *code)
@@ -151,7 +152,7 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak memory in MB of this process or a child, plus the workers; None if unknown."""
+    """Peak memory in MB: the larger of this process and its largest child, plus the workers."""
     try:
         import resource
     except ImportError:  # Windows
@@ -395,7 +396,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def duration_text(seconds: float) -> str:
-    """12 s, 4 min 12 s, 2 h 5 min."""
+    """A duration as text: "12 s", "4 min 12 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -458,8 +459,8 @@ def device_text(record: dict[str, Any]) -> str:
     return f"{machine.get('cpu', 'unknown processor')}, {threads} thread{plural}"
 
 
-def outlook(study: str, scale: str) -> str:
-    """Message at the start of a run: its work, and roughly its time, from the recorded run."""
+def start_message(study: str, scale: str) -> str:
+    """Message at the start of a study: what it will do, and how long the recorded run took."""
     text = f"== Running {study} at scale {scale}: fetching, training and measuring what is missing"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)

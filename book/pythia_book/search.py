@@ -1,4 +1,4 @@
-"""Finds the rows of training, and so the updates, that contained a text: in training order.
+"""Finds the training rows, and so the updates, that contained a text, in training order.
 
 Rows of any kind (pythia_core.data.order) are streamed, a few thousand at a time, so memory does not
 grow with the data. There are two ways to match:
@@ -64,7 +64,7 @@ class RowBytes:
         if self._has_empty:
             filled = self._lengths[flat] > 0
             tokens, ends = flat[filled], stops[filled]
-        steps = np.ones(ends[-1], np.int64)  # to the next byte of the pool, or to the next token's
+        steps = np.ones(ends[-1], np.int64)  # to the token's next byte, or to the next token
         steps[0] = self._starts[tokens[0]]
         steps[ends[:-1]] = self._starts[tokens[1:]] - self._last[tokens[:-1]]
         return self._pool[np.cumsum(steps)], stops
@@ -98,7 +98,7 @@ class Matcher(Protocol):
 
 
 class TokenMatcher:
-    """Matches sequences of token ids; a position where two of them match counts once.
+    """Matches sequences of token ids; if several match at a position, only the longest counts.
 
     Raises:
         ConfigError: no sequence, or an empty one.
@@ -111,7 +111,7 @@ class TokenMatcher:
 
     @classmethod
     def of(cls, text: str, tokenizer: Any) -> TokenMatcher:
-        """The text as it is encoded at the start of a text, and after a space."""
+        """A matcher for the text as it is encoded at the start of a text and after a space."""
         encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in (text, " " + text)]
         return cls(encoded if text else [])
 
@@ -176,7 +176,7 @@ def find_text(
     last_step: int,
     progress: bool = False,
 ) -> Iterator[Hit]:
-    """Occurrences in the updates from `first_step` to `last_step` (exclusive), in order.
+    """Yield the occurrences in the updates from `first_step` to `last_step` (exclusive), in order.
 
     Args:
         read: returns the rows [start, stop) in training order, e.g. the method `rows` of `Rows`.
@@ -191,12 +191,14 @@ def find_text(
         )
     start, stop = first_step * batch_size, last_step * batch_size
     low, size = start, batch_size
-    with bar(progress, total=stop - start, desc="searching", unit="row", unit_scale=True) as done:
+    with bar(
+        progress, total=stop - start, desc="searching", unit="row", unit_scale=True
+    ) as progress_bar:
         while low < stop:
             rows = read(low, min(low + size, stop))
             for row, column, n_tokens in matcher(rows):
                 yield Hit((low + row) // batch_size, low + row, column, n_tokens)
-            done.update(len(rows))
+            progress_bar.update(len(rows))
             low += len(rows)
             size = max(1, CHUNK // rows.shape[1])
 

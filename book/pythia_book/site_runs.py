@@ -92,7 +92,7 @@ def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRu
 
 
 def _escaped(text: str) -> str:
-    """The text with all characters escaped that Markdown would interpret."""
+    """The text with every character escaped that Markdown could interpret."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
@@ -185,11 +185,11 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the costs. A notebook's time does not include models that were already trained."""
+"""Columns of the cost table. A notebook's time excludes models that were already trained."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """The row of a recorded run, with the columns COSTS."""
+    """The row of a recorded run in the cost table, with the columns COSTS."""
     return (
         record["study"],
         record["scale"],
@@ -210,7 +210,7 @@ def costs_table(records: list[dict[str, Any]]) -> str:
 
 
 def refresh_readme() -> Path:
-    """Write the costs of the recorded runs into the README's block `costs`."""
+    """Write the cost table into the README's block `costs`."""
     path = project_root() / "README.md"
     fill_block(path, "costs", costs_table(all_records(project_root())))
     return path

@@ -6,7 +6,7 @@ and fills in `{{ numbers }}` in prose from records. MathJax is copied from an in
 no page makes a request to another host. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored,
 and a public site depends on commits only.
 
-Run banners and claim tables are docutils nodes, so text of a record never becomes markup. On the
+Run banners and claim tables are docutils nodes, so text from a record never becomes markup. On the
 explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure, `{value}` a
 number from that module's `values()`, and `{source}` links the line of a file that contains a text;
 a name that does not exist fails the strict build. A page's own script and style, _static/<page>.js
@@ -51,7 +51,7 @@ _RUNS: dict[str, list[SelectedRun]] = {}
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Use our MathJax and the checkout's contents (the stub in book/ only starts jupyter-book)."""
+    """Use our MathJax and the real table of contents; jupyter-book needs the stub in book/."""
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 
@@ -121,7 +121,7 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Fill the numbers in prose from the selected records; without a record, NOT_RUN."""
+    """Fill in the numbers in prose from the selected records; without a record, NOT_RUN."""
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
         numbers |= site_runs.substitutions(runs[0])
@@ -151,7 +151,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Point the buttons that open or edit a study to notebooks/, not to the copy."""
+    """Make the buttons that open or edit a study link to notebooks/ instead of the copy."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -261,20 +261,20 @@ class CompareRuns(_StudyDirective):
         runs = [run for run in self.runs if run.record]
         names = {"yours": "your run", "recorded": "recorded"}
         header = ["Claim", *(f"{names[run.kind]}, {run.scale}" for run in runs)]
-        # the words in brackets name units and sizes, which differ between runs
+        # the words in brackets, such as units and sizes, differ between runs
         claims = [
             {re.sub(r"\s*\([^)]*\)", "", c["claim"]): c for c in run.record["claims"]}
             for run in runs
         ]
         rows: list[list[nodes.Node | str]] = [
-            [name, *(measurement(of[name]) if name in of else "" for of in claims)]
-            for name in dict.fromkeys(name for of in claims for name in of)
+            [name, *(measurement(named[name]) if name in named else "" for named in claims)]
+            for name in dict.fromkeys(name for named in claims for name in named)
         ]
         return [table(header, rows, "compare")]
 
 
 class Claims(SphinxDirective):
-    """For the front page: every study with its verdicts and a foldable list of its claims."""
+    """Every study with its verdicts and a foldable list of its claims, for the front page."""
 
     def run(self) -> list[nodes.Node]:
         sections: list[nodes.Node] = []
@@ -363,7 +363,7 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
     """(the module pythia_book.pages.rotary, "turning") for "rotary.turning"."""
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
-    if importlib.util.find_spec(path) is None:  # a study's own
+    if importlib.util.find_spec(path) is None:  # else the figures of a study
         path = f"pythia_book.studies.{page}.figures"
     module = importlib.import_module(path)
     env.note_dependency(module.__file__)  # a page is read again when its drawings change
@@ -464,8 +464,8 @@ class Source(SphinxRole):
         return [link], []
 
 
-def keep_for_pages(app: Sphinx, config: Config) -> None:
-    """Remove the pages' own scripts and styles from those that every page loads."""
+def exclude_page_assets(app: Sphinx, config: Config) -> None:
+    """Stop every page from loading the scripts and styles that belong to one page."""
     pages = {path.stem for path in Path(app.srcdir).glob("*.md")}
     for files in (config.html_css_files, config.html_js_files):
         files[:] = [f for f in files if not (isinstance(f, str) and Path(f).stem in pages)]
@@ -474,6 +474,7 @@ def keep_for_pages(app: Sphinx, config: Config) -> None:
 def load_on_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
+    """Load a page's own script and style."""
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")
@@ -483,8 +484,8 @@ def load_on_page(
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("pythia_shown", "", "env")
-    # before priority 900, at which the extension for the contents reads its file
-    hooks = (configure, choose_runs, stage_notebooks, fill_numbers, keep_for_pages)
+    # these run before priority 900, at which sphinx-external-toc reads the table of contents
+    hooks = (configure, choose_runs, stage_notebooks, fill_numbers, exclude_page_assets)
     for order, hook in enumerate(hooks):
         app.connect("config-inited", hook, priority=100 + order)
     app.connect("builder-inited", copy_mathjax)

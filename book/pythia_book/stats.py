@@ -2,8 +2,9 @@
 
 Two arms are scored on the same items, so the per-item *difference* is resampled: both arms see the
 same resample by construction. With several seeds, seeds are resampled too, independently of the
-items; with one seed, the interval covers sampling of items, not training again. Intervals are 95 %
-percentile intervals. The resampling is seeded: the same data give the same interval.
+items; with one seed, the interval covers the choice of items but no variation between trainings.
+Intervals are 95 % percentile intervals. The resampling is seeded: the same data give the same
+interval.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
 Verdict = str | Callable[[float, float], str]
-"""A verdict, or a rule that maps the ends of an interval, low and high, to one."""
+"""A verdict, or a rule that derives it from the ends of an interval: rule(low, high)."""
 NOT_TESTABLE = "not testable here"
 """Verdict on a claim without data, or with an interval too wide to decide it."""
 Z_95 = 1.96
@@ -61,7 +62,7 @@ class Estimate:
         return float(2 * (ndtr(-ratio) if self.df == math.inf else stdtr(self.df, -ratio)))
 
     def interval(self) -> dict[str, float]:
-        """The form in which a record stores it."""
+        """The estimate as a record stores it."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def times(self, factor: float) -> Estimate:
@@ -81,7 +82,7 @@ def estimate(
     """Mean of values float[seeds, items] and its bootstrap interval; pass differences for effects.
 
     Args:
-        strata: group of each item; groups (of sizes fixed by the benchmark) are resampled alone.
+        strata: group of each item; each group is resampled separately (its size is fixed).
         change: whether `values` are differences.
         exact: for values 0 or 1: if all items agree (all right, none changed), a bootstrap
             interval has no width, and the exact binomial bound replaces it.
@@ -181,9 +182,9 @@ def claim_row(
     published: str | None = None,
     factor: float = 1,
 ) -> dict[str, str | float | None]:
-    """A claim in the form of a record, `e` times `factor`; not testable without an estimate.
+    """A claim as a record stores it, with the estimate `e` multiplied by `factor`.
 
-    A rule for the verdict gets the ends of the interval as recorded.
+    Without an estimate it is not testable. A rule for the verdict gets the multiplied ends.
     """
     row: dict[str, str | float | None] = {"claim": claim, "paper": paper, "published": published}
     if e is None:
@@ -196,8 +197,8 @@ def claim_row(
 def directional_verdict(low: float, high: float, direction: int) -> str:
     """Verdict on "the difference has this sign" (+1 or -1).
 
-    "reproduced" if the interval excludes 0 on the claimed side, "not reproduced" on the other. An
-    interval that includes 0 is "no effect": none was seen, which does not prove that there is none.
+    "reproduced" if the interval excludes 0 on the claimed side, "not reproduced" on the other, "no
+    effect" if it includes 0: no effect was seen, which does not prove that there is none.
     """
     if direction not in (-1, 1):
         raise ConfigError(f"direction must be +1 or -1, got {direction}")
@@ -207,18 +208,20 @@ def directional_verdict(low: float, high: float, direction: int) -> str:
 
 
 def premise_verdict(low: float, high: float, direction: int) -> str:
-    """`directional_verdict` on a premise that the paper did not measure."""
+    """`directional_verdict`, in the words for a premise that the paper did not measure."""
     return as_premise(directional_verdict(low, high, direction))
 
 
 def as_premise(verdict: str) -> str:
-    """A verdict in the words for a premise that the paper did not measure."""
+    """Put a verdict in the words for a premise that the paper did not measure."""
     return {"reproduced": "holds", "not reproduced": "does not hold"}.get(verdict, verdict)
 
 
 def equivalence_verdict(low: float, high: float, expected: float, margin: float) -> str:
-    """Verdict on "it is within `margin` of `expected`": "reproduced" if the whole interval is,
-    "not reproduced" if all of it is outside; too wide to tell if it crosses a bound.
+    """Verdict on "the value is within `margin` of `expected`".
+
+    "reproduced" if the whole interval is within, "not reproduced" if all of it is outside,
+    NOT_TESTABLE if it crosses a bound.
     """
     if expected - margin < low and high < expected + margin:
         return "reproduced"
@@ -227,10 +230,10 @@ def equivalence_verdict(low: float, high: float, expected: float, margin: float)
 
 
 def noninferiority_verdict(low: float, high: float, bound: float) -> str:
-    """Verdict on "the cost is marginal": costs are positive, and marginal below `bound`.
+    """Verdict on "the cost is marginal", which means below `bound`; a cost is positive.
 
-    "reproduced" if the whole interval is below the bound, "not reproduced" if it is above; too wide
-    to tell if it crosses the bound.
+    "reproduced" if the whole interval is below the bound, "not reproduced" if it is above,
+    NOT_TESTABLE if it crosses the bound.
     """
     if bound <= 0:
         raise ConfigError(f"bound must be positive, got {bound}")

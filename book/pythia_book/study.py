@@ -1,4 +1,4 @@
-"""What every study has: parameters, retention, a cost for planning, measurements, a result."""
+"""Parts of every study: checked parameters, checkpoints to keep, cost of measuring, result."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 LIMITS = {"seed": (0, 2**32 - 1), "bootstrap": (100, 1_000_000), "limit": (5, 100_000)}
-"""Smallest and largest accepted number of the fields that most studies have."""
+"""Smallest and largest accepted value of the fields that most studies have."""
 
 
 @dataclass(frozen=True)
 class StudyParams:
-    """Parameters of a study. Bad values are refused all at once, with what is accepted.
+    """Parameters of a study. One error reports every bad value and what is accepted.
 
-    A subclass adds fields: texts, and whole numbers whose limits are in `LIMITS` or in `WHOLE`.
+    A subclass adds fields: strings, and integers whose limits are in `LIMITS` or in `WHOLE`.
     """
 
     scale: str = "laptop"
@@ -36,7 +36,7 @@ class StudyParams:
     """Comma-separated list; empty: the default of the study, or all sizes of the scale."""
 
     WHOLE: ClassVar[dict[str, tuple[int, int]]] = {}
-    """Field -> smallest and largest accepted number, for those not in `LIMITS`."""
+    """Field -> smallest and largest accepted value, for integer fields not in `LIMITS`."""
     DEFAULT_SIZES: ClassVar[dict[str, str]] = {}
     """Scale -> sizes, where the study does not take all sizes of the scale."""
     ONE_SIZE: ClassVar[bool] = False
@@ -64,10 +64,10 @@ class StudyParams:
         raise_all(ConfigError, problems, "parameters")
 
     def check(self) -> None:
-        """Refuse what this study in particular cannot use.
+        """Reject values that only this study cannot use; subclasses override it.
 
         Raises:
-            ConfigError: as the study says.
+            ConfigError: such a value.
         """
 
     @property
@@ -87,20 +87,20 @@ class StudyParams:
         return sizes
 
 
-def listed(text: str) -> list[str]:
+def split_list(text: str) -> list[str]:
     """The entries of a comma-separated list."""
     return [entry.strip() for entry in text.split(",") if entry.strip()]
 
 
 def whole_numbers(text: str) -> list[int]:
     """The numbers of a comma-separated list, ascending; empty if an entry is not a number."""
-    entries = listed(text)
+    entries = split_list(text)
     whole = all(entry.isascii() and entry.isdecimal() for entry in entries)
     return sorted({int(entry) for entry in entries}) if whole else []
 
 
 def shot_counts(text: str, most: int) -> list[int]:
-    """Numbers of solved examples in a prompt, ascending.
+    """Parse a list of numbers of solved examples in a prompt, ascending.
 
     Raises:
         ConfigError: an entry that is not a number in 0..`most`, or none at all.
@@ -113,12 +113,12 @@ def shot_counts(text: str, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class MeasuringCost:
-    """Roughly what measuring one run costs, for planning (pythia_book.budget)."""
+    """Rough cost of measuring one run, for planning (pythia_book.budget)."""
 
     heldout: int = 0
-    """How often held-out text, or about as many tokens of items, is read, over all checkpoints."""
+    """Passes over the held-out text, or over items of about as many tokens, for all checkpoints."""
     rows: float = 0.0
-    """How often the rows that the run was trained on are read again (first 32 tokens)."""
+    """Passes over the rows that the run was trained on (only their first 32 tokens)."""
 
 
 def kept_at(
@@ -127,11 +127,11 @@ def kept_at(
     deduplicated: Sequence[int] = (),
     repeated: Sequence[int] = (),
 ) -> Keep:
-    """Weights that a study reads from a run of any size or seed, by the text it is trained on.
+    """The checkpoints whose weights a study reads from a run; they depend on its training text.
 
     Args:
-        standard, deduplicated: which of the 143 evenly spaced checkpoints, of a run on that text.
-        repeated: of a run that reads part of a text several times (the study of repetition).
+        standard, deduplicated: which of the 143 evenly spaced checkpoints of a run on that text.
+        repeated: which ones of a run that repeats part of a text (study `repetition`).
     """
     indices = standard if config.data.dedup == "none" else deduplicated
     indices = repeated if config.data.epoch_policy == "rows" else indices

@@ -1,10 +1,10 @@
-"""One look for every figure of the book: a style, a palette, drawings as deterministic SVG, tables.
+"""The common look of all figures of the book: style, palette, deterministic SVG, tables.
 
 A model size has one colour everywhere, from an ordered, colour-blind-safe map along the sizes of
 its scale; an arm of an intervention has one line style and marker. Drawings are made without
 pyplot, hence without global state, and are shown in a notebook as SVG: same numbers, same bytes.
 The background is white on purpose: it is readable on light and dark pages. The footer of a figure
-and the table of claims are here too; what a study draws is in its own room.
+and the table of claims are here too; each study's own figures are in its folder.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ INK = "#222222"
 MUTED = "#6b6b6b"
 GRID = "#e3e3e3"
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
-"""For what is not a size: colours that colour-blind readers can tell apart."""
+"""For anything but sizes: colours that colour-blind readers can tell apart."""
 DASH = "\N{EN DASH}"
-"""In a table: nothing to say here."""
+"""Marks an empty cell of a table."""
 WIDTH = 7.4
-"""Inches: the text column of a page."""
+"""Width of a page's text column, in inches."""
 
 THIN = {"marker": "o", "markersize": 2.5, "linewidth": 1.2}
-"""A line with many points."""
+"""Line properties for a curve with many points."""
 ARM_LABELS = {
     "control": "control",
     "swap_7": "swap in the last 7 %",
@@ -84,7 +84,7 @@ _RC = {
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The book's style, for the body of a `with` only."""
+    """Apply the book's style within a `with` block only."""
     import matplotlib
     import seaborn
 
@@ -105,18 +105,18 @@ def size_colour(size: str) -> str:
     raise ConfigError(one_of(size, [*LAPTOP_SIZES, *GPU_SIZES, *OFFICIAL_SIZES], "size"))
 
 
-def shade(place: float, colours: str = "viridis") -> str:
-    """A colour of an ordered map; its yellow end, from 0.86 on, is too pale on white."""
+def shade(position: float, colours: str = "viridis") -> str:
+    """The colour at a position in [0, 1] of a colour map; above 0.86 it is too pale on white."""
     import matplotlib
 
-    return matplotlib.colors.to_hex(matplotlib.colormaps[colours](place))
+    return matplotlib.colors.to_hex(matplotlib.colormaps[colours](position))
 
 
 class Drawing:
     """A finished figure; a notebook shows it as SVG, with its description for screen readers.
 
     Args:
-        numbers: what the figure shows first of all, e.g. "25k 3.012"; they end the description.
+        numbers: the figure's main numbers, e.g. "25k 3.012", appended to the description.
     """
 
     def __init__(self, figure: Figure, description: str, numbers: Iterable[str] = ()) -> None:
@@ -139,7 +139,7 @@ class Drawing:
         return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
     def save(self, path: Path) -> None:
-        """Write the SVG wholly or not at all."""
+        """Write the SVG atomically."""
         with atomic_file(Path(path)) as target:
             target.write_text(self.svg, encoding="utf-8")
 
@@ -148,7 +148,7 @@ class Drawing:
 
 
 class Note:
-    """A line of small print, e.g. what a record says made it."""
+    """A line of small print, e.g. the origin of a record."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -163,7 +163,7 @@ class Note:
 class Table:
     """A table that a notebook shows as HTML, every cell escaped.
 
-    `code` names columns whose cells a page sets as code.
+    `code`: columns that a page sets in the font for code.
     """
 
     def __init__(self, frame: pd.DataFrame, caption: str = "", code: tuple[str, ...] = ()) -> None:
@@ -189,12 +189,12 @@ def panels(
     ratios: Any = None,
     rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """Panels the width of the page, row by row, with a small footer (n, interval, the command)."""
+    """A figure of page width with a small footer, and its panels, row by row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    room = 0.02 + 0.13 * (1 + footer.count("\n")) / height
-    figure.get_layout_engine().set(rect=(0, room, 1, 1 - room))
+    margin = 0.02 + 0.13 * (1 + footer.count("\n")) / height
+    figure.get_layout_engine().set(rect=(0, margin, 1, 1 - margin))
     figure.text(0.008, 0.012, footer, fontsize=6.5, color=MUTED, linespacing=1.3)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey, width_ratios=ratios)
     for ax in grid.flat:
@@ -205,7 +205,7 @@ def panels(
 
 
 def say(ax: Axes, text: str) -> None:
-    """Say in words why a panel has nothing to draw."""
+    """Write in a panel without data why it is empty."""
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
@@ -216,7 +216,7 @@ def say(ax: Axes, text: str) -> None:
 
 
 def rows_where(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """The rows that hold these values in these columns."""
+    """The rows with these values in these columns."""
     for column, value in values.items():
         frame = frame[frame[column] == value]
     return frame
@@ -231,7 +231,7 @@ def curve(
     bars: bool = False,
     **line: Any,
 ) -> None:
-    """`value` over a column, with a band or bars where the frame has `low` and `high`."""
+    """Plot `value` against column `x`, with a band or bars if the frame has `low` and `high`."""
     at = frame[x].astype(float)
     ax.plot(at, factor * frame.value.astype(float), color=colour, **line)
     if "low" in frame:
@@ -251,7 +251,7 @@ def size_curves(
     banded: Iterable[str] | None = None,
     **line: Any,
 ) -> None:
-    """One curve per size; `banded`: the sizes with a band, as many would hide each other."""
+    """Plot one curve per size; only `banded` sizes get a band, as many would hide each other."""
     for size in sizes:
         points = rows_where(frame, size=size).sort_values(x)
         if banded is not None and size not in banded:
@@ -268,10 +268,7 @@ def line(
     factor: float = 100,
     dense: bool = False,
 ) -> None:
-    """One size and arm over training.
-
-    `dense`: many points, hence a thinner line and small markers.
-    """
+    """Plot one size and arm over training; `dense`: a thinner line for many points."""
     width, marker = (1.1, 1.8) if dense else (1.5, 3.4)
     shape = {**ARM_STYLES[arm], "linewidth": width, "markersize": marker, "markeredgewidth": 0}
     curve(ax, frame.sort_values(x), x, size_colour(size), factor, **shape)
@@ -287,7 +284,7 @@ def interval_point(
     flat: bool = False,
     **shape: Any,
 ) -> None:
-    """A value with its interval, lying down if `flat`; `row` has value, low, high."""
+    """Draw a value with its interval, horizontally if `flat`; `row` has value, low, high."""
     value, low, high = (factor * float(x) for x in (row.value, row.low, row.high))
     bar, point = ([at, at], [low, high]), ([at], [value])
     if flat:
@@ -305,11 +302,11 @@ def size_points(
     factor: float = 100,
     **shape: Any,
 ) -> None:
-    """Points with intervals: sizes along x, the values of a column side by side.
+    """Draw points with intervals: for each size on the x axis, one per value of `column`.
 
     Args:
-        frame: size, the column, value, low, high.
-        marks: value of the column -> its `mark`, filled with the colour of the size or hollow.
+        frame: columns size, `column`, value, low, high.
+        marks: value of `column` -> its `mark`, filled with the colour of the size or hollow.
     """
     sizes = list(sizes)
     for j, (key, mark) in enumerate(marks.items()):
@@ -319,65 +316,62 @@ def size_points(
             face = "white" if mark["markerfacecolor"] == "white" else colour
             look = {"markersize": 5, "marker": mark["marker"], "markerfacecolor": face}
             interval_point(ax, at, row, colour, factor, **(look | shape))
-    places(ax, sizes)
+    category_ticks(ax, sizes)
     ax.set_xlim(-0.6, len(sizes) - 0.4)
 
 
-def places(ax: Axes, names: Iterable[str], **text: Any) -> None:
-    """Names along x, at 0, 1, 2, ..., without lines between them."""
+def category_ticks(ax: Axes, names: Iterable[str], **text: Any) -> None:
+    """Label x = 0, 1, 2, ... with names, without grid lines."""
     names = list(names)
     ax.set_xticks(range(len(names)), names, **text)
     ax.grid(axis="x", visible=False)
 
 
 def reference(ax: Axes, y: float | None = None, x: float | None = None) -> None:
-    """A thin dotted line at a value that means something, e.g. chance; the caption says what."""
+    """Draw a thin dotted line at a reference value, e.g. chance; the caption explains it."""
     draw, at = (ax.axhline, y) if x is None else (ax.axvline, x)
     draw(at, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
 
 
-def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **place: Any) -> None:
-    """A legend for what several curves have in common: label -> properties of its line.
-
-    That of a figure is in one row above the panels.
-    """
+def legend(where: Axes | Figure, lines: dict[str, dict[str, Any]], **options: Any) -> None:
+    """Add a legend from label -> line properties; a figure's is one row above the panels."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], **({"color": MUTED} | shape), label=label) for label, shape in lines.items()
     ]
-    if "loc" not in place:
-        place |= {"loc": "outside upper left", "ncols": len(lines)}
-    where.legend(handles=handles, **place)
+    if "loc" not in options:
+        options |= {"loc": "outside upper left", "ncols": len(lines)}
+    where.legend(handles=handles, **options)
 
 
 def mark(marker: str, hollow: bool = False) -> dict[str, Any]:
-    """A legend's point without a line, filled or hollow."""
+    """Line properties of a marker without a line, filled or hollow."""
     face = "white" if hollow else MUTED
     return {"marker": marker, "linestyle": "", "markerfacecolor": face}
 
 
-def size_legend(where: Axes | Figure, sizes: Iterable[str], **place: Any) -> None:
-    """Which colour is which size, inside a panel or, of a figure, above the panels."""
+def size_legend(where: Axes | Figure, sizes: Iterable[str], **options: Any) -> None:
+    """Add a legend of the sizes' colours, in a panel or above all panels of a figure."""
     lines = {size: {"color": size_colour(size), "linewidth": 3} for size in sizes}
-    legend(where, lines, handlelength=1.4, columnspacing=1.2, **place)
+    legend(where, lines, handlelength=1.4, columnspacing=1.2, **options)
 
 
 def arm_legend(figure: Figure, arms: Iterable[str] = tuple(ARM_LABELS)) -> None:
-    """Which line style and marker is which arm, above the panels."""
+    """Add a legend of the arms' line styles and markers, above the panels."""
     lines = {ARM_LABELS[arm]: mark("o", arm == "control") | ARM_STYLES[arm] for arm in arms}
     legend(figure, lines, handlelength=2.6)
 
 
 def padded_limits(low: float, high: float, least: float) -> tuple[float, float]:
-    """Axis limits around data with a margin, and never narrower than `least`."""
+    """Axis limits around low..high with a margin, never narrower than `least`."""
     if not (math.isfinite(low) and math.isfinite(high)):
         return 0.0, least
     middle, half = (low + high) / 2, max(high - low, least) / 2 * 1.08
     return middle - half, middle + half
 
 
-# --- what the pages of all studies share -----------------------------------------------------
+# --- shared by all studies -------------------------------------------------------------------
 
 VERDICTS = (
     "Verdicts by rule: the interval excludes 0 on the claimed side, reproduced (of premises that "
@@ -387,7 +381,7 @@ VERDICTS = (
 
 
 def footer(result: Result, *notes: str) -> str:
-    """The small print of a figure: notes, and the command that draws it again."""
+    """The small print of a figure: notes, and the command that redraws it."""
     record = {"study": result.study, "scale": result.scale, "parameters": result.parameters}
     lines = ["; ".join(filter(None, notes)), f"Redraw: {records.command(record)}"]
     return "\n".join(filter(None, lines))
@@ -397,18 +391,18 @@ def footer(result: Result, *notes: str) -> str:
 def canvas(
     result: Result, columns: int, height: float, *notes: str, **options: Any
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """`panels` with the footer of a study, and the book's style for the body of the `with`."""
+    """`panels` with the footer of a study, and the book's style within the `with` block."""
     with style():
         yield panels(columns, height, footer(result, *notes), **options)
 
 
 def write_record(result: Result) -> Note:
-    """Write the record of a study; the note says what made it and how to make it again."""
+    """Write the record of a study; the note states its origin and how to repeat it."""
     return Note(records.provenance(records.read_record(records.save_record(result))))
 
 
 def claims_table(result: Result, note: str = "") -> Table:
-    """What the paper says, what was released, what we measured, and the verdict."""
+    """Per claim: what the paper says, what was released, what we measured, and the verdict."""
     return Table(claims_frame(result.claims), f"{note} {VERDICTS}".strip())
 
 
@@ -430,10 +424,10 @@ def claims_frame(claims: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
-    """Percent of rows memorized by size, standard and deduplicated twins side by side.
+    """Plot the percentage of rows memorized by size, standard next to deduplicated.
 
     Args:
-        frame: size, arm, value, low, high (shares).
+        frame: columns size, arm, value, low, high (as fractions).
     """
     marks = {"standard": mark("s"), "deduplicated": mark("o", hollow=True)}
     size_points(ax, frame, sizes, "arm", marks)
@@ -442,7 +436,7 @@ def twin_shares(ax: Axes, frame: pd.DataFrame, sizes: tuple[str, ...]) -> None:
 
 
 def interval(value: Any, low: float | None, high: float | None) -> str:
-    """A measured value with its interval where it has one."""
+    """A measured value as text, with its interval if it has one."""
     if value is None:
         return "not measured"
     if low is None:

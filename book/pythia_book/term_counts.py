@@ -5,9 +5,9 @@ to a checkpoint is a sum over blocks and exact for that prefix of training. A te
 words as a reader sees them, whatever their tokens: a word is a run of ASCII letters, digits and
 bytes above 127, and words may be separated by anything else.
 
-Only the inputs of a row are counted, its first S tokens: the last token is the next row's first. An
-occurrence must lie within one row, because no model reads across its end; overlapping ones all
-count. The released code instead counted number words near each other in decoded rows.
+Only the inputs of a row, its first S tokens, are counted: the last token is the next row's first.
+An occurrence must lie within one row, because no model reads across rows; overlapping occurrences
+all count. The released code instead counted number words near each other in decoded rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TermCounts:
 
     terms: tuple[str, ...]
     ends: tuple[int, ...]
-    """Ascending steps at which blocks end; block i has the updates from ends[i-1] (or 0) on."""
+    """Ascending steps at which blocks end; block i begins at step ends[i-1], or 0 for the first."""
     counts: NDArray[np.int64]
     """[terms, blocks]."""
 
@@ -103,12 +103,12 @@ def count_terms(
     counts = np.zeros((len(terms.names), len(ends)), np.int64)
     step = max(1, CHUNK // rows.seq_len)
     bounds = [0, *(end * batch_size for end in ends)]
-    with bar(progress, total=bounds[-1], desc="counting terms", unit="row") as counted:
+    with bar(progress, total=bounds[-1], desc="counting terms", unit="row") as progress_bar:
         for block, (start, stop) in enumerate(itertools.pairwise(bounds)):
             for low in range(start, stop, step):
                 part = rows.rows(low, min(low + step, stop))[:, :-1]
                 counts[:, block] += terms.count(part)
-                counted.update(len(part))
+                progress_bar.update(len(part))
     return TermCounts(terms.names, ends, counts)
 
 
@@ -182,12 +182,12 @@ class SurfaceTerms:
     def _numbers(
         self, text: NDArray[np.uint8], first: NDArray[np.int64], last: NDArray[np.int64]
     ) -> NDArray[np.int32]:
-        """The vocabulary index of each word text[first:last]; if unknown, the vocabulary size."""
+        """The vocabulary index of each word text[first:last]; the vocabulary's size if unknown."""
         sums = np.zeros(len(text) + 1, np.uint64)
         np.cumsum((text.astype(np.uint64) + np.uint64(1)) * self._powers[: len(text)], out=sums[1:])
         hashes = (sums[last] - sums[first]) * self._inverses[first]
         numbers = np.full(len(first), len(self._sizes), np.int32)
-        hits = np.flatnonzero(self._prefilter[hashes >> _SHIFT])  # few words are left to look up
+        hits = np.flatnonzero(self._prefilter[hashes >> _SHIFT])  # leaves few words to look up
         index = np.minimum(np.searchsorted(self._hashes, hashes[hits]), len(self._hashes) - 1)
         match = self._hashes[index] == hashes[hits]
         hits, number = hits[match], self._order[index[match]]
@@ -237,13 +237,13 @@ class _Trie:
         self.ends, self.n_states, self.width = np.array(ends), len(edges) + 1, n_ids + 1
         self.root = np.zeros(self.width, np.int32)
         deeper = []
-        for (state, i), following in edges.items():
+        for (state, i), child in edges.items():
             if state:
-                deeper.append((state * self.width + i, following))
+                deeper.append((state * self.width + i, child))
             else:
-                self.root[i] = following
+                self.root[i] = child
         table = np.array(sorted(deeper), np.int64).reshape(-1, 2)
-        self.keys, self.following = table[:, 0], table[:, 1]
+        self.keys, self.children = table[:, 0], table[:, 1]
         self.has_children = np.zeros(self.n_states, bool)
         self.has_children[self.keys // self.width] = True
 
@@ -259,6 +259,6 @@ class _Trie:
             edge = np.searchsorted(self.keys, keys)
             edge[edge == len(self.keys)] = 0
             followed = self.keys[edge] == keys
-            position, state = position[followed], self.following[edge[followed]]
+            position, state = position[followed], self.children[edge[followed]]
             visits += np.bincount(state, minlength=self.n_states)
         return visits[self.ends]

@@ -1,4 +1,4 @@
-"""The site: builds without a warning, asks no other host for anything, and shows no accident.
+"""The site: builds without a warning, requests nothing from other hosts, and shows no leftovers.
 
 Built in copies of the checkout: as a fresh clone has it (no local run), and with a local run whose
 record is full of hostile text.
@@ -145,7 +145,7 @@ def test_no_page_asks_another_host(which: str, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.commands
-def test_local_things_that_pages_fetch_are_there(fresh: Path) -> None:
+def test_local_files_that_pages_fetch_exist(fresh: Path) -> None:
     for name, page in pages(fresh).items():
         for url in page.fetched:
             local = url.split("?")[0].split("#")[0]
@@ -158,7 +158,7 @@ def test_local_things_that_pages_fetch_are_there(fresh: Path) -> None:
 
 @pytest.mark.commands
 @pytest.mark.parametrize("which", ["fresh", "yours"])
-def test_no_page_shows_an_accident(which: str, request: pytest.FixtureRequest) -> None:
+def test_no_page_shows_tracebacks_or_raw_markup(which: str, request: pytest.FixtureRequest) -> None:
     site = request.getfixturevalue(which)
     root = site.parent.parent
     for name, page in pages(site).items():
@@ -170,7 +170,7 @@ def test_no_page_shows_an_accident(which: str, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.commands
-def test_a_fresh_clone_shows_the_recorded_run_or_how_to_make_one(fresh: Path) -> None:
+def test_a_fresh_clone_shows_the_recorded_run_or_the_command_to_run_it(fresh: Path) -> None:
     text = pages(fresh)[f"studies/{STUDY}.html"].text
     shown = "Recorded run." if (ROOT / "book" / "recorded" / STUDY).is_dir() else "Not run yet."
     assert shown in text and f"papermill notebooks/{STUDY}.ipynb" in text

@@ -1,4 +1,4 @@
-"""Predictions: the parts add up to what was published for the official shapes, the scale fits."""
+"""Predictions for official shapes add up to the published costs, and scale gpu fits its limits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pythia_core.errors import ConfigError
 from pythia_core.suite import GPU_SIZES, OFFICIAL_SIZES, scale_named, size_name
 
 
-def test_the_gpu_sizes_have_the_official_shapes_and_rise() -> None:
+def test_the_gpu_sizes_have_official_shapes_and_ascend() -> None:
     sizes = list(GPU_SIZES.values())
     shape = {(s.n_layers, s.d_model, s.n_heads, s.lr_max) for s in sizes}
     for name in ("14m", "31m", "70m", "160m"):

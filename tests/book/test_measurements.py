@@ -1,4 +1,4 @@
-"""Measurements are made once, kept whole, and a lost checkpoint is a gap."""
+"""Measurements are made once and cached safely; a lost checkpoint is a gap."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_another_digest_is_another_measurement(trained: list[Run]) -> None:
 
 
 @pytest.mark.parametrize("position", [3, 200, -3])
-def test_a_damaged_kept_result_is_made_again(trained: list[Run], position: int) -> None:
+def test_a_damaged_cached_result_is_measured_again(trained: list[Run], position: int) -> None:
     measurement = Norm()
     first, _ = measure_all([(trained[0], 2)], measurement, progress=False)
     (file,) = (trained[0].folder / "evaluations").iterdir()

@@ -153,7 +153,7 @@ def test_bad_parameters_are_refused(project: Path, words: list[str], message: st
 
 
 @pytest.mark.commands
-def test_a_failing_cell_fails_and_is_not_taken_for_a_result(project: Path) -> None:
+def test_a_failing_cell_fails_the_run_and_leaves_no_stamp(project: Path) -> None:
     path = project / "notebooks" / "failing.ipynb"
     notebook = notebooks.read_notebook(project / "notebooks" / "tiny.ipynb")
     notebook.cells[-1].source = "raise ValueError('no luck')"
@@ -196,14 +196,14 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_other_calls_are_left_alone(here: Path, words: list[str]) -> None:
-    assert papermill_engine.complete(words) == words
+    assert papermill_engine.complete_arguments(words) == words
 
 
 def test_a_second_argument_is_respected(here: Path) -> None:
     words = ["notebooks/tiny.ipynb", "out.ipynb"]
-    assert papermill_engine.complete(words) == ["--engine", "pythia", *words]
+    assert papermill_engine.complete_arguments(words) == ["--engine", "pythia", *words]
     chosen = ["--engine", "nbclient", *words]
-    assert papermill_engine.complete(chosen) == chosen
+    assert papermill_engine.complete_arguments(chosen) == chosen
 
 
 @pytest.mark.parametrize(
@@ -223,16 +223,16 @@ def test_a_second_argument_is_respected(here: Path) -> None:
 )
 def test_the_scale_chooses_the_folder(here: Path, words: list[str], scale: str) -> None:
     (here / "given.yml").write_text("scale: smoke\n")
-    completed = papermill_engine.complete(["notebooks/tiny.ipynb", *words])
+    completed = papermill_engine.complete_arguments(["notebooks/tiny.ipynb", *words])
     assert completed[-1] == f"results/tiny/{scale}/notebook.ipynb"
     assert completed[:3] == ["--engine", "pythia", "notebooks/tiny.ipynb"]
-    before = papermill_engine.complete([*words, "notebooks/tiny.ipynb"])
+    before = papermill_engine.complete_arguments([*words, "notebooks/tiny.ipynb"])
     assert before[-2:] == ["notebooks/tiny.ipynb", completed[-1]]
 
 
 def test_an_unknown_scale_makes_no_folder(here: Path) -> None:
     with pytest.raises(ConfigError, match="unknown scale"):
-        papermill_engine.complete(["notebooks/tiny.ipynb", "-p", "scale", "../up"])
+        papermill_engine.complete_arguments(["notebooks/tiny.ipynb", "-p", "scale", "../up"])
     assert not (here / "results").exists()
 
 

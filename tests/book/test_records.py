@@ -109,7 +109,7 @@ def finish(project: Path, scale: str = "laptop", output: str = "2") -> Path:
 # --- records ---------------------------------------------------------------------------------
 
 
-def test_a_record_says_what_made_it(project: Path) -> None:
+def test_a_record_states_its_origin(project: Path) -> None:
     path = write(project)
     record = records.read_record(path.parent)
     assert path == project / "results" / "tiny" / "laptop" / "record.json"
@@ -159,7 +159,7 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"values": {"a": object()}}, "a record has only numbers and text, got object"),
     ],
 )
-def test_what_a_record_cannot_hold_is_refused(project: Path, changes: dict, message: str) -> None:
+def test_invalid_records_are_refused(project: Path, changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         write(project, **changes)
     assert not list((project / "results").rglob("record.json"))
@@ -204,14 +204,14 @@ def test_a_record_of_another_schema_is_refused(project: Path) -> None:
         ({"value": 0.5, "low": None, "high": None}, "0.500 [n/a,\N{NO-BREAK SPACE}n/a]"),
     ],
 )
-def test_numbers_in_words(value: object, text: str) -> None:
+def test_numbers_as_text(value: object, text: str) -> None:
     assert records.value_text(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(12.4, "12 s"), (252, "4 min 12 s"), (7500, "2 h 5 min")]
 )
-def test_durations_in_words(seconds: float, text: str) -> None:
+def test_durations_as_text(seconds: float, text: str) -> None:
     assert records.duration_text(seconds) == text
 
 
@@ -305,7 +305,7 @@ def test_the_source_hash_ignores_prose_and_injected_parameters() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{}", "not json", '{"cells": 3, "nbformat": 4}'])
-def test_a_file_that_is_no_notebook_is_named(tmp_path: Path, content: str) -> None:
+def test_an_error_names_a_file_that_is_not_a_notebook(tmp_path: Path, content: str) -> None:
     path = tmp_path / "x.ipynb"
     path.write_text(content)
     with pytest.raises(DataError, match=r"x\.ipynb is not a notebook"):
@@ -326,7 +326,7 @@ def test_a_run_is_current_until_anything_it_depends_on_changes(project: Path) ->
 # --- cleaning --------------------------------------------------------------------------------
 
 
-def test_cleaning_leaves_nothing_of_the_machine(project: Path) -> None:
+def test_cleaning_removes_traces_of_the_machine(project: Path) -> None:
     def executed(moment: str) -> notebooks.Notebook:
         notebook = make_notebook()
         out = nbformat.v4.new_output
@@ -361,7 +361,7 @@ def test_cleaning_leaves_nothing_of_the_machine(project: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["see /home/ann/x", "(/tmp/abc)", "C:\\Users\\ann", "/Users/ann", "file:///root/x"]
 )
-def test_paths_of_a_machine_are_seen(text: str) -> None:
+def test_paths_of_a_machine_are_detected(text: str) -> None:
     assert notebooks.machine_traces(text)
 
 
@@ -452,7 +452,7 @@ def test_substitutions_are_plain_text(project: Path) -> None:
     assert site_runs.substitutions(site_runs.SelectedRun("tiny", "unrun")) == {}
 
 
-def test_a_block_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_block_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("no marks")
     with pytest.raises(DataError, match="no block <!-- costs -->"):
         site_runs.fill_block(tmp_path / "README.md", "costs", "x")

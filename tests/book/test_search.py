@@ -1,4 +1,4 @@
-"""A text is found in exactly the rows that hold it, with the update that read them."""
+"""A text is found in exactly the rows that contain it, with the update that read them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def brute_tokens(rows: np.ndarray, sequences: list[list[int]]) -> list[tuple[int
 
 
 def brute_surface(rows: np.ndarray, text: str, fold: bool) -> list[tuple[int, int, int]]:
-    """Byte by byte: each knows its token; special tokens and the row's end break."""
+    """Search byte by byte; special tokens and the end of a row end every match."""
     needle = text.encode()
     found = []
     for r, row in enumerate(rows.tolist()):
@@ -103,7 +103,7 @@ def test_steps_do_not_depend_on_how_rows_are_read(
     assert asked[0][0] == first and asked[-1][1] == last, "only the rows asked for are read"
 
 
-def test_a_search_that_is_left_early_reads_no_more() -> None:
+def test_a_search_that_stops_early_reads_no_more() -> None:
     asked = []
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_a_search_that_is_left_early_reads_no_more() -> None:
     assert hit == Hit(3, 6, 0, 1) and asked == [6]
 
 
-def test_words_as_a_tokenizer_cuts_them() -> None:
+def test_words_as_a_tokenizer_splits_them() -> None:
     texts = ["The cat sat. A cat is a cat.", "concatenate the catalogue", "caf\u00e9 cat"]
     tokenizer = train_bpe(texts * 20, 290)
     width = 24
@@ -138,7 +138,7 @@ def test_words_as_a_tokenizer_cuts_them() -> None:
 
 
 @pytest.mark.parametrize("ids", [[], [[]], [[1], []]])
-def test_nothing_to_find_is_refused(ids: list[list[int]]) -> None:
+def test_an_empty_text_is_refused(ids: list[list[int]]) -> None:
     with pytest.raises(ConfigError, match="no tokens"):
         TokenMatcher(ids)
     with pytest.raises(ConfigError, match="empty"):

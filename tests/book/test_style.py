@@ -1,4 +1,4 @@
-"""Figures: same numbers, same bytes; a size keeps its colour; absence is said in words."""
+"""Figures: same numbers, same bytes; a size keeps its colour; missing numbers are explained."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
     assert "a &lt;test&gt; &amp; more" in outputs[0]
 
 
-def test_absent_released_numbers_are_said_in_words(results):
+def test_missing_released_numbers_are_explained_in_the_figure(results):
     for name in ("crows_over_training", "winobias_by_size", "language_cost"):
         absent = getattr(draw, name)(results["absent"]).svg
         assert "PYTHIA_PUBLISHED_DIR" in absent
@@ -119,7 +119,7 @@ def test_a_size_has_one_colour_and_ladders_are_ordered():
         style.size_colour("9q")
 
 
-def test_style_leaves_no_trace():
+def test_style_does_not_change_global_settings():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
@@ -150,7 +150,7 @@ def test_tables_and_summary_of_the_study(results):
     assert "840 in the last 21 %" in text
 
 
-def test_saved_whole(tmp_path, results):
+def test_a_saved_drawing_is_its_svg(tmp_path, results):
     drawing = draw.prior_shift(results["absent"])
     drawing.save(tmp_path / "x.svg")
     assert (tmp_path / "x.svg").read_text(encoding="utf-8") == drawing.svg

@@ -122,7 +122,7 @@ def test_terms_that_cannot_be_counted_are_refused(make: object, message: str) ->
         make()  # type: ignore[operator]
 
 
-def test_steps_must_be_there(tmp_path: Path) -> None:
+def test_unusable_steps_are_refused(tmp_path: Path) -> None:
     rows = rows_file(tmp_path, np.zeros((4, 5), int))
     terms = SurfaceTerms(["a"], PIECES)
     with pytest.raises(DataError, match="step 3 needs 6 rows, but there are 4"):

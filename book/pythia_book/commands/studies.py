@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from pythia_book.notebooks import KEPT
+from pythia_book.notebooks import STOP_NOTE
 from pythia_core.commands import AddCommand
 from pythia_core.suite import SCALES
 
 
 def add(command: AddCommand) -> None:
     p = command("study", _study, "run a study's notebook, unless its results are up to date")
-    p.set_defaults(kept=KEPT)
+    p.set_defaults(kept=STOP_NOTE)
     p.add_argument("study", metavar="STUDY", help="name of a notebook, e.g. gender_bias")
     p.add_argument("--scale", help=f"one of {', '.join(SCALES)} (default: the notebook's)")
     p.add_argument(

@@ -3,8 +3,8 @@
 The figures follow one row from the documents into a batch, with `order.RowOrder` on two corpora:
 the one that scale smoke trains on, if its text is in the cache when the book is built, and a few
 sentences written for this page, which also serve as a fallback. The page's script computes the same
-order in the browser, including shuffles; tests keep the two consistent. Of the corpus, the built
-page contains only the rows that a run at scale smoke reads.
+order in the browser, including shuffles; tests keep the two consistent. The built page contains
+only those rows of the corpus that a run at scale smoke reads.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Example:
     batch_size: int
     steps: int
     pieces: dict[int, str]
-    """The text of each shown id; "" for the end of a document."""
+    """The text of each id in `rows` or `documents`; "" for the end of a document."""
     rows: list[list[int]]
     """The rows of the first `steps` batches."""
     documents: list[list[int]]
@@ -136,7 +136,7 @@ def real() -> Example:
 
 
 def script_data(name: str) -> dict[str, Any]:
-    """The data from which the page's script draws the figure "follow" or "shuffle"."""
+    """The data from which the page's script draws the figure `name`: "follow" or "shuffle"."""
     example = real() if name == "follow" else tiny()
     return {
         "sizes": example.sizes,
@@ -148,7 +148,7 @@ def script_data(name: str) -> dict[str, Any]:
         "pieces": example.pieces,
         "rows": example.rows if name == "follow" else [],
         "documents": example.documents if name == "shuffle" else [],
-        "first": instructive(example),
+        "first": row_to_show(example),
         "hashes": [batch_hash(example.batch(step)) for step in range(example.steps)],
     }
 
@@ -210,22 +210,22 @@ def spans(order: RowOrder, sizes: list[int], row: int) -> list[tuple[int, int, i
     return parts
 
 
-def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, named: bool) -> None:
-    """Draw a strip of documents, each a (start, width, number)."""
+def _strip(ax: Axes, y: float, parts: list[tuple[float, float, int]], n: int, labels: bool) -> None:
+    """Draw a strip of documents, each (start, width, document number); n: number of documents."""
     from matplotlib.patches import Rectangle
 
     for start, width, document in parts:
         ax.add_patch(
             Rectangle((start, y), width, 0.7, facecolor=hue(document, n), edgecolor="white",
-                      linewidth=0.4 if named else 0)
+                      linewidth=0.4 if labels else 0)
         )  # fmt: skip
-        if named and width > 0.02:
+        if labels and width > 0.02:
             ax.text(start + width / 2, y + 0.34, f"{document}", ha="center", va="center",
                     fontsize=6.5)  # fmt: skip
 
 
-def instructive(example: Example) -> tuple[int, int]:
-    """(step, index in the batch) of the row to show: the first with the most documents."""
+def row_to_show(example: Example) -> tuple[int, int]:
+    """(step, index in the batch) of the first row with the most documents."""
     numbers = example.order.shuffle[: len(example.rows)].tolist()
     parts = [len(spans(example.order, example.sizes, number)) for number in numbers]
     return divmod(parts.index(max(parts)), example.batch_size)
@@ -238,8 +238,8 @@ def _picture(example: Example) -> Drawing:
 
     order, n, S = example.order, len(example.sizes), example.seq_len
     sizes = np.array(example.sizes)
-    total, named = order.epochs * sizes.sum(), n < 40
-    step, index = instructive(example)
+    total, labels = order.epochs * sizes.sum(), n < 40
+    step, index = row_to_show(example)
     row = int(order.shuffle[step * example.batch_size + index])
     tiled = np.tile(np.arange(n), order.epochs)
     with style():
@@ -252,7 +252,7 @@ def _picture(example: Example) -> Drawing:
             ends = np.cumsum(sizes[documents])
             parts = zip((ends - sizes[documents]) / total, sizes[documents] / total, documents,
                         strict=True)  # fmt: skip
-            _strip(top, y, [(float(s), float(w), int(d)) for s, w, d in parts], n, named)
+            _strip(top, y, [(float(s), float(w), int(d)) for s, w, d in parts], n, labels)
             top.text(-0.01, y + 0.35, label, ha="right", va="center", fontsize=7.5)
         top.plot([(row * S + S / 2) / total] * 2, [-0.35, 0.8], color=INK, linewidth=1.2)
         top.set(xlim=(-0.13, 1), ylim=(-0.4, 2.0), title="1  the documents are shuffled")
@@ -276,15 +276,15 @@ def _picture(example: Example) -> Drawing:
         middle.text(row * S + S / 2, -0.3, f"row {row:,}", ha="center", va="top", fontsize=7.5)
         middle.set(xlim=(low - 0.5 * S, high), ylim=(-0.75, 1.05),
                    title=f"2  their stream is cut into rows of {S}")  # fmt: skip
-        shown = min(example.steps, 24)
-        for k in range(shown):
+        n_batches = min(example.steps, 24)
+        for k in range(n_batches):
             for i in range(example.batch_size):
                 number = int(order.shuffle[k * example.batch_size + i])
                 colour = hue(spans(order, example.sizes, number)[0][0], n)
                 grid.add_patch(Rectangle((k, -i), 0.9, 0.9, facecolor=colour, linewidth=0))
         grid.add_patch(Rectangle((step - 0.05, 0.95), 1, -example.batch_size, fill=False,
                                  edgecolor=INK, linewidth=1.6))  # fmt: skip
-        grid.set(xlim=(-1, shown), ylim=(1 - example.batch_size, 1.2))
+        grid.set(xlim=(-1, n_batches), ylim=(1 - example.batch_size, 1.2))
         grid.set_title("3  the rows are shuffled; each column is a batch, coloured by document")
         for i, ids in enumerate(example.batch(step).tolist()):
             number = int(order.shuffle[step * example.batch_size + i])
@@ -305,16 +305,16 @@ def _picture(example: Example) -> Drawing:
         figure,
         f"Four steps. {n} documents in the order of the file and shuffled; the stream of shuffled "
         f"documents near row {row}, which has tokens of document(s) {parts}; a grid of the first "
-        f"{shown} batches of {example.batch_size} shuffled rows; and the beginning of the text of "
-        f"each row in batch {step}.",
+        f"{n_batches} batches of {example.batch_size} shuffled rows; and the beginning of the text "
+        f"of each row in batch {step}.",
     )
 
 
 def follow() -> Drawing:
-    """One batch of the corpus, from documents to rows."""
+    """Draw how documents of the corpus become the rows of one batch."""
     return _picture(real())
 
 
 def shuffle() -> Drawing:
-    """The same figure for a few sentences, which the page's script can reshuffle."""
+    """Draw the same for a few sentences, which the page's script can reshuffle."""
     return _picture(tiny())

@@ -35,12 +35,12 @@ configs/pythia/1B.yml)."""
 USABLE_VOCABULARY = 50_277
 """Entries of the tokenizer; further rows of the embedding are never targets."""
 PADDED_TO = 128
-"""The vocabulary is padded to a multiple of this, times the tensor-parallel ranks."""
+"""The vocabulary is padded to a multiple of this number times the tensor-parallel ranks."""
 
 STORED_BYTES = 2
 """Bytes per parameter on the hub, in half precision."""
 DOWNLOAD = 100e6
-"""Bytes per second; an assumption."""
+"""Download rate in bytes per second; an assumption."""
 CPU_FLOPS = 100e9
 """FLOP per second of a few cores in fp32; an assumption."""
 GPU_BYTES = 80e9
@@ -59,10 +59,10 @@ TASK_TOKENS = {
     "arithmetic": 33_406,
     "triviaqa": 1_542_994,
 }
-"""Tokens that a checkpoint reads and (at most) generates for all items of a built-in task, with
-padding: counted with the 20B tokenizer, and again in tests/book/pages/test_real_suite.py."""
+"""Tokens, with padding, that a checkpoint reads and at most generates on all items of a built-in
+task, counted with the 20B tokenizer; tests/book/pages/test_real_suite.py counts them again."""
 _SHOWN = "70m"
-"""Size in the table of commands."""
+"""The size in the table of commands."""
 
 
 def padded_vocabulary(tensor_parallel: int) -> int:
@@ -160,7 +160,7 @@ def forks_table() -> pd.DataFrame:
 def commands_table() -> pd.DataFrame:
     """Commands on a released size with their download in bytes, memory and time.
 
-    `machine`: the device that the time is for; if empty, it is the time of the download.
+    `machine`: the device that the time is for; if empty, the time is that of the download.
     """
     import pandas as pd
 
@@ -196,8 +196,8 @@ def commands_table() -> pd.DataFrame:
     ]  # fmt: skip
     columns = ["command", "fetched", "memory", "seconds", "machine"]
     frame = pd.DataFrame(rows, columns=columns)
-    waiting = frame.seconds == 0
-    frame.loc[waiting, "seconds"] = frame.fetched[waiting] / DOWNLOAD
+    no_compute = frame.seconds == 0
+    frame.loc[no_compute, "seconds"] = frame.fetched[no_compute] / DOWNLOAD
     return frame
 
 
@@ -205,7 +205,7 @@ def training_table() -> pd.DataFrame:
     """Cost of retraining each size with this library, which does not split models.
 
     `state`: bytes of weights, gradients and optimizer in bf16, without activations; `fits`: whether
-    they fit on a GPU of 80 GB; `h100_hours`: recipe.estimates.
+    they fit on a GPU of 80 GB; `h100_hours`: from recipe.estimates.
     """
     frame = estimates()[["size", "h100_hours"]].copy()
     models = [OFFICIAL_SIZES[name].model() for name in frame["size"]]
@@ -275,7 +275,7 @@ def reading() -> Table:
 
 
 def commands() -> Table:
-    """Commands and their costs."""
+    """Example commands with their download, memory and time."""
     frame = commands_table()
     frame["time"] = [
         "seconds"
@@ -299,7 +299,7 @@ def commands() -> Table:
 
 
 def forks() -> Table:
-    """The cost of a fork."""
+    """The cost of training the last 10,000 updates again, with and without the swap."""
     columns = {
         "size": ("Size", str),
         "weights": ("Weights to fetch", _bytes),

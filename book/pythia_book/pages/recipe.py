@@ -1,8 +1,8 @@
 """Figures and tables of the page on the recipe: one layer, the schedule, the cost of training.
 
 The functions take no arguments and return a Drawing or a Table. The build calls them, so the page
-always shows the current library. `block` draws the connections that `recipe.block_parts` observes:
-another width gives other numbers, a sequential residual other arrows.
+always shows the current library. `block` draws what `recipe.block_parts` observes in a forward
+pass: its numbers and arrows follow the model's widths and residual connections.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LINE = "#0072b2"
 
 
 def schedule() -> Drawing:
-    """The learning rate as used and as usually described; peaks by size."""
+    """Draw the learning rate as used and as usually described, and the peak rate by size."""
     frame, floor = recipe.schedules()
     rates = recipe.gpt3_table()
     with style():
@@ -56,16 +56,16 @@ def schedule() -> Drawing:
                   xlim=(4e7, 3e10), ylim=(8e-5, 1.6e-3))  # fmt: skip
         peaks.set_ylabel("peak learning rate")
         peaks.legend(handles=_marks(("o", MUTED, "Pythia"), ("D", "none", "GPT-3, nearest size")))
-        words = (
+        description = (
             f"Learning rate over {frame.step.iloc[-1]:,} steps: the released runs are at their "
             f"floor from step {floor:,} on, a cosine to a tenth only at the end; "
             "peak rates by size, next to GPT-3's"
         )
-        return Drawing(figure, words)
+        return Drawing(figure, description)
 
 
 def cost() -> Drawing:
-    """GPU-hours and utilisation against size."""
+    """Draw GPU-hours and utilisation against size."""
     costs = recipe.cost_table().dropna()
     today = recipe.estimates().set_index("size").h100_hours
     with style():
@@ -101,12 +101,12 @@ def cost() -> Drawing:
         kinds = _marks(("s", "white", rule), ("o", MUTED, "matrix products performed"))
         share.legend(handles=kinds, loc="lower right")
         first, last = costs.iloc[0], costs.iloc[-1]
-        words = (
+        description = (
             f"From {first.gpu_hours:,.0f} A100-hours at {first['size']} to {last.gpu_hours:,.0f} "
             f"at {last['size']}; utilisation between {100 * costs.utilisation_exact.min():.0f} "
             f"and {100 * costs.utilisation_exact.max():.0f} % of the peak"
         )
-        return Drawing(figure, words)
+        return Drawing(figure, description)
 
 
 def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
@@ -122,7 +122,7 @@ def _marks(*kinds: tuple[str, str, str]) -> list[Any]:
 
 
 def cost_table() -> Table:
-    """The cost of each size, with the FLOP counted in two ways."""
+    """The cost of each size, with FLOP counted in two ways."""
     caption = (
         f"Work and cost of one model for {recipe.TOKENS:,} tokens; utilisation of "
         f"{recipe.A100_PEAK / 1e12:.0f} TFLOP/s"
@@ -178,7 +178,7 @@ def estimates() -> Table:
 
 
 def gpt3_table() -> Table:
-    """Batch and learning rate, next to GPT-3's."""
+    """Pythia's batch and learning rate next to GPT-3's."""
     columns = {
         "size": ("Size", str),
         "lr_max": ("Peak rate", _rate),
@@ -202,7 +202,7 @@ def _rate(value: float) -> str:
 
 
 def _power(value: float, digits: int = 2) -> str:
-    """1.27e20 as "1.27 x 10^20" in print, without a line break."""
+    """1.27e20 as "1.27 x 10^20", typeset, with no-break spaces."""
     mantissa, exponent = f"{value:.{digits}e}".split("e")
     raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     return f"{mantissa} {TIMES} 10{raised}".replace(" ", "\N{NO-BREAK SPACE}")
@@ -218,7 +218,7 @@ _TOP, _STEP, _HIGH = 4.55, 0.78, 0.46
 
 
 def block(config: ModelConfig | None = None) -> Drawing:
-    """One layer as pythia_core.model runs it: parts, widths, parameters and connections."""
+    """Draw one layer as pythia_core.model runs it: parts, widths, parameters, connections."""
     from matplotlib.figure import Figure
 
     config = config or OFFICIAL_SIZES[DRAWN_SIZE].model()
@@ -263,16 +263,16 @@ def block(config: ModelConfig | None = None) -> Drawing:
             linespacing=1.4,
         )
         kind = "parallel" if parallel else "sequential"
-        words = (
+        description = (
             f"One layer of width {config.d_model} with a {kind} residual: "
             + ", ".join(f"{name} {p.weight}" for name, p in parts.iterrows())
             + f"; {total:,} parameters"
         )
-        return Drawing(figure, words)
+        return Drawing(figure, description)
 
 
 def _part(parts: pd.DataFrame, name: str, title: str) -> tuple[str, str, str, int]:
-    """The box of a part with weights: title, weight and count, kind, width of its output."""
+    """The box of a part with weights: (title, weights and their number, kind, output width)."""
     part = parts.loc[name]
     kind = "norm" if "layernorm" in name else "linear"
     return title, f"{part.weight} + bias = {part.parameters:,}", kind, part.d_out
@@ -283,7 +283,7 @@ def _y(row: int) -> float:
 
 
 def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
-    """A column of boxes from top to bottom, with the width of the data next to each arrow."""
+    """Draw a column of boxes, top to bottom, with the width of the data next to each arrow."""
     from matplotlib.patches import Rectangle
 
     for row, (title, detail, kind, width) in enumerate(boxes):
@@ -302,7 +302,7 @@ def _lane(ax: Axes, x: float, boxes: list[tuple[str, str, str, int]]) -> None:
 
 
 def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -> None:
-    """The residual stream between the lanes, its branches, and where they are added."""
+    """Draw the residual stream between the columns, its branches, and where they are added."""
     stream = (_ATTENTION_X + _MLP_X) / 2
     top, bottom = 5.02, 0.22
     low_a, low_m = _y(n_attention - 1) - _HIGH / 2, _y(n_mlp - 1) - _HIGH / 2
@@ -330,7 +330,7 @@ def _wires(ax: Axes, parallel: bool, width: int, n_attention: int, n_mlp: int) -
 
 
 def _arrow(ax: Axes, *points: tuple[float, float]) -> None:
-    """A line through the points, with an arrowhead at the last."""
+    """Draw a line through the points, with an arrowhead at the last."""
     xs, ys = zip(*points[:-1], strict=True)
     if len(points) > 2:
         ax.plot(xs, ys, color=INK, linewidth=0.9, solid_joinstyle="miter", solid_capstyle="butt")
@@ -351,7 +351,7 @@ def _plus(ax: Axes, x: float, y: float) -> None:
 
 
 def _packing(ax: Axes, config: ModelConfig) -> None:
-    """The layout of the QKV map's output: head after head, each as q, k, v."""
+    """Draw the layout of the QKV output: head after head, each as q, k, v."""
     from matplotlib.patches import Rectangle
 
     x, y, high, each = 5.15, 3.62, 0.27, 0.68
@@ -381,10 +381,10 @@ def _packing(ax: Axes, config: ModelConfig) -> None:
     ax.text(x + 0.2, 3.39, f"rotated: {config.rotary_dims} of {config.head_dim} ({share})",
             fontsize=7, va="center")  # fmt: skip
     ax.plot([x, WIDTH - 0.2], [1.72, 1.72], color=GRID, linewidth=0.8)
-    words = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
-    for i, (kind, word) in enumerate(words):
+    labels = (("norm", "normalisation"), ("linear", "matrix product"), ("plain", "no parameters"))
+    for i, (kind, label) in enumerate(labels):
         bottom = 2.85 - 0.24 * i
         ax.add_patch(Rectangle((x, bottom), 0.22, 0.14, facecolor=_FILL[kind], edgecolor=MUTED,
                                linewidth=0.7))  # fmt: skip
-        ax.text(x + 0.3, bottom + 0.07, word, fontsize=7, va="center")
+        ax.text(x + 0.3, bottom + 0.07, label, fontsize=7, va="center")
     ax.text(x, 2.1, "T: positions of a row", fontsize=7, va="center", color=MUTED)

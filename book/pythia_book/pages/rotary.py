@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 FOOTER = "drawn by book/pythia_book/pages/rotary.py whenever the book is built"
 BLUE, ORANGE = "#0072b2", "#d55e00"
 SHOWN = 64
-"""The head dim in figures of a single head: that of 70M, 160M and 410M."""
+"""Head dim in figures of a single head; that of 70M, 160M and 410M."""
 REACH = 128
-"""Number of positions over which the hands can move."""
+"""Number of positions of query and key in the figures."""
 STRETCH = 32
-"""Positions per point of the error curves, which show their largest error."""
+"""Positions per point of the error curves; a point is the largest of their errors."""
 PRECISIONS = {
     "bf16": ("bf16 throughout", BLUE, "-"),
     "fp16": ("fp16 throughout", ORANGE, "-"),
@@ -72,8 +72,8 @@ def wavelengths(head_dim: int) -> np.ndarray:
 def scores(head_dim: int, positions: int = REACH) -> np.ndarray:
     """Score of every query position m (rows) and key position n (columns), at most 1.
 
-    Query and key are the same vector, one hand of length 1 in each rotated pair and 0 elsewhere,
-    rotated by the model's own code.
+    Query and key are the same vector, (1, 0) in each rotated pair and 0 elsewhere, rotated by the
+    model's own code.
     """
     import torch
 
@@ -153,7 +153,7 @@ def hue(pair: int, pairs: int) -> str:
 
 
 def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
-    """Draw a clock face; angles from twelve o'clock, clockwise."""
+    """Draw a clock face with two hands; angles in radians from twelve o'clock, clockwise."""
     from matplotlib.patches import Circle, Wedge
 
     angle = math.degrees(math.remainder(query - key, 2 * math.pi))  # the shorter way round
@@ -167,7 +167,7 @@ def _dial(ax: Axes, x: float, query: float, key: float, colour: str) -> None:
 
 
 def turning() -> Drawing:
-    """The hands of all pairs for one query and key, and the score against the distance."""
+    """Draw each pair's rotation of one query and key as clock hands, and score against distance."""
     from matplotlib.figure import Figure
 
     m, n = 20, 12
@@ -189,7 +189,7 @@ def turning() -> Drawing:
         ax.axvspan(1 - REACH, -0.5, color="#f2f2f2", linewidth=0)
         ax.text(-REACH + 4, 0.93, "key after query: masked", color=MUTED, fontsize=7.5, va="top")
         ax.plot(distance, curve, color=INK, linewidth=1.1)
-        for shift in range(0, REACH - m, 12):  # both moved: the same point each time
+        for shift in range(0, REACH - m, 12):  # equal shifts of both give the same point
             ax.plot([m - n], [table[m + shift, n + shift]], "o", color=ORANGE, markersize=5)
         ax.annotate(f"m \N{MINUS SIGN} n = {m - n},\nwherever they are", (m - n, table[m, n]),
                     (20, -0.36), color=ORANGE, fontsize=8,
@@ -207,7 +207,7 @@ def turning() -> Drawing:
 
 
 def quarter() -> Drawing:
-    """Which dims of a head rotate, and which pairs they form, for every official head dim."""
+    """Draw which dims of a head rotate, and in which pairs, for every official head dim."""
     from matplotlib.patches import Arc, Rectangle
 
     dims = head_dims()
@@ -238,7 +238,7 @@ def quarter() -> Drawing:
 
 
 def frequencies() -> Drawing:
-    """The wavelength of each rotated pair for each official head dim, with the context length."""
+    """Draw the wavelengths of the pairs for each official head dim, with the context length."""
     dims = head_dims()
     context = dims[SHOWN].max_seq_len
     with style():
@@ -265,7 +265,7 @@ def frequencies() -> Drawing:
 
 
 def precision() -> Drawing:
-    """Error of cos and sin against the position, by the precision of the computation."""
+    """Draw the error of cos and sin against the position, by precision of the computation."""
     with style():
         notes = f"largest error of any pair in each stretch of {STRETCH} positions, against fp64"
         figure, axes = panels(2, 2.9, f"{notes}; {FOOTER}", sharey=True)

@@ -44,7 +44,7 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """A legend above the panels: size colours and, with `arms`, the line style of each text."""
+    """Add a legend above the panels: size colours and, with `arms`, each text's line style."""
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
@@ -54,7 +54,7 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
 def _task_panels(
     axes: list[Axes], rows: pd.DataFrame, xlabel: str
 ) -> Iterator[tuple[Axes, pd.DataFrame]]:
-    """Each task's panel and rows, for the caller to draw; titles the panels, labels the axes."""
+    """Yield each task's panel and rows for the caller to draw; set titles and axis labels."""
     for ax, task in zip(axes, TASKS, strict=True):
         ax.set_title(TITLES[task])
         part = rows[rows.task == task]
@@ -71,14 +71,14 @@ def _task_panels(
 
 
 def benchmarks_over_training(ps: PublishedScaling, result: Any) -> Drawing:
-    """Eight tasks, sixteen models, 27 checkpoints, zero-shot."""
+    """Draw zero-shot accuracy of sixteen models on eight tasks over 27 checkpoints."""
     curves = ps.tables["curves"]
     notes = "zero-shot; dotted: guessing"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
-        shown = style.rows_where(curves[curves.step > 0], shots=0)
-        for ax, rows in _task_panels(axes, shown, "step"):
+        zero_shot = style.rows_where(curves[curves.step > 0], shots=0)
+        for ax, rows in _task_panels(axes, zero_shot, "step"):
             for (model, deduped), line in rows.groupby(["model", "deduped"]):
-                steps = sorted(rows.step.unique())  # a step left out breaks the line
+                steps = sorted(rows.step.unique())  # a missing step breaks the line
                 values = line.set_index("step").value.reindex(steps)
                 ax.plot(steps, 100 * values, color=size_colour(model), linewidth=0.9,
                         linestyle=DASHED if deduped else "-")  # fmt: skip
@@ -89,7 +89,7 @@ def benchmarks_over_training(ps: PublishedScaling, result: Any) -> Drawing:
 
 
 def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
-    """Final zero-shot accuracy against all parameters, with OPT and BLOOM."""
+    """Draw final zero-shot accuracy against the number of parameters, with OPT and BLOOM."""
     final = ps.tables["final"]
     notes = "final checkpoints, zero-shot; bars: 95 % intervals"
     with style.canvas(result, 4, 4.2, notes, rows=2) as (figure, axes):
@@ -110,7 +110,7 @@ def benchmarks_by_size(ps: PublishedScaling, result: Any) -> Drawing:
 
 
 def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
-    """Small and full batches at equal tokens, one panel per size."""
+    """Draw accuracy with small and full batches at equal tokens, one panel per size."""
     batch = ps.tables["batch"]
     models = list(dict.fromkeys(batch.model)) or list(MODELS[:5])
     batch = batch.assign(billions=batch.tokens / 1e9)
@@ -137,7 +137,7 @@ def batch_size(ps: PublishedScaling, result: Any) -> Drawing:
 
 
 def lambada_decline(ps: PublishedScaling, result: Any) -> Drawing:
-    """LAMBADA over training on a linear axis: the smallest models peak early and decline."""
+    """Draw LAMBADA over training on a linear axis: the smallest models peak early and decline."""
     curves = ps.tables["curves"]
     curves = style.rows_where(curves[curves.step >= 1000], task="lambada_openai", shots=0)
     curves = curves.assign(thousands=curves.step / 1000)

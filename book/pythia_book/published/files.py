@@ -1,4 +1,4 @@
-"""Reads a folder or archive of released results safely: bounded, in memory, without links.
+"""Reads a folder or archive of released results safely: bounded, in memory, following no links.
 
 Archives (.tar.xz, .tar.gz, .tar, .zip) are never unpacked; names, number and sizes of their members
 are checked before anything is read.
@@ -36,8 +36,9 @@ def has_tables(path: Path) -> bool:
 
 
 def files_of(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the wanted files of the evals tree, which is the folder `path`, inside it,
-    or in an archive of either. Links are not followed.
+    """Yield (name, content) of the wanted files of the evals tree; links are not followed.
+
+    `path` is that tree, a folder that contains it, or an archive of either.
 
     Raises:
         DataError: not an archive, or one that breaks a limit or names a path outside itself.
@@ -81,7 +82,7 @@ def _archive_files(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[
 
 def _check(path: Path, name: str, count: int, total: int) -> None:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise DataError(f"{path.name!r} has a member outside itself, {name!r}; do not trust it")
+        raise DataError(f"{path.name!r} names a path outside itself, {name!r}; do not trust it")
     if count >= MAX_MEMBERS or total > MAX_TOTAL:
         raise DataError(
             f"{path.name!r} has more than {MAX_MEMBERS:,} files or {MAX_TOTAL:,} bytes; "
@@ -92,7 +93,7 @@ def _check(path: Path, name: str, count: int, total: int) -> None:
 def _read(name: str, stream: Any) -> bytes:
     content = stream.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
-        raise DataError(f"{name!r} is larger than {MAX_FILE:,} bytes")
+        raise DataError(f"{name!r} is larger than {MAX_FILE:,} bytes; download it again")
     return content
 
 
@@ -103,7 +104,7 @@ Reader = Callable[[re.Match, dict], list]
 
 
 def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Pattern, list]:
-    """The rows of all files of the evals tree whose name matches a pattern, by pattern.
+    """The rows of all files of the evals tree whose name matches a pattern: pattern -> rows.
 
     Raises:
         DataError: as `files_of`, or a file that its reader does not understand.
@@ -120,13 +121,13 @@ def read_results(path: Path, readers: dict[re.Pattern, Reader]) -> dict[re.Patte
             rows[match.re] += readers[match.re](match, json.loads(content))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{name!r} is not a result of the evaluation harness: {error!r}"
+                f"{name!r} is not a result of the evaluation harness: {error!r}; download it again"
             ) from error
     return rows
 
 
 def harness_scores(parsed: dict) -> Iterator[tuple[str, str, float, float]]:
-    """task, metric, value and standard error (NaN if missing) of a harness result."""
+    """Yield (task, metric, value, standard error, NaN if missing) of a harness result."""
     for task, metrics in parsed["results"].items():
         for metric, value in metrics.items():
             if not metric.endswith("_stderr"):

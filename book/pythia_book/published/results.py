@@ -58,12 +58,12 @@ _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 @dataclass(frozen=True)
 class Published:
-    """Released v1 numbers as a tidy table, and the studies' views of it."""
+    """Released v1 numbers as a tidy table, and the parts of it that studies show."""
 
     table: pd.DataFrame
     """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
     path: Path | None = None
-    """Source of the other tables, which are read on access; never shown."""
+    """Source from which the other tables are read on access; never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
@@ -96,7 +96,7 @@ class Published:
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
-        """experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
+        """Predictions: experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
@@ -229,7 +229,7 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """All files have `table_results`; the step is in the name or in the model's config."""
+    """The rows of a WinoBias file; the step is in its name or in the model's config."""
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     if step := re.search(r"_(\d+)\.json$", match.string) if match["window"] else None:
         step = int(step[1])

@@ -36,11 +36,12 @@ Z = 1.959964
 """Half the width of a 95 % interval, in standard errors."""
 UNAVAILABLE = "not available: set PYTHIA_PUBLISHED_DIR"
 OPT_TWINS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b"}
-"""Models below 6B with equal depth and width."""
+"""Pythia size -> OPT model of equal depth and width, below 6B."""
 BLOOM_TWINS = {"410m": "bloom-560m", "1.4b": "bloom-1b7", "2.8b": "bloom-3b", "6.9b": "bloom-7b1"}
-"""Equal width and, within two layers, equal depth; the sizes differ by BLOOM's vocabulary."""
+"""Pythia size -> BLOOM model of equal width and, within two layers, equal depth; BLOOM's larger
+vocabulary makes the parameter counts differ."""
 MARGINAL = 2.0
-"""Costs below this, in points, count as none."""
+"""Costs below this many points count as none."""
 NOT_RELEASED = "not among the released files"
 
 
@@ -55,7 +56,7 @@ class PublishedScaling:
 
 
 def published_scaling(published: Published | None) -> PublishedScaling:
-    """The released results; empty tables and untestable claims without a source."""
+    """Tables and claims of the released results; without a source, empty and untestable."""
     import pandas as pd
 
     if published is None or published.benchmarks.empty:
@@ -76,8 +77,8 @@ def published_scaling(published: Published | None) -> PublishedScaling:
 
 
 def published_deduplication(published: Published | None) -> pd.DataFrame:
-    """model, shots, step, value, low, high: deduplicated minus standard, mean over the seven tasks
-    without WSC, in points; at the last step and at 93,000. Empty without a source.
+    """Deduplicated minus standard accuracy in points, mean over the seven tasks without WSC, at
+    steps 93,000 and 143,000: model, shots, step, value, low, high. Empty without a source.
     """
     import pandas as pd
 
@@ -106,7 +107,7 @@ def _with_interval(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Models by size, not alphabetically."""
+    """Sort, with models by size rather than alphabetically."""
     rank = {name: i for i, name in enumerate(MODELS)}
     return frame.sort_values(
         by, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
@@ -114,7 +115,7 @@ def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _mean_over_tasks(frame: pd.DataFrame, keys: list[str], n_tasks: int) -> pd.DataFrame:
-    """value, low, high of each group that has all its tasks, treated as independent."""
+    """Mean over tasks, with interval, of each group with all `n_tasks`, treated as independent."""
     grouped = frame.assign(variance=frame.stderr**2).groupby(keys)
     means = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
     means = means[means.n == n_tasks].reset_index()
@@ -171,7 +172,7 @@ def _mean_difference(a: pd.DataFrame, b: pd.DataFrame) -> tuple[float, float]:
 
 
 def _claims(published: Published | None) -> list[dict[str, Any]]:
-    """Rows with the paper's claim, the released numbers as text and a verdict; ours is None."""
+    """Claims with the released numbers as text and a verdict; `ours` is None."""
     findings = _Findings(published) if published and not published.benchmarks.empty else None
     rows: list[dict[str, Any]] = []
     for claim, paper, test in (
@@ -246,7 +247,7 @@ class _Findings:
             error = ((group.high - group.low) / (2 * Z)).pow(2).sum() ** 0.5 / len(group)
             value, low, high = _interval(float(group.value.mean()), float(error))
             parts.append(f"{shots}-shot at {step:,}: {interval_text(value, low, high, '.2f')}")
-            if step == LAST:  # the models that the paper compares
+            if step == LAST:  # the paper compares the final models
                 clear.append(low > 0)
         return ", ".join(parts), "not reproduced" if any(clear) else "reproduced"
 
@@ -292,7 +293,7 @@ class _Findings:
         return ", ".join(parts), "reproduced" if mixed else "not reproduced"
 
     def _paired(self, twins: dict[str, str], tasks: tuple[str, ...], sign: int = 1) -> pd.DataFrame:
-        """model, twin, task, value, variance: sign x (model - twin) at the end, in points."""
+        """sign * (model - twin) at the last step, in points: model, twin, task, value, variance."""
         others = self.published.baselines
         others = others[others.metric == "acc"].rename(columns={"model": "twin"})
         scores = self.final[~self.final.deduped & self.final.task.isin(tasks)]

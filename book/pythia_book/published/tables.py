@@ -1,12 +1,12 @@
 """Tidy tables of the released results beyond gender bias; empty if the source lacks them.
 
 Benchmarks: all sixteen models of the v1 suite, OPT and BLOOM, on the paper's tasks only. The
-standard 1B model is stored as pythia-1b-bf16, and some of its zero-shot files are named five-shot,
-so the folder decides.
+standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are named five-shot, so
+the number of shots comes from the folder.
 
 Arithmetic (paper section 3.3): accuracies of seven deduplicated models (no 70M) over fifty second
 operands. The frequencies of numbers in the Pile were never released, so accuracy can only be drawn
-over size and training. The files use the models' former names; the tables have today's.
+over size and training. The files use the models' former names, the tables today's.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def benchmark_tables(path: Path | None) -> Tables:
 
 
 def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Benchmarks in a fixed order without misplaced rows, and the checkpoints of these rows.
+    """The benchmarks in a fixed order without misplaced rows, and the checkpoints left out.
 
     Some rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000)
     have the scores of the deduplicated one.
@@ -97,12 +97,12 @@ def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     wrong = (frame.model == "2.8b") & ~frame.deduped & (zero | five)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
     rank = {name: i for i, name in enumerate(MODELS)}
-    placed = frame[~wrong].sort_values(
+    right = frame[~wrong].sort_values(
         order, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
     )
     left_out = frame[wrong].assign(reason="stored with the scores of the deduplicated model")
     left_out = left_out[LEFT_OUT].drop_duplicates().sort_values(["shots", "step"])
-    return placed, left_out.reset_index(drop=True)
+    return right, left_out.reset_index(drop=True)
 
 
 def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
@@ -138,7 +138,7 @@ def _from_csv(folder: Path) -> list[pd.DataFrame]:
 
 
 def _n_params(name: str) -> float:
-    """The number of parameters in a model's name: 560e6 of "bloom-560m", 7.1e9 of "bloom-7b1"."""
+    """The number of parameters in a model's name: 560e6 for "bloom-560m", 7.1e9 for "bloom-7b1"."""
     match = re.fullmatch(r"\w+-(\d+(?:\.\d+)?)([mb])(\d*)", name.lower())
     if not match:
         raise DataError(f"no size in the model's name {name!r}; expected a name such as opt-1.3b")
@@ -230,7 +230,7 @@ def _model_table(model: str, name: str, content: bytes) -> pd.DataFrame:
 
 
 def memorization_table(path: Path | None) -> pd.DataFrame:
-    """Predicted memorization, columns MEMORIZATION; the public tree has it only as figures.
+    """Predictions of memorization, columns MEMORIZATION; the public tree has only figures of it.
 
     Raises:
         DataError: the file is not the released table.

@@ -1,1 +1,1 @@
-"""The released Pythia: fetched, converted, audited, its data streamed, its training continued."""
+"""Fetches, converts, audits and continues released Pythia models, and streams their data."""

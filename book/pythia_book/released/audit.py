@@ -41,34 +41,35 @@ class Entry:
 
     revision: str
     kind: str
-    """Hashed content: "tensors", or "safetensors" or "pickles" files; kinds are never compared."""
+    """What was hashed: "tensors", or "safetensors" or "pickles" files; kinds are never compared."""
     parts: dict[str, str] = field(default_factory=dict)
     """File -> sha256."""
     whole: str = ""
-    """sha256 of all tensors; for files, of the file or of the list of files."""
+    """sha256 of all tensors; for files, of the only file or of the list of names and hashes."""
     problem: str = ""
     """Why there is no hash."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The hashes of a model, and their analysis."""
+    """The hashes of a model's checkpoints, and the defects that they reveal."""
 
     source: str
     entries: tuple[Entry, ...]
 
     @property
     def sound(self) -> list[Entry]:
+        """The entries that could be hashed."""
         return [entry for entry in self.entries if not entry.problem]
 
     @property
     def missing(self) -> list[int]:
-        """Steps of the official 154 without weights."""
+        """Those of the 154 official steps that have no weights."""
         present = {step_of(entry.revision) for entry in self.sound}
         return [step for step in checkpoint_steps(OFFICIAL_STEPS) if step not in present]
 
     def duplicates(self) -> list[tuple[list[str], str]]:
-        """Groups of revisions with equal weights, each with the reason if expected, or ""."""
+        """Groups of revisions with equal weights, and why that is expected ("" if it is not)."""
         groups: dict[tuple[str, str], list[str]] = defaultdict(list)
         for entry in self.sound:
             groups[entry.kind, entry.whole].append(entry.revision)
@@ -79,7 +80,7 @@ class Audit:
         ]
 
     def shared_parts(self) -> list[tuple[str, list[str]]]:
-        """Equal files in revisions whose other files differ."""
+        """(file name, revisions) of equal files in revisions whose other files differ."""
         groups: dict[tuple[str, str, str], list[Entry]] = defaultdict(list)
         for entry in self.sound:
             for name, digest in entry.parts.items():
@@ -94,7 +95,7 @@ class Audit:
         """The defects, one sentence each."""
         defects = [f"{entry.revision}: {entry.problem}" for entry in self.entries if entry.problem]
         defects += [
-            f"{len(names)} revisions hold the same weights, so all but one belong to another "
+            f"{len(names)} revisions have the same weights, so all but one belong to another "
             f"step: {_list(names)}"
             for names, reason in self.duplicates()
             if not reason
@@ -148,7 +149,7 @@ def audit(source: str, progress: bool = True) -> Audit:
     entries: list[Entry] = []
     with progress_bar(progress, total=len(names), desc="hashing", unit="step") as bar:
         for name in names:
-            entries += _local(folder / name) if folder else _remote(source, name)
+            entries += _local_entries(folder / name) if folder else _remote_entries(source, name)
             bar.update()
     return Audit(source, tuple(entries))
 
@@ -168,25 +169,25 @@ def _by_kind(files: Iterable[str]) -> dict[str, list[str]]:
     return {kind: names for kind, names in kinds.items() if names}
 
 
-def _of_files(revision: str, kind: str, parts: dict[str, str]) -> Entry:
+def _file_entry(revision: str, kind: str, parts: dict[str, str]) -> Entry:
     whole = next(iter(parts.values()))
     if len(parts) > 1:
         whole = sha256(json.dumps(sorted(parts.items())).encode()).hexdigest()
     return Entry(revision, kind, parts, whole)
 
 
-def _remote(repo: str, revision: str) -> list[Entry]:
+def _remote_entries(repo: str, revision: str) -> list[Entry]:
     _, files = download.listing(repo, revision)
     return [
-        _of_files(revision, kind, {name: files[name].blob for name in names})
+        _file_entry(revision, kind, {name: files[name].blob for name in names})
         for kind, names in _by_kind(files).items()
     ] or [Entry(revision, "", problem=ABSENT)]
 
 
-def _local(folder: Path) -> list[Entry]:
+def _local_entries(folder: Path) -> list[Entry]:
     revision = f"step{step}" if (step := step_of(folder.name)) is not None else folder.name
     if (folder / MANIFEST).is_file():
-        return [_of_tensors(folder, revision)]
+        return [_tensor_entry(folder, revision)]
     entries = []
     for kind, names in _by_kind(p.name for p in folder.iterdir() if p.is_file()).items():
         parts = {name: lfs_pointer(folder / name) or "" for name in names}
@@ -194,12 +195,12 @@ def _local(folder: Path) -> list[Entry]:
             parts = {name: digest or file_sha256(folder / name) for name, digest in parts.items()}
         complete = all(parts.values())
         entries.append(
-            _of_files(revision, kind, parts) if complete else _of_tensors(folder, revision)
+            _file_entry(revision, kind, parts) if complete else _tensor_entry(folder, revision)
         )
     return entries or [Entry(revision, "", problem=ABSENT)]
 
 
-def _of_tensors(folder: Path, revision: str) -> Entry:
+def _tensor_entry(folder: Path, revision: str) -> Entry:
     """The entry for one of our checkpoints or for safetensors files."""
     try:
         if (folder / MANIFEST).is_file():

@@ -47,7 +47,7 @@ class Source:
     model: GPTNeoX
     step: int | None
     about: dict[str, Any]
-    """Its origin, for the manifest."""
+    """The origin of the model, for the manifest."""
     tokenizer: Tokenizer | None = None
 
 
@@ -70,7 +70,7 @@ def _model(config: ModelConfig, state: dict[str, torch.Tensor]) -> GPTNeoX:
     return model.eval().requires_grad_(False)
 
 
-def _of_run(name: str, step: int | None) -> Source:
+def _from_run(name: str, step: int | None) -> Source:
     from pythia_core.training.runs import find_run
 
     run = find_run(name)
@@ -83,7 +83,7 @@ def _of_run(name: str, step: int | None) -> Source:
 
 
 def read(source: str, revision: str = "main", step: int | None = None, size: str = "") -> Source:
-    """A model in any of the formats.
+    """Read a model in any of the formats.
 
     Args:
         source: a run (folder or id), a converted checkpoint, a transformers folder, a folder of
@@ -106,11 +106,11 @@ def read(source: str, revision: str = "main", step: int | None = None, size: str
         step = neox_format.step_of(folder) if step is None else step
         return Source("native", model, step, {"native": folder.name})
     if not is_published(source):
-        return _of_run(source, step)
+        return _from_run(source, step)
     model, info = download.load(source, revision, dtype=None)
     step = info.step if step is None else step
     if step is None and source.startswith("EleutherAI/pythia"):
-        step = OFFICIAL_STEPS  # main
+        step = OFFICIAL_STEPS  # main is the last step
     about = {"source": info.source, "revision": revision, "commit": info.commit}
     about |= {"sha256": info.sha256(), "stored": list(info.stored)}
     return Source("hf", model, step, about, _tokenizer(info.folder / TOKENIZER))
@@ -155,7 +155,7 @@ def convert(
     parent = Path(target)
     folder = step_folder(parent, origin.step)
     if folder.exists():
-        raise CheckpointError(f"{folder} exists; choose another folder or delete this one")
+        raise CheckpointError(f"{folder} already exists; choose another folder or delete this one")
     state = {name: hf.cast(name, t, cast_to) for name, t in origin.model.state_dict().items()}
     meta = {"kind": WEIGHTS_ONLY, "source": origin.about, "model": config_dict(origin.model.config)}
     save_checkpoint(parent, origin.step, {"model": state}, meta)

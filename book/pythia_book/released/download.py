@@ -1,4 +1,4 @@
-"""Find a released model: a folder, or a repository and revision on the Hugging Face hub.
+"""Finds and downloads released models: folders, or repositories on the Hugging Face hub.
 
 Downloads go through `huggingface_hub`, its cache and the endpoint in HF_ENDPOINT. Only *.json and
 *.safetensors are ever fetched, never a repository's code; every file for which the hub has a sha256
@@ -78,7 +78,7 @@ class RemoteFile:
 def locate(
     source: str | Path, revision: str = "main", files: Iterable[str] | None = None
 ) -> ModelFolder:
-    """A model's folder: the given one, its subfolder for the revision, or one of fetched files.
+    """Find a model's folder: the given one, its subfolder for the revision, or fetched files.
 
     Raises:
         CheckpointError: neither a folder with a model nor the name of a repository.
@@ -110,7 +110,7 @@ def endpoint() -> str:
 
 
 def revisions(repo: str, or_cached: bool = False) -> list[str]:
-    """Branches and tags of a repository; `or_cached`: without a network, those in the cache.
+    """Branches and tags of a repository; with `or_cached`, those in the cache if offline.
 
     Raises:
         FetchError: no such repository, or no network.
@@ -120,11 +120,12 @@ def revisions(repo: str, or_cached: bool = False) -> list[str]:
             refs = _api().list_repo_refs(repo, token=False)
             return [ref.name for ref in (*refs.branches, *refs.tags)]
     except FetchError as error:
-        cached = _cached_refs(repo) if or_cached and _unanswered(error) else []
+        cached = _cached_refs(repo) if or_cached and _no_answer(error) else []
         if not cached:
             raise
         warnings.warn(
-            f"{endpoint()} cannot be reached: {repo} as far as the cache has it", stacklevel=2
+            f"{endpoint()} cannot be reached; only cached revisions of {repo} are known",
+            stacklevel=2,
         )
         return cached
 
@@ -157,11 +158,11 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
     """
     wanted = None if files is None else list(files)
     if odd := [name for name in wanted or () if not PLAIN_NAME.fullmatch(name)]:
-        raise FetchError(f"{odd} may not be fetched: only *.json and *.safetensors are")
+        raise FetchError(f"{', '.join(odd)} may not be fetched; only *.json and *.safetensors are")
     try:
         commit, available = listing(repo, revision)
     except FetchError as error:
-        cached = _cached(repo, revision, wanted) if _unanswered(error) else None
+        cached = _cached(repo, revision, wanted) if _no_answer(error) else None
         if cached is None:
             raise
         return cached
@@ -173,7 +174,9 @@ def fetch(repo: str, revision: str = "main", files: Iterable[str] | None = None)
     settings |= {"endpoint": endpoint(), "etag_timeout": TIMEOUT, "token": False}
     path = Path()
     for name in wanted:
-        with translate_errors(repo, revision, name):  # by name, so that the cache finds it offline
+        with translate_errors(
+            repo, revision, name
+        ):  # by revision name, so that the cache finds it offline
             path = Path(hf_hub_download(repo, name, **settings))
         _check(path, available[name].sha256)
     return ModelFolder(path.parent, commit)
@@ -232,8 +235,8 @@ def _api() -> HfApi:
     return HfApi(endpoint=endpoint(), token=False)
 
 
-def _unanswered(error: FetchError) -> bool:
-    """Whether the hub did not answer, as opposed to "not found"."""
+def _no_answer(error: FetchError) -> bool:
+    """Whether a fetch failed for another reason than "not found"."""
     answers = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError)
     return not isinstance(error.__cause__, answers)
 

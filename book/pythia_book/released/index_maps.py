@@ -119,7 +119,7 @@ class MappedRows(Rows):
 
     Args:
         maps: doc_idx, sample_idx, shuffle_idx. index, tokens: the `.idx` and `.bin` of the
-            documents. seq_len: S. remote: whether every read is a request.
+            documents. seq_len: S. remote: whether every read is a network request.
 
     Raises:
         DataError: maps that contradict each other or the documents.
@@ -137,9 +137,8 @@ class MappedRows(Rows):
         self.seq_len, self.n_rows, self.contiguous = seq_len, len(self._shuffle), not remote
         if self._samples.shape != (self.n_rows + 1, 2):
             raise DataError(
-                f"{maps[1].name} has shape {self._samples.shape}, but {maps[2].name} has "
-                f"{self.n_rows} entries: {(self.n_rows + 1, 2)} is needed. They come from "
-                "different sets"
+                f"{maps[1].name} has shape {self._samples.shape}; the {self.n_rows} entries of "
+                f"{maps[2].name} need {(self.n_rows + 1, 2)}. They come from different sets"
             )
         self._documents = Documents(index, tokens)
 
@@ -164,8 +163,8 @@ class MappedRows(Rows):
 
     def _contradiction(self, number: int, problem: str) -> DataError:
         return DataError(
-            f"the index maps give row {number} of the stream {problem}; are they of "
-            f"{self._documents.tokens.name}, and for seq_len={self.seq_len}?"
+            f"the index maps give row {number} of the stream {problem}; do they belong to "
+            f"{self._documents.tokens.name} and seq_len={self.seq_len}?"
         )
 
 
@@ -187,7 +186,7 @@ def find_maps(folder: Path) -> Path | None:
 
 
 def open_maps(stem: Path, seq_len: int) -> MappedRows:
-    """Rows of the maps `STEM_doc_idx.npy` ... and of the documents that they are named after.
+    """Open the maps `STEM_doc_idx.npy` ... and the documents that they are named after.
 
     The documents, `PREFIX.idx` with `PREFIX.bin` or its shards, are next to the maps or one folder
     up.

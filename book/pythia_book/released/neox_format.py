@@ -1,10 +1,11 @@
-"""Models in GPT-NeoX's native files, one per layer and tensor-parallel rank, merged.
+"""Loads models from GPT-NeoX's native files, one per layer and tensor-parallel rank.
 
 `layer_XX-model_YY-model_states.pt` is layer XX of the pipeline on rank YY: 00 the embedding, 02
 onwards the transformer layers, then, after skipping one number, the final norm and the unembedding.
-Linear layers with split output hold rows of the weight (QKV: whole heads). Those with split input
-hold columns and, on every rank, a bias of its own; the biases are *summed*. LayerNorms were
-computed on every rank and are averaged. These are the rules of the training code's own converter.
+Of a linear layer whose output is split over ranks, a file has rows of the weight (QKV: whole
+heads); if the input is split, columns, and a separate bias per rank: these are *summed*.
+LayerNorms were computed on every rank and are averaged. These are the rules of the training code's
+own converter.
 
 These files are pickles; `torch.load(weights_only=True)` refuses anything that would run code.
 Optimizer states are not read.
@@ -30,21 +31,22 @@ Merge = Callable[[list[Tensor]], Tensor]
 
 
 def rows(parts: list[Tensor]) -> Tensor:
-    """Merge layers whose output is split over ranks, and the vocabulary."""
+    """Concatenate rows: for layers whose output is split over ranks, and the vocabulary."""
     return torch.cat(parts, 0)
 
 
 def columns(parts: list[Tensor]) -> Tensor:
-    """Merge layers whose input is split over ranks."""
+    """Concatenate columns: for layers whose input is split over ranks."""
     return torch.cat(parts, 1)
 
 
 def summed(parts: list[Tensor]) -> Tensor:
-    """Merge the biases of such layers: each rank adds its own before outputs are summed."""
+    """Add biases: where the input is split, each rank adds its own before outputs are summed."""
     return torch.stack(parts).float().sum(0).to(parts[0].dtype)
 
 
 def mean(parts: list[Tensor]) -> Tensor:
+    """Average: for LayerNorms, which every rank computed."""
     return torch.stack(parts).float().mean(0).to(parts[0].dtype)
 
 
@@ -56,7 +58,7 @@ MERGES: dict[str, tuple[Merge, Merge]] = {
     "mlp.dense_h_to_4h": (rows, rows),
     "mlp.dense_4h_to_h": (columns, summed),
 }
-"""Part of a layer -> merges of the ranks' weights and biases."""
+"""Part of a layer -> how to merge the ranks' weights, and their biases."""
 NATIVE: dict[str, tuple[str, Merge]] = {
     "word_embeddings.weight": ("embed_in.weight", rows),
     **{
@@ -68,9 +70,9 @@ NATIVE: dict[str, tuple[str, Merge]] = {
     "norm.bias": ("final_layer_norm.bias", mean),
     "final_linear.weight": ("embed_out.weight", rows),
 }
-"""Name in a layer's file -> our name, `{}` for the layer, and the merge of the ranks' parts."""
+"""Name in a layer's file -> our name, {} for the layer, and how to merge the ranks' parts."""
 ROTARY = "attention.rotary_emb.inv_freq"
-"""Stored per layer; only its length is read, which must match the config."""
+"""Stored per layer; only its length is used: it must match the config."""
 _FILE = re.compile(r"layer_(\d+)-model_(\d+)-model_states\.pt")
 _QKV = "attention.query_key_value.weight"
 
@@ -86,7 +88,7 @@ def step_of(folder: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def _opened(path: Path) -> dict[str, Any]:
+def _layer_tensors(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises half a dozen kinds for damaged files
@@ -103,7 +105,7 @@ def _opened(path: Path) -> dict[str, Any]:
 
 
 def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
-    """The layer files in order, each as its ranks' states.
+    """The tensors of all layer files: for each layer in order, one dict per rank.
 
     Raises:
         CheckpointError: no files, a rank's file missing, or one that cannot be opened.
@@ -122,7 +124,7 @@ def _read_layers(folder: Path) -> list[list[dict[str, Tensor]]]:
         if rank not in paths
     ]
     raise_all(CheckpointError, missing, str(folder))
-    return [[_opened(layers[n][rank]) for rank in range(ranks)] for n in sorted(layers)]
+    return [[_layer_tensors(layers[n][rank]) for rank in range(ranks)] for n in sorted(layers)]
 
 
 def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
@@ -158,7 +160,7 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
                 merged[name.format(number)] = tensor
         number += _QKV in states[0]
     raise_all(CheckpointError, problems, str(folder))
-    config = config or _official(folder, merged, number)
+    config = config or _official_config(folder, merged, number)
     with torch.device("meta"):
         model = GPTNeoX(config)
     stored, needed = (
@@ -173,13 +175,13 @@ def load(folder: str | Path, config: ModelConfig | None = None) -> GPTNeoX:
     return model.eval().requires_grad_(False)
 
 
-def _official(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
+def _official_config(folder: Path, merged: dict[str, Tensor], n_layers: int) -> ModelConfig:
     """The config of the official size with these shapes, which do not determine the heads."""
     vocab, width = merged["embed_in.weight"].shape if "embed_in.weight" in merged else (0, 0)
     for size in OFFICIAL_SIZES.values():
         if (size.n_layers, size.d_model, size.vocab_size) == (n_layers, width, vocab):
             return size.model()
     raise CheckpointError(
-        f"{folder}: {n_layers} layers of width {width} and {vocab} entries are not an official "
-        "size; the number of heads is not in the files, so give the model's config or size"
+        f"{folder}: {n_layers} layers of width {width} and a vocabulary of {vocab} match no "
+        "official size; the files lack the number of heads, so give the model's config or size"
     )

@@ -1,10 +1,10 @@
-"""The released token files of the real Pythia by name, on disk or on the hub.
+"""Opens the released training data of Pythia by name, on disk or on the hub.
 
 `pile-standard` and `pile-deduped` are the pre-shuffled sets: 146,432,000 rows of 2,049 uint16 ids
 in training order, 21 shards that are a byte split of one file; batch k of 1,024 rows is the bytes
 [4,196,352 k, 4,196,352 (k+1)). `pile-seed1` ... `pile-seed9` are PolyPythias' orders of the same
-documents: GPT-NeoX's index maps (pythia_book.released.index_maps), with `pile-seed0` that of
-Pythia. Sizes are checked at every read, so a truncated or different file is an error; no digest of
+documents, as GPT-NeoX's index maps (pythia_book.released.index_maps); `pile-seed0` is Pythia's
+order. Sizes are checked at every read, so a truncated or different file is an error; no digest of
 the pre-shuffled shards was released.
 """
 
@@ -43,7 +43,7 @@ _DOCUMENTS = "pile_20B_tokenizer_text_document"
 
 @dataclass(frozen=True)
 class Shards:
-    """A file split by bytes: names and sizes of its parts."""
+    """A file that is split by bytes: the names and sizes of its parts."""
 
     repository: str
     name: str
@@ -137,7 +137,7 @@ def open_rows(
     batch_size: int = BATCH,
     dtype: str = "<u2",
 ) -> tuple[Rows, str]:
-    """Rows of a name in RELEASED, a folder, a `.bin` or a PREFIX, and a sentence describing them.
+    """Open a name in RELEASED, a folder, a `.bin` or a PREFIX: the rows, and a sentence about them.
 
     A folder holds pre-shuffled rows (one `.bin`, all of its shards, or only the needed shards of a
     released set: reading from a missing one is an error that names it), index maps, or one pair of
@@ -186,12 +186,12 @@ def _only_prefix(folder: Path) -> Path:
     prefixes = {re.sub(r"(-\d{5}-of-\d{5})?\.bin$", "", p.name) for p in folder.glob("*.bin")}
     if len(prefixes) != 1:
         several = f"several ({', '.join(sorted(prefixes))})" if prefixes else "none"
-        raise DataError(f"{folder} must hold one token file, whole or in shards; it has {several}")
+        raise DataError(f"{folder} must have one token file, whole or in shards; it has {several}")
     return folder / prefixes.pop()
 
 
 class MissingShard:
-    """A released shard that is not in the folder; only its size is known."""
+    """Stands in for a released shard that is not in the folder: it has a size but no content."""
 
     present = False
 
@@ -200,8 +200,8 @@ class MissingShard:
 
     def read(self, start: int, stop: int) -> bytes:
         raise DataError(
-            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows but not in the "
-            "folder; put it there"
+            f"{self.name} ({self.size / 1e9:.1f} GB) is needed for these rows but is not in "
+            "the folder; put it there"
         )
 
 
@@ -242,11 +242,11 @@ def tokenizer_at(name: str) -> Tokenizer:
 
 
 def describe_batch(
-    rows: Rows, step: int, batch_size: int, shown: int = 4, tokenizer: Any = None, eod_id: int = 0
+    rows: Rows, step: int, batch_size: int, n_shown: int = 4, tokenizer: Any = None, eod_id: int = 0
 ) -> str:
     """A batch as text: row numbers, hash, range of ids, and the first rows decoded.
 
-    If rows are not contiguous in a file, only those shown are read. Without a tokenizer, ids are
+    If rows are not contiguous in a file, only those to show are read. Without a tokenizer, ids are
     shown.
 
     Raises:
@@ -259,7 +259,7 @@ def describe_batch(
         batch = rows.batch(step, batch_size)
         read = f"hash {batch_hash(batch)}"
     else:
-        batch = rows.rows(first, first + max(1, min(shown, batch_size)))
+        batch = rows.rows(first, first + max(1, min(n_shown, batch_size)))
         read = f"of which the first {len(batch)} were read"
     ends = (batch[:, :-1] == eod_id).sum(1)
     lines = [
@@ -270,10 +270,10 @@ def describe_batch(
         f"at most {ends.max()} per row",
     ]
     if not ends.any():
-        lines.append("no document end in it: they may have been lost when the file was made")
+        lines.append("no document ends in it; end tokens may have been lost when the file was made")
     if tokenizer is not None and batch.max() >= id_limit(tokenizer):
-        lines.append(f"NOT OF THIS TOKENIZER: it has ids below {id_limit(tokenizer)} only")
-    for number, row in enumerate(batch[:shown].tolist()):
+        lines.append(f"NOT FROM THIS TOKENIZER, which has ids below {id_limit(tokenizer)} only")
+    for number, row in enumerate(batch[:n_shown].tolist()):
         text = " ".join(map(str, row))
         if tokenizer is not None:
             text = tokenizer.decode(row, skip_special_tokens=False)

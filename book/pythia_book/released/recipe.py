@@ -1,8 +1,8 @@
 """The recipe of the released models as tables: the parts of a layer, and the cost of training.
 
-`HARDWARE` and `GPT3` hold what cannot be computed, with sources; everything else comes from the
-sizes' configs. Energy and hours on later hardware are our estimates, by the formulas in
-`estimates`; the paper has no energy table.
+`HARDWARE` and `GPT3` are facts with sources; everything else is computed from the sizes' configs.
+Energy and hours on later hardware are our estimates, by the formulas in `estimates`; the paper has
+no energy table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH_TOKENS = BATCH_ROWS * SEQ_LEN
 TOKENS = OFFICIAL_STEPS * BATCH_TOKENS
 
 A100_PEAK = 312e12
-"""Dense fp16 and bf16 FLOP/s by the data sheet; H100_PEAK likewise (SXM)."""
+"""Dense fp16 and bf16 FLOP/s of the data sheet; H100_PEAK likewise (SXM)."""
 H100_PEAK = 989e12
 H100_UTILISATION = 0.40
 """Fraction of the peak that common training code reaches; assumed, not measured."""
@@ -60,14 +60,14 @@ HARDWARE = {
     "6.9b": Hardware(128, 8, 2, 2, 1, 33_500),
     "12b": Hardware(256, 8, 2, 4, 1, 72_300),
 }
-"""Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, remembered; four
-times their sum is exactly the 544,280 of the paper's text, for two halves of the suite that were
-trained twice (tests/book/pages/test_recipe.py)."""
+"""Layout: EleutherAI/pythia, models/*/*.yml. GPU-hours: the paper's appendix, from memory;
+four times their sum is exactly the 544,280 of the paper's text, because both halves of the suite
+were trained twice (tests/book/pages/test_recipe.py)."""
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """The GPT-3 model nearest in size (Brown et al. 2020, table 2.1), as remembered."""
+    """The GPT-3 model nearest in size (Brown et al. 2020, table 2.1), from memory."""
 
     name: str | None
     batch_tokens: int
@@ -103,7 +103,7 @@ def block_parts(config: ModelConfig) -> pd.DataFrame:
     from pythia_core.model import Block
 
     rows: list[dict[str, Any]] = []
-    outputs: list[tuple[str, torch.Tensor]] = []  # keeps tensors alive, so that `is` is reliable
+    outputs: list[tuple[str, torch.Tensor]] = []  # keep tensors alive, so that `is` is reliable
 
     def recorder(name: str) -> Any:
         def hook(module: torch.nn.Module, args: tuple[Any, ...], out: torch.Tensor) -> None:
@@ -164,7 +164,7 @@ def cost_table() -> pd.DataFrame:
 
 
 def layout_table() -> pd.DataFrame:
-    """GPUs, the split of a batch over them, and the days that follow from the GPU-hours."""
+    """GPUs, how a batch is split over them, and the days that the GPU-hours amount to."""
     import pandas as pd
 
     rows = [
@@ -200,8 +200,8 @@ def estimates() -> pd.DataFrame:
 def gpt3_table() -> pd.DataFrame:
     """Pythia's batch and peak learning rate next to those of the GPT-3 model of similar size.
 
-    `gpus_allowed`: GPUs that the smaller batch could have used with the same rows on each; the
-    larger batch is faster by the ratio.
+    `gpus_allowed`: GPUs that GPT-3's batch would fill with as many rows per GPU; `speed_up`: how
+    much faster Pythia's larger batch trains for that reason.
     """
     import pandas as pd
 

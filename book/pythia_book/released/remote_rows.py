@@ -1,4 +1,4 @@
-"""Byte ranges of files behind URLs, and rows of the released data read through them.
+"""Reads byte ranges of files behind URLs and, through them, rows of the released data.
 
 One batch of the pre-shuffled Pile is one contiguous piece of 4.2 MB; reading it must not require
 the other 600 GB. The response to a range request is accepted only if its headers announce exactly
@@ -92,11 +92,12 @@ class HttpFile:
 
     present = True
     timeout = 30.0
-    """Seconds of silence allowed; `deadline`: seconds in total for one range."""
+    """Maximum seconds without a byte; `deadline`: maximum seconds for one range."""
     deadline = 300.0
     tries = 4
     """Maximum number of requests for one range."""
     pause = 1.0
+    """Seconds before the first retry; doubled before each further one."""
 
     def __init__(self, url: str, size: int | None = None) -> None:
         if not re.match(r"https?://[^/\s]+/\S+$", url):
@@ -120,8 +121,8 @@ class HttpFile:
         _check_range(self.name, start, stop, self.size)
         if stop - start > LARGEST_READ:
             raise DataError(
-                f"{stop - start:,} bytes of {self.name} at once; at most {LARGEST_READ:,} are read "
-                "from a URL. Read fewer rows, or download the file"
+                f"cannot read {stop - start:,} bytes of {self.name} at once; at most "
+                f"{LARGEST_READ:,} are read from a URL. Read fewer rows, or download the file"
             )
         return self._fetch(start, stop) if stop > start else b""
 
@@ -131,11 +132,11 @@ class HttpFile:
 
         silence = {"sock_connect": self.timeout, "sock_read": self.timeout}
         limits = ClientTimeout(total=self.deadline, **silence)
-        # One session for all files; asked for at each read, so that a forked process gets its own.
+        # fsspec shares one session between all files; a forked process must get its own.
         server = filesystem(
             "http",
             headers={"Accept-Encoding": "identity"},
-            # The environment names proxies; credentials of a netrc, which come with it, stay here.
+            # trust_env is for proxies; _anonymous removes the netrc credentials that it also adds.
             client_kwargs={"timeout": limits, "trust_env": True, "middlewares": (_anonymous,)},
         )
         reason = ""
@@ -149,7 +150,7 @@ class HttpFile:
                 continue
             if len(content) == stop - start:
                 return content
-            reason = f"the answer has {len(content):,} of {stop - start:,} bytes"
+            reason = f"the answer has only {len(content):,} of {stop - start:,} bytes"
         raise self._failed(
             f"bytes {start}-{stop - 1}",
             f"{reason} (tried {self.tries} times). Run it again to continue. Without a network, "
@@ -175,7 +176,7 @@ class HttpFile:
             problem = f"the server ignores Range: it answered {status} and would send the whole "
             problem += f"file ({length} bytes). Nothing was downloaded; use another mirror"
         elif sent != requested or not size.isdigit():
-            problem = f"the server sends another range: {sent!r}"
+            problem = f"the server sends the wrong range: {sent!r}"
         elif headers.get("Content-Encoding", "identity") != "identity":
             problem = "the server compresses what it sends"
         elif self._size not in (None, int(size)):
@@ -190,12 +191,13 @@ class HttpFile:
 
 
 async def _anonymous(request: ClientRequest, send: ClientHandlerType) -> ClientResponse:
+    """Send a request without credentials."""
     request.headers.pop("Authorization", None)
     return await send(request)
 
 
 class JoinedFile:
-    """Several files as one, in order."""
+    """Several files in order, read as one."""
 
     present = True
 
@@ -248,4 +250,4 @@ class RemoteRows(FixedRows):
 
 def _check_range(name: str, start: int, stop: int, size: int) -> None:
     if not 0 <= start <= stop <= size:
-        raise DataError(f"bytes [{start}, {stop}) are outside {name}, which has {size}")
+        raise DataError(f"bytes [{start}, {stop}) are outside {name}, which has {size} bytes")

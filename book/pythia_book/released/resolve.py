@@ -1,4 +1,4 @@
-"""Resolve the name of a model on the command line: a local run or a published model.
+"""Finds the model that a command names: a local run or a published model.
 
 A published model is a folder in the hub's format, one with a subfolder per step ("step3000"), or a
 repository on the hub, whose revisions are its steps. It has the part of a run's interface that
@@ -26,7 +26,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS
 from pythia_core.util.files import results_dir
 
 LAST = OFFICIAL_STEPS
-"""Step of a published model whose folder does not name one: `main` is the last checkpoint."""
+"""Step of a published model whose folder's name has none: `main` is the last checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class PublishedModel:
 
 
 def find_model(name: str) -> CheckpointSource:
-    """A run by its folder, its folder's name or (a prefix of) its id, or a published model by its
-    folder or repository ("EleutherAI/pythia-70m").
+    """Find a run by its folder, its folder's name or (a prefix of) its id, or a published model by
+    its folder or repository ("EleutherAI/pythia-70m").
 
     Raises:
         CheckpointError: neither.

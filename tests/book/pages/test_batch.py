@@ -73,7 +73,7 @@ def test_the_rows_of_the_corpus_are_those_that_a_run_reads() -> None:
     assert len(json.dumps(sent)) < 100_000
 
 
-def test_parts_of_a_row_are_its_tokens() -> None:
+def test_spans_cover_the_tokens_of_a_row() -> None:
     example = draw.tiny()
     order = example.order
     for r, ids in enumerate(example.rows):
@@ -81,16 +81,16 @@ def test_parts_of_a_row_are_its_tokens() -> None:
         assert [t for d, a, b in parts for t in example.documents[d][a:b]] == ids
 
 
-def test_the_row_shown_first_has_parts_of_several_documents() -> None:
+def test_the_row_to_show_has_several_documents() -> None:
     for example in (draw.tiny(), draw.real()):
-        step, place = draw.instructive(example)
+        step, place = draw.row_to_show(example)
         number = int(example.order.shuffle[step * example.batch_size + place])
         parts = draw.spans(example.order, example.sizes, number)
         assert len(parts) > 1 and step < example.steps
         assert sum(stop - first for _, first, stop in parts) == example.seq_len + 1
 
 
-def test_the_numbers_are_those_of_the_order_they_tell_of() -> None:
+def test_the_numbers_in_prose_match_the_order() -> None:
     values = draw.values()
     shares = [float(values[f"deduped_seen_{n}"].split()[0]) for n in range(3)]
     assert abs(sum(shares) - 100) < 0.2
@@ -107,7 +107,7 @@ def test_the_numbers_are_those_of_the_order_they_tell_of() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 9, 1234, 2**32 - 1])
-def test_the_scripts_generator_is_numpys(seed: int) -> None:
+def test_the_script_reproduces_numpys_generator(seed: int) -> None:
     rng = np.random.RandomState(seed)
     expected = []
     for size in (1, 2, 3, 700, 5000):
@@ -122,7 +122,7 @@ def test_the_scripts_generator_is_numpys(seed: int) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 @pytest.mark.parametrize("seed", [1234, 5])
-def test_the_scripts_order_is_the_librarys(seed: int, epochs: int) -> None:
+def test_the_script_reproduces_the_librarys_order(seed: int, epochs: int) -> None:
     sizes = [0, 7, 30, 0, 1, 19, 8, 44, 0]
     order = RowOrder(sizes, 8, seed, epochs)
     found = in_node(f"page.rowOrder(sizes, 8, {seed}, {epochs})", sizes=sizes)
@@ -150,7 +150,7 @@ def test_the_script_shows_the_rows_of_the_order() -> None:
 
 
 @pytest.mark.parametrize(("typed", "step"), [("3", 3), ("999", 10), ("-4", 0), ("", 0), ("2.7", 2)])
-def test_what_is_typed_becomes_a_step(typed: str, step: int) -> None:
+def test_the_script_parses_a_typed_step(typed: str, step: int) -> None:
     data = draw.script_data("shuffle")
     shown = in_node(
         f"(() => {{ const f = page.figureOf('shuffle', data); f.change('step', {typed!r});"
@@ -175,7 +175,7 @@ def test_text_stays_text() -> None:
     assert "<img" not in markup and "&#60;img src=x onerror=&#34;" in markup
 
 
-def test_the_script_and_the_style_ask_nobody_for_anything() -> None:
+def test_the_script_and_the_style_make_no_requests() -> None:
     browser.assert_self_contained(SCRIPT, STYLE)
 
 

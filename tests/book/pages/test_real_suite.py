@@ -26,7 +26,7 @@ def test_the_padding_rule_gives_the_released_vocabularies(name: str) -> None:
     assert padded == OFFICIAL_SIZES[name].vocab_size
 
 
-def test_what_was_done() -> None:
+def test_the_training_facts() -> None:
     frame = real_suite.fidelity_table().set_index("size")
     assert list(frame.index) == list(OFFICIAL_SIZES)
     assert frame.precision.value_counts().to_dict() == {"fp16": 9, "bf16": 1}
@@ -54,7 +54,7 @@ def test_the_page_shows_every_table_and_commands_that_parse() -> None:
         parser().parse_args(shlex.split(line))
 
 
-def test_commands_cost_what_their_parts_do() -> None:
+def test_commands_download_the_sum_of_their_parts() -> None:
     """The sum of what is fetched, worked out here from sizes that the hub and the paper state."""
     frame = real_suite.commands_table().set_index("command")
     assert (frame.memory[frame.fetched > 0] > 0).all() and (frame.seconds >= 0).all()
@@ -80,6 +80,6 @@ def test_tokens_of_tasks_are_those_of_the_items(task: str) -> None:
     assert tokens == real_suite.TASK_TOKENS[task]
 
 
-def test_every_task_that_comes_along_is_counted() -> None:
+def test_every_built_in_task_is_counted() -> None:
     there = {name for name, task in ALL_TASKS.items() if task.source}
     assert set(real_suite.TASK_TOKENS) == there

@@ -42,7 +42,7 @@ FACTS = [
 
 
 def text_of(drawing: style.Drawing) -> str:
-    """What can be read in a drawing, with plain letters for the signs."""
+    """The text of a drawing, with plain letters for special signs."""
     text = " ".join(ET.fromstring(drawing.svg).itertext())
     return text.replace("\N{MULTIPLICATION SIGN}", "x").replace("\N{PRIME}", "'")
 
@@ -92,7 +92,7 @@ def test_gpt3s_batches_give_the_table_of_the_paper() -> None:
     assert (frame.gpus == frame.gpus_allowed * frame.speed_up).all()
 
 
-def test_the_schedule_has_its_floor() -> None:
+def test_the_schedule_reaches_its_floor() -> None:
     frame, floor = recipe.schedules()
     assert floor == 115_139
     assert (frame.neox[frame.step >= floor] == 0.1).all()
@@ -114,7 +114,7 @@ def test_a_layer_read_from_the_module_has_the_parameters_of_the_formula(size: st
     assert parts.d_in["mlp.dense_4h_to_h"] == config.d_ff
 
 
-def test_the_wiring_is_what_the_module_does() -> None:
+def test_the_connections_are_those_of_the_module() -> None:
     parallel = recipe.block_parts(SMALL).set_index("part").reads
     assert parallel["input_layernorm"] == parallel["post_attention_layernorm"] == "x"
     sequential = recipe.block_parts(replace(SMALL, parallel_residual=False))
@@ -156,7 +156,7 @@ def test_a_changed_module_changes_the_drawing(monkeypatch: pytest.MonkeyPatch) -
     assert after.description != before.description
 
 
-def test_everything_the_page_draws_is_there_and_accessible() -> None:
+def test_every_drawing_of_the_page_exists_and_is_accessible() -> None:
     assert len(DRAWN) >= 7
     for page, name in DRAWN:
         made = getattr(importlib.import_module(f"pythia_book.pages.{page}"), name)()

@@ -45,7 +45,7 @@ def test_the_head_dims_are_the_official_ones() -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_frequencies_are_a_geometric_row(head_dim: int) -> None:
+def test_frequencies_are_a_geometric_series(head_dim: int) -> None:
     dims = head_dim // 4
     expected = 10_000.0 ** (-2 * np.arange(dims // 2) / dims)
     np.testing.assert_allclose(draw.inverse_frequencies(head_dim), expected, rtol=2e-6)
@@ -82,7 +82,7 @@ def test_the_script_knows_the_official_shapes() -> None:
 
 
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_the_script_turns_as_the_model_does(head_dim: int) -> None:
+def test_the_script_rotates_like_the_model(head_dim: int) -> None:
     dims = draw.head_dims()[head_dim].rotary_dims
     vector = torch.randn(head_dim, generator=torch.Generator().manual_seed(0))
     expected = rotary_reference(vector.expand(200, -1), *rotary_tables(200, dims, 10_000.0))
@@ -100,7 +100,7 @@ def test_the_script_turns_as_the_model_does(head_dim: int) -> None:
     np.testing.assert_allclose(shown, [table[m, n] for m, n in pairs], atol=3e-5)
 
 
-def test_the_script_rounds_as_torch_does() -> None:
+def test_the_script_rounds_like_torch() -> None:
     generator = torch.Generator().manual_seed(0)
     some = torch.randn(400, generator=generator, dtype=torch.float64)
     some = some * 10.0 ** torch.randint(-7, 4, (400,), generator=generator)
@@ -123,7 +123,7 @@ def test_the_scripts_error_curves_are_those_of_the_figure(head_dim: int) -> None
         )
 
 
-def test_the_script_and_the_style_ask_nobody_for_anything() -> None:
+def test_the_script_and_the_style_make_no_requests() -> None:
     browser.assert_self_contained(SCRIPT, STYLE)
 
 
@@ -177,14 +177,14 @@ def test_every_drawing_and_value_exists() -> None:
     assert names and names <= draw.values().keys()
 
 
-def test_the_links_to_the_source_hold() -> None:
+def test_the_links_to_the_source_resolve() -> None:
     links = re.findall(r"\{source\}`([^`#]+)#([^`]+)`", PAGE)
     assert len(links) == 2
     for name, words in links:
         assert words in (ROOT / name).read_text(encoding="utf-8"), f"{name} lacks {words!r}"
 
 
-def test_the_code_shown_is_the_models() -> None:
+def test_the_quoted_code_is_the_models() -> None:
     blocks = re.findall(
         r"\{literalinclude\} \.\./(\S+)\n:language: python\n:start-at: (.+)\n:end-at: (.+)\n", PAGE
     )
@@ -218,7 +218,7 @@ def test_its_script_and_style_are_loaded_on_that_page_only() -> None:
     config = SimpleNamespace(
         html_css_files=["paper.css", "rotary.css"], html_js_files=["rotary.js"]
     )
-    extension.keep_for_pages(app, config)
+    extension.exclude_page_assets(app, config)
     assert config.html_css_files == ["paper.css"] and config.html_js_files == []
     extension.load_on_page(app, "method", "", {}, None)
     assert loaded == []

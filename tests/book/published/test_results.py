@@ -1,4 +1,4 @@
-"""Released numbers: each layout read the same, and nothing outside or oversized accepted."""
+"""Every layout of released numbers reads the same; outside paths and large files are refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_layout_gives_the_same_numbers(kind, tmp_path):
     assert em.stderr["none"] == pytest.approx(0.01 * 2**0.5)
 
 
-def test_absent_numbers_are_said_to_be_absent(monkeypatch, tmp_path):
+def test_a_missing_source_is_reported(monkeypatch, tmp_path):
     monkeypatch.delenv(published.VARIABLE, raising=False)
     assert published.find() is None
     with pytest.raises(DataError, match=r"EleutherAI/pythia.*PYTHIA_PUBLISHED_DIR"):
@@ -215,7 +215,7 @@ def test_rows_that_are_another_models_are_left_out():
 
 
 @needs_release
-def test_memorization_has_precision_and_recall_the_right_way_round():
+def test_precision_and_recall_are_not_swapped():
     rows = published.load(FOLDER).memorization
     assert len(rows) == 112
     for row in rows.itertuples():

@@ -18,8 +18,8 @@ DRAWINGS = ("benchmarks_over_training", "benchmarks_by_size", "batch_size", "lam
 RESULT = SimpleNamespace(study="scaling", scale="laptop", parameters={"scale": "laptop"})
 
 
-def made(slope: float = 0.1, gain: float = 0.0, stderr: float = 0.005) -> SimpleNamespace:
-    """Released numbers in which accuracy rises by `slope` a size and by `gain` with dedup."""
+def released(slope: float = 0.1, gain: float = 0.0, stderr: float = 0.005) -> SimpleNamespace:
+    """Released numbers in which accuracy rises by `slope` per size and by `gain` with dedup."""
     rows = [
         (model, deduped, shots, task, step, "acc", 0.2 + slope * i + gain * deduped, stderr)
         for i, model in enumerate(MODELS)
@@ -37,7 +37,7 @@ def made(slope: float = 0.1, gain: float = 0.0, stderr: float = 0.005) -> Simple
     return SimpleNamespace(benchmarks=benchmarks, baselines=empty, batch_size=empty, left_out=empty)
 
 
-def beside(family: str, names: tuple[str, ...], values: dict[str, float]) -> pd.DataFrame:
+def baselines(family: str, names: tuple[str, ...], values: dict[str, float]) -> pd.DataFrame:
     """Final scores of other models, the same for all of them."""
     return pd.DataFrame(
         [
@@ -54,13 +54,13 @@ def verdicts(numbers: SimpleNamespace) -> list[str]:
 
 
 def test_verdicts_follow_the_numbers() -> None:
-    assert verdicts(made())[0] == "reproduced"
-    assert verdicts(made(slope=-0.01))[0] == "not reproduced"
-    assert verdicts(made(slope=0.0))[0] == "no effect"
-    assert verdicts(made())[1] == "does not hold"  # nothing declines
-    assert verdicts(made())[2] == "reproduced"
-    assert verdicts(made(gain=0.05))[2] == "not reproduced"
-    assert verdicts(made())[3:] == ["not testable here"] * 3
+    assert verdicts(released())[0] == "reproduced"
+    assert verdicts(released(slope=-0.01))[0] == "not reproduced"
+    assert verdicts(released(slope=0.0))[0] == "no effect"
+    assert verdicts(released())[1] == "does not hold"  # nothing declines
+    assert verdicts(released())[2] == "reproduced"
+    assert verdicts(released(gain=0.05))[2] == "not reproduced"
+    assert verdicts(released())[3:] == ["not testable here"] * 3
 
 
 @pytest.mark.parametrize(
@@ -68,24 +68,24 @@ def test_verdicts_follow_the_numbers() -> None:
     [(-0.05, "reproduced"), (0.01, "reproduced"), (0.02, "not testable here"),
      (0.05, "not reproduced")],
 )  # fmt: skip
-def test_a_cost_against_opt_is_nothing_below_two_points(lead: float, verdict: str) -> None:
-    numbers = made(slope=0)
-    numbers.baselines = beside("opt", ("opt-1.3b", "opt-2.7b"), {t: 0.2 + lead for t in TASKS})
+def test_a_cost_below_two_points_counts_as_none(lead: float, verdict: str) -> None:
+    numbers = released(slope=0)
+    numbers.baselines = baselines("opt", ("opt-1.3b", "opt-2.7b"), {t: 0.2 + lead for t in TASKS})
     assert verdicts(numbers)[4] == verdict
 
 
 def test_bloom_is_worse_on_some_tasks_only() -> None:
-    numbers = made(slope=0)
+    numbers = released(slope=0)
     for worse, verdict in (
         (TASKS[:3], "reproduced"), (TASKS, "not reproduced"), ((), "not reproduced"),
     ):  # fmt: skip
         values = {task: 0.1 if task in worse else 0.2 for task in TASKS}
-        numbers.baselines = beside("bloom", ("bloom-1b7", "bloom-3b"), values)
+        numbers.baselines = baselines("bloom", ("bloom-1b7", "bloom-3b"), values)
         assert verdicts(numbers)[5] == verdict
 
 
 def test_full_batches_are_compared_at_equal_tokens() -> None:
-    numbers = made(slope=0)
+    numbers = released(slope=0)
     last = 143_000 * 2048 * 1024
     small = [
         {"model": "70m", "batch_tokens": 2**18, "shots": 5, "task": task, "step": step,
@@ -100,7 +100,7 @@ def test_full_batches_are_compared_at_equal_tokens() -> None:
 
 
 def test_means_need_every_task() -> None:
-    numbers = made()
+    numbers = released()
     rows = numbers.benchmarks
     gone = (rows.model == "1b") & (rows.task == "piqa") & (rows.step == 93_000)
     numbers.benchmarks = rows[~gone]
@@ -110,7 +110,7 @@ def test_means_need_every_task() -> None:
 
 
 def test_a_late_decline_of_the_smallest_is_found() -> None:
-    numbers = made()
+    numbers = released()
     rows = numbers.benchmarks
     small = rows.model.isin(["70m", "160m"]) & (rows.task == "lambada_openai")
     rows.loc[small & (rows.step == 143_000), "value"] -= 0.08
@@ -120,15 +120,15 @@ def test_a_late_decline_of_the_smallest_is_found() -> None:
 
 
 def test_the_difference_of_twins_by_hand() -> None:
-    frame = published_deduplication(made(gain=0.02))
+    frame = published_deduplication(released(gain=0.02))
     assert len(frame) == 8 * 2 * 2
     np.testing.assert_allclose(frame.value, 2)
     error = 1.959964 * 100 * np.sqrt(2 * 0.005**2 / 7)
     np.testing.assert_allclose(frame.high - frame.value, error)
 
 
-@pytest.mark.parametrize("numbers", [None, made(), "empty"])
-def test_every_picture_can_be_drawn(numbers) -> None:
+@pytest.mark.parametrize("numbers", [None, released(), "empty"])
+def test_every_figure_can_be_drawn(numbers) -> None:
     if numbers == "empty":
         numbers = SimpleNamespace(benchmarks=pd.DataFrame())
     found = published_scaling(numbers)
@@ -146,7 +146,7 @@ def test_every_picture_can_be_drawn(numbers) -> None:
     not (Path(FOLDER) / "evals_zero_shot.csv").is_file(),
     reason=f"{results.VARIABLE} names no folder with the tables",
 )
-def test_the_released_picture() -> None:
+def test_the_verdicts_on_the_released_numbers() -> None:
     numbers = results.load(FOLDER)
     found = published_scaling(numbers)
     assert [c["verdict"] for c in found.claims] == [

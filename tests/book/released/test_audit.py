@@ -53,7 +53,7 @@ def test_a_sound_model(server: FakeHub, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_the_defect_of_2_8b(server: FakeHub, capsys: pytest.CaptureFixture) -> None:
-    """76 branches hold what main holds, ten another single set of weights."""
+    """76 branches have the weights of main, ten share another set of weights."""
     model = server.repos[REPO]
     early = [f"step{step}" for step in STEPS[2:88]]
     for name in early[:76]:
@@ -67,7 +67,7 @@ def test_the_defect_of_2_8b(server: FakeHub, capsys: pytest.CaptureFixture) -> N
     assert len({entry.whole for entry in found.sound}) == 154 - 86 - 1 + 1
     assert main(["verify", REPO]) == 1
     captured = capsys.readouterr()
-    assert "DEFECT 78 revisions hold the same weights" in captured.out
+    assert "DEFECT 78 revisions have the same weights" in captured.out
     assert "and 66 more" in captured.out
     assert "2 defects, listed above" in captured.err
 
@@ -104,7 +104,7 @@ def test_pickles_on_the_hub_are_compared_too(server: FakeHub) -> None:
             files["pytorch_model.bin"] = files.pop("model.safetensors")
     server.repos[REPO]["step9000"]["pytorch_model.bin"] = blob(8000)
     assert audit(REPO, progress=False).defects() == [
-        "2 revisions hold the same weights, so all but one belong to another step: "
+        "2 revisions have the same weights, so all but one belong to another step: "
         "step8000, step9000"
     ]
 

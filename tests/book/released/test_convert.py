@@ -1,4 +1,4 @@
-"""Any format goes into the others, by the library and the command line."""
+"""Every format converts to the others, in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def test_dtypes(tmp_path: Path) -> None:
     assert from_checkpoint(ours)[0].embed_in.weight.dtype == torch.float16
 
 
-def test_what_cannot_be_converted(tmp_path: Path) -> None:
+def test_invalid_conversions_are_refused(tmp_path: Path) -> None:
     folder = str(hf.save(random_model(tiny()), tmp_path / "model"))
     with pytest.raises(ConfigError, match="has no step in its name; pass --step"):
         convert(folder, tmp_path / "ours")
     ours = convert(folder, tmp_path / "ours", step=5)
-    with pytest.raises(CheckpointError, match="step-000005 exists"):
+    with pytest.raises(CheckpointError, match="step-000005 already exists"):
         convert(folder, tmp_path / "ours", step=5)
     with pytest.raises(ConfigError, match="already a pythia checkpoint"):
         convert(str(ours), tmp_path / "again", "pythia")

@@ -67,7 +67,7 @@ def test_a_second_time_nothing_is_downloaded(server: FakeHub) -> None:
     assert not [line for line in server.requests if line.startswith("GET") and "/resolve/" in line]
 
 
-def test_without_a_network_the_cache_serves(
+def test_without_a_network_the_cache_is_used(
     server: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     download.load(REPO, "step3000")
@@ -77,7 +77,7 @@ def test_without_a_network_the_cache_serves(
         download.load(REPO, "step0")
 
 
-def test_what_the_hub_took_back_is_not_served_from_the_cache(server: FakeHub) -> None:
+def test_a_model_removed_from_the_hub_is_not_read_from_the_cache(server: FakeHub) -> None:
     download.load(REPO, "step3000")
     server.broken.add("/api/")
     assert_equal(model(1), download.load(REPO, "step3000")[0])
@@ -87,7 +87,7 @@ def test_what_the_hub_took_back_is_not_served_from_the_cache(server: FakeHub) ->
         download.load(REPO, "step3000")
 
 
-def test_without_a_network_a_folder_serves(
+def test_without_a_network_a_folder_is_used(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
@@ -104,13 +104,13 @@ def test_unknown_repository_revision_and_file(server: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("name", ["modeling.py", "pytorch_model.bin", "../config.json", "a/b.json"])
-def test_nothing_else_is_fetched(server: FakeHub, name: str) -> None:
+def test_other_kinds_of_files_are_never_fetched(server: FakeHub, name: str) -> None:
     with pytest.raises(FetchError, match="may not be fetched"):
         download.fetch(REPO, "main", [name])
     assert not server.requests
 
 
-def test_a_truncated_body_is_told(server: FakeHub) -> None:
+def test_a_truncated_body_is_reported(server: FakeHub) -> None:
     server.short.add("model.safetensors")
     with pytest.raises(FetchError, match=r"could not be fetched .*Run it again to continue"):
         download.fetch(REPO)
@@ -118,7 +118,7 @@ def test_a_truncated_body_is_told(server: FakeHub) -> None:
     assert_equal(model(3), download.load(REPO)[0])
 
 
-def test_other_bytes_than_the_hash_says_are_deleted(server: FakeHub) -> None:
+def test_files_that_do_not_match_their_hash_are_deleted(server: FakeHub) -> None:
     sound = server.repos[REPO]["main"]["model.safetensors"]
     server.wrong["model.safetensors"] = sound[:-1] + bytes([sound[-1] ^ 1])
     with pytest.raises(FetchError, match=r"model\.safetensors has sha256 .*the hub says .*deleted"):
@@ -127,9 +127,7 @@ def test_other_bytes_than_the_hash_says_are_deleted(server: FakeHub) -> None:
     assert_equal(model(3), download.load(REPO)[0])
 
 
-def test_a_cache_that_was_damaged_is_noticed(
-    server: FakeHub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_cache_is_detected(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     path = download.fetch(REPO).folder / "model.safetensors"
     sound = path.read_bytes()
     damaged = sound[:-1] + bytes([sound[-1] ^ 1])

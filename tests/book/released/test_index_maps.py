@@ -1,4 +1,4 @@
-"""GPT-NeoX's index maps give the rows of its order, and damaged ones an error."""
+"""GPT-NeoX's index maps give the rows of its order; damaged maps give an error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_rows_of_maps_are_those_of_the_order(
         rows.batch(rows.n_rows, 5)
 
 
-def test_documents_may_lie_in_shards_one_folder_up(tmp_path: Path) -> None:
+def test_documents_may_be_in_shards_one_folder_up(tmp_path: Path) -> None:
     stem, order, data = write_maps(tmp_path)
     expected, _ = order.gather(data, np.arange(order.n_rows))
     (tmp_path / "seed3").mkdir()
@@ -47,7 +47,7 @@ def test_documents_may_lie_in_shards_one_folder_up(tmp_path: Path) -> None:
         open_maps(tmp_path / "seed3" / stem.name, 8)
 
 
-def test_maps_that_are_not_there_or_not_alone(tmp_path: Path) -> None:
+def test_missing_and_ambiguous_maps(tmp_path: Path) -> None:
     assert find_maps(tmp_path) is None
     stem, *_ = write_maps(tmp_path)
     with pytest.raises(DataError, match="seq_len=8, not 16"):
@@ -62,7 +62,7 @@ def test_maps_that_are_not_there_or_not_alone(tmp_path: Path) -> None:
 
 
 def test_every_flipped_byte_gives_the_row_or_an_error(tmp_path: Path) -> None:
-    """A flip may name another row or place that exists; it never gives a row of another length."""
+    """A flip may name another existing row or position; it never gives a row of another length."""
     stem, order, _ = write_maps(tmp_path)
     rng = np.random.default_rng(0)
     refused = 0
@@ -83,7 +83,7 @@ def test_every_flipped_byte_gives_the_row_or_an_error(tmp_path: Path) -> None:
     assert refused > 200
 
 
-def test_what_is_no_map_is_refused(tmp_path: Path) -> None:
+def test_invalid_maps_are_refused(tmp_path: Path) -> None:
     stem, order, _ = write_maps(tmp_path)
     shuffle = Path(f"{stem}_shuffle_idx.npy")
     good = shuffle.read_bytes()

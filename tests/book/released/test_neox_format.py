@@ -29,7 +29,7 @@ def test_merged_ranks_give_the_same_logits(ranks: int, tmp_path: Path) -> None:
     assert neox_format.step_of(tmp_path / "global_step7") == 7
 
 
-def test_wrong_merges_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_merges_change_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row-parallel biases averaged in place of summed: the mistake of several converters."""
     model = random_model(CONFIG)
     write_native(model, tmp_path / "native", 2)
@@ -40,23 +40,23 @@ def test_wrong_merges_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (merged(ids) - model(ids)).abs().max() > 1e-3
 
 
-def test_half_precision_is_kept(tmp_path: Path) -> None:
+def test_half_precision_is_preserved(tmp_path: Path) -> None:
     write_native(random_model(CONFIG).half(), tmp_path / "native", 2)
     assert neox_format.load(tmp_path / "native", CONFIG).embed_in.weight.dtype == torch.float16
 
 
 def test_official_sizes_are_known_by_their_shapes(tmp_path: Path) -> None:
     shapes = {"embed_in.weight": torch.empty(50_304, 512, device="meta")}
-    assert neox_format._official(tmp_path, shapes, 6).n_heads == 8
+    assert neox_format._official_config(tmp_path, shapes, 6).n_heads == 8
     write_native(random_model(CONFIG), tmp_path / "native", 1)
     with pytest.raises(
-        CheckpointError, match="2 layers of width 64 and 128 entries are not an official size"
+        CheckpointError, match="2 layers of width 64 and a vocabulary of 128 match no official size"
     ):
         neox_format.load(tmp_path / "native")
 
 
 class Evil:
-    """What a hostile file would hold."""
+    """An object that runs code when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The released data by name, folders in place, the official tokenizer: one interface for all."""
+"""The released data by name and in folders, and its tokenizer, through one interface."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def split(folder: Path, name: str, raw: bytes, size: int) -> list[Path]:
 # --- names -----------------------------------------------------------------------------------
 
 
-def test_the_names_and_sizes_fit_what_pythia_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_names_and_sizes_match_what_pythia_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     assert list(RELEASED)[:2] == ["pile-standard", "pile-deduped"]
     assert list(RELEASED)[2:] == [f"pile-seed{number}" for number in range(10)]
@@ -70,7 +70,7 @@ def test_a_mirror_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_by_name_over_the_network(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The released layout in small: the bytes of one batch, and no others, are asked for."""
+    """The released layout in small: the bytes of one batch, and no others, are requested."""
     _, order, data = write_maps(tmp_path)
     write_rows(tmp_path / "all", order, data)
     raw = (tmp_path / "all").read_bytes()
@@ -120,7 +120,7 @@ def test_a_seed_by_name_over_the_network(
     expected, _ = order.gather(data, np.arange(12, 15))
     np.testing.assert_array_equal(rows.rows(12, 15), expected)
     server.ranges.clear()
-    said = describe_batch(rows, 4, 3, shown=1)
+    said = describe_batch(rows, 4, 3, n_shown=1)
     assert "rows 12..14" in said and "of which the first 1 were read" in said
     assert len(server.ranges) < 30, "only the row shown was read"
 
@@ -149,7 +149,7 @@ def test_folders_and_prefixes_are_understood(tmp_path: Path) -> None:
         rows, what = open_rows(str(where), seq_len=8, seed=3)
         assert type(rows) is kind and str(where).removesuffix(".idx").removesuffix(".bin") in what
         np.testing.assert_array_equal(rows.rows(0, rows.n_rows), expected)
-    # epochs: those said, or those that so many updates need
+    # epochs: as given, or as many as the updates need
     assert open_rows(str(prefix), 8, epochs=2)[0].order.epochs == 2
     many = open_rows(str(prefix), 8, steps=order.n_rows, batch_size=2)[0]
     assert many.order.epochs == 3 and many.n_rows >= 2 * order.n_rows
@@ -177,7 +177,7 @@ def test_an_index_of_pre_shuffled_rows_is_not_shuffled_again(tmp_path: Path) -> 
     np.testing.assert_array_equal(open_rows(str(tmp_path), 4)[0].rows(0, 12), rows)
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_errors_name_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown data 'pile-standart'.*Did you mean 'pile-stand"):
         open_rows("pile-standart")
     with pytest.raises(DataError, match="or the PREFIX of a"):
@@ -195,7 +195,7 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 # --- looking ---------------------------------------------------------------------------------
 
 
-def test_a_batch_in_words(tmp_path: Path) -> None:
+def test_a_batch_as_text(tmp_path: Path) -> None:
     texts = ["one two three.", "four five six.", "seven eight."] * 9
     tokenizer = train_bpe(texts, 280)
     with IndexedWriter(tmp_path / "x", 300) as out:
@@ -203,19 +203,19 @@ def test_a_batch_in_words(tmp_path: Path) -> None:
             out.add([*ids, 0])
     data = MegatronIndexed(tmp_path / "x")
     rows = OrderedRows(data, RowOrder(data.sizes, 10))
-    said = describe_batch(rows, 1, 4, shown=2, tokenizer=tokenizer)
+    said = describe_batch(rows, 1, 4, n_shown=2, tokenizer=tokenizer)
     assert "batch of the update from step 1 to 2\nrows 4..7, 10 tokens each" in said
     assert f"hash {batch_hash(rows.batch(1, 4))}" in said and "--- row 1 ---" in said
     assert "<|endoftext|>" in said and "--- row 2 ---" not in said
     ends = int((rows.batch(1, 4)[:, :-1] == 0).sum())
     assert f"; {ends} document ends (id 0)" in said and ends > 0
-    assert "NOT OF THIS" not in said
-    ids = describe_batch(rows, 1, 4, shown=1)
+    assert "NOT FROM THIS" not in said
+    ids = describe_batch(rows, 1, 4, n_shown=1)
     assert " ".join(map(str, rows.rows(4, 5)[0].tolist())) in ids
     raw = np.full((4, 11), 900, "<u2")
     raw.tofile(tmp_path / "r.bin")
     said = describe_batch(open_rows(str(tmp_path / "r.bin"), 10)[0], 0, 4, 0, tokenizer)
-    assert "no document end in it" in said and "NOT OF THIS TOKENIZER" in said
+    assert "no document ends in it" in said and "NOT FROM THIS TOKENIZER" in said
     with pytest.raises(DataError, match="last full batch"):
         describe_batch(rows, 10**6, 4)
 

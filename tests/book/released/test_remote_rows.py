@@ -84,7 +84,7 @@ def test_batches_are_those_of_the_order_also_where_shards_meet(
         remote.rows(0, order.n_rows + 1)
 
 
-def test_sizes_are_asked_for_once_and_redirects_followed(server: Server) -> None:
+def test_sizes_are_requested_once_and_redirects_followed(server: Server) -> None:
     server.files = {"f": bytes(range(100))}
     one = file(server, "moved/f")
     assert one.name == "f" and one.size == 100 and one.size == 100
@@ -115,12 +115,12 @@ def test_no_credentials_are_sent(
         ("401", "401 .*login"),
         ("416", "416 .*shorter"),
         ("ignores ranges", r"ignores Range.*whole file \(600078336000 bytes\)"),
-        ("another range", "sends another range"),
+        ("another range", "sends the wrong range"),
         ("another size", "has 99999 bytes, not 100000|has 99,999 bytes, not 100,000"),
         ("compresses", "compresses"),
     ],
 )
-def test_what_will_not_get_better_fails_at_once(server: Server, fault: str, message: str) -> None:
+def test_permanent_errors_fail_at_once(server: Server, fault: str, message: str) -> None:
     server.files = {"f": bytes(100_000)}
     server.faults = [fault, ""]
     with pytest.raises(FetchError, match=rf"cannot read bytes 5-99994 of http.*{message}"):
@@ -128,7 +128,7 @@ def test_what_will_not_get_better_fails_at_once(server: Server, fault: str, mess
     assert len(server.ranges) == 1, "it was not asked for again"
 
 
-def test_a_server_that_ignores_ranges_is_left_at_once(server: Server) -> None:
+def test_a_server_that_ignores_ranges_is_rejected_unread(server: Server) -> None:
     server.files = {"f": bytes(50_000_000)}
     server.faults = ["ignores ranges"] * 2
     with pytest.raises(FetchError, match="Nothing was downloaded"):
@@ -140,7 +140,7 @@ def test_a_server_that_ignores_ranges_is_left_at_once(server: Server) -> None:
 @pytest.mark.parametrize(
     "fault", ["500", "503", "429", "drops", "truncates", "no length", "silent", "slow"]
 )
-def test_what_may_get_better_is_asked_for_again(server: Server, fault: str) -> None:
+def test_transient_errors_are_retried(server: Server, fault: str) -> None:
     server.files = {"f": bytes(range(200))}
     server.faults = [fault, fault]
     one = file(server, size=200, timeout=0.3, deadline=0.5)
@@ -151,7 +151,7 @@ def test_what_may_get_better_is_asked_for_again(server: Server, fault: str) -> N
         file(server, size=200, timeout=0.3, deadline=0.5, tries=2).read(50, 150)
 
 
-def test_nobody_there() -> None:
+def test_an_unreachable_server() -> None:
     with pytest.raises(FetchError, match="tried 2 times"):
         http_file("http://127.0.0.1:9/f", size=10, tries=2, timeout=1).read(0, 1)
     for url in ("ftp://x/y", "file:///etc/hosts", "http://", "x", "http://a b/c"):
@@ -159,7 +159,7 @@ def test_nobody_there() -> None:
             HttpFile(url)
 
 
-def test_too_much_at_once_is_refused(server: Server) -> None:
+def test_too_large_a_read_is_refused(server: Server) -> None:
     with pytest.raises(DataError, match="at most 268,435,456 are read"):
         file(server, size=LARGEST_READ + 2).read(0, LARGEST_READ + 1)
     assert server.ranges == []

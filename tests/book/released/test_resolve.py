@@ -48,7 +48,7 @@ def test_a_published_model_is_swept_like_a_run(published: Path, tmp_path: Path) 
     assert again.equals(table[table.step == 0].reset_index(drop=True))
 
 
-def test_a_damaged_step_is_a_row_that_says_so(published: Path, tmp_path: Path) -> None:
+def test_a_damaged_step_is_reported_in_its_row(published: Path, tmp_path: Path) -> None:
     (published / "step0" / "model.safetensors").write_bytes(b"damaged")
     model = find_model(str(published))
     table = sweep(model, ["piqa"], [0, 3000], 0, 5, str(tmp_path), progress=False)
@@ -56,7 +56,7 @@ def test_a_damaged_step_is_a_row_that_says_so(published: Path, tmp_path: Path) -
     assert table[table.step == 3000].value.notna().all()
 
 
-def test_what_was_kept_belongs_to_the_files(published: Path) -> None:
+def test_cached_results_depend_on_the_files(published: Path) -> None:
     before = PublishedModel(str(published)).id
     assert before.startswith("70m-") and PublishedModel(str(published)).id == before
     (published / "step0" / "model.safetensors").write_bytes(b"other weights")
@@ -75,7 +75,7 @@ def test_a_folder_of_one_step_and_a_copy(published: Path) -> None:
         model.model(7)
 
 
-def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
+def test_a_repository_is_swept_and_only_the_requested_steps_are_fetched(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub, name = FakeHub(), "EleutherAI/pythia-70m-deduped"
@@ -90,7 +90,7 @@ def test_a_repository_is_swept_and_only_what_is_asked_is_fetched(
     assert len(weights) == 1 and "step0" in weights.pop()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     offline = find_model(name)
-    with pytest.warns(UserWarning, match="as far as the cache has it"):
+    with pytest.warns(UserWarning, match="only cached revisions"):
         assert offline.steps == [0, 3000]
     assert offline.data.eod_id == 0
     assert offline.model(0).config == offline.config.model

@@ -96,7 +96,7 @@ def tasks(result: Result) -> Drawing:
             style.interval_point(ax, x, row, colour, width=1, markersize=3.4)
         style.reference(ax, 0)
         ax.margins(y=0.14)  # leaves space for the legend
-        style.places(ax, [TITLES.get(name, "all items") for name in names])
+        style.category_ticks(ax, [TITLES.get(name, "all items") for name in names])
         ax.set_ylabel("deduplicated minus standard,\naccuracy, points")
         style.size_legend(ax, sizes, loc="upper left", ncols=8)
         mean = style.rows_where(table, task="mean")

@@ -126,7 +126,7 @@ def schedule_and_passes(result: Result) -> Drawing:
             reads.bar(positions, bars.percent, width=0.34, color=colour, label=label)
             for x, value in zip(positions, bars.percent, strict=True):
                 reads.text(x, value + 1, f"{value:.0f}", ha="center", fontsize=7, color=colour)
-        style.places(reads, ["never", "once", "twice"])
+        style.category_ticks(reads, ["never", "once", "twice"])
         reads.set(ylabel="% of its text's tokens", ylim=(0, 78), xlabel="read",
                   title="deduplicated Pile")  # fmt: skip
         reads.legend(loc="upper left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at, listed
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, split_list
 from pythia_core.config import RunConfig
 from pythia_core.errors import ConfigError, one_of, raise_all
 from pythia_core.suite import suite_configs
@@ -72,7 +72,7 @@ class Params(StudyParams):
     @property
     def switch_list(self) -> tuple[Switch, ...]:
         """The selected switches, in the order of SWITCHES."""
-        names = listed(self.switches)
+        names = split_list(self.switches)
         unknown = [one_of(name, SWITCHES, "switch") for name in names if name not in SWITCHES]
         raise_all(ConfigError, unknown, "switches")
         return tuple(s for name, s in SWITCHES.items() if name in names or not names)

@@ -69,7 +69,7 @@ def tasks_by_size(result: Result) -> Drawing:
                     ax.text(0.97, 0.93, f"{shots}-shot does not fit", transform=ax.transAxes,
                             ha="right", va="top", fontsize=6.5, color=MUTED)  # fmt: skip
             style.reference(ax, 100 * TASKS[task].chance)
-            style.places(ax, sizes, rotation=60, fontsize=6.5)
+            style.category_ticks(ax, sizes, rotation=60, fontsize=6.5)
         style.legend(figure, {f"{shots}-shot": mark for shots, mark in marks.items()})
         cells = scored.groupby(["task", "shots"]).ngroups
         return Drawing(figure, f"Accuracy of {len(sizes)} sizes in {cells} cells")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pythia_book.study import MeasuringCost, StudyParams, kept_at, listed, shot_counts
+from pythia_book.study import MeasuringCost, StudyParams, kept_at, shot_counts, split_list
 from pythia_book.tasks.benchmarks import TASKS
 from pythia_book.tasks.metrics import LIMIT
 from pythia_core.config import RunConfig
@@ -41,7 +41,7 @@ class Params(StudyParams):
 
     @property
     def task_list(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(listed(self.tasks))) or tuple(TASKS)
+        return tuple(dict.fromkeys(split_list(self.tasks))) or tuple(TASKS)
 
     @property
     def shot_list(self) -> tuple[int, ...]:

@@ -146,7 +146,9 @@ def parts(result: Result) -> Drawing:
                                 xytext=(2, -6), textcoords="offset points", fontsize=6.5,
                                 color=MUTED)  # fmt: skip
             ax.set_ylim(-0.03 * top, top)
-            style.places(ax, [LABELS[kind].replace(" ", "\n") for kind in frame.index], fontsize=7)
+            style.category_ticks(
+                ax, [LABELS[kind].replace(" ", "\n") for kind in frame.index], fontsize=7
+            )
             ax.set_xlim(-0.5, len(frame) - 0.3)
             ax.set_ylabel(f"sd, {unit}")
             values = (f"{LABELS[kind]} {number_text(value)}" for kind, value in frame.value.items())
@@ -175,7 +177,7 @@ def effects(result: Result) -> Drawing:
                 if mean and row.n:
                     numbers.append(f"{title} {number_text(factor * float(row.value))} {unit}")
             style.reference(ax, 0)
-            style.places(ax, [*changes.seed[:-1], "over\nseeds"], fontsize=7)
+            style.category_ticks(ax, [*changes.seed[:-1], "over\nseeds"], fontsize=7)
             ax.set_xlim(-0.5, len(changes) - 0.5)
             ax.set(xlabel="seed", ylabel=unit)
         return Drawing(figure, "Deduplicated minus standard at the end, mean over seeds", numbers)

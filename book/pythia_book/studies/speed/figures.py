@@ -140,7 +140,7 @@ def _points(ax: Axes, frame: pd.DataFrame) -> list[str]:
             f"{' '.join(group.split())}, {name} {ratio:.2f}"
             for group, ratio in zip(points.group, points.ratio, strict=True)
         ]
-    style.places(ax, groups)
+    style.category_ticks(ax, groups)
     low, high = 0.8 * min(1, frame.low.min()), 1.25 * frame.high.max()
     ax.set(yscale="log", ylim=(low, high))
     ticks = [tick for tick in TICKS if low <= tick <= high]

@@ -349,8 +349,8 @@ def test_released_models_are_read_from_a_hub(
             expected = tables.MEASURES[measure](arrays).mean()
             assert levels[measure] == pytest.approx(expected, rel=1e-6), measure
 
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # now only the cache is available
-    with pytest.warns(UserWarning, match="as far as the cache has it"):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")  # what was fetched serves without it
+    with pytest.warns(UserWarning, match="only cached revisions"):
         again = study.run(study.Params("paper", **given), progress=False)
     assert again.tables["levels"].equals(result.tables["levels"])
     server.close()
