@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pythia_book.stats import Estimate, estimate, mean_over
+from pythia_book.stats import estimate, mean_over
 from pythia_book.studies.scaling.released import MISSING, POINTS, Estimates, slope
 from pythia_book.studies.scaling.released import claims as released_claims
 from pythia_book.tasks.benchmarks import TASKS
@@ -101,29 +101,19 @@ def _ability(params: Params, measured: Measurements) -> Test:
     return rises(slope(numbers, means), PER_TENFOLD, units, note=f"mean over {tasks}")
 
 
-def _prediction(prediction: pd.DataFrame) -> Test:
-    """How much closer the law comes than the best of the simpler rules."""
-    gain = prediction_gain(prediction)
-    if gain is None:
-        return untestable("too few sizes to predict any from the smaller ones")
-    rival, e = gain
-    return rises(
-        e, "percent of the loss", f"{e.n_items} sizes, each predicted from the smaller ones",
-        note=f"error of the best simpler rule ({rival}) minus error of the law",
-    )  # fmt: skip
-
-
 RIVALS = {"power": "a power law without a floor", "line": "a straight line in log size",
           "same": "no improvement"}  # fmt: skip
 
 
-def prediction_gain(prediction: pd.DataFrame) -> tuple[str, Estimate] | None:
-    """The simpler rule with the smallest mean error, and its error minus the law's.
-
-    Choosing the best rival counts against the law.
-    """
+def _prediction(prediction: pd.DataFrame) -> Test:
+    """How much closer the law comes than the best simpler rule, whose choice counts against it."""
     if prediction.empty:
-        return None
+        return untestable("too few sizes to predict any from the smaller ones")
     errors = prediction.pivot(index="size", columns="rule", values="error").abs()
     rival = str(errors[list(RIVALS)].mean().idxmin())
-    return RIVALS[rival], mean_over((errors[rival] - errors["law"]).to_numpy())
+    return rises(
+        mean_over((errors[rival] - errors["law"]).to_numpy()),
+        "percent of the loss",
+        f"{len(errors)} sizes, each predicted from the smaller ones",
+        note=f"error of the best simpler rule ({RIVALS[rival]}) minus error of the law",
+    )

@@ -59,8 +59,8 @@ SUBTLE = ("NPI licensing", "island effects")
 MISSING = "there are no released numbers: set PYTHIA_PUBLISHED_DIR"
 POINTS = "points"
 ONE_RUN = (
-    "one run per size and batch size; batch size, number of updates and the sum of all learning "
-    "rates change together and cannot be separated"
+    "one run per size and batch size; the number of updates and the sum of their learning rates "
+    "change with the batch size and cannot be separated from it"
 )
 
 
@@ -483,7 +483,12 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALISED)):
         alone, corrected = _above_guessing(final, task) if final is not None else (None, None)
         numbers |= {f"logiqa_{metric}_above": alone, f"logiqa_{metric}_above_holm": corrected}
-    return numbers
+    mmlu = released.get("mmlu")
+    untrained = None  # the first update has a learning rate of 0
+    if mmlu is not None and len(mmlu):
+        first = mmlu[(mmlu.shots == 0) & (mmlu.step == 1) & (mmlu.model != "small")]
+        untrained = 100 * float(first.value.mean()) if len(first) else None
+    return numbers | {"mmlu_untrained": untrained}
 
 
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:

@@ -17,8 +17,8 @@ from pythia_book.conduct import conduct
 from pythia_book.published.scaling import released_tables
 from pythia_book.stats import estimate
 from pythia_book.studies.scaling import released as released_tests
-from pythia_book.studies.scaling.claims import claims, prediction_gain
-from pythia_book.studies.scaling.laws import laws_tables
+from pythia_book.studies.scaling.claims import claims
+from pythia_book.studies.scaling.laws import RULES, laws_tables
 from pythia_book.studies.scaling.params import LOSS_AT, OVER_TRAINING, STUDY, Params
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import MissingDependencyError
@@ -297,10 +297,9 @@ def values(params: Params, facts: dict[str, Any], tables: Tables) -> dict[str, A
         "n_differing": int(agreement.differing.sum()),
         "gaps": facts["gaps"],
     }
-    for rule, rows in prediction.groupby("rule"):
-        numbers[f"prediction_{rule}"] = float(rows.error.abs().mean())
-    gain = prediction_gain(prediction)
-    numbers |= {"prediction_rival": gain[0], "prediction_gain": gain[1].interval()} if gain else {}
+    for rule in RULES:
+        errors = prediction[prediction.rule == rule].error.abs()
+        numbers[f"prediction_{rule}"] = float(errors.mean()) if len(errors) else None
     for row in tables["laws"].itertuples():
         ends = {"value": row.value, "low": row.low, "high": row.high}
         numbers[f"{row.law}_{row.parameter}".lower()] = ends
