@@ -451,7 +451,7 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
     worse = task in WORSE
     note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
     if task == "wsc":
-        note += "; most of these models choose the same answer in all 104 items"
+        note += "; several of these models score as if they gave one answer to all 104 items"
     if not worse and e and e.high < 0:
         note += "; the interval lies below zero"
     return Claim(
@@ -475,7 +475,7 @@ def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "me
 
 
 def values(found: Estimates, released: Tables) -> dict[str, Any]:
-    """The estimates for prose, and how many final models are above guessing on LogiQA."""
+    """The estimates for prose, and what final models score on tasks that say little."""
     numbers: dict[str, Any] = {
         f"released_{name}": e.interval() if e else None for name, e in found.items()
     }
@@ -483,12 +483,16 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
     for metric, task in (("acc", "logiqa"), ("acc_norm", NORMALISED)):
         alone, corrected = _above_guessing(final, task) if final is not None else (None, None)
         numbers |= {f"logiqa_{metric}_above": alone, f"logiqa_{metric}_above_holm": corrected}
+    constant = None  # 38 of 104 items have the less frequent answer
+    if final is not None and len(final):
+        wsc = final[(final.task == "wsc") & final.family.str.startswith("pythia")]
+        constant = int((abs(wsc.value - 38 / 104) < 1e-4).sum())
     mmlu = released.get("mmlu")
     untrained = None  # the first update has a learning rate of 0
     if mmlu is not None and len(mmlu):
         first = mmlu[(mmlu.shots == 0) & (mmlu.step == 1) & (mmlu.model != "small")]
         untrained = 100 * float(first.value.mean()) if len(first) else None
-    return numbers | {"mmlu_untrained": untrained}
+    return numbers | {"wsc_constant": constant, "mmlu_untrained": untrained}
 
 
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:

@@ -251,3 +251,5 @@ def test_the_released_numbers() -> None:
     assert pick(rows, "BLOOM performs")["verdict"] == "contradicted by released numbers"
     numbers = released.values(found, tables)
     assert (numbers["logiqa_acc_above"], numbers["logiqa_acc_norm_above"]) == (0, 6)
+    assert numbers["wsc_constant"] == 8
+    assert numbers["mmlu_untrained"] == pytest.approx(22.3, abs=0.05)
