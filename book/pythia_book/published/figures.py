@@ -135,12 +135,13 @@ def benchmarks_by_size(result: Result) -> Drawing:
 def late_change(result: Result) -> Drawing:
     """Draw LAMBADA on either text, and the mean over seven tasks, on a linear axis of steps."""
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
+    deduped = lambada.deduped.astype(bool)
     curves = curves[curves.step >= 1000]
     tasks = curves[list(INFORMATIVE)].mean(axis=1, skipna=False)
     mean = curves.assign(value=tasks).groupby(["size", "step"], as_index=False).value.mean()
     shown = {
-        "LAMBADA, standard": lambada[lambada.deduped == False],  # noqa: E712
-        "LAMBADA, deduplicated": lambada[lambada.deduped == True],  # noqa: E712
+        "LAMBADA, standard": lambada[~deduped],
+        "LAMBADA, deduplicated": lambada[deduped],
         "seven tasks, both texts": mean,
     }
     notes = "zero-shot; bands: 95 % intervals of items; grey: the checkpoints that are compared"

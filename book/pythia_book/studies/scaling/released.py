@@ -183,7 +183,7 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
     found: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "batch_start",
          "batch_first", "batch_end", "batch_size", "batch_late", "mmlu_small", "mmlu_large",
-         "mmlu_size", "blimp")
+         "blimp")
     )  # fmt: skip
     found |= {f"bloom_{task}": None for task in TASKS}
     curves, mmlu, paradigms = (released.get(k) for k in ("curves", "mmlu", "paradigms"))
@@ -201,7 +201,8 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
             paradigms[paradigms.phenomenon.isin(names)].value.to_numpy()
             for names in (AGREEMENT, SUBTLE)
         )
-        found["blimp"] = difference(mean_over(100 * a), mean_over(100 * b))
+        if len(a) and len(b):
+            found["blimp"] = difference(mean_over(100 * a), mean_over(100 * b))
     return found
 
 
@@ -216,11 +217,14 @@ def _over_training(means: pd.DataFrame) -> Estimates:
     found["size"] = slope(_parameters(end.index), end.to_numpy())
     changes = _changes(means)
     narrow = changes.index.get_level_values("model").isin(NARROW)
-    found["narrow"], found["wide"] = (
-        mean_over(values.to_numpy()) if len(values) else None
-        for values in (changes[narrow], changes[~narrow])
-    )
+    found["narrow"], found["wide"] = _mean(changes[narrow]), _mean(changes[~narrow])
     return found
+
+
+def _mean(values: pd.Series) -> Estimate | None:
+    """Mean over the units that have a value; None if none has."""
+    values = values.dropna()
+    return mean_over(values.to_numpy()) if len(values) else None
 
 
 def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
@@ -255,15 +259,15 @@ def _against_others(pairs: pd.DataFrame) -> Estimates:
 
 def _batches(batch: pd.DataFrame) -> Estimates:
     table = batch[batch.task == "mean"].pivot(index="model", columns="tokens", values="value")
-    models = [model for model in dict.fromkeys(batch.model) if model in table.index]
-    table = table.loc[models]
+    if table.empty:
+        return {}
+    table = table.loc[[model for model in dict.fromkeys(batch.model) if model in table.index]]
     tokens = np.array(table.columns, float)
-    early = table.loc[:, tokens < tokens.max() / 2]
     ends = table[table.columns[-1]].dropna()
-    found: Estimates = {
-        "batch_start": mean_over(table[table.columns[0]].dropna().to_numpy()),
-        "batch_first": mean_over(early.mean(axis=1).to_numpy()) if early.shape[1] else None,
-        "batch_end": mean_over(ends.to_numpy()),
+    found = {
+        "batch_start": _mean(table[table.columns[0]]),
+        "batch_first": _mean(table.loc[:, tokens < tokens.max() / 2].mean(axis=1)),
+        "batch_end": _mean(ends),
         "batch_size": slope(_parameters(ends.index), ends.to_numpy()),
     }
     return found | {"batch_late": _late(batch)}
@@ -295,8 +299,6 @@ def _mmlu(mmlu: pd.DataFrame) -> Estimates:
         if model in end.index:
             row = 100 * (end.loc[model, ["value", "low", "high"]].astype(float) - 0.25)
             found[name] = Estimate(*row, 57, 1, df=56)
-    sizes = end.drop(index="small", errors="ignore")
-    found["mmlu_size"] = slope(_parameters(sizes.index), 100 * sizes.value.to_numpy())
     return found
 
 
@@ -306,7 +308,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
     def test(make: Any, name: str, units: str, unit: str = POINTS, **options: Any) -> Test:
         return _test(make, found[name], units, unit, **options)
 
-    five = "5 sizes, one run with either batch size each"
+    five = "{n} sizes, one run with either batch size each"
     opt, opt_alike = (_each(pairs, "opt", leave) for leave in ("", UNLIKE))
     statements = [
         Claim(
@@ -316,16 +318,16 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "latent representations in late pretraining, which leads to reduced evaluation "
             "performance",
             released=test(
-                falls, "narrow", "4 runs: 70M and 160M on either text",
+                falls, "narrow", "{n} runs: 70M and 160M on either text",
                 note="last three evaluated checkpoints minus three around the middle of training, "
                 "mean over seven tasks, zero-shot",
             ),
         ),
         Claim(
-            "Wider models still gain accuracy late in training.",
-            "contrast to the claim above",
+            "Models with at least 1,000 hidden dimensions still gain accuracy late in training.",
+            "Godey et al. 2024, the contrast",
             kind="premise",
-            released=test(rises, "wide", "12 runs: six sizes on either text"),
+            released=test(rises, "wide", "{n} runs: the other sizes on either text"),
         ),
         Claim(
             "Models below a billion parameters converge with batches of two million tokens.",
@@ -343,16 +345,16 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "sections 2.5 and 2.6",
             quote="we achieve (equi-token and equi-parameter) performance on-par with OPT",
             released=test(
-                within, "opt", "6 pairs of models", margin=MARGIN,
+                within, "opt", "{n} pairs of models", margin=MARGIN,
                 note=f"Pythia minus OPT, mean over seven tasks: {opt}",
             ),
         ),
         Claim(
             f"Pythia performs as OPT models of the same size do, leaving out {UNLIKE}.",
-            "variant of the claim above",
+            "sections 2.5 and 2.6, without one pair",
             kind="premise",
             released=test(
-                within, "opt_alike", "5 pairs of models", margin=MARGIN,
+                within, "opt_alike", "{n} pairs of models", margin=MARGIN,
                 note=f"{UNLIKE_WHY}. Pythia minus OPT: {opt_alike}",
             ),
         ),
@@ -370,7 +372,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
             "section 2.5",
             quote="Pythia and Pythia (Deduplicated) perform very similarly to OPT and BLOOM models",
             released=test(
-                within, "bloom", "5 pairs of models", margin=MARGIN,
+                within, "bloom", "{n} pairs of models", margin=MARGIN,
                 note="BLOOM minus Pythia, mean over seven tasks: " + _each(pairs, "bloom"),
             ),
         ),
@@ -397,7 +399,7 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
         Claim(
             "The larger the model, the less accuracy the large batch costs at the end of training.",
             "section 2.4, of the literature that the paper contradicts",
-            quote="smaller LLMs require smaller batch sizes",
+            quote="smaller LLMs require smaller batch sizes to avoid convergence issues",
             kind="premise",
             released=test(rises, "batch_size", five, "points per tenfold size"),
         ),
@@ -443,7 +445,8 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 
 
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
-    return make(e, unit, units, **options) if e else untestable(MISSING)
+    """The test, with {n} in `units` filled in; "not testable here" without an estimate."""
+    return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(MISSING)
 
 
 def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
@@ -461,7 +464,7 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
         if worse
         else "it does not appear to do so on WinoGrande, ARC-easy, ARC-challenge, SciQ, and LogiQA",
         released=_test(
-            falls if worse else rises, e, "5 pairs of models", bound=0.0 if worse else -MARGIN,
+            falls if worse else rises, e, "{n} pairs of models", bound=0.0 if worse else -MARGIN,
             note=note,
         ),
     )  # fmt: skip

@@ -134,7 +134,7 @@ def pick(rows: dict[str, dict], words: str) -> dict:
     ("words", "planted", "expected", "otherwise"),
     [
         ("fewer than 1,000", {"narrow": -0.05}, "confirmed on released numbers", {"narrow": 0.05}),
-        ("Wider models", {"wide": 0.05}, "holds", {"wide": -0.05}),
+        ("at least 1,000", {"wide": 0.05}, "holds", {"wide": -0.05}),
         ("of the same size do.", {"opt": 0.005}, "confirmed on released numbers", {"opt": 0.05}),
         ("leaving out", {"opt": -0.005}, "holds", {"opt": -0.05}),
         ("BLOOM performs", {"bloom": 0.0}, "confirmed on released numbers", {"bloom": -0.05}),
@@ -165,7 +165,7 @@ def test_a_planted_effect_decides(
 
 def test_without_effects_nothing_is_claimed() -> None:
     rows = judged(made())
-    for words in ("fewer than 1,000", "Wider models", "The larger the model", "know agreement",
+    for words in ("fewer than 1,000", "at least 1,000", "The larger the model", "know agreement",
                   "worse than Pythia on LAMBADA", "better than guessing"):  # fmt: skip
         assert all(
             row["verdict"] == "not resolved" for claim, row in rows.items()
@@ -201,11 +201,24 @@ def test_missing_tables_are_said_to_be_missing() -> None:
     for tables in ({}, {"curves": made()["curves"]}):
         rows = judged(tables)
         for claim, row in rows.items():
-            if "Parallel" in claim or (tables and ("fewer" in claim or "Wider" in claim)):
+            if "Parallel" in claim or (tables and ("fewer" in claim or "at least 1,000" in claim)):
                 continue
             assert row["verdict"] == "not testable here"
             assert "PYTHIA_PUBLISHED_DIR" in row["reason"]
         assert len(rows) == 22
+
+
+def test_incomplete_tables_are_no_crash() -> None:
+    tables = made()
+    batch, paradigms = tables["batch"], tables["paradigms"]
+    tables["batch"] = batch[batch.task != "piqa"]
+    tables["paradigms"] = paradigms[paradigms.phenomenon.isin(released.SUBTLE)]
+    rows = judged(tables)
+    for words in ("in the first half", "The larger the model", "know agreement"):
+        assert all(
+            row["verdict"] == "not testable here" for claim, row in rows.items() if words in claim
+        )
+    assert pick(rows, "BLOOM performs")["units"] == "5 pairs of models"
 
 
 def test_a_mean_needs_all_tasks() -> None:
