@@ -23,7 +23,7 @@ Verdict = str | Callable[[float, float], str]
 """A verdict, or a rule that derives it from the ends of an interval: rule(low, high)."""
 NOT_TESTABLE = "not testable here"
 """Verdict on a claim without data, or with an interval too wide to decide it."""
-Z_95 = 1.96
+Z_95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
 
 

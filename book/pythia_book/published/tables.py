@@ -4,6 +4,8 @@ Benchmarks: all sixteen models of the v1 suite, OPT and BLOOM, on the paper's ta
 standard 1B model is stored as pythia-1b-bf16. Some of its zero-shot files are named five-shot, so
 the number of shots comes from the folder.
 
+MMLU: the same models on its 57 subjects. BLiMP: only the first, superseded suite (v0) was scored.
+
 Arithmetic (paper section 3.3): accuracies of seven deduplicated models (no 70M) over fifty second
 operands. The frequencies of numbers in the Pile were never released, so accuracy can only be drawn
 over size and training. The files use the models' former names, the tables today's.
@@ -33,6 +35,9 @@ TASKS = (
     "logiqa",
 )
 """The eight tasks of the paper."""
+CHANCE = {"piqa": 50, "winogrande": 50, "wsc": 50, "arc_easy": 25, "arc_challenge": 25, "sciq": 25,
+          "logiqa": 25, "hellaswag": 25, "lambada_openai": 0}  # fmt: skip
+"""Accuracy of guessing, in percent."""
 MODELS = ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 TOKENS_PER_STEP = 1024 * 2048
 BENCHMARKS = ["model", "deduped", "shots", "task", "step", "metric", "value", "stderr"]
@@ -42,6 +47,8 @@ BATCH_SIZE += ["metric", "value", "stderr"]
 LEFT_OUT = ["model", "deduped", "shots", "step", "reason"]
 MEMORIZATION = ["experiment", "model", "step", "tp", "fp", "fn", "tn", "precision", "recall"]
 ARITHMETIC = ["model", "operation", "shots", "step", "number", "value"]
+MMLU = ["model", "deduped", "shots", "subject", "step", "acc"]
+BLIMP = ["model", "deduped", "subtask", "step", "acc", "stderr"]
 
 _SUITE = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?(?P<deduped>-deduped)?/"
@@ -84,17 +91,11 @@ def benchmark_tables(path: Path | None) -> Tables:
 
 
 def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The benchmarks in a fixed order without misplaced rows, and the checkpoints left out.
-
-    Some rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000)
-    have the scores of the deduplicated one.
-    """
+    """The benchmarks in a fixed order without misplaced rows, and the checkpoints left out."""
     if frame.empty:
         return frame, frame.reindex(columns=LEFT_OUT)
     frame = frame.assign(deduped=frame.deduped.astype(bool))
-    zero = (frame.shots == 0) & frame.step.between(2, 1000)
-    five = (frame.shots == 5) & frame.step.between(13_000, 43_000)
-    wrong = (frame.model == "2.8b") & ~frame.deduped & (zero | five)
+    wrong = misplaced(frame)
     order = ["shots", "model", "deduped", "step", "task", "metric"]
     rank = {name: i for i, name in enumerate(MODELS)}
     right = frame[~wrong].sort_values(
@@ -103,6 +104,17 @@ def without_misplaced(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     left_out = frame[wrong].assign(reason="stored with the scores of the deduplicated model")
     left_out = left_out[LEFT_OUT].drop_duplicates().sort_values(["shots", "step"])
     return right, left_out.reset_index(drop=True)
+
+
+def misplaced(frame: pd.DataFrame) -> pd.Series:
+    """Whether a row has the scores of another model.
+
+    Some rows of the standard 2.8B model (zero-shot steps 2 to 1,000, five-shot 13,000 to 43,000)
+    have the scores of the deduplicated one.
+    """
+    zero = (frame.shots == 0) & frame.step.between(2, 1000)
+    five = (frame.shots == 5) & frame.step.between(13_000, 43_000)
+    return (frame.model == "2.8b") & ~frame.deduped & (zero | five)
 
 
 def read_csv(path: Path, needed: list[str]) -> pd.DataFrame:
@@ -175,6 +187,77 @@ def _keys(match: re.Match) -> dict:
         return keys | {"deduped": match["deduped"] is not None}
     batch = round(float(match["millions"]) * 2**20)
     return keys | {"batch_tokens": batch, "tokens": keys["step"] * batch}
+
+
+# --- MMLU and BLiMP --------------------------------------------------------------------------
+
+_V0 = re.compile(
+    r"(?:^|/)pythia-v0/pythia-(?P<model>[\d.]+[mb])(?P<deduped>-deduped)?/zero-shot/"
+    r"[^/]*step(?P<step>\d+)[^/]*\.json$"
+)
+_MMLU_PREFIX, _BLIMP_PREFIX = "hendrycksTest-", "blimp_"
+_DOUBLE_BATCH = ("160m", "410m", "1.4b")
+"""Sizes of the first suite that were trained with batches of four million tokens."""
+
+
+def mmlu_table(path: Path | None) -> pd.DataFrame:
+    """Accuracy on every subject of MMLU without misplaced rows, columns MMLU; empty if the source
+    has none.
+
+    Raises:
+        DataError: malformed JSON or CSV, or an archive that breaks a limit.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=MMLU)
+    if has_tables(path):
+        table = read_csv(path / "evals_mmlu.csv", MMLU)[MMLU]
+    else:
+        found = read_results(path, {_SUITE: _mmlu_rows})[_SUITE]
+        table = pd.DataFrame(found, columns=MMLU)
+    table = table.assign(deduped=table.deduped.astype(bool))
+    return table[~misplaced(table)].reset_index(drop=True)
+
+
+def _mmlu_rows(match: re.Match, parsed: dict) -> list[dict]:
+    keys = _keys(match)
+    return [
+        {**keys, "subject": task.removeprefix(_MMLU_PREFIX), "acc": value}
+        for task, metric, value, _ in harness_scores(parsed)
+        if metric == "acc" and task.startswith(_MMLU_PREFIX)
+    ]
+
+
+def blimp_table(path: Path | None) -> pd.DataFrame:
+    """Zero-shot accuracy of the first suite on every paradigm of BLiMP, columns BLIMP; empty if the
+    source has none. `step` counts updates of two million tokens.
+
+    Raises:
+        DataError: malformed JSON or CSV, or an archive that breaks a limit.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=BLIMP)
+    if has_tables(path):
+        needed = [column if column != "step" else "step_2M_equiv" for column in BLIMP]
+        table = read_csv(path / "evals_v0_blimp.csv", needed)
+        table = table[needed].rename(columns={"step_2M_equiv": "step"})
+    else:
+        table = pd.DataFrame(read_results(path, {_V0: _blimp_rows})[_V0], columns=BLIMP)
+        table = table.drop_duplicates(BLIMP[:4])  # one checkpoint was scored twice
+    return table.assign(deduped=table.deduped.astype(bool))
+
+
+def _blimp_rows(match: re.Match, parsed: dict) -> list[dict]:
+    step = int(match["step"]) * (2 if match["model"] in _DOUBLE_BATCH else 1)
+    keys = {"model": match["model"], "deduped": match["deduped"] is not None, "step": step}
+    return [
+        {**keys, "subtask": task.removeprefix(_BLIMP_PREFIX), "acc": value, "stderr": error}
+        for task, metric, value, error in harness_scores(parsed)
+        if metric == "acc" and task.startswith(_BLIMP_PREFIX)
+    ]
 
 
 # --- arithmetic and memorization -------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 
 from pythia_book.published.results import HOW_TO_GET
 from pythia_book.published.tables import TASKS
+from pythia_book.stats import Z_95
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
 from pythia_core.config import DataConfig, ModelConfig, RunConfig, TrainConfig
 from pythia_core.data.dedup import RECIPES, s_curve
@@ -34,8 +35,6 @@ TINY = RunConfig(
     TrainConfig(steps=100, batch_size=4, lr_max=1e-2),
 )
 NO_SCORES = f"The released scores are not here: {HOW_TO_GET}.".replace("`", "")
-Z = 1.959964
-"""Half-width of a 95 % interval in standard errors."""
 
 Values = dict[str, Any]
 
@@ -356,7 +355,7 @@ def released_tasks(tables: Tables) -> Values | None:
     final = tables["final"]
     if final.empty:
         return None
-    above = final[final.value - Z * final.stderr > final.task.map(guessing)]
+    above = final[final.value - Z_95 * final.stderr > final.task.map(guessing)]
     n = above[above.metric == "acc"].groupby("task").size().reindex(TASKS, fill_value=0)
     norm = final[(final.metric == "acc_norm") & (final.task == "logiqa")]
     stuck = tables["wsc"].itertuples()

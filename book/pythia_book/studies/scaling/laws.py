@@ -174,8 +174,11 @@ DRAWS = 100
 USES = (0.0, 1.0, 10.0, 100.0, 1000.0)
 """Tokens generated with a model, as multiples of the suite's training tokens."""
 OFFICIAL_TOKENS = OFFICIAL_STEPS * 1024 * 2048
-RowLosses = dict[tuple[str, str, int], np.ndarray]
-"""(size, arm, step) -> float[rows], the loss of every held-out row."""
+RULES = ("law", "power", "line", "same")
+"""Predictions of the next larger size's loss: a power law with a floor, one without, a straight
+line in log N, and the loss of the largest size so far."""
+RowLosses = dict[tuple[str, int], np.ndarray]
+"""(size, step) -> float[rows], the loss of every held-out row."""
 
 
 def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame]:
@@ -183,8 +186,8 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
 
     laws: law ("size", "both"), parameter, value, low, high; empty if points are too few.
     optimal: kind, flops or uses, n_params, low, high, tokens, tokens_per_parameter.
-    prediction: size, value, low, high: by how many percent the largest model's loss exceeds the
-    prediction from the other sizes; empty if these are too few.
+    prediction: size, n_params, rule (one of RULES), predicted, error (by how many percent the loss
+    exceeds the prediction from all smaller sizes); empty if these are too few.
     official_sizes: size, n_params, n_non_embedding, tokens_per_parameter,
     tokens_per_non_embedding, optimal_tokens, cheapest_at (generated tokens; negative: none).
 
@@ -193,12 +196,11 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
     """
     import pandas as pd
 
-    standard = losses[losses.arm == "standard"]
-    last = standard[standard.step == standard.step.max()]
-    late = standard[standard.step >= 0.1 * standard.step.max()]
+    last = losses[losses.step == losses.step.max()]
+    late = losses[losses.step >= 0.1 * losses.step.max()]
     laws, optimal = [], []
     for name, points, with_tokens in (("size", last, False), ("both", late, True)):
-        stacked = _stacked(points, rows)
+        stacked = np.array([rows[p.size, p.step] for p in points.itertuples()])
         d = points.tokens.to_numpy(float) if with_tokens else None
         try:
             law, draws = bootstrap_laws(points.n_params.to_numpy(float), stacked, d, DRAWS)
@@ -213,28 +215,29 @@ def laws_tables(losses: pd.DataFrame, rows: RowLosses) -> dict[str, pd.DataFrame
     return {
         "laws": pd.DataFrame(laws, columns=["law", "parameter", "value", "low", "high"]),
         "optimal": pd.DataFrame(optimal, columns=columns),
-        "prediction": _prediction(last, rows),
+        "prediction": predictions(last),
         "official_sizes": _official(),
     }
 
 
-def _prediction(last: pd.DataFrame, rows: RowLosses) -> pd.DataFrame:
-    """The largest model's loss compared with the law fitted to all smaller sizes."""
+def predictions(last: pd.DataFrame) -> pd.DataFrame:
+    """Predict every size from all smaller ones, if these determine a law with a point to spare."""
     import pandas as pd
 
-    stacked, n, prediction = _stacked(last, rows), last.n_params.to_numpy(float), []
-    if len(n) > len(NAMES[1]):
-        law = fit_law(n[:-1], stacked[:-1].mean(1))
-        laws = ((fit_law(n[:-1], m[:-1], start=law), m[-1]) for m in resampled(stacked, DRAWS))
-        excess = [100 * (measured / float(each.loss(n[-1])) - 1) for each, measured in laws]
-        value = 100 * (stacked[-1].mean() / float(law.loss(n[-1])) - 1)
-        prediction = [(last["size"].iloc[-1], *interval(value, excess))]
-    return pd.DataFrame(prediction, columns=["size", "value", "low", "high"])
-
-
-def _stacked(points: pd.DataFrame, rows: RowLosses) -> np.ndarray:
-    """The losses of each point by held-out row, float[points, rows]."""
-    return np.array([rows[p.size, "standard", p.step] for p in points.itertuples()])
+    last = last.sort_values("n_params")
+    n, loss = last.n_params.to_numpy(float), last.value.to_numpy(float)
+    rows = []
+    for i in range(len(NAMES[1]) + 1, len(n)):
+        logs, at = np.log(n[:i]), np.log(n[i])
+        predicted = {
+            "law": float(fit_law(n[:i], loss[:i]).loss(n[i])),
+            "power": float(np.exp(np.polyval(np.polyfit(logs, np.log(loss[:i]), 1), at))),
+            "line": float(np.polyval(np.polyfit(logs, loss[:i], 1), at)),
+            "same": float(loss[i - 1]),
+        }
+        size = last["size"].iloc[i]
+        rows += [(size, n[i], k, p, 100 * (loss[i] / p - 1)) for k, p in predicted.items()]
+    return pd.DataFrame(rows, columns=["size", "n_params", "rule", "predicted", "error"])
 
 
 def _optimal(law: Law, draws: list[Law], last: pd.DataFrame) -> list[tuple]:
