@@ -26,7 +26,7 @@ MAX_MEMBERS = 200_000
 MAX_FILE = 8 << 20
 MAX_TOTAL = 4 << 30
 """Limits of an archive: number of members, bytes per file, bytes in total."""
-BRANCHES = ("pythia-v1", "bias-evals", "opt", "bloom")
+BRANCHES = ("pythia-v1", "bias-evals", "pythia-v0/winobias", "opt", "bloom")
 """The folders of the public `evals` tree that are read."""
 
 
