@@ -14,6 +14,7 @@ which the paper did not do.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -399,25 +400,26 @@ class _Released:
         e = numbers.per_tenfold(table["size"], shares)
         return rises(e, PER_TENFOLD, f"{len(table)} models after training", note=note)
 
+    @cached_property
     def _biases(self) -> pd.DataFrame | None:
         """Change by model: `others`, and `change` of gender minus that of the others."""
         table = self.tables.get("crows_biases")
         if table is None:
             return None
-        ends = numbers.biases_at_end(table, "swap_7")
+        ends = numbers.at_end(table, "swap_7", ("bias",))
         gender = ends[ends.bias == "gender"]
         others = gender["size"].map(numbers.other_biases(ends))
         return gender.assign(others=others, change=gender.change - others)
 
     def _gender_alone(self) -> Test:
-        frame = self._biases()
+        frame = self._biases
         if frame is None or len(frame) < 2:
             return untestable(NO_NUMBERS)
         units = numbers.units_of_models(frame, "pairs")
         return falls(numbers.mean_of_models(frame), "points", units, note="gender minus others")
 
     def _others(self) -> Test:
-        frame = self._biases()
+        frame = self._biases
         if frame is None or len(frame) < 2:
             return untestable(NO_NUMBERS)
         units = numbers.units_of_models(frame, "1,346 pairs")

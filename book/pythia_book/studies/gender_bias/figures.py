@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 MARKS = {arm: style.mark(style.ARM_STYLES[arm]["marker"], arm == "control") for arm in ARMS}
 ABSENT = (
-    "No released numbers.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
+    "Released numbers not found.\n\nClone the public repository\nEleutherAI/pythia (or take an\n"
     "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand run this study again."
 )
 BRANCH_PERCENT = 78
@@ -38,12 +38,13 @@ def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...
     """Notes under a figure: what was measured, what intervals cover, source of released numbers."""
     seeds = result.params.seeds
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    meaning = f"intervals: 95 %, {f'Student t over {seeds} seeds' if seeds > 1 else ONE_RUN}"
-    released = records.RELEASED_SOURCE.partition(",")[0] if result.released else ""
+    meaning = f"intervals: 95 %, {f'over {seeds} seeds' if seeds > 1 else ONE_RUN}"
+    released = records.RELEASED_SOURCE.partition(",")[0].replace(" at commit", "")
+    released *= bool(result.released)
     return f"ours: {items}, {count}", meaning * intervals, released and f"released: {released}"
 
 
-ONE_RUN = "bootstrap over items (one seed: training again may differ more)"
+ONE_RUN = "over items of one run"
 
 
 def _forks(ax: Axes, scale: str) -> None:
@@ -326,7 +327,7 @@ def crows_biases(result: Result) -> Drawing:
         if table is None:
             style.say(ax, ABSENT)
             return Drawing(figure, "No released CrowS-Pairs scores")
-        ends, texts = numbers.biases_at_end(table, "swap_7"), []
+        ends, texts = numbers.at_end(table, "swap_7", ("bias",)), []
         sizes = [size for size in _SIZES if size in set(ends["size"])]
         names = [bias for bias in numbers.PAIRS if bias in set(ends.bias)]
         for y, bias in enumerate(reversed(names)):
@@ -343,9 +344,7 @@ def crows_biases(result: Result) -> Drawing:
         ax.set_yticks(range(len(names)), labels[::-1])
         ax.grid(axis="y", visible=False)
         style.reference(ax, x=0)
-        ax.set_xlabel(
-            "pairs in which the stereotyping sentence is likelier: swap minus control (points)"
-        )
+        ax.set_xlabel("pairs with a likelier stereotyping sentence: swap minus control (points)")
         style.size_legend(figure, sizes, ncols=4)
         return Drawing(figure, "Change of the released CrowS-Pairs scores by bias, points", texts)
 
@@ -392,7 +391,9 @@ def summary(result: Result) -> Any:
         return percent(name).removesuffix(" %")
 
     chance = v["winobias_control"]["low"] <= 0.5 <= v["winobias_control"]["high"]
-    seeds = "one seed" if v["seeds"] == 1 else f"{v['seeds']} seeds"
+    seeds, cover = f"{v['seeds']} seeds", "over seeds"
+    if v["seeds"] == 1:
+        seeds, cover = "one seed", "over items, which do not cover training again"
     split = ""
     if "n_winobias_feminine" in v and "n_winobias_masculine" in v:
         split = (
@@ -404,7 +405,7 @@ def summary(result: Result) -> Any:
         )
     return Markdown(
         f"**Result.** Sizes {v['sizes']}, {seeds}; numbers are those of the {largest} model, "
-        "brackets are 95 % intervals. The swap "
+        f"brackets are 95 % intervals {cover}. The swap "
         f"changes {v['tokens_changed_swap_7']:,} tokens in the last 7 % of training and "
         f"{v['tokens_changed_swap_21']:,} in the last 21 %. The feminine share of the pronouns "
         f"expected after {v['n_feminine_share']} occupations goes from "

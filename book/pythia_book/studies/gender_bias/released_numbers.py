@@ -66,30 +66,38 @@ def select(published: Published) -> Tables:
     }
 
 
-def at_end(table: pd.DataFrame, arm: str) -> pd.DataFrame:
+def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
     """Means in percent over the last checkpoints that both the control and the arm have.
 
+    Args:
+        by: columns that tell rows of one size and checkpoint apart.
+
     Returns:
-        size (in the table's order) control swapped change stderr checkpoints; `stderr` is that of
-        the change, over items.
+        `by` size control swapped change stderr checkpoints, in the table's order of sizes; `stderr`
+        is that of the change, over items.
     """
     import pandas as pd
 
-    late, rows = table[table.step >= LAST_WINDOW], []
-    for size in dict.fromkeys(late["size"]):
-        arms = {
-            name: late[(late["size"] == size) & (late.arm == name)].set_index("step")
-            for name in ("control", arm)
+    keys, arms = [*by, "size"], ["control", arm]
+    late = table[(table.step >= LAST_WINDOW) & table.arm.isin(arms)]
+    late = late.assign(value=100 * late.value, variance=1e4 * late.stderr**2)
+    wide = late.pivot(index=[*keys, "step"], columns="arm", values=["value", "variance"])
+    columns = pd.MultiIndex.from_product([["value", "variance"], arms])
+    wide = wide.reindex(columns=columns).dropna(subset=[("value", name) for name in arms])
+    groups = wide.groupby(level=keys)
+    means = groups.mean()
+    control, swapped = (means["value", name] for name in arms)
+    frame = pd.DataFrame(
+        {
+            "control": control,
+            "swapped": swapped,
+            "change": swapped - control,
+            "stderr": (means["variance", "control"] + means["variance", arm]) ** 0.5,
+            "checkpoints": groups.size(),
         }
-        steps = arms["control"].index.intersection(arms[arm].index)
-        if not len(steps):
-            continue
-        control, swapped = (arms[name].loc[steps] for name in ("control", arm))
-        values = 100 * control.value.mean(), 100 * swapped.value.mean()
-        error = 100 * float(np.sqrt((control.stderr**2).mean() + (swapped.stderr**2).mean()))
-        rows.append((size, *values, values[1] - values[0], error, len(steps)))
-    columns = ["size", "control", "swapped", "change", "stderr", "checkpoints"]
-    return pd.DataFrame(rows, columns=columns)
+    ).reset_index()
+    ranks = {size: rank for rank, size in enumerate(dict.fromkeys(table["size"]))}
+    return frame.sort_values("size", key=lambda c: c.map(ranks), kind="stable", ignore_index=True)
 
 
 def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame:
@@ -127,23 +135,11 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
     return texts
 
 
-def biases_at_end(crows_biases: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """`at_end` for every bias, in a column `bias`."""
-    import pandas as pd
-
-    return pd.concat(
-        [at_end(rows, arm).assign(bias=bias) for bias, rows in crows_biases.groupby("bias")],
-        ignore_index=True,
-    )
-
-
 def other_biases(table: pd.DataFrame) -> pd.Series:
-    """Change of all pairs that are not about gender, by size, from `biases_at_end`."""
+    """Change of all pairs that are not about gender, by size, from `at_end` by bias."""
     others = table[table.bias != "gender"]
-    weights = others.bias.map(PAIRS)
-    return (others.change * weights).groupby(others["size"]).sum() / weights.groupby(
-        others["size"]
-    ).sum()
+    pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
+    return (others.change * pairs).groupby(size).sum() / pairs.groupby(size).sum()
 
 
 # --- estimates -------------------------------------------------------------------------------
