@@ -57,8 +57,8 @@ QUOTES = {
     "or 21% of the training for all model sizes",
     "contrast": "but most prominently for the larger ones",
     "by_size": "although these are also more biased to begin with",
-    "cost": "the interventions only lead to a marginal decrease in the model perplexity on "
-    "LAMBADA; Appendix C.1: does not lead to major dips in accuracy",
+    "cost": "the interventions only lead to a marginal decrease in the model perplexity on LAMBADA "
+    "[...] swapping gendered pronouns does not lead to major dips in accuracy",
 }
 
 Final = Mapping[tuple[str, str], Mapping[str, Units]]
@@ -76,8 +76,8 @@ def claims(
             -1 unknown.
     """
     ours, theirs = _Ours(params, final), _Released(released)
-    premises = ours.premises(feminine)
-    missing = _missing(params, premises)
+    premises, others = ours.premises(feminine), theirs.premises()
+    missing = _missing(params, premises, others)
     winobias = missing("association", "winobias")
     crows = missing("association", "crows")
     rows = []
@@ -96,7 +96,9 @@ def claims(
         Claim(
             "The swap turns the largest model from pro- to anti-stereotypical on WinoBias",
             PAPER + "section 3.1, Figure 2",
-            ours.test(ours.level("swap_7", "winobias")[:, -1:], falls, winobias),
+            ours.test(
+                ours.level("swap_7", "winobias")[:, -1:], falls, winobias, params.size_list[-1]
+            ),
             untestable(NO_METRIC),
             QUOTES["turned"],
         )
@@ -116,14 +118,14 @@ def claims(
         Claim(
             "The swap lowers the CrowS-Pairs gender bias most in the larger models",
             PAPER + "section 3.1, Figure 1",
-            ours.test(_across(ours.change("swap_7", "crows")), falls, crows or one_size),
+            ours.test(_across(ours.change("swap_7", "crows")), falls, crows or one_size, ACROSS),
             theirs.slope("crows", "change", falls),
             QUOTES["contrast"],
         ),
         Claim(
             "The larger models have more CrowS-Pairs gender bias before the swap",
             PAPER + "section 3.1, Figure 1",
-            ours.test(_across(ours.level("control", "crows")), rises, crows or one_size),
+            ours.test(_across(ours.level("control", "crows")), rises, crows or one_size, ACROSS),
             theirs.slope("crows", "control", rises),
             QUOTES["by_size"],
         ),
@@ -143,7 +145,7 @@ def claims(
                 QUOTES["cost"],
             )
         )  # fmt: skip
-    return rows + list(premises.values()) + theirs.premises()
+    return rows + list(premises.values()) + others
 
 
 def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
@@ -155,9 +157,13 @@ def _across(values: np.ndarray) -> np.ndarray:
     return values[:, -1:] - values[:, :1]
 
 
-def _missing(params: Params, premises: dict[str, Claim]) -> Callable[..., str]:
-    """A function: names of premises -> why a claim that needs them is not testable, or ""."""
-    judged = judge(list(premises.values()))
+def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
+    """A function: names of premises -> why a claim that needs them is not testable, or "".
+
+    Args:
+        others: premises of the same family, for the correction of the verdicts.
+    """
+    judged = judge([*premises.values(), *others])[: len(premises)]
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
 
     def missing(*names: str) -> str:
@@ -202,15 +208,21 @@ class _Ours:
         effects: np.ndarray,
         make: Callable[..., Test],
         missing: str = "",
+        of: str = "",
         note: str = "",
     ) -> Test:
-        """The test of effects [seeds, sizes]: over seeds, each the mean of its sizes."""
+        """The test of effects [seeds, sizes]: over seeds, each the mean of its sizes.
+
+        Args:
+            missing: why there is no verdict.
+            of: what an effect is of, where that is not the mean of all sizes.
+        """
         seeds, n = effects.shape
-        sizes = f"{len(self.sizes)} sizes" if n > 1 else "1 size"
+        of = of or (f"{n} sizes" if n > 1 else "1 size")
         if seeds > 1:
-            e, units = mean_over(effects.mean(1)), f"{seeds} seeds, each the mean of {sizes}"
+            e, units = mean_over(effects.mean(1)), f"{seeds} seeds; {of}"
         else:
-            e, units = mean_over(effects[0]), f"{sizes}, one run of each arm"
+            e, units = mean_over(effects[0]), f"{of}, one run of each arm"
         if reason := missing or (ONE_SEED if seeds == 1 else ""):
             return untestable(reason, e, "points", units, note)
         return make(e, "points", units, note=note)
@@ -426,5 +438,6 @@ class _Released:
         return within(numbers.mean_of_models(frame, "others"), "points", units, UNMOVED)
 
 
+ACROSS = "largest minus smallest size"
 PER_TENFOLD = "points per tenfold size"
 EXACT = "exact match of the generated answer, another metric than the paper's"

@@ -16,8 +16,6 @@ import numpy as np
 
 from pythia_book.stats import Estimate, estimate, mean_over
 
-TRACKED_MEASURES = ("feminine_share", "crows", "crows_per_token", "crows_margin")
-"""Measured throughout training; the other measures only from the first fork on."""
 BY_OCCUPATION = "winobias"
 """Measures that begin with this have sentences of occupations as items."""
 HALVES = {"winobias_feminine": True, "winobias_masculine": False}

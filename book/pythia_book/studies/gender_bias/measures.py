@@ -145,7 +145,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """All measures if `full`, otherwise `estimates.TRACKED_MEASURES`."""
+        """All measures if `full`, otherwise the feminine share and CrowS-Pairs."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
