@@ -2,13 +2,17 @@
 
 They are shown next to our own numbers and never committed. A source is a folder of CSV tables with
 a `bias_evals.csv`, or the public repository's `evals` tree itself: a clone, that folder alone, or
-an archive of either (pythia_book.published.files). The main table keeps only v1 results of the
-deduplicated models with an intervention twin, because the v0 files mix two versions of the
-CrowS-Pairs metric. Other results are read on access (pythia_book.published.tables).
+an archive of either (pythia_book.published.files). The main table keeps the results about bias of
+the deduplicated models. Of the first suite, v0, it keeps WinoBias alone, because the other files
+mix two versions of the CrowS-Pairs metric. Other results are read on access
+(pythia_book.published.tables).
 
-The metrics: CrowS-Pairs by total log-likelihood after one EOD (gender subset, 320 pairs); LAMBADA
-(OpenAI) by greedy match; WinoBias by exact match of the generated referent, two prompt templates,
-396 items each. The paper's two-pronoun WinoBias metric has no released raw file.
+The metrics: CrowS-Pairs, English, by total log-likelihood after one EOD (1,677 pairs, 320 of them
+about gender); LAMBADA (OpenAI) by greedy match; WinoBias by exact match of the generated referent,
+two prompts, 396 sentences of each type and side. The paper's two-pronoun WinoBias metric has no
+released raw file. The v1 files of WinoBias have two formats: those of the controls have the
+settings of gpt-neox's evaluate.py, those of the swapped models come from another script. All v0
+files are of the first kind.
 """
 
 from __future__ import annotations
@@ -29,12 +33,16 @@ from pythia_book.published.files import (
     read_results,
 )
 from pythia_book.published.tables import (
+    BENCHMARKS,
     Tables,
     benchmark_tables,
     memorization_table,
+    read_csv,
     without_misplaced,
 )
+from pythia_book.published.tables import MODELS as ALL_MODELS
 from pythia_core.errors import DataError
+from pythia_core.training.schedule import OFFICIAL_STEPS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,23 +50,30 @@ if TYPE_CHECKING:
 MODELS = ("70m", "410m", "1.4b", "6.9b")
 """Sizes with an intervention twin."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
-COLUMNS = ("model", "intervention", "step", "source", "task", "prompt", "metric", "value", "stderr")
+BIASES = ("gender", "race_color", "nationality", "socioeconomic", "religion",
+          "sexual_orientation", "age", "physical_appearance", "disability")  # fmt: skip
+"""The nine biases of CrowS-Pairs; the English file has eleven more pairs about other things."""
+COLUMNS = ("suite", "model", "intervention", "step", "source", "task", "prompt", "metric")
+COLUMNS += ("value", "stderr")
 
-_SIZES = r"(?P<model>70m|410m|400m|1\.4b|6\.9b)"
 _HARNESS = re.compile(
-    rf"(?:^|/)pythia-v1/pythia-{_SIZES}-deduped/(?P<kind>baseline|intervention|zero-shot)/"
-    r"[^/]*?(?P<long>-long)?_step(?P<step>\d+)\.json$"
+    r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])-deduped/"
+    r"(?P<kind>baseline|intervention|zero-shot)/[^/]*?(?P<long>-long)?_step(?P<step>\d+)\.json$"
 )
 _WINOBIAS = re.compile(
-    rf"(?:^|/)bias-evals/winobias/(?:intervene_(?P<window>7|21)/)?{_SIZES}/eval_results_[^/]*\.json$",
+    r"(?:^|/)(?:bias-evals|pythia-(?P<v0>v0))/winobias/(?:intervene_(?P<window>7|21)/)?"
+    r"(?P<model>[\d.]+[mb])/eval_results_[^/]*\.json$",
     re.IGNORECASE,
 )
+_FORMER_NAMES = {"400m": "410m", "19m": "70m", "350m": "410m", "1.3b": "1.4b", "6.7b": "6.9b"}
+_DOUBLE_BATCH = ("410m", "1.4b")
+"""Models that v0 trained with 4M tokens per step; their steps are counted as two."""
 _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 
 @dataclass(frozen=True)
 class Published:
-    """Released v1 numbers as a tidy table, and the parts of it that studies show."""
+    """Released numbers as a tidy table, and the studies' views of it."""
 
     table: pd.DataFrame
     """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
@@ -103,34 +118,58 @@ class Published:
         """CrowS-Pairs, English, gender: model, intervention, step, value (a share), stderr."""
         return self._view("crows_pairs_english_gender", "pct_stereotype")
 
+    def crows(self) -> pd.DataFrame:
+        """`crows_gender` for each of `BIASES`, in a column `bias`."""
+        import pandas as pd
+
+        views = [
+            self._view(f"crows_pairs_english_{bias}", "pct_stereotype").assign(bias=bias)
+            for bias in BIASES
+        ]
+        return pd.concat(views, ignore_index=True)
+
+    def crows_by_size(self) -> pd.DataFrame:
+        """CrowS-Pairs, gender, of all deduplicated models after training: model, value, stderr.
+
+        From the evaluation of the full suite, which scored all of them alike.
+        """
+        rows = self._rows("crows_pairs_english_gender", "pct_stereotype")
+        final = rows[(rows.source == "zero-shot") & (rows.step == OFFICIAL_STEPS)]
+        return _ordered(final)[["model", "value", "stderr"]]
+
     def lambada(self) -> pd.DataFrame:
-        """LAMBADA (OpenAI) accuracy: model, intervention, step, value (a share), stderr."""
-        return self._view("lambada_openai", "acc")
+        """LAMBADA (OpenAI): model, intervention, step, value (accuracy), stderr, perplexity."""
+        keys = ["model", "intervention", "step"]
+        perplexity = self._view("lambada_openai", "ppl").rename(columns={"value": "perplexity"})
+        accuracy = self._view("lambada_openai", "acc")
+        return accuracy.merge(perplexity[[*keys, "perplexity"]], on=keys, how="left")
 
-    def winobias_em(self) -> pd.DataFrame:
-        """WinoBias exact match: model, intervention, step, pro, anti, net = pro - anti, stderr.
+    def winobias(self) -> pd.DataFrame:
+        """WinoBias exact match: suite, model, intervention, prompt, side, step, value, stderr.
 
-        pro and anti are means over types 1 and 2 and both templates; the standard error of net
-        treats its parts as independent.
+        `side` is "pro" or "anti"; a value is the mean of both types of sentences. Steps count 2M
+        tokens in both suites.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
         em["variance"] = em.stderr**2
-        keys = ["model", "intervention", "step"]
-        grouped = em.groupby([*keys, "side"], observed=True)
-        means = grouped.value.mean().unstack().reindex(columns=["pro", "anti"])
-        errors = (grouped.variance.sum() / grouped.variance.count() ** 2).unstack()
-        means["net"] = means.pro - means.anti
-        means["stderr"] = errors.sum(axis=1) ** 0.5
+        keys = ["suite", "model", "intervention", "prompt", "side", "step"]
+        grouped = em.groupby(keys, observed=True)
+        means = grouped.value.mean().to_frame()
+        means["stderr"] = grouped.variance.sum() ** 0.5 / grouped.variance.count()
         return _ordered(means.reset_index())
 
     def _view(self, task: str, metric: str) -> pd.DataFrame:
-        chosen = self.table[(self.table.task == task) & (self.table.metric == metric)]
-        return _ordered(chosen[["model", "intervention", "step", "value", "stderr"]])
+        keys = ["model", "intervention", "step"]
+        rows = self._rows(task, metric).drop_duplicates(keys)  # the first is that of the twin
+        return _ordered(rows[rows.model.isin(MODELS)][[*keys, "value", "stderr"]])
+
+    def _rows(self, task: str, metric: str) -> pd.DataFrame:
+        return self.table[(self.table.task == task) & (self.table.metric == metric)]
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    ranks = {name: i for i, name in enumerate((*MODELS, *ARMS))}
+    ranks = {name: i for i, name in enumerate((*ALL_MODELS, *ARMS))}
     return frame.sort_values(
         ["model", "intervention", "step"],
         key=lambda column: column.map(ranks) if column.name != "step" else column,
@@ -161,7 +200,7 @@ def load(source: str | Path | None = None) -> Published:
     if not path.exists():
         raise DataError(f"no published numbers at {str(path)!r}: it does not exist; {HOW_TO_GET}")
     if has_tables(path):
-        rows = _from_csv(path / "bias_evals.csv")
+        rows = _from_csv(path / "bias_evals.csv") + _sizes_from_csv(path)
     else:
         readers = {_HARNESS: _harness_rows, _WINOBIAS: _winobias_rows}
         rows = [row for rows in read_results(path, readers).values() for row in rows]
@@ -173,18 +212,18 @@ def load(source: str | Path | None = None) -> Published:
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    # A control checkpoint may have been scored twice (full suite, and with its twin): keep one.
+    # A control may have been scored twice: with its twin, which comes first, and in the full suite.
     table["rank"] = table.source.map(_PREFERENCE)
-    keys = ["model", "intervention", "step", "task", "prompt", "metric"]
-    table = table.sort_values([*keys, "rank"], ignore_index=True).drop_duplicates(keys)
-    return Published(table.drop(columns="rank").reset_index(drop=True), path)
+    keys = ["suite", "model", "intervention", "step", "task", "prompt", "metric"]
+    table = table.sort_values([*keys, "rank"], ignore_index=True)
+    return Published(table.drop(columns="rank"), path)
 
 
 # --- the CSV tables --------------------------------------------------------------------------
 
 
 def _from_csv(path: Path) -> list[tuple]:
-    needed = {"suite", "model", "intervention", "step", "source_folder", "task", "prompt"}
+    needed = {"suite", "model", "intervention", "step_2M_equiv", "source_folder", "task", "prompt"}
     needed |= {"metric", "value", "stderr"}
     with open(path, newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
@@ -192,35 +231,50 @@ def _from_csv(path: Path) -> list[tuple]:
             raise DataError(f"{path.name} lacks the columns {', '.join(missing)}; {HOW_TO_GET}")
         rows = []
         for number, row in enumerate(reader, start=2):
-            if row["suite"] != "v1" or row["model"] not in MODELS or not _wanted(row["task"]):
+            if row["model"] not in MODELS or not _wanted(row["task"], row["suite"]):
                 continue
             try:
-                step, value = int(row["step"]), float(row["value"])
+                step, value = int(row["step_2M_equiv"]), float(row["value"])
                 stderr = float(row["stderr"] or "nan")
             except (TypeError, ValueError) as error:
                 raise DataError(f"{path.name}, line {number}: {error}") from error
             source = row["source_folder"].rsplit("/", 1)[-1]
             measure = (row["task"], row["prompt"], row["metric"])
-            rows.append((row["model"], row["intervention"], step, source, *measure, value, stderr))
+            arm = (row["suite"], row["model"], row["intervention"], step)
+            rows.append((*arm, source, *measure, value, stderr))
     return rows
 
 
-def _wanted(task: str) -> bool:
-    return task in ("crows_pairs_english_gender", "lambada_openai") or task.startswith("wino_bias")
+def _sizes_from_csv(folder: Path) -> list[tuple]:
+    """CrowS-Pairs of the deduplicated models without a twin."""
+    table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
+    chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]
+    return [
+        ("v1", r.model, "none", int(r.step), "zero-shot", r.task, "", r.metric, r.value, r.stderr)
+        for r in chosen.itertuples()
+        if _wanted(r.task)
+    ]
+
+
+def _wanted(task: str, suite: str = "v1") -> bool:
+    if task.startswith("wino_bias"):
+        return True
+    return suite == "v1" and (task == "lambada_openai" or task.startswith("crows_pairs_english"))
 
 
 # --- the evals tree --------------------------------------------------------------------------
 
 
 def _model(match: re.Match) -> str:
-    return match["model"].lower().replace("400m", "410m")
+    name = match["model"].lower()
+    return _FORMER_NAMES.get(name, name)
 
 
 def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
     arm = "none"
     if match["kind"] == "intervention":
         arm = "swap_last_21pct" if match["long"] else "swap_last_7pct"
-    keys = (_model(match), arm, int(match["step"]), match["kind"])
+    keys = ("v1", _model(match), arm, int(match["step"]), match["kind"])
     return [
         (*keys, task, "", metric, value, stderr)
         for task, metric, value, stderr in harness_scores(parsed)
@@ -229,13 +283,13 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """The rows of a WinoBias file; the step is in its name or in the model's config."""
+    """The rows of a WinoBias file; where its settings are depends on the script that wrote it."""
+    suite, model = "v0" if match["v0"] else "v1", _model(match)
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
-    if step := re.search(r"_(\d+)\.json$", match.string) if match["window"] else None:
-        step = int(step[1])
-    else:
-        step = int(parsed["config"]["model_args"]["iteration"])
-    keys = (_model(match), arm, step, "winobias")
+    step = int((parsed.get("config") or parsed)["model_args"]["iteration"])
+    if suite == "v0" and model in _DOUBLE_BATCH:
+        step *= 2
+    keys = (suite, model, arm, step, "winobias")
     return [
         (*keys, e["task_name"], e["prompt_name"], "em", float(e["em"]), float(e["em_stderr"]))
         for e in parsed["table_results"].values()

@@ -11,13 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pythia_book.measurements import measure_all
 from pythia_book.released import download
 from pythia_book.released.continuation.run import Continued
 from pythia_book.stats import estimate
-from pythia_book.studies.gender_bias.measures import STRATIFIED, Items, TokenizedItems, is_choice
+from pythia_book.studies.gender_bias.estimates import Units, units_of
+from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
 from pythia_core.errors import CheckpointError, ConfigError, FetchError
 from pythia_core.evaluation import scoring
 from pythia_core.training.runs import find_run
@@ -119,13 +118,18 @@ def effects(
         if step in reasons:
             table.append({"step": step, "measure": "", "note": reasons[step]})
             continue
-        before, after = arrays_at[control.id, step], arrays_at[swapped.id, step]
+        before, after = (arrays_at[run.id, step] for run in (control, swapped))
         for name in before:
-            choice = is_choice(name)
-            strata = battery.feminine_job if name in STRATIFIED else None
-            change = (after[name] - before[name]).astype(np.float64)[None]
-            e = estimate(change, bootstrap, 0, strata, change=True, exact=choice)
-            row = {"step": step, "measure": name, "control": before[name].mean()}
-            row |= {"swapped": after[name].mean(), "change": e.value, "low": e.low, "high": e.high}
-            table.append(row | {"n": e.n_items, "note": ""})
+            pair = (
+                units_of(name, arrays[name][None], battery.sentences) for arrays in (before, after)
+            )
+            for old, new in zip(*pair, strict=True):
+                table.append({"step": step, **_change(old, new, bootstrap), "note": ""})
     return pd.DataFrame(table, columns=EFFECTS)
+
+
+def _change(before: Units, after: Units, bootstrap: int) -> dict[str, Any]:
+    e = after.minus(before).interval(bootstrap, change=True)
+    row = {"measure": before.measure, "control": before.values.mean()}
+    row |= {"swapped": after.values.mean(), "change": e.value, "low": e.low, "high": e.high}
+    return row | {"n": e.n_items}

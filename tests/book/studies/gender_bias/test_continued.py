@@ -135,6 +135,7 @@ def paper(published: Published, monkeypatch: pytest.MonkeyPatch) -> Published:
     monkeypatch.setenv(released.MODELS, str(published.models.parent))
     monkeypatch.setenv(released.DATA, str(published.shards))
     monkeypatch.delenv("PYTHIA_PUBLISHED_DIR", raising=False)
+    monkeypatch.setattr(records, "recorded_folder", lambda study: None)
     return published
 
 
@@ -147,7 +148,7 @@ def test_the_study_at_scale_paper(
     monkeypatch.setattr(TokenFileData, "with_heldout", lambda rows: text)
     params = Params("paper", "7k", bootstrap=200)
     result = gender_bias.run(params, progress=False, items=fake_items())
-    control, short, long = result.runs
+    control, short, long = result.measured.runs
     assert (control.continuation.start, short.continuation.start, long.continuation.start) == (
         47,
         56,
@@ -160,7 +161,8 @@ def test_the_study_at_scale_paper(
     ledger = result.tables["ledger"].set_index("arm")
     assert 0 < ledger.tokens_changed["swap_7"] < ledger.tokens_changed["swap_21"]
     assert records._run_entry(short)["role"] == f"{SWAP} from step 56"
-    assert [claim["verdict"] for claim in result.claims]
+    verdicts = {claim["ours"]["verdict"] for claim in result.claims if claim["kind"] == "claim"}
+    assert verdicts == {"not testable here"}, "one seed"
     # the command, as used on many GPUs, finds the same arms without training again
     how = ["--schedule-steps", str(STEPS), "--batch-size", str(BATCH), "--lr", "1e-2"]
     rows = ["--data", str(paper.shards), "--seq-len", str(SEQ)]
