@@ -46,7 +46,7 @@ def add(command: AddCommand) -> None:
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
-    text = "train a fork with swapped pronouns in the updates from --start to --stop"
+    text = "train a fork with swapped words in the updates from --start to --stop"
     option("--swap", choices=SWAPS, help=text)
     option("--start", type=int, metavar="STEP", help="first swapped step (default: the last 7 %%)")
     option("--stop", type=int, metavar="STEP", help="first update after the swap (default: end)")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pythia_core.config import DataConfig, InterventionConfig
 from pythia_core.data.indexed_dataset import MegatronIndexed
 from pythia_core.data.order import RowOrder, Rows
-from pythia_core.data.pronouns import PronounSwap
+from pythia_core.data.pronouns import WordSwap
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_file
 
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Ledger:
     """Every token that an intervention changes, sorted by row of the training order.
 
-    `counts` has the number of pronouns in the window's rows by spelling (a token shared by two rows
-    counts in both), `unmapped` the numbers of those that could not be swapped.
+    `counts` has the number of words to swap in the window's rows by spelling (a token shared by two
+    rows counts in both), `unmapped` the numbers of those that could not be swapped.
     """
 
     row: NDArray[np.int64]
@@ -75,7 +75,7 @@ class Ledger:
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Changed tokens, their share, pronouns by spelling, and the unmapped ones."""
+        """Changed tokens, their share, words by spelling, and the unmapped ones."""
         return {
             "swap": self.swap,
             "start": self.start,
@@ -84,7 +84,7 @@ class Ledger:
             "tokens": self.n_tokens,
             "tokens_changed": len(self.row),
             "share_changed": len(self.row) / self.n_tokens if self.n_tokens else 0.0,
-            "pronouns": sum(self.counts.values()),
+            "words": sum(self.counts.values()),
             "by_form": dict(self.counts),
             "unmapped": dict(self.unmapped),
         }
@@ -175,7 +175,7 @@ def make_ledger(
     Raises:
         DataError: the data end before the window.
     """
-    swap = PronounSwap.from_tokenizer(data.tokenizer, intervention.swap)
+    swap = WordSwap.from_tokenizer(data.tokenizer, intervention.swap)
     first, last = intervention.start * batch_size, intervention.stop * batch_size
     if last > data.rows.n_rows:
         data.batch(intervention.stop - 1, batch_size)  # its error names the last step

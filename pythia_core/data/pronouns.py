@@ -1,4 +1,4 @@
-"""Swap pronouns in a token stream: the transform of the gender-bias intervention.
+"""Swap words in a token stream: the transform of the gender-bias intervention, and its placebo.
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing; here
@@ -7,14 +7,19 @@ are unchanged. The map is derived from the tokenizer:
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
+    prepositions            on -> over, with -> through
 
 each in lower case, Capitalised and UPPER CASE, with and without a leading space. English "her" is
 both "his" and "him", so the mirror is not an inverse: as the determiner is the more frequent use,
 "her" always becomes "his"; likewise "his" always becomes "her", never "hers".
 
+The prepositions are a placebo: words that say nothing of gender are replaced by rarer ones of the
+same class. In the miniature corpus at scale laptop they are as many tokens as the masculine
+pronouns, to within some 5 %; in other corpora the ledgers tell.
+
 A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
 alone). A word that cannot be swapped with the same number of tokens stays
-(`PronounSwap.unswappable`). pythia_core.data.interventions chooses the rows.
+(`WordSwap.unswappable`). pythia_core.data.interventions chooses the rows.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 WORDS = {
     "masculine_to_feminine": {"he": "she", "his": "her", "him": "her", "himself": "herself"},
     "feminine_to_masculine": {"she": "he", "her": "his", "hers": "his", "herself": "himself"},
+    "prepositions": {"on": "over", "with": "through"},
 }
 assert tuple(WORDS) == SWAPS
 
@@ -47,7 +53,7 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """One spelling of a pronoun as tokens; `target_ids` is None if none has the same length."""
+    """One spelling of a word as tokens; `target_ids` is None if none has the same length."""
 
     source: str
     target: str
@@ -57,8 +63,8 @@ class _TokenForm:
     """Whether its first byte belongs to the word, so that the preceding token matters."""
 
 
-class PronounSwap:
-    """A map from pronouns to pronouns as token sequences of equal length, by `from_tokenizer`.
+class WordSwap:
+    """A map from words to words as token sequences of equal length, by `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every swappable form.
@@ -83,7 +89,7 @@ class PronounSwap:
         self._is_first[[form.source_ids[0] for form in forms]] = True
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> PronounSwap:
+    def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> WordSwap:
         """The map for this tokenizer.
 
         Raises:
