@@ -67,6 +67,7 @@ TITLES = {"last_words": "last words", "crows": "CrowS-Pairs, gender", "winobias"
 TESTED_WINDOW = 7
 """The window that all released swapped models have."""
 MIN_DIFFERENCES = 8
+TOO_FEW = "too few checkpoints of our own forks at this scale"
 INFLATION = 1.5
 """Variance of Fisher's z, in units of that of independent pairs, for two series with a lag-1
 autocorrelation of -1/2: 1 + 2 (1/2)^2."""
@@ -387,11 +388,13 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
             "what a comparison of the released twins by their scores takes for granted",
             kind="premise",
             ours=rises(
-                mean_over(loosened) if len(loosened) else None,
+                mean_over(loosened),
                 "Fisher's z",
                 f"{len(loosened)} pairs of forks (sizes and seeds)",
                 note="mean over both windows and three scores; positive: less coupled",
-            ),
+            )
+            if len(loosened)
+            else untestable(TOO_FEW),
         ),
     ]
 
@@ -402,7 +405,7 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
     if theirs.empty:
         return untestable("the released numbers are not available")
     if ours.empty or params.swap != PAPER_SWAP:
-        return untestable("no fork of ours with the paper's swap has enough checkpoints")
+        return untestable(TOO_FEW if ours.empty else "our forks have another swap than the paper's")
     e = difference(mean_over(theirs), mean_over(ours))
     shown = (
         "Fisher's z",
