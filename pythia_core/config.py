@@ -20,7 +20,9 @@ LR_FORMS = ("neox", "paper")
 """Forms of the learning rate (pythia_core.training.schedule)."""
 PRECISIONS = ("fp32", "bf16", "fp16")
 EPOCH_POLICIES = ("joint", "separate", "rows")
-SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
+PRONOUN_SWAPS = ("masculine_to_feminine", "feminine_to_masculine")
+SWAPS = (*PRONOUN_SWAPS, "prepositions")
+"""Swaps of words (pythia_core.data.pronouns); the one of prepositions is a placebo."""
 DEDUP_RECIPES = ("none", "exact", "jaccard-0.87", "eleutherai-0.87")
 """Recipes for removing duplicates from the training documents (pythia_core.data.dedup)."""
 DOMAINS = (

@@ -48,7 +48,7 @@ def add(command: AddCommand) -> None:
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
-    text = "train a fork with swapped pronouns in the updates from --start to --stop"
+    text = "train a fork with swapped words in the updates from --start to --stop"
     option("--swap", choices=SWAPS, help=text)
     text = "first swapped update (default: swap the last 7 %%)"
     option("--start", type=int, metavar="STEP", help=text)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pythia_core.config import DataConfig, InterventionConfig
 from pythia_core.data.indexed_dataset import MegatronIndexed
 from pythia_core.data.order import RowOrder, Rows
-from pythia_core.data.pronouns import PronounSwap
+from pythia_core.data.pronouns import WordSwap
 from pythia_core.errors import DataError
 from pythia_core.util.files import atomic_file
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Ledger:
     """Every token that an intervention changes, sorted by row of the training order.
 
-    `counts` maps each spelling of a pronoun to how often it occurs in the window's rows (a token
+    `counts` maps each spelling of a word to swap to how often it occurs in the window's rows (a token
     shared by two rows counts in both); `unmapped` has only the spellings that cannot be swapped.
     """
 
@@ -78,7 +78,7 @@ class Ledger:
         return changed
 
     def summary(self) -> dict[str, Any]:
-        """Number and share of changed tokens, and counts of pronouns by spelling, as JSON."""
+        """Number and share of changed tokens, and counts of words by spelling, as JSON."""
         return {
             "swap": self.swap,
             "start": self.start,
@@ -87,7 +87,7 @@ class Ledger:
             "tokens": self.n_tokens,
             "tokens_changed": len(self.row),
             "share_changed": len(self.row) / self.n_tokens if self.n_tokens else 0.0,
-            "pronouns": sum(self.counts.values()),
+            "words": sum(self.counts.values()),
             "by_form": dict(self.counts),
             "unmapped": dict(self.unmapped),
         }
@@ -178,7 +178,7 @@ def make_ledger(
     Raises:
         DataError: the data end before the window does.
     """
-    swap = PronounSwap.from_tokenizer(data.tokenizer, intervention.swap)
+    swap = WordSwap.from_tokenizer(data.tokenizer, intervention.swap)
     first, last = intervention.start * batch_size, intervention.stop * batch_size
     if last > data.rows.n_rows:
         data.batch(intervention.stop - 1, batch_size)  # its error names the last step

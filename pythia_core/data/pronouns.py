@@ -1,4 +1,4 @@
-"""Swap pronouns in a token stream: the transform of the gender-bias intervention.
+"""Swap words in a token stream: the transform of the gender-bias intervention, and its placebo.
 
 The paper (section 3.1) replays the last 7 % or 21 % of training with masculine pronouns made
 feminine. The public code for it either damaged words that contain "he" or swapped nothing. Here
@@ -7,14 +7,19 @@ length and all other tokens are unchanged. The words are
 
     masculine to feminine   he -> she, his -> her, him -> her, himself -> herself
     feminine to masculine   she -> he, her -> his, hers -> his, herself -> himself
+    prepositions            on -> over, with -> through
 
 each in lower case, Capitalised and UPPER CASE, with and without a leading space; the tokenizer
 gives their ids. English "her" can mean "his" or "him", so the second swap does not undo the first:
 "her" always becomes "his", as it is mostly a determiner, and "his" always "her", never "hers".
 
+The prepositions are a placebo: words that say nothing of gender are replaced by rarer ones of the
+same class. In the miniature corpus at scale laptop they are as many tokens as the masculine
+pronouns, to within some 5 %; in other corpora the ledgers tell.
+
 A word is a run of letters, digits and underscores, as in regular expressions (so "_he_" is left
 alone). A word without a counterpart of the same number of tokens is left unchanged
-(`PronounSwap.unswappable`). pythia_core.data.interventions chooses the rows.
+(`WordSwap.unswappable`). pythia_core.data.interventions chooses the rows.
 """
 
 from __future__ import annotations
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 WORDS = {
     "masculine_to_feminine": {"he": "she", "his": "her", "him": "her", "himself": "herself"},
     "feminine_to_masculine": {"she": "he", "her": "his", "hers": "his", "herself": "himself"},
+    "prepositions": {"on": "over", "with": "through"},
 }
 assert tuple(WORDS) == SWAPS
 
@@ -47,7 +53,7 @@ Bytes = list[bytes | None]
 
 @dataclass(frozen=True)
 class _TokenForm:
-    """One spelling of a pronoun; `target_ids` is None if the target takes more or fewer tokens."""
+    """One spelling of a word; `target_ids` is None if the target takes more or fewer tokens."""
 
     source: str
     target: str
@@ -57,8 +63,8 @@ class _TokenForm:
     """Whether its first byte belongs to the word, so that the token before it must be checked."""
 
 
-class PronounSwap:
-    """Swaps pronouns for others with the same number of tokens; made by `from_tokenizer`.
+class WordSwap:
+    """Swaps words for others with the same number of tokens; made by `from_tokenizer`.
 
     Attributes:
         table: (source text, target text, source ids, target ids) of every swappable form.
@@ -83,7 +89,7 @@ class PronounSwap:
         self._is_first[[form.source_ids[0] for form in forms]] = True
 
     @classmethod
-    def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> PronounSwap:
+    def from_tokenizer(cls, tokenizer: Tokenizer, direction: str) -> WordSwap:
         """The swap for this tokenizer.
 
         Raises:

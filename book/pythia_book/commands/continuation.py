@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pythia_book.commands import COUNT, STEP
 from pythia_core.commands import AddCommand
-from pythia_core.config import PRECISIONS, SWAPS
+from pythia_core.config import PRECISIONS, PRONOUN_SWAPS
 from pythia_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--revision", default="", help="revision of a published model, e.g. step133000")
     p.add_argument("--step", **STEP, help="step to start from (default: the revision's)")
     p.add_argument("--steps", **COUNT, required=True, help="number of updates")
-    p.add_argument("--swap", choices=SWAPS, help="also train a second arm with pronouns swapped")
+    p.add_argument(
+        "--swap", choices=PRONOUN_SWAPS, help="also train a second arm with pronouns swapped"
+    )
     p.add_argument(
         "--data",
         help="rows in training order: pile-deduped, pile-standard, a folder with the shards, or "

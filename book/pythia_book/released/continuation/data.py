@@ -22,7 +22,7 @@ from pythia_core.config import SWAPS, DataConfig, InterventionConfig, stable_has
 from pythia_core.data.interventions import Ledger
 from pythia_core.data.order import Rows, batch_hash
 from pythia_core.data.prepare import PreparedData, prepare
-from pythia_core.data.pronouns import WORDS, PronounSwap
+from pythia_core.data.pronouns import WORDS, WordSwap
 from pythia_core.data.tokenizer import EOD, id_limit
 from pythia_core.errors import ConfigError, DataError, one_of
 
@@ -144,7 +144,7 @@ class TokenFileData:
 # --- the swap --------------------------------------------------------------------------------
 
 
-def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
+def check_swap(tokenizer: Tokenizer, direction: str) -> WordSwap:
     """The swap; checks that the tokenizer encodes each non-reflexive pronoun as one token.
 
     Raises:
@@ -152,7 +152,7 @@ def check_swap(tokenizer: Tokenizer, direction: str) -> PronounSwap:
     """
     if direction not in WORDS:
         raise ConfigError(one_of(direction, SWAPS, "swap"))
-    swap = PronounSwap.from_tokenizer(tokenizer, direction)
+    swap = WordSwap.from_tokenizer(tokenizer, direction)
     words = [w for pair in WORDS[direction].items() for w in pair if not w.endswith("self")]
     pieces = {w: len(tokenizer.encode(f" {w}", add_special_tokens=False).ids) for w in words}
     if split := [f"' {w}' ({n} tokens)" for w, n in pieces.items() if n != 1]:

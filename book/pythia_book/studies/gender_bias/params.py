@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from pythia_book.studies.gender_bias import coupling
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
-from pythia_core.config import SWAPS, RunConfig
+from pythia_core.config import PRONOUN_SWAPS, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
 from pythia_core.training.retention import Keep
@@ -40,8 +41,8 @@ class Params(StudyParams):
     }
 
     def check(self) -> None:
-        if self.swap not in SWAPS:
-            raise ConfigError(one_of(self.swap, SWAPS, "swap"))
+        if self.swap not in PRONOUN_SWAPS:
+            raise ConfigError(one_of(self.swap, PRONOUN_SWAPS, "swap"))
 
     def control(self, size: str, seed: int) -> RunConfig:
         """The control run of one size and seed: a model of the suite's deduplicated half."""
@@ -68,12 +69,13 @@ class Params(StudyParams):
 
 def runs(params: Params) -> list[RunConfig]:
     """Configs of all runs that the study uses."""
-    return [
+    arms = [
         params.arm(size, seed, arm)
         for size in params.size_list
         for seed in range(params.seeds)
         for arm in ARMS
     ]
+    return list(dict.fromkeys([*arms, *coupling.runs(params)]))
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
