@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 class Ledger:
     """Every token that an intervention changes, sorted by row of the training order.
 
-    `counts` maps each spelling of a word to swap to how often it occurs in the window's rows (a token
-    shared by two rows counts in both); `unmapped` has only the spellings that cannot be swapped.
+    `counts` maps each spelling of a word to swap to its number of occurrences in the window's rows
+    (a token shared by two rows counts in both); `unmapped` has only those that cannot be swapped.
     """
 
     row: NDArray[np.int64]

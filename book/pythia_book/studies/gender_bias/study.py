@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.conduct import conduct
-from pythia_book.studies.gender_bias import released_numbers
+from pythia_book.studies.gender_bias import coupling, released_numbers
 from pythia_book.studies.gender_bias.claims import claims
 from pythia_book.studies.gender_bias.estimates import HALVES, Sentences, Units, is_choice, units_of
 from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
@@ -77,7 +77,7 @@ def run(
         params,
         partial(measure, params, progress, items, find_or_train),
         partial(analyse, params),
-        released_numbers.select,
+        lambda found: released_numbers.select(found) | coupling.released(found),
         published,
     )
 
@@ -114,7 +114,8 @@ def measure(
         trained = released.find_or_continue_arms(params, progress)
     else:
         train = find_or_train or partial(train_all, params)
-        trained = train({cell: params.arm(*cell) for cell in cells}, progress)
+        arms = {cell: params.arm(*cell) for cell in cells}
+        trained = train(arms | coupling.configs(params), progress)
     runs = list(trained.values())
     texts = {run.id: run.data.with_heldout() for run in runs}
     tokenized: dict[str, TokenizedItems] = {}  # by fingerprint of the text
@@ -165,7 +166,8 @@ def measure(
         "too_long": sum(battery.too_long.values()),
         "gaps": [f"{gap.run_id}, step {gap.step}: {gap.reason}" for gap in gaps],
     }
-    return Measurements(arrays, facts, runs)
+    coupled, coupled_facts = coupling.measure(params, trained, progress, items)
+    return Measurements(arrays | coupled, facts | coupled_facts, runs)
 
 
 def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.ndarray]:
@@ -210,7 +212,9 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     final = {(size, arm): cells[size, arm, end] for size in params.size_list for arm in ARMS}
     stereotypes = np.array(measured.facts["stereotypes"])
     rows = claims(params, final, released, stereotypes)
-    return frames, values(params, measured, frames) | released_values(released), rows
+    numbers = values(params, measured, frames) | released_values(released)
+    coupled = coupling.analyse(params, measured.arrays, measured.facts, released)
+    return frames | coupled[0], numbers | coupled[1], rows + coupled[2]
 
 
 def tables(

@@ -142,7 +142,8 @@ def study(tmp_path_factory):
 
 def test_tables_contain_every_arm_size_and_measure(study):
     params, _, train, result = study
-    assert len(train.made) == 2 * 3 * 3
+    placebos = 2 * 2 * 2
+    assert len(train.made) == 2 * 3 * 3 + placebos
     levels = result.tables["levels"]
     assert set(levels.measure) >= {
         "crows_margin",
