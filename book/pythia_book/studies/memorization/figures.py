@@ -137,7 +137,7 @@ def prediction(result: Result) -> Drawing:
         axes[0].set_title("earlier checkpoints")
         axes[0].set_xlabel("% of training")
         _precision_recall(axes[1], np.arange(len(sizes)), sizes)
-        style.places(axes[1], sizes["size"], rotation=60, fontsize=7)
+        style.category_ticks(axes[1], sizes["size"], rotation=60, fontsize=7)
         axes[1].set_title("smaller models")
         axes[0].set_ylabel("%")
         axes[0].set_ylim(-4, 104)
@@ -180,7 +180,7 @@ def released(result: Result) -> Drawing:
         axes[0].scatter(places, small.share, color=[style.size_colour(m) for m in small.model])
         axes[0].set_ylabel("% of sequences")
         axes[0].set_ylim(bottom=0)
-        style.places(axes[0], small.model, rotation=60, fontsize=7)
+        style.category_ticks(axes[0], small.model, rotation=60, fontsize=7)
         for model in MODELS:
             rows = style.rows_where(early, model=model)
             for name, _, mark in MEASURES:
@@ -195,7 +195,7 @@ def released(result: Result) -> Drawing:
         axes[1].set_xlabel("% of training")
         for name, colour, mark in MEASURES:
             axes[2].plot(places, 100 * small[name], color=colour, marker=mark, markersize=3.5)
-        style.places(axes[2], small.model, rotation=60, fontsize=7)
+        style.category_ticks(axes[2], small.model, rotation=60, fontsize=7)
         partial = style.rows_where(early, model=MODELS[-1])
         for rows, colour, label in ((partial, BLUE, "12B itself"), (small, ORANGE, "smaller")):
             rows = rows.dropna(subset=["recall"])
