@@ -110,7 +110,8 @@ class Claim:
 
     Attributes:
         text: the statement, as a sentence.
-        source: paper and section or figure; of a check, what it secures.
+        source: section or figure, of the Pythia paper unless another is named; of a check, what it
+            secures.
         quote: the paper's own words, where a paraphrase could be disputed.
         kind: one of KINDS.
     """

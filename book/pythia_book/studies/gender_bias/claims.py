@@ -38,7 +38,6 @@ a smaller standard error (2.2 points for the largest, 508 pairs)."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Arm -> length of its intervention in percent of training."""
 
-PAPER = "Biderman et al. 2023, "
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """Where the released numbers are from, of premises that no paper states."""
 ONE_SEED = "one seed: training again with another one was not measured"
@@ -85,8 +84,8 @@ def claims(
         rows.append(
             Claim(
                 f"The swap in the last {window} % of training lowers stereotype accuracy on "
-                "WinoBias",
-                PAPER + "section 3.1, Figure 2",
+                "WinoBias.",
+                "section 3.1, Figure 2",
                 ours.test(ours.change(arm, "winobias"), falls, winobias),
                 untestable(NO_METRIC),
                 QUOTES["winobias"],
@@ -94,8 +93,8 @@ def claims(
         )
     rows.append(
         Claim(
-            "The swap turns the largest model from pro- to anti-stereotypical on WinoBias",
-            PAPER + "section 3.1, Figure 2",
+            "The swap turns the largest model from pro- to anti-stereotypical on WinoBias.",
+            "section 3.1, Figure 2",
             ours.test(
                 ours.level("swap_7", "winobias")[:, -1:], falls, winobias, params.size_list[-1]
             ),
@@ -106,8 +105,8 @@ def claims(
     for arm, window in WINDOWS.items():
         rows.append(
             Claim(
-                f"The swap in the last {window} % of training lowers the CrowS-Pairs gender bias",
-                PAPER + "section 3.1, Figure 1",
+                f"The swap in the last {window} % of training lowers the CrowS-Pairs gender bias.",
+                "section 3.1, Figure 1",
                 ours.test(ours.change(arm, "crows"), falls, crows),
                 theirs.change("crows", arm, falls, "320 pairs"),
                 QUOTES["crows"],
@@ -116,15 +115,15 @@ def claims(
     one_size = "" if len(params.size_list) > 1 else "a single size was trained"
     rows += [
         Claim(
-            "The swap lowers the CrowS-Pairs gender bias most in the larger models",
-            PAPER + "section 3.1, Figure 1",
+            "The swap lowers the CrowS-Pairs gender bias most in the larger models.",
+            "section 3.1, Figure 1",
             ours.test(_across(ours.change("swap_7", "crows")), falls, crows or one_size, ACROSS),
             theirs.slope("crows", "change", falls),
             QUOTES["contrast"],
         ),
         Claim(
-            "The larger models have more CrowS-Pairs gender bias before the swap",
-            PAPER + "section 3.1, Figure 1",
+            "The larger models have more CrowS-Pairs gender bias before the swap.",
+            "section 3.1, Figure 1",
             ours.test(_across(ours.level("control", "crows")), rises, crows or one_size, ACROSS),
             theirs.slope("crows", "control", rises),
             QUOTES["by_size"],
@@ -135,8 +134,8 @@ def claims(
         rows.append(
             Claim(
                 f"The swap in the last {window} % of training costs only a marginal part of the "
-                "accuracy on last words (LAMBADA)",
-                PAPER + "section 3.1, Appendix C.1, Figure 6",
+                "accuracy on last words (LAMBADA).",
+                "section 3.1, Appendix C.1, Figure 6",
                 ours.test(
                     -ours.change(arm, "last_word"), _marginal, missing("last_word"),
                     note="ours: last words of held-out sentences",
@@ -244,27 +243,27 @@ class _Ours:
             chosen = units(measure)
             e = estimate(100 * (chosen.values - share), self.params.bootstrap, 0, chosen.strata)
             counts = f"{e.n_items} {items}, {of}"
-            return Claim(text, SETUP, rises(e, "points", counts), kind="premise")
+            return Claim(f"{text}.", SETUP, rises(e, "points", counts), kind="premise")
 
         n = int((feminine >= 0).sum())
         return {
             "shift": Claim(
                 f"The swap in the last 7 % of training {word} the feminine share of the pronouns "
-                "expected after occupations",
+                "expected after occupations.",
                 SETUP,
                 self.test(self.change("swap_7", "feminine_share"), moves),
                 kind="premise",
             ),
             "longer": Claim(
                 f"The swap in the last 21 % of training {word} it further than the one in the "
-                "last 7 %",
+                "last 7 %.",
                 SETUP,
                 self.test(self.change("swap_21", "feminine_share", "swap_7"), moves),
                 kind="premise",
             ),
             "association": Claim(
                 "The controls expect more feminine pronouns after occupations with a feminine "
-                "stereotype than after those with a masculine one",
+                "stereotype than after those with a masculine one.",
                 SETUP,
                 rises(self._association(feminine), "logits", f"{n} occupations, {of}"),
                 kind="premise",
@@ -294,7 +293,7 @@ class _Ours:
         return difference(*map(mean_over, groups))
 
 
-SETUP = PAPER + "section 3.1, where it is taken for granted"
+SETUP = "section 3.1, where it is taken for granted"
 
 # --- released models -------------------------------------------------------------------------
 
@@ -379,7 +378,9 @@ class _Released:
                 self._others()
             ),
         }
-        return [Claim(text, FILES, released=test, kind="premise") for text, test in tests.items()]
+        return [
+            Claim(f"{text}.", FILES, released=test, kind="premise") for text, test in tests.items()
+        ]
 
     def _leads(self, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame | None:
         table = self.tables.get("winobias")

@@ -377,14 +377,14 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
     return [
         Claim(
             "The released swapped models differ from their baselines as a real swap of this "
-            "share would",
+            "share would.",
             "section 3.1",
             kind="premise",
             released=_excess_coupling(params, table),
         ),
         Claim(
             "Swapped pronouns loosen a model from its control more than as many swapped "
-            "prepositions do",
+            "prepositions do.",
             "what a comparison of the released twins by their scores takes for granted",
             kind="premise",
             ours=rises(

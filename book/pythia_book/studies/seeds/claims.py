@@ -75,7 +75,7 @@ def claims(
         ),
         Claim(
             "Deduplicated models predict as many last words of unread sentences.",
-            "Biderman et al. 2023, section 2.6",
+            "section 2.6",
             quote=NO_BENEFIT,
             ours=within(effect(tables, "last_word"), "points", pairs, WORDS),
         ),
@@ -102,7 +102,7 @@ def claims(
         ),
         Claim(
             "One run of each size puts neighbouring sizes in the right order.",
-            "Biderman et al. 2023, appendix F.2",
+            "appendix F.2",
             kind="premise",
             quote="to train one copy of each model",
             ours=rises(
@@ -116,7 +116,7 @@ def claims(
         ),
         Claim(
             "Models trained on deduplicated text memorize less of it.",
-            "Biderman et al. 2023, " + LEE,
+            LEE,
             kind="premise",
             quote=BETTER,
             ours=falls(
