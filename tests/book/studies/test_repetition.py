@@ -176,17 +176,17 @@ def test_true_statements_are_found_true() -> None:
     costs = {1: 0, 2: 0.1, 4: 0.3, 8: 2, 16: 8}
     found = judged(planted(costs, turns=0.5))
     assert verdicts(found) == [
-        "reproduced", "reproduced", "not testable here", "holds", "holds", "holds",
+        "not testable here", "reproduced", "not testable here", "holds", "holds", "holds",
     ]  # fmt: skip
     assert found[2]["ours"]["value"] == pytest.approx(0.3, abs=0.1)
     assert "fitted to models of 7 million" in found[4]["ours"]["reason"]
 
 
 def test_false_statements_are_found_false() -> None:
-    """Two epochs are already costly, sixteen are better than four, and nothing is overfitted."""
+    """Sixteen epochs are better than four, and nothing is overfitted."""
     costs = {1: 0, 2: 8, 4: 20, 8: 9, 16: -2}
     assert verdicts(judged(planted(costs, learned=-0.05))) == [
-        "contradicted", "contradicted", "not testable here",
+        "not testable here", "contradicted", "not testable here",
         "does not hold", "does not hold", "does not hold",
     ]  # fmt: skip
 
@@ -195,7 +195,7 @@ def test_wide_intervals_resolve_nothing() -> None:
     costs = dict.fromkeys(PARAMS.epoch_list, 0.3)
     found = verdicts(judged(planted(costs, learned=0, noise=5)))
     assert found == [
-        "not resolved", "not resolved", "not testable here", *["not resolved"] * 3,
+        "not testable here", "not resolved", "not testable here", *["not resolved"] * 3,
     ]  # fmt: skip
 
 
