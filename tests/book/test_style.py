@@ -143,9 +143,9 @@ def test_tables_escape_what_they_show():
 def test_tables_and_summary_of_the_study(results):
     claims = style.claims_table(results["released"])
     assert len(claims.frame) == len(results["released"].claims)
-    assert "410m 60.0 → 61.0" in claims._repr_html_()
+    assert "410m 60.0 to 61.0" in claims._repr_html_()
     absent = style.claims_table(results["absent"])._repr_html_()
-    assert "not available: set PYTHIA_PUBLISHED_DIR" in absent
+    assert "neither in the record nor in PYTHIA_PUBLISHED_DIR" in absent
     levels = draw.results_table(results["absent"])
     assert len(levels.frame) == 2 * 3
     text = draw.summary(results["absent"]).data

@@ -282,7 +282,7 @@ def released_tables(released: Published) -> Tables:
     stuck = (wsc.value.sub(38 / ANSWERS).abs() < 1e-5).groupby(wsc.shots).mean()
     compared = equal_scores(released.released_benchmarks)
     table = released.table
-    em = table[(table.metric == "em") & (table.step >= LATE)]
+    em = table[(table.suite == "v1") & (table.metric == "em") & (table.step >= LATE)]
     em = em[em.task.isin([f"wino_bias_type1_{side}" for side in ("pro", "anti")])]
     winobias = em.assign(side=em.task.str.rsplit("_").str[-1], value=100 * em.value).pivot_table(
         index=["prompt", "model", "intervention"], columns="side", values="value", sort=False

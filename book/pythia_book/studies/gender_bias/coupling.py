@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.stats import Z_95, Estimate, difference, mean_over
+from pythia_book.studies.gender_bias.params import WINDOWS, Cell, coupled_runs
 from pythia_book.study import Measurements, name_of
 from pythia_book.verdicts import Claim, Test, falls, rises, untestable
 from pythia_core.suite import scale_named
-from pythia_core.training.retention import is_large
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,23 +39,14 @@ if TYPE_CHECKING:
     from pythia_book.studies.gender_bias.params import Params
     from pythia_book.study import Result, Tables
     from pythia_book.style import Drawing
-    from pythia_core.config import RunConfig
     from pythia_core.evaluation import scoring
     from pythia_core.training.runs import Run
 
-WINDOWS = {7: 133, 21: 113}
-"""Length in percent of training -> evenly spaced checkpoint at which the fork begins."""
 LAST = 143
 """The last of the evenly spaced checkpoints."""
-PLACEBO = "prepositions"
 PAPER_SWAP = "masculine_to_feminine"
 KINDS = {"swap": "pronouns", "placebo": "prepositions"}
 """Kind of our forks -> what it swaps."""
-N_SIZES = 2
-"""The smallest sizes of the study that keep all their checkpoints, as many of them."""
-N_SEEDS = 2
-"""Seeds at most: every fork is measured at up to 30 checkpoints."""
-
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
 """Log-perplexity of last words (released: LAMBADA); mean absolute difference in log-likelihood of
 CrowS-Pairs, gender; WinoBias, pro minus anti (released: exact match by the prompt that was scored
@@ -72,36 +63,6 @@ INFLATION = 1.5
 """Variance of Fisher's z, in units of that of independent pairs, for two series with a lag-1
 autocorrelation of -1/2: 1 + 2 (1/2)^2."""
 LARGEST_R = 1 - 1e-6
-
-Cell = tuple[str, int, str]
-"""(size, seed, arm); arms are "control", "swap_7", "placebo_21" and so on."""
-
-
-# --- runs ------------------------------------------------------------------------------------
-
-
-def configs(params: Params) -> dict[Cell, RunConfig]:
-    """Controls, swaps and placebos that are compared.
-
-    None where released models are continued, or where every run is too large to keep all of its
-    checkpoints.
-    """
-    scale = scale_named(params.scale)
-    made: dict[Cell, RunConfig] = {}
-    sizes = () if scale.published else params.size_list
-    for size in [s for s in sizes if not is_large(params.control(s, 0))][:N_SIZES]:
-        for seed in range(min(params.seeds, N_SEEDS)):
-            control = made[size, seed, "control"] = params.control(size, seed)
-            for window, index in WINDOWS.items():
-                start = scale.fork_step(index)
-                made[size, seed, f"swap_{window}"] = control.fork(params.swap, start)
-                made[size, seed, f"placebo_{window}"] = control.fork(PLACEBO, start)
-    return made
-
-
-def runs(params: Params) -> list[RunConfig]:
-    """The runs that are compared."""
-    return list(configs(params).values())
 
 
 def steps(scale: str, window: int) -> list[int]:
@@ -145,10 +106,10 @@ class CouplingMeasurement:
 def measure(
     params: Params, runs: dict[Cell, Run], progress: bool = True, items: Items | None = None
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Score the runs of `configs` at every compared step.
+    """Score the runs of `coupled_runs` at every compared step.
 
     Args:
-        runs: at least the cells of `configs`; others are ignored.
+        runs: at least the cells of `coupled_runs`; others are ignored.
         items: the evaluation items; default: those in the pinned wheels.
 
     Returns:
@@ -159,7 +120,7 @@ def measure(
     from pythia_book.measurements import measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
 
-    cells = list(configs(params))
+    cells = list(coupled_runs(params))
     if not cells:
         return {}, {}
     items = items or Items.load()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pythia_book.studies.gender_bias import coupling
 from pythia_book.study import MeasuringCost, StudyParams, kept_at
 from pythia_core.config import PRONOUN_SWAPS, RunConfig
 from pythia_core.errors import ConfigError, one_of
 from pythia_core.suite import scale_named
-from pythia_core.training.retention import Keep
+from pythia_core.training.retention import Keep, is_large
 from pythia_core.training.schedule import linear_steps
 from pythia_core.util.machine import best_precision
 
@@ -22,6 +21,17 @@ BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
 """Evenly spaced checkpoints that are measured, before the first fork and from there on."""
 BASE_SEED = 1234
+WINDOWS = {7: 133, 21: 113}
+"""Length in percent of training -> evenly spaced checkpoint at which the fork begins."""
+PLACEBO = "prepositions"
+"""The swap of forks whose coupling with their control is compared with that of pronoun swaps."""
+N_SIZES = 2
+"""The smallest sizes of the study that keep all their checkpoints, as many of them."""
+N_SEEDS = 2
+"""Seeds at most: every fork is measured at up to 30 checkpoints."""
+
+Cell = tuple[str, int, str]
+"""(size, seed, arm); arms are "control", "swap_7", "placebo_21" and so on."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,25 @@ class Params(StudyParams):
         return tuple(sorted(s for s in steps if first is None or s > scale.fork_step(first)))
 
 
+def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
+    """Controls, swaps and placebos that are compared.
+
+    None where released models are continued, or where every run is too large to keep all of its
+    checkpoints.
+    """
+    scale = scale_named(params.scale)
+    made: dict[Cell, RunConfig] = {}
+    sizes = () if scale.published else params.size_list
+    for size in [s for s in sizes if not is_large(params.control(s, 0))][:N_SIZES]:
+        for seed in range(min(params.seeds, N_SEEDS)):
+            control = made[size, seed, "control"] = params.control(size, seed)
+            for window, index in WINDOWS.items():
+                start = scale.fork_step(index)
+                made[size, seed, f"swap_{window}"] = control.fork(params.swap, start)
+                made[size, seed, f"placebo_{window}"] = control.fork(PLACEBO, start)
+    return made
+
+
 def runs(params: Params) -> list[RunConfig]:
     """Configs of all runs that the study uses."""
     arms = [
@@ -75,7 +104,7 @@ def runs(params: Params) -> list[RunConfig]:
         for seed in range(params.seeds)
         for arm in ARMS
     ]
-    return list(dict.fromkeys([*arms, *coupling.runs(params)]))
+    return list(dict.fromkeys([*arms, *coupled_runs(params).values()]))
 
 
 def keep(params: Params, run: RunConfig) -> Keep:

@@ -21,7 +21,7 @@ from pythia_book.conduct import conduct
 from pythia_book.studies.gender_bias import coupling, released_numbers
 from pythia_book.studies.gender_bias.claims import claims
 from pythia_book.studies.gender_bias.estimates import HALVES, Sentences, Units, is_choice, units_of
-from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params
+from pythia_book.studies.gender_bias.params import ARMS, BRANCH, STUDY, Params, coupled_runs
 from pythia_book.study import Analysis, Measurements, Result, Tables, name_of
 from pythia_core.errors import CheckpointError
 from pythia_core.suite import scale_named
@@ -115,7 +115,7 @@ def measure(
     else:
         train = find_or_train or partial(train_all, params)
         arms = {cell: params.arm(*cell) for cell in cells}
-        trained = train(arms | coupling.configs(params), progress)
+        trained = train(arms | coupled_runs(params), progress)
     runs = list(trained.values())
     texts = {run.id: run.data.with_heldout() for run in runs}
     tokenized: dict[str, TokenizedItems] = {}  # by fingerprint of the text

@@ -104,7 +104,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     assert main(["continue", run.id, "--step", "46", "--steps", "2", "--state", "weights"]) == 0
     assert "weights of step 46 only" in capsys.readouterr().out
     for wrong, why in (
-        (["--revision", "step41"], "existing: step0"),
+        (["--revision", "step41"], "existing revisions: step0"),
         (["--steps", "21"], "enough for 60 updates"),
         (["--step", "47"], "does not belong to step 47"),
         (["--tokenizer", "nowhere.json"], "no tokenizer at nowhere.json"),

@@ -13,7 +13,7 @@ from gender_fakes import fake_find_or_train, fake_items
 from pythia_book.published.results import Published
 from pythia_book.studies.gender_bias import coupling
 from pythia_book.studies.gender_bias import params as gender
-from pythia_book.studies.gender_bias.params import Params
+from pythia_book.studies.gender_bias.params import PLACEBO, WINDOWS, Params, coupled_runs
 from pythia_book.verdicts import FAILS, NOT_RESOLVED, NOT_TESTABLE, judge
 
 from pythia_core.config import PRONOUN_SWAPS
@@ -58,22 +58,22 @@ def test_short_and_constant_series_have_no_correlation_and_equal_ones_a_finite_z
 
 
 def test_every_window_has_a_swap_and_a_placebo() -> None:
-    configs = coupling.configs(Params("laptop", "25k,150k,600k", seeds=3))
+    configs = coupled_runs(Params("laptop", "25k,150k,600k", seeds=3))
     assert len(configs) == 2 * 2 * 5 and {size for size, *_ in configs} == {"25k", "150k"}
     assert configs["25k", 0, "swap_7"] == Params("laptop").arm("25k", 0, "swap_7")
     control, placebo = (configs["25k", 0, arm] for arm in ("control", "placebo_21"))
-    assert placebo.parent == control and placebo.intervention.swap == coupling.PLACEBO
-    assert coupling.PLACEBO not in PRONOUN_SWAPS
+    assert placebo.parent == control and placebo.intervention.swap == PLACEBO
+    assert PLACEBO not in PRONOUN_SWAPS
     compared = coupling.steps("laptop", 21)
     assert len(compared) == 30 and len(coupling.steps("laptop", 7)) == 10 and compared[-1] == 572
     assert set(compared) <= set(checkpoint_steps(572)), "small runs keep all checkpoints"
     assert set(configs.values()) <= set(gender.runs(Params("laptop", "25k,150k,600k", seeds=3)))
-    assert coupling.configs(Params("paper")) == coupling.configs(Params("gpu")) == {}
+    assert coupled_runs(Params("paper")) == coupled_runs(Params("gpu")) == {}
 
 
 def test_measuring_fakes_gives_one_number_a_step(tmp_path) -> None:
     params = Params("smoke", "7k")
-    runs = fake_find_or_train(tmp_path)(coupling.configs(params))
+    runs = fake_find_or_train(tmp_path)(coupled_runs(params))
     arrays, facts = coupling.measure(params, runs, progress=False, items=fake_items())
     assert len(arrays) == 5 * len(coupling.MEASURES)
     again, _ = coupling.measure(params, runs, progress=False, items=fake_items())  # cached
@@ -96,9 +96,9 @@ def test_measuring_fakes_gives_one_number_a_step(tmp_path) -> None:
 def arrays(rng: np.random.Generator, swap: float, placebo: float) -> dict[str, np.ndarray]:
     """Scores of LAPTOP's forks that follow their controls with these correlations."""
     made = {}
-    steps = {window: coupling.steps("laptop", window) for window in coupling.WINDOWS}
+    steps = {window: coupling.steps("laptop", window) for window in WINDOWS}
     for measure in coupling.MEASURES:
-        for size, seed, arm in coupling.configs(LAPTOP):
+        for size, seed, arm in coupled_runs(LAPTOP):
             if arm == "control":
                 control = made[f"coupling/{measure}/{size}/{seed}/control"] = rng.normal(size=30)
                 continue

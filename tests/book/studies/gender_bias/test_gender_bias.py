@@ -12,7 +12,7 @@ import pytest
 from gender_fakes import JOBS, fake_data, fake_find_or_train, fake_items
 from pythia_book import records
 from pythia_book.published.results import load
-from pythia_book.stats import estimate
+from pythia_book.stats import Z_95, estimate
 from pythia_book.studies.gender_bias import claims as gender_claims
 from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias import study as gender_bias
@@ -432,7 +432,7 @@ def test_released_numbers_are_compared_like_with_like(tmp_path):
     crows = the(tests, "last 7 %", "lowers the CrowS-Pairs gender bias")
     assert crows["value"] == pytest.approx(3) and crows["note"] == "410m 61.0 to 64.0"
     # one model: its items' errors, 2.7 points in each arm, not divided by the two checkpoints
-    assert crows["high"] - crows["value"] == pytest.approx(1.96 * 2.7 * 2**0.5)
+    assert crows["high"] - crows["value"] == pytest.approx(Z_95 * 2.7 * 2**0.5)
     # the control has a LAMBADA score at the last step only; the swap's mean must use no other
     cost = the(tests, "last 7 %", "LAMBADA")
     assert cost["value"] == pytest.approx(1) and "1 checkpoint" in cost["units"]
