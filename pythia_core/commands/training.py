@@ -1,4 +1,4 @@
-"""`prepare` and `train`: from raw text to a trained run."""
+"""The commands `prepare` and `train`, which lead from raw text to a trained run."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ def add(command: AddCommand) -> None:
     option("--order-seed", type=int, default=1234, metavar="SEED", help=text)
     text = "seed of the initial weights (default: 1234)"
     option("--weight-seed", type=int, default=1234, metavar="SEED", help=text)
-    text = "train a fork with swapped words in the updates from --start to --stop"
+    text = "train a fork with swapped words in the updates from --start until before --stop"
     option("--swap", choices=SWAPS, help=text)
-    text = "first swapped update (default: swap the last 7 %%)"
+    text = "first swapped update (default: swap the last 7 %% of the updates)"
     option("--start", type=int, metavar="STEP", help=text)
-    option("--stop", type=int, metavar="STEP", help="first update after the swap (default: none)")
+    text = "first update after the swap (default: swap until the end of the run)"
+    option("--stop", type=int, metavar="STEP", help=text)
 
 
 DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
-"""Options that are fields of DataConfig."""
+"""Options of the command line that set the field of the same name in DataConfig."""
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
@@ -82,7 +83,7 @@ def _add_data_options(p: argparse.ArgumentParser) -> None:
 
 
 def _scale(args: argparse.Namespace) -> Scale:
-    """The scale, with the data options applied."""
+    """The scale that `--scale` names, with its data changed by the data options."""
     scale = scale_named(args.scale)
     changes = {
         name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None
@@ -115,7 +116,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
         overrides["micro_batch"] = args.micro_batch
     config = scale.run(args.size, args.order_seed, args.weight_seed, **overrides)
     if not args.swap and (args.start is not None or args.stop is not None):
-        raise ConfigError("--start and --stop need --swap")
+        raise ConfigError("--start and --stop need --swap, which is missing; choose a swap")
     if args.swap:
         start = scale.fork_step(PAPER_FORKS[1]) if args.start is None else args.start
         config = config.fork(args.swap, start, args.stop)
