@@ -191,7 +191,7 @@ def test_rotary_as_trained_rounds_phases(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "this is a 'llama'.*only models of Pythia's architecture"),
+        ({"model_type": "llama"}, "this is a 'llama' model.*only models of Pythia's architecture"),
         ({"architectures": ["GPTNeoXForSequenceClassification"]}, "expected 'gpt_neox'"),
         ({"tie_word_embeddings": True, "attention_bias": False}, "2 problems"),
         ({"intermediate_size": 100}, "intermediate_size=100, expected 256"),
@@ -286,7 +286,7 @@ def test_pickled_weights_are_refused_with_instructions(saved: Path) -> None:
 def test_a_tokenizer_with_more_entries_than_the_model(saved: Path) -> None:
     train_bpe(["some words to train on"] * 9, 270).save(str(saved / "tokenizer.json"))
     with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json has ids up to \d+, vocab_size is 97"
+        CheckpointError, match=r"tokenizer\.json has ids up to \d+, but vocab_size is 97"
     ):
         hf.load(saved)
 
