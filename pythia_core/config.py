@@ -96,6 +96,7 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
+        """The width of an attention head."""
         return self.d_model // self.n_heads
 
     @property
@@ -105,6 +106,7 @@ class ModelConfig:
 
     @property
     def d_ff(self) -> int:
+        """The number of hidden units of the MLP."""
         return 4 * self.d_model
 
     @property
@@ -115,6 +117,7 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
+        """The number of all parameters, embedding and unembedding included."""
         return self.n_params_non_embedding + 2 * self.vocab_size * self.d_model
 
 
@@ -342,7 +345,7 @@ def run_config_from_dict(values: dict[str, Any]) -> RunConfig:
 
     def build(kind: type, part: Any, where: str) -> Any:
         if not isinstance(part, dict):
-            raise ConfigError(f"{where} must be an object, got {type(part).__name__}")
+            raise ConfigError(f"{where} must be a JSON object, got {type(part).__name__}")
         names = {f.name for f in fields(kind)}
         problems = [one_of(key, sorted(names), f"key in {where}") for key in part.keys() - names]
         try:

@@ -106,6 +106,7 @@ class Weights(Mapping[str, Tensor]):
         return index
 
     def _open_shard(self, path: Path) -> bool:
+        """Open a file and return whether this succeeded; otherwise add a problem."""
         if not path.is_file():
             self.problems.append(f"{path.name} is missing")
         elif lfs_pointer(path):
@@ -121,10 +122,11 @@ class Weights(Mapping[str, Tensor]):
         return False
 
     def _add(self, stored_name: str, file: str) -> None:
+        """Register a stored tensor under our name, or add a problem."""
         try:
             name = our_name(stored_name)
         except KeyError:
-            self.problems.append(f"{file}: unknown key {stored_name}")
+            self.problems.append(f"{file} has the unknown key {stored_name}")
             return
         if name in self.shards:
             self.problems.append(f"{stored_name} is in {self.shards[name]} and again in {file}")
@@ -172,7 +174,7 @@ def mismatches(
         if name not in needed:
             problems.append(f"{name} belongs to no layer of the model in the config")
         elif shape != needed[name]:
-            problems.append(f"{name} has shape {shape}, the config needs {needed[name]}")
+            problems.append(f"{name} has shape {shape}, but the config needs {needed[name]}")
     return problems
 
 
@@ -217,7 +219,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         declared = json.loads((folder / CONFIG).read_text())
         if not isinstance(declared, dict):
-            raise ValueError("not an object")
+            raise ValueError("the contents are not a JSON object")
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be read: {error}") from error
     return declared
@@ -342,7 +344,7 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """
     stored = tensor.detach().to("cpu", dtype).contiguous()
     if not stored.isfinite().equal(tensor.isfinite().cpu()):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}; use fp32")
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}; save it in fp32")
     return stored
 
 
@@ -587,7 +589,9 @@ def refuse_pickle(where: str, names: Iterable[str]) -> None:
     """
     pickled = sorted(n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not pickled:
-        raise CheckpointError(f"{where} has no {WEIGHTS} and no {INDEX}: no weights to read")
+        raise CheckpointError(
+            f"{where} has no {WEIGHTS} and no {INDEX}, so there are no weights to read"
+        )
     raise CheckpointError(
         f"{where} has only pickled weights ({', '.join(pickled[:3])}), which can run code "
         "when opened, so they are not read here. Convert them once:"
@@ -624,7 +628,7 @@ def locate_folder(source: str | Path, revision: str = "main") -> ModelFolder:
     """
     folder = local_folder(source)
     if folder is None:
-        raise CheckpointError(f"{source} is not a folder")
+        raise CheckpointError(f"{source} is not a folder; give the folder of a model")
     if (folder / revision / CONFIG).is_file():
         return ModelFolder(folder / revision)
     if (folder / CONFIG).is_file() and revision in ("main", folder.resolve().name):

@@ -65,14 +65,18 @@ class Linear(nn.Module):
 
     @property
     def weight_c(self) -> Tensor:
+        """The weight in the compute dtype."""
         return self.copies.get("weight", self.weight)
 
     @property
     def bias_c(self) -> Tensor:
+        """The bias in the compute dtype."""
         return self.copies.get("bias", self.bias)
 
 
 class Attention(nn.Module):
+    """The attention of a block, with the projections before and after it."""
+
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.heads, self.head_dim = config.n_heads, config.head_dim
@@ -86,6 +90,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """The MLP of a block: linear map, GELU, linear map."""
+
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.ops = ops
@@ -107,6 +113,8 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.Module):
+    """A LayerNorm of the fp32 residual stream; the caller chooses the dtype of the result."""
+
     def __init__(self, config: ModelConfig, ops: Ops) -> None:
         super().__init__()
         self.ops = ops

@@ -169,7 +169,9 @@ class Scale:
             raise ConfigError(f"no sizes in {text!r}; expected e.g. {','.join(self.sizes[-2:])}")
         names = names or list(self.sizes)
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"sizes lists {', '.join(sorted(repeated))} more than once")
+            raise ConfigError(
+                f"sizes lists {', '.join(sorted(repeated))} more than once; list each size once"
+            )
         sizes = [size_named(name) for name in names]
         return tuple(s.name for s in sorted(sizes, key=lambda s: s.n_layers * s.d_model**2))
 

@@ -16,6 +16,7 @@ from pythia_core.training.schedule import PAPER_FORKS
 
 
 def add(command: AddCommand) -> None:
+    """Declare the commands `prepare` and `train`."""
     p = command("prepare", _prepare, "download a corpus, train a tokenizer on it and tokenize it")
     p.set_defaults(resume_note="finished parts are saved")
     text = "scale whose corpus to prepare (default: laptop)"
@@ -61,6 +62,7 @@ DATA_OPTIONS = ("corpus", "tokenizer", "epochs", "heldout_fraction")
 
 
 def _add_data_options(p: argparse.ArgumentParser) -> None:
+    """Add the options in DATA_OPTIONS to a command."""
     p.add_argument(
         "--corpus",
         metavar="PATH",
@@ -94,6 +96,7 @@ def _scale(args: argparse.Namespace) -> Scale:
 
 
 def _prepare(args: argparse.Namespace) -> None:
+    """Run the command `prepare`, and print the manifest of the prepared data."""
     from pythia_core.data.prepare import prepare
 
     data = prepare(_scale(args).data)
@@ -102,6 +105,7 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _run_config(args: argparse.Namespace) -> RunConfig:
+    """The settings of the run that the arguments of `train` ask for."""
     from pythia_core.util.machine import best_precision
 
     scale = _scale(args)
@@ -124,6 +128,7 @@ def _run_config(args: argparse.Namespace) -> RunConfig:
 
 
 def _train(args: argparse.Namespace) -> None:
+    """Run the command `train`, and print where the run is."""
     from pythia_core.training.runs import find_or_train
 
     execution = Execution.parse(args.execution) if args.execution else None

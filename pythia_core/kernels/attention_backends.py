@@ -60,6 +60,7 @@ def unavailable_reason(backend: str) -> str:
 
 
 def _find_reason(backend: str) -> str:
+    """Compute the result of `unavailable_reason` for the name of a backend."""
     if backend == "triton" and not dispatch.TRITON_FOUND:
         return "Triton is not installed: pip install triton, in the version that torch requires"
     if backend != "flash_attn":
@@ -171,7 +172,7 @@ def check_packed(q: Tensor) -> None:
     if reason := unavailable_reason("triton"):
         raise ConfigError(f"{reason}, or choose another of {', '.join(BACKENDS)}")
     if not dispatch.use_triton(q):
-        raise ConfigError(f"attention by triton needs a CUDA device, but q is on {q.device!s}")
+        raise ConfigError(f"the backend triton needs a CUDA device, but q is on {q.device!s}")
     _, seq, heads, dim = q.shape
     problems = []
     if dim > dispatch.HEAD_DIM_MAX:

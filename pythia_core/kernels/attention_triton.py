@@ -47,6 +47,7 @@ def load_rows(ptr, offsets, inside, lane_start, LANES: tl.constexpr, DIM: tl.con
 
 @triton.jit
 def store_rows(ptr, offsets, inside, lane_start, x, LANES: tl.constexpr, DIM: tl.constexpr):
+    """Store `x` to LANES lanes of some rows, from `lane_start` on, inside the head and sequence."""
     lane = lane_start + tl.arange(0, LANES)
     mask = inside[:, None]
     if DIM < lane_start + LANES:
@@ -195,6 +196,7 @@ def delta_kernel(
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    """Compute delta, the sum of out * dout over a head, which the backward kernels need."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < n_rows
     at = row.to(tl.int64) * DIM

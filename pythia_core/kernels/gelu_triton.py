@@ -18,6 +18,7 @@ ROWS, LANES, WARPS = 16, 256, 4
 
 @triton.jit
 def _gelu(x, TANH: tl.constexpr):
+    """The GELU of x, in the tanh form or else the exact form."""
     if TANH:  # (1 + tanh(u)) / 2 = sigmoid(2u), without the cancellation at negative u
         return x * tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
@@ -25,6 +26,7 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit
 def _gelu_derivative(x, TANH: tl.constexpr):
+    """The derivative of `_gelu` at x."""
     if TANH:
         s = tl.sigmoid(1.59576912 * x * (1.0 + 0.044715 * x * x))
         return s + x * s * (1.0 - s) * 1.59576912 * (1.0 + 0.134145 * x * x)

@@ -121,6 +121,7 @@ def _write_part(
     dz_ptr, dx_ptr, dbranch_ptr, scaled, g, g_mean, g_scaled_mean, rstd, row, n, d, first,
     RESIDUAL: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
+    """Write the gradients of x and of the branches for one run of lanes of a tile of rows."""
     lane = first + tl.arange(0, LANES)
     mask = (row < n)[:, None] & (lane < d)[None, :]
     at = row.to(tl.int64)[:, None] * d + lane[None, :]
@@ -133,6 +134,7 @@ def _write_part(
 
 @triton.jit
 def _write_sums(partial_ptr, d, first, dweight1, dbias1, dweight2, dbias2, LANES: tl.constexpr):
+    """Write a program's sums of the four parameter gradients, for one run of lanes."""
     lane = first + tl.arange(0, LANES)
     tl.store(partial_ptr + lane, dweight1, mask=lane < d)
     tl.store(partial_ptr + d + lane, dbias1, mask=lane < d)
@@ -161,7 +163,10 @@ def pair_backward_kernel(
     LANES1: tl.constexpr,
     LANES2: tl.constexpr,  # 0: the row is one run of lanes
 ):
-    """Program i processes the row tiles i, i + PARTIALS, ..."""
+    """Compute the gradients of x and the branches and, as partial sums, of the parameters.
+
+    Program i processes the tiles of rows i, i + PARTIALS, ...
+    """
     program = tl.program_id(0)
     dweight1 = tl.zeros((LANES1,), tl.float32)
     dbias1, dweight2, dbias2 = dweight1, dweight1, dweight1

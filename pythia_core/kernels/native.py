@@ -51,7 +51,7 @@ def library() -> ctypes.CDLL | None:
         return None
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        log.warning("no C compiler found: the slower torch operations are used")
+        log.warning("no C compiler was found; the slower torch operations are used")
         return None
     try:
         version = subprocess.run(
@@ -69,7 +69,7 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or b""
         log.warning(
-            "compiling native.c failed (%s %s): the slower torch operations are used",
+            "compiling native.c failed (%s %s); the slower torch operations are used",
             error,
             detail.decode(errors="replace")[-500:],
         )
@@ -99,6 +99,7 @@ def function(name: str, dtype: torch.dtype) -> Callable[..., None]:
 
 
 def _argument(value: Tensor | int | float) -> ctypes._SimpleCData:
+    """Convert an argument of a compiled function to its C type; a tensor becomes a pointer."""
     if isinstance(value, Tensor):
         assert value.is_contiguous()
         return ctypes.c_void_p(value.data_ptr())

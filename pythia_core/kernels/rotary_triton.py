@@ -23,6 +23,7 @@ def tile(half: int) -> tuple[int, int]:
 
 @triton.jit
 def _rotated(first, second, cos, sin, BACK: tl.constexpr):
+    """Rotate pairs of lanes by the rotary angles, or by their negatives if BACK."""
     if BACK:
         return first * cos + second * sin, second * cos - first * sin
     return first * cos - second * sin, second * cos + first * sin
@@ -68,6 +69,7 @@ def rotate_kernel(
 
 @triton.jit
 def _copy(from_ptr, to_ptr, inside, WIDTH: tl.constexpr, LANES: tl.constexpr):
+    """Copy WIDTH lanes of some rows unchanged."""
     lane = tl.arange(0, LANES)
     mask = inside[:, None] & (lane < WIDTH)[None, :]
     x = tl.load(from_ptr[:, None] + lane[None, :], mask=mask, other=0.0)

@@ -247,6 +247,7 @@ def workers_peak_mb() -> float:
 
 
 def _workers() -> tuple[ProcessPoolExecutor, ctypes.Array[_ProgressSlot]]:
+    """The pool of workers and their slots for progress, created by the first call."""
     global _pool
     if _pool is None:
         context = multiprocessing.get_context("spawn")
@@ -264,6 +265,7 @@ _slot: _ProgressSlot | None = None
 
 
 def _start_worker(slots: ctypes.Array[_ProgressSlot], next_slot: Any, parent: int) -> None:
+    """Set up a new worker: one thread, a slot of its own, and an end together with its parent."""
     import torch
 
     global _slot

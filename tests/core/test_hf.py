@@ -224,7 +224,7 @@ def test_all_mismatches_are_reported_at_once(saved: Path) -> None:
     for part in (
         "layers.1.mlp.dense_h_to_4h.bias is missing",
         "layers.7.attention.dense.bias belongs to no layer",
-        "embed_in.weight has shape (97, 64), the config needs (98, 64)",
+        "embed_in.weight has shape (97, 64), but the config needs (98, 64)",
         "embed_out.weight has shape",
         "final_layer_norm.weight is stored as I8",
     ):
