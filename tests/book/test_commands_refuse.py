@@ -71,7 +71,7 @@ def test_readme_needs_a_checkout(
 ) -> None:
     monkeypatch.setattr(files, "checkout", lambda: None)
     assert main(["bench", "train", "--device", "cpu", "--readme"]) == 1
-    assert "--readme needs the project's checkout" in capsys.readouterr().err
+    assert "--readme needs a checkout of the project" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["terms RUN word --parquet x", "evaluate RUN --out x.parquet"])

@@ -67,7 +67,7 @@ def test_every_problem_is_named_at_once() -> None:
         (lambda: DataConfig(tokenizer="bpe-10"), "N of bpe-N must be in 260..65500"),
         (lambda: DataConfig(epochs=0), "epochs must be at least 1"),
         (lambda: InterventionConfig("he", 1, 2), "unknown swap 'he'; accepted: masculine"),
-        (lambda: run().fork("masculine_to_feminine", 572), "empty or negative"),
+        (lambda: run().fork("masculine_to_feminine", 572), "less than stop, got start=572"),
         (lambda: run().fork("masculine_to_feminine", 5, 900), "after the run's last step 572"),
         (lambda: size_named("600"), "unknown size '600'.*Did you mean '600k'"),
         (lambda: scale_named("laptob"), "unknown scale 'laptob'.*Did you mean 'laptop'"),
