@@ -157,7 +157,7 @@ def problem(
             error, bound = relative_error(o, e), max(2 * relative_error(p, e), least)
             if not error <= bound:  # NaN is wrong too
                 return (
-                    f"the {kind} have a relative error of {error:.2g}, compared with fp64; at most "
+                    f"{kind} differ from fp64 by a relative error of {error:.2g}; at most "
                     f"{bound:.2g} is allowed"
                 )
     pairs = zip((*actual[0], *actual[1]), (*again[0], *again[1]), strict=True)

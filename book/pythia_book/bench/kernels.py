@@ -625,7 +625,7 @@ def bench_attention(dry_run: bool = False, budget: float = float("inf")) -> Iter
 
 
 def _time_attention(library: str, seq_len: int, head_dim: int, dry_run: bool) -> Row:
-    """Time forward and backward together at one shape, and compare repeated gradients bit by bit."""
+    """Time forward and backward together at one shape; compare the bits of repeated gradients."""
     device, tokens = ("cpu", seq_len) if dry_run else ("cuda", TOKENS)
     heads = 1 if dry_run else WIDTH // head_dim
     shape = (tokens // seq_len, seq_len, heads)

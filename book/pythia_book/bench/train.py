@@ -61,9 +61,9 @@ Step = Callable[[np.ndarray], Any]
 """Makes one update on rows of S+1 tokens."""
 LEARNING_RATE = 1e-4
 SAVED_BYTES = {"compile": (34, 8), "eager": (60, 14)}
-"""Mode -> (a, b). For the backward pass, a baseline saves about a * width bytes per token and layer,
-and b * vocabulary bytes per token. These numbers were counted by hand; the search for a batch that
-fits starts from them."""
+"""Mode -> (a, b). For the backward pass, a baseline saves about a * width bytes per token in each
+layer, and b * vocabulary bytes per token in the loss. These numbers were counted by hand; the
+search for a batch that fits starts from them."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,8 @@ TOKENS = {"narrow": 1 << 16, "wide": 1 << 15}
 256, and "wide" is for all others."""
 WARM_UP = 3
 ROUNDS, MIN_STEPS = {"cpu": 10, "cuda": 3}, {"cpu": 2, "cuda": 7}
-"""Rounds per implementation, and minimum updates per round. By default, at least 20 updates are timed
-in total."""
+"""Rounds per implementation, and minimum updates per round. By default, at least 20 updates of an
+implementation are timed."""
 TIME_ALLOWANCE = {"eager": 8.0, "graph": 10.0, "compile": 40.0}
 """Mode -> seconds reserved for an implementation, which is skipped if less time is left."""
 
