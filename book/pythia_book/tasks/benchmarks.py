@@ -109,7 +109,7 @@ class Task:
     """Names of an item's fields."""
     prompt: Callable[[Item], Any]
     source: Callable[[], list[Item]] | None
-    """A function that returns the items; None: no package has them, and the user must supply them."""
+    """A function that returns the items; None: no package has any, so the user must supply them."""
     _: KW_ONLY
     shots: int = 0
     """Default number of few-shot examples."""
@@ -345,7 +345,7 @@ def _sciq(item: Item) -> Prompt:
 
 
 def _winogrande(item: Item) -> Prompt:
-    """Make a prompt in which each context ends with an option; the rest of the sentence is scored."""
+    """Make contexts that end with an option; the rest of the sentence is what is scored."""
     before, after = item["sentence"].split("_", 1)
     contexts = tuple(before + item[f"option{i}"] for i in (1, 2))
     rest = " " + after.strip()
@@ -389,8 +389,8 @@ _JOINED = (
     (" n't", "n't"), (" )", ")"), ("( ", "("), ('" ', '"'), (' "', '"'), (" '", "'"), (" .", "."),
     (" ,", ","),
 )  # fmt: skip
-"""Punctuation next to a space in the texts of WSC, and its replacement without the space. The harness
-makes the replacements in this order."""
+"""Punctuation next to a space in the texts of WSC, and its replacement without the space. As in the
+harness, replacements are made in this order."""
 
 
 def _wsc(item: Item) -> Prompt:
