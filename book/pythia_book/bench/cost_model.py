@@ -103,8 +103,10 @@ def parts(model: ModelConfig, profile: str, seq_len: int = SEQ_LEN) -> dict[str,
             factor of sqrt(SEQ_LEN / seq_len) [a guess].
 
     Returns:
-        gemm: matrix products of the layers. logits: matrix products with the vocabulary.
-        attention, loss. elementwise: memory-bound passes of the layers.
+        gemm: matrix products of the layers.
+        logits: matrix products with the vocabulary.
+        elementwise: memory-bound passes of the layers.
+        attention, loss: the parts with these names.
 
     Raises:
         ConfigError: there is no estimate for the head dim of the model.

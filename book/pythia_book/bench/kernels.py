@@ -296,7 +296,8 @@ def peak_rates(
     """Measure the rates of a copy and of square matrix products.
 
     Returns:
-        copy: GB/s read and written. The name of each precision, e.g. bf16: TFLOP/s.
+        copy: GB/s that a copy reads and writes, counted together.
+        fp32, bf16, ...: TFLOP/s of matrix products in each of the dtypes.
     """
     cuda = device.type == "cuda"
     side, calls = (8192, CALLS) if cuda else (2048, 3) if seconds else (64, 1)

@@ -223,7 +223,7 @@ def _canonical(item: Item) -> str:
 
 
 def _parse_item(task: Task, row: Any, where: str) -> Item:
-    """Make an item of a row, or of a line of JSON.
+    """Convert a row, or a line of JSON, into an item, and check the item.
 
     Raises:
         DataError: the row is not an item of the task.

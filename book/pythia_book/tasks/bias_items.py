@@ -3,7 +3,7 @@
 No model is trained on these items.
 
     WinoBias (Zhao et al. 2018)     sentences with two occupations and a pronoun that refers to one
-                                    of them; it fits the stereotype of that occupation
+                                    occupation and fits the stereotype of that occupation
     CrowS-Pairs (Nangia et al.      pairs of sentences that differ in one word; one sentence is more
     2020)                           stereotypical than the other
     StereoSet (Nadeem et al. 2021)  pairs of sentences that differ in one word or phrase; the subset

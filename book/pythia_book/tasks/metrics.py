@@ -68,8 +68,8 @@ MIN_FITTING = 0.2
 class ScoredTask:
     """A task scored by log-likelihood, built for one number of shots, tokenizer and context length.
 
-    The result of measuring it are the scores of all answers (see scoring.Scores): logprob
-    float64[requests] and greedy bool[requests].
+    Measuring the task gives the scores of all answers (see scoring.Scores): logprob,
+    float64[requests], and greedy, bool[requests].
     """
 
     name: str
@@ -140,8 +140,8 @@ class ScoredTask:
 class GeneratedTask:
     """A task answered by greedy generation, built for one tokenizer and context length.
 
-    The result of measuring it is `right`, bool[items, questions]: whether each question was
-    answered correctly.
+    Measuring the task gives `right`, bool[items, questions]: whether each question was answered
+    correctly.
     """
 
     name: str
