@@ -212,7 +212,7 @@ def implementations_on_cpu(
 
 
 def _init(name: str, p: Tensor, _: torch.Generator) -> None:
-    """Initialise a parameter on its device, because a CPU would take too long for 2.8 billion."""
+    """Initialise a parameter on its device. For 2.8 billion weights, a CPU would take too long."""
     if is_decayed(name):
         p.normal_(0.0, 0.02)
     else:

@@ -100,7 +100,7 @@ def _continue_in(world: World, args: argparse.Namespace) -> None:
     from pythia_core.hf import step_of
 
     if args.measure and not args.swap:
-        raise ConfigError("--measure compares the two arms of a swap: add --swap")
+        raise ConfigError("--measure compares the two arms of a swap, so it needs --swap")
     step = step_of(args.revision) if args.step is None else args.step
     if step is None:
         raise ConfigError("give the step to start from: --revision stepN, or --step N")

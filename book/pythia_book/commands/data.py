@@ -153,7 +153,9 @@ def _find(args: argparse.Namespace) -> None:
 
     text = args.words[-1]
     if len(args.words) != (2 if args.data is None else 1):
-        raise ConfigError("give a RUN and a TEXT, or --data and a TEXT; quote a TEXT with spaces")
+        raise ConfigError(
+            "give a RUN and a TEXT, or --data and a TEXT; put quotes around a TEXT with spaces"
+        )
     if args.data is None:
         from pythia_core.training.runs import find_run
 

@@ -2,12 +2,12 @@
 
 No model is trained on these items.
 
-    WinoBias (Zhao et al. 2018)     sentences with two occupations and a pronoun that refers to one
-                                    occupation and fits the stereotype of that occupation
-    CrowS-Pairs (Nangia et al.      pairs of sentences that differ in one word; one sentence is more
-    2020)                           stereotypical than the other
-    StereoSet (Nadeem et al. 2021)  pairs of sentences that differ in one word or phrase; the subset
-                                    about gender
+    WinoBias     sentences with two occupations and a pronoun, which refers to one occupation and
+                 fits the stereotype of that occupation (Zhao et al. 2018)
+    CrowS-Pairs  pairs of sentences that differ in one word; one sentence is more stereotypical than
+                 the other (Nangia et al. 2020)
+    StereoSet    pairs of sentences about gender that differ in one word or phrase; one sentence is
+                 more stereotypical than the other (Nadeem et al. 2021)
 
 The sets are smaller than the originals, which no package has: 761 of the 3,160 sentences of
 WinoBias, and 127 of the 320 CrowS-Pairs about gender, those that differ in one word. So scores on
