@@ -54,7 +54,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("bench terms --json folder.csv", "--json takes the name of a file"),
         ("terms RUN word --parquet folder.csv", "--parquet takes the name of a file"),
         ("evaluate RUN --out folder.csv", "--out takes the name of a file"),
-        ("continue RUN --step 1 --steps 1 --measure", "add --swap"),
+        ("continue RUN --step 1 --steps 1 --measure", "so it needs --swap"),
         ("bundle x.tar --scale paper", "do not fit in a bundle"),
         ("bundle x.zip", "must end with .tar or .tar.xz"),
     ],

@@ -1,4 +1,8 @@
-"""`study`, `record`, `redraw` and `errata`: run, record and redraw studies, explain an erratum."""
+"""The commands `study`, `record`, `redraw` and `errata`.
+
+They run a study, record its results, draw its figures again, and explain misstatements about
+Pythia.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,9 @@ def add(command: AddCommand) -> None:
     p.add_argument("--scale", default="laptop", help="scale of the run (default: laptop)")
     p.add_argument("--force", action="store_true", help="record a run of uncommitted code too")
 
-    p = command("redraw", _redraw, "verdicts, figures and prose anew from what runs have measured")
+    p = command(
+        "redraw", _redraw, "make verdicts, figures and prose again from what runs have measured"
+    )
     p.add_argument("studies", nargs="*", metavar="STUDY", help="names of notebooks (default: all)")
     p.add_argument("--scale", help="only runs of this scale (default: all)")
 
@@ -63,7 +69,7 @@ def _redraw(args: argparse.Namespace) -> None:
         for line in run.changes:
             print(f"  {line}")
     problems = [f"{run.name}: {run.problem}" for run in done if run.problem]
-    raise_all(DataError, problems, "runs that could not be redrawn")
+    raise_all(DataError, problems, "redraw")
 
 
 def _errata(args: argparse.Namespace) -> None:

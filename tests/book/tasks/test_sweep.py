@@ -130,7 +130,7 @@ def test_bad_input_is_refused(run: Run, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown task 'scip'.*Did you mean 'sciq'"):
         sweep(run, ["piqa", "scip"], [0], folder=str(folder), progress=False)
     assert not (run.folder / "evaluations").exists(), "found out before anything is measured"
-    with pytest.raises(ConfigError, match="limit=0"):
+    with pytest.raises(ConfigError, match="limit must be at least 1 item per task, got 0"):
         sweep(run, ["piqa"], [0], limit=0, progress=False)
     with pytest.raises(ConfigError, match="shots=17: piqa has only 16 few-shot examples"):
         sweep(run, ["piqa"], [0], 17, folder=str(folder), progress=False)

@@ -118,7 +118,7 @@ def test_long_training_needs_confirmation(capsys: pytest.CaptureFixture) -> None
     hub = ["continue", "EleutherAI/pythia-70m-deduped", "--revision", "step133000", "--steps"]
     assert main([*hub, "10000", "--swap", SWAP, "--data", "pile-deduped"]) == 1
     said = capsys.readouterr()
-    assert "Pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
+    assert "pass --yes" in said.err and "6 N D = 1.8e+19 FLOP" in said.out
     assert main([*hub, "10000"]) == 1
     assert "name it with --data" in capsys.readouterr().err
 
