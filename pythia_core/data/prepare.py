@@ -9,8 +9,8 @@ text are never in different parts. Duplicates may be removed from the training d
 The cache has two kinds of folders, each complete or absent: `tokens-KEY` (tokenizer.json, `train.*`
 and `heldout.*` as Megatron's .bin/.idx pairs), shared by all orders of the same tokens, and
 `rows-KEY`. Each has a manifest with the sha256 of every file. Text is streamed, except in the
-search for duplicates, which needs all text in memory. A corpus is encoded only once: with duplicates
-removed, its tokens are copied from those of the whole corpus.
+search for duplicates, which needs all text in memory. A corpus is encoded only once: the tokens of
+the corpus without duplicates are copied from those of the whole corpus.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Part of the key of prepared tokens: raise it when the format of the files changes."""
 FULL_CHECK_BYTES = 1 << 28
-"""Files of at most this total size are hashed whenever they are opened (0.5 s); of larger ones, only
-the sizes are checked."""
+"""Files of at most this total size are hashed whenever they are opened (0.5 s). If they are larger,
+only their sizes are checked."""
 BATCH_CHARACTERS = 1 << 20
 """Characters of text per call of the encoder."""
 
@@ -153,7 +153,7 @@ class PreparedData:
         return str(self.tokens_folder / "tokenizer.json")
 
     def identity(self, start: int, stop: int, batch_size: int, swap: str = "") -> str:
-        """Return the fingerprint; raise a DataError if there are too few rows for `stop` updates."""
+        """Return the fingerprint; raise DataError if there are too few rows for `stop` updates."""
         self.batch(stop - 1, batch_size)  # its error says how many rows there are
         return self.fingerprint
 
@@ -203,7 +203,7 @@ class PreparedData:
         return self.rows.batch(step, batch_size)
 
     def swapped(self, window: InterventionConfig, batch_size: int, folder: Path) -> Ledger:
-        """Return the ledger of an intervention; the first call computes it and saves it in `folder`.
+        """Return the ledger of an intervention; the first call computes and saves it in `folder`.
 
         Raises:
             DataError: the ledger in `folder` belongs to another intervention.
@@ -441,7 +441,7 @@ def make_tokens(
 def remove_duplicates(
     data: DataConfig, whole: Path, folder: Path, progress: bool
 ) -> dict[str, Any]:
-    """Copy the tokens from the folder `whole` to `folder` without duplicates; return the manifest."""
+    """Copy the tokens in `whole` to `folder` without duplicates; return their new manifest."""
     manifest = read_manifest(whole)
     first_tally: Tally = {}
     excluded, _ = choose_heldout(data, first_tally, progress)

@@ -71,9 +71,9 @@ class MicroStep:
         )
 
     def prepare(self, parts: Sequence[Tensor], n_rows: int) -> None:
-        """In mode "graph", record a graph for every new shape of `parts`; else do nothing.
+        """Build what the passes over `parts` need: rotary tables and, in mode "graph", CUDA graphs.
 
-        Recording overwrites the gradient and the sum of losses.
+        A graph is recorded for every new shape. This overwrites the gradient and the loss sum.
         """
         for rows in parts:
             # built here, outside the compiled or recorded function; a graph keeps reading them
@@ -305,7 +305,7 @@ class Trainer:
         )
 
     def _react(self, pending: PendingUpdate, loss: float, norm: float) -> None:
-        """Adapt the loss scale (fp16), or fail because the update was not finite (other precisions).
+        """Adapt the loss scale (fp16), or fail as the update was not finite (other precisions).
 
         Raises:
             TrainingError: the update was not finite; in fp16, only at the minimum loss scale. The
@@ -341,7 +341,9 @@ class Trainer:
         return update_lr(self.config, self.updates_made)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the weights that the forward pass reads: LayerNorms in fp32, others in compute dtype.
+        """Return the weights as the forward pass reads them.
+
+        LayerNorms are in fp32, all other weights in the compute dtype.
 
         The tensors are not copies, so the next update changes them.
         """
