@@ -81,7 +81,7 @@ class KVCache:
             self._mask = (slots <= self._slots[:, None])[:, None, None]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all rows except these."""
+        """Drop all rows of the cache except `rows`."""
         self._lengths = [self._lengths[row] for row in rows]
         index = torch.tensor(rows, device=self._layers[0].device)
         self._layers = [layer.index_select(1, index) for layer in self._layers]
@@ -272,5 +272,5 @@ def generate_texts(
 
 
 def cut_at(text: str, ends: Sequence[str]) -> str:
-    """The text before the earliest occurrence of any of `ends`."""
+    """Return the text before the earliest occurrence of any string in `ends`."""
     return text[: min((text.index(end) for end in ends if end in text), default=len(text))]

@@ -198,8 +198,8 @@ def newest_loadable(
 ) -> tuple[int, dict[str, dict[str, Tensor]], dict[str, Any]] | None:
     """The newest intact checkpoint under `parent`, as (step, files, meta); None if there is none.
 
-    A corrupt one is renamed to `*.corrupt` with a warning, and the next older one is tried. Steps
-    after `at_most` are ignored.
+    A corrupt checkpoint is renamed to `*.corrupt` with a warning, and the next older checkpoint is
+    tried. Steps after `at_most` are ignored.
     """
     for step in reversed(saved_steps(parent)):
         if at_most is not None and step > at_most:

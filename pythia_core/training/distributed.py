@@ -78,8 +78,8 @@ class World:
         values = [int(each) for each in gathered]
         if len(set(values)) > 1:
             raise TrainingError(
-                f"the {self.size} processes have different values of {name}: {values}. They must "
-                "see the same results folder (PYTHIA_RESULTS)"
+                f"the {self.size} processes have different values of {name}: {values}. All "
+                "processes must see the same results folder (PYTHIA_RESULTS)"
             )
 
     def barrier(self) -> None:

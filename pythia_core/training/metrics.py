@@ -39,7 +39,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class MetricsLog:
-    """Appends rows to a metrics.jsonl; first deletes its rows of steps after `last_step`."""
+    """Appends rows to a metrics.jsonl, after deleting the rows of steps after `last_step`."""
 
     def __init__(self, path: Path, last_step: int) -> None:
         rows = [row for row in read_metrics(path) if row["step"] <= last_step]

@@ -49,7 +49,7 @@ def checkpoint_steps(total_steps: int) -> tuple[int, ...]:
 
 
 def linear_step(index: int, total_steps: int) -> int:
-    """Step of the `index`-th of the 143 evenly spaced checkpoints; officially, 1000 * index.
+    """Return the step of the `index`-th evenly spaced checkpoint of 143; officially, 1000 * index.
 
     >>> linear_step(133, 572)  # where the paper's 7 % intervention starts, in a run of 572
     532
@@ -103,6 +103,6 @@ def learning_rate(
 def lr_floor_step(
     total_steps: int, lr_min_ratio: float = 0.1, warmup_fraction: float = 0.01
 ) -> int:
-    """First update at the minimum learning rate of the "neox" form (officially 115,139)."""
+    """Return the first update with the minimum learning rate (form "neox"; officially 115,139)."""
     n = math.acos(2 * lr_min_ratio - 1) * total_steps / math.pi
     return math.ceil(n + warmup_fraction * total_steps)
