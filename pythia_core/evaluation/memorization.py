@@ -1,4 +1,4 @@
-"""The training rows that a model has memorized, and their repetition counts (paper section 3.2).
+"""Find the training rows that a model has memorized, and count repetitions (paper section 3.2).
 
 A row is (k, l)-memorized if greedy decoding from its first k tokens gives its next l; the paper
 uses k = l = 32 and tests every row read so far. No generation is needed: a row is memorized if and
@@ -48,8 +48,8 @@ class Extraction:
     memorized: np.ndarray
     """bool[n]."""
     margin: np.ndarray
-    """float32[n]: the correct token's logit minus the best other one, at the position where this is
-    smallest; NaN where not memorized."""
+    """float32[n]: the logit of the correct token minus the largest other logit, at the position
+    where this difference is smallest; NaN for rows that are not memorized."""
 
 
 @torch.no_grad()
@@ -63,7 +63,7 @@ def extract(
     """Test which of the rows int[n, width] are memorized; equal rows are tested once.
 
     Raises:
-        ConfigError: context or continuation is below 1, or both together exceed the rows.
+        ConfigError: `context` or `continuation` is below 1, or their sum exceeds the row length.
     """
     if context < 1 or continuation < 1:
         raise ConfigError(f"context={context} and continuation={continuation} must be at least 1")
@@ -85,7 +85,7 @@ def extract(
 
 
 def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: int) -> np.ndarray:
-    """float32[n]: smallest margin of the correct tokens after `context`; < 0 if one is not best."""
+    """Return the smallest margin of each row's tokens after `context`; < 0 if one is not best."""
     ids = torch.from_numpy(rows[:, : context + positions]).to(device_of(model))
     logits = model.logits(model.hidden(ids[:, :-1])[:, context - 1 :]).float()
     target = ids[:, context:, None]
@@ -96,7 +96,7 @@ def _logit_margins(model: Scorable, rows: np.ndarray, context: int, positions: i
 
 @torch.no_grad()
 def generate_uncached(model: Scorable, contexts: np.ndarray, n_tokens: int) -> np.ndarray:
-    """int64[n, n_tokens]: greedy continuations of contexts int[n, k], without a key-value cache."""
+    """Continue contexts int[n, k] greedily, without a cache; return int64[n, n_tokens]."""
     ids = torch.from_numpy(np.asarray(contexts).astype(np.int64)).to(device_of(model))
     for _ in range(n_tokens):
         best = model.logits(model.hidden(ids)[:, -1]).argmax(-1, keepdim=True)
@@ -117,7 +117,7 @@ def check_by_generation(
     Half of the sampled rows are memorized, if there are enough; both halves are spread evenly.
 
     Returns:
-        the number of sampled rows, and of those where the two disagree.
+        The number of sampled rows, and the number of those where generation and `extract` disagree.
     """
     memorized = extraction.memorized
     if len(rows) != len(memorized):
@@ -181,7 +181,7 @@ _CHUNK = 1 << 16
 
 
 def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """int64[n]: how often each of the windows int[n, width] occurs in the rows, at any offset.
+    """Count how often each of the windows int[n, width] occurs in the rows, at any offset.
 
     Args:
         rows: int[rows, tokens], the rows that were read.
@@ -221,7 +221,7 @@ def repetition_counts(rows: np.ndarray, windows: np.ndarray) -> np.ndarray:
 
 
 def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct beginnings of rows, int[d, window], and for each row the index of its own."""
+    """Return the distinct beginnings of rows, int[d, window], and each row's index into them."""
     begin = np.ascontiguousarray(_checked(rows, window)[:, :window])
     if not len(begin):
         return begin, np.zeros(0, np.int64)
@@ -231,7 +231,7 @@ def distinct_windows(rows: np.ndarray, window: int) -> tuple[np.ndarray, np.ndar
 
 
 def window_hashes(rows: np.ndarray, window: int) -> np.ndarray:
-    """uint64[n, width - window + 1]: a polynomial hash of every window, modulo 2**64.
+    """Hash every window of the rows: uint64[n, width - window + 1], polynomial, modulo 2**64.
 
     Hashes of longer windows are combined from those of shorter ones, in about log2(window) passes.
     """

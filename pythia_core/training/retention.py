@@ -55,7 +55,7 @@ def is_large(config: RunConfig) -> bool:
 
 
 def _effective_keep(config: RunConfig, keep: Keep | None) -> Keep | None:
-    """`keep`, plus the last step; None if the run keeps everything."""
+    """Return `keep` and the last step's weights, or None if the run keeps everything."""
     if keep is None or not is_large(config) or os.environ.get("PYTHIA_KEEP_ALL") == "1":
         return None
     return keep | Keep(frozenset({config.train.steps}))
@@ -74,7 +74,7 @@ def _prune_weights(folder: Path, kept: frozenset[int]) -> None:
 def prune_during_training(
     batch_at: BatchAt, folder: Path, config: RunConfig, keep: Keep | None
 ) -> BatchAt:
-    """`batch_at`, wrapped so that a large run deletes weights when it fetches later batches."""
+    """Wrap `batch_at` so that fetching a batch deletes weights that a large run need not keep."""
     kept = _effective_keep(config, keep)
     if kept is None:
         return batch_at
