@@ -158,7 +158,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
 
 def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Add to `measured` which items each final model answers correctly; return the number of gaps."""
+    """Add to `measured` which items each final model answers correctly; return the gap count."""
     from pythia_book.tasks.benchmarks import TASKS
     from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 

@@ -22,7 +22,7 @@ PILE_TOKENS = (334e9, 207e9)
 """Tokens of the Pile before and after deduplication (paper section 2.4)."""
 TEXT_ROW = ("recipe", "documents", "tokens", "identical", "similar")
 FACTORS = {"loss": 1, "last_word": 100, "accuracy": 100}
-"""The factor by which prose shows a measure: loss in nats per token, shares in percentage points."""
+"""The factor for each measure in prose: loss stays in nats per token, shares become points."""
 
 
 def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:

@@ -51,14 +51,14 @@ class Params(StudyParams):
         return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """The run of one arm."""
+        """Return the config of one arm's run."""
         control, index = self.control(size, seed), ARMS[arm]
         if index is None:
             return control
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Steps at which an arm is measured: for a fork, those after it leaves the control."""
+        """Return the steps at which an arm is measured; a fork's are after it leaves the control."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
         before = () if scale.published else BEFORE  # released controls start at a fork

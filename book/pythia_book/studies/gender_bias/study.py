@@ -44,7 +44,7 @@ OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
 
 
 def check(params: Params) -> None:
-    """Check that the models and data that scale paper needs are available.
+    """Check that the models and data that the scale `paper` needs are available.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
@@ -139,7 +139,7 @@ def measure(
             gaps += missing
     if final_gaps := [gap for gap in gaps if gap.step == scale.steps]:
         reason = final_gaps[0].reason
-        raise CheckpointError(f"the last checkpoint of a run cannot be measured: {reason}")
+        raise CheckpointError(f"cannot measure the last checkpoint of a run: {reason}")
     measured: dict[Cell, list[Measured]] = {}
     for (size, _, arm), run, step in checkpoints:
         if (run.id, step) in arrays_at:
@@ -171,7 +171,7 @@ def measure(
 
 
 def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.ndarray]:
-    """Measure -> [seeds, items], for the measures that are kept at a step."""
+    """Stack the results of all seeds: map each measure that is kept at `step` to [seeds, items]."""
     scale = scale_named(params.scale)
     kept = OVER_BRANCH if step >= scale.fork_step(BRANCH[0]) else OVER_TRAINING
     names = kept if step != scale.steps else [name for name in seeds[0] if name not in HALVES]
