@@ -383,7 +383,7 @@ class _Released:
         )
 
     def premises(self) -> list[Claim]:
-        """Return what one would expect, by the claims, of released numbers the paper does not use."""
+        """Return premises on released numbers that the paper does not use, as its claims imply."""
 
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '

@@ -52,7 +52,7 @@ LAST = 143
 PLACEBO = "prepositions"
 PAPER_SWAP = "masculine_to_feminine"
 KINDS = {"swap": "pronouns", "placebo": "prepositions"}
-"""Kind of our forks -> what it swaps."""
+"""Maps the kinds of our forks to what they swap."""
 N_SIZES = 2
 """Only this many of the study's sizes are compared: the smallest that keep all checkpoints."""
 N_SEEDS = 2
@@ -469,7 +469,7 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(result: Result) -> Drawing:
-    """The correlations of released and of our forks with their controls, by score."""
+    """Draw the correlations of released and of our forks with their controls, by score."""
     from pythia_book import style
     from pythia_book.style import Drawing
 

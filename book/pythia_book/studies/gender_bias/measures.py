@@ -77,7 +77,7 @@ class Items:
         return jobs.tolist(), index
 
     def stereotypes(self) -> dict[str, bool]:
-        """Map each WinoBias occupation to whether the pronoun that fits its stereotype is feminine."""
+        """Map each WinoBias occupation to whether its stereotypical pronoun is feminine."""
         return {i.occupation: is_feminine(i.pronoun_pro) for i in self.winobias}
 
 
@@ -145,7 +145,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """Measure a model with all measures if `full`, or else the feminine share and CrowS-Pairs."""
+        """Apply all measures to a model, or, if not `full`, the feminine share and CrowS-Pairs."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))

@@ -20,7 +20,7 @@ ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""Evenly spaced checkpoints that are measured, before the first fork and from there on."""
+"""The evenly spaced checkpoints that are measured: BEFORE the first fork, and from it on."""
 BASE_SEED = 1234
 
 
@@ -58,7 +58,7 @@ class Params(StudyParams):
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Return the steps at which an arm is measured; a fork's are after it leaves the control."""
+        """Return the steps at which an arm is measured; a fork is measured only after it begins."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
         before = () if scale.published else BEFORE  # released controls start at a fork
@@ -79,7 +79,7 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints of a run that the study reads, and the states that forks start from."""
+    """Return the checkpoints of `run` that this study reads, and the states its forks start from."""
     weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
     if not weights.weights or run.intervention:

@@ -1,4 +1,4 @@
-"""The gender-bias study at the scale `paper`: continue the released deduplicated models with a swap.
+"""Continue the released deduplicated models with a swap, for the scale `paper`.
 
 The control and the long swap start from the released weights of step 113,000. These come without
 optimizer state (pythia_book.released.continuation.run explains the re-warming). The short swap
@@ -71,8 +71,8 @@ def check(params: Params) -> None:
     """
     if params.seeds != 1:
         raise ConfigError(
-            f"with --scale paper, seeds must be 1, got {params.seeds}: each released model has only "
-            "one seed"
+            f"with --scale paper, seeds must be 1, got {params.seeds}: each released "
+            "model has only one seed"
         )
     missing = [
         f"set {name} to {value}"
@@ -90,14 +90,12 @@ def check(params: Params) -> None:
             missing.append(str(error))
     if missing:
         lines = [line for plan in _plans_or_none(params) for line in plan.lines]
-        raise ConfigError("\n  ".join(["a run with --scale paper cannot start:", *missing, *lines]))
+        raise ConfigError("\n  ".join(["cannot start with --scale paper:", *missing, *lines]))
     all_plans = plans(params)
     if any(plan.missing_shards for plan in all_plans):
         lines = [line for plan in all_plans for line in plan.lines]
         raise ConfigError(
-            "\n  ".join(
-                ["a run with --scale paper cannot start because shards are missing:", *lines]
-            )
+            "\n  ".join(["cannot start with --scale paper: shards are missing:", *lines])
         )
 
 

@@ -284,7 +284,7 @@ def tables(
 def values(
     params: Params, measured: Measurements, tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Name -> number, for prose; measures are those of the largest size."""
+    """Map names to the numbers in prose; measures are those of the largest size."""
     largest = params.size_list[-1]
     levels, effects = (
         frame[frame["size"] == largest].set_index(["measure", "arm"])

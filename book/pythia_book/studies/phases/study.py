@@ -8,8 +8,8 @@ For a few sizes of the suite, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-The step of such an event has an interval like any estimate, from resampled rows. At scale paper the
-same is measured on released models (phases.released).
+The step of such an event has an interval like any estimate, from resampled rows. At the
+scale `paper` the same is measured on released models (phases.released).
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Steps to measure. "all" includes scheduled checkpoints that are missing; they become gaps."""
+    """Return the steps to measure; "all" includes missing checkpoints, which become gaps."""
     from pythia_book.tasks.sweep import steps_of
 
     return model.scheduled_steps if text == "all" else steps_of(model, text)
@@ -131,7 +131,10 @@ def _steps(model: CheckpointSource, text: str) -> list[int]:
 def _released_rows(
     models: dict[str, CheckpointSource], steps: dict[str, list[int]]
 ) -> list[list[Any]]:
-    """Rows of MODELS; sha256 is that of the last step's weights as stored."""
+    """Return a row with the columns MODELS for each released model.
+
+    The column sha256 is the hash of the last step's weights as stored.
+    """
     return [
         [size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1])]
         for size, model in models.items()

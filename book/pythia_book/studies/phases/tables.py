@@ -67,8 +67,10 @@ class Curves:
 
 
 def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
-    """What the analysis reads of the arrays of `probes.PhasesMeasurement`: lens and the MEASURES
-    that do not follow from it, stacked over checkpoints.
+    """Stack over checkpoints what the analysis needs of the arrays of `probes.PhasesMeasurement`.
+
+    Returns:
+        `lens`, and those MEASURES that do not follow from `lens`.
     """
     if not checkpoints:
         return {}
@@ -90,7 +92,7 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
 
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
-    """float[n]: prefix matching of the best head, from that of all heads float[layers, heads, n].
+    """Return the prefix matching of the best head, float[n], from all, float[layers, heads, n].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
     the head that is best on the other half.
@@ -104,9 +106,12 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
 
 
 def first_below(means: np.ndarray) -> np.ndarray:
-    """int[m]: first checkpoint at which means float[m, checkpoints] are below 0.
+    """Return the index of the first checkpoint with a mean below 0, int[m].
 
-    If there is none, the number of checkpoints.
+    If no mean is below 0, the index is the number of checkpoints.
+
+    Args:
+        means: float[m, checkpoints].
     """
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
@@ -123,7 +128,7 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 
 
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
-    """The index from the original rows, and the ends of its interval."""
+    """Return the index of a milestone and both ends of its interval, from int[1 + draws]."""
     low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
     return int(indices[0]), int(low), int(high)
 
