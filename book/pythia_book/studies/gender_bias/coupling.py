@@ -226,9 +226,10 @@ _ALIKE = "What does p stand for"
 
 
 def released(published: Published) -> Tables:
-    """Scores of the released swapped models and their baselines at their common steps.
+    """Return scores of the released swapped models and their baselines at their common steps.
 
-    coupling_released: model window measure step control swap. Perplexities are logarithms.
+    The table `coupling_released` has the columns model window measure step control swap. Instead of
+    perplexities it has their logarithms.
     """
     import pandas as pd
 
@@ -332,11 +333,11 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
 def analyse(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
 ) -> tuple[Tables, dict[str, Any], list[Claim]]:
-    """Tables, values and claims.
+    """Return the table `coupling`, values and claims.
 
-    coupling: source model seed kind window measure n r low high z autocorrelation shift; n counts
-        differences; shift is the mean of fork minus control in standard deviations of the
-        control's step-by-step differences. Pairs with too few steps are left out.
+    The columns are source model seed kind window measure n r low high z autocorrelation shift. The
+    number n counts differences. The shift is the mean of fork minus control, in standard deviations
+    of the control's step-by-step differences. Pairs with too few steps are left out.
     """
     import pandas as pd
 
@@ -432,7 +433,7 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
 
 
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
-    """Numbers for prose; null where nothing was measured.
+    """Map names to the numbers in prose; a number is None if nothing was measured.
 
     coupling_X: correlation in the last 7 %, mean over TESTED; _words, _gender: of the scores of
     last words and of gender, over both windows; _autocorrelation: of the differences; _shift_M:

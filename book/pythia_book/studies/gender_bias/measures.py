@@ -85,7 +85,7 @@ class TokenizedItems:
     """The items, tokenized and packed once for all checkpoints.
 
     `too_long` counts, for each kind of pair, those excluded because a sentence is longer than the
-    model's context (none at scale laptop).
+    model's context (none at the scale `laptop`).
     """
 
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:

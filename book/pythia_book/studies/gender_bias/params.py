@@ -79,7 +79,10 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """Return the checkpoints of `run` that this study reads, and the states its forks start from."""
+    """Return the checkpoints of `run` that this study reads, and the states that forks start from.
+
+    Another study may train the run.
+    """
     weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
     if not weights.weights or run.intervention:

@@ -40,7 +40,7 @@ PAIRS = {
 
 
 def select(published: Published) -> Tables:
-    """The released numbers that the study shows; shares, not percent.
+    """Return the released numbers that the study shows, as shares, not in percent.
 
     crows, lambada: size arm step value stderr (perplexity), over training.
     crows_biases: size arm step value stderr bias, from LAST_WINDOW on.
@@ -67,7 +67,7 @@ def select(published: Published) -> Tables:
 
 
 def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Means in percent over the last checkpoints that both the control and the arm have.
+    """Return means in percent over the last checkpoints that both the control and the arm have.
 
     Args:
         by: columns that tell rows of one size and checkpoint apart.

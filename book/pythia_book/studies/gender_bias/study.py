@@ -93,8 +93,9 @@ def measure(
 ) -> Measurements:
     """Find or train every run and measure its checkpoints.
 
-    Arrays: MEASURE/SIZE/ARM/STEP is [seeds, items], of the cells that all seeds have; the
-    occupation and the stereotype of every WinoBias sentence.
+    The arrays are MEASURE/SIZE/ARM/STEP, [seeds, items], for the cells that were measured for all
+    seeds; winobias_occupation and winobias_feminine, the occupation and the stereotype of every
+    WinoBias sentence; and the arrays of `coupling.measure`.
 
     Raises:
         ConfigError: see `check`.
@@ -220,14 +221,16 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def tables(
     params: Params, cells: dict[Cell, Final], facts: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
-    """All tables of the study; n counts units (of WinoBias and the feminine share, occupations).
+    """Return all tables of the study.
+
+    The column n counts units; for WinoBias and the feminine share, units are occupations.
 
     levels: size arm measure value low high n seeds, for the final weights.
-    effects: the same with value = arm - control, paired.
-    branch: levels at every step (OVER_TRAINING, OVER_BRANCH) and percent = 100 step / steps; the
-        first point of a fork is that of its parent.
-    branch_effects: branch with value = arm - control, paired.
-    occupations: size arm occupation value n (contexts).
+    effects: the columns of levels; the value is arm minus control, paired.
+    branch: the columns of levels and step percent (of training), for every measured step. The first
+        point of a fork is that of its control.
+    branch_effects: the columns of branch; the value is arm minus control, paired.
+    occupations: size arm occupation value (feminine share) n (contexts).
     ledger: the tokens that each fork changed.
     """
     import pandas as pd

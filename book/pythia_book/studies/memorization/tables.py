@@ -401,7 +401,7 @@ NAMES = {
 
 
 def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
-    """Return the released confusion tables of predicted memorization, in percent of the sequences.
+    """Return the released confusion tables of predicted memorization.
 
     Columns: experiment (a model's earlier checkpoint predicts its last one, or a smaller model
     predicts the 12B model at the same step), model, step, percent of training, compute as a share

@@ -40,10 +40,11 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Scores of every checkpoint, one value per held-out row or per random sequence.
+    """Measure every checkpoint; scores have one value per held-out row or per random sequence.
 
-    Arrays: ngram_loss[orders, rows]; for each size, steps/<size>[c], lens/<size>[layers, c, rows],
-    and <measure>/<size>[c, n] for the measures of `tables.reduced`.
+    The arrays, where c is the number of checkpoints, are ngram_loss[orders, rows], and for each
+    size steps/<size>[c], lens/<size>[layers, c, rows] and <measure>/<size>[c, n] for the other
+    measures of `tables.reduced`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance

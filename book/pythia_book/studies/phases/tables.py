@@ -62,7 +62,7 @@ class Curves:
         return cls(steps.tolist(), lens, values)
 
     def at(self, step: int, measure: str) -> np.ndarray | None:
-        """float[n]: a measure at a step; None for a gap."""
+        """Return a measure at a step, float[n], or None for a gap."""
         return self.values[measure][self.steps.index(step)] if step in self.steps else None
 
 
@@ -147,13 +147,15 @@ def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
 def tables(
     draws: int, models: dict[str, Curves | None], measured: Measurements
 ) -> dict[str, pd.DataFrame]:
-    """The tables of the study.
+    """Return the tables of the study.
 
-    ngrams: order, different (number of n-grams), strength, value, low, high, n, of held-out loss.
+    ngrams: order, different (number of n-grams), strength, value, low, high, n. The value is the
+        held-out loss.
     levels: size, step, measure (of MEASURES), value, low, high, n.
     lens: size, step, layer (number of blocks before the lens), value, low, high, n.
     milestones: size, what, which, step, low, high. what: "nearest" (to n-grams of order `which`) or
-        "beaten" (their loss); steps that were not reached are missing.
+        "beaten" (the model's loss falls below that of these n-grams). A step that was not reached
+        is missing.
     """
     import pandas as pd
 
