@@ -71,7 +71,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
     The facts are "recipes" and "clusters" (rows of the tables of these names), "tasks" (which maps
     the key of a task to [name, shots]) and "gaps" (the number of checkpoints that could not be
-    measured, counted for each measurement).
+    measured, summed over the measurements).
     """
     from pythia_book.studies.registry import train_all
 

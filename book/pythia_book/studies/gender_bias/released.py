@@ -100,6 +100,7 @@ def check(params: Params) -> None:
 
 
 def _plans_or_none(params: Params) -> list[Plan]:
+    """Return `plans`, or no plans if a model is missing."""
     try:
         return plans(params)
     except CheckpointError:  # already in the message

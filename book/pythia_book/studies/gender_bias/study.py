@@ -185,6 +185,7 @@ def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.n
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
+    """Return how many tokens a fork changed, and in which window of training."""
     ledger = run.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
     return {

@@ -24,7 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Draw the share of rows memorized, by size on both texts, and over training on one text."""
+    """Draw the share of rows memorized, by size on both texts, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):

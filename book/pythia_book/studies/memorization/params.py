@@ -57,7 +57,7 @@ class Params(StudyParams):
         if self.context + self.continuation > width:
             raise ConfigError(
                 f"context={self.context} and continuation={self.continuation} add up to more than "
-                f"the  {width} tokens of a row"
+                f"the {width} tokens of a row"
             )
 
     def steps(self, arm: str) -> list[int]:

@@ -322,7 +322,7 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
 def qq_table(
     memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
 ) -> list[dict[str, Any]]:
-    """Return the points of the paper's Q-Q plot, each with a 95 % band and its number of windows."""
+    """Return the points of the paper's Q-Q plot, with a 95 % band and windows per point."""
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
         return []

@@ -164,6 +164,7 @@ def ngrams_table(result: Result) -> Table:
 
 
 def _rows_note(result: Result) -> str:
+    """Return the note under figures of held-out rows."""
     values = result.values
     return (
         f"{values['n_checkpoints']} checkpoints; {number_text(values['n_places'])} places in "

@@ -65,6 +65,7 @@ class Ngrams:
         return best
 
     def _with(self, order: int, strength: float) -> Ngrams:
+        """Return a copy with another back-off strength for one order."""
         changed = list(self.strengths)
         changed[order - 2] = strength
         return replace(self, strengths=tuple(changed))

@@ -50,7 +50,7 @@ class Params(StudyParams):
         """
         if self.released and not (self.source and self.data):
             raise ConfigError(
-                "--scale paper reads released models: name them with source, e.g. "
+                "with --scale paper, the study reads released models: name them with source, e.g. "
                 "EleutherAI/pythia-70m or a folder of its steps, and the rows they were trained on "
                 "with data, e.g. pile-standard (over the network) or a folder with its shards"
             )
