@@ -1,10 +1,11 @@
 """The claims of the deduplication study.
 
 The paper says that deduplication brings "no clear benefit on language modeling performance", and
-measures that by eight benchmarks. So the released twins test it, as an equivalence with a margin.
-Our own twins test what can be seen at their size. Their loss is no test of that sentence: copies
-are planted in the standard text and never in the held-out text, which is the setting of another
-paper (Hernandez et al. 2022).
+measures performance by eight benchmarks. So the released twins (pairs of a standard and a
+deduplicated model) test this sentence, as an equivalence with a margin. Our own twins test what can
+be seen at their size. The loss of our twins is no test of the sentence: copies are planted in the
+standard text and never in the held-out text, which is the setting of another paper (Hernandez et
+al. 2022).
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def claims(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> list[Claim]:
-    """All claims, those on benchmarks first.
+    """Return all claims with their tests.
 
     Args:
-        released: as `released_effects` returns it.
+        released: the effects that `released_effects` returns.
     """
     words, sentences = _change(params, measured, "last_word", "sentences")
     loss, rows_read = _change(params, measured, "loss", "held-out rows")
@@ -132,7 +133,7 @@ def claims(
 
 
 def _pairs(e: Estimate | None, items: str) -> str:
-    """What varies in a released effect; "" without one."""
+    """Say over what a released effect varies, or return "" if there is no effect."""
     return f"{e.n_seeds} pairs of models, one training each; {items}" if e else ""
 
 
@@ -140,11 +141,16 @@ def _pairs(e: Estimate | None, items: str) -> str:
 
 
 def released_effects(released: Tables) -> dict[str, Estimate | None]:
-    """The effects of deduplication on the released twins, in points; None without the numbers.
+    """Return the effects of deduplication on the released twins, in percentage points.
 
-    zero_end, five_end, zero_before, five_before: benefit at a checkpoint, with the errors of models
-    and items. average: benefit over training; second_epoch: its loss in the second epoch; both over
-    models, for these items.
+    An effect is None if its numbers were not released. A lead is the accuracy of the deduplicated
+    model minus that of the standard model. The keys are
+
+    - zero_end, five_end, zero_before, five_before: the mean lead, zero-shot or five-shot, at the
+      last step (LAST) or at step BEFORE; the interval covers models and items.
+    - average: the mean lead over all checkpoints; the interval covers models, not items.
+    - second_epoch: the mean lead before EPOCH_STEP minus the mean lead after EPOCH_STEP; the
+      interval covers models, not items.
     """
     names = ("zero_end", "five_end", "zero_before", "five_before", "average", "second_epoch")
     effects: dict[str, Estimate | None] = dict.fromkeys(names)
@@ -171,7 +177,14 @@ def released_effects(released: Tables) -> dict[str, Estimate | None]:
 def _change(
     params: Params, measured: Measurements, measure: str, items: str
 ) -> tuple[Estimate | None, str]:
-    """Deduplicated minus standard at the end over sizes and items, and what was averaged over."""
+    """Return the mean change by deduplication at the end, and the units of the mean in words.
+
+    The change is deduplicated minus standard, averaged over sizes and items.
+
+    Args:
+        measure: a key of FACTORS.
+        items: the name of the items of this measure, for the text.
+    """
     changes = pooled(params, measured, measure)
     if changes is None:
         return None, ""
@@ -182,10 +195,10 @@ def _change(
 
 
 def _accuracy(params: Params, measured: Measurements) -> Test:
-    """The change of zero-shot accuracy, tested only if models do better than guessing.
+    """Test the change of zero-shot accuracy, if the models do better than guessing.
 
-    Tasks without answers to choose from have no accuracy of guessing and are left out of this
-    condition.
+    If they do not, the test is untestable. Tasks without answers to choose from have no accuracy of
+    guessing, so they do not count when the models are compared with guessing.
     """
     e, units = _change(params, measured, "accuracy", "zero-shot items")
     above = []
@@ -209,7 +222,7 @@ def _accuracy(params: Params, measured: Measurements) -> Test:
 
 
 def _memorized(frame: pd.DataFrame) -> Test:
-    """The change of the share of training rows memorized, over sizes."""
+    """Test whether deduplication lowers the share of training rows memorized; units are sizes."""
     shares = frame.pivot(index="size", columns="arm", values="value").reindex(columns=DATA_ARMS)
     shares = 100 * shares.dropna()
     if shares.empty:

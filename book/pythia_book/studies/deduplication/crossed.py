@@ -1,4 +1,4 @@
-"""Mean of values of several models on the same items, with the errors of both."""
+"""The mean over several models on the same items, with an interval over models and items."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from pythia_book.stats import LEVEL, Estimate, mean_over
 
 
 def crossed_mean(values: np.ndarray) -> Estimate:
-    """Mean over models and items, both taken as random, of values float[models, items].
+    """Return the mean of `values` with its interval; models and items both count as random.
 
-    All models answer the same items, so an item that favours one arm does so in several models, and
-    more models do not average it away. The variance of the mean has a part from models and one
-    from items, each from its mean square; the t interval has Satterthwaite's degrees of freedom. A
-    part from items that comes out below 0 counts as 0. A single model has no interval.
+    All models answer the same items. An item that favours one arm does so in several models, so
+    more models do not average it away. The variance of the mean therefore has a part from models
+    and a part from items, each computed from its mean square. A part from items that comes out
+    below 0 counts as 0. The t interval has Satterthwaite's degrees of freedom. A single model, or a
+    single item, gives no interval: low and high are NaN.
+
+    Args:
+        values: float[models, items].
     """
     values = np.asarray(values, np.float64)
     models, items = values.shape

@@ -31,7 +31,7 @@ RECIPE_COLOURS = {"exact": style.MUTED, "jaccard-0.87": BLUE, "eleutherai-0.87":
 
 
 def taken_away(result: Result) -> Drawing:
-    """Share of tokens left by each recipe, and its probability of finding a similar pair."""
+    """Draw the share of tokens that each recipe leaves, and the share of similar pairs it finds."""
     recipes, caught = result.tables["recipes"], result.tables["caught"]
     with style.canvas(result, 2, 2.7, ratios=(1, 1.1)) as (figure, (bars, curves)):
         bottom_up = recipes[recipes.recipe != "none"].iloc[::-1]
@@ -65,7 +65,7 @@ def taken_away(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Difference between twins over training, in held-out loss and last words predicted."""
+    """Draw how twins differ over training, in held-out loss and in last words predicted."""
     effects = result.tables["effects"]
     n = {m: int(g.n.max()) for m, g in effects.groupby("measure")}
     notes = f"{n.get('loss', 0)} held-out rows, {n.get('last_word', 0)} sentences"
@@ -92,7 +92,7 @@ def _differences(ax: Axes, effects: object, factor: float, result: Result) -> No
 
 
 def tasks(result: Result) -> Drawing:
-    """Difference between the final twins in zero-shot accuracy, task by task."""
+    """Draw how the final twins differ in zero-shot accuracy, task by task."""
     table = result.tables["tasks"]
     table = table[table.shots == 0]
     names = [t for t in dict.fromkeys(table.task) if t != "mean"] + ["mean"]
@@ -117,7 +117,7 @@ def tasks(result: Result) -> Drawing:
 
 
 def released(result: Result) -> Drawing:
-    """Difference in accuracy between the released twins by size, zero-shot and five-shot."""
+    """Draw how the released twins differ in accuracy, by size, zero-shot and five-shot."""
     frame = _twins(result)
     frame = frame[frame.step.isin([BEFORE, LAST])]
     half = Z_95 * frame.stderr
@@ -142,7 +142,7 @@ def released(result: Result) -> Drawing:
 
 
 def released_over_training(result: Result) -> Drawing:
-    """The released twins over training: each pair, and the mean over pairs with its band."""
+    """Draw how each pair of released twins differs over training, and the mean over pairs."""
     frame = _twins(result)
     notes = f"band: 95 % interval over pairs and items; dotted: {EPOCH_STEP:,} updates, 207B tokens"
     with style.canvas(result, 2, 2.6, notes, sharey=True) as (figure, axes):
@@ -169,14 +169,14 @@ def released_over_training(result: Result) -> Drawing:
 
 
 def _twins(result: Result) -> pd.DataFrame:
-    """The released differences; no rows without released numbers."""
+    """Return the table of released differences; it is empty if there are no released numbers."""
     import pandas as pd
 
     return result.released.get("twins", pd.DataFrame(columns=COLUMNS, dtype=float))
 
 
 def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Mean over pairs at each step: step, value, low, high."""
+    """Return the mean over pairs at each step, with columns step, value, low, high."""
     import pandas as pd
 
     rows = []
@@ -187,7 +187,7 @@ def _means(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def remembered(result: Result) -> Drawing:
-    """Share of training rows memorized by the final models, standard and deduplicated."""
+    """Draw the share of training rows that the final models memorize, by size and arm."""
     memorized = result.tables["memorized"]
     sizes = result.params.size_list
     with style.canvas(result, 1, 2.6, "bars: 95 % intervals") as (figure, (ax,)):
@@ -201,7 +201,7 @@ def remembered(result: Result) -> Drawing:
 
 
 def recipes_table(result: Result) -> Table:
-    """Documents and tokens that each recipe removes."""
+    """Return the table of documents and tokens before and after each recipe."""
     frame = result.tables["recipes"].copy()
     frame.columns = ["Recipe", "Documents", "Tokens", "Identical removed", "Similar removed",
                      "% of tokens removed"]  # fmt: skip

@@ -2,8 +2,9 @@
 
 The suite trains two models of every size, one on the standard and one on the deduplicated text,
 from the same initial weights and for the same number of updates. These twins are measured on the
-same held-out rows and items, so their differences are paired. Next to them stand the released
-twins, of which accuracies and standard errors are known, but not the answers to single items.
+same held-out rows and items, so their differences are paired. Our twins are shown next to the
+released twins. Of the released twins only accuracies and standard errors are known, not the answers
+to single items.
 """
 
 from __future__ import annotations
@@ -26,26 +27,29 @@ if TYPE_CHECKING:
     from pythia_core.training.runs import Run
 
 Suite = dict[tuple[str, str], "Run"]
-"""(size, arm) -> its run."""
+"""Map (size, arm) to a run."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, deduplicate the text by every recipe, compare the twins.
+    """Find or train the suite, deduplicate the text by every recipe, and compare the twins.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or none.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR`, if it is set.
     """
     measuring, analysing = partial(measure, params, progress), partial(analyse, params)
     return conduct(STUDY, params, measuring, analysing, released, published)
 
 
 def released(published: Published) -> Tables:
-    """twins: deduplicated minus standard accuracy of the released models over training."""
+    """Return the table `twins`: over training, how the accuracies of released twins differ.
+
+    A difference is deduplicated minus standard.
+    """
     return {"twins": twin_differences(published)}
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims, from measurements and released numbers alone."""
+    """Compute tables, values and claims from the measurements and the released numbers."""
     frames, effects = tables(params, measured), released_effects(released)
     numbers = values(params, measured, frames, effects)
     return frames, numbers, claims(params, measured, frames, effects)
@@ -57,12 +61,17 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Train or find the twins and measure them.
 
-    Arrays, by size and arm: "loss/25k/standard/572", nats per token, float32[rows];
-    "last_word/25k/standard/572", bool[sentences]; "accuracy/25k/standard/piqa_0" at the end,
-    bool[items]; "memorized/25k/standard" at the end, bool[distinct texts]; "rows/standard",
-    int[distinct texts], the number of training rows that begin with each text. Facts: "recipes" and
-    "clusters", the text under each recipe; "tasks", key -> [name, shots]; "gaps", the number of
-    checkpoints that could not be measured.
+    The arrays are, e.g. for size 25k and the standard text,
+
+    - "loss/25k/standard/572": float32[rows], held-out loss at step 572 in nats per token.
+    - "last_word/25k/standard/572": bool[sentences], whether the last word was predicted.
+    - "accuracy/25k/standard/piqa_0": bool[items], whether the final model answers correctly.
+    - "memorized/25k/standard": bool[distinct texts], whether the final model has memorized a text.
+    - "rows/standard": int[distinct texts], the number of training rows that begin with each text.
+
+    The facts are "recipes" and "clusters" (rows of the tables of these names), "tasks" (which maps
+    the key of a task to [name, shots]) and "gaps" (the number of checkpoints that could not be
+    measured, summed over the measurements).
     """
     from pythia_book.studies.registry import train_all
 
@@ -79,7 +88,11 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[Any]]]:
-    """Rows of the tables of recipes (columns TEXT_ROW) and of clusters (recipe, copies, number)."""
+    """Deduplicate the text by every recipe, and return rows of two tables.
+
+    The table of recipes has the columns TEXT_ROW. The table of clusters has the columns recipe,
+    copies (documents in a cluster) and the number of clusters with as many copies.
+    """
     from pythia_core.data.prepare import prepare
 
     rows: list[list[Any]] = []
@@ -97,7 +110,7 @@ def _texts(params: Params, progress: bool) -> tuple[list[list[Any]], list[list[A
 
 
 def _language(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Held-out loss and last words over training; returns the number of gaps."""
+    """Add held-out loss and last words over training to `measured`; return the number of gaps."""
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     first = next(iter(suite.values()))
@@ -114,10 +127,13 @@ def _language(params: Params, suite: Suite, measured: Measurements, progress: bo
 
 
 def _memorized(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Which training rows each final model has memorized; returns the number of gaps.
+    """Add to `measured` which training rows each final model has memorized.
 
-    Memorized: given 32 tokens, the model generates the next 32 exactly
-    (pythia_core.evaluation.memorization). Rows that begin with the same text have one outcome.
+    A row is memorized if the model, given its first 32 tokens, generates the next 32 exactly
+    (pythia_core.evaluation.memorization). Rows that begin with the same text share one entry.
+
+    Returns:
+        The number of gaps.
     """
     from pythia_book.measurements import measure_all
     from pythia_core.evaluation.memorization import ExtractionMeasurement, distinct_windows
@@ -142,7 +158,7 @@ def _memorized(params: Params, suite: Suite, measured: Measurements, progress: b
 
 
 def _tasks(params: Params, suite: Suite, measured: Measurements, progress: bool) -> int:
-    """Which benchmark items each final model answers correctly; returns the number of gaps."""
+    """Add to `measured` which items each final model answers correctly; return the gap count."""
     from pythia_book.tasks.benchmarks import TASKS
     from pythia_book.tasks.metrics import build_tasks, fitting_tasks, measure_tasks
 

@@ -1,4 +1,4 @@
-"""Tables and values of the deduplication study, from its measurements alone."""
+"""Compute the tables and values of the deduplication study from its measurements."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ PILE_TOKENS = (334e9, 207e9)
 """Tokens of the Pile before and after deduplication (paper section 2.4)."""
 TEXT_ROW = ("recipe", "documents", "tokens", "identical", "similar")
 FACTORS = {"loss": 1, "last_word": 100, "accuracy": 100}
-"""Measure -> factor from tables to prose: nats per token, and shares in points."""
+"""The factor for each measure in prose: loss stays in nats per token, shares become points."""
 
 
 def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
-    """All tables of the study.
+    """Return all tables of the study.
 
-    recipes: recipe, documents, tokens, identical and similar (documents removed as such), percent
-        (of tokens removed). clusters: recipe, copies (cluster size), clusters, documents.
-    caught: recipe, similarity, probability that a pair of this similarity is found.
-    levels: size, arm, measure, step, percent, value, low, high, n, over items.
-    effects: the same without arm; values are deduplicated minus standard, paired.
-    tasks: size, task, shots, value, low, high, n: the same for the accuracy of the final models;
-        task "mean": all zero-shot items.
-    memorized: size, arm, value, low, high, n: share of training rows memorized by the final models;
-        intervals resample distinct texts.
+    recipes: recipe, documents, tokens, identical (documents removed as identical), similar
+        (documents removed as similar), percent (of tokens removed).
+    clusters: recipe, copies (documents in a cluster), clusters (how many have that size), documents
+        (in all these clusters).
+    caught: recipe, similarity, probability (that the recipe finds a pair of this similarity).
+    levels: size, arm, measure, step, percent (of training), value, low, high, n. The value is the
+        mean over n items.
+    effects: the columns of levels except arm. The value is deduplicated minus standard, paired.
+    tasks: size, task, shots, value, low, high, n. The value is deduplicated minus standard accuracy
+        of the final models, paired. The task "mean" has all zero-shot items.
+    memorized: size, arm, value, low, high, n. The value is the share of training rows that the
+        final model has memorized; its interval resamples distinct texts.
     """
     import pandas as pd
 
@@ -58,6 +61,7 @@ def tables(params: Params, measured: Measurements) -> dict[str, pd.DataFrame]:
 
 
 def _caught() -> pd.DataFrame:
+    """Return the table `caught` of `tables`."""
     import pandas as pd
 
     rows = []
@@ -73,7 +77,13 @@ def _caught() -> pd.DataFrame:
 
 
 def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.ndarray | None:
-    """Deduplicated minus standard of each item, float[items]; None unless both were measured."""
+    """Return the score of the deduplicated minus the standard model on each item, float[items].
+
+    Return None if either model was not measured.
+
+    Args:
+        rest: the rest of the array's name, i.e. the step or the key of a task.
+    """
     standard, deduplicated = (measured.get(measure, size, arm, *rest) for arm in DATA_ARMS)
     if standard is None or deduplicated is None:
         return None
@@ -81,10 +91,12 @@ def change(measured: Measurements, measure: str, size: str, *rest: Any) -> np.nd
 
 
 def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray | None:
-    """The change of each item at the end, float[sizes, items]; None if no twins were measured.
+    """Return the `change` of each item at the end of training, float[sizes, items].
+
+    Sizes that were not measured in full are left out. Return None if no size is left.
 
     Args:
-        measure: "loss", "last_word", or "accuracy" (all zero-shot items).
+        measure: "loss", "last_word", or "accuracy" (the items of all zero-shot tasks).
     """
     last = scale_named(params.scale).steps
     keys = zero_shot(measured) if measure == "accuracy" else [last]
@@ -98,11 +110,12 @@ def pooled(params: Params, measured: Measurements, measure: str) -> np.ndarray |
 
 
 def zero_shot(measured: Measurements) -> list[str]:
-    """Keys of the zero-shot tasks."""
+    """Return the keys of the zero-shot tasks."""
     return [key for key, (_, shots) in measured.facts["tasks"].items() if shots == 0]
 
 
 def _over_training(params: Params, measured: Measurements) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables `levels` and `effects` of `tables`."""
     import pandas as pd
 
     last = scale_named(params.scale).steps
@@ -128,6 +141,7 @@ def _over_training(params: Params, measured: Measurements) -> tuple[pd.DataFrame
 
 
 def _tasks(params: Params, measured: Measurements) -> pd.DataFrame:
+    """Return the table `tasks` of `tables`."""
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
@@ -149,6 +163,7 @@ def _tasks(params: Params, measured: Measurements) -> pd.DataFrame:
 
 
 def _memorized(params: Params, measured: Measurements) -> pd.DataFrame:
+    """Return the table `memorized` of `tables`."""
     import pandas as pd
 
     rows = []
@@ -173,7 +188,7 @@ def values(
     frames: dict[str, pd.DataFrame],
     released: dict[str, Estimate | None],
 ) -> dict[str, Any]:
-    """Name -> number, for prose; null where something was not measured or not released."""
+    """Map names to the numbers in prose; a number that was not measured or not released is None."""
     recipes = frames["recipes"].set_index("recipe")
     before, after = PILE_TOKENS
     largest = params.size_list[-1]

@@ -1,7 +1,7 @@
-"""Common misstatements about Pythia: the errata of catalogue.toml with their evidence.
+"""Read common misstatements about Pythia, the errata, from catalogue.toml, with their evidence.
 
-Where the evidence can be computed, its numbers are (errata.evidence); otherwise the text cites a
-source. Every erratum has links. For errata that name a config field in `measured`, errata.study
+Where the evidence can be computed, errata.evidence computes its numbers; otherwise the text cites a
+source. Every erratum has links. Some errata name a config field in `measured`: errata.study
 measures how much that field changes our models.
 """
 
@@ -32,7 +32,7 @@ STATUSES = {
     "reported": "others published the evidence; it was not repeated here",
     "unproven": "the source could not be opened again",
 }
-"""How sure an erratum is, and what that means."""
+"""Map each status, which says how sure an erratum is, to its meaning."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,18 @@ class Erratum:
     measured: str = ""
 
     def compute(self, released: Published | None = None) -> Evidence:
-        """Compute the evidence, including that from released scores if they are given."""
+        """Compute the evidence; if `released` is given, include evidence from released scores."""
         values = COMPUTED[self.name]() if self.name in COMPUTED else {}
         return self.from_values(values, released_tables(released) if released else {})
 
     def from_values(self, values: Values, released: Tables) -> Evidence:
-        """The evidence from values that were computed before, and from `released_tables`."""
+        """Return the evidence from numbers that were computed before.
+
+        Args:
+            values: the numbers in the text of the evidence.
+            released: the tables of `released_tables`; without tables, the evidence says how to get
+                the released scores.
+        """
         text = self.evidence.format(**values)
         if not self.released:
             return Evidence(text, values)
@@ -65,10 +71,10 @@ class Erratum:
         return Evidence(text, values, self.released.format(**scores) if scores else NO_SCORES)
 
     def sections(self, evidence: Evidence, effect: str = "") -> dict[str, str]:
-        """Heading -> text, for the page and the command line.
+        """Map headings to texts, for the page and the command line.
 
         Args:
-            effect: the measured effect of the erratum's switch, as text.
+            effect: the measured effect of the erratum's switch, in words; "" if not measured.
         """
         if self.measured and not effect:
             effect = "What it costs is measured by: python -m pythia_core study errata"
@@ -83,6 +89,7 @@ class Erratum:
 
 
 def _read() -> tuple[tuple[Erratum, ...], str]:
+    """Read the errata from catalogue.toml, and the day on which their sources were read."""
     content = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
     one_line = (
         {
@@ -95,14 +102,14 @@ def _read() -> tuple[tuple[Erratum, ...], str]:
 
 
 ERRATA, READ = _read()
-"""All errata, and the day their sources were read."""
+"""All errata, and the day on which their sources were read."""
 
 
 def erratum_named(name: str) -> Erratum:
-    """The erratum with this name.
+    """Return the erratum with this name.
 
     Raises:
-        ConfigError: unknown name; lists the known ones.
+        ConfigError: the name is unknown; the message lists the known names.
     """
     by_name = {erratum.name: erratum for erratum in ERRATA}
     if name not in by_name:
@@ -111,12 +118,12 @@ def erratum_named(name: str) -> Erratum:
 
 
 def listing() -> str:
-    """Names, statuses and titles, one line each."""
+    """List the errata as text, one line each with name, status and title."""
     return "\n".join(f"{e.name:22} {e.status:9} {e.title}" for e in ERRATA)
 
 
 def erratum_text(erratum: Erratum, released: Published | None = None) -> str:
-    """An erratum with its evidence, as plain text."""
+    """Return an erratum with its evidence as plain text."""
     lines = [erratum.title]
     for heading, text in erratum.sections(erratum.compute(released)).items():
         lines.append(f"\n{heading}: {text}")

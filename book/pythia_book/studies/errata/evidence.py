@@ -1,8 +1,9 @@
 """Compute the numbers in the evidence of catalogue.toml, from this library or released scores.
 
-Each function returns the values that fill in the text of one erratum; it takes a second or two and
-needs no network. Those in RELEASED read the tables of `released_tables`, which a record keeps.
-errata.study measures the cost of an error, which needs training.
+Each function in COMPUTED or RELEASED returns the values that fill in the text of one erratum. Such
+a function takes a second or two and needs no network. The functions in RELEASED read the tables of
+`released_tables`, which the study's record keeps. What an error costs needs training, so
+errata.study measures the cost.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Evidence:
 
     text: str
     values: Values = field(default_factory=dict)
-    """Name -> number, for prose and tests; no two errata share a name."""
+    """Maps names to numbers, for prose and tests; no two errata use the same name."""
     released: str = ""
     """What the released scores show, or a note that they are missing."""
 
@@ -54,7 +55,11 @@ class Evidence:
 
 
 def lr_floor() -> Values:
-    """The mean official learning rate, and when it reaches its floor, for both schedules."""
+    """Compare the official learning rates by the training code ("neox") and by the paper.
+
+    The values give the mean rate by both schedules, the step at which the code's schedule reaches
+    its floor, and the rate by the paper's schedule at that step.
+    """
     rates = {
         form: [
             learning_rate(step, OFFICIAL_STEPS, 1.0, 0.1, form=form)
@@ -75,7 +80,10 @@ def lr_floor() -> Values:
 
 
 def first_update() -> Values:
-    """How many tensors the first updates of a tiny model leave unchanged, for both schedules."""
+    """Count the tensors of a tiny model that its first two updates leave unchanged.
+
+    The model is trained with a first update at learning rate 0, and without (with the switch).
+    """
     import torch
 
     from pythia_core.training.trainer import Trainer
@@ -103,7 +111,10 @@ def first_update() -> Values:
 
 
 def adamw() -> Values:
-    """Parameter groups of the 70M model; effect of weight decay alone, for AdamW and for Adam."""
+    """Count the decayed tensors of the 70M model, and compare weight decay in AdamW and in Adam.
+
+    The comparison is one step with gradients of 0, so that only weight decay acts.
+    """
     import torch
 
     from pythia_core.model import GPTNeoX
@@ -137,6 +148,7 @@ def adamw() -> Values:
 
 
 def _key(size: str) -> str:
+    """Return a size without a dot, for the name of a value."""
     return size.replace(".", "_")
 
 
@@ -144,7 +156,11 @@ def _key(size: str) -> str:
 
 
 def initialisation() -> Values:
-    """Standard deviations of initial weights of 6.9B and 12B, by their rule and the usual one."""
+    """Compare the initial weights of 6.9B and 12B by their own rule and by the rule `small_wang`.
+
+    The values are standard deviations. For 6.9B, init_times and init_output_times give the ratio of
+    the own rule to `small_wang`.
+    """
     from pythia_core.model import init_deviations
 
     values = {}
@@ -160,7 +176,10 @@ def initialisation() -> Values:
 
 
 def sampled_std(config: ModelConfig) -> tuple[float, float]:
-    """Standard deviations of an inner and an output matrix, from samples: 12B is too large."""
+    """Return the standard deviations of initial weights in an inner and in an output matrix.
+
+    They are computed from a million samples each, because a 12B model is too large to build.
+    """
     import torch
 
     from pythia_core.model import pythia_init
@@ -174,7 +193,11 @@ def sampled_std(config: ModelConfig) -> tuple[float, float]:
 
 
 def gelu() -> Values:
-    """Differences between the two forms of GELU, on a fine grid and on half-precision numbers."""
+    """Measure how the two forms of GELU (tanh and erf) differ.
+
+    The values give the largest difference on a fine grid, where it occurs, and the percentage of
+    half-precision inputs for which the results differ.
+    """
     import torch
 
     from pythia_core.kernels.gelu import gelu_reference
@@ -192,7 +215,7 @@ def gelu() -> Values:
 
 
 def vocabulary() -> Values:
-    """Vocabulary sizes by the padding rule, compared with the sizes of the released embeddings."""
+    """Compare the vocabulary sizes by the padding rule with those of the released embeddings."""
     entries, spaces = 50_254, 23
     usable = entries + spaces
     padded = {ranks: -(-usable // (128 * ranks)) * 128 * ranks for ranks in (1, 2, 4)}
@@ -207,7 +230,7 @@ def vocabulary() -> Values:
 
 
 def names() -> Values:
-    """Total parameters and share of non-embedding parameters of every size."""
+    """Return each size's number of parameters (millions) and its non-embedding share (percent)."""
     values = {}
     for name, size in OFFICIAL_SIZES.items():
         model = size.model()
@@ -220,7 +243,10 @@ def names() -> Values:
 
 
 def epoch_boundary() -> Values:
-    """Share of tokens read 0, 1 or 2 times under both policies: on the Pile and a toy corpus."""
+    """Compute the share of tokens that are read 0, 1 or 2 times under both epoch policies.
+
+    The shares are for the deduplicated Pile, and for a toy corpus whose reads are counted.
+    """
     sizes = np.random.default_rng(0).lognormal(4, 1, 3000).astype(int)
     rows, tokens = OFFICIAL_STEPS * OFFICIAL["batch"], int(OFFICIAL["deduplicated"])
     share_read = rows / ((2 * tokens - 1) // OFFICIAL["seq_len"])
@@ -238,7 +264,7 @@ def epoch_boundary() -> Values:
 
 
 def threshold() -> Values:
-    """Probability that each recipe's MinHash bands find a pair of a given similarity."""
+    """Compute the probability that a recipe's MinHash bands find a pair of a given similarity."""
 
     def percent(recipe: str, similarity: float) -> float:
         bands = RECIPES[recipe].buckets, RECIPES[recipe].hashes_per_bucket
@@ -254,19 +280,23 @@ def threshold() -> Values:
 # --- released scores -------------------------------------------------------------------------
 
 LATE = 134_000
-"""First step of the mean over late checkpoints, where the shorter intervention has begun."""
+"""Late means are over the checkpoints from this step on, after the shorter swap has begun."""
 ANSWERS = 104
-"""Items of WSC; one of its two answers is right in 38 of them, the other in 66."""
+"""WSC has this many items; one of its two answers is right in 38 items, the other in 66."""
 
 
 def released_tables(released: Published) -> Tables:
-    """The released scores on which the errata rest.
+    """Return the released scores that the errata cite.
 
-    twins: model, intervention, percent (CrowS-Pairs gender, mean of steps from LATE on), stderr.
-    final: task, metric, model, deduped, value, stderr (zero-shot, at the end, as fractions).
-    winobias: prompt, model, intervention, pro, anti (type 1, percent, mean of steps from LATE on).
-    wsc: shots, stuck (fraction of all scores that are exactly 38 of 104).
-    compared: model, shots, step, equal (a model and its deduplicated twin agree in every score).
+    twins: model, intervention, percent, stderr: the CrowS-Pairs score for gender, in percent, mean
+        of the steps from LATE on.
+    final: task, metric, model, deduped, value, stderr: zero-shot scores after training, as
+        fractions.
+    winobias: prompt, model, intervention, pro, anti: exact matches on type 1, in percent, mean of
+        the steps from LATE on.
+    wsc: shots, stuck: the fraction of all WSC scores that are exactly 38 of 104.
+    compared: model, shots, step, equal: whether a model and its deduplicated twin agree in every
+        score.
     """
     crows = released.crows_gender()
     late = crows[crows.step >= LATE].assign(
@@ -297,7 +327,14 @@ def released_tables(released: Published) -> Tables:
 
 
 def equal_scores(raw: pd.DataFrame | None) -> pd.DataFrame:
-    """Steps from 2 on at which both twins were scored: model, shots, step, equal (every score)."""
+    """Compare a model with its deduplicated twin at each step from 2 on at which both were scored.
+
+    Args:
+        raw: the released benchmark scores of all models and steps, or None.
+
+    Returns:
+        Columns model, shots, step, equal; `equal` is whether the twins agree in every score.
+    """
     import pandas as pd
 
     keys = ["model", "shots", "step"]
@@ -314,7 +351,7 @@ ARM_NAMES = {"none": "", "swap_last_7pct": "7 % swap", "swap_last_21pct": "21 % 
 
 
 def released_winobias(tables: Tables) -> Values | None:
-    """WinoBias accuracy by prompt, with and without the swap."""
+    """Put WinoBias accuracy by prompt, with and without the swap, in words; None without scores."""
     rows = tables["winobias"]
     if rows.empty:
         return None
@@ -330,7 +367,7 @@ def released_winobias(tables: Tables) -> Values | None:
 
 
 def released_twins(tables: Tables) -> Values | None:
-    """CrowS-Pairs scores of the models with and without the swap."""
+    """Put the CrowS-Pairs scores with and without the swap in words; None without scores."""
     rows = tables["twins"]
     if rows.empty:
         return None
@@ -344,14 +381,20 @@ def released_twins(tables: Tables) -> Values | None:
 
 
 def guessing(task: str) -> float:
-    """Accuracy of guessing; for WSC, of always giving the answer that is right more often."""
+    """Return the accuracy of guessing on a task.
+
+    For WSC this is the accuracy of always giving the answer that is right more often.
+    """
     from pythia_book.published.figures import CHANCE
 
     return 66 / ANSWERS if task == "wsc" else CHANCE[task] / 100
 
 
 def released_tasks(tables: Tables) -> Values | None:
-    """For each task, the number of released models whose interval is above guessing."""
+    """Count, for each task, the released models whose 95 % interval is above guessing.
+
+    Return None without scores.
+    """
     final = tables["final"]
     if final.empty:
         return None
@@ -371,13 +414,17 @@ def released_tasks(tables: Tables) -> Values | None:
 
 
 def released_2_8b(tables: Tables) -> Values | None:
-    """Steps at which all released scores of a model and its deduplicated twin are equal."""
+    """Say at how many steps all released scores of a model equal those of its deduplicated twin.
+
+    The 2.8B model is told apart from the others. Return None without scores.
+    """
     compared = tables["compared"]
     if compared.empty:
         return None
     equal = compared[compared["equal"].astype(bool)]
 
     def summarized(steps: Iterable[int]) -> str:
+        """Say how many steps there are, and which are the first and the last."""
         ordered = sorted(steps)
         return f"{len(ordered)} steps ({ordered[0]:,} to {ordered[-1]:,})" if ordered else "no step"
 

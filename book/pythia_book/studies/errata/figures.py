@@ -23,7 +23,7 @@ COMMAND = "python -m pythia_core errata NAME"
 
 
 class Errata:
-    """The errata as HTML: title, status, sections and links of each, with all text escaped."""
+    """Show all errata as HTML, each with title, status, sections and links."""
 
     def __init__(self, result: Result) -> None:
         evidence = evidence_of(result.measured.facts, result.released)
@@ -52,7 +52,7 @@ class Errata:
 
 
 def _links(erratum: Erratum) -> str:
-    """The links of an erratum, numbered."""
+    """Return the links of an erratum as numbered HTML links."""
     links = (
         f'<a href="{html.escape(url, quote=True)}">[{number}]</a>'
         for number, url in enumerate(erratum.links, 1)
@@ -61,7 +61,7 @@ def _links(erratum: Erratum) -> str:
 
 
 def effect(result: Result, erratum: Erratum) -> str:
-    """The measured effect of an erratum's switch, in words; empty if it was not measured."""
+    """Put the measured effect of an erratum's switch in words; "" if it was not measured."""
     parts = []
     for name in (erratum.measured, f"{erratum.measured}_read"):
         change = result.values[f"{name}_loss_change"] if name in LABELS else None
@@ -76,7 +76,7 @@ def effect(result: Result, erratum: Erratum) -> str:
 
 
 def effects(result: Result) -> Drawing:
-    """How much each switch changes held-out loss, at the end and over training."""
+    """Draw how much each switch changes held-out loss, at the end and over training."""
     frame = result.tables["effects"]
     loss = frame[frame.measure == "loss"]
     last = loss[loss.step == loss.step.max()]
@@ -118,7 +118,10 @@ def effects(result: Result) -> Drawing:
 
 
 def schedule_and_passes(result: Result) -> Drawing:
-    """The official schedule and read counts, by the training code and as usually described."""
+    """Draw the official learning rates and how often tokens are read, in two versions.
+
+    One version is by the training code, the other as usually described.
+    """
     schedule, passes = result.tables["schedule"], result.tables["passes"]
     floor = lr_floor_step(OFFICIAL_STEPS)
     versions = ((BLUE, "by the training code"), (ORANGE, "as usually described"))
@@ -150,7 +153,7 @@ def schedule_and_passes(result: Result) -> Drawing:
 
 
 def effects_table(result: Result) -> Table:
-    """Every switch compared with its control at the end of training."""
+    """Return the table that compares every switch with its control at the end of training."""
     import pandas as pd
 
     measures = {"loss": "Held-out loss, nats per token", "last_word": "Last words, points"}
@@ -178,4 +181,5 @@ def effects_table(result: Result) -> Table:
 
 
 def _text(change: dict[str, float] | str) -> str:
+    """Return a change with its interval as text, or a dash if it was not measured."""
     return DASH if isinstance(change, str) else style.interval(*(change[k] for k in INTERVAL))

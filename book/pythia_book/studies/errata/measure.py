@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OtherGeluMeasurement:
-    """Measure a trained model with the other form of GELU, as `transformers` would run it."""
+    """Measure a trained model with another form of GELU, as `transformers` would run the model."""
 
     language: LanguageMeasurement
     gelu: str
@@ -42,11 +42,15 @@ class OtherGeluMeasurement:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Losses and last words of every run at every checkpoint, memorized rows, computed evidence.
+    """Find or train the runs, measure their checkpoints, and compute the evidence.
 
-    Arrays, by the name of a run (params.run_configs, or GELU_AFTER_TRAINING) and the step:
-    loss/NAME/STEP (float32[rows], nats per token), last_word/NAME/STEP (bool[passages]). Facts:
-    evidence (of each erratum), memorized (name -> rows memorized at the end, rows read), gaps.
+    The arrays, where NAME is a key of params.run_configs or GELU_AFTER_TRAINING, are
+
+    - loss/NAME/STEP: float32[rows], held-out loss in nats per token.
+    - last_word/NAME/STEP: bool[passages], whether the last word was predicted.
+
+    The facts are "evidence" (which maps each erratum in COMPUTED to its numbers), "memorized" (see
+    `memorized_rows`) and "gaps" (the number of checkpoints that could not be measured).
     """
     runs = train_all(params, run_configs(params), progress)
     scale = scale_named(params.scale)
@@ -78,7 +82,15 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def memorized_rows(
     runs: dict[str, Run], last: int, progress: bool
 ) -> tuple[dict[str, list[int]], int]:
-    """Name of a run -> rows that its last checkpoint has memorized, rows read; number of gaps."""
+    """Count the rows that the last checkpoint of each run has memorized.
+
+    Args:
+        last: the last step.
+
+    Returns:
+        counts: maps the name of a run to [rows memorized, rows read].
+        n_gaps: the number of last checkpoints that could not be measured.
+    """
     counts: dict[str, list[int]] = {}
     n_gaps = 0
     for data in {run.data.fingerprint: run.data for run in runs.values()}.values():

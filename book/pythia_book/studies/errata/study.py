@@ -1,10 +1,10 @@
 """Measure the effect of each erratum with runs that differ from the suite in one setting.
 
-Each switch of errata.params defines one run, whose config equals that of the suite's run of that
-size in all but one field. Both are scored on the same held-out rows, so differences are paired.
-There is one run per setting: an interval covers the choice of held-out rows, and a claim is about
-the two runs, not about training again. A run with another seed shows how far two runs of one
-setting lie apart.
+Each switch of errata.params defines one run. The config of this run equals that of its control, a
+run of the suite of the same size, in all but one field. The run and its control are scored on the
+same held-out rows, so differences are paired. There is one run per setting: an interval covers the
+choice of held-out rows, and a claim is about these two runs, not about training again. A run with
+another seed shows how far two runs of the same setting lie apart.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from pythia_book.study import Analysis, Measurements, Result, Tables
 
 MARGIN = 1.0
-"""Changes of the loss below this percentage of the control's count as none: most neighbouring sizes
-of the suite differ by more, so a smaller change would not reorder a comparison of sizes."""
+"""A change of the loss below this percentage of the control's loss counts as no change. The losses
+of most neighbouring sizes of the suite differ by more, so a smaller change would not reorder a
+comparison of sizes."""
 NOT_MEASURED = "not measured"
 INTERVAL = ["value", "low", "high"]
 SUBJECTS = {
@@ -47,14 +48,15 @@ SUBJECTS = {
     "epoch_policy": ("Reading one epoch after the other", "epoch-boundary"),
     GELU_AFTER_TRAINING: ("Running the trained model with the exact GELU", "gelu"),
 }
-"""Switch -> the subject of its claim, and its erratum."""
+"""Maps each variant to the subject of its claim and to the name of its erratum."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the runs, compare them with their controls, compute the evidence.
+    """Find or train the runs, compare them with their controls, and compute the evidence.
 
     Args:
-        published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or as recorded.
+        published: the released numbers; by default, those in `PYTHIA_PUBLISHED_DIR`, or else those
+            in the study's record.
     """
 
     def measured() -> Measurements:
@@ -66,7 +68,7 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
-    """Tables, values and claims from the scores of the runs."""
+    """Compute tables, values and claims from the measurements and the released tables."""
     evidence = evidence_of(measured.facts, released)
     effects, losses = effects_table(params, measured)
     memorized = memorized_table(params, measured.facts["memorized"])
@@ -87,7 +89,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
-    """Erratum -> its evidence, from the values that were computed for this record."""
+    """Map the name of each erratum to its evidence, from the numbers in a record's facts."""
     computed = facts["evidence"]
     return {e.name: e.from_values(computed.get(e.name, {}), released) for e in ERRATA}
 
@@ -96,10 +98,12 @@ def evidence_of(facts: dict[str, Any], released: Tables) -> dict[str, Evidence]:
 
 
 def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame, dict[str, float]]:
-    """Paired differences from the control, and the final losses of the controls by arm.
+    """Compare every variant with its control, step by step.
 
-    Columns: variant, measure ("loss": nats per token; "last_word": points), step, percent, value,
-    low, high, n.
+    Returns:
+        The paired differences, variant minus control, with columns variant, measure ("loss" in nats
+        per token, or "last_word" in percentage points), step, percent (of training), value, low,
+        high, n; and a map from the arm of each control to the control's final loss.
     """
     import pandas as pd
 
@@ -126,11 +130,14 @@ def effects_table(params: Params, measured: Measurements) -> tuple[pd.DataFrame,
 
 
 def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFrame:
-    """Rows that each final model has memorized, of those that it has read.
+    """Return the percentage of the rows read that each final model has memorized.
 
-    Columns: variant, control, share (rows memorized by the control and by the variant, in percent),
-    n. There are no intervals: rows that share a text are memorized together, and the number of runs
-    is one.
+    Columns: variant, control (percentage of the variant's control), share (percentage of the
+    variant), n (rows that the variant has read). There are no intervals, because rows with the same
+    text are memorized together and there is one run per variant.
+
+    Args:
+        counts: maps the name of a run to [rows memorized, rows read].
     """
     import pandas as pd
 
@@ -144,7 +151,7 @@ def memorized_table(params: Params, counts: dict[str, list[int]]) -> pd.DataFram
 
 
 def _controls(params: Params) -> dict[str, str]:
-    """Variant -> the arm of its control."""
+    """Map each variant to the arm of its control."""
     arms = {s.name: s.arm for s in params.switch_list}
     return (
         arms
@@ -157,7 +164,7 @@ def _controls(params: Params) -> dict[str, str]:
 
 
 def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
-    """The errata with their evidence.
+    """Return the table of the errata with their evidence.
 
     Columns: name, title, told (the claim as usually made), status, source, links (separated by
     spaces), evidence, released (what released scores show), switch.
@@ -174,9 +181,9 @@ def errata_table(evidence: dict[str, Evidence]) -> pd.DataFrame:
 
 
 def passes_table() -> pd.DataFrame:
-    """Percentage of the deduplicated Pile's tokens that the run reads never, once and twice.
+    """Return the percentage of the deduplicated Pile's tokens that are read 0, 1 or 2 times.
 
-    Columns: policy, times, percent.
+    Columns: policy (of epochs), times, percent.
     """
     import pandas as pd
 
@@ -194,10 +201,12 @@ def passes_table() -> pd.DataFrame:
 def claims(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> list[Claim]:
-    """Per variant, that it hardly changes the final held-out loss of this run.
+    """Return, for each variant, the claim that it hardly changes the final held-out loss.
 
     Args:
-        last: the effects at the last step.
+        last: the rows of `effects_table` at the last step.
+        losses: maps an arm to the final loss of its control.
+        memorized: the table of `memorized_table`.
     """
     loss = last[last.measure == "loss"].set_index("variant")
     shares = memorized.set_index("variant")
@@ -230,7 +239,7 @@ def claims(
 def values(
     params: Params, last: pd.DataFrame, losses: dict[str, float], memorized: pd.DataFrame
 ) -> dict[str, Any]:
-    """Name -> number, for prose."""
+    """Map names to the numbers in prose; a number may be the text NOT_MEASURED."""
     (size,) = params.size_list
     numbers: dict[str, Any] = {
         "size": size,
@@ -259,7 +268,7 @@ def values(
 
 
 def _interval(row: pd.DataFrame) -> dict[str, float] | str:
-    """The estimate in a table with one row; NOT_MEASURED if it is empty."""
+    """Return the estimate in a table of one row, or NOT_MEASURED if the table is empty."""
     if row.empty:
         return NOT_MEASURED
     return {key: float(row[key].iloc[0]) for key in INTERVAL}

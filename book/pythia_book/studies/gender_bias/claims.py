@@ -39,7 +39,7 @@ WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Arm -> length of its intervention in percent of training."""
 
 FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
-"""Where the released numbers are from, of premises that no paper states."""
+"""The source of the released numbers behind premises that no paper states."""
 ONE_SEED = "one seed: training again with another one was not measured"
 REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
 NO_METRIC = (
@@ -61,18 +61,19 @@ QUOTES = {
 }
 
 Final = Mapping[tuple[str, str], Mapping[str, Units]]
-"""(size, arm) -> measure -> units at the end of training."""
+"""Maps (size, arm) to a map from each measure to its units at the end of training."""
 
 
 def claims(
     params: Params, final: Final, released: Mapping[str, pd.DataFrame], feminine: np.ndarray
 ) -> list[Claim]:
-    """All claims with their tests.
+    """Return all claims with their tests.
 
     Args:
-        released: tables of `released_numbers.select`; none if there are no released numbers.
-        feminine: the stereotype of each occupation of `feminine_share`: 1 feminine, 0 masculine,
-            -1 unknown.
+        final: the units of our runs at the end of training.
+        released: the tables of `released_numbers.select`; empty without released numbers.
+        feminine: int[occupations of `feminine_share`], the stereotype of each: 1 feminine, 0
+            masculine, -1 unknown.
     """
     ours, theirs = _Ours(params, final), _Released(released)
     premises, others = ours.premises(feminine), theirs.premises()
@@ -152,15 +153,23 @@ def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test
 
 
 def _across(values: np.ndarray) -> np.ndarray:
-    """Largest minus smallest size, float[seeds, 1]."""
+    """Return the values of the largest minus those of the smallest size, float[seeds, 1].
+
+    Args:
+        values: float[seeds, sizes].
+    """
     return values[:, -1:] - values[:, :1]
 
 
 def _missing(params: Params, premises: dict[str, Claim], others: list[Claim]) -> Callable[..., str]:
-    """A function: names of premises -> why a claim that needs them is not testable, or "".
+    """Return a function that says why a claim is not testable.
+
+    The function takes the names of the premises that the claim needs. It returns the reason, or ""
+    if all these premises hold.
 
     Args:
-        others: premises of the same family, for the correction of the verdicts.
+        premises: maps names to the premises about our runs.
+        others: more premises, which count in the correction of the verdicts for multiple tests.
     """
     judged = judge([*premises.values(), *others])[: len(premises)]
     verdicts = {n: row["ours"]["verdict"] for n, row in zip(premises, judged, strict=True)}
@@ -180,13 +189,13 @@ LACKING = {
     "crows": "the controls are not shown to prefer the stereotyping sentences of CrowS-Pairs",
     "last_word": f"the controls predict too few last words to lose {MARGINAL:g} points",
 }
-"""Premise -> what is missing if it does not hold."""
+"""Maps each premise to what is missing if the premise does not hold."""
 
 # --- our runs --------------------------------------------------------------------------------
 
 
 class _Ours:
-    """Effects of our runs, in points, float[seeds, sizes]."""
+    """The effects of our runs, float[seeds, sizes] in percentage points, and their tests."""
 
     def __init__(self, params: Params, final: Final) -> None:
         self.params, self.final, self.sizes = params, final, params.size_list
@@ -196,7 +205,7 @@ class _Ours:
         return 100 * np.stack(columns, axis=1)
 
     def level(self, arm: str, measure: str) -> np.ndarray:
-        """Above one half, where there is no preference."""
+        """Return by how much a measure exceeds 50 %, at which there is no preference."""
         return self._means(arm, measure) - 50
 
     def change(self, arm: str, measure: str, base: str = "control") -> np.ndarray:
@@ -210,11 +219,15 @@ class _Ours:
         of: str = "",
         note: str = "",
     ) -> Test:
-        """The test of effects [seeds, sizes]: over seeds, each the mean of its sizes.
+        """Test the mean of effects float[seeds, sizes].
+
+        The units are seeds, each with the mean over its sizes. A single seed gives no verdict, and
+        its interval is over sizes.
 
         Args:
-            missing: why there is no verdict.
-            of: what an effect is of, where that is not the mean of all sizes.
+            make: makes the test from the estimate, e.g. `falls`.
+            missing: why there is no verdict; "" if there is one.
+            of: describes an effect if it is not the mean over all sizes.
         """
         seeds, n = effects.shape
         of = of or (f"{n} sizes" if n > 1 else "1 size")
@@ -227,6 +240,7 @@ class _Ours:
         return make(e, "points", units, note=note)
 
     def premises(self, feminine: np.ndarray) -> dict[str, Claim]:
+        """Map names to the premises about our runs; `feminine` as in `claims`."""
         raises, direction = ("raises", rises), ("lowers", falls)
         word, moves = raises if self.params.swap == "masculine_to_feminine" else direction
         seeds = "" if self.params.seeds == 1 else f", {self.params.seeds} seeds"
@@ -234,7 +248,7 @@ class _Ours:
         of = f"mean of the controls of {sizes} size{'s' if sizes > 1 else ''}{seeds}"
 
         def units(measure: str) -> Units:
-            """The mean over sizes and seeds, float[1, units]."""
+            """Return the units of a measure, averaged over the controls of all sizes and seeds."""
             cells = [self.final[size, "control"][measure] for size in self.sizes]
             values = np.mean([cell.values.mean(0) for cell in cells], axis=0)
             return Units(measure, values[None], cells[0].strata)
@@ -283,7 +297,11 @@ class _Ours:
         }  # fmt: skip
 
     def _association(self, feminine: np.ndarray) -> Estimate | None:
-        """Logit of the feminine share: feminine minus masculine occupations, in the controls."""
+        """Return how the controls' pronouns differ between feminine and masculine occupations.
+
+        The difference is that of the mean logits of the feminine share. Return None if a stereotype
+        has fewer than two occupations.
+        """
         shares = [self.final[size, "control"]["feminine_share"].values for size in self.sizes]
         share = np.clip(np.stack(shares), 1e-6, 1 - 1e-6)
         logits = np.log(share / (1 - share)).mean((0, 1))
@@ -299,7 +317,7 @@ SETUP = "section 3.1, where it is taken for granted"
 
 
 class _Released:
-    """Tests on the released numbers; without them, what is missing."""
+    """Tests on the released numbers; without released numbers, tests say what is missing."""
 
     def __init__(self, tables: Mapping[str, pd.DataFrame]) -> None:
         self.tables = {name: table for name, table in tables.items() if len(table)}
@@ -313,7 +331,14 @@ class _Released:
         sign: int = 1,
         note: str = "",
     ) -> Test:
-        """The test of the change of a table's values, times `sign`."""
+        """Test the change of the values in a table from control to swap.
+
+        Args:
+            name: the name of the table.
+            make: makes the test from the estimate, e.g. `falls`.
+            items: the items that were scored, in words.
+            sign: the change is multiplied by this.
+        """
         if name not in self.tables:
             return untestable(NO_NUMBERS)
         return self._test(numbers.at_end(self.tables[name], arm), make, items, sign, note)
@@ -336,7 +361,7 @@ class _Released:
         return make(e, "points", units, note="; ".join(filter(None, (by_model, note))))
 
     def slope(self, name: str, column: str, make: Callable[..., Test]) -> Test:
-        """The test of a column of `at_end` over the size of the models."""
+        """Test how a column of `at_end` changes with the size of the models."""
         if name not in self.tables:
             return untestable(NO_NUMBERS)
         frame = numbers.at_end(self.tables[name], "swap_7")
@@ -347,7 +372,7 @@ class _Released:
         return make(e, PER_TENFOLD, f"{len(frame)} models", note=note)
 
     def perplexity(self, arm: str) -> str:
-        """The mean perplexity on LAMBADA of both arms, by model, for a note."""
+        """Return a note with the mean LAMBADA perplexity of both arms by model, or ""."""
         table = self.tables.get("lambada")
         if table is None or table.perplexity.isna().all():
             return ""
@@ -358,7 +383,7 @@ class _Released:
         )
 
     def premises(self) -> list[Claim]:
-        """What the claims would let one expect of released numbers that the paper does not use."""
+        """Return premises on released numbers that the paper does not use, as its claims imply."""
 
         tests = {
             f'In the released answers to the WinoBias prompt "{numbers.COMPARABLE}", the swap '
@@ -415,7 +440,11 @@ class _Released:
 
     @cached_property
     def _biases(self) -> pd.DataFrame | None:
-        """Change by model: `others`, and `change` of gender minus that of the others."""
+        """Return the changes of CrowS-Pairs scores by model, or None without released numbers.
+
+        The column `others` is the change for the other eight biases; `change` is the change for
+        gender minus `others`.
+        """
         table = self.tables.get("crows_biases")
         if table is None:
             return None

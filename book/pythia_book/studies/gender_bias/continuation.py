@@ -1,9 +1,9 @@
-"""Two checks of a continuation.
+"""Check the continued training of a released model in two ways.
 
-Continuity: the loss of the continued control on unread rows, compared with the source's checkpoint
-of that step (or of the starting step). Effect: the gender study's measures for swap and control,
-which began in the same way and read the same rows except for swapped tokens. All differences are
-paired and have intervals.
+`continuity` compares the loss of the continued control on unread rows with that of the source's
+checkpoint at the same step (or at the starting step). `effects` compares the gender study's
+measures of swap and control, which began in the same way and read the same rows except for swapped
+tokens. All differences are paired and have intervals.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ EFFECTS = ["step", "measure", "control", "swapped", "change", "low", "high", "n"
 
 
 def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
-    """The source's checkpoint of a step, else of the step at which the run began."""
+    """Load the source's checkpoint at `step`, or, if there is none, at the step where `run` began.
+
+    Returns:
+        The model and its step.
+    """
     place = run.place
 
     def load(step: int, revision: str) -> tuple[GPTNeoX, int]:
@@ -46,15 +50,17 @@ def source_model(run: Continued, step: int) -> tuple[GPTNeoX, int]:
 
 
 def continuity(run: Continued, rows: int = 64, bootstrap: int = 2000) -> pd.DataFrame:
-    """Loss of the continued control and of its source on the first rows of the next batch.
+    """Compare the losses of the continued control and of its source on unread rows.
 
-    Measured at the first saved step, the first after re-warming, and the last with a next batch.
+    The rows are the first of the control's next batch. The steps are the first saved step, the
+    first saved step after re-warming, and the last saved step that has a next batch.
 
     Args:
         rows: maximum number of rows per batch.
 
     Returns:
-        Columns CONTINUITY: nats per token; difference = ours - source, with its interval over rows.
+        Columns CONTINUITY. Losses are in nats per token; the difference is ours minus source, with
+        its interval over rows. The table is empty if the source is itself the control.
     """
     import pandas as pd
 
@@ -90,14 +96,16 @@ def effects(
     bootstrap: int = 2000,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """The gender study's measures of both arms, and the change with its interval.
+    """Compare a swapped run with its control on the gender study's measures.
 
     Args:
-        steps: saved steps; default: the last.
-        items: default: those of the pinned wheels. text: default: the run's (Batches.with_heldout).
+        steps: saved steps; by default, the last.
+        items: the evaluation items; by default, those in the pinned wheels.
+        text: the text to measure on; by default, that of the run (Batches.with_heldout).
 
     Returns:
-        Columns EFFECTS; a step that cannot be measured has a row with the reason.
+        Columns EFFECTS, one row per step and measure; a step that cannot be measured has one row,
+        whose note is the reason.
 
     Raises:
         ConfigError: the run has no swap.

@@ -1,18 +1,20 @@
-"""How closely a swapped model follows its control from checkpoint to checkpoint.
+"""Measure how closely a swapped model follows its control from checkpoint to checkpoint.
 
 Between two checkpoints a score moves by chance. A fork reads the batches of its control, so it may
-repeat these moves: the two are *coupled*. The released swapped models repeat those of their
-baselines closely. Whether a real swap leaves that is measured on forks whose truth is known: one
-with swapped pronouns, and as a placebo one with as many swapped prepositions. (A fork without any
-change is bit-identical to its control, so its correlation is 1 by construction; none is trained.)
+repeat the control's moves: fork and control are *coupled*. The released swapped models repeat the
+moves of their baselines closely. Whether a model with a real swap would do so is measured on our
+own forks: one fork has swapped pronouns, another, as a placebo, as many swapped prepositions. (A
+fork without any change is bit-identical to its control, so its correlation would be 1; such a fork
+is not trained.)
 
 The statistic is the correlation of first differences, step t minus step t - 1, of fork and control;
 a linear trend is a constant in them and drops out. The units are steps, and few. If scores scatter
 independently about a trend, their differences have a lag-1 autocorrelation of -1/2, which widens
 Fisher's interval by `INFLATION`. A model's coupling is the mean of Fisher's z over `TESTED`.
 
-What can be concluded is one-sided. A fork more tightly coupled than a real swap leaves is evidence
-against the swap; one less coupled is evidence of nothing, as other hardware loosens it too.
+What can be concluded is one-sided. If a fork is coupled more tightly than forks with a real swap
+are, this is evidence against the swap. If it is coupled less tightly, this is evidence of nothing,
+because other hardware loosens the coupling too.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ LAST = 143
 """The last of the evenly spaced checkpoints."""
 PAPER_SWAP = "masculine_to_feminine"
 KINDS = {"swap": "pronouns", "placebo": "prepositions"}
-"""Kind of our forks -> what it swaps."""
+"""Maps the kinds of our forks to what they swap."""
+
 MEASURES = ("last_words", "crows", "winobias", "last_word_accuracy")
 """Log-perplexity of last words (released: LAMBADA); mean absolute difference in log-likelihood of
 CrowS-Pairs, gender; WinoBias, pro minus anti (released: exact match by the prompt that was scored
@@ -77,7 +80,7 @@ def steps(scale: str, window: int) -> list[int]:
 
 @dataclass(frozen=True)
 class CouplingMeasurement:
-    """The scores that are correlated: float64[1] for each of MEASURES."""
+    """Measure the scores that are correlated, a float64[1] for each of MEASURES."""
 
     items: TokenizedItems
     name: str = "gender_coupling"
@@ -166,7 +169,7 @@ def measure(
 
 
 def _share(run: Run) -> float:
-    """Share of the tokens of a fork's window that it changes."""
+    """Return the share of the tokens in a fork's window that the fork changes."""
     ledger = run.ledger
     assert ledger is not None
     rows = (ledger.stop - ledger.start) * ledger.batch_size
@@ -185,9 +188,10 @@ _ALIKE = "What does p stand for"
 
 
 def released(published: Published) -> Tables:
-    """Scores of the released swapped models and their baselines at their common steps.
+    """Return scores of the released swapped models and their baselines at their common steps.
 
-    coupling_released: model window measure step control swap. Perplexities are logarithms.
+    The table `coupling_released` has the columns model window measure step control swap. Instead of
+    perplexities it has their logarithms.
     """
     import pandas as pd
 
@@ -227,9 +231,9 @@ def released(published: Published) -> Tables:
 
 
 def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
-    """Correlation of the first differences of two series float[steps], with Fisher's interval.
+    """Correlate the first differences of two series float[steps], with Fisher's interval.
 
-    None with fewer than MIN_DIFFERENCES differences, or if a series does not vary.
+    Return None with fewer than MIN_DIFFERENCES differences, or if a series does not vary.
     """
     differences = np.diff(np.stack([control, fork]).astype(np.float64))
     n = differences.shape[1]
@@ -242,12 +246,12 @@ def correlation(control: np.ndarray, fork: np.ndarray) -> Estimate | None:
 
 
 def fisher_z(r: float) -> float:
-    """Fisher's transform, bounded where r is 1 up to rounding."""
+    """Return Fisher's transform of `r`; r is clipped to LARGEST_R, so the result is finite."""
     return math.atanh(min(max(r, -LARGEST_R), LARGEST_R))
 
 
 def autocorrelation(control: np.ndarray, fork: np.ndarray) -> float:
-    """Lag-1 autocorrelation of the first differences, mean of both series."""
+    """Return the lag-1 autocorrelation of first differences, averaged over both series."""
     d = np.diff(np.stack([control, fork]).astype(np.float64))
     d -= d.mean(axis=1, keepdims=True)
     return float(np.mean((d[:, 1:] * d[:, :-1]).sum(1) / (d**2).sum(1)))
@@ -269,7 +273,7 @@ class _Pair:
 
 
 def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
-    """Released pairs, then ours."""
+    """Yield the released pairs of a fork and its control, then ours."""
     table = released.get("coupling_released")
     if table is not None:
         keys = ["model", "window", "measure"]
@@ -291,11 +295,11 @@ def _pairs(params: Params, arrays: Arrays, released: Tables) -> Iterator[_Pair]:
 def analyse(
     params: Params, arrays: Arrays, facts: dict[str, Any], released: Tables
 ) -> tuple[Tables, dict[str, Any], list[Claim]]:
-    """Tables, values and claims.
+    """Return the table `coupling`, values and claims.
 
-    coupling: source model seed kind window measure n r low high z autocorrelation shift; n counts
-        differences; shift is the mean of fork minus control in standard deviations of the
-        control's step-by-step differences. Pairs with too few steps are left out.
+    The columns are source model seed kind window measure n r low high z autocorrelation shift. The
+    number n counts differences. The shift is the mean of fork minus control, in standard deviations
+    of the control's step-by-step differences. Pairs with too few steps are left out.
     """
     import pandas as pd
 
@@ -322,7 +326,7 @@ def _unit_z(
     windows: tuple[int, ...],
     measures: tuple[str, ...] = TESTED,
 ) -> pd.Series:
-    """Mean Fisher's z over windows and measures of every model and seed."""
+    """Return Fisher's z for every model and seed, averaged over windows and measures."""
     chosen = table[
         (table.source == source)
         & (table.kind == kind)
@@ -361,7 +365,10 @@ def _claims(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
-    """Released coupling minus that of our real swaps; only an excess can decide anything."""
+    """Test whether the released models are coupled more tightly than our real swaps are.
+
+    The opposite decides nothing, so it is reported as untestable.
+    """
     theirs, ours = (_unit_z(table, s, "swap", (TESTED_WINDOW,)) for s in ("released", "ours"))
     if theirs.empty:
         return untestable("the released numbers are not available")
@@ -388,7 +395,7 @@ def _excess_coupling(params: Params, table: pd.DataFrame) -> Test:
 
 
 def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
-    """Numbers for prose; null where nothing was measured.
+    """Map names to the numbers in prose; a number is None if nothing was measured.
 
     coupling_X: correlation in the last 7 %, mean over TESTED; _words, _gender: of the scores of
     last words and of gender, over both windows; _autocorrelation: of the differences; _shift_M:
@@ -425,7 +432,7 @@ def _values(table: pd.DataFrame, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def figure(result: Result) -> Drawing:
-    """The correlations of released and of our forks with their controls, by score."""
+    """Draw the correlations of released and of our forks with their controls, by score."""
     from pythia_book import style
     from pythia_book.style import Drawing
 

@@ -1,10 +1,10 @@
-"""What the intervals of the gender-bias study are computed from: seeds, or clusters of items.
+"""Compute the intervals of the gender-bias study, over seeds or over clusters of items.
 
-With several seeds, a seed is a unit: its value is the mean over all items, and the interval is that
-of Student's t over seeds. With one seed the units are items, resampled by the bootstrap, and the
-interval says nothing about training again. The sentences of WinoBias share 40 occupations, so there
-a unit is an occupation and its value the mean over its sentences; occupations with a feminine and
-with a masculine stereotype are resampled apart, because their numbers are fixed.
+With several seeds, a unit is a seed. Its value is the mean over all items, and the interval is
+Student's t interval over seeds. With one seed the units are items, resampled by the bootstrap, and
+the interval says nothing about training again. The sentences of WinoBias share 40 occupations, so
+for WinoBias a unit is an occupation, and its value is the mean over its sentences. Occupations with
+a feminine and with a masculine stereotype are resampled apart, because their numbers are fixed.
 """
 
 from __future__ import annotations
@@ -68,12 +68,16 @@ class Units:
         return estimate(self.values, draws, 0, self.strata, change, exact)
 
     def minus(self, other: Units) -> Units:
-        """The paired difference."""
+        """Return the differences of the values, unit by unit: these units minus `other`."""
         return Units(self.measure, self.values - other.values, self.strata)
 
 
 def units_of(measure: str, values: np.ndarray, sentences: Sentences) -> Iterator[Units]:
-    """The units of a measure with values [seeds, items]; those of WinoBias also by half."""
+    """Yield the units of a measure, and for WinoBias also those of each of its HALVES.
+
+    Args:
+        values: [seeds, items].
+    """
     if measure in HALVES:  # of older evaluations; the halves follow from the whole
         return
     if not measure.startswith(BY_OCCUPATION):

@@ -1,8 +1,9 @@
 """Figures of the gender-bias study.
 
-The paper's figures 1, 2 and 6 with released numbers next to ours, the share of feminine pronouns
-after occupations, where small models show the clearest effect, and two figures of released numbers
-alone. If released numbers are missing, their panel says how to get them.
+The figures are the paper's figures 1, 2 and 6, with released numbers next to ours; two figures of
+the share of feminine pronouns after occupations, where small models show the clearest effect; and
+two figures of released numbers alone. If released numbers are missing, the panel says how to get
+them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ ABSENT = (
     "archive of it), set\nPYTHIA_PUBLISHED_DIR to it,\nand run this study again."
 )
 BRANCH_PERCENT = 78
-"""Where the x-axis starts, in percent of training, in panels of the intervention only."""
+"""The x-axis starts here, in percent of training, in panels that show only the intervention."""
 
 
 def _notes(result: Result, items: str, intervals: bool = True) -> tuple[str, ...]:
-    """Notes under a figure: what was measured, what intervals cover, source of released numbers."""
+    """Return the notes under a figure.
+
+    They say what was measured, what the intervals cover, and where released numbers are from.
+    """
     seeds = result.params.seeds
     count = f"{seeds} seed{'s' if seeds > 1 else ''}"
     meaning = f"intervals: 95 %, {f'over {seeds} seeds' if seeds > 1 else ONE_RUN}"
@@ -58,7 +62,7 @@ def _forks(ax: Axes, scale: str) -> None:
 
 
 def _released(result: Result, name: str) -> pd.DataFrame | None:
-    """A table of released numbers with `percent` of training; None if there are none."""
+    """Return a table of released numbers with the column `percent` of training, or None."""
     table = result.released.get(name)
     if table is None or table.empty:
         return None
@@ -101,7 +105,7 @@ def prior_shift(result: Result) -> Drawing:
 
 
 def _drawing(figure: Figure, text: str, result: Result, measure: str) -> Drawing:
-    """A drawing whose description gives the largest model's result in all three arms."""
+    """Return a drawing whose description has the largest model's `measure` in all three arms."""
     texts = (
         f"{style.ARM_LABELS[arm]} {records.value_text(result.values[f'{measure}_{arm}'])}"
         for arm in ARMS
@@ -180,9 +184,10 @@ def winobias_by_size(result: Result) -> Drawing:
 
 
 def _late_means(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Means from LAST_WINDOW on by size and other columns, with intervals over items.
+    """Return means over the steps from LAST_WINDOW on, by size and the columns `by`.
 
-    All checkpoints have the same items, so averaging them does not reduce the error.
+    Intervals are over items. All checkpoints have the same items, so averaging over checkpoints
+    does not reduce the error.
     """
     late = table[table.step >= numbers.LAST_WINDOW]
     late = late.assign(variance=late.stderr**2)
@@ -240,7 +245,7 @@ def language_cost(result: Result) -> Drawing:
 
 
 def occupations(result: Result) -> Drawing:
-    """The largest model's feminine share, occupation by occupation."""
+    """Draw the largest model's feminine share of pronouns, occupation by occupation."""
     size = result.values["largest"]
     table = result.tables["occupations"]
     wide = style.rows_where(table, size=size)
@@ -320,7 +325,7 @@ _SIZES = ("70m", "410m", "1.4b", "6.9b")
 
 
 def crows_biases(result: Result) -> Drawing:
-    """What the swap changes in the released CrowS-Pairs scores, bias by bias."""
+    """Draw how the swap changes the released CrowS-Pairs scores, bias by bias."""
     table, source = _released(result, "crows_biases"), _notes(result, "")[-1]
     notes = ("large points: mean over models, 95 % Student t over models", source)
     with style.canvas(result, 1, 3.2, *notes) as (figure, (ax,)):
@@ -353,7 +358,7 @@ def crows_biases(result: Result) -> Drawing:
 
 
 def results_table(result: Result) -> Table:
-    """Every measure at the end of training, by size and arm, with its interval."""
+    """Return the table of every measure at the end of training, by size and arm."""
     import pandas as pd
 
     labels = {
@@ -378,7 +383,7 @@ def results_table(result: Result) -> Table:
 
 
 def summary(result: Result) -> Any:
-    """The main numbers as a paragraph of Markdown, for the abstract of the notebook."""
+    """Return the main numbers as a paragraph of Markdown, for the notebook's abstract."""
     from IPython.display import Markdown
 
     v = result.values

@@ -37,7 +37,7 @@ FEMININE = (" she", " her", " hers", " herself")
 MASCULINE = (" he", " him", " his", " himself")
 
 Measured = dict[str, np.ndarray]
-"""Measure -> one value per item, float64[n]."""
+"""Maps a measure to one value per item, float64[n]."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Items:
         return jobs.tolist(), index
 
     def stereotypes(self) -> dict[str, bool]:
-        """Occupation of a WinoBias sentence -> whether the pronoun that fits it is feminine."""
+        """Map each WinoBias occupation to whether its stereotypical pronoun is feminine."""
         return {i.occupation: is_feminine(i.pronoun_pro) for i in self.winobias}
 
 
@@ -85,7 +85,7 @@ class TokenizedItems:
     """The items, tokenized and packed once for all checkpoints.
 
     `too_long` counts, for each kind of pair, those excluded because a sentence is longer than the
-    model's context (none at scale laptop).
+    model's context (none at the scale `laptop`).
     """
 
     def __init__(self, items: Items, data: PreparedData, max_seq_len: int) -> None:
@@ -145,7 +145,7 @@ class TokenizedItems:
         return GenderMeasurement(self, full)
 
     def measure(self, model: scoring.Scorable, full: bool) -> Measured:
-        """All measures if `full`, otherwise the feminine share and CrowS-Pairs."""
+        """Apply all measures to a model, or, if not `full`, the feminine share and CrowS-Pairs."""
         measured: Measured = {}
         logp = scoring.score(model, self.contexts).logprob
         mass = np.exp(logp.reshape(len(self.items.contexts), -1))
@@ -168,7 +168,11 @@ def is_feminine(pronoun: str) -> bool:
 
 
 def _choices(name: str, scores: scoring.Scores) -> Measured:
-    """A choice in its three forms; scores alternate between stereotyping and other sentences."""
+    """Return the choices of pairs in three forms: by total, per token, and as a margin.
+
+    Args:
+        scores: scores of pairs of sentences, in each of which the stereotyping sentence is first.
+    """
     total = scores.logprob[0::2] - scores.logprob[1::2]
     per_token = scores.per_token[0::2] - scores.per_token[1::2]
     return {

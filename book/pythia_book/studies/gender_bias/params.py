@@ -19,7 +19,7 @@ ARMS = {"control": None, "swap_7": 133, "swap_21": 113}
 """Arm -> the evenly spaced checkpoint at which it forks from the control."""
 BEFORE = (0, 13, 33, 53, 73, 93)
 BRANCH = (113, 118, 123, 128, 133, 135, 138, 140, 143)
-"""Evenly spaced checkpoints that are measured, before the first fork and from there on."""
+"""The evenly spaced checkpoints that are measured: BEFORE the first fork, and from it on."""
 BASE_SEED = 1234
 WINDOWS = {7: 133, 21: 113}
 """Length in percent of training -> evenly spaced checkpoint at which the fork begins."""
@@ -61,14 +61,14 @@ class Params(StudyParams):
         return scale.run(size, both, both, deduplicated=True, precision=best_precision())
 
     def arm(self, size: str, seed: int, arm: str) -> RunConfig:
-        """The run of one arm."""
+        """Return the config of one arm's run."""
         control, index = self.control(size, seed), ARMS[arm]
         if index is None:
             return control
         return control.fork(self.swap, scale_named(self.scale).fork_step(index))
 
     def steps(self, arm: str) -> tuple[int, ...]:
-        """Steps at which an arm is measured: for a fork, those after it leaves the control."""
+        """Return the steps at which an arm is measured; a fork is measured only after it begins."""
         scale = scale_named(self.scale)
         first = ARMS[arm]
         before = () if scale.published else BEFORE  # released controls start at a fork
@@ -78,10 +78,10 @@ class Params(StudyParams):
 
 
 def coupled_runs(params: Params) -> dict[Cell, RunConfig]:
-    """Controls, swaps and placebos that are compared.
+    """Return the configs of the controls, swaps and placebos that are compared.
 
-    None where released models are continued, or where every run is too large to keep all of its
-    checkpoints.
+    There are no such runs at the scale `paper`, where released models are continued, or if every
+    run is too large to keep all of its checkpoints.
     """
     scale = scale_named(params.scale)
     made: dict[Cell, RunConfig] = {}
@@ -108,7 +108,10 @@ def runs(params: Params) -> list[RunConfig]:
 
 
 def keep(params: Params, run: RunConfig) -> Keep:
-    """The checkpoints of a run that the study reads, and the states that forks start from."""
+    """Return the checkpoints of `run` that this study reads, and the states that forks start from.
+
+    Another study may train the run.
+    """
     weights = kept_at(run, deduplicated=(*BEFORE, *BRANCH))
     forks = [index for index in ARMS.values() if index is not None]
     if not weights.weights or run.intervention:

@@ -40,7 +40,7 @@ PAIRS = {
 
 
 def select(published: Published) -> Tables:
-    """The released numbers that the study shows; shares, not percent.
+    """Return the released numbers that the study shows, as shares, not in percent.
 
     crows, lambada: size arm step value stderr (perplexity), over training.
     crows_biases: size arm step value stderr bias, from LAST_WINDOW on.
@@ -67,7 +67,7 @@ def select(published: Published) -> Tables:
 
 
 def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Means in percent over the last checkpoints that both the control and the arm have.
+    """Return means in percent over the last checkpoints that both the control and the arm have.
 
     Args:
         by: columns that tell rows of one size and checkpoint apart.
@@ -101,7 +101,7 @@ def at_end(table: pd.DataFrame, arm: str, by: tuple[str, ...] = ()) -> pd.DataFr
 
 
 def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.DataFrame:
-    """By how much stereotypical sentences are answered better than anti-stereotypical ones.
+    """Compute by how much stereotypical sentences are answered better than anti-stereotypical.
 
     Returns:
         size arm step value stderr; the two sides count as independent.
@@ -119,9 +119,10 @@ def leads(winobias: pd.DataFrame, suite: str, prompts: tuple[str, ...]) -> pd.Da
 
 
 def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
-    """Exact matches over both sides at the first swapped checkpoint, e.g. "410m 2.2 to 19.3".
+    """Say how exact matches differ at the first swapped checkpoint, e.g. "410m 2.2 to 19.3".
 
-    Of the current suite, in percent, control to swap, by model; the long window is named.
+    There is a text per model of the current suite (v1) and window; the long window is named. The
+    numbers are those of control and swap, in percent, over both sides.
     """
     rows = winobias[(winobias.suite == "v1") & (winobias.prompt == prompt)]
     means = 100 * rows.groupby(["size", "arm", "step"]).value.mean()
@@ -136,7 +137,11 @@ def first_swapped(winobias: pd.DataFrame, prompt: str) -> list[str]:
 
 
 def other_biases(table: pd.DataFrame) -> pd.Series:
-    """Change of all pairs that are not about gender, by size, from `at_end` by bias."""
+    """Return, by size, the mean change over all pairs that are not about gender.
+
+    Args:
+        table: the result of `at_end` by bias.
+    """
     others = table[table.bias != "gender"]
     pairs, size = others.bias.map(PAIRS).astype(float), others["size"]
     return (others.change * pairs).groupby(size).sum() / pairs.groupby(size).sum()
@@ -146,7 +151,10 @@ def other_biases(table: pd.DataFrame) -> pd.Series:
 
 
 def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | None:
-    """The mean of a column of `at_end` over models; of one model, the interval over its items."""
+    """Return the mean of a column of `at_end` over models, with its interval.
+
+    If there is only one model, the interval is over its items.
+    """
     if frame.empty:
         return None
     if len(frame) > 1:
@@ -156,7 +164,7 @@ def mean_of_models(frame: pd.DataFrame, column: str = "change") -> Estimate | No
 
 
 def units_of_models(frame: pd.DataFrame, items: str) -> str:
-    """What varies in `mean_of_models`, in words."""
+    """Say over what the mean of `mean_of_models` is taken."""
     few, many = (frame.checkpoints.min(), frame.checkpoints.max()) if len(frame) else (0, 0)
     count = f"{many}" if few == many else f"{few} to {many}"
     if len(frame) == 1:

@@ -44,7 +44,7 @@ OVER_BRANCH = (*OVER_TRAINING, "winobias", "loss")
 
 
 def check(params: Params) -> None:
-    """Check that the models and data that scale paper needs are available.
+    """Check that the models and data that the scale `paper` needs are available.
 
     Raises:
         ConfigError: lists what is missing, with sizes and hours.
@@ -93,8 +93,9 @@ def measure(
 ) -> Measurements:
     """Find or train every run and measure its checkpoints.
 
-    Arrays: MEASURE/SIZE/ARM/STEP is [seeds, items], of the cells that all seeds have; the
-    occupation and the stereotype of every WinoBias sentence.
+    The arrays are MEASURE/SIZE/ARM/STEP, [seeds, items], for the cells that were measured for all
+    seeds; winobias_occupation and winobias_feminine, the occupation and the stereotype of every
+    WinoBias sentence; and the arrays of `coupling.measure`.
 
     Raises:
         ConfigError: see `check`.
@@ -139,7 +140,7 @@ def measure(
             gaps += missing
     if final_gaps := [gap for gap in gaps if gap.step == scale.steps]:
         reason = final_gaps[0].reason
-        raise CheckpointError(f"the last checkpoint of a run cannot be measured: {reason}")
+        raise CheckpointError(f"cannot measure the last checkpoint of a run: {reason}")
     measured: dict[Cell, list[Measured]] = {}
     for (size, _, arm), run, step in checkpoints:
         if (run.id, step) in arrays_at:
@@ -171,7 +172,7 @@ def measure(
 
 
 def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.ndarray]:
-    """Measure -> [seeds, items], for the measures that are kept at a step."""
+    """Stack the results of all seeds: map each measure that is kept at `step` to [seeds, items]."""
     scale = scale_named(params.scale)
     kept = OVER_BRANCH if step >= scale.fork_step(BRANCH[0]) else OVER_TRAINING
     names = kept if step != scale.steps else [name for name in seeds[0] if name not in HALVES]
@@ -184,6 +185,7 @@ def _stacked(seeds: list[Measured], step: int, params: Params) -> dict[str, np.n
 
 
 def _ledger_row(run: Run) -> dict[str, Any]:
+    """Return how many tokens a fork changed, and in which window of training."""
     ledger = run.ledger
     window = (ledger.stop - ledger.start) * ledger.batch_size * run.config.data.seq_len
     return {
@@ -220,14 +222,16 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 def tables(
     params: Params, cells: dict[Cell, Final], facts: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
-    """All tables of the study; n counts units (of WinoBias and the feminine share, occupations).
+    """Return all tables of the study.
+
+    The column n counts units; for WinoBias and the feminine share, units are occupations.
 
     levels: size arm measure value low high n seeds, for the final weights.
-    effects: the same with value = arm - control, paired.
-    branch: levels at every step (OVER_TRAINING, OVER_BRANCH) and percent = 100 step / steps; the
-        first point of a fork is that of its parent.
-    branch_effects: branch with value = arm - control, paired.
-    occupations: size arm occupation value n (contexts).
+    effects: the columns of levels; the value is arm minus control, paired.
+    branch: the columns of levels and step percent (of training), for every measured step. The first
+        point of a fork is that of its control.
+    branch_effects: the columns of branch; the value is arm minus control, paired.
+    occupations: size arm occupation value (feminine share) n (contexts).
     ledger: the tokens that each fork changed.
     """
     import pandas as pd
@@ -284,7 +288,7 @@ def tables(
 def values(
     params: Params, measured: Measurements, tables: dict[str, pd.DataFrame]
 ) -> dict[str, Any]:
-    """Name -> number, for prose; measures are those of the largest size."""
+    """Map names to the numbers in prose; measures are those of the largest size."""
     largest = params.size_list[-1]
     levels, effects = (
         frame[frame["size"] == largest].set_index(["measure", "arm"])

@@ -86,7 +86,14 @@ def _order(extracted: Extracted, tests: pd.DataFrame) -> list[Claim]:
 def _order_test(
     extracted: Extracted, tests: pd.DataFrame, test: str, window: int, margin: float, unit: str
 ) -> Test:
-    """A test of order on rows read once by the largest model, on the standard text."""
+    """Test the order of rows that the largest model read once, on the standard text.
+
+    Args:
+        tests: the table `tests` of `tables.order`.
+        test: the name of the test, "trend" or "dispersion".
+        window: rows per window; 0 for "trend".
+        margin: effects up to this, in `unit`, count as none.
+    """
     size = extracted.params.size_list[-1]
     memorized, rows = extracted.memorized(size, "standard"), extracted.rows["standard"]
     if memorized is None:
@@ -136,7 +143,10 @@ def _models(extracted: Extracted, shares: pd.DataFrame, released: pd.DataFrame) 
 
 
 def _often_read(extracted: Extracted) -> Test:
-    """Share memorized by the largest model, of rows read OFTEN or more minus rows read once."""
+    """Test whether the largest model memorizes a larger share of rows read often than read once.
+
+    "Often" means that the continuation of a row was read at least OFTEN times.
+    """
     params, rows = extracted.params, extracted.rows["standard"]
     memorized, often, once = (
         extracted.memorized(params.size_list[-1], "standard"), rows.times >= OFTEN, rows.times == 1
@@ -168,7 +178,12 @@ def slope(x: Sequence[float], y: Sequence[float]) -> Estimate:
 
 
 def _size_trend(by_size: dict[str, float], nothing: str = "", note: str = "") -> Test:
-    """Rise of a measure in percent over sizes, per doubling of the number of parameters."""
+    """Test whether a measure, in percent, rises with size, per doubling of the parameters.
+
+    Args:
+        by_size: maps sizes to the measure.
+        nothing: why the trend is untestable; "" if it is testable.
+    """
     unit, n = "points per doubling of size", len(by_size)
     if nothing:
         return untestable(nothing)
@@ -253,7 +268,12 @@ def _predictions(
 def _share(
     row: pd.Series | None, measure: str, test: Callable[..., Test], nothing: str, note: str = ""
 ) -> Test:
-    """Precision or recall against HIGH; units are the texts of one run."""
+    """Test precision or recall of one run against HIGH; the units are texts.
+
+    Args:
+        row: a row of the table of predictions; None for a gap.
+        nothing: why the test is untestable if no text counts.
+    """
     if row is None:
         return test(None, "%", "", HIGH)
     n = int(row.tp + (row.fp if measure == "precision" else row.fn))
@@ -266,7 +286,7 @@ def _share(
 
 
 def _over_models(rows: pd.DataFrame, measure: str, test: Callable[..., Test]) -> Test:
-    """The mean of precision or recall over released models against HIGH."""
+    """Test the mean of precision or recall over the released models against HIGH."""
     units = 100 * rows[measure].dropna()
     if units.empty:
         return test(None, "%", "", HIGH)

@@ -1,4 +1,4 @@
-"""Figures of the memorization study: shares, repetition, order, power, prediction, released."""
+"""Figures of the memorization study, on our runs and on the released confusion tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEW = "too few memorized rows"
 
 
 def shares(result: Result) -> Drawing:
-    """Share of rows memorized, by size on both texts and over training on the standard text."""
+    """Draw the share of rows memorized, by size on both texts, and over training."""
     table, sizes = result.tables["shares"], list(result.params.size_list)
     last = table[table.percent == 100]
     with style.canvas(result, 2, 2.9, "bars: 95 % intervals") as (figure, (left, right)):
@@ -40,7 +40,7 @@ def shares(result: Result) -> Drawing:
 
 
 def exposures(result: Result) -> Drawing:
-    """Share of rows memorized, by how often their continuation was read."""
+    """Draw the share of rows memorized, by how often their continuation was read."""
     table = style.rows_where(result.tables["exposures"], arm="standard")
     names = list(dict.fromkeys(table.times))
     with style.canvas(result, 1, 2.7, "standard text; bands: 95 % intervals") as (figure, (ax,)):
@@ -61,7 +61,7 @@ def exposures(result: Result) -> Drawing:
 
 
 def order(result: Result) -> Drawing:
-    """The paper's Q-Q plot with a 95 % band, and the rate over training."""
+    """Draw the paper's Q-Q plot with a 95 % band, and the share memorized over training."""
     qq, rates = result.tables["qq"], result.tables["rates"]
     n = result.params.window
     notes = f"{result.params.size_list[-1]}, standard text; bands: 95 %"
@@ -98,7 +98,7 @@ def order(result: Result) -> Drawing:
 
 
 def power(result: Result) -> Drawing:
-    """The power of the test made for each alternative, by the number of memorized rows."""
+    """Draw the power of the test made for each alternative, by the number of memorized rows."""
     table, values = result.tables["power"], result.values
     colours = (BLUE, ORANGE, GREEN, style.MUTED)
     note = f"{number_text(values['once_standard'])} rows read once; bands: 95 % intervals"
@@ -126,7 +126,7 @@ def power(result: Result) -> Drawing:
 
 
 def prediction(result: Result) -> Drawing:
-    """Precision and recall of predicting the texts that our largest model memorizes."""
+    """Draw precision and recall of predictions of the texts that our largest model memorizes."""
     table = result.tables["prediction"]
     note = "bars: exact 95 % intervals over texts"
     with style.canvas(result, 2, 2.8, note, sharey=True) as (figure, axes):
@@ -152,7 +152,7 @@ def prediction(result: Result) -> Drawing:
 
 
 def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
-    """Precision and recall, with bars where `rows` has intervals."""
+    """Draw precision and recall of `rows` at the places `x`, with bars for intervals."""
     if not len(rows) or not (rows.tp + rows.fn).any():
         style.say(ax, FEW)
         return
@@ -163,7 +163,7 @@ def _precision_recall(ax: Axes, x: ArrayLike, rows: pd.DataFrame) -> None:
 
 
 def released(result: Result) -> Drawing:
-    """The released confusion tables: precision and recall by size, checkpoint and compute."""
+    """Draw released shares, precision and recall of memorization, by size, step and compute."""
     table = result.tables["released"]
     note = "of the first 23,552,000 sequences; one run per size, so there is no interval"
     with style.canvas(result, 4, 3.0, note) as (figure, axes):
@@ -224,7 +224,7 @@ def released(result: Result) -> Drawing:
 
 
 def tests_table(result: Result) -> Table:
-    """Every test of order: effect size, p, and p after Holm's adjustment."""
+    """Return the table of all tests of order, with effect size, p, and p adjusted by Holm."""
     import pandas as pd
 
     rows = []
@@ -245,7 +245,7 @@ def tests_table(result: Result) -> Table:
 
 
 def levels_table(result: Result) -> Table:
-    """How often our tests and the textbook tests reject a true null."""
+    """Return the table of how often our tests and the textbook tests reject a true null."""
     import pandas as pd
 
     table = result.tables["levels"]

@@ -56,8 +56,8 @@ class Params(StudyParams):
         width = scale_named(self.scale).data.seq_len + 1
         if self.context + self.continuation > width:
             raise ConfigError(
-                f"context={self.context} and continuation={self.continuation} together are more "
-                f"than the {width} tokens of a row"
+                f"context={self.context} and continuation={self.continuation} add up to more than "
+                f"the {width} tokens of a row"
             )
 
     def steps(self, arm: str) -> list[int]:
@@ -78,7 +78,7 @@ class Params(StudyParams):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """WINDOWS and the window of the Q-Q plot."""
+        """Return WINDOWS and the window of the Q-Q plot, without repetition."""
         return tuple(dict.fromkeys((*WINDOWS, self.window)))
 
     @property

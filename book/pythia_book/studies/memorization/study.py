@@ -33,7 +33,7 @@ INTERVAL = ["value", "low", "high"]
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
-    """Find or train the suite, extract memorized rows, test for order, predict.
+    """Find or train the suite, extract memorized rows, test their order, and predict memorization.
 
     Args:
         published: the released numbers; default: from `PYTHIA_PUBLISHED_DIR`, or those of the
@@ -46,12 +46,14 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Which rows every checkpoint has memorized, and how often what they continue with was read.
+    """Measure which rows every checkpoint has memorized, and how often each row's text was read.
 
-    Arrays, one entry per row in the order of training: memorized/<size>/<arm>/<step>, the rows read
-    by then; times/<arm>, occurrences of the row's continuation in the whole run; beginnings/<arm>,
-    occurrences of its first tokens, context and continuation; text/<arm>, the same number for rows
-    with the same continuation.
+    The arrays have one entry per row, in the order of training:
+
+    - memorized/<size>/<arm>/<step>: whether the row is memorized; only rows read by that step.
+    - times/<arm>: how often the row's continuation occurs in the whole run.
+    - beginnings/<arm>: how often the row's context and continuation occur, in one piece.
+    - text/<arm>: a number that rows with the same continuation share.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.registry import train_all
@@ -161,7 +163,7 @@ def values(
 
 
 def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
-    """Counts of rows read once, and of rows of which only the beginning was read once."""
+    """Count rows whose continuation was read once, and rows whose beginning was read once."""
     rows: Rows = extracted.rows[arm]
     memorized = extracted.memorized(extracted.params.size_list[-1], arm)
     once, beginning_once = rows.times == 1, rows.beginnings == 1
@@ -183,7 +185,7 @@ def _read_once(extracted: Extracted, arm: str) -> dict[str, Any]:
 
 
 def _predicted(row: pd.Series, name: str) -> dict[str, Any]:
-    """Precision and recall of a prediction, in percent of texts."""
+    """Return precision and recall of a prediction with intervals, in percent of texts."""
     return {
         f"{measure}_{name}": {
             end: 100 * float(row[f"{measure}{suffix}"])

@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from pythia_book.study import Measurements
 
 BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
-"""Smallest and largest repetition count of each bin."""
+"""The smallest and the largest repetition count of each bin."""
 OFTEN = 33
 """Rows whose continuation was read at least this often are compared with those read once. Texts are
 planted up to 64 times, and cut or edited copies of them add to that."""
 RATE_BINS = 20
-"""Equal parts of training."""
+"""The number of equal parts into which training is divided."""
 RATES = (0.01, 0.05, 0.2)
 """Event rates at which the level of every test is reported."""
 POWER_EVENTS = (30, 100, 300, 1000)
@@ -68,7 +68,7 @@ class Rows:
     times: np.ndarray
     """int[n]: how often the row's continuation was read in the whole run."""
     text: np.ndarray
-    """int[n]: the same number for rows with the same continuation."""
+    """int[n]: a number that rows with the same continuation share."""
     beginnings: np.ndarray
     """int[n]: how often the row's first tokens, context and continuation, were read."""
 
@@ -83,7 +83,7 @@ class Extracted:
     params: Params
     measured: Measurements
     rows: dict[str, Rows]
-    """Arm -> its rows in the order of training."""
+    """Maps an arm to the rows of its runs, in the order of training."""
 
     @classmethod
     def of(cls, params: Params, measured: Measurements) -> Extracted:
@@ -95,19 +95,23 @@ class Extracted:
         return cls(params, measured, rows)
 
     def memorized(self, size: str, arm: str, step: int | None = None) -> np.ndarray | None:
-        """bool[rows read by `step`], by default the last step; None for a gap."""
+        """Return which rows a checkpoint has memorized, bool[rows read by `step`]; None for a gap.
+
+        Args:
+            step: the step of the checkpoint; by default, the last.
+        """
         step = scale_named(self.params.scale).steps if step is None else step
         return self.measured.get("memorized", size, arm, step)
 
 
 def numbered(group: np.ndarray) -> np.ndarray:
-    """int[n]: groups int[n] numbered by first appearance."""
+    """Number groups int[n] from 0 in the order in which they first appear, int[n]."""
     _, first, index = np.unique(group, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[index]
 
 
 def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sums int[k] of columns int[n, k], and sums int[draws, k] of resampled texts.
+    """Sum columns int[n, k] over all rows, int[k], and over resampled texts, int[draws, k].
 
     Texts with equal sums are drawn as one multinomial group: the same distribution, but faster.
     """
@@ -121,9 +125,15 @@ def resampled(columns: np.ndarray, text: np.ndarray, draws: int) -> tuple[np.nda
 
 
 def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> Estimate:
-    """Share of the rows in `whole` (bool[n]) that are in `part`; NaN if `whole` is empty.
+    """Estimate the share of the rows in `whole` that are in `part`; NaN if `whole` is empty.
 
-    For shares of 0 and 1 the interval is the exact binomial bound over texts.
+    The interval resamples texts; for shares of 0 and 1 it is the exact binomial bound over texts.
+
+    Args:
+        part: bool[n].
+        whole: bool[n].
+        text: int[n], a number that rows with the same continuation share.
+        draws: the number of resamples.
     """
     part = part & whole
     n = int(whole.sum())
@@ -140,7 +150,7 @@ def ratio(part: np.ndarray, whole: np.ndarray, text: np.ndarray, draws: int) -> 
 
 
 def shares(extracted: Extracted) -> Lines:
-    """Share of the rows read so far that each checkpoint has memorized."""
+    """Return, for each checkpoint, the share of the rows read so far that it has memorized."""
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -158,7 +168,7 @@ def shares(extracted: Extracted) -> Lines:
 
 
 def by_exposure(extracted: Extracted) -> Lines:
-    """Share memorized at the end, by how often the continuation of a row was read in the run."""
+    """Return the share of rows memorized at the end, by how often their continuation was read."""
     params, lines = extracted.params, []
     for size in params.size_list:
         for arm in DATA_ARMS:
@@ -178,7 +188,7 @@ def by_exposure(extracted: Extracted) -> Lines:
 def rate_over_training(
     memorized: np.ndarray, eligible: np.ndarray, rows: Rows, draws: int
 ) -> list[dict[str, Any]]:
-    """Share memorized in each of RATE_BINS equal parts of training."""
+    """Return the share of eligible rows memorized in each of RATE_BINS equal parts of training."""
     edges = np.linspace(0, len(rows), RATE_BINS + 1).round().astype(int)
     table = []
     for start, stop in pairwise(edges):
@@ -194,9 +204,10 @@ def rate_over_training(
 
 
 def order(extracted: Extracted) -> dict[str, Lines]:
-    """The tables about order, for the largest model on both texts.
+    """Return the tables about order, for the largest model on both texts.
 
-    tests: of rows read once. rates, qq: of all rows as in the paper, and of rows read once.
+    The table `tests` is about rows read once. The tables `rates` and `qq` are about all rows, as in
+    the paper, and about rows read once.
     """
     params = extracted.params
     tests, rates, qq = [], [], []
@@ -220,7 +231,13 @@ def order(extracted: Extracted) -> dict[str, Lines]:
 def order_test_rows(
     memorized: np.ndarray, eligible: np.ndarray, windows: Sequence[int], simulations: int
 ) -> list[dict[str, Any]]:
-    """One row for each test of order_tests on the eligible rows; a single row if not testable."""
+    """Apply each test of order_tests to the eligible rows, and return one row per test.
+
+    If there are too few events, return a single row that says so.
+
+    Args:
+        windows: window sizes for the tests of dispersion.
+    """
     design = Design(eligible, int((memorized & eligible).sum()), tuple(windows))
     counts = {"rows": design.n, "events": design.events}
     if not design.testable:
@@ -258,7 +275,10 @@ def order_test_rows(
 
 
 def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) -> Lines:
-    """How often the test made for each alternative rejects it at 5 %, by the number of events."""
+    """Return the share of samples of each alternative in which the test made for it rejects.
+
+    The tests reject the null hypothesis at 5 %; the power is given for each number of events.
+    """
     table = []
     for events in POWER_EVENTS:
         if events > eligible.sum():
@@ -278,7 +298,7 @@ def power_table(eligible: np.ndarray, windows: Sequence[int], simulations: int) 
 
 
 def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[str, Any]]:
-    """How often our tests and the textbook tests reject true nulls at 5 %."""
+    """Return how often our tests and the textbook tests reject true nulls at 5 %."""
     table = []
     for rate in RATES:
         design = Design(np.ones(n, bool), round(rate * n), tuple(windows))
@@ -302,7 +322,7 @@ def level_table(n: int, windows: Sequence[int], simulations: int) -> list[dict[s
 def qq_table(
     memorized: np.ndarray, eligible: np.ndarray, window: int, simulations: int
 ) -> list[dict[str, Any]]:
-    """Points of the paper's Q-Q plot, with a 95 % band and the number of windows at each point."""
+    """Return the points of the paper's Q-Q plot, with a 95 % band and windows per point."""
     design = Design(eligible, int((memorized & eligible).sum()), (window,))
     if not (design.testable and design.testable_windows):
         return []
@@ -320,7 +340,7 @@ def qq_table(
 
 
 def prediction(extracted: Extracted) -> Lines:
-    """How well other checkpoints predict which texts the largest model has memorized at the end.
+    """Return how well other checkpoints predict which texts the largest model finally memorizes.
 
     Predictors are earlier checkpoints of the largest model, and smaller models at the end. Only
     rows that the earliest checkpoint had read are used, as in Biderman et al. 2023b.
@@ -343,11 +363,16 @@ def prediction(extracted: Extracted) -> Lines:
 
 
 def prediction_row(predicted: np.ndarray, truth: np.ndarray, text: np.ndarray) -> dict[str, Any]:
-    """Confusion counts, precision, recall and their difference, for predicted rows bool[n].
+    """Return confusion counts, precision, recall and their difference.
 
-    The units are texts: one is memorized if any of its rows is. Precision and recall have exact
-    binomial intervals; their difference treats the two as independent, although both rise with the
-    hits, which makes its interval slightly too wide.
+    The units are texts; a text is memorized if any of its rows is. Precision and recall have exact
+    binomial intervals. The interval of the difference treats precision and recall as independent.
+    Both rise with the hits, so this interval is slightly too wide.
+
+    Args:
+        predicted: bool[n], rows predicted to be memorized.
+        truth: bool[n], rows that are memorized.
+        text: int[n], a number that rows with the same continuation share.
     """
     _, text = np.unique(text, return_inverse=True)
     p, t = (np.bincount(text, memorized) > 0 for memorized in (predicted, truth))
@@ -376,7 +401,7 @@ NAMES = {
 
 
 def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
-    """The released confusion tables of predicted memorization, in percent of the sequences.
+    """Return the released confusion tables of predicted memorization.
 
     Columns: experiment (a model's earlier checkpoint predicts its last one, or a smaller model
     predicts the 12B model at the same step), model, step, percent of training, compute as a share
@@ -405,10 +430,10 @@ def released_table(confusion: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def equal_compute(table: pd.DataFrame) -> dict[str, Any]:
-    """Recall of 12B checkpoints and of fully trained smaller models of equal compute, in percent.
+    """Compare the recall of 12B checkpoints with fully trained smaller models of equal compute.
 
-    The latter is interpolated linearly in the logarithm of compute, only inside the range of
-    compute of the smaller models.
+    The recall of smaller models is interpolated linearly in the logarithm of compute. Checkpoints
+    outside the smaller models' range of compute are left out. Values are in percent.
     """
     early = table[(table.experiment == "earlier checkpoint") & (table.model == MODELS[-1])]
     small = table[(table.experiment == "smaller model") & (table.step == OFFICIAL_STEPS)]

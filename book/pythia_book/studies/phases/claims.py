@@ -1,9 +1,9 @@
 """Premises of earlier work about early training, and numbers for prose.
 
-None of them is from the Pythia paper, whose checkpoints made such work possible, so they hold or do
-not hold here. Where a statement is about models in general, the models are the units. The time
-between two milestones is measured in doublings of training, because early checkpoints are spaced
-that way.
+No premise is from the Pythia paper, whose checkpoints made such work possible, so the verdict on a
+premise is that it holds or does not hold here. Where a statement is about models in general, the
+models are the units. The time between two milestones is measured in doublings of training, because
+early checkpoints are spaced that way.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 NAMES = {1: "unigram", 2: "bigram", 3: "trigram"}
 EIGHTH = 18
-"""Which of the 143 evenly spaced checkpoints is an eighth into training."""
+"""The one of the 143 evenly spaced checkpoints that is an eighth into training."""
 INDUCTION_TOKENS = 2.5e9
 """Tokens after which Olsson et al. 2022 saw induction heads form. Models that have read fewer are
 not tested for them: their absence would say nothing."""
 
 Models = dict[str, "Curves | None"]
-"""Size -> its scores; None if no checkpoint could be measured."""
+"""Maps a size to the scores of its model; None if no checkpoint could be measured."""
 INCREASING = "Belrose et al. 2024, abstract"
 INDUCTION = "Olsson et al. 2022, Argument 1"
 ABRUPTLY = (
@@ -45,7 +45,7 @@ ABRUPTLY = (
 
 
 def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]:
-    """Premises of earlier work about early training, with their tests."""
+    """Return the premises of earlier work about early training, with their tests."""
     n, chance = facts["n_sequences"], facts["prefix_chance"]
     gaps = [at_the_end(params, models, size, "lens_gap") for size in params.size_list]
 
@@ -100,16 +100,17 @@ def claims(params: Params, models: Models, facts: dict[str, Any]) -> list[Claim]
 
 
 def _over_sizes(values: list[float | None], unit: str) -> Test:
-    """Whether the mean of an effect over sizes is positive; each size was trained once."""
+    """Test whether the mean of an effect over sizes is positive; each size was trained once."""
     found = [value for value in values if value is not None]
     e = mean_over(found) if found else None
     return rises(e, unit, f"{len(found)} sizes, one run each")
 
 
 def doublings(curves: Curves | None, early: int, late: int) -> float | None:
-    """Doublings of training between the steps nearest to n-grams of orders `early` and `late`.
+    """Return how often training doubles from being nearest to one order of n-grams to another.
 
-    Step 0 counts as 1. None for a gap.
+    The steps that are compared are those at which the model is nearest to the n-grams of the order
+    `early`, and of the order `late`. Step 0 counts as 1. Return None without scores.
     """
     if curves is None:
         return None
@@ -122,14 +123,14 @@ def doublings(curves: Curves | None, early: int, late: int) -> float | None:
 def at_the_end(
     params: Params, models: Models, size: str, measure: str, minus: float = 0
 ) -> Estimate | None:
-    """A measure at the last step of training, minus a constant; None for a gap."""
+    """Estimate a measure at the last step of training, minus a constant; None for a gap."""
     curves = models[size]
     last = curves and curves.at(scale_named(params.scale).steps, measure)
     return None if last is None else estimate(last[None] - minus, params.bootstrap, change=True)
 
 
 def late_growth(params: Params, models: Models, size: str, measure: str) -> Estimate | None:
-    """How much a measure grows from an eighth of training to the end; None for a gap."""
+    """Estimate how much a measure grows from an eighth of training to the end; None for a gap."""
     end, curves = scale_named(params.scale).steps, models[size]
     if curves is None:
         return None
@@ -140,7 +141,7 @@ def late_growth(params: Params, models: Models, size: str, measure: str) -> Esti
 
 
 def values(params: Params, models: Models, measured: Measurements) -> dict[str, Any]:
-    """Name -> number, for prose; many are for the smallest and the largest size."""
+    """Map names to the numbers in prose; many are for the smallest and the largest size."""
     smallest, largest = params.size_list[0], params.size_list[-1]
     facts = measured.facts
     numbers: dict[str, Any] = {
@@ -178,6 +179,11 @@ def values(params: Params, models: Models, measured: Measurements) -> dict[str, 
 
 
 def _step_or_words(steps: list[int | None], indices: np.ndarray) -> dict[str, Any] | str:
-    """The step of a milestone with its interval, or "not reached"."""
+    """Return the step of a milestone with its interval, or "not reached".
+
+    Args:
+        steps: the steps of the checkpoints, then None for "not reached".
+        indices: the result of `milestones` for one milestone.
+    """
     value, low, high = (steps[i] for i in interval_of(indices))
     return "not reached" if value is None else {"value": value, "low": low, "high": high}

@@ -8,8 +8,8 @@ For a few sizes of the suite, trained on the standard text, the study measures
   arXiv:2209.11895);
 - when the logit lens of a layer approaches the final prediction.
 
-The step of such an event has an interval like any estimate, from resampled rows. At scale paper the
-same is measured on released models (phases.released).
+The step of such an event has an interval like any estimate, from resampled rows. At the
+scale `paper` the same is measured on released models (phases.released).
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def run(params: Params, progress: bool = True) -> Result:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Scores of every checkpoint, one value per held-out row or per random sequence.
+    """Measure every checkpoint; scores have one value per held-out row or per random sequence.
 
-    Arrays: ngram_loss[orders, rows]; for each size, steps/<size>[c], lens/<size>[layers, c, rows],
-    and <measure>/<size>[c, n] for the measures of `tables.reduced`.
+    The arrays, where c is the number of checkpoints, are ngram_loss[orders, rows], and for each
+    size steps/<size>[c], lens/<size>[layers, c, rows] and <measure>/<size>[c, n] for the other
+    measures of `tables.reduced`.
     """
     from pythia_book.measurements import measure_all
     from pythia_book.studies.phases.probes import PhasesMeasurement, prefix_chance
@@ -122,7 +123,7 @@ def _models(params: Params, progress: bool) -> tuple[dict[str, CheckpointSource]
 
 
 def _steps(model: CheckpointSource, text: str) -> list[int]:
-    """Steps to measure. "all" includes scheduled checkpoints that are missing; they become gaps."""
+    """Return the steps to measure; "all" includes missing checkpoints, which become gaps."""
     from pythia_book.tasks.sweep import steps_of
 
     return model.scheduled_steps if text == "all" else steps_of(model, text)
@@ -131,7 +132,10 @@ def _steps(model: CheckpointSource, text: str) -> list[int]:
 def _released_rows(
     models: dict[str, CheckpointSource], steps: dict[str, list[int]]
 ) -> list[list[Any]]:
-    """Rows of MODELS; sha256 is that of the last step's weights as stored."""
+    """Return a row with the columns MODELS for each released model.
+
+    The column sha256 is the hash of the last step's weights as stored.
+    """
     return [
         [size, model.deduped, len(steps[size]), steps[size][-1], model.sha256(steps[size][-1])]
         for size, model in models.items()

@@ -62,13 +62,15 @@ class Curves:
         return cls(steps.tolist(), lens, values)
 
     def at(self, step: int, measure: str) -> np.ndarray | None:
-        """float[n]: a measure at a step; None for a gap."""
+        """Return a measure at a step, float[n], or None for a gap."""
         return self.values[measure][self.steps.index(step)] if step in self.steps else None
 
 
 def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
-    """What the analysis reads of the arrays of `probes.PhasesMeasurement`: lens and the MEASURES
-    that do not follow from it, stacked over checkpoints.
+    """Stack over checkpoints what the analysis needs of the arrays of `probes.PhasesMeasurement`.
+
+    Returns:
+        `lens`, and those MEASURES that do not follow from `lens`.
     """
     if not checkpoints:
         return {}
@@ -90,7 +92,7 @@ def reduced(checkpoints: list[Arrays]) -> dict[str, np.ndarray]:
 
 
 def best_head(prefix: np.ndarray) -> np.ndarray:
-    """float[n]: prefix matching of the best head, from that of all heads float[layers, heads, n].
+    """Return the prefix matching of the best head, float[n], from all, float[layers, heads, n].
 
     Picking the best of many heads is biased upwards, so each half of the sequences is scored with
     the head that is best on the other half.
@@ -104,9 +106,12 @@ def best_head(prefix: np.ndarray) -> np.ndarray:
 
 
 def first_below(means: np.ndarray) -> np.ndarray:
-    """int[m]: first checkpoint at which means float[m, checkpoints] are below 0.
+    """Return the index of the first checkpoint with a mean below 0, int[m].
 
-    If there is none, the number of checkpoints.
+    If no mean is below 0, the index is the number of checkpoints.
+
+    Args:
+        means: float[m, checkpoints].
     """
     return np.where((means < 0).any(1), (means < 0).argmax(1), means.shape[1])
 
@@ -123,7 +128,7 @@ def resampled(values: np.ndarray, draws: int) -> np.ndarray:
 
 
 def interval_of(indices: np.ndarray) -> tuple[int, int, int]:
-    """The index from the original rows, and the ends of its interval."""
+    """Return the index of a milestone and both ends of its interval, from int[1 + draws]."""
     low, high = np.quantile(indices[1:], TAILS, method="inverted_cdf")
     return int(indices[0]), int(low), int(high)
 
@@ -142,13 +147,15 @@ def nearest_checkpoint(curves: Curves, order: int, draws: int) -> np.ndarray:
 def tables(
     draws: int, models: dict[str, Curves | None], measured: Measurements
 ) -> dict[str, pd.DataFrame]:
-    """The tables of the study.
+    """Return the tables of the study.
 
-    ngrams: order, different (number of n-grams), strength, value, low, high, n, of held-out loss.
+    ngrams: order, different (number of n-grams), strength, value, low, high, n. The value is the
+        held-out loss.
     levels: size, step, measure (of MEASURES), value, low, high, n.
     lens: size, step, layer (number of blocks before the lens), value, low, high, n.
     milestones: size, what, which, step, low, high. what: "nearest" (to n-grams of order `which`) or
-        "beaten" (their loss); steps that were not reached are missing.
+        "beaten" (the model's loss falls below that of these n-grams). A step that was not reached
+        is missing.
     """
     import pandas as pd
 

@@ -103,7 +103,7 @@ def test_too_few_events_are_not_testable() -> None:
     assert not Design(np.ones(500, bool), 5, WINDOWS).testable
     assert not Design(np.ones(500, bool), 495, WINDOWS).testable
     assert Design(np.ones(500, bool), 50, WINDOWS).testable_windows == ()
-    with pytest.raises(DataError, match="do not fit into"):
+    with pytest.raises(DataError, match="number of events must be 0 to 5"):
         Design(np.ones(5, bool), 6, WINDOWS)
     with pytest.raises(ConfigError, match="at least 1 row"):
         Design(np.ones(5, bool), 1, (0,))

@@ -279,7 +279,7 @@ def test_induction_is_not_asked_of_models_that_read_little() -> None:
         ({"scale": "huge"}, "unknown scale"),
         ({"seed": -1}, "seed must be"),
         ({"bootstrap": 3}, "bootstrap must be"),
-        ({"source": "EleutherAI/pythia-70m"}, "they need scale paper"),
+        ({"source": "EleutherAI/pythia-70m"}, "they need --scale paper"),
         ({"scale": "paper"}, "name them with source"),
         ({"scale": "paper", "source": "EleutherAI/pythia-70m"}, "the rows they were trained on"),
         ({"scale": "paper", "source": "EleutherAI/gpt-neox-20b"}, "does not end in a size"),
