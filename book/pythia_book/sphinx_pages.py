@@ -219,7 +219,7 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
 
 
 def badge(verdict: str, text: str = "") -> nodes.inline:
-    """Return a label in the colour of a verdict; the label is `text` or, by default, the verdict."""
+    """Return `text`, by default the verdict itself, in the colour of the verdict."""
     return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
 
 

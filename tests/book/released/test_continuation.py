@@ -285,7 +285,7 @@ def test_model_and_rows_must_share_a_vocabulary(published: Published, tmp_path: 
     large = tmp_path / "large.json"
     train_bpe([" ".join(f"word{i} is {i * i}" for i in range(900))], 500).save(str(large))
     rows = replace(published.rows, tokenizer_name=str(large))
-    refused(ConfigError, "has embeddings for 384", lambda: go_on_with(published, rows))
+    refused(ConfigError, "has embeddings for only 384", lambda: go_on_with(published, rows))
     same = tmp_path / "same.json"
     train_bpe([" ".join(f"word{i} is {i * i}" for i in range(900))], 384).save(str(same))
     rows = replace(published.rows, tokenizer_name=str(same))
@@ -298,7 +298,9 @@ def test_model_and_rows_must_share_a_vocabulary(published: Published, tmp_path: 
 
 def test_a_swap_needs_pronouns_that_are_tokens() -> None:
     split = train_bpe(["no such words"] * 3, 300)
-    with pytest.raises(DataError, match=r"single tokens; in this one .*' he' \(3 tokens\)"):
+    with pytest.raises(
+        DataError, match=r"single tokens, but this tokenizer splits .*' he' \(3 tokens\)"
+    ):
         check_swap(split, SWAP)
 
 
@@ -343,13 +345,13 @@ def test_a_folder_may_hold_the_needed_shards_only(
     assert [(file.name, file.size) for file in lacking] == [("document-00000-of-00002.bin", SHARD)]
     refused(
         DataError,
-        r"lacks shards that updates 0\.\.3 read: document-00000-of-00002.bin",
+        r"lacks shards that updates 0\.\.3 need: document-00000-of-00002.bin",
         lambda: find_or_continue(
             published.models, 0, 4, rows, train_config=published.train, progress=False
         ),
     )
     (tmp_path / "some" / "document-00001-of-00002.bin").write_bytes(raw[SHARD:15000])
-    with pytest.raises(DataError, match="it is truncated"):
+    with pytest.raises(DataError, match="but the released shard has"):
         _ = replace(rows).rows
 
 

@@ -71,7 +71,9 @@ def test_a_folder_of_one_step_and_a_copy(published: Path) -> None:
     model = PublishedModel(str(single.parent))
     assert copy.copy(model) == model  # as it goes to a worker process
     assert model.model().config == model.config.model
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7; the nearest are \[3000\]"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of step 7; the nearest steps are \[3000\]"
+    ):
         model.model(7)
 
 
