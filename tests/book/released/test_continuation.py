@@ -242,7 +242,7 @@ def test_bad_input_is_refused_before_training(published: Published, tmp_path: Pa
     p = published
     refused(CheckpointError, "existing: step0, step30", lambda: go_on(p, 31, 4))
     refused(ConfigError, "not belong to step 30", lambda: go_on(p, 30, 4, revision="step40"))
-    refused(ConfigError, "at least 1 update after step 40, got steps=-5", lambda: go_on(p, 40, -5))
+    refused(ConfigError, "steps must be at least 1, got -5", lambda: go_on(p, 40, -5))
     refused(ConfigError, "step must be at least 0, got -1", lambda: go_on(p, -1, 5))
     refused(DataError, r"last full batch of 4 is step 59", lambda: go_on(p, 59, 2))
     refused(ConfigError, "weights only", lambda: go_on(p, 40, 4, state="kept"))

@@ -73,7 +73,7 @@ def test_without_a_network_the_cache_is_used(
     download.load(REPO, "step3000")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     assert_equal(model(1), download.load(REPO, "step3000")[0])
-    with pytest.raises(FetchError, match=r"(?s)could not be fetched.*give the folder instead"):
+    with pytest.raises(FetchError, match=r"(?s)could not be fetched.*pass the folder instead"):
         download.load(REPO, "step0")
 
 
