@@ -110,7 +110,7 @@ def test_what_a_run_cannot_do_is_said_at_once(published: Published) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint of step 99"):
         find_or_continue(run.folder, 99, 5)
     fork = find_or_train(run.config.fork(SWAP, 47), progress=False)
-    with pytest.raises(ConfigError, match="up to step 60: continue from that step"):
+    with pytest.raises(ConfigError, match=r"\(step 60\): continue from step 60 or later"):
         find_or_continue(fork.folder, 56, 4)
 
 
@@ -281,7 +281,7 @@ def test_model_and_rows_must_share_a_vocabulary(published: Published, tmp_path: 
     other = tmp_path / "other.json"
     train_bpe(["wholly different words stand here, again and again"] * 9, 300).save(str(other))
     rows = replace(published.rows, tokenizer_name=str(other))
-    refused(DataError, "do not match", lambda: go_on_with(published, rows))
+    refused(DataError, "pass the tokenizer of the rows", lambda: go_on_with(published, rows))
     large = tmp_path / "large.json"
     train_bpe([" ".join(f"word{i} is {i * i}" for i in range(900))], 500).save(str(large))
     rows = replace(published.rows, tokenizer_name=str(large))
@@ -293,7 +293,7 @@ def test_model_and_rows_must_share_a_vocabulary(published: Published, tmp_path: 
     ids = np.full((STEPS * BATCH, SEQ + 1), 400, "<u2")
     (tmp_path / "rows.bin").write_bytes(ids.tobytes())
     rows = TokenFileData(str(tmp_path / "rows.bin"), "", SEQ)
-    refused(ConfigError, "hold id 400", lambda: go_on_with(published, rows))
+    refused(ConfigError, "have the id 400", lambda: go_on_with(published, rows))
 
 
 def test_a_swap_needs_pronouns_that_are_tokens() -> None:
