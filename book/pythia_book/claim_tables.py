@@ -1,8 +1,8 @@
-"""A study's claims as a table for readers: HTML for pages and notebooks, a frame for the terminal.
+"""Shows the claims of a study as a table: HTML for pages and notebooks, a frame for the terminal.
 
-A row has the claim with its source, what was found on the released models and on ours, and the
-verdict with one reason. The paper's words, exact numbers, tests and notes are one click behind it,
-and premises and checks are in a folded table of their own.
+Each row has the claim with its source, the results on the released models and on our models, and
+the verdict with one reason. In HTML, a click on a row's "Details" shows the paper's words, exact
+numbers, tests and notes; premises and checks are in a second table that can be unfolded.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def slug(verdict: str) -> str:
 
 
 def parts(claims: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The claims of papers, and the premises and checks."""
+    """Split `claims` into the claims of papers, and the premises and checks."""
     ours = [row for row in claims if row["kind"] != "claim"]
     return [row for row in claims if row["kind"] == "claim"], ours
 
 
 def counted(papers: Sequence[Row], others: Sequence[Row]) -> str:
-    """E.g. "3 claims, 1 check" or "2 claims, 4 premises and checks"."""
+    """Return a count of the rows, e.g. "3 claims, 1 check" or "2 claims, 4 premises and checks"."""
     kinds = " and ".join(f"{kind}s" for kind in ("premise", "check") if _has(others, kind))
     texts = [f"{len(rows)} {kind}" for rows, kind in ((papers, "claims"), (others, kinds)) if rows]
     return ", ".join(t.removesuffix("s") if t.startswith("1 ") else t for t in texts)
@@ -50,10 +50,11 @@ def _has(rows: Sequence[Row], kind: str) -> bool:
 
 
 def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
-    """The tables of a study; every text is escaped.
+    """Return the claims of a study as HTML tables, with every text escaped.
 
     Args:
-        note: a sentence about this table. link: URL of the rule for verdicts.
+        note: a sentence about this study's claims, shown below the tables.
+        link: URL of the page that explains verdicts; empty: no link.
     """
     papers, others = parts(claims)
     text = _table(papers, "Claim") if papers else ""
@@ -69,7 +70,7 @@ def claims_html(claims: Sequence[Row], note: str = "", link: str = "") -> str:
 
 
 def claims_frame(claims: Sequence[Row]) -> pd.DataFrame:
-    """The same as plain text, one row per claim."""
+    """Return the claims of a study as plain text in the columns HEADER, one row per claim."""
     import pandas as pd
 
     rows = [
@@ -111,7 +112,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _details(row: Row) -> list[str]:
-    """What is one click behind a claim, as lines of HTML."""
+    """The lines of HTML that unfold with a claim's "Details"."""
     lines = []
     if row["quote"]:
         lines.append(f"In the words of the source: <q>{_text(row['quote'])}</q>")

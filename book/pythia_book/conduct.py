@@ -1,9 +1,9 @@
-"""Conducts a study: measures, or reads what a record holds, and analyses it.
+"""Conducts a study: obtains its measurements, by measuring or from a record, and analyses them.
 
-A study has two halves. `measure` trains or finds models and returns `Measurements`, which can be
-read without any model. `analyse` turns these and the released numbers into tables, values and
-claims. A record keeps the input of the second half, so verdicts, values and figures can be changed
-without training again (pythia_book.redraw).
+A study has two functions. `measure` trains or finds models and returns `Measurements`, which can be
+read without any model. `analyse` turns the measurements and the released numbers into tables,
+values and claims. A record contains the input of `analyse`, so verdicts, values and figures can be
+changed without training again (pythia_book.redraw).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def conduct(
     released: Callable[[Published], Tables] | None = None,
     published: Published | None = None,
 ) -> Result:
-    """Measure, or read what a record holds, and analyse it.
+    """Measure (or, in a redraw, read the measurements of the record), analyse, and judge claims.
 
     Args:
-        released: selects the released numbers that the study shows.
-        published: the released results; default: from `PYTHIA_PUBLISHED_DIR`. Without either, the
-            numbers are those of the recorded run.
+        released: selects the released numbers that the study shows; None: it shows none.
+        published: the released results; default: those in `PYTHIA_PUBLISHED_DIR`. If there are
+            none, the released numbers are read from a record of the study.
 
     Raises:
-        DataError: the record to redraw is damaged, or belongs to other parameters.
+        DataError: the record to redraw is damaged, or has other parameters than `params`.
     """
     started = time.time()
     source = records.redraw_source()

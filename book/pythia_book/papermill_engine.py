@@ -1,20 +1,19 @@
-"""Runs a study's notebook; lets `papermill notebooks/gender_bias.ipynb` work with one argument.
+"""Runs the notebook of a study with papermill, and lets the command work without an output path.
 
-Papermill loads this module through the entry point `papermill.engine` before it reads its command
-line. If the only path there is a notebook of this project, the module adds the output path,
-results/<study>/<scale>/notebook.ipynb. Without it papermill would prompt (terminal), write to
-stdout (pipe) or, with a pipe as stdin, use the path as the output. The engine checks the parameters
-before the kernel starts. The kernel's progress is shown in the terminal of the command, and Ctrl-C
-there lets the kernel save what it is training.
+Papermill loads this module through the entry point `papermill.engine` before it parses its command
+line. If the command line has one path only, and the path is a notebook of this project, the module
+adds an output path, results/<study>/<scale>/notebook.ipynb, and the engine defined here. If there
+are two paths, the module adds only the engine. Other calls are left unchanged. Every papermill call
+imports this module, so it must import quickly.
 
-A run is one thing. The kernel writes the record into a folder beside results/<study>/<scale>/
-(`PYTHIA_RECORD_TO`); if the notebook ends without an error, the engine stamps it with the hash of
-its record, cleans it, writes it there, and puts the folder in the place of the earlier run. A
-notebook that fails or is only prepared goes to results/<study>/<scale>-unfinished.ipynb. With any
-other output path nothing is recorded.
+The engine checks the parameters before the kernel starts. The kernel shows its progress in the
+terminal of the command. Ctrl-C in that terminal lets the kernel save the model it is training.
 
-Calls with two paths get only the engine; `--help-notebook`, `--version` and notebooks of other
-projects are left alone. Every papermill call imports this module, so it must import quickly.
+A run replaces the earlier run as a whole. The kernel writes the record to a temporary folder next
+to results/<study>/<scale>/ (`PYTHIA_RECORD_TO`). If the notebook ends without an error, the engine
+cleans the notebook, stamps it with the hash of the record, writes it to the same folder and
+replaces results/<study>/<scale>/ by that folder. A notebook that fails or is only prepared goes to
+results/<study>/<scale>-unfinished.ipynb. With any other output path nothing is recorded.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from pythia_core.util.progress import TERMINAL, is_live
 from pythia_core.util.stopping import SIGNALS, Stopped, ignore_signals, report_stop, stop_requests
 
 START_DELAY = 0.5
-"""Seconds to wait before interrupting: a kernel ignores it until it has begun its cell."""
+"""Seconds from Ctrl-C to the interrupt of the kernel, which ignores one until its cell runs."""
 
 OPTIONS = {
     ("--parameters", "-p"): 2,
@@ -50,17 +49,18 @@ OPTIONS = {
     **dict.fromkeys((("--stdout-file",), ("--stderr-file",), ("--log-level",)), 1),
     **dict.fromkeys((("--execution-timeout",), ("--autosave-cell-every",)), 1),
 }
-"""Papermill's options -> number of values (a test compares them with papermill's own)."""
+"""Maps the names of each papermill option to its number of values. A test compares this table with
+papermill's own options."""
 
 KERNEL_ARGUMENTS = ["--log-level=CRITICAL", "--InteractiveShell.xmode=Plain"]
-"""Silence the kernel's transport, and do not colour tracebacks: that can take ten seconds, which
-would delay a stop."""
+"""Arguments that silence the kernel's log and turn off colours in tracebacks. Colouring a traceback
+can take ten seconds, which would delay a stop."""
 
 _INFORMATION = {"-h", "--help", "--help-notebook", "--version"}
 
 
 def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Parse arguments as papermill does: (paths and flags, values by option name)."""
+    """Parse arguments as papermill does; return paths and flags, and the values by option name."""
     import click
 
     options = [click.Option(names, nargs=n, multiple=True) for names, n in OPTIONS.items()]
@@ -75,7 +75,12 @@ def parse_arguments(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def scale_parameter(options: dict[str, Any]) -> Any:
-    """The parameter `scale` in parsed options, by papermill's precedence; None if not set."""
+    """The value of the parameter `scale`, or None if no option sets it.
+
+    Args:
+        options: values by option name, as `parse_arguments` returns them. If several set the
+            scale, papermill's precedence decides.
+    """
     import base64
 
     import yaml
@@ -92,7 +97,9 @@ def scale_parameter(options: dict[str, Any]) -> Any:
 
 
 def complete_arguments(arguments: list[str]) -> list[str]:
-    """Papermill's arguments, with output path and engine added to calls that lack them.
+    """Add the output path and the engine to papermill's arguments, where they are missing.
+
+    Calls for help or the version, and calls with a notebook of another project, stay unchanged.
 
     Raises:
         PythiaError: the notebook cannot be read or the scale is unknown.
@@ -119,7 +126,7 @@ def complete_arguments(arguments: list[str]) -> list[str]:
 
 
 def _escaped(path: object) -> str:
-    """A path escaped for papermill, which formats paths with the parameters."""
+    """Escape braces in a path, because papermill substitutes parameters in paths."""
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
@@ -127,14 +134,19 @@ def _escaped(path: object) -> str:
 
 
 def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
-    """The path that papermill writes to, if it is the place of a recorded run of the study."""
+    """Return the path that papermill writes to if runs of the study are recorded there, else None.
+
+    Args:
+        written: the output path that papermill was called with.
+        base: the folder to which `written` is relative.
+    """
     places = (notebooks.output_path(study, scale).absolute() for scale in SCALES)
     path = Path(os.path.abspath(base / written))
     return next((place for place in places if os.path.abspath(place) == str(path)), None)
 
 
 def _working_folder() -> Path:
-    """The folder to which papermill's paths are relative, also while a notebook runs in another."""
+    """The folder to which papermill's paths are relative, even if the notebook runs elsewhere."""
     from papermill.iorw import papermill_io
 
     handler = papermill_io.get_handler("local")
@@ -147,7 +159,15 @@ _guarded: set[str] = set()
 
 
 def _guard(written: str, target: Path) -> None:
-    """Let papermill's writing to this path spare a run: what is unfinished goes beside it."""
+    """Keep papermill from overwriting a finished run with an unfinished notebook.
+
+    From now on, a notebook that papermill writes to `written` goes to the path for unfinished
+    notebooks instead. A notebook that was recorded is already in place and is not written again.
+
+    Args:
+        written: the output path that papermill was called with.
+        target: the same path, absolute.
+    """
     from papermill.iorw import LocalHandler, papermill_io
 
     class Guard(LocalHandler):
@@ -164,7 +184,7 @@ def _guard(written: str, target: Path) -> None:
 
 
 def keep_unfinished(notebook: Any, target: Path) -> Path:
-    """Write a notebook that did not finish beside the place of its run, and say so."""
+    """Write the notebook of an unfinished run to `unfinished_path(target)`, and print the path."""
     path = notebooks.unfinished_path(target)
     notebooks.write_notebook(notebook, path)
     if notebooks.has_errors(notebook):
@@ -178,17 +198,19 @@ def keep_unfinished(notebook: Any, target: Path) -> Path:
 
 
 def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
-    """Stamp and clean an executed notebook, and write it beside its record.
+    """Stamp and clean an executed notebook, and write it to the folder of its record.
 
     Raises:
-        DataError: there is no record, or it is not whole.
+        DataError: the folder has no record, or the record is incomplete or damaged.
     """
     from pythia_book import records
     from pythia_core.util.files import file_sha256
 
     record = folder / "record.json"
     if not record.is_file():
-        raise DataError("the notebook wrote no record; its last cell: style.write_record(result)")
+        raise DataError(
+            "the notebook wrote no record; its last cell must be style.write_record(result)"
+        )
     notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
     notebooks.clean_notebook(notebook)
     notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
@@ -199,7 +221,7 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _recording_to(folder: Path | None) -> Iterator[None]:
-    """Tell the kernel to write its record to this folder; None: nowhere."""
+    """Make the kernel write its record to `folder`, or write no record if `folder` is None."""
     from pythia_book.records import RECORD_TO
 
     before = os.environ.get(RECORD_TO)
@@ -217,7 +239,7 @@ def _recording_to(folder: Path | None) -> Iterator[None]:
 
 
 def _close_piped_stdin() -> None:
-    """Replace a pipe or a closed stdin with the null device: papermill would read from it."""
+    """Replace stdin with the null device if it is a pipe or closed, as papermill would read it."""
     try:
         piped = stat.S_ISFIFO(os.fstat(0).st_mode)
     except OSError:
@@ -240,7 +262,7 @@ _in_papermill_command = False
 
 
 def _exit_at_once(number: int, _frame: Any) -> None:
-    """Handle Ctrl-C and SIGTERM in the papermill command while there is nothing to save."""
+    """Signal handler of the papermill command while there is nothing to save: report and exit."""
     os._exit(report_stop(Stopped(number=number), STOP_NOTE))
 
 
@@ -265,7 +287,7 @@ def _on_import() -> None:
 
 
 def _guard_output(arguments: list[str]) -> None:
-    """Guard the output path of a call, which papermill also writes to with `--prepare-only`."""
+    """Guard the output path of a papermill call even with `--prepare-only`, which has no engine."""
     words, _ = parse_arguments(arguments)
     source, written = (word for word in words if not word.startswith("-") or word == "-")
     written = written.replace("{{", "{").replace("}}", "}")
@@ -278,7 +300,11 @@ def _guard_output(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let the kernel show its progress in this command's terminal, unless progress is off."""
+    """Let the kernel show its progress in the terminal of this process, unless progress is off.
+
+    Args:
+        kwargs: keyword arguments for papermill's engine; changed in place.
+    """
     progress = kwargs.get("progress_bar", True)
     live = progress and is_live(sys.stderr)
     if progress and not kwargs.get("stderr_file"):
@@ -301,11 +327,16 @@ def _kernel_progress(study: str, kwargs: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM interrupt the running cell, which saves what it is training, and then
-    end the notebook; without this they would break the connection to the kernel.
+    """Let Ctrl-C and SIGTERM stop the notebook safely.
+
+    A signal interrupts the running cell, which saves the model it is training, and then ends the
+    notebook. Without this context manager, a signal would break the connection to the kernel.
+
+    Args:
+        kwargs: keyword arguments for papermill's engine; changed in place.
 
     Raises:
-        Stopped: after either signal. The papermill command instead prints one line and exits.
+        Stopped: a signal was received. The papermill command instead prints one line and exits.
     """
     from jupyter_client.manager import AsyncKernelManager
 
@@ -347,9 +378,9 @@ def _stoppable(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 class PythiaEngine:
-    """Papermill's own engine; it checks the parameters first and cleans the notebook at the end.
+    """Runs a notebook with papermill's default engine, and checks, stamps and records the run.
 
-    It cannot inherit from that engine, because papermill.engines imports this module.
+    The class cannot inherit from the default engine, because papermill.engines imports this module.
     """
 
     @staticmethod
@@ -422,23 +453,25 @@ def run_study(
     force: bool = False,
     progress: bool = True,
 ) -> tuple[Path, bool]:
-    """Execute a study's notebook into results/<study>/<scale>/, unless it is up to date there.
+    """Execute a study's notebook into results/<study>/<scale>/, unless the run there is up to date.
 
-    An earlier run there stays until this one is whole.
+    The earlier run in that folder is replaced only when the new run is complete.
 
     Args:
-        study: name of a notebook. scale: overrides the notebook's default.
+        study: name of the study and its notebook.
+        scale: overrides the notebook's default scale.
         parameters: further parameters, checked before anything runs.
         force: run even if the last run is up to date.
-        progress: show a progress bar and the notebook's error stream.
+        progress: show a progress bar and the stderr of the notebook.
 
     Returns:
         The path of the executed notebook, and whether this call ran it.
 
     Raises:
-        ConfigError: unknown study, scale or parameter, or a value that the study cannot use.
-        PythiaError: a cell failed or the kernel died; says where to look.
-        Stopped: after SIGINT or SIGTERM.
+        ConfigError: the study, the scale or a parameter is unknown, or the study cannot use a
+            value.
+        PythiaError: a cell failed or the kernel died; the message says where to look.
+        Stopped: SIGINT or SIGTERM was received.
     """
     source = notebooks.notebook_path(study)
     notebook = notebooks.read_notebook(source)
@@ -454,7 +487,11 @@ def run_study(
     if not force and records.is_current(folder, stamp):
         return target, False
     if folder.exists() and (problems := records.check_whole(folder)):
-        print(f"{folder} is replaced: {'; '.join(problems)}", file=sys.stderr, flush=True)
+        print(
+            f"the run in {folder} will be replaced: {'; '.join(problems)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     import click
     import papermill
@@ -483,7 +520,9 @@ def run_study(
         raise PythiaError(error.message) from error
     except DeadKernelError as error:
         message = f"the kernel running {source.name} died; was there enough memory?"
-        raise PythiaError(f"{message} What was trained is kept: run it again to resume.") from error
+        raise PythiaError(
+            f"{message} Checkpoints are kept: run the study again to resume training."
+        ) from error
     return target, True
 
 

@@ -1,12 +1,14 @@
-"""A study's results as files, and their numbers as text.
+"""Writes and reads records, the files with the results of a study, and formats their numbers.
 
-A record is a folder that belongs together: record.json, one CSV per table, the measurements from
-which they follow (measured.npz), the released numbers shown next to them (released_*.csv), and the
-executed notebook. record.json has the hash of every other file but the notebook, whose stamp has
-the hash of record.json; `check_whole` compares them. The folder is written elsewhere (`staging`)
-and replaced as a whole (`swap_in`). A record states its origin: parameters, data fingerprint, runs
-with the sha256 of their final weights, commit, versions, device, duration and memory, but never a
-path or a host name. pythia_book.site_runs selects the record that the site shows.
+A record is a folder with record.json, one CSV per table, the measurements from which the tables
+follow (measured.npz), the released numbers shown next to them (released_*.csv), and the executed
+notebook. record.json has the hashes of the CSV files and of measured.npz, and the stamp of the
+notebook has the hash of record.json; `check_whole` verifies the hashes. A new record is written to
+a temporary folder (`staging`), which then replaces the old record as a whole (`swap_in`).
+
+A record states its origin: parameters, data fingerprint, runs with the sha256 of their final
+weights, commit, versions, device, duration and memory, but never a path or a host name.
+pythia_book.site_runs selects the record that the site shows.
 """
 
 from __future__ import annotations
@@ -61,13 +63,14 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 RECORD_TO = "PYTHIA_RECORD_TO"
-"""Environment variable: the folder into which a notebook writes its record."""
+"""Environment variable with the folder into which a notebook writes its record."""
 REDRAW_FROM = "PYTHIA_REDRAW_FROM"
-"""Environment variable: the record whose measurements a notebook analyses instead of measuring."""
+"""Environment variable with the folder of a record. If it is set, a notebook analyses the
+measurements of that record instead of measuring."""
 MEASURED = "measured.npz"
 RELEASED = "released_{}.csv"
 RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
-"""Home of the released numbers that a record contains."""
+"""The source of the released numbers that a record contains."""
 NOTEBOOK = "notebook.ipynb"
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
@@ -80,7 +83,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON types: numpy scalars become Python numbers, NaN and infinities null."""
+    """Convert a value to JSON types: numpy scalars to Python numbers, NaN and infinities to None.
+
+    Raises:
+        ConfigError: the value contains something other than numbers, text, lists and dicts.
+    """
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -91,11 +98,13 @@ def _plain(value: Any) -> Any:
         return None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise ConfigError(f"a record has only numbers and text, got {type(value).__name__}: {value!r}")
+    raise ConfigError(
+        f"a record can store only numbers and text, got {type(value).__name__}: {value!r}"
+    )
 
 
 def _rounded(value: Any) -> Any:
-    """The value with twelve digits per number, as the last ones differ between processors."""
+    """Round every float to twelve significant digits; further digits differ between processors."""
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -119,11 +128,12 @@ def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
 
 
 COMMIT_VARIABLE = "PYTHIA_COMMIT"
-"""Environment variable: the commit of a bundle, followed by "-modified" if its files differ."""
+"""Environment variable with the commit from which a bundle was packed, followed by "-modified" if
+the packed files differed from the commit."""
 
 
 def _git(*arguments: str) -> str | None:
-    """Output of a git command in this checkout; None if there is no checkout or no git."""
+    """The output of a git command in this checkout; None if git is missing or the command fails."""
     command = ["git", "-C", str(project_root()), *arguments]
     try:
         return subprocess.check_output(
@@ -134,7 +144,10 @@ def _git(*arguments: str) -> str | None:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of this checkout, and whether code, notebooks or pinned versions differ."""
+    """Return the commit as `id`, and whether code, notebooks or pinned versions differ as `dirty`.
+
+    In a bundle the commit comes from COMMIT_VARIABLE. Values that are not known are None.
+    """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or checkout() is None or Path(top).resolve() != checkout():
         # a bundle has no git folder
@@ -168,7 +181,10 @@ def _versions() -> dict[str, str]:
 
 
 def _peak_memory_mb() -> int | None:
-    """Peak memory in MB: the larger of this process and its largest child, plus the workers."""
+    """Peak memory in MB: the maximum of this process and its largest child, plus all workers.
+
+    Returns None on Windows.
+    """
     try:
         import resource
     except ImportError:  # Windows
@@ -180,7 +196,7 @@ def _peak_memory_mb() -> int | None:
 
 
 def _run_entry(run: Any) -> dict[str, Any]:
-    """The entry of a training run (pythia_core.training.runs.Run) in a record."""
+    """Describe a training run (pythia_core.training.runs.Run) as a record stores it."""
     window, size = run.config.intervention, size_name(run.config.model)
     role = f"{window.swap} from step {window.start}" if window else "control"
     seeds = {"weight_seed": run.config.train.weight_seed, "order_seed": run.config.data.order_seed}
@@ -193,19 +209,19 @@ def _disk_mb(runs: list[Any]) -> int:
 
 
 def record_folder() -> Path | None:
-    """The folder to record to; None for a notebook that was not started to be recorded."""
+    """The folder to which this notebook writes its record; None if the run is not recorded."""
     folder = os.environ.get(RECORD_TO)
     return Path(folder) if folder else None
 
 
 def redraw_source() -> Path | None:
-    """The record to redraw; None if the study is to be measured."""
+    """The folder of the record to redraw; None if the study is to be measured."""
     folder = os.environ.get(REDRAW_FROM)
     return Path(folder) if folder else None
 
 
 def recorded_folder(study: str) -> Path | None:
-    """The recorded run of a study with the largest scale; None if there is none."""
+    """The folder of the study's run in book/recorded with the largest scale; None without one."""
     folders = [project_root() / "book" / "recorded" / study / scale for scale in reversed(SCALES)]
     return next((folder for folder in folders if (folder / "record.json").is_file()), None)
 
@@ -221,12 +237,12 @@ def _read_csv(source: Path | io.StringIO) -> pd.DataFrame:
 
 
 def facts_as_recorded(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts as they are read from a record: lists for tuples, text for keys."""
+    """Convert facts to what a reader of the record gets: lists for tuples, strings for keys."""
     return json.loads(json.dumps(_plain(facts)))
 
 
 def as_recorded(tables: Tables) -> Tables:
-    """The tables as they are read from a record, so that a redraw sees the same numbers."""
+    """Write tables as CSV and read them back, so that a later redraw sees the same numbers."""
     copies = {}
     for name, table in tables.items():
         stream = io.StringIO()
@@ -237,13 +253,14 @@ def as_recorded(tables: Tables) -> Tables:
 
 
 def save_record(result: Result, folder: Path) -> Path:
-    """Save a study's result to a folder: record.json, measurements, and one CSV per table.
+    """Save the result of a study to a folder: record.json, measured.npz, and one CSV per table.
 
     Returns:
-        The path of record.json. It is written last, so a record is never without its tables.
+        The path of record.json, which is written after all other files.
 
     Raises:
-        ConfigError: unknown scale, or invalid names or claims; lists all problems.
+        ConfigError: the scale is unknown, or names or claims are invalid; the message lists all
+            problems.
     """
     study, scale, parameters = result.study, result.scale, result.parameters
     problems = [] if scale in SCALES else [one_of(scale, SCALES, "scale")]
@@ -251,7 +268,9 @@ def save_record(result: Result, folder: Path) -> Path:
         ("table", result.tables), ("released table", result.released), ("value", result.values)
     ):  # fmt: skip
         problems += [
-            f"{kind} name {n!r} must be a-z, 0-9 and _" for n in names if not _NAME.fullmatch(n)
+            f"{kind} name {n!r} must start with a-z and have only a-z, 0-9 and _"
+            for n in names
+            if not _NAME.fullmatch(n)
         ]
     raise_all(ConfigError, problems + _claim_problems(result.claims), "record")
     folder.mkdir(parents=True, exist_ok=True)
@@ -299,7 +318,7 @@ _ORIGIN += ("peak_memory_mb", "disk_mb", "runs")
 
 
 def _origin(result: Result) -> dict[str, Any]:
-    """What a record says of the run that measured its numbers."""
+    """Return what a record states about its origin: data, commit, device, versions, cost, runs."""
     runs = result.measured.runs
     return {
         "data": sorted({run.data.fingerprint for run in runs}),
@@ -316,7 +335,7 @@ def _origin(result: Result) -> dict[str, Any]:
 
 
 def _origin_of(folder: Path) -> dict[str, Any]:
-    """The origin of the record that is redrawn, and when and by which code it was redrawn."""
+    """Return the origin of the record in `folder`, with today's date and commit as its redraw."""
     record = read_record(folder)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     redrawn = {"created": today, "commit": commit()}
@@ -327,21 +346,24 @@ def _origin_of(folder: Path) -> dict[str, Any]:
 
 
 def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> Measurements:
-    """The measurements of a record.
+    """Read the measurements of the record in `folder`.
 
     Raises:
-        DataError: damaged, or of another study or other parameters.
+        DataError: the record is damaged, or has another study or other parameters.
     """
     import zipfile
 
     record = read_record(folder)
     stated = {name: parameters.get(name) for name in record["parameters"]}
     if record["study"] != study or stated != record["parameters"]:
-        raise DataError(f"{folder} is a record of {record['study']} {record['parameters']}")
+        raise DataError(
+            f"{folder} has a record of {record['study']} with the parameters "
+            f"{record['parameters']}; expected {study} with {stated}"
+        )
     path = folder / MEASURED
     try:
         if file_sha256(path) != record["files"][MEASURED]["sha256"]:
-            raise DataError(f"{path} does not match its record; run the study again")
+            raise DataError(f"{path} does not match the hash in the record; run the study again")
         with np.load(path, allow_pickle=False) as arrays:
             return Measurements(dict(arrays), record["facts"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
@@ -349,10 +371,10 @@ def read_measurements(folder: Path, study: str, parameters: dict[str, Any]) -> M
 
 
 def read_released(folder: Path | None) -> Tables:
-    """The released numbers of a record; none without a record.
+    """Read the released numbers of the record in `folder`; no tables if `folder` is None.
 
     Raises:
-        DataError: a damaged record.
+        DataError: the record is damaged.
     """
     if folder is None:
         return {}
@@ -361,12 +383,15 @@ def read_released(folder: Path | None) -> Tables:
     names = [n for n in record["files"] if n.startswith(prefix) and n.endswith(suffix)]
     for name in names:
         if file_sha256(folder / name) != record["files"][name]["sha256"]:
-            raise DataError(f"{folder / name} does not match its record")
+            raise DataError(f"{folder / name} does not match the hash in the record")
     return {n.removeprefix(prefix).removesuffix(suffix): _read_csv(folder / n) for n in names}
 
 
 def check_whole(folder: Path) -> list[str]:
-    """What is wrong with a record's folder: unreadable, incomplete, or of different runs."""
+    """List what is wrong with the folder of a record; an empty list if it is complete.
+
+    Problems are files that are missing, unreadable, or from different runs.
+    """
     problems = []
     try:
         record = read_record(folder)
@@ -389,7 +414,7 @@ def check_whole(folder: Path) -> list[str]:
 
 
 def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
-    """Whether a folder has a whole run with exactly this stamp."""
+    """Whether a folder has a complete record whose notebook has exactly this stamp."""
     if not folder.is_dir() or check_whole(folder):
         return False
     found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
@@ -397,10 +422,10 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a record from its file or its folder.
+    """Read record.json, given its path or the folder of the record.
 
     Raises:
-        DataError: no such file, or not a valid record; says why.
+        DataError: the file does not exist or is not a valid record.
     """
     path = path / "record.json" if path.is_dir() else path
     try:
@@ -411,7 +436,7 @@ def read_record(path: Path) -> dict[str, Any]:
         reason = conflict(path) or str(error)
         raise DataError(f"{path} is not a record: {reason}; run the study again") from error
     if not isinstance(record, dict):
-        raise DataError(f"{path} is not a record: no JSON object; run the study again")
+        raise DataError(f"{path} is not a record: it has no JSON object; run the study again")
     if record.get("schema") != SCHEMA:
         raise DataError(
             f"{path} has schema {record.get('schema')}, but this version reads schema {SCHEMA}; "
@@ -426,7 +451,9 @@ def read_record(path: Path) -> dict[str, Any]:
         name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
         for name, entry in files.items()
     ):
-        raise DataError(f"{path} is not a record: bad list of files; run the study again")
+        raise DataError(
+            f"{path} is not a record: its list of files is invalid; run the study again"
+        )
     raise_all(DataError, _claim_problems(record["claims"]), str(path))
     return record
 
@@ -436,9 +463,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """An empty folder next to `target` for what `swap_in` puts there; removed at the end.
+    """Create an empty folder for a new version of `target`, and remove it at the end.
 
-    What killed processes have left is removed first, or put back if they were swapping.
+    `swap_in` moves the new folder to `target`. Leftovers of killed processes are cleaned up first
+    (`tidy`).
     """
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -453,10 +481,10 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def swap_in(new: Path, target: Path) -> None:
-    """Put the folder of `staging` in the place of `target`: atomically where the system can.
+    """Replace `target` by the folder `new` from `staging`, atomically if the system supports it.
 
-    Elsewhere a kill between two renames leaves the earlier folder aside; `tidy` puts it back.
-    If two processes swap at once, the last one wins.
+    On other systems two renames are needed. If the process is killed between the two, `tidy`
+    restores the earlier folder. If two processes swap at the same time, the last one wins.
     """
     for file in new.iterdir():
         with open(file, "rb") as written:
@@ -477,7 +505,10 @@ def swap_in(new: Path, target: Path) -> None:
 
 
 def tidy(target: Path) -> None:
-    """Clean up after processes that were killed while they made `target` on this machine."""
+    """Clean up after processes on this machine that were killed between `staging` and its end.
+
+    Remove their temporary folders. If a process was killed in `swap_in`, restore `target`.
+    """
     pattern = re.compile(r"\.run-(\d+)@(.*)-[^-]*")
     for place in target.parent.glob(f".{target.name}.run-*"):
         made_by = pattern.search(place.name)
@@ -503,7 +534,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two folders atomically (renameat2 of Linux); False if that is not possible."""
+    """Exchange two folders atomically with renameat2 (Linux); return whether it succeeded."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (AttributeError, OSError, TypeError):
@@ -516,7 +547,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as text: "12 s", "4 min 12 s", "2 h 5 min"."""
+    """Format a duration, e.g. "12 s", "4 min 12 s", "2 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -526,7 +557,11 @@ def duration_text(seconds: float) -> str:
 
 
 def number_text(value: Any, decimals: int | None = None) -> str:
-    """A value for prose: three significant digits, thousands separators, null as "n/a"."""
+    """Format a value for prose, with thousands separators; None is "n/a".
+
+    Args:
+        decimals: number of decimals; None: three significant digits for a float.
+    """
     if value is None:
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -540,21 +575,26 @@ def number_text(value: Any, decimals: int | None = None) -> str:
 
 
 def decimals_of(value: float) -> int:
-    """Number of decimals that gives three significant digits, at most six."""
+    """The number of decimals, at most six, that shows a value with three significant digits."""
     if not value or not math.isfinite(value):
         return 1
     return min(6, max(0, 2 - math.floor(math.log10(abs(value)))))
 
 
 def value_text(value: Any) -> str:
-    """A value of a record for prose, with its interval if it has one."""
+    """Format a value of a record for prose, with its interval if it has one."""
     if not isinstance(value, dict):
         return number_text(value)
     return interval_text(*(value.get(k) for k in ("value", "low", "high")))
 
 
 def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
-    """A value with its interval: "0.70 [0.68, 0.72]"; with `spec` ".2f": "+0.70 [0.68, 0.72]"."""
+    """Format a value with its interval, e.g. "0.70 [0.68, 0.72]".
+
+    Args:
+        spec: format of the three numbers, e.g. ".2f", which also gives the value a sign, as in
+            "+0.70 [0.68, 0.72]". By default the width of the interval determines the decimals.
+    """
     if spec:
         return f"{middle:+{spec}} [{low:{spec}}, {high:{spec}}]"
     decimals = None
@@ -570,7 +610,12 @@ def interval_text(middle: Any, low: Any, high: Any, spec: str = "") -> str:
 
 
 def measured_text(test: dict[str, Any] | None) -> str:
-    """One side of a claim: "1.2 points (95 % CI 0.4 to 2.0)", a dash if nothing was measured."""
+    """Format the measurement of a claim, e.g. "1.2 points (95 % CI 0.4 to 2.0)".
+
+    Args:
+        test: the claim's test on our models or on the released ones; without a measurement the
+            text is a dash.
+    """
     if test is None or test["value"] is None:
         return "\N{EN DASH}"
     value, low, high = (test[key] for key in ("value", "low", "high"))
@@ -584,7 +629,7 @@ def measured_text(test: dict[str, Any] | None) -> str:
 
 
 def device_text(record: dict[str, Any]) -> str:
-    """The machine of a record, e.g. "Intel Xeon, 2 threads"."""
+    """Name the machine that a record was made on: its GPU, or e.g. "Intel Xeon, 2 threads"."""
     machine = record.get("device") or {}
     if machine.get("gpu"):
         return str(machine["gpu"])
@@ -594,8 +639,8 @@ def device_text(record: dict[str, Any]) -> str:
 
 
 def start_message(study: str, scale: str) -> str:
-    """Message at the start of a study: what it will do, and how long the recorded run took."""
-    text = f"== Running {study} at scale {scale}: fetching, training and measuring what is missing"
+    """The message at the start of a study, with the time that the recorded run took."""
+    text = f"== Running {study} at scale {scale}: fetch, train and measure whatever is missing"
     try:
         record = read_record(project_root() / "book" / "recorded" / study / scale)
     except DataError:
@@ -612,7 +657,7 @@ def start_message(study: str, scale: str) -> str:
 
 
 def command(record: dict[str, Any]) -> str:
-    """The command that repeats a record's run."""
+    """The command that repeats the run of a record."""
     study = record["study"]
     words = ["papermill", f"notebooks/{study}.ipynb"]
     try:
@@ -633,7 +678,7 @@ def command(record: dict[str, Any]) -> str:
 
 
 def provenance(record: dict[str, Any]) -> str:
-    """A line with a record's origin and the command that repeats its run."""
+    """Return one line with the origin of a record and the command that repeats the run."""
     state = record.get("commit") or {}
     code = (state.get("id") or "")[:10] or "uncommitted"
     data = ", ".join(d[:10] for d in record.get("data", [])) or "none"

@@ -1,10 +1,10 @@
-"""Draws recorded runs again from their measurements: verdicts, values, figures, prose; no training.
+"""Updates the verdicts, values, figures and prose of finished runs without training or measuring.
 
-A record has everything that its study analyses. A redraw executes the study's current notebook in
-a kernel with the record's parameters, where `conduct` reads the measurements instead of measuring,
-and compares the result with the record. If nothing has changed no byte is written; else the new
-folder replaces the old one as a whole. The record keeps its origin, and says when and by which code
-it was redrawn.
+A record contains everything that its study analyses. A redraw executes the current notebook of the
+study with the parameters of the record. `pythia_book.conduct` then reads the recorded measurements
+instead of measuring. If the result equals the old record, nothing is written; otherwise the new
+folder replaces the old folder as a whole. The new record keeps the origin of the old record, and
+states when and by which code it was redrawn.
 """
 
 from __future__ import annotations
@@ -24,35 +24,37 @@ from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import parallel_map
 
 UNCHANGED_BY = ("library_hash", "published_numbers", "record")
-"""Keys of a notebook's stamp that say nothing about what it shows."""
+"""Keys of a notebook's stamp that may differ although the notebook shows the same."""
 
 
 NAMED = 8
-"""How many tables and values a line names."""
+"""The largest number of tables or values that a line about changes names."""
 
 
 @dataclass(frozen=True)
 class Redrawn:
-    """What a redraw did to a record."""
+    """The outcome of a redraw: what changed in the run, or why it could not be redrawn."""
 
     name: str
     """E.g. "recorded/suite/laptop" or "results/suite/smoke"."""
     changes: list[str] = field(default_factory=list)
-    """One line each; none: every byte is as it was."""
+    """One line per change. If the list is empty and there is no problem, nothing was written."""
     problem: str = ""
-    """Why it could not be redrawn."""
+    """Why the run could not be redrawn; empty if it was."""
 
 
 def redraw(
     studies: Sequence[str] = (), scale: str | None = None, progress: bool = True
 ) -> list[Redrawn]:
-    """Redraw the recorded runs and the reader's own, two or more at once.
+    """Redraw the runs in book/recorded and in the results folder, in parallel.
 
     Args:
-        studies: names of notebooks; default: all. scale: only runs of this scale.
+        studies: names of studies; empty: all.
+        scale: redraw only the runs of this scale.
 
     Raises:
-        ConfigError: unknown study or scale. DataError: there is nothing to redraw.
+        ConfigError: a study or the scale is unknown.
+        DataError: there is no run to redraw.
     """
     known = sorted(path.stem for path in notebooks.notebooks_dir().glob("*.ipynb"))
     problems = [one_of(study, known, "study") for study in studies if study not in known]
@@ -60,7 +62,7 @@ def redraw(
     raise_all(ConfigError, problems, "redraw")
     folders = runs_of(studies or known, [scale] if scale else list(SCALES))
     if not folders:
-        raise DataError("there is no run to redraw: `python -m pythia_core study` makes one")
+        raise DataError("there is no run to redraw; make one with `python -m pythia_core study`")
     names = [name_of(folder) for folder in folders]
     done = parallel_map(
         redraw_one, folders, progress=progress, desc="redrawing", unit="run", names=names
@@ -71,19 +73,19 @@ def redraw(
 
 
 def runs_of(studies: Sequence[str], scales: Sequence[str]) -> list[Path]:
-    """The folders with a record, recorded runs first."""
+    """The folders of these studies and scales that have a record, those in book/recorded first."""
     roots = (project_root() / "book" / "recorded", results_dir())
     folders = [root / study / scale for root in roots for study in studies for scale in scales]
     return [folder for folder in folders if (folder / "record.json").is_file()]
 
 
 def name_of(folder: Path) -> str:
-    """The last three parts of a run's folder."""
+    """Name a run by the last three parts of its folder, e.g. "results/suite/smoke"."""
     return "/".join(folder.absolute().parts[-3:])
 
 
 def redraw_one(folder: Path) -> Redrawn:
-    """Redraw one run."""
+    """Redraw the run in `folder`; a failure is returned as the outcome's problem, not raised."""
     name = name_of(folder)
     try:
         records.tidy(folder)
@@ -100,10 +102,10 @@ def redraw_one(folder: Path) -> Redrawn:
 
 
 def _execute(folder: Path, new: Path) -> None:
-    """Execute the current notebook of a run's study into the folder `new`.
+    """Execute the current notebook of the study recorded in `folder`; write the record to `new`.
 
     Raises:
-        PythiaError: a parameter is no longer accepted, or a cell failed.
+        PythiaError: a parameter is no longer accepted, a cell failed or the kernel died.
     """
     import click
     import papermill
@@ -136,7 +138,11 @@ def _execute(folder: Path, new: Path) -> None:
 
 
 def _parameters(folder: Path, source: Path) -> dict[str, Any]:
-    """What papermill injects: what it injected before, and what the defaults do not say."""
+    """The recorded parameters to inject into the notebook `source`.
+
+    These are the parameters that were injected in the recorded run, and the parameters whose
+    recorded value differs from the current default.
+    """
     accepted = notebooks.parameters_of(notebooks.read_notebook(source))
     recorded = records.read_record(folder)["parameters"]
     executed = notebooks.read_notebook(folder / records.NOTEBOOK)
@@ -156,7 +162,11 @@ def _parameters(folder: Path, source: Path) -> dict[str, Any]:
 
 
 def differences(old: Path, new: Path) -> list[str]:
-    """What differs between two runs' folders, one line each, apart from when they were redrawn."""
+    """Describe the changes between the folders of two runs, one line each.
+
+    The date and commit of the redraw do not count as changes, except when the last redraw used
+    code that was not committed and this one used committed code.
+    """
     before, after = records.read_record(old), records.read_record(new)
     lines = verdict_changes(before["claims"], after["claims"])
     values = _changed(before["values"], after["values"])
@@ -168,12 +178,15 @@ def differences(old: Path, new: Path) -> list[str]:
     lines += [f"record: {key}" for key in _changed(before, after) if key not in said]
     mark = before.get("redrawn", {}).get("commit") or {}
     if not lines and mark.get("dirty") and after["redrawn"]["commit"]["dirty"] is False:
-        lines.append("the code of the last redraw is committed now")
+        lines.append("the code is committed now; at the last redraw it was not")
     return lines
 
 
 def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """Lines about claims that are new, gone, or have another verdict; other changes are counted."""
+    """Describe the changes between two versions of the claims of a study.
+
+    A claim that is new, was removed or has another verdict gets a line. Other changes are counted.
+    """
 
     def tests(claims: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
         return {(c["claim"], side): c[side] for c in claims for side in SIDES if c[side]}
@@ -195,7 +208,7 @@ def verdict_changes(before: list[dict[str, Any]], after: list[dict[str, Any]]) -
 
 
 def _cell_changes(old: notebooks.Notebook, new: notebooks.Notebook) -> list[str]:
-    """Lines about cells and outputs that differ."""
+    """Describe how the cells and outputs of two notebooks differ, one line per kind of change."""
     stamps = [
         {k: v for k, v in notebook.metadata[notebooks.STAMP].items() if k not in UNCHANGED_BY}
         for notebook in (old, new)
@@ -226,14 +239,19 @@ def _outputs(cell: Any, kind: str) -> list[str]:
 
 
 def _changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The keys that one of two dicts lacks, or whose values differ."""
+    """The keys that only one of two dicts has, or whose values differ."""
     missing = object()
     keys = dict.fromkeys([*before, *after])
     return [key for key in keys if before.get(key, missing) != after.get(key, missing)]
 
 
 def _counted(things: Sequence[Any], name: str, named: bool = False) -> list[str]:
-    """["2 tables changed: rates, levels"], or nothing."""
+    """Return one line, e.g. "2 tables changed: rates, levels"; an empty list without `things`.
+
+    Args:
+        name: what the things are, in the singular.
+        named: whether the line names the things.
+    """
     if not things:
         return []
     text = f"{len(things)} {name}{'s' * (len(things) > 1)} changed"

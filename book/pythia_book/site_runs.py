@@ -1,10 +1,10 @@
 """Selects the run of a study that the site shows, and records runs under book/recorded.
 
 The site shows the reader's own run of a study if there is one, else the run committed under
-book/recorded/<study>/<scale>/, else the notebook with the command to run it. A run is shown only if
-it is whole: a damaged one of the reader's is named on the page, a damaged committed one fails the
-build. Prose takes its numbers from the selected run as `{{ substitutions }}`; the README takes its
-costs from the recorded runs. pythia_book.records writes and reads single records.
+book/recorded/<study>/<scale>/, else the notebook with the command to run it. A damaged run is never
+shown: if the run is the reader's own, the page says so; if it is committed, the build fails. Prose
+takes its numbers from the selected run as `{{ substitutions }}`, and the README takes its costs
+from the recorded runs. pythia_book.records writes and reads single records.
 """
 
 from __future__ import annotations
@@ -52,18 +52,19 @@ NOT_RUN = "not run yet"
 
 @dataclass(frozen=True)
 class SelectedRun:
-    """A run of a study that the site can show."""
+    """A run of a study that the site can show, or a placeholder if there is no run."""
 
     study: str
     kind: str
-    """"yours" (a local run), "recorded" (committed) or "unrun"."""
+    """"yours" (a local run), "recorded" (a committed run) or "unrun" (there is no run)."""
     scale: str | None = None
     folder: Path | None = None
     record: dict[str, Any] | None = None
     current: bool = True
     """Whether the run executed the notebook's current code."""
     damaged: tuple[str, ...] = ()
-    """Why runs of the reader's cannot be shown, one text per run; on the first run of a study."""
+    """Why local runs of the study cannot be shown, one text per run. Only the first run of a study
+    has these texts."""
 
     @property
     def notebook(self) -> Path | None:
@@ -73,7 +74,16 @@ class SelectedRun:
 def _finished_runs(
     root: Path, kind: str, study: str, source: str
 ) -> tuple[list[SelectedRun], list[str]]:
-    """Whole runs of one kind, largest scale first, and what is wrong with the others."""
+    """Find the runs of a study under `root`, largest scale first.
+
+    Args:
+        root: folder with runs as <study>/<scale>/.
+        kind: kind of the runs, as in SelectedRun.
+        source: hash of the current notebook's code.
+
+    Returns:
+        The complete runs, and for each damaged run a text that says what is wrong.
+    """
     runs, damaged = [], []
     for scale in reversed(SCALES):
         folder = root / study / scale
@@ -92,13 +102,14 @@ def _finished_runs(
 
 
 def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRun]:
-    """All whole runs of a study, yours before the recorded ones; the site shows the first.
+    """All complete runs of a study, local runs before recorded runs. The site shows the first.
 
     Args:
-        root: the checkout. results: its results folder; None: recorded runs only.
+        root: the checkout.
+        results: the folder of local runs; None: recorded runs only.
 
     Raises:
-        DataError: a committed run is damaged or of an older schema.
+        DataError: a committed run is damaged or has an older schema.
     """
     source = source_hash(read_notebook(root / "notebooks" / f"{study}.ipynb"))
     recorded, problems = _finished_runs(root / "book" / "recorded", "recorded", study, source)
@@ -109,9 +120,11 @@ def select_runs(root: Path, results: Path | None, study: str) -> list[SelectedRu
 
 
 def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
-    """The notebook's current prose and settings of display with the outputs of a run of its code.
+    """Combine the prose and display settings of a notebook with the outputs of its run.
 
-    Both have the same code cells, except for the run's injected parameters.
+    Args:
+        source: the current notebook. executed: the notebook of the run, with the same code cells
+            and possibly a cell of injected parameters. It is changed in place.
     """
     injected = {"injected-parameters"}
     ran, added = [], []
@@ -131,14 +144,16 @@ def with_prose_of(source: Notebook, executed: Notebook) -> Notebook:
 
 
 def _escaped(text: str) -> str:
-    """The text with every character escaped that Markdown could interpret."""
+    """Escape every character that Markdown could interpret."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text.replace("\n", " "))
 
 
 def substitutions(run: SelectedRun) -> dict[str, str]:
-    """`{{ <study>_<name> }}` for every value of a record, and for scale, device, cost and date.
+    """Map the names that prose uses as `{{ name }}` to texts, for one run.
 
-    A value with an interval is also available as `<name>_value`, `<name>_low` and `<name>_high`.
+    There is a name <study>_<value> for each value of the record, and names for the scale, device,
+    date, cost and command of the run. If a value has an interval, the value and its ends are also
+    available as <study>_<value>_value, _low and _high.
     """
     record = run.record
     if record is None:
@@ -168,11 +183,11 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
     """Copy a finished local run into book/recorded/<study>/<scale>/, to be committed.
 
     Args:
-        force: even if it was made by code that is not committed.
+        force: record the run even if it was made by code that is not committed.
 
     Raises:
-        DataError: the run is not whole, its code has changed since or was not committed, or it
-            names the machine it ran on; lists every reason.
+        DataError: the run is incomplete or damaged, the notebook's code has changed since the run
+            or was not committed, or a file names this machine. The message lists every reason.
     """
     require_checkout("recording a run")
     source = results_dir() / study / scale
@@ -183,16 +198,16 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
     if not problems:
         code = source_hash(read_notebook(notebook_path(study)))
         if source_hash(read_notebook(source / NOTEBOOK)) != code:
-            problems.append("the notebook's code has changed since; run it again")
+            problems.append("the notebook's code has changed since the run; run it again")
         for name in names:
             traces = machine_traces(_text_of(source / name))
-            problems += [f"{name} names {trace!r} of this machine" for trace in traces]
+            problems += [f"{name} contains {trace!r}, which names this machine" for trace in traces]
     for step, origin in (("measured", record), ("redrawn", record.get("redrawn"))):
         state = (origin or {}).get("commit") or {}
         if origin and not force and (not state.get("id") or state.get("dirty")):
             problems.append(
-                f"it was {step} by code that is not committed; commit and run it again, or use "
-                "--force"
+                f"it was {step} by code that is not committed; commit the code and run it again, "
+                "or use --force"
             )
     raise_all(DataError, problems, f"results of {study} at scale {scale}")
     target = project_root() / "book" / "recorded" / study / scale
@@ -205,7 +220,7 @@ def record_run(study: str, scale: str, force: bool = False) -> Path:
 
 
 def _text_of(path: Path) -> str:
-    """The text of a file of a record."""
+    """The text of a file of a record; of an .npz file, the text in its arrays."""
     if path.suffix != ".npz":
         return path.read_text(encoding="utf-8")
     with np.load(path, allow_pickle=False) as arrays:
@@ -214,13 +229,16 @@ def _text_of(path: Path) -> str:
 
 
 def all_records(root: Path) -> list[dict[str, Any]]:
-    """All records under book/recorded, sorted by study, then scale; unreadable ones are named."""
+    """All records under book/recorded, sorted by study and scale.
+
+    Records that cannot be read are left out and reported on stderr.
+    """
     found = []
     for path in sorted((root / "book" / "recorded").glob("*/*/record.json")):
         try:
             found.append(read_record(path))
         except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(f"a record is left out: {error}", file=sys.stderr)
     return found
 
 
@@ -241,11 +259,12 @@ def fill_block(path: Path, name: str, content: str) -> None:
 
 
 COSTS = ("study", "scale", "machine", "notebook", "training, one thread", "memory", "disk")
-"""Columns of the cost table. A notebook's time excludes models that were already trained."""
+"""Columns of the cost table. The time of the notebook does not include the training of models that
+already existed."""
 
 
 def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
-    """The row of a recorded run in the cost table, with the columns COSTS."""
+    """Return the row of a recorded run in the cost table, with the columns COSTS."""
     return (
         record["study"],
         record["scale"],
@@ -258,7 +277,7 @@ def costs_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def costs_table(recorded: list[dict[str, Any]]) -> str:
-    """The cost of each recorded run, as a Markdown table."""
+    """Return a Markdown table with the cost of each recorded run."""
     rows = ["| " + " | ".join(COSTS) + " |", "|" + "---|" * len(COSTS)]
     for r in recorded:
         rows.append("| " + " | ".join(c.replace("|", "\\|") for c in costs_of(r)) + " |")

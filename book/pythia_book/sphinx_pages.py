@@ -1,17 +1,18 @@
 """The book's Sphinx extension, which `jupyter-book build book/` loads.
 
-At the start of a build it takes the table of contents from the top of the checkout, copies one
-notebook per study into book/studies/ (the reader's own run, else the recorded one, else the source;
-prose is the source's while the code is the run's) and fills in `{{ numbers }}` in prose from
-records. MathJax is copied from an installed package, so
-no page makes a request to another host. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored,
-and a public site depends on commits only.
+At the start of a build the extension takes the table of contents from the top of the checkout,
+copies one notebook per study into book/studies/, and fills in `{{ numbers }}` in prose from
+records. The notebook is the reader's own run if there is one, else the recorded run, else the
+source notebook. If the code of a run is still the current code, the page shows the prose of the
+source notebook. With `PYTHIA_BOOK_RUNS=recorded` local runs are ignored, so that a public site
+depends on commits only. MathJax is copied from an installed package, so no page makes a request to
+another host.
 
-Texts of a record never become markup: run banners are docutils nodes, claim tables are escaped.
-On the explanatory pages `{drawing}` shows a function of pythia_book.pages.<page> as a figure,
-`{value}` a number from that module's `values()`, and `{source}` links the line of a file that
-contains a text; a name that does not exist fails the strict build. A page's own script and style,
-_static/<page>.js and .css, load on that page only.
+Texts of a record never become markup: run banners are docutils nodes, and claim tables are escaped.
+On the explanatory pages, `{drawing}` shows what a function of pythia_book.pages.<page> draws,
+`{value}` shows a number from the `values()` of that module, and `{source}` links the line of a file
+that contains a given text. A name that does not exist fails the strict build. The files
+_static/<page>.js and _static/<page>.css are loaded on that page only.
 """
 
 from __future__ import annotations
@@ -48,20 +49,23 @@ ROOT = Path(__file__).resolve().parents[2]
 MATHJAX = ("tex-chtml.js", "output/chtml/fonts")
 _SUBSTITUTION = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _RUNS: dict[str, list[SelectedRun]] = {}
-"""Study -> its finished runs, beginning with the one to show; `choose_runs` fills it per build."""
+"""Maps each study to its complete runs, the run to show first; `choose_runs` fills it per build."""
 
 
 # --- before reading --------------------------------------------------------------------------
 
 
 def configure(app: Sphinx, config: Config) -> None:
-    """Use our MathJax and the real table of contents; jupyter-book needs the stub in book/."""
+    """Use the copied MathJax, and the table of contents at the top of the checkout.
+
+    jupyter-book itself reads the stub of a table of contents in book/.
+    """
     config.external_toc_path = str(ROOT / "_toc.yml")
     config.mathjax_path = "mathjax/tex-chtml.js"
 
 
 def choose_runs(app: Sphinx, config: Config) -> None:
-    """Select the run of each study; a changed selection makes Sphinx read every page again."""
+    """Select the run of each study to show; if one changes, Sphinx reads every page again."""
     local = os.environ.get("PYTHIA_BOOK_RUNS") != "recorded"
     results = Path(os.environ.get("PYTHIA_RESULTS") or ROOT / "results") if local else None
     _RUNS.clear()
@@ -82,14 +86,18 @@ def choose_runs(app: Sphinx, config: Config) -> None:
 
 
 def unshown(shown: SelectedRun) -> list[str]:
-    """Sentences about the reader's runs that cannot be shown, and what is shown instead."""
+    """Return one sentence per local run that cannot be shown, with what the page shows instead.
+
+    Args:
+        shown: the run that the page shows.
+    """
     instead = {"yours": "another of your runs is shown", "recorded": "the recorded run is shown"}
     then = instead.get(shown.kind, "the notebook is shown without results")
     return [f"Your run in {text}; {then}." for text in shown.damaged]
 
 
 def stage_notebooks(app: Sphinx, config: Config) -> None:
-    """Copy the selected notebooks into book/studies/ (git-ignored), each with a banner."""
+    """Write the selected notebooks to book/studies/ (ignored by git), each with a banner."""
     target = ROOT / "book" / "studies"
     for study, runs in _RUNS.items():
         source = ROOT / "notebooks" / f"{study}.ipynb"
@@ -107,7 +115,7 @@ def stage_notebooks(app: Sphinx, config: Config) -> None:
 
 
 def add_placeholders(notebook: notebooks.Notebook) -> None:
-    """Give the figures of an unexecuted notebook an output, so that references resolve."""
+    """Give the figure cells of an unexecuted notebook an output, so that references resolve."""
     import nbformat
 
     for cell in notebook.cells:
@@ -117,7 +125,7 @@ def add_placeholders(notebook: notebooks.Notebook) -> None:
 
 
 def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> notebooks.Notebook:
-    """The notebook with a banner about its run and, with `several` runs, a comparison."""
+    """Add a banner about the run to a notebook and, if there are several runs, a comparison."""
     import nbformat
 
     def cell(name: str, text: str) -> Any:
@@ -145,9 +153,10 @@ def with_banner(notebook: notebooks.Notebook, study: str, several: bool) -> note
 
 
 def fill_numbers(app: Sphinx, config: Config) -> None:
-    """Fill the numbers in prose from the selected records; without a record, NOT_RUN.
+    """Define the numbers in prose from the selected records.
 
-    A number that a run of the reader's lacks, as its code was older, is not taken from another run.
+    Numbers of a study without a run read NOT_RUN. If a local run lacks a number because its code
+    was older, the number reads "not in this run"; it is not taken from another run.
     """
     numbers: dict[str, str] = {}
     for runs in _RUNS.values():
@@ -164,7 +173,7 @@ def fill_numbers(app: Sphinx, config: Config) -> None:
 
 
 def copy_mathjax(app: Sphinx) -> None:
-    """Copy from the installed package the parts of MathJax that pages load (1.6 of 24 MB)."""
+    """Copy the parts of MathJax that pages load (1.6 of 24 MB) from the installed package."""
     spec = importlib.util.find_spec("sphinx-mathjax-offline")
     if spec is None or not spec.submodule_search_locations:
         raise ExtensionError("the site needs MathJax: pip install sphinx-mathjax-offline")
@@ -181,7 +190,7 @@ def copy_mathjax(app: Sphinx) -> None:
 def point_at_sources(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Make the buttons that open or edit a study link to notebooks/ instead of the copy."""
+    """Make the buttons that open or edit a study link to notebooks/ and not to book/studies/."""
     for group in context.get("header_buttons", []):
         for button in group.get("buttons", []) or [group]:
             if "url" in button:
@@ -192,7 +201,7 @@ def point_at_sources(
 
 
 def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> nodes.table:
-    """A docutils table; texts become text nodes, never markup."""
+    """Return a docutils table of the CSS class `name`. Texts become text nodes, never markup."""
     group = nodes.tgroup(cols=len(header))
     group += [nodes.colspec(colwidth=1) for _ in header]
 
@@ -210,12 +219,12 @@ def table(header: list[str], rows: list[list[nodes.Node | str]], name: str) -> n
 
 
 def badge(verdict: str, text: str = "") -> nodes.inline:
-    """A verdict, or a text about it, in the verdict's colour."""
+    """Return `text`, by default the verdict itself, in the colour of the verdict."""
     return nodes.inline("", text or verdict, classes=["verdict", claim_tables.slug(verdict)])
 
 
 def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
-    """The number of claims with each verdict, and of premises and checks that hold."""
+    """Return a line that counts the claims per verdict, and the premises and checks that hold."""
     line = nodes.paragraph(classes=["verdict-counts"])
     papers, others = claim_tables.parts(claims)
     counts = Counter(verdict for row in papers for verdict in verdicts_of(row))
@@ -247,7 +256,7 @@ class _StudyDirective(SphinxDirective):
 
 
 class RunBanner(_StudyDirective):
-    """Says which run a page shows (yours, the recorded one or none) and how to repeat it."""
+    """Says which run a page shows (yours, the recorded run or none) and how to repeat the run."""
 
     def run(self) -> list[nodes.Node]:
         run = self.runs[0]
@@ -281,7 +290,7 @@ class RunBanner(_StudyDirective):
 
 
 class CompareRuns(_StudyDirective):
-    """A table of the claims about our models in all runs of a study, yours and recorded."""
+    """A table of the verdicts on our models in all runs of a study, local and recorded."""
 
     def run(self) -> list[nodes.Node]:
         runs = [run for run in self.runs if run.record]
@@ -305,7 +314,7 @@ class CompareRuns(_StudyDirective):
 
 
 class Claims(SphinxDirective):
-    """Every study with its verdicts and a foldable list of its claims, for the front page."""
+    """The front page's list of studies, each with its verdicts and a foldable table of claims."""
 
     def run(self) -> list[nodes.Node]:
         sections: list[nodes.Node] = []
@@ -348,7 +357,7 @@ class Claims(SphinxDirective):
 
 
 class Costs(SphinxDirective):
-    """The cost of each recorded run."""
+    """A table with the cost of each recorded run."""
 
     def run(self) -> list[nodes.Node]:
         committed = site_runs.all_records(ROOT)
@@ -359,7 +368,7 @@ class Costs(SphinxDirective):
 
 
 class Scales(SphinxDirective):
-    """The scales that can be run, from the library's table."""
+    """A table of the scales that can be run, from pythia_core.suite.SCALES."""
 
     def run(self) -> list[nodes.Node]:
         times = "\N{MULTIPLICATION SIGN}"
@@ -377,7 +386,12 @@ class Scales(SphinxDirective):
 
 
 def module_of(name: str, env: Any) -> tuple[Any, str]:
-    """(the module pythia_book.pages.rotary, "turning") for "rotary.turning"."""
+    """Split a name such as "rotary.turning" into its module and the attribute's name.
+
+    Returns:
+        The module pythia_book.pages.<page> or, if it does not exist,
+        pythia_book.studies.<page>.figures; and the name after the dot.
+    """
     page, _, attribute = name.partition(".")
     path = f"pythia_book.pages.{page}"
     if importlib.util.find_spec(path) is None:  # else the figures of a study
@@ -388,10 +402,11 @@ def module_of(name: str, env: Any) -> tuple[Any, str]:
 
 
 class DrawingFigure(SphinxDirective):
-    """A figure or table drawn by a page's module; the content is the caption of a figure.
+    """A figure or table that a function of a page's module draws.
 
-    With `interactive` the page's script may replace the figure. It receives the module's
-    `script_data(name)`, if there is one, as JSON.
+    The content of the directive is the caption of a figure. With the option `interactive` the
+    page's script may replace the figure; the script receives as JSON what the module's
+    `script_data(name)` returns, if the module has that function.
     """
 
     required_arguments = 1
@@ -443,7 +458,7 @@ class DrawingFigure(SphinxDirective):
 
 
 class Value(SphinxRole):
-    """A number that a page's module computes."""
+    """Shows a number from the `values()` of a page's module."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         module, name = module_of(self.text, self.env)
@@ -455,9 +470,10 @@ class Value(SphinxRole):
 
 
 class Source(SphinxRole):
-    """`path#text`: a link to the first line of a file that contains the text.
+    """Turns `path#text` into a link to the first line of the file that contains the text.
 
-    It points to the repository if the book names one, else to a copy of the file.
+    The link points to the repository if the book's configuration names one, else to a copy of the
+    file.
     """
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
@@ -491,7 +507,7 @@ def exclude_page_assets(app: Sphinx, config: Config) -> None:
 def load_on_page(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any
 ) -> None:
-    """Load a page's own script and style."""
+    """Load the script and style that belong to a page."""
     static = Path(app.srcdir) / "_static"
     if (static / f"{pagename}.css").is_file():
         app.add_css_file(f"{pagename}.css")

@@ -1,19 +1,20 @@
-"""The rule that turns a measurement into a verdict, the same for every study.
+"""Turns a measurement into a verdict, by the same rule for every study.
 
-A *claim* is a sentence of a paper; a *premise* is what such a claim takes for granted; a *check* is
-about our own machinery. Each is tested on our runs, on the released models, or on both. A test
-states beforehand what would count as agreement: an effect of a given sign (`rises`, `falls`), an
-effect inside a margin (`within`), or a cost below a bound (`below`). Its verdict follows from the
-95 % interval:
+A *claim* is a sentence of a paper. A *premise* is an assumption that a claim rests on. A *check*
+verifies our own code and data. Claims, premises and checks are tested on our runs, on the released
+models, or on both. A test states beforehand what counts as agreement: an effect above or below a
+bound, usually zero (`rises`, `falls`), or an effect inside a margin around zero (`within`). The
+verdict follows from the 95 % interval of the effect:
 
-    reproduced         the interval lies on the claimed side (inside the margin, below the bound)
-    contradicted       it lies on the other side (outside the margin, above the bound)
-    not resolved       neither; the smallest effect that would probably have been seen is stated
+    reproduced         the interval lies on the claimed side of the bound, or inside the margin
+    contradicted       the interval lies on the other side of the bound, or outside the margin
+    not resolved       neither; the reason usually states the smallest effect that would have shown
     not testable here  the test cannot fail, has no independent units, or lacks a measurement
 
-On released numbers the first two read "confirmed on released numbers" and "contradicted by released
-numbers"; premises and checks hold or do not hold. All tests of a study form two families, its
-claims and the rest; within each, Holm's procedure limits the chance of any wrong verdict to 5 %.
+On released numbers the first two verdicts read "confirmed on released numbers" and "contradicted by
+released numbers". For premises and checks they read "holds" and "does not hold". The tests of
+claims form one family and the tests of premises and checks another. Within each family of a study,
+Holm's procedure limits the probability of any wrong verdict to 5 %.
 """
 
 from __future__ import annotations
@@ -37,20 +38,21 @@ KINDS = ("claim", "premise", "check")
 SIDES = ("released", "ours")
 ALPHA = 1 - LEVEL
 POWER = 0.8
-"""Probability with which the stated smallest effect would have been seen."""
+"""The probability with which the test would have detected the smallest effect that it states."""
 
 
 @dataclass(frozen=True)
 class Test:
-    """One measurement and what it is tested against; made by `rises`, `within` and so on.
+    """A measured effect and what it is tested against; made by `rises`, `within` and so on.
 
     Attributes:
         estimate: the effect with its 95 % interval; None if it was not measured.
         unit: unit of the effect, e.g. "points" or "nats per token".
-        units: what varies independently, e.g. "5 seeds" or "40 occupations".
-        form: "above" or "below" `bound`, or "within" `bound` of zero; "exact": true or false.
+        units: the independent units of the sample, e.g. "5 seeds" or "40 occupations".
+        form: what the effect should be: "above" or "below" `bound`, or "within" `bound` of zero;
+            "exact" for a check that passed or failed; "" if there is no test.
         reason: why there is no test; the verdict is then "not testable here".
-        note: a remark for readers, e.g. the values behind a difference.
+        note: a remark for readers, e.g. the two values whose difference is the effect.
     """
 
     __test__ = False  # not a test case for pytest
@@ -63,7 +65,7 @@ class Test:
     reason: str = ""
     note: str = ""
     passed: bool | None = None
-    """Outcome of an exact check, e.g. of hashes."""
+    """The outcome of an exact check, e.g. whether hashes are equal."""
 
     def __post_init__(self) -> None:
         if self.form not in ("above", "below", "within", "exact", ""):
@@ -75,29 +77,29 @@ class Test:
 
 
 def rises(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """The effect is above `bound`."""
+    """Test that the effect is above `bound`."""
     return Test(e, unit, units, "above", bound, "" if e else NOT_MEASURED, note)
 
 
 def falls(e: Estimate | None, unit: str, units: str, bound: float = 0.0, note: str = "") -> Test:
-    """The effect is below `bound`; with a positive bound, "the cost is marginal"."""
+    """Test that the effect is below `bound`, e.g. below zero, or that a cost is marginal."""
     return Test(e, unit, units, "below", bound, "" if e else NOT_MEASURED, note)
 
 
 def within(e: Estimate | None, unit: str, units: str, margin: float, note: str = "") -> Test:
-    """The effect is smaller than `margin` in either direction: there is practically none."""
+    """Test that there is practically no effect: its absolute value is below `margin`."""
     return Test(e, unit, units, "within", margin, "" if e else NOT_MEASURED, note)
 
 
 def passes(passed: bool, note: str = "") -> Test:
-    """A check that is exactly true or false."""
+    """Return the test of an exact check, which has passed or failed."""
     return Test(form="exact", passed=passed, note=note)
 
 
 def untestable(
     reason: str, e: Estimate | None = None, unit: str = "", units: str = "", note: str = ""
 ) -> Test:
-    """No verdict, and why; the estimate is shown."""
+    """Return a test with the verdict "not testable here" and a reason; the estimate is shown."""
     return Test(e, unit, units, reason=reason, note=note)
 
 
@@ -110,8 +112,10 @@ class Claim:
 
     Attributes:
         text: the statement, as a sentence.
-        source: section or figure, of the Pythia paper unless another is named; of a check, what it
-            secures.
+        source: section or figure, of the Pythia paper unless another is named. For a check, what
+            the check guarantees.
+        ours: the test on our runs.
+        released: the test on the released models.
         quote: the paper's own words, where a paraphrase could be disputed.
         kind: one of KINDS.
     """
@@ -136,7 +140,7 @@ class Claim:
 
 
 def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """The claims of a study with their verdicts, as its record stores them."""
+    """Return the claims of a study with their verdicts, in the format of a record."""
     p_values: dict[tuple[int, str], float] = {}
     for i, claim in enumerate(claims):
         for side in SIDES:
@@ -163,7 +167,7 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def holm(p_values: dict[Any, float]) -> dict[Any, float]:
-    """Holm's adjusted p-values of a family."""
+    """Return Holm's adjusted p-values for one family of tests."""
     adjusted, largest = {}, 0.0
     for rank, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, p * (len(p_values) - rank)))
@@ -172,10 +176,11 @@ def holm(p_values: dict[Any, float]) -> dict[Any, float]:
 
 
 def p_value(test: Test) -> float:
-    """Two-sided p-value of the conclusion on whose side the estimate lies.
+    """Two-sided p-value of the conclusion that the estimate suggests.
 
-    It inverts the interval, so it is 0.05 exactly where an end of the interval touches the bound.
-    For `within`, the conclusion is "inside" or "outside", each against the nearer margin.
+    The p-value inverts the interval: it is 0.05 exactly if an end of the interval touches the
+    bound. For the form "within", the conclusion is "inside" if the estimate lies inside the margin,
+    tested against both of its ends, and else "outside", tested against the nearer end.
     """
     e = test.estimate
     assert e is not None
@@ -187,13 +192,13 @@ def p_value(test: Test) -> float:
 
 
 def smallest_seen(e: Estimate) -> float:
-    """The effect whose interval would have excluded zero with probability POWER."""
+    """The smallest effect whose interval would have excluded zero with the probability POWER."""
     critical, power = e.quantile(1 - ALPHA / 2), e.quantile(POWER)
     return (e.high - e.low) / 2 * (critical + power) / critical
 
 
 def _untestable_reason(test: Test) -> str:
-    """Why the test gives no verdict; "" if it does."""
+    """Return why a test is not testable; "" if it is testable."""
     e = test.estimate
     if test.reason or test.form == "exact":
         return test.reason
@@ -209,7 +214,12 @@ def _untestable_reason(test: Test) -> str:
 
 
 def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]:
-    """A test with its verdict and reason, in the form of a record."""
+    """Return a test with its verdict and reason, in the format of a record.
+
+    Args:
+        kind: kind of the claim. side: one of SIDES.
+        p: the adjusted p-value; None for an exact or untestable test.
+    """
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {
         **(e.interval() if e else dict.fromkeys(("value", "low", "high"))),
@@ -239,7 +249,7 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
 
 
 def _why_open(test: Test, e: Estimate) -> str:
-    """Why an interval decides nothing, with the smallest effect that would have been seen."""
+    """Return the reason of the verdict "not resolved"."""
     unit = f" {test.unit}" if test.unit else ""
     unadjusted = replace(test, reason="")
     if p_value(unadjusted) <= ALPHA:
@@ -261,5 +271,5 @@ def _why_open(test: Test, e: Estimate) -> str:
 
 
 def verdicts_of(row: dict[str, Any]) -> list[str]:
-    """The verdicts of a recorded claim, released numbers first."""
+    """The verdicts of a recorded claim, the verdict on released numbers first."""
     return [row[side]["verdict"] for side in SIDES if row[side]]

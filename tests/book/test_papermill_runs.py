@@ -175,7 +175,7 @@ def test_a_study_is_run_again_if_its_parts_do_not_belong_together(
     record = (finished / "record.json").read_text(encoding="utf-8")
     (finished / "record.json").write_text(record.replace('"seeds": 1', '"seeds": 2'))
     code, shown = run(project, *study)
-    why = "is replaced: notebook.ipynb and record.json are from different runs"
+    why = "will be replaced: notebook.ipynb and record.json are from different runs"
     assert code == 0 and why in shown, shown
     assert seeds_of(finished) == 1 and "is up to date" in run(project, *study)[1]
     code, shown = run(project, *study[:3], "record", "tiny", "--scale", "smoke")

@@ -167,13 +167,13 @@ def test_what_was_measured_and_released_is_read_back(project: Path) -> None:
     assert measured.arrays["loss/7k"].dtype == np.float32 and measured.facts == {"n": 4}
     assert records.read_released(folder)["crows"].value.tolist() == [0.5]
     assert records.read_released(None) == {}
-    with pytest.raises(DataError, match="is a record of tiny"):
+    with pytest.raises(DataError, match="has a record of tiny"):
         records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 3})
     (folder / records.MEASURED).write_bytes(b"PK")
-    with pytest.raises(DataError, match="does not match its record"):
+    with pytest.raises(DataError, match="does not match the hash in the record"):
         records.read_measurements(folder, "tiny", {"scale": "laptop", "seeds": 2})
     (folder / "released_crows.csv").write_text("model,value\n")
-    with pytest.raises(DataError, match="does not match its record"):
+    with pytest.raises(DataError, match="does not match the hash in the record"):
         records.read_released(folder)
 
 
@@ -215,7 +215,7 @@ def test_not_a_number_becomes_null(project: Path) -> None:
         ({"claims": [{"claim": "x"}]}, "claim 'x' must have the keys kind, claim"),
         ({"tables": {"../x": pd.DataFrame()}}, "table name '../x'"),
         ({"values": {"a b": 1}}, "value name 'a b'"),
-        ({"values": {"a": object()}}, "a record has only numbers and text, got object"),
+        ({"values": {"a": object()}}, "a record can store only numbers and text, got object"),
     ],
 )
 def test_invalid_records_are_refused(project: Path, changes: dict, message: str) -> None:
@@ -228,7 +228,7 @@ def test_invalid_records_are_refused(project: Path, changes: dict, message: str)
     ("content", "message"),
     [
         ("{", "is not a record"),
-        ("[]", "no JSON object"),
+        ("[]", "it has no JSON object"),
         ("{}", "has schema None, but"),
         ('{"schema": 2}', "it lacks study, scale"),
         ("<<<<<<< HEAD\n{}\n=======\n[]\n>>>>>>> other\n", "an unresolved merge conflict"),
@@ -248,7 +248,7 @@ def test_a_broken_record_is_named(project: Path, content: str, message: str) -> 
 def test_a_damaged_list_of_files_is_named(project: Path, files: object) -> None:
     path = write(project)
     path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
-    with pytest.raises(DataError, match="bad list of files; run the study again"):
+    with pytest.raises(DataError, match="its list of files is invalid; run the study again"):
         records.read_record(path)
 
 

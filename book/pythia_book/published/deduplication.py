@@ -1,8 +1,8 @@
-"""The released twins: accuracy of the deduplicated models minus that of the standard ones.
+"""Computes the accuracy of released deduplicated models minus that of their standard twins.
 
-There is one pair of models per size, each trained once. The released standard errors are those of
-single models. The two models of a pair answer the same items, which makes their difference more
-certain than these errors say, so taking them as independent gives an upper bound.
+There is one pair of models per size, and each model was trained once. The released standard errors
+are those of single models. Both models of a pair answer the same items, so the standard error of
+their difference is at most the one for independent models, which is used here as an upper bound.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ SEVEN = tuple(task for task in TASKS if task != "wsc")
 """The paper's eight tasks without WSC. In a third of all zero-shot rows and nearly all five-shot
 rows, its score is exactly the share of the more frequent answer."""
 FIRST, BEFORE, LAST = 13_000, 93_000, 143_000
-"""First evenly spaced checkpoint; the paper's last one before the deduplicated text has been read
-once (appendix G, Table 9); the end."""
+"""The first checkpoint that is used; the last one in the paper's Table 9 (appendix G) before the
+deduplicated text has been read once; and the last checkpoint."""
 EPOCH_STEP = 98_700
-"""The update by which 207B tokens have been read, the size of the deduplicated Pile."""
+"""The update after which 207B tokens, the size of the deduplicated Pile, have been read."""
 COLUMNS = ["model", "shots", "step", "value", "stderr"]
 
 
 def twin_differences(published: Published) -> pd.DataFrame:
-    """Deduplicated minus standard accuracy, mean over `SEVEN` tasks, in points.
+    """Compute deduplicated minus standard accuracy, averaged over the tasks SEVEN, in points.
 
-    Columns: model, shots, step, value, stderr (an upper bound). One row for each evenly spaced
-    checkpoint at which both models have scores on all tasks.
+    There is one row for each checkpoint from step FIRST at which both models have scores on all
+    tasks. The columns are model, shots, step, value and stderr (an upper bound).
     """
     import pandas as pd
 
@@ -59,15 +59,15 @@ def twin_differences(published: Published) -> pd.DataFrame:
 
 
 def mean_over_pairs(values: np.ndarray, stderr: np.ndarray) -> Estimate:
-    """Mean of independent pairs with errors of their own: a random-effects estimate.
+    """Estimate the mean difference over independent pairs, with a random-effects interval.
 
-    The variance of a pair is the observed one between pairs, but at least the mean square of the
-    standard errors (the method of moments for pairs of equal weight). t interval with one degree of
-    freedom less than pairs.
+    The variance per pair is the observed variance between pairs, but at least the mean square of
+    the standard errors (the method of moments for pairs of equal weight). The interval is a t
+    interval with len(values) - 1 degrees of freedom.
 
     Args:
-        values: differences, float[pairs].
-        stderr: their standard errors, float[pairs].
+        values: float[pairs], the difference of each pair.
+        stderr: float[pairs], the standard error of each difference.
     """
     e = mean_over(values)
     if e.df < 1:

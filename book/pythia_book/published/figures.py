@@ -1,6 +1,7 @@
-"""Figures of the released benchmark results: over training, by size, by batch size, MMLU, BLiMP.
+"""Draws the released benchmark results: over training, by size, by batch size, MMLU and BLiMP.
 
-Every official size has one colour; dashed lines are deduplicated models.
+Each official size has its own colour. Dashed lines are deduplicated models or, in the figure of
+batch sizes, smaller batches.
 """
 
 from __future__ import annotations
@@ -48,7 +49,11 @@ FAMILIES = {
 
 
 def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = True) -> None:
-    """Add a legend above the panels: size colours and, with `arms`, each text's line style."""
+    """Add a legend of the sizes' colours above the panels.
+
+    Args:
+        arms: whether to add the line styles of standard and deduplicated models.
+    """
     lines = {model: {"color": size_colour(model), "linewidth": 3} for model in models}
     if arms:
         lines |= {"standard": {"linestyle": "-"}, "deduplicated": {"linestyle": DASHED}}
@@ -56,7 +61,10 @@ def model_legend(figure: Figure, models: tuple[str, ...] = MODELS, arms: bool = 
 
 
 def _released(result: Result, name: str) -> pd.DataFrame:
-    """A released table with intervals and the column `size`; without rows if there is none."""
+    """Return a released table with 95 % intervals, and with the column `model` renamed to `size`.
+
+    The table has no rows if it was not released or is not available.
+    """
     import pandas as pd
 
     table = result.released.get(name, pd.DataFrame(columns=COLUMNS[name]))
@@ -133,7 +141,7 @@ def benchmarks_by_size(result: Result) -> Drawing:
 
 
 def late_change(result: Result) -> Drawing:
-    """Draw LAMBADA on either text, and the mean over seven tasks, on a linear axis of steps."""
+    """Draw LAMBADA for standard and deduplicated models, and the mean over seven tasks, by step."""
     lambada, curves = (_released(result, name) for name in ("lambada", "curves"))
     deduped = lambada.deduped.astype(bool)
     curves = curves[curves.step >= 1000]
@@ -167,7 +175,7 @@ BATCH_PANELS = {"mean": "seven tasks", "lambada_openai": "LAMBADA", "sciq": "Sci
 
 
 def batch_size(result: Result) -> Drawing:
-    """Draw accuracy with small and full batches at equal tokens: sizes across, tasks down."""
+    """Draw accuracy with small and full batches against tokens; sizes are columns, tasks rows."""
     batch = _released(result, "batch")
     sizes = _sizes(batch) or list(MODELS[:5])
     mean = _mean_over_tasks(batch)
@@ -196,7 +204,7 @@ def batch_size(result: Result) -> Drawing:
 
 
 def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
-    """The mean of each checkpoint that has all seven tasks, whose errors are independent."""
+    """Average over tasks for each checkpoint with all seven tasks; their errors are independent."""
     keys = ["size", "batch_tokens", "tokens"]
     grouped = batch.assign(variance=batch.stderr**2).groupby(keys)
     mean = grouped.agg(value=("value", "mean"), variance=("variance", "sum"), n=("value", "size"))
@@ -206,7 +214,7 @@ def _mean_over_tasks(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_by_task(result: Result) -> Drawing:
-    """Draw full minus small batches at equal tokens, one panel per task, one line per size."""
+    """Draw the accuracy with full minus small batches at equal tokens, by task and size."""
     table = result.tables["batch_difference"].rename(columns={"model": "size"})
     table = table.assign(billions=table.tokens / 1e9)
     sizes = _sizes(table)
@@ -229,7 +237,7 @@ def batch_by_task(result: Result) -> Drawing:
 
 
 def mmlu(result: Result) -> Drawing:
-    """Draw MMLU over training, zero-shot and five-shot, and at the end by size."""
+    """Draw MMLU accuracy over training, zero-shot and five-shot, and after training by size."""
     table = _released(result, "mmlu")
     sizes, last = _sizes(table), table.step.max()
     note = "mean of 57 subjects and both texts; bands and bars: 95 % intervals over subjects"
@@ -261,7 +269,7 @@ def mmlu(result: Result) -> Drawing:
 
 
 def blimp(result: Result) -> Drawing:
-    """Draw BLiMP over training of the first suite, one panel per phenomenon."""
+    """Draw BLiMP accuracy of the first suite (v0) over training, one panel per phenomenon."""
     table = _released(result, "blimp")
     table = table.assign(thousands=table.step / 1000)
     sizes = _sizes(table)

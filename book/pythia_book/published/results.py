@@ -1,18 +1,18 @@
-"""The released evaluation results of EleutherAI/pythia, read from the user's copy.
+"""Reads the released evaluation results of EleutherAI/pythia from the user's copy.
 
-They are shown next to our own numbers and never committed. A source is a folder of CSV tables with
-a `bias_evals.csv`, or the public repository's `evals` tree itself: a clone, that folder alone, or
-an archive of either (pythia_book.published.files). The main table keeps the results about bias of
-the deduplicated models. Of the first suite, v0, it keeps WinoBias alone, because the other files
-mix two versions of the CrowS-Pairs metric. Other results are read on access
+The results are shown next to our own numbers. A source is a folder of CSV tables with a
+`bias_evals.csv`, a clone of the public repository, its `evals` folder, or an archive of either
+folder (pythia_book.published.files). The main table has the results about bias, and LAMBADA, of the
+deduplicated models. Of the first suite, v0, the table has only WinoBias, because the other files of
+v0 mix two versions of the CrowS-Pairs metric. Other results are read when they are accessed
 (pythia_book.published.tables).
 
-The metrics: CrowS-Pairs, English, by total log-likelihood after one EOD (1,677 pairs, 320 of them
-about gender); LAMBADA (OpenAI) by greedy match; WinoBias by exact match of the generated referent,
-two prompts, 396 sentences of each type and side. The paper's two-pronoun WinoBias metric has no
-released raw file. The v1 files of WinoBias have two formats: those of the controls have the
-settings of gpt-neox's evaluate.py, those of the swapped models come from another script. All v0
-files are of the first kind.
+CrowS-Pairs (English) is scored by total log-likelihood after one EOD (1,677 pairs, 320 of them
+about gender), LAMBADA (OpenAI) by greedy match, and WinoBias by exact match of the generated
+referent, with two prompts and 396 sentences of each type and side. There is no released raw file
+of the paper's two-pronoun WinoBias metric. The WinoBias files of the controls, and all of v0, have
+the settings of gpt-neox's evaluate.py; those of the swapped models come from another script and
+have another format.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODELS = ("70m", "410m", "1.4b", "6.9b")
-"""Sizes with an intervention twin."""
+"""The sizes of which models with a pronoun swap were released."""
 ARMS = ("none", "swap_last_7pct", "swap_last_21pct")
 BIASES = ("gender", "race_color", "nationality", "socioeconomic", "religion",
           "sexual_orientation", "age", "physical_appearance", "disability")  # fmt: skip
-"""The nine biases of CrowS-Pairs; the English file has eleven more pairs about other things."""
+"""The nine biases of CrowS-Pairs. The English file has eleven more pairs, which are about other
+things."""
 COLUMNS = ("suite", "model", "intervention", "step", "source", "task", "prompt", "metric")
 COLUMNS += ("value", "stderr")
 
@@ -67,18 +68,19 @@ _WINOBIAS = re.compile(
 )
 _FORMER_NAMES = {"400m": "410m", "19m": "70m", "350m": "410m", "1.3b": "1.4b", "6.7b": "6.9b"}
 _DOUBLE_BATCH = ("410m", "1.4b")
-"""Models that v0 trained with 4M tokens per step; their steps are counted as two."""
+"""Models of v0 that were trained with 4M tokens per step. Each of their steps counts as two."""
 _PREFERENCE = {"baseline": 0, "intervention": 0, "winobias": 0, "zero-shot": 1}
 
 
 @dataclass(frozen=True)
 class Published:
-    """Released numbers as a tidy table, and the studies' views of it."""
+    """The released numbers as a tidy table, and the tables that the studies use."""
 
     table: pd.DataFrame
-    """Columns `COLUMNS`; `intervention` is one of `ARMS`, `step` counts 2M-token updates."""
+    """The main table, with the columns COLUMNS. `intervention` is one of ARMS, and `step` counts
+    updates of 2M tokens."""
     path: Path | None = None
-    """Source from which the other tables are read on access; never shown."""
+    """The source from which the other tables are read when they are accessed. It is never shown."""
 
     @cached_property
     def _tables(self) -> Tables:
@@ -86,40 +88,41 @@ class Published:
 
     @property
     def released_benchmarks(self) -> pd.DataFrame:
-        """All rows as released, including those that `benchmarks` leaves out."""
+        """All benchmark rows as released, including the rows that `benchmarks` leaves out."""
         return self._tables[0]
 
     @cached_property
     def benchmarks(self) -> pd.DataFrame:
-        """All sixteen models: model, deduped, shots, task, step, metric, value, stderr."""
+        """Benchmarks of all sixteen models, without misplaced rows; columns tables.BENCHMARKS."""
         return without_misplaced(self._tables[0])[0]
 
     @cached_property
     def left_out(self) -> pd.DataFrame:
-        """Checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
+        """The checkpoints that `benchmarks` leaves out: model, deduped, shots, step, reason."""
         return without_misplaced(self._tables[0])[1]
 
     @property
     def baselines(self) -> pd.DataFrame:
-        """OPT and BLOOM, zero-shot: family, model, n_params, task, metric, value, stderr."""
+        """Zero-shot benchmarks of OPT and BLOOM; columns tables.BASELINES."""
         return self._tables[1]
 
     @property
     def batch_size(self) -> pd.DataFrame:
-        """Five-shot: model, batch_tokens, shots, task, step, tokens, metric, value, stderr."""
+        """Benchmarks of models trained with smaller batches; columns tables.BATCH_SIZE."""
         return self._tables[2]
 
     @cached_property
     def memorization(self) -> pd.DataFrame:
-        """Predictions: experiment, model, step, tp, fp, fn, tn (in percent), precision, recall."""
+        """Predictions of memorization: experiment, model, step; tp, fp, fn and tn in percent;
+        precision, recall."""
         return memorization_table(self.path)
 
     def crows_gender(self) -> pd.DataFrame:
-        """CrowS-Pairs, English, gender: model, intervention, step, value (a share), stderr."""
+        """CrowS-Pairs about gender: model, intervention, step, value (a share), stderr."""
         return self._view("crows_pairs_english_gender", "pct_stereotype")
 
     def crows(self) -> pd.DataFrame:
-        """`crows_gender` for each of `BIASES`, in a column `bias`."""
+        """The table of `crows_gender` for all BIASES, with the further column `bias`."""
         import pandas as pd
 
         views = [
@@ -129,16 +132,17 @@ class Published:
         return pd.concat(views, ignore_index=True)
 
     def crows_by_size(self) -> pd.DataFrame:
-        """CrowS-Pairs, gender, of all deduplicated models after training: model, value, stderr.
+        """CrowS-Pairs about gender after training, for all deduplicated models.
 
-        From the evaluation of the full suite, which scored all of them alike.
+        The columns are model, value and stderr. The scores are from the evaluation of the full
+        suite, which treated all models in the same way.
         """
         rows = self._rows("crows_pairs_english_gender", "pct_stereotype")
         final = rows[(rows.source == "zero-shot") & (rows.step == OFFICIAL_STEPS)]
         return _ordered(final)[["model", "value", "stderr"]]
 
     def lambada(self) -> pd.DataFrame:
-        """LAMBADA (OpenAI): model, intervention, step, value (accuracy), stderr, perplexity."""
+        """LAMBADA (OpenAI): model, intervention, step, value (the accuracy), stderr, perplexity."""
         keys = ["model", "intervention", "step"]
         perplexity = self._view("lambada_openai", "ppl").rename(columns={"value": "perplexity"})
         accuracy = self._view("lambada_openai", "acc")
@@ -147,8 +151,8 @@ class Published:
     def winobias(self) -> pd.DataFrame:
         """WinoBias exact match: suite, model, intervention, prompt, side, step, value, stderr.
 
-        `side` is "pro" or "anti"; a value is the mean of both types of sentences. Steps count 2M
-        tokens in both suites.
+        The column side is "pro" or "anti", and a value is the mean over both types of sentences. In
+        both suites a step is an update of 2M tokens.
         """
         em = self.table[self.table.metric == "em"].copy()
         em["side"] = em.task.str.rsplit("_", n=1).str[-1]
@@ -178,7 +182,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def find(source: str | Path | None = None) -> Published | None:
-    """The published numbers, or None if no source is given and `PYTHIA_PUBLISHED_DIR` is unset.
+    """Read the published numbers; None without a source and without `PYTHIA_PUBLISHED_DIR`.
 
     Raises:
         DataError: the source cannot be read (see `load`).
@@ -190,15 +194,17 @@ def load(source: str | Path | None = None) -> Published:
     """Read the published numbers from a folder or archive, by default `PYTHIA_PUBLISHED_DIR`.
 
     Raises:
-        DataError: no source, a path that does not exist, an archive that breaks a limit or names
-            a path outside itself, malformed JSON or CSV, or a source without these results.
+        DataError: there is no source, the path does not exist, the archive exceeds a limit or names
+            a path outside itself, JSON or CSV is malformed, or the source lacks these results.
     """
     location = source or os.environ.get(VARIABLE)
     if not location:
-        raise DataError(f"no published numbers: {VARIABLE} is not set; {HOW_TO_GET}")
+        raise DataError(f"there are no published numbers: {VARIABLE} is not set; {HOW_TO_GET}")
     path = Path(location).expanduser()
     if not path.exists():
-        raise DataError(f"no published numbers at {str(path)!r}: it does not exist; {HOW_TO_GET}")
+        raise DataError(
+            f"there are no published numbers at {str(path)!r}, which does not exist; {HOW_TO_GET}"
+        )
     if has_tables(path):
         rows = _from_csv(path / "bias_evals.csv") + _sizes_from_csv(path)
     else:
@@ -246,7 +252,7 @@ def _from_csv(path: Path) -> list[tuple]:
 
 
 def _sizes_from_csv(folder: Path) -> list[tuple]:
-    """CrowS-Pairs of the deduplicated models without a twin."""
+    """Read CrowS-Pairs of the deduplicated models whose size is not in MODELS."""
     table = read_csv(folder / "evals_crows_pairs_zero_shot.csv", BENCHMARKS)
     chosen = table[(table.deduped == 1) & ~table.model.isin(MODELS)]
     return [
@@ -283,7 +289,7 @@ def _harness_rows(match: re.Match, parsed: dict) -> list[tuple]:
 
 
 def _winobias_rows(match: re.Match, parsed: dict) -> list[tuple]:
-    """The rows of a WinoBias file; where its settings are depends on the script that wrote it."""
+    """Return the rows of a WinoBias file, which has one of two formats."""
     suite, model = "v0" if match["v0"] else "v1", _model(match)
     arm = f"swap_last_{match['window']}pct" if match["window"] else "none"
     step = int((parsed.get("config") or parsed)["model_args"]["iteration"])

@@ -1,8 +1,8 @@
-"""The released benchmark results that the study of scaling draws and tests.
+"""Selects the released benchmark results that the study `scaling` draws and tests.
 
-Nothing is trained here. Every value is a share, with the standard error of its harness where it has
-one. OPT and BLOOM were scored by the authors of the Pythia paper with the same harness. Means over
-tasks leave out WSC (in a third of all rows it equals the share of the more frequent label).
+Every value is a share, with the standard error that the evaluation harness reported, if any. OPT
+and BLOOM were scored by the authors of the Pythia paper with the same harness. Means over tasks
+leave out WSC, because in a third of all rows its score equals the share of the more frequent label.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 INFORMATIVE = tuple(task for task in TASKS if task != "wsc")
 LAST = 143_000
 MIDDLE_STEPS, LAST_STEPS = (63_000, 73_000, 83_000), (123_000, 133_000, 143_000)
-"""The evaluated checkpoints around the middle of training, and the last three."""
+"""Three evaluated checkpoints around the middle of training, and the last three."""
 COLUMNS = {
     "curves": ["model", "deduped", "step", *TASKS],
     "lambada": ["model", "deduped", "step", "value", "stderr"],
@@ -64,12 +64,15 @@ PHENOMENA = {
     "NPI licensing": ("matrix_question_npi", "npi_present", "only_npi", "sentential_negation_npi"),
     "quantifiers": ("existential_there_quantifiers", "superlative_quantifiers"),
 }  # fmt: skip
-"""The twelve phenomena of BLiMP -> how the names of their paradigms begin, as the field
-`linguistics_term` of github.com/alexwarstadt/blimp assigns them."""
+"""Maps each of the twelve phenomena of BLiMP to the beginnings of the names of its paradigms. The
+assignment is that of the field `linguistics_term` in github.com/alexwarstadt/blimp."""
 
 
 def released_tables(published: Published) -> dict[str, pd.DataFrame]:
-    """The released results as tables with the columns COLUMNS; empty where the source has none."""
+    """Return the released results as tables with the columns COLUMNS.
+
+    A table is empty if the source lacks its results.
+    """
     rows = published.benchmarks
     acc = rows[rows.metric == "acc"] if len(rows) else rows
     curves = acc[(acc.shots == 0) & (acc.step > 0)] if len(acc) else acc
@@ -92,7 +95,7 @@ def released_tables(published: Published) -> dict[str, pd.DataFrame]:
 
 
 def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Sort, with models by size rather than alphabetically."""
+    """Sort a frame by the columns `by`, with models sorted by size."""
     rank = {name: i for i, name in enumerate(MODELS)}
     return frame.sort_values(
         by, key=lambda c: c.map(rank) if c.name == "model" else c, ignore_index=True
@@ -100,7 +103,7 @@ def _sorted(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _wide(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per checkpoint and one column per task; a missing score is NaN."""
+    """Reshape to one row per checkpoint and one column per task. Missing scores are NaN."""
     keys = ["model", "deduped", "step"]
     if curves.empty:
         return curves
@@ -140,7 +143,7 @@ def _batch(published: Published, acc: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over subjects, which share their items' topic: each subject is one unit."""
+    """Average over subjects, with intervals in which each subject is one independent unit."""
     import pandas as pd
 
     rows = rows[rows.step > 0]
@@ -155,7 +158,7 @@ def _mmlu(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of BLiMP with their phenomenon."""
+    """Add the column `phenomenon` to the rows of BLiMP."""
     names = {
         paradigm: phenomenon
         for paradigm in rows.subtask.unique()
@@ -166,8 +169,11 @@ def _phenomena(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blimp(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over paradigms, whose items are independent, and over both texts, scored on the same
-    items: the error of their mean is taken to be that of one."""
+    """Average over the paradigms of each phenomenon and over both texts.
+
+    The items of different paradigms are independent. Both texts were scored on the same items, so
+    the standard error of their mean is taken to be that of a single text.
+    """
     import pandas as pd
 
     keys = ["phenomenon", "model", "step"]

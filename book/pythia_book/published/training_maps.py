@@ -1,13 +1,15 @@
-"""The training maps of PolyPythias: states of the ten 410M runs over training, as released.
+"""Reads the training maps of PolyPythias: states of the ten 410M runs over training, as released.
 
 PolyPythias (van der Wal et al. 2025) fits a hidden Markov model to statistics of the weights of the
 checkpoints, so that every checkpoint has a state. The file is polypythias/data/training_maps.tsv in
-EleutherAI/pythia; the code that makes and draws it lies beside it. Columns, by that code: `state`;
-`score`, a standardised accuracy; `group`, the seeds drawn together: 3 and 4, which the authors call
-outliers, and the eight others. The file names neither the size nor the tasks of the score. Both
-follow from the numbers: the scores of seed 0 are those of the standard 410M model, zero-shot, each
-of four tasks standardised over the checkpoints (`score_410m`). It does not say whether one model
-or two were fitted, so states are compared within a group only.
+EleutherAI/pythia, next to the code that makes and draws it. By that code, the columns are `state`,
+`score` (a standardised accuracy) and `group` (the seeds that are drawn together: seeds 3 and 4,
+which the authors call outliers, and the eight others).
+
+The file names neither the model size nor the tasks of the score, but the numbers show both: the
+scores of seed 0 are zero-shot accuracies of the standard 410M model on four tasks, standardised
+per task over the checkpoints and averaged (`score_410m`). The file does not say whether one hidden
+Markov model was fitted or one per group, so states are compared only within a group.
 """
 
 from __future__ import annotations
@@ -31,10 +33,10 @@ _FLAT = "polypythias_training_maps.tsv"
 
 
 def training_maps(published: Published) -> pd.DataFrame:
-    """seed, outlier, step, state, score, score_410m; no rows if the source has no such file.
+    """Read the training maps: seed, outlier, step, state, score, score_410m.
 
-    score_410m: for seed 0, the score computed again from the released accuracies of the standard
-    410M model.
+    For seed 0, the column score_410m has the score computed again from the released accuracies of
+    the standard 410M model. The table has no rows if the source lacks the file.
 
     Raises:
         DataError: the file is not the released table.
@@ -58,7 +60,7 @@ def training_maps(published: Published) -> pd.DataFrame:
 
 
 def _score_410m(published: Published) -> pd.Series:
-    """step -> mean over four tasks of the standardised zero-shot accuracy."""
+    """Return, by step, the mean over four tasks of the standardised zero-shot accuracy."""
     rows = published.benchmarks
     rows = rows[(rows.model == "410m") & ~rows.deduped & (rows.shots == 0)]
     rows = rows[(rows.metric == "acc") & rows.task.isin(SCORE_TASKS)]
