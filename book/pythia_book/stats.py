@@ -1,4 +1,4 @@
-"""Estimates with 95 % intervals, and rules that turn an interval into a verdict.
+"""Estimates with 95 % intervals; pythia_book.verdicts turns an interval into a verdict.
 
 Two arms are scored on the same items, so `estimate` resamples the per-item *difference*, and both
 arms get the same resample. With several seeds, the seeds are resampled too, independently of the
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,10 +19,6 @@ import numpy as np
 from pythia_core.errors import ConfigError, DataError
 
 LEVEL = 0.95
-Verdict = str | Callable[[float, float], str]
-"""A verdict, or a function (low, high) -> verdict of the ends of an interval."""
-NOT_TESTABLE = "not testable here"
-"""Verdict on a claim if there are no data, or if the interval is too wide to decide."""
 Z_95 = 1.959963984540054
 """Half the width of a normal 95 % interval, in standard errors."""
 
@@ -182,73 +178,3 @@ def _counts(items: int, draws: int, seed: int, strata: bytes | None) -> np.ndarr
         n = len(members)
         counts[:, members] = rng.multinomial(n, np.full(n, 1 / n), size=draws)
     return counts
-
-
-def claim_row(
-    claim: str,
-    paper: str,
-    e: Estimate | None,
-    verdict: Verdict,
-    published: str | None = None,
-    factor: float = 1,
-) -> dict[str, str | float | None]:
-    """Return a claim as a row, with the estimate `e` multiplied by `factor`.
-
-    Without an estimate the verdict is NOT_TESTABLE. If `verdict` is a function, it is called with
-    the multiplied ends of the interval.
-    """
-    row: dict[str, str | float | None] = {"claim": claim, "paper": paper, "published": published}
-    if e is None:
-        return row | {"ours": None, "low": None, "high": None, "verdict": NOT_TESTABLE}
-    low, high = factor * e.low, factor * e.high
-    verdict = verdict(low, high) if callable(verdict) else verdict
-    return row | {"ours": factor * e.value, "low": low, "high": high, "verdict": verdict}
-
-
-def directional_verdict(low: float, high: float, direction: int) -> str:
-    """Verdict on the claim that a difference has the sign `direction` (+1 or -1).
-
-    The verdict is "reproduced" if the whole interval has the claimed sign, "not reproduced" if the
-    whole interval has the opposite sign, and "no effect" if the interval includes 0. "No effect"
-    means that no effect was seen, not that there is none.
-    """
-    if direction not in (-1, 1):
-        raise ConfigError(f"direction must be +1 or -1, got {direction}")
-    if low <= 0 <= high:
-        return "no effect"
-    return "reproduced" if (low > 0) == (direction > 0) else "not reproduced"
-
-
-def premise_verdict(low: float, high: float, direction: int) -> str:
-    """`directional_verdict` for a premise: "holds" or "does not hold" instead of "reproduced"."""
-    return as_premise(directional_verdict(low, high, direction))
-
-
-def as_premise(verdict: str) -> str:
-    """Reword a verdict for a premise: "reproduced" becomes "holds"; other verdicts stay."""
-    return {"reproduced": "holds", "not reproduced": "does not hold"}.get(verdict, verdict)
-
-
-def equivalence_verdict(low: float, high: float, expected: float, margin: float) -> str:
-    """Verdict on the claim that a value lies within `margin` of `expected`.
-
-    The verdict is "reproduced" if the whole interval lies within the margin, "not reproduced" if
-    the whole interval lies outside, and NOT_TESTABLE otherwise.
-    """
-    if expected - margin < low and high < expected + margin:
-        return "reproduced"
-    outside = high < expected - margin or low > expected + margin
-    return "not reproduced" if outside else NOT_TESTABLE
-
-
-def noninferiority_verdict(low: float, high: float, bound: float) -> str:
-    """Verdict on the claim that a cost is marginal, that is, below `bound`.
-
-    The verdict is "reproduced" if the whole interval is below the bound, "not reproduced" if the
-    whole interval is above, and NOT_TESTABLE otherwise.
-    """
-    if bound <= 0:
-        raise ConfigError(f"bound must be positive, got {bound}")
-    if high < bound:
-        return "reproduced"
-    return "not reproduced" if low > bound else NOT_TESTABLE
