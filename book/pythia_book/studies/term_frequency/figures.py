@@ -21,8 +21,8 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """How often each number was read in sums, and accuracy by how often a number was read in
-    sums."""
+    """How often each first operand was read in sums, against how often it occurs in the text; and
+    accuracy by how often an operand was read in sums."""
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
     accuracy = style.rows_where(result.tables["curves"], step=step)
