@@ -1,5 +1,5 @@
 """Tables and figures of the page on speed. In figures of GPUs, lines are predictions, dots are
-measurements, and crosses are speeds that the paper reports."""
+measurements, and crosses follow from the GPU-hours in the paper."""
 
 from __future__ import annotations
 
