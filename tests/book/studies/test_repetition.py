@@ -27,10 +27,10 @@ from pythia_core.errors import ConfigError, DataError
     [
         ({"sizes": "7m"}, "unknown size"),
         ({"scale": "huge"}, "unknown scale"),
-        ({"epochs": "2,4"}, "give 1, the fresh arm"),
-        ({"epochs": "1"}, "give 1, the fresh arm"),
+        ({"epochs": "2,4"}, "the fresh arm, which all others"),
+        ({"epochs": "1"}, "the fresh arm, which all others"),
         ({"epochs": "1,two"}, "epochs='1,two'"),
-        ({"epochs": "0,1,2"}, "give 1, the fresh arm"),
+        ({"epochs": "0,1,2"}, "the fresh arm, which all others"),
         ({"epochs": "1,1000"}, "up to 256"),
         ({"epochs": 4}, "epochs must be text"),
         ({"steps": -8}, "steps must be"),

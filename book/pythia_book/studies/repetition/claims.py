@@ -1,7 +1,7 @@
 """The claims of the repetition study and its numbers for prose.
 
-Each arm was trained once, so a claim about our runs is about these runs; the intervals cover the
-choice of held-out rows.
+Each arm was trained once, so a claim about our runs holds for these runs only. The intervals cover
+the choice of held-out rows, but no variation between training runs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ if TYPE_CHECKING:
 
 PAPER = "Muennighoff et al. 2023"
 NEGLIGIBLE = 0.5
-"""Percent of the fresh arm's loss. A run of four epochs "with only 0.5% higher validation loss" is
+"""A change of the loss is negligible if it is smaller than this percentage of the loss of the
+fresh arm, which reads no row twice. A run of four epochs "with only 0.5% higher validation loss" is
 the authors' example of a negligible difference (section 6)."""
 SECOND_EPOCH = 1.0
-"""A loss of more points of the mean accuracy on eight tasks is a negative impact. Ten times the
-parameters add some eight points to it in the released models, so one point is what a third more
-parameters would add."""
+"""If the mean accuracy on eight tasks falls by more than this many points, that is a negative
+impact. In the released models, ten times the parameters add some eight points to the mean accuracy,
+so one point is what a third more parameters would add."""
 BEFORE, AFTER = 93_000, 143_000
-"""The last checkpoint measured before the second epoch (tables 9 and 10 of the paper), and the
-end."""
+"""Step of the last checkpoint that was measured before the second epoch (tables 9 and 10 of the
+paper), and of the last checkpoint."""
 
 
 def claims(arms: Arms, second_epoch: pd.DataFrame | None) -> list[Claim]:
-    """The claims.
+    """Return the claims of the repetition study.
 
     Args:
-        second_epoch: released accuracies, mean over eight tasks, by model, shots, deduped, step.
+        second_epoch: mean released accuracy over eight tasks, by model, shots, deduped and step;
+            None without released numbers.
     """
     params = arms.params
     sizes, most = params.size_list, params.epoch_list[-1]
@@ -118,8 +120,12 @@ def _second_epoch(table: pd.DataFrame | None, shots: int) -> Claim:
 
 
 def second_epoch_change(table: pd.DataFrame | None, shots: int) -> Estimate | None:
-    """Change of the deduplicated models' accuracy over the second epoch, less that of their twins,
-    in points, with models as units; None without released numbers."""
+    """How much more the accuracy of the deduplicated models changes than that of their twins, the
+    models trained on the standard Pile, from step BEFORE to step AFTER.
+
+    Returns:
+        The mean over models, in percentage points; None without released numbers.
+    """
     if table is None or table.empty:
         return None
     wide = table[table.shots == shots].pivot(
@@ -130,7 +136,8 @@ def second_epoch_change(table: pd.DataFrame | None, shots: int) -> Estimate | No
 
 
 def _scope(arms: Arms) -> str:
-    """How far our runs are from those that the statement is about."""
+    """Say how much smaller our runs are than those that the law was fitted to, and what excess loss
+    the law predicts for four epochs at our size."""
     counts, tokens = arms.measured.facts["parameters"][arms.params.size_list[-1]], tokens_read(arms)
     by_law = [law.excess(counts[kind], tokens, 4) for kind in ("non_embedding", "all")]
     return (
@@ -167,7 +174,10 @@ def _memorized(arms: Arms, units: str) -> Test:
 
 
 def values(arms: Arms, second_epoch: pd.DataFrame | None) -> dict[str, Any]:
-    """Numbers quoted in the page's text, of the largest size; None where an arm is missing."""
+    """Return the numbers that the page quotes in its text, for the largest size.
+
+    A number is None if an arm that it needs was not measured.
+    """
     params = arms.params
     size, most = params.size_list[-1], params.epoch_list[-1]
     counts, tokens = arms.measured.facts["parameters"][size], tokens_read(arms)

@@ -1,4 +1,4 @@
-"""Figures of the repetition study: what further passes over the same rows cost and are worth."""
+"""Figures of the repetition study, on the cost and the worth of repeated passes over the data."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ NOTHING = "no last checkpoint\ncould be measured"
 
 
 def epochs_colour(epochs: int, passes: tuple[int, ...]) -> str:
-    """The colour of an arm; the fewer epochs, the darker."""
+    """Return the colour of an arm. Arms of fewer epochs are darker."""
     return style.shade(0.86 * passes.index(epochs) / (len(passes) - 1))
 
 
 def cost_and_worth(result: Result) -> Drawing:
-    """Held-out loss by epochs, and the worth of repeated data, measured and by the law."""
+    """Held-out loss above fresh data by number of epochs; and what repeated data are worth, as
+    measured and as predicted by the law."""
     params = result.params
     excess, worth = _last(result, "effects"), result.tables["worth"]
     notes = f"bars: 95 % intervals over {number_text(result.values['n_rows'])} held-out rows"
@@ -74,7 +75,8 @@ def cost_and_worth(result: Result) -> Drawing:
 
 
 def over_training(result: Result) -> Drawing:
-    """Held-out loss of every arm over training, and how far it lies above the fresh arm."""
+    """Held-out loss of every arm over training, in nats and in % above the loss of the fresh
+    arm."""
     params, size = result.params, result.params.size_list[-1]
     with style.canvas(result, 2, 3.0, f"model of {size} parameters") as (figure, (levels, above)):
         for ax, name in ((levels, "levels"), (above, "effects")):
@@ -99,7 +101,8 @@ def over_training(result: Result) -> Drawing:
 
 
 def read_rows(result: Result) -> Drawing:
-    """Loss on held-out rows and on rows that every arm has read, and the share memorized."""
+    """Loss on held-out rows and on rows that every arm has read, and the share of the read rows
+    that is memorized."""
     params, memorized = result.params, result.tables["memorized"]
     heldout, read = _last(result, "levels"), result.tables["read"]
     n = int(memorized.n.max()) if len(memorized) else 0
@@ -128,7 +131,7 @@ def read_rows(result: Result) -> Drawing:
 
 
 def arms_table(result: Result) -> Table:
-    """For each arm: its epochs and different rows, its loss, and the worth of its data."""
+    """One row per arm of the largest size: epochs, different rows, loss, and worth of the data."""
     import pandas as pd
 
     params, size = result.params, result.params.size_list[-1]
@@ -162,7 +165,7 @@ def arms_table(result: Result) -> Table:
 
 
 def _last(result: Result, table: str) -> pd.DataFrame:
-    """The rows at the last step."""
+    """Return the rows of a result's table that are about the last step."""
     return style.rows_where(result.tables[table], step=result.params.n_steps)
 
 

@@ -1,11 +1,13 @@
 """The law of Muennighoff et al. (2023) for repeated data, with the constants of its authors.
 
-U unique tokens repeated R times are worth D' = U + U R_D (1 - exp(-R / R_D)) fresh tokens, and
-parameters beyond the number that U tokens warrant decay by the same formula (their section 3.1).
-The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to models of 7 million to 9
-billion parameters on C4 (their appendix A; the code is in the README of huggingface/datablations).
-Runs whose loss rises again were left out of that fit, and the law cannot describe them. At the
-sizes of the scale "laptop" its loss is far off: only ratios are shown, as an extrapolation.
+U unique tokens that are read once and then repeated R times are worth
+D' = U + U R_D (1 - exp(-R / R_D)) fresh tokens. If a model has more parameters than are optimal for
+U tokens, the value of the additional ones decays by the same formula (their section 3.1), which
+gives N'. The loss is E + A / N'^alpha + B / D'^beta. The constants were fitted to models of 7
+million to 9 billion parameters on C4 (their appendix A; the code is in the README of
+huggingface/datablations). Runs whose loss rises again were left out of that fit, and the law
+cannot describe them. At the sizes of the scale "laptop", the predicted loss is far from the
+measured one, so the page shows mainly ratios of the law, as an extrapolation.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ A, B, E = math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804)
 EXPONENT = 0.3526596
 """alpha = beta."""
 R_DATA, R_PARAMETERS = 15.387756, 5.309743
-"""R*_D and R*_N: after so many repetitions, one more is worth 1/e of a fresh token (parameter)."""
+"""The constants R*_D and R*_N: after this many repetitions, one more repetition of a token (or of
+a parameter) is worth 1/e of a fresh one."""
 FITTED = "models of 7 million to 9 billion parameters"
 
 
@@ -25,12 +28,13 @@ def _decayed(unique: float, repetitions: float, constant: float) -> float:
 
 
 def data_share(epochs: float, constant: float = R_DATA) -> float:
-    """By the data term alone, the worth of `epochs` passes relative to as much fresh data."""
+    """Return the worth of `epochs` passes over the same data as a share of as much fresh data, by
+    the data term of the law alone."""
     return _decayed(1, epochs - 1, constant) / epochs
 
 
 def warranted(unique_tokens: float) -> float:
-    """The number of parameters that is optimal for so many tokens, read once."""
+    """Return the number of parameters that is optimal for this many tokens if each is read once."""
     g = (A / B) ** (1 / (2 * EXPONENT))
     return unique_tokens * g * g
 
@@ -44,12 +48,14 @@ def loss(parameters: float, tokens: float, unique_tokens: float) -> float:
 
 
 def excess(parameters: float, tokens: float, epochs: float) -> float:
-    """By how many percent the predicted loss of `epochs` passes exceeds that of fresh data."""
+    """Return by how many percent the predicted loss after `epochs` passes exceeds the predicted
+    loss after as many fresh tokens."""
     return 100 * (loss(parameters, tokens, tokens / epochs) / loss(parameters, tokens, tokens) - 1)
 
 
 def whole_share(parameters: float, tokens: float, epochs: float) -> float:
-    """By both terms, the share of as much fresh data, read once, that gives the same loss."""
+    """Return the worth of `epochs` passes by both terms of the law: the share of `tokens` that
+    gives the same predicted loss if these tokens are all different."""
     target = loss(parameters, tokens, tokens / epochs)
     low, high = 1 / epochs, 1.0  # repeating never hurts by this law, nor does fresh data
     for _ in range(60):

@@ -1,13 +1,13 @@
-"""Repeated data at equal compute: the cost of a second, a fourth, a sixteenth pass.
+"""Measure what repeated passes over the same data cost, at equal compute.
 
 Arms share initial weights, learning rates and number of updates; an arm of r epochs reads the first
 1/r of the fresh arm's rows r times, so it equals the fresh arm until its first pass ends. The text
 is deduplicated, so fresh rows are not repeats. Muennighoff et al. (2023, arXiv:2305.16264) find up
 to four epochs nearly free and fit a law for the worth of repeated data. Here, that worth is
-measured with runs that read the same rows once and stop, which give the loss at that amount of
-fresh data. The released models answer another question: whether the second epoch of the
-deduplicated half of Pythia changed its benchmark scores. Repeating only a small part of the data
-(Hernandez et al. 2022, arXiv:2205.10487) is not studied.
+measured with single-pass runs. Each reads the different rows of an arm once and stops, so it gives
+the loss for that amount of fresh data. The released models answer another question: whether the
+second epoch of the deduplicated half of Pythia changed its benchmark scores. Repeating only a
+small part of the data (Hernandez et al. 2022, arXiv:2205.10487) is not studied.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ if TYPE_CHECKING:
     from pythia_core.evaluation.scoring import Scorable
 
 N_READ = 320
-"""Number of training rows, read by all arms, on which loss is measured."""
+"""Number of training rows on which loss is measured. All arms have read these rows."""
 CONTEXT = 32
-"""Tokens of prompt and of continuation for extraction (Pythia paper, section 3.2)."""
+"""Tokens in the prompt, and in the continuation, of the test for memorized rows (Pythia paper,
+section 3.2)."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
@@ -60,8 +61,11 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
 
 
 def released(published: Published) -> Tables:
-    """Mean accuracy of all sixteen models on the paper's eight tasks before the second epoch and at
-    the end: model, deduped, shots, step, value."""
+    """Return the table second_epoch, or no table without released numbers.
+
+    It has the mean accuracy of all sixteen models on the paper's eight tasks before the second
+    epoch and at the end. Columns: model, deduped, shots, step, value.
+    """
     scores = published.benchmarks
     scores = scores[(scores.metric == "acc") & scores.step.isin((c.BEFORE, c.AFTER))]
     keys = ["model", "deduped", "shots", "step"]
@@ -77,7 +81,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
     """Check, before anything is trained, that there is enough text for the fresh arm.
 
     Raises:
-        DataError: too few rows; the message says for how many updates they are enough.
+        DataError: there are too few rows. The message says for how many updates they suffice.
     """
     from pythia_core.data.prepare import prepare
 
@@ -96,7 +100,7 @@ def check_rows(params: Params, progress: bool = True) -> None:
 
 @dataclass(frozen=True)
 class ReadRowsMeasurement:
-    """Measures read_loss on training rows: float64[rows], nats per token."""
+    """Measures read_loss, the loss of each training row in nats per token, float64[rows]."""
 
     rows: np.ndarray
     name: str = "read_rows"
@@ -116,13 +120,17 @@ class ReadRowsMeasurement:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the arms and the single-pass runs, and measure them.
 
-    Arrays: loss/SIZE/EPOCHS/STEP float32[rows], held-out loss of an arm in nats per token;
-    once/SIZE/EPOCHS float32[rows], that of the run that read the arm's rows once; at the end,
-    read_loss/SIZE/EPOCHS float32[rows] and memorized/SIZE/EPOCHS bool[rows] of rows that all arms
-    have read. Facts: steps, tokens_per_row, parameters by size, and gaps.
+    Arrays, with losses in nats per token:
+    loss/SIZE/EPOCHS/STEP float32[rows], held-out loss of an arm;
+    once/SIZE/EPOCHS float32[rows], held-out loss of the run that read the arm's rows once;
+    read_loss/SIZE/EPOCHS float32[rows], loss of an arm at the end on rows that all arms have read;
+    memorized/SIZE/EPOCHS bool[rows], which rows that all arms have read the arm has memorized.
+
+    Facts: steps; tokens_per_row; parameters by size; gaps, the number of measurements that are
+    missing because their checkpoint is.
 
     Raises:
-        DataError: too few rows of text, before anything is trained.
+        DataError: the text has too few rows. Nothing has been trained then.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.registry import train_all

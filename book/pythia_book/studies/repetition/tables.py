@@ -1,8 +1,8 @@
-"""Comparisons and tables of the repetition study; pure functions of losses per row.
+"""Comparisons and tables of the repetition study, computed from the losses per row.
 
 The worth of repeated data is the share of fresh data, read once, that gives the same loss. It is
-given at the end of training and at the best checkpoint: chosen on every other held-out row and
-judged on the rows in between, so that the choice does not favour it.
+given at the end of training and at the best checkpoint. The best checkpoint is chosen on every
+other held-out row and judged on the rows in between, so that the choice does not favour it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
 
 @dataclass(frozen=True)
 class Arms:
-    """Compares arms row by row, averaged over sizes; None if an arm was not measured."""
+    """Compares arms row by row. A result is None if an arm that it needs was not measured."""
 
     params: Params
     measured: Measurements
@@ -40,18 +40,22 @@ class Arms:
         return self.params.n_steps
 
     def loss(self, size: str, epochs: int, step: int | None = None) -> np.ndarray | None:
-        """Held-out losses float64[rows] in nats per token; at the end by default."""
+        """Return held-out losses float64[rows] in nats per token at `step`, by default the last."""
         losses = self.measured.get("loss", size, epochs, self.last if step is None else step)
         return None if losses is None else losses.astype(float)
 
     def estimate(self, values: np.ndarray | None, exact: bool = False) -> Estimate | None:
-        """The mean of values per row, with the study's bootstrap."""
+        """Return the mean of `values`, which has one value per row, with a bootstrap interval."""
         if values is None:
             return None
         return estimate(values[None], self.params.bootstrap, change=True, exact=exact)
 
     def pooled(self, each: list[np.ndarray | None], exact: bool = False) -> Estimate | None:
-        """The mean over sizes of values per row."""
+        """Average values per row over sizes, then estimate their mean over rows.
+
+        Args:
+            each: one array of values per row for each size; if any is None, so is the result.
+        """
         present = [values for values in each if values is not None]
         if len(present) < len(each) or not each:
             return None
@@ -60,15 +64,22 @@ class Arms:
     def cost(
         self, size: str, epochs: int, base: int = 1, step: int | None = None, percent: bool = False
     ) -> np.ndarray | None:
-        """Loss minus that of the arm of `base` epochs; `percent`: in % of that arm's mean loss."""
+        """Return the loss per row minus the loss of the arm of `base` epochs, in nats per token.
+
+        Args:
+            percent: give it in % of the mean loss of the arm of `base` epochs instead.
+        """
         one, other = (self.loss(size, r, step) for r in (epochs, base))
         if one is None or other is None:
             return None
         return (one - other) * (100 / other.mean() if percent else 1)
 
     def best_step(self, size: str, epochs: int, before_end: bool = False) -> int | None:
-        """The checkpoint with the lowest loss on the rows for choosing; `before_end`: except the
-        last checkpoint."""
+        """Return the step of the checkpoint with the lowest mean loss on the rows in CHOOSE.
+
+        Args:
+            before_end: leave out the last checkpoint.
+        """
         steps = [s for s in self.steps if s < self.last or not before_end]
         means = {}
         for step in steps:
@@ -78,19 +89,21 @@ class Arms:
         return min(means, key=means.__getitem__) if means else None
 
     def turn(self, size: str, epochs: int) -> np.ndarray | None:
-        """Loss at the end minus loss at the best earlier checkpoint, on the rows for judging."""
+        """Return the loss at the end minus the loss at the best earlier checkpoint, per row in
+        JUDGE."""
         step, end = self.best_step(size, epochs, before_end=True), self.loss(size, epochs)
         earlier = None if step is None else self.loss(size, epochs, step)
         return None if end is None or earlier is None else (end - earlier)[JUDGE]
 
     def gap_growth(self, epochs: int) -> Estimate | None:
-        """How much larger the gap between held-out and read rows is than in the fresh arm."""
+        """How much larger the gap in loss between held-out rows and read rows is than in the fresh
+        arm, at the end."""
         heldout = self.pooled([self.cost(size, epochs) for size in self.params.size_list])
         read = self.pooled([self._change("read_loss", s, epochs) for s in self.params.size_list])
         return None if heldout is None or read is None else difference(heldout, read)
 
     def memorized_change(self, epochs: int) -> Estimate | None:
-        """How many more of the rows are memorized than by the fresh arm, as a share."""
+        """Return the share of rows that the arm has memorized minus the share of the fresh arm."""
         each = [self._change("memorized", size, epochs) for size in self.params.size_list]
         return self.pooled(each, exact=True)
 
@@ -103,8 +116,11 @@ class Arms:
         return None if one is None or other is None else one.astype(float) - other
 
     def worth(self, size: str, epochs: int, best: bool = False) -> Estimate | None:
-        """The arm's worth in % of as much fresh data, at the end or at its best checkpoint; None if
-        a run that it needs was not measured."""
+        """What the tokens that an arm reads are worth, in % of as much fresh data.
+
+        Args:
+            best: judge the arm at its best checkpoint instead of at the end.
+        """
         params = self.params
         step = self.best_step(size, epochs) if best else self.last
         loss = None if step is None else self.loss(size, epochs, step)
@@ -118,12 +134,14 @@ class Arms:
 
 
 def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: int) -> Estimate:
-    """The share of an arm's tokens that would give the same loss as fresh data read once.
+    """Return the share of an arm's number of tokens that, as fresh data, gives the arm's mean loss.
 
     Args:
-        loss: float[rows], of the arm.
-        single_pass: r -> losses of the run that read 1/r of the data once. The mean loss is
-            interpolated linearly in the logarithm of the data size, and never extrapolated.
+        loss: float[rows], losses of the arm.
+        single_pass: maps r to the losses of the run that read 1/r as many tokens, each once. The
+            mean loss is interpolated linearly in the logarithm of the number of tokens, and never
+            extrapolated.
+        draws: number of bootstrap resamples of the rows.
     """
     passes = sorted(single_pass)  # most data first, so losses rise
     losses = np.stack([*(single_pass[r] for r in passes), loss])
@@ -138,16 +156,17 @@ def measured_share(loss: np.ndarray, single_pass: dict[int, np.ndarray], draws: 
 
 
 def tables(arms: Arms) -> dict[str, pd.DataFrame]:
-    """The study's tables; `result` stands for the columns value, low, high, n.
+    """Return the study's tables by name. `result` stands for the columns value, low, high, n.
 
-    levels: size, epochs, step, percent, result: held-out loss.
-    effects: the same columns, held-out loss in % above that of the fresh arm, paired by row.
-    read: size, epochs, result: loss at the end on rows that all arms have read.
-    worth: size, epochs, rows (different ones), at ("end" or "best"), step, result: the worth in %;
-    data_term, whole_law and whole_law_all: by the law's data term, by both terms with N counted
-    without embeddings, and with them, in %.
-    fresh: size, epochs, rows, result: the loss of the run that read an arm's rows once.
-    memorized: size, epochs, result: the share of rows memorized.
+    levels has the held-out loss. Columns: size, epochs, step, percent, result.
+    effects has the held-out loss in % above the fresh arm's, paired by row. Columns: as in levels.
+    read has the loss at the end on rows that all arms have read. Columns: size, epochs, result.
+    worth has what the data are worth in % of as much fresh data, as measured (result), by the law's
+    data term (data_term), and by both terms with parameters counted without embeddings (whole_law)
+    or with them (whole_law_all). Columns: size, epochs, rows (number of different rows), at ("end"
+    or "best"), step, data_term, whole_law, whole_law_all, result.
+    fresh has the loss of the run that read an arm's rows once. Columns: size, epochs, rows, result.
+    memorized has the share of rows that are memorized. Columns: size, epochs, result.
     """
     import pandas as pd
 
@@ -189,8 +208,11 @@ def tables(arms: Arms) -> dict[str, pd.DataFrame]:
 
 
 def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, float]:
-    """The worth in % of as much fresh data by the law's data term, by both terms with parameters
-    counted without embeddings, and by both with all parameters."""
+    """Return three predictions of what an arm's data are worth, in % of as much fresh data.
+
+    They come from the law's data term alone; from both terms, with parameters counted without
+    embeddings; and from both terms, with all parameters.
+    """
     tokens = tokens_read(arms)
     counts = arms.measured.facts["parameters"][size]
     whole = (
@@ -200,5 +222,5 @@ def predictions(arms: Arms, size: str, epochs: float) -> tuple[float, float, flo
 
 
 def tokens_read(arms: Arms) -> int:
-    """The tokens that every arm reads, repeated ones included."""
+    """Return the number of tokens that every arm reads, counting repeated tokens each time."""
     return arms.params.rows() * arms.measured.facts["tokens_per_row"]

@@ -1,7 +1,7 @@
-"""The scaling study's claims: those that our models test, and those that only released ones do.
+"""The scaling study's claims, of which our models test some and only the released models others.
 
-Ability can only rise with size where there is any: if the largest of our models does not beat
-guessing, the claim is "not testable here". Sizes are the units; there is one run of each.
+If the largest of our models does not beat guessing, the claim that accuracy rises with size is "not
+testable here". Sizes are the units of the intervals, with one run per size and text.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def claims(
     """All claims of the study.
 
     Args:
-        found: the estimates from released numbers. pairs: the differences behind some of them.
+        found: the estimates from released numbers.
+        pairs: the table of pairs_table, which some of these estimates are computed from.
     """
     size = found["size"]
     statements = [
@@ -76,7 +77,10 @@ def claims(
 
 
 def _ability(params: Params, measured: Measurements) -> Test:
-    """Slope of the mean accuracy on the choice tasks at the end, zero-shot, mean of both texts."""
+    """Test whether the mean accuracy on the choice tasks at the end rises with size.
+
+    The accuracy has the fewest shots (by default zero) and is averaged over both texts.
+    """
     shots, step = str(min(params.shot_list)), str(measured.facts["steps"])
     hits: dict[str, dict[str, list[np.ndarray]]] = {}  # task -> size -> bool[items] per text
     for (size, _, at, task, k), right in measured.under("hits"):
@@ -106,7 +110,10 @@ RIVALS = {"power": "a power law without a floor", "line": "a straight line in lo
 
 
 def _prediction(prediction: pd.DataFrame) -> Test:
-    """How much closer the law comes than the best simpler rule, whose choice counts against it."""
+    """Test how much smaller the law's error is than that of the best of the simpler rules.
+
+    The best rule is chosen by the same errors, which counts against the law.
+    """
     if prediction.empty:
         return untestable("too few sizes to predict any from the smaller ones")
     errors = prediction.pivot(index="size", columns="rule", values="error").abs()

@@ -1,4 +1,4 @@
-"""Figures of the scaling study: tasks and losses of our models, and the released sizes."""
+"""Figures of the scaling study, on tasks and losses of our models and on the released sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MARKERS = "os^D"
 def _task_panels(
     result: Result, titles: list[str], note: str
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """One titled panel per task for its accuracy, at most four panels in a row."""
+    """Yield a figure and its titled panels for accuracies, at most four panels in a row."""
     columns = min(4, len(titles))
     rows = -(-len(titles) // columns)
     with style.canvas(result, columns, 1.9 * rows + 0.5, note, rows=rows) as (figure, axes):
@@ -122,7 +122,8 @@ def losses(result: Result) -> Drawing:
 
 
 def optimal_sizes(result: Result) -> Drawing:
-    """The best size by training budget and by later use; tokens per parameter as released."""
+    """The best size by training budget and by how much the model is used afterwards; and the tokens
+    per parameter of the released sizes."""
     optimal, official = result.tables["optimal"], result.tables["official_sizes"]
     optimal = optimal.assign(value=optimal.n_params)
     compute = style.rows_where(optimal, kind="compute")

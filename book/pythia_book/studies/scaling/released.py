@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from pythia_book.study import Tables
 
 MARGIN = 2.0
-"""Differences of fewer points count as none. A tenfold size is worth about nine points here, so two
-points are worth about two thirds more parameters."""
+"""Differences of fewer percentage points than this count as none. A tenfold size is worth about
+nine points here, so two points are worth about two thirds more parameters."""
 NARROW = ("70m", "160m")
 """Sizes with fewer than 1,000 hidden dimensions."""
 OPT_PAIRS = {"160m": "opt-125m", "410m": "opt-350m", "1.4b": "opt-1.3b", "2.8b": "opt-2.7b",
@@ -85,8 +85,11 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> Estimate | None:
 
 
 def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
-    """Mean over pairs of models: the wider of the t-interval over pairs and the interval from the
-    standard errors of the pairs' items; in either case with the t's degrees of freedom."""
+    """Return the mean over pairs of models.
+
+    Its interval is the t-interval over pairs or the interval from the standard errors of the pairs'
+    items, whichever is wider. The degrees of freedom are those of the t-interval in either case.
+    """
     e = mean_over(values)
     half = Z_95 * float(np.square(errors).sum()) ** 0.5 / len(errors)
     if e.high - e.value > half:
@@ -98,13 +101,15 @@ def over_pairs(values: Sequence[float], errors: Sequence[float]) -> Estimate:
 
 
 def _means(curves: pd.DataFrame) -> pd.DataFrame:
-    """model, deduped, step, value: mean over the seven tasks, in points."""
+    """Return mean accuracies over the seven tasks in percent. Columns: model, deduped, step,
+    value."""
     mean = 100 * curves[list(INFORMATIVE)].mean(axis=1, skipna=False)
     return curves[["model", "deduped", "step"]].assign(value=mean).dropna()
 
 
 def _changes(means: pd.DataFrame) -> pd.Series:
-    """Last three checkpoints minus the three around the middle, by (model, deduped)."""
+    """Return the mean over the last three checkpoints minus the mean over the three around the
+    middle of training, by (model, deduped)."""
     late, middle = (
         means[means.step.isin(steps)].groupby(["model", "deduped"]).value.agg(["mean", "size"])
         for steps in (LAST_STEPS, MIDDLE_STEPS)
@@ -114,10 +119,13 @@ def _changes(means: pd.DataFrame) -> pd.Series:
 
 
 def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
-    """family, model, twin, task, value, error: twin minus Pythia at the end, in points.
+    """Return the accuracies of models of other families minus those of Pythia at the end, in
+    points.
 
-    A Pythia size is the mean of its two texts, which are scored on the same items: its error is
-    taken to be that of one. The task "mean" is the mean over the seven tasks.
+    Columns: family, model (the Pythia size), twin (the other model), task, value, error. The
+    accuracy of a Pythia size is the mean over its two texts. Both models are scored on the same
+    items, so the standard error of this mean is taken to be the mean of their errors. The task
+    "mean" is the mean over the seven tasks.
     """
     import pandas as pd
 
@@ -143,9 +151,10 @@ def pairs_table(final: pd.DataFrame) -> pd.DataFrame:
 
 
 def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
-    """model, tokens, task, value, error, low, high: full minus small batches, in points.
+    """Return the accuracies with full batches minus those with small batches, in points.
 
-    The task "mean" is the mean over the seven tasks, where all were scored.
+    Columns: model, tokens, task, value, error, low, high. The task "mean" is the mean over the
+    seven tasks; it is left out where a task was not scored.
     """
     keys = ["model", "tokens", "task"]
     if batch.empty:
@@ -160,7 +169,7 @@ def batch_table(batch: pd.DataFrame) -> pd.DataFrame:
 
 
 def _with_mean(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the mean over the seven tasks, and intervals."""
+    """Add rows with the mean over the seven tasks, and columns with the ends of intervals."""
     import pandas as pd
 
     kept = frame.assign(variance=frame.error**2)
@@ -178,7 +187,8 @@ Estimates = dict[str, Estimate | None]
 
 
 def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Estimates:
-    """Every estimate that the claims test, by name; None where the released numbers lack it."""
+    """Return every estimate that the claims test, by name; None if the numbers it needs are
+    missing."""
     found: Estimates = dict.fromkeys(
         ("size", "narrow", "wide", "converges", "opt", "opt_alike", "bloom", "batch_start",
          "batch_first", "batch_end", "batch_size", "batch_late", "mmlu_small", "mmlu_large",
@@ -206,7 +216,7 @@ def estimates(released: Tables, pairs: pd.DataFrame, batch: pd.DataFrame) -> Est
 
 
 def _parameters(models: Sequence[str]) -> list[int]:
-    """Parameters without embeddings, which the paper recommends as the measure of size."""
+    """Return parameters without embeddings, which the paper recommends as the measure of size."""
     return [size_named(model).model().n_params_non_embedding for model in models]
 
 
@@ -221,15 +231,16 @@ def _over_training(means: pd.DataFrame) -> Estimates:
 
 
 def _mean(values: pd.Series) -> Estimate | None:
-    """Mean over the units that have a value; None if none has."""
+    """Return the mean over the units that have a value, or None if no unit has a value."""
     values = values.dropna()
     return mean_over(values.to_numpy()) if len(values) else None
 
 
 def _least_above_chance(final: pd.DataFrame) -> Estimate | None:
-    """Accuracy above guessing of the run below a billion parameters that has the least, in points.
+    """Return how far above guessing the least accurate run below a billion parameters is, in
+    points.
 
-    If even the least is above guessing, all are; its interval is the error of the items.
+    If even this run is above guessing, all are. The interval is from the error of the items.
     """
     rows = final[final.task.isin(INFORMATIVE) & final.family.str.startswith("pythia")]
     rows = rows[rows.name.str.removesuffix("-deduped").isin(SMALL)]
@@ -273,9 +284,11 @@ def _batches(batch: pd.DataFrame) -> Estimates:
 
 
 def _late(batch: pd.DataFrame) -> Estimate | None:
-    """Late change of the two smallest models with full batches minus that with small ones.
+    """Return the late change in accuracy with full batches minus the late change with small
+    batches.
 
-    The interval is the error of the items, taken to be the same at every checkpoint.
+    It is the mean over the sizes in NARROW, from the middle of training to the end. The interval
+    is the error of the items, taken to be the same at every checkpoint.
     """
     values, variance = [], 0.0
     middle = [step * TOKENS_PER_STEP for step in MIDDLE_STEPS]
@@ -444,12 +457,15 @@ def claims(found: Estimates, pairs: pd.DataFrame) -> list[Claim]:
 
 
 def _test(make: Any, e: Estimate | None, units: str, unit: str = POINTS, **options: Any) -> Test:
-    """The test, with {n} in `units` filled in; "not testable here" without an estimate."""
+    """Return the test that `make` makes of an estimate, with {n} in `units` filled in.
+
+    Without an estimate, the test says "not testable here".
+    """
     return make(e, unit, units.format(n=e.n_items), **options) if e else untestable(MISSING)
 
 
 def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
-    """A part of the sentence on BLOOM, which names every task."""
+    """Return the claim on one task of the paper's sentence on BLOOM, which names every task."""
     worse = task in WORSE
     note = f"BLOOM minus Pythia: {_each(pairs, 'bloom', task=task)}"
     if task == "wsc":
@@ -470,14 +486,15 @@ def _bloom(task: str, e: Estimate | None, pairs: pd.DataFrame) -> Claim:
 
 
 def _each(pairs: pd.DataFrame, family: str, leave_out: str = "", task: str = "mean") -> str:
-    """The difference of every pair in words; Pythia minus OPT, BLOOM minus Pythia."""
+    """Put the difference of every pair in words: Pythia minus OPT, or BLOOM minus Pythia."""
     sign = -1 if family == "opt" else 1
     rows = pairs[(pairs.family == family) & (pairs.task == task) & (pairs.twin != leave_out)]
     return ", ".join(f"{row.model.upper()} {sign * row.value:+.1f}" for row in rows.itertuples())
 
 
 def values(found: Estimates, released: Tables) -> dict[str, Any]:
-    """The estimates for prose, and what final models score on tasks that say little."""
+    """Return the estimates for the page's text, and facts about tasks on which final models
+    guess."""
     numbers: dict[str, Any] = {
         f"released_{name}": e.interval() if e else None for name, e in found.items()
     }
@@ -498,7 +515,11 @@ def values(found: Estimates, released: Tables) -> dict[str, Any]:
 
 
 def _above_guessing(final: pd.DataFrame, task: str) -> tuple[int, int] | tuple[None, None]:
-    """Number of Pythia models significantly above 25 %, each alone and after Holm's correction."""
+    """Count the final Pythia models that are significantly above 25 % on a task.
+
+    Returns the number if each is tested alone, and the number after Holm's correction; or twice
+    None if no model was scored.
+    """
     rows = final[(final.task == task) & final.family.str.startswith("pythia")]
     if rows.empty:
         return None, None

@@ -52,10 +52,12 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the suite and score it.
 
-    Arrays: hits/<size>/<arm>/<step>/<task>/<shots>, bool[items]; loss/<size>/<step>,
-    float32[rows], and words/<size>/<step>, bool[passages], of the standard half. Facts: steps,
-    context; n_params and tokens_per_step by size; tasks, a list with name, shots, items, fits and
-    status ("scored", "does not fit", "too long"); agreement with the harness; gaps.
+    Arrays: hits/<size>/<arm>/<step>/<task>/<shots>, bool[items], whether an answer is right; and,
+    of the standard half, loss/<size>/<step>, float32[rows], and words/<size>/<step>,
+    bool[passages], whether the last word is right. Facts: steps; context; n_params and
+    tokens_per_step by size; tasks, a list with name, shots, items, fits and status ("scored",
+    "does not fit", "too long"); agreement with the harness (see _agreement); gaps (number of
+    missing measurements).
     """
     from pythia_book.studies.registry import train_all
     from pythia_book.tasks.metrics import (
@@ -102,9 +104,10 @@ def _steps(params: Params, indices: tuple[int, ...]) -> list[int]:
 def _hits(
     params: Params, suite: Suite, tasks: list[BuiltTask], progress: bool
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Score all tasks at the end, and the zero-shot ones on the standard half before it.
+    """Score all tasks at the end of training, and zero-shot tasks also at earlier checkpoints of
+    the standard half.
 
-    Returns the arrays, and the number of lost checkpoints.
+    Returns the arrays `hits`, and the number of lost checkpoints.
     """
     from pythia_book.tasks.metrics import measure_tasks
 
@@ -130,7 +133,10 @@ def _hits(
 
 
 def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, np.ndarray], int]:
-    """Losses and last words of the standard half, and the number of lost checkpoints."""
+    """Measure losses and last words of the standard half.
+
+    Returns the arrays `loss` and `words`, and the number of lost checkpoints.
+    """
     from pythia_book.measurements import LanguageMeasurement, measure_all
 
     runs = {size: suite[size, "standard"] for size in params.size_list}
@@ -151,10 +157,11 @@ def _language(params: Params, suite: Suite, progress: bool) -> tuple[dict[str, n
 def _agreement(
     params: Params, suite: Suite, tasks: list[BuiltTask], hits: dict[str, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """How the harness scores the last checkpoint of the largest standard model, by task and shots.
+    """Score the last checkpoint of the largest standard model with the evaluation harness.
 
-    `differing` is the number of items for which it chooses otherwise, `harness` its accuracy. Empty
-    without lm_eval.
+    Returns a row for each task and number of shots. `differing` is the number of items for which
+    the harness chooses another answer than we do, and `harness` is the accuracy by the harness.
+    There are no rows if lm_eval is not installed or an array of ours is missing.
     """
     from pythia_book.tasks.harness import adapter, evaluate_with_harness
     from pythia_core.util.workers import one_thread
@@ -211,7 +218,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def _table(released: Tables, name: str) -> pd.DataFrame:
-    """A released table, without rows if there is none."""
+    """Return a released table; if it was not found, an empty table with its columns."""
     import pandas as pd
 
     from pythia_book.published.scaling import COLUMNS

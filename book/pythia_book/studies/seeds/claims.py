@@ -1,8 +1,9 @@
 """The claims of the seeds study, each with an interval over seeds.
 
-Only one size is trained, so these claims are about differences between runs of that size, and one
-is about the distance to the next size. With few seeds most intervals of spreads are wide, and the
-claims on them stay open; the verdict then names the effect that would have been seen.
+Runs with several seeds are of one size, so these claims are about differences between runs of that
+size. One claim is about the distance to a neighbouring size. With few seeds most intervals of
+spreads are wide, and the claims on them stay open; the verdict then names the effect that would
+have been seen.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ MAPPED_FROM = 13_000
 """First evenly spaced checkpoint of the training maps; ten of the thirteen before lie within the
 first 512 updates."""
 SAME_SCORE = 0.999
-"""Correlation from which two series of scores count as the same."""
+"""Two series of scores count as the same if their correlation is at least this."""
 
 
 def claims(
@@ -50,11 +51,11 @@ def claims(
     neighbour: float | None,
     released: Tables,
 ) -> list[Claim]:
-    """All claims, those of papers first.
+    """Return all claims, those of papers first.
 
     Args:
         tables: as seeds.tables.tables returns them.
-        neighbour: final held-out loss of the neighbouring size.
+        neighbour: final held-out loss of the neighbouring size; None if it was not measured.
     """
     seeds = f"{params.seeds} seeds of {params.size}"
     pairs = f"{params.seeds} pairs of twins of {params.size}, a seed each"
@@ -160,7 +161,10 @@ def claims(
 
 
 def effect(tables: dict[str, pd.DataFrame], measure: str) -> Estimate | None:
-    """Deduplicated minus standard at the end over pairs of twins, in points or nats."""
+    """Return the mean of deduplicated minus standard at the end, with pairs of twins as units.
+
+    It is in percentage points, or for the loss in nats.
+    """
     changes = _by_pair(tables, measure)
     return mean_over(MEASURES[measure] * changes) if len(changes) else None
 
@@ -204,7 +208,8 @@ def _excess(values: np.ndarray | None) -> Estimate | None:
 
 
 def _order_and_weights(params: Params, measured: Measured) -> Test:
-    """Whether the two standard deviations are within SIMILAR times of each other."""
+    """Test whether the standard deviation by order is between 1/SIMILAR and SIMILAR times that by
+    weights."""
     unit, units = "natural logarithm of the ratio", f"{params.seeds} x {params.seeds} runs"
     grid = _final(params, measured, params.cells[: params.seeds**2], "loss")
     square = None if grid is None else grid.mean(1).reshape(params.seeds, params.seeds)
@@ -220,7 +225,8 @@ def _order_and_weights(params: Params, measured: Measured) -> Test:
 
 
 def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> Estimate | None:
-    """Distance of the two sizes in held-out loss, smaller minus larger."""
+    """Return the held-out loss of the smaller size minus that of the larger one, in standard
+    deviations over seeds."""
     diagonal = levels[
         (levels.measure == "loss")
         & (levels.percent == 100)
@@ -238,7 +244,8 @@ def _distance(params: Params, levels: pd.DataFrame, neighbour: float | None) -> 
 
 
 def map_agreement(maps: pd.DataFrame | None) -> Estimate | None:
-    """Percent of checkpoints at which two of the eight stable runs are in the same state."""
+    """Return at what percentage of checkpoints two of the eight stable runs are in the same
+    state."""
     if maps is None or maps.empty:
         return None
     late = maps[~maps.outlier.astype(bool) & (maps.step >= MAPPED_FROM)]

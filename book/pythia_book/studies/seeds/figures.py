@@ -36,7 +36,7 @@ PANELS = {
     "feminine_share": ("feminine share", "points", 100),
     "memorized": ("rows memorized", "points", 100),
 }
-"""Measure -> title, unit, factor."""
+"""Maps a measure to its title, its unit, and the factor that converts table values to this unit."""
 NOT_MEASURED = "not measured,\nor no run differs\nfrom another"
 
 
@@ -45,9 +45,10 @@ def _notes(result: Result, *notes: str) -> str:
 
 
 def curves(result: Result) -> Drawing:
-    """Held-out loss over training with its band, then runs minus their mean, by which seed varies.
+    """Held-out loss over training with its band; then, in one panel per kind of seed that varies,
+    runs minus the mean of all runs.
 
-    These three panels share one y axis, so that their spreads can be compared.
+    The panels of differences share one y axis, so that their spreads can be compared.
     """
     loss = style.rows_where(result.tables["levels"], measure="loss", arm="standard")
     wide = loss.pivot(index="step", columns=["order_seed", "weight_seed"], values="value")

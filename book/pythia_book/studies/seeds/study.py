@@ -4,7 +4,7 @@ PolyPythias trains five sizes with nine more seeds, each of which sets initial w
 order at once, and 160M six more times with only one of the two varied. Here one size is trained on
 the standard text with every pair of an order seed and a weight seed, which separates the two, and
 on the deduplicated text with both varied together. The
-suite's own runs are among them and are not trained again. All runs are measured on the same
+runs of the suite are among these runs and are not trained again. All runs are measured on the same
 held-out rows and items. seeds.variance computes the intervals over seeds.
 """
 
@@ -60,7 +60,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def unpacked(params: Params, measured: Measurements) -> Measured:
-    """The recorded arrays by (cell, step, measure), as float64."""
+    """Return the recorded arrays as float64, by (cell, step, measure)."""
     found: Measured = {}
     for measure in MEASURES:
         for cell, step in product(params.cells, params.steps):
@@ -84,10 +84,11 @@ TYPES: dict[str, type] = {
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Train or find all runs and measure them.
 
-    Arrays are per item, by measure, order seed, weight seed, arm and step, e.g.
-    "loss/1234/1/standard/572": loss (nats per token) and last_word of held-out text, feminine_share
-    of occupations, memorized (at the end) of training rows. Facts: "neighbour_loss", the final loss
-    of the neighbouring size, None for a gap; "gaps", the number of missing checkpoints.
+    Arrays have one value per item. Their names give measure, order seed, weight seed, arm and step,
+    e.g. "loss/1234/1/standard/572". The measures are loss (nats per token) and last_word of
+    held-out text, feminine_share of occupations, and memorized of training rows, at the end only.
+    Facts: "neighbour_loss", the final loss of the neighbouring size, or None if it could not be
+    measured; "gaps", the number of measurements that are missing because their checkpoint is.
     """
     from pythia_book.measurements import LanguageMeasurement, measure_all
     from pythia_book.studies.gender_bias.measures import Items, TokenizedItems
@@ -138,7 +139,13 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def values(params: Params, tables: dict[str, pd.DataFrame], other: float | None) -> dict[str, Any]:
-    """Names and numbers quoted in the page's text; shares in percent or points, None for a gap."""
+    """Return the names and numbers that the page quotes in its text.
+
+    Shares are in percent or points. A number that could not be measured is None.
+
+    Args:
+        other: final held-out loss of the neighbouring size.
+    """
     numbers: dict[str, Any] = {
         "size": params.size,
         "neighbour": params.neighbour_size,

@@ -1,12 +1,12 @@
 """Training speed: measured on this machine's CPU; predicted for a GPU and compared with gpu-check.
 
 On the CPU, with one thread as in every run of the book, the study times a training step and its
-operations (pythia_book.bench). It never measures a GPU itself: it reads what the command
-`gpu-check` wrote to results/gpu-check, except dry runs. There are two kinds of GPU predictions. For
-a training step, they come from pythia_book.bench.cost_model. For each kernel, memory traffic per
-token over all layers is counted by hand, for our kernel and for the code that torch.compile
-generates; the difference is due to fusion that the compiler does not find. None of this is a claim
-of the Pythia paper.
+operations (pythia_book.bench). The study never measures a GPU. It reads the measurements that the
+command `gpu-check` wrote to results/gpu-check, and ignores those of dry runs. There are two kinds
+of GPU predictions. For a training step, they come from pythia_book.bench.cost_model. For each
+kernel, memory traffic per token over all layers is counted by hand, for our kernel and for the
+code that torch.compile generates; the difference is due to fusion that the compiler does not find.
+None of this is a claim of the Pythia paper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16")
 GPU_FILES = {"steps": "train", "operations": "kernels", "attention": "attention"}
-"""Measurements of a GPU -> the file of `gpu-check` that has them."""
+"""Maps a kind of GPU measurement to the file of `gpu-check` that has it."""
 GPU_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b")
 """The sizes that fit on one H100."""
 COMPILED = "torch.compile (inductor)"
@@ -56,8 +56,9 @@ def run(params: Params, progress: bool = True) -> Result:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Time the CPU on one thread, and read the newest measurements of a GPU.
 
-    Facts: steps, operations (of the CPU), gpu_steps, gpu_operations, gpu_attention: rows of
-    pythia_book.bench, the first of which is the machine. device: what the record says of it.
+    Facts: steps and operations (of the CPU), gpu_steps, gpu_operations and gpu_attention are lists
+    of rows of pythia_book.bench, the first of which describes the machine. device is what the
+    record of this study says of the CPU.
     """
     from pythia_book.bench.kernels import bench_kernels
     from pythia_book.bench.train import bench_train
@@ -135,8 +136,8 @@ TIMES = ("ms", "ms_low", "ms_high", "ratio", "low", "high", "failed")
 
 
 def steps_table(rows: list[Row]) -> pd.DataFrame:
-    """One row per measured implementation of a training step; matmul_share is its share of the
-    matrix-product rate measured in the same run."""
+    """One row per measured implementation of a training step; matmul_share is the speed
+    of the step as a share of the matrix-product rate that was measured in the same run."""
     return _compared(rows[1:], ("size", "precision"), STEPS)
 
 
@@ -146,8 +147,11 @@ def operations_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def _compared(rows: list[Row], keys: Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
-    """The rows as a table. `ratio` is the time over that of our fastest implementation with the
-    same keys; low and high follow from the ranges of the repeats."""
+    """Return the rows as a table with ratios.
+
+    `ratio` is the time of a row divided by the time of our fastest implementation with the same
+    keys. `low` and `high` follow from the ranges of the repeats.
+    """
     import pandas as pd
 
     ours: dict[tuple, Row] = {}
@@ -238,7 +242,10 @@ BF16, FP32 = 2, 4
 
 @dataclass(frozen=True)
 class Prediction:
-    """Memory traffic of a kernel: `compiled` and `ours` give bytes per token over all layers."""
+    """Predicted memory traffic of a kernel, under torch.compile and in our implementation.
+
+    The functions `compiled` and `ours` return bytes per token over all layers.
+    """
 
     kernel: str
     fuses: str
@@ -317,12 +324,13 @@ def gpu_kernels_table(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 TOKENS = 32_768
-"""Tokens per call of an operation timed on a GPU."""
+"""Number of tokens in one call of an operation that is timed on a GPU."""
 
 
 def attention_table(rows: list[Row]) -> pd.DataFrame:
     """One row per head dim of the official sizes: the library in use, the TFLOP/s that the
-    prediction assumes, and the fastest library measured, of all and of the reproducible ones."""
+    predictions assume, the fastest library measured, and the fastest of those whose results repeat
+    bit for bit."""
     import pandas as pd
 
     timed = [r for r in rows[1:] if "ms" in r and r["seq_len"] == cost_model.SEQ_LEN]
@@ -345,7 +353,7 @@ def attention_table(rows: list[Row]) -> pd.DataFrame:
 
 
 def least_ratio(frame: pd.DataFrame) -> Estimate | None:
-    """The smallest ratio of a table, with its range."""
+    """Return the smallest ratio of a table with the range of its repeats; None without ratios."""
     timed = frame.dropna(subset="ratio")
     if timed.empty:
         return None
@@ -354,7 +362,11 @@ def least_ratio(frame: pd.DataFrame) -> Estimate | None:
 
 
 def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
-    """A check that every ratio is at least `bound`; `e` is the smallest with its range."""
+    """Return a check that every ratio is at least `bound`.
+
+    Args:
+        e: the smallest ratio with the range of its repeats; None if nothing was measured.
+    """
     secures = "what this page says of our kernels"
     if e is None:
         return Claim(text, secures, untestable(NOT_MEASURED), kind="check")
@@ -370,7 +382,7 @@ def _at_least(text: str, e: Estimate | None, bound: float = 1.0) -> Claim:
 
 
 def claims(tables: Tables) -> list[Claim]:
-    """Checks that the kernels are faster, each on its worst measured case; none is from a paper."""
+    """Return the checks of speed, each judged by its worst measured case. None is from a paper."""
     steps, operations, gpu = tables["steps"], tables["operations"], tables["gpu_operations"]
     libraries = steps[steps.family == "transformers"]
     compiled = gpu[(gpu.implementation == COMPILED) & (gpu.kernel != "attention")]

@@ -1,4 +1,4 @@
-"""The suite's figures and tables: loss curves, sizes, proofs, how often a token is read."""
+"""Figures and tables of the suite, on loss curves, sizes, proofs, and how often tokens are read."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def models_table(result: Result) -> Table:
 
 
 def official_table(result: Result) -> Table:
-    """The ten released sizes in the same columns."""
+    """The ten released sizes, in the columns of models_table."""
     return Table(_sizes(result.tables["official"]), "The released sizes")
 
 
@@ -146,7 +146,8 @@ HEADINGS = {
 
 
 class Suites:
-    """Public suites as a table whose cells link to their sources, which are listed below it."""
+    """A table of public suites. Its cells link to their sources, which are listed below the
+    table."""
 
     def __init__(self, result: Result) -> None:
         self.frame, self.sources = result.tables["suites"], result.tables["suite_sources"]

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 
 def measure(params: Params, progress: bool = True) -> Measurements:
-    """Training losses, the outcome of every check, and how often tokens are read.
+    """Find or train the suite; collect its losses, run all checks, and count how often tokens are
+    read.
 
-    Arrays: loss/SIZE/ARM (float32[updates], nats per token). Facts: models (size -> its shape and
-    training), tokens (of each text), heldout (see heldout_share), checkpoints (number per run),
-    proofs, reads, rereads (tables).
+    Arrays: loss/SIZE/ARM (float32[updates], nats per token). Facts: models (maps a size to its
+    shape and training parameters), tokens (number in each text), heldout (see heldout_share),
+    checkpoints (the smallest number that a run has), and the rows of the tables proofs, reads and
+    rereads.
     """
     suite = train_all(
         params, suite_configs(params.scale, params.size_list, seed=params.seed), progress
@@ -54,7 +56,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 
 
 def heldout_share(data: PreparedData) -> dict[str, float]:
-    """Held-out documents, and the percentage of all documents and of all tokens that they are."""
+    """Return the number of held-out documents, and their percentage of all documents and tokens."""
     out, rest = data.heldout, data.tokens
     return {
         "documents": out.n_documents,

@@ -2,7 +2,8 @@
 
 Same data in the same order: the batch hashes that every training run logged are compared with each
 other and with the recomputed order. Resuming: a run's first updates are repeated with a stop in the
-middle. Checkpoints: complete, and none a copy of another; planted copies test this check.
+middle. Checkpoints: all are there, and none is a copy of another one; planted copies show that the
+check finds copies.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Suite = dict[tuple[str, str], "Run"]
 
 
 def proofs_table(suite: Suite, resume_steps: int) -> pd.DataFrame:
-    """The checks, and how often each failed: check, what, cases, failures."""
+    """Run all checks, and return how often each failed. Columns: check, what, cases, failures."""
     import pandas as pd
 
     hashes = {cell: weight_hashes(run.checkpoints) for cell, run in suite.items()}

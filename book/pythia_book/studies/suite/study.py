@@ -53,7 +53,10 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def released_tables(published: Published) -> Tables:
-    """Scores of released twins at step 0: model, scores (compared), equal (of them)."""
+    """Return the table step_0, which compares the scores of released twins at step 0.
+
+    Columns: model, scores (how many were compared), equal (how many are the same for the twins).
+    """
     import pandas as pd
 
     columns = ["model", "scores", "equal"]
@@ -94,7 +97,8 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
 
 
 def models_table(measured: Measurements) -> pd.DataFrame:
-    """One row per size: its shape, and its mean loss over the last 7 % of steps on both texts."""
+    """One row per size: its shape, and for each data arm the mean loss over the last 7 % of
+    steps."""
     import pandas as pd
 
     rows = []
@@ -112,7 +116,7 @@ def models_table(measured: Measurements) -> pd.DataFrame:
 
 
 def official_table() -> pd.DataFrame:
-    """The ten released sizes in the same columns, from their configs; no losses were released."""
+    """One row per released size, from its config, in the columns of models_table without losses."""
     import pandas as pd
 
     batch_tokens = OFFICIAL["batch"] * OFFICIAL["seq_len"]
@@ -131,7 +135,10 @@ def official_table() -> pd.DataFrame:
 
 
 def losses_table(measured: Measurements) -> pd.DataFrame:
-    """Training loss, averaged over at most 143 intervals: size, arm, step, tokens, loss."""
+    """Training losses, averaged within each of at most 143 intervals of training.
+
+    Columns: size, arm, step, tokens, loss.
+    """
     import pandas as pd
 
     frames = []
@@ -147,7 +154,7 @@ def losses_table(measured: Measurements) -> pd.DataFrame:
 
 
 def _pile_shares(reads: list[dict[str, Any]]) -> list[float]:
-    """The shares of the Pile's tokens for the rows of the table `reads`, from its sizes."""
+    """Return, for every row of the table `reads`, the corresponding share of the Pile's tokens."""
     times = {"3 or more": 3}
     return [
         pile_reads(row["arm"], row["policy"])[times.get(row["times"], row["times"])]
@@ -194,10 +201,11 @@ def claims(
     step_0: pd.DataFrame | None,
     whole: bool,
 ) -> list[Claim]:
-    """What the paper promises of the suite, and the checks that ours keeps these promises.
+    """Return claims on what the paper promises of its suite, and checks that our suite keeps them.
 
     Args:
-        whole: whether the runs are as long as the scale of the data asks for.
+        whole: whether runs are long enough to read their texts as often as Pythia did; if not, the
+            check of how often texts are read is left untested.
     """
     found = proofs.groupby("check")[["cases", "failures"]].sum()
 
@@ -280,7 +288,7 @@ def claims(
 # --- other public suites ---------------------------------------------------------------------
 
 CELLS = ("data", "order", "checkpoints", "optimizer", "seeds", "licence")
-"""What suites are compared by."""
+"""The properties by which suites are compared."""
 
 
 def _read_suites() -> tuple[list[dict[str, Any]], str]:
@@ -289,11 +297,14 @@ def _read_suites() -> tuple[list[dict[str, Any]], str]:
 
 
 SUITES, READ = _read_suites()
-"""Public suites of models with sources, and the day these were read."""
+"""Public suites of models with their sources, and when the sources were read."""
 
 
 def suites_tables() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The suites (suite, year, sizes, models, CELLS), and their sources (suite, cell, url, quote).
+    """Return the table of suites and the table of their sources.
+
+    Columns of the suites: suite, year, sizes, models, and CELLS. Of the sources: suite, cell, url,
+    quote.
 
     The cell of a source is one of CELLS, or "about" for year, sizes and models.
     """

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from pythia_book.studies.term_frequency.params import Params
 
 UNABLE = 10.0
-"""Percent of sums right below which a model is "unable to perform well": it fails nine in ten."""
+"""A model that solves less than this percentage of sums is "unable to perform well"."""
 PLACEBO_MARGINS = {"exact": 2.0, "logprob": 0.25}
-"""Effects of a coin that changes nothing must be smaller than these: two points of accuracy; and a
-quarter of a nat, which changes the probability of an answer by a factor of 1.3."""
+"""The effect of the placebo, a coin that changes nothing, must be smaller than these margins: two
+points of accuracy, or a quarter of a nat, which changes the probability of an answer by a factor of
+1.3."""
 BELOW_1B, BELOW_2_8B = ("160m", "410m"), ("160m", "410m", "1b", "1.4b")
 LARGE = ("2.8b", "6.9b", "12b")
 """Models with released accuracies, by the sizes that the paper names; the 70M model has none."""
@@ -30,8 +31,10 @@ OPERANDS = "100 first operands; one model of each size"
 def claims(
     params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame], operands: pd.DataFrame
 ) -> list[Claim]:
-    """The claims; of our models, about the largest at the end with the most examples, unless stated
-    otherwise.
+    """Return the claims of the term-frequency study.
+
+    A claim on our models is about the largest size at the end of training, asked after the most
+    examples, unless the claim says otherwise.
 
     Args:
         operands: released accuracies on sums after 16 examples, by model, step and number.
@@ -93,7 +96,10 @@ def _on_released(operands: pd.DataFrame) -> list[Claim]:
 
 
 def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) -> pd.Series | None:
-    """Accuracy in % by first operand, averaged over models; None if one is missing."""
+    """Return the released accuracy in % by first operand, averaged over models.
+
+    It is None if a model is missing.
+    """
     at = operands[(operands.step == step) & operands.model.isin(models)]
     if set(at.model) != set(models):
         return None
@@ -103,7 +109,8 @@ def released_mean(operands: pd.DataFrame, models: tuple[str, ...], step: int) ->
 def released_change(
     operands: pd.DataFrame, models: tuple[str, ...], first: int, last: int
 ) -> pd.Series | None:
-    """Change of that accuracy between two steps; None if a model is missing."""
+    """Return how much released_mean changes from step `first` to step `last`; None if a model is
+    missing."""
     before, after = (released_mean(operands, models, step) for step in (first, last))
     return None if before is None or after is None else after - before
 
@@ -116,8 +123,10 @@ def _mean(values: pd.Series | None) -> Estimate | None:
 
 
 def smallest_comparable(sizes: tuple[str, ...]) -> str:
-    """The smallest size with heads as wide as those of the largest: rotary embeddings and attention
-    differ between widths of heads."""
+    """Return the smallest size whose heads are as wide as those of the largest size.
+
+    Rotary embeddings and attention depend on the width of heads, so other sizes do not compare.
+    """
     wide = [size_named(size).d_model // size_named(size).n_heads for size in sizes]
     return next(size for size, width in zip(sizes, wide, strict=True) if width == wide[-1])
 
@@ -179,7 +188,8 @@ def _percent(e: Estimate | None) -> Estimate | None:
 
 
 def larger_half(sizes: tuple[str, ...]) -> tuple[str, ...]:
-    """The sizes over which the coins' effects are averaged, fixed before any is measured."""
+    """Return the sizes over which the coins' effects are averaged, chosen before any
+    measurement."""
     return sizes[len(sizes) // 2 :]
 
 
@@ -239,7 +249,8 @@ def _on_words(params: Params, table: pd.DataFrame) -> list[Claim]:
 
 
 def _word_test(table: pd.DataFrame) -> Test:
-    """Accuracy on the most frequent group of words minus that on the least frequent one."""
+    """Test whether accuracy is higher on the most frequent group of words than on the least
+    frequent group."""
     groups = table[table.group >= WORD_BINS[0]].sort_values("group")
     if len(groups) < 2:
         return untestable("no definitions in this corpus")

@@ -21,7 +21,8 @@ GUESS = 25
 
 
 def by_frequency(result: Result) -> Drawing:
-    """Planted frequencies of numbers, and accuracy by how often a number was read in sums."""
+    """How often each first operand was read in sums, against how often it occurs in the text; and
+    accuracy by how often an operand was read in sums."""
     frequency, step = result.tables["frequency"], result.tables["frequency"].step.max()
     last = style.rows_where(frequency, step=step)
     accuracy = style.rows_where(result.tables["curves"], step=step)
@@ -59,7 +60,8 @@ def _last_gaps(result: Result) -> list[str]:
 
 
 def over_training(result: Result) -> Drawing:
-    """The gap between the most and the least frequent tenth of the numbers, as in table 4."""
+    """The accuracy gap between the most and the least frequent tenth of first operands, over
+    training, as in the paper's Table 4."""
     gaps = result.tables["gaps"]
     gaps = gaps.assign(percent=100 * gaps.step / gaps.step.max())
     shots = result.params.shot_list[-1]
@@ -78,7 +80,8 @@ def over_training(result: Result) -> Drawing:
 
 
 def experiment(result: Result) -> Drawing:
-    """Scores of numbers chosen by the coin, or its placebo, minus others of similar frequency."""
+    """Effects of the coins: the score on numbers that the coin, or its placebo, chose, minus the
+    score on the other numbers of the pairs, which had a similar frequency."""
     shots, sizes = result.params.shot_list[-1], result.params.size_list
     table = style.rows_where(result.tables["experiment"], shots=shots)
     note = f"{shots}-shot, 50 pairs of numbers; bars: 95 % intervals over pairs"
@@ -186,7 +189,11 @@ def released(result: Result) -> Drawing:
 
 
 def gaps_table(result: Result) -> Table:
-    """The paper's table 4 for our models: the gap at the end by size and shots, in points."""
+    """Our counterpart of the paper's Table 4: the accuracy gap after training, by size and shots.
+
+    The gap is the accuracy on the most frequent tenth of first operands minus that on the least
+    frequent tenth, in percentage points.
+    """
     import pandas as pd
 
     gaps = result.tables["gaps"]

@@ -31,7 +31,8 @@ class Params(StudyParams):
     arm: str = "deduplicated"
     """Half of the suite to use; the paper used the deduplicated half."""
     shots: str = ""
-    """Numbers of solved examples before a sum, comma-separated; empty: what the context fits."""
+    """Numbers of solved examples before a sum, comma-separated; empty means the
+    default of the scale."""
     seed: int = 1234
 
     def check(self) -> None:
@@ -41,7 +42,7 @@ class Params(StudyParams):
 
     @property
     def shot_list(self) -> tuple[int, ...]:
-        """Numbers of examples, ascending; 0 is always among them."""
+        """Numbers of examples, ascending. The first is always 0."""
         text = self.shots or DEFAULT_SHOTS.get(self.scale, "0,4")
         return tuple(sorted({0, *shot_counts(text, 64)}))
 

@@ -83,8 +83,11 @@ def analyse(params: Params, measured: Measurements, published: Tables) -> Analys
 
 
 def released(published: Published) -> Tables:
-    """The released accuracies on sums and products: mean, standard deviation and number of first
-    operands by model, operation, shots and step; and, for sums after 16 examples, each operand."""
+    """Return the released accuracies on sums and products as two tables; none if none are found.
+
+    arithmetic: mean, standard deviation and count over first operands, by model, operation, shots
+    and step. operands: the accuracy of every first operand in sums after 16 examples.
+    """
     table = arithmetic_table(published.path)
     if table.empty:
         return {}
@@ -102,14 +105,23 @@ def released(published: Published) -> Tables:
 def measure(params: Params, progress: bool = True) -> Measurements:
     """Find or train the models, count what they read and ask the questions.
 
-    Arrays: first int8[questions], the first operand of each held-out sum; natural int32[numbers];
-    in_sums/STEP int32[numbers]; exact/SIZE/STEP/SHOTS bool[questions], also choice (zero-shot) and
-    logprob float32 (zero-shot; with examples at the last step); definition_read bool[items],
-    word_read/STEP int32[items] and definition/SIZE/STEP bool[items], at the last step.
+    Arrays on sums:
+    first int8[questions], the first operand of each held-out sum;
+    natural int32[numbers], how often each number occurs in the text before sums are planted;
+    in_sums/STEP int32[numbers], how often each number was read as a first operand up to STEP;
+    exact/SIZE/STEP/SHOTS bool[questions], whether the answer was right;
+    choice/SIZE/STEP/SHOTS bool[questions], zero-shot only;
+    logprob/SIZE/STEP/SHOTS float32[questions], with examples only at the last step.
+
+    Arrays on definitions, the last two at the last step only:
+    definition_read bool[items], whether the definition is in the training text;
+    word_read/STEP int32[items], how often the word was read;
+    definition/SIZE/STEP bool[items], whether the word was found.
+
     Facts: steps, and gaps (the number of checkpoints that could not be measured).
 
     Raises:
-        ConfigError: too many examples for the context, before anything is trained.
+        ConfigError: the examples do not fit the context. Nothing has been trained then.
     """
     from pythia_book.corpora.miniature import sampled
     from pythia_book.measurements import measure_all
@@ -154,7 +166,7 @@ def measure(params: Params, progress: bool = True) -> Measurements:
 def _recorded(
     asked: ArithmeticMeasurement, scores: dict[str, np.ndarray], last: bool
 ) -> list[tuple[str, np.ndarray]]:
-    """The scores of the held-out questions that the analysis reads."""
+    """Return the scores that the analysis reads, those of held-out questions, by measure."""
     held_out = np.array([q.held_out for q in asked.questions])
     return [
         (measure, values[held_out])
@@ -184,12 +196,12 @@ def _definitions(run: Run, length: int, progress: bool) -> DefinitionMeasurement
 
 
 def _in_sums() -> list[str]:
-    """Terms to count: each number as the first operand of a sum."""
+    """Return the terms to count, one per number: the number as the first operand of a sum."""
     return [f"what is {n} plus" for n in equations.FIRST]
 
 
 def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: bool) -> TermCounts:
-    """Count terms in the rows that the run has read; also save them as Parquet in its folder."""
+    """Count terms in the rows that a run has read, and save the counts as Parquet in its folder."""
     from pythia_book.term_counts import SurfaceTerms, count_terms
     from pythia_core.data.tokenizer import token_bytes
 
@@ -203,7 +215,7 @@ def _count(run: Run, words: DefinitionMeasurement, steps: list[int], progress: b
 def _counted(
     natural: dict[int, int], counts: TermCounts, words: DefinitionMeasurement, steps: list[int]
 ) -> dict[str, np.ndarray]:
-    """The counts as arrays."""
+    """Return the arrays of `measure` that are counts, and definition_read."""
     at = {term: i for i, term in enumerate(counts.terms)}
     numbers = [at[term] for term in _in_sums()]
     items = np.array([at[item.words[0]] for item in words.items], int)
@@ -221,7 +233,8 @@ def _counted(
 
 
 def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Numbers quoted in the page's text: the largest size at the end with the most examples."""
+    """Return the numbers that the page quotes in its text, mostly for the largest size at the
+    end."""
     size, steps, shots = params.size_list[-1], scores.steps, params.shot_list[-1]
     times = scores.in_sums(steps[-1])
     top, bottom = tenths(times)
@@ -257,8 +270,11 @@ def values(params: Params, scores: NumberScores, tables: dict[str, pd.DataFrame]
 
 
 def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame) -> dict[str, Any]:
-    """The coins' effects on log-probability: pooled over the larger sizes, in the largest size, and
-    the sizes at which they are seen, with Holm's correction over the larger sizes."""
+    """Return the coins' effects on log-probability, for the page's text.
+
+    They are pooled over the larger sizes, and given for the largest size. The names of the sizes
+    with a significant positive effect follow, with Holm's correction over the larger sizes.
+    """
     shots, sizes = params.shot_list[-1], c.larger_half(params.size_list)
     pooled = scores.coins(sizes, shots, "logprob")
     names = {**{coin: coin for coin in COINS}, DIFFERENCE: "apart"}
@@ -275,8 +291,10 @@ def _coin_values(params: Params, scores: NumberScores, experiment: pd.DataFrame)
 
 
 def released_values(operands: pd.DataFrame) -> dict[str, Any]:
-    """Released accuracies on sums after 16 examples at the end, in %, of the groups of models in
-    the claims; None without them."""
+    """Return released accuracies on sums after 16 examples, in %, for the page's text.
+
+    They are means over the groups of models in the claims; None if a model is missing.
+    """
     numbers: dict[str, Any] = {}
     for name, models in (("unable", c.BELOW_1B), ("small", c.BELOW_2_8B), ("large", c.LARGE)):
         end = c.released_mean(operands, models, 143_000)

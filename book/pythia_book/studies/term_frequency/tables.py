@@ -2,7 +2,8 @@
 
 Questions about the same number are not independent, so numbers are the units: intervals are
 Student's t over the means of numbers (or of pairs of numbers), because ten numbers are too few for
-a bootstrap. If all answers of a group are right, or all are wrong, an exact bound replaces it.
+a bootstrap. If all answers of a group are right, or all are wrong, an exact bound for a share
+replaces the t interval.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TENTH = len(equations.FIRST) // 10
-"""How many numbers are in the most or least frequent tenth."""
+"""How many numbers are in the most frequent tenth, and in the least frequent tenth."""
 NUMBER_BINS = (0, 3, 10, 30, 100, 300, 1000, 3000)
-"""Lower ends of the bins of how often a number is read in sums."""
+"""Lower ends of the bins by which numbers are grouped: how often a number was read in sums."""
 MIN_NUMBERS = 5
-"""Bins with fewer numbers are left out."""
+"""Smallest number of numbers in a bin; smaller bins are left out of the table `curves`."""
 COINS = ("boost", "placebo")
 DIFFERENCE = "boost minus placebo"
 MEASURES = ("exact", "choice", "logprob")
 
 
 def selected(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
-    """The rows in which these columns have these values."""
+    """Return the rows of a table in which each named column has the given value."""
     for column, value in where.items():
         table = table[table[column] == value]
     return table
 
 
 def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
-    """The first selected row as an estimate; None if there is none."""
+    """Return the first selected row as an estimate, or None if no row is selected."""
     rows = selected(table, **where)
     if rows.empty:
         return None
@@ -51,9 +52,10 @@ def cell(table: pd.DataFrame, **where: Any) -> Estimate | None:
 
 
 def welch(one: np.ndarray, other: np.ndarray) -> Estimate:
-    """Mean of `one` minus mean of `other`, independent units, with Welch's t-interval.
+    """Return the mean of `one` minus the mean of `other`, with Welch's t-interval.
 
-    Without variation in either group the interval has no width; with one unit, its ends are NaN.
+    The values are independent units. If both groups have no variation, the interval has no width.
+    If a group has only one unit, the ends of the interval are NaN.
     """
     value, n = float(one.mean() - other.mean()), len(one) + len(other)
     if min(len(one), len(other)) < 2:
@@ -93,7 +95,11 @@ class NumberScores:
         return {number: int(counts[number]) for number in equations.FIRST}
 
     def by_number(self, size: str, step: int, shots: int, measure: str) -> np.ndarray | None:
-        """Means float64[100], NaN for a number without a held-out pair; None for a gap."""
+        """Return the mean score by first operand, float64[100].
+
+        It is NaN for a number without held-out sums. None is returned if the checkpoint was not
+        measured.
+        """
         scores = self.measured.get(measure, size, step, shots)
         if scores is None:
             return None
@@ -102,7 +108,8 @@ class NumberScores:
             return total / np.bincount(self.first, minlength=len(equations.FIRST))
 
     def group(self, means: np.ndarray, numbers: Iterable[int]) -> Estimate | None:
-        """Mean over these numbers; of shares, the interval is kept between 0 and 1."""
+        """Return the mean of `means` over some numbers. The interval of a share is kept within
+        0..1."""
         members = list(numbers)
         values = means[members]
         values = values[np.isfinite(values)]
@@ -118,15 +125,19 @@ class NumberScores:
         return e
 
     def gap(self, size: str, step: int, shots: int, measure: str) -> Estimate | None:
-        """Mean of the most frequent tenth of the numbers minus that of the least frequent one."""
+        """Return the mean score on the most frequent tenth of first operands minus that on the
+        least frequent tenth."""
         means = self.by_number(size, step, shots, measure)
         return None if means is None else self._apart(means, step)
 
     def gap_change(
         self, cells: tuple[tuple[str, int], tuple[str, int]], shots: int, measure: str
     ) -> Estimate | None:
-        """How much larger the gap is in the second (size, step) than in the first; paired by
-        number, with the tenths of the later step."""
+        """Return how much larger the gap is in the second (size, step) of `cells` than in the
+        first.
+
+        The scores are paired by number. The tenths in the gap are those of the later step.
+        """
         first, second = (self.by_number(*cell, shots, measure) for cell in cells)
         if first is None or second is None:
             return None
@@ -138,11 +149,16 @@ class NumberScores:
         return welch(top, bottom) if len(top) and len(bottom) else None
 
     def coins(self, sizes: Sequence[str], shots: int, measure: str) -> dict[str, Estimate]:
-        """Chosen minus other number at the end, averaged over sizes, with couples as units; also
-        boost minus placebo. Empty for a gap.
+        """Return the effect of each coin, and the difference of the two effects (boost minus
+        placebo).
 
-        Both coins divide the same couples of numbers of similar frequency. Where they agree, their
-        difference is zero by construction, so its units are the couples on which they differ.
+        The effect of a coin is the score at the end on the number that it chose minus the score on
+        the other number of the couple, averaged over sizes, with couples as units. The result is
+        empty if a size was not measured.
+
+        Both coins choose from the same couples of numbers of similar frequency. For a couple on
+        which they agree, the difference is zero by construction. So only couples on which they
+        differ are units of the difference.
         """
         step = self.steps[-1]
         means = [self.by_number(size, step, shots, measure) for size in sizes]
@@ -158,14 +174,21 @@ class NumberScores:
 
 
 def tenths(in_sums: np.ndarray) -> tuple[list[int], list[int]]:
-    """The most and the least frequent tenth of the numbers; the smaller number first in a tie."""
+    """Return the most and the least frequent tenth of the numbers.
+
+    Of two numbers that were read equally often, the smaller one counts as more frequent.
+    """
     ranked = sorted(equations.FIRST, key=lambda number: (-in_sums[number], number))
     return ranked[:TENTH], ranked[-TENTH:]
 
 
 def frequency_table(scores: NumberScores) -> pd.DataFrame:
-    """Frequency of the numbers: number, natural (in the text before planting), boosted, placebo
-    (whether this coin chose it), step, in_sums (times read as first operand)."""
+    """Return the table of how often each number occurs.
+
+    Columns: number; natural (occurrences in the text before sums are planted); boosted and placebo
+    (whether the coin of this name chose the number); step; in_sums (how often the number was read
+    as the first operand of a sum up to this step).
+    """
     import pandas as pd
 
     natural = scores.natural()
@@ -182,7 +205,10 @@ def frequency_table(scores: NumberScores) -> pd.DataFrame:
 def accuracy_table(
     scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
 ) -> pd.DataFrame:
-    """Scores on held-out sums: size, step, shots, measure, value, low, high, n (numbers)."""
+    """Return the table of scores on held-out sums.
+
+    Columns: size, step, shots, measure, value, low, high, n (count of first operands).
+    """
     import pandas as pd
 
     rows = []
@@ -197,8 +223,11 @@ def accuracy_table(
 
 
 def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
-    """Accuracy by frequency at the end: size, step, shots, measure, count (geometric mean of how
-    often the numbers of a bin were read in sums), numbers, value, low, high."""
+    """Return the table of accuracy at the end, by how often numbers were read in sums.
+
+    Columns: size, step, shots, measure, count (geometric mean of how often the numbers of a bin
+    were read in sums), numbers (how many are in the bin), value, low, high.
+    """
     import pandas as pd
 
     rows, step = [], scores.steps[-1]
@@ -218,8 +247,11 @@ def curves_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int
 
 
 def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]) -> pd.DataFrame:
-    """The paper's table 4, in shares: size, step, shots, measure, most, least (mean accuracies of
-    the most and least frequent tenth), value (their difference), low, high."""
+    """Return our counterpart of the paper's Table 4, with accuracies as shares.
+
+    Columns: size, step, shots, measure, most and least (mean accuracies on the most and the least
+    frequent tenth of first operands), value (most minus least), low, high.
+    """
     import pandas as pd
 
     rows = []
@@ -236,9 +268,13 @@ def gaps_table(scores: NumberScores, sizes: Sequence[str], shots: Sequence[int])
 def experiment_table(
     scores: NumberScores, sizes: Sequence[str], shots: Sequence[int]
 ) -> pd.DataFrame:
-    """Chosen minus other number at the end, in couples of similar natural frequency: coin ("boost",
-    "placebo" or their difference), size, shots, measure, ratio (geometric mean of chosen over other
-    frequency; none for the difference), value, low, high, n (couples)."""
+    """Return the table of the coins' effects at the end.
+
+    An effect is the score on the chosen number minus the score on the other number of a couple of
+    similar natural frequency. Columns: coin ("boost", "placebo" or "boost minus placebo"), size,
+    shots, measure, ratio (geometric mean of the chosen number's frequency over the other's; none
+    for the difference), value, low, high, n (couples).
+    """
     import pandas as pd
 
     rows, ratio = [], {}
@@ -255,8 +291,11 @@ def experiment_table(
 
 
 def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFrame:
-    """Accuracy on definitions at the end: size, step, read (whether the definition was), group
-    (lower end of the bin of how often the word was read; 0: not at all), value, low, high, n."""
+    """Return the table of accuracy on definitions at the end.
+
+    Columns: size, step, read (whether the definition is in the training text), group (lower end of
+    the bin of how often the word was read; 0 if it was not read), value, low, high, n.
+    """
     import pandas as pd
 
     rows, step = [], measured.facts["steps"][-1]
@@ -277,11 +316,14 @@ def definitions_table(measured: Measurements, sizes: Sequence[str]) -> pd.DataFr
 
 
 def released_table(arithmetic: pd.DataFrame | None) -> pd.DataFrame:
-    """The released accuracies with t-intervals over first operands: model, operation, shots, step,
-    value, low, high, n; empty without them.
+    """Return the released accuracies with t-intervals over first operands.
+
+    Columns: model, operation, shots, step, value, low, high, n. Without released accuracies, the
+    table is empty.
 
     Args:
-        arithmetic: mean, sd and n (operands) by model, operation, shots and step.
+        arithmetic: mean, sd and n (count of first operands) by model, operation, shots and step;
+            None without released accuracies.
     """
     import pandas as pd
 

@@ -126,5 +126,5 @@ def test_agreement_by_hand() -> None:
     states = np.array([[0, 0], [0, 0], [0, 1]])
     assert agreement(states).value == pytest.approx((1 + 0.5 + 0.5) / 3)
     assert agreement(np.zeros((4, 3))).value == 1
-    with pytest.raises(DataError, match="at least three runs"):
+    with pytest.raises(DataError, match="at least 3 runs"):
         agreement(np.zeros((2, 3)))
