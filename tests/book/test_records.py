@@ -593,7 +593,7 @@ def test_recording_refuses_what_names_the_machine(committed: None, project: Path
     texts = np.array([f"{project}/y"])
     write(project, measured=Measurements({"texts": texts}, {}))
     finish(project, output=f"saved in {project}/x")
-    with pytest.raises(DataError, match=r"(?s)notebook\.ipynb names.*measured\.npz names"):
+    with pytest.raises(DataError, match=r"(?s)notebook\.ipynb contains.*measured\.npz contains"):
         site_runs.record_run("tiny", "laptop")
     assert not (project / "book" / "recorded" / "tiny" / "laptop").exists()
 

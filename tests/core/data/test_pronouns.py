@@ -191,7 +191,7 @@ def test_bad_arguments_are_refused(small: Tokenizer) -> None:
     swap = WordSwap.from_tokenizer(small, "masculine_to_feminine")
     with pytest.raises(DataError, match=r"outside the tokenizer's 0\.\."):
         swap.find(np.array([[50_000]]), np.array([[True]]), 0, 0)
-    with pytest.raises(DataError, match="mask of that shape"):
+    with pytest.raises(DataError, match="mask of the same shape"):
         swap.find(np.array([1, 2]), np.array([True]), 0, 0)
     *none, _ = swap.find(np.zeros((0, 5), int), np.zeros((0, 5), bool), 0, 0)
     assert [len(part) for part in none] == [0, 0, 0, 0]

@@ -26,7 +26,7 @@ def _checked(values: np.ndarray, ndim: int, name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != ndim or min(values.shape, default=0) < 2:
         raise DataError(
-            f"{name}: shape {values.shape}, but each of {ndim} axes must be 2 or longer"
+            f"{name}: got shape {values.shape}, expected {ndim} dimension(s) of length 2 or more"
         )
     if not np.isfinite(values).all():
         n_bad = (~np.isfinite(values)).sum()
