@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 """A claim as a record stores it (pythia_book.verdicts.judge)."""
 
-RULE = "Each verdict follows from a test that was stated beforehand and its 95 % interval."
+RULE = "Each verdict follows by one rule from the 95 % interval."
 RULE_LINK = "How verdicts are given"
 HEADER = ("Claim", "Released models", "Our miniature", "Verdict")
 WHOSE = {"released": "released models", "ours": "our miniature"}

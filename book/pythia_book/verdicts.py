@@ -2,7 +2,7 @@
 
 A *claim* is a sentence of a paper. A *premise* is an assumption that a claim rests on. A *check*
 verifies our own code and data. Claims, premises and checks are tested on our runs, on the released
-models, or on both. A test states beforehand what counts as agreement: an effect above or below a
+models, or on both. A test states what counts as agreement: an effect above or below a
 bound, usually zero (`rises`, `falls`), or an effect inside a margin around zero (`within`). The
 verdict follows from the 95 % interval of the effect:
 
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pythia_book.stats import LEVEL, Estimate
@@ -148,9 +148,11 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
             if test and not _untestable_reason(test) and test.form != "exact":
                 p_values[i, side] = p_value(test)
     adjusted: dict[tuple[int, str], float] = {}
+    n_tests: dict[str, int] = {}
     for family in (("claim",), ("premise", "check")):
         members = {key: p for key, p in p_values.items() if claims[key[0]].kind in family}
         adjusted |= holm(members)
+        n_tests |= dict.fromkeys(family, len(members))
     rows = []
     for i, claim in enumerate(claims):
         row: dict[str, Any] = {
@@ -161,7 +163,8 @@ def judge(claims: Sequence[Claim]) -> list[dict[str, Any]]:
         }
         for side in SIDES:
             test = getattr(claim, side)
-            row[side] = test and _judged(test, claim.kind, side, adjusted.get((i, side)))
+            p = adjusted.get((i, side))
+            row[side] = test and _judged(test, claim.kind, side, p, n_tests[claim.kind])
         rows.append(row)
     return rows
 
@@ -191,10 +194,21 @@ def p_value(test: Test) -> float:
     return max(against) if inside else e.p_value(math.copysign(test.bound, e.value))
 
 
-def smallest_seen(e: Estimate) -> float:
-    """The smallest effect whose interval would have excluded zero with the probability POWER."""
-    critical, power = e.quantile(1 - ALPHA / 2), e.quantile(POWER)
-    return (e.high - e.low) / 2 * (critical + power) / critical
+def smallest_seen(e: Estimate, n_tests: int = 1) -> float:
+    """The smallest effect that would have got a verdict with the probability POWER.
+
+    Args:
+        n_tests: size of the family. The effect is that of a test which Holm's procedure considers
+            first, at the level ALPHA / n_tests.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import nctdtr
+
+    critical = e.quantile(1 - ALPHA / 2 / n_tests)
+    effect = critical + e.quantile(POWER)  # in standard errors; exact for a known error
+    if math.isfinite(e.df):
+        effect = brentq(lambda nc: nctdtr(e.df, nc, critical) - (1 - POWER), 0, 4 * effect)
+    return (e.high - e.low) / 2 * effect / e.quantile(1 - ALPHA / 2)
 
 
 def _untestable_reason(test: Test) -> str:
@@ -213,12 +227,13 @@ def _untestable_reason(test: Test) -> str:
     return ""
 
 
-def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]:
+def _judged(test: Test, kind: str, side: str, p: float | None, n_tests: int) -> dict[str, Any]:
     """Return a test with its verdict and reason, in the format of a record.
 
     Args:
         kind: kind of the claim. side: one of SIDES.
         p: the adjusted p-value; None for an exact or untestable test.
+        n_tests: number of tests in the claim's family.
     """
     e, reason = test.estimate, _untestable_reason(test)
     row: dict[str, Any] = {
@@ -227,6 +242,8 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
         "units": test.units,
         "bound": None if test.form in ("", "exact") else test.bound,
         "form": test.form or None,
+        "df": e.df if e and math.isfinite(e.df) else None,
+        "p_value": None if p is None else p_value(test),
         "p": p,
         "note": test.note or None,
     }
@@ -236,7 +253,7 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
         return row | {"verdict": HOLDS if test.passed else FAILS, "reason": None}
     assert e is not None and p is not None
     if p > ALPHA:
-        return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e)}
+        return row | {"verdict": NOT_RESOLVED, "reason": _why_open(test, e, n_tests)}
     agrees = {
         "above": e.value > test.bound,
         "below": e.value < test.bound,
@@ -248,11 +265,10 @@ def _judged(test: Test, kind: str, side: str, p: float | None) -> dict[str, Any]
     return row | {"verdict": yes if agrees else no, "reason": None}
 
 
-def _why_open(test: Test, e: Estimate) -> str:
+def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
     """Return the reason of the verdict "not resolved"."""
     unit = f" {test.unit}" if test.unit else ""
-    unadjusted = replace(test, reason="")
-    if p_value(unadjusted) <= ALPHA:
+    if p_value(test) <= ALPHA:
         return "the interval alone would decide, but not after Holm's correction for all tests"
     if test.form == "within":
         if e.low > 0 or e.high < 0:
@@ -265,7 +281,7 @@ def _why_open(test: Test, e: Estimate) -> str:
         )
     away = f" away from {test.bound:g}" if test.bound else ""
     return (
-        f"the interval includes {test.bound:g}; an effect of {smallest_seen(e):.2g}{unit}{away} "
+        f"the interval includes {test.bound:g}; an effect of {smallest_seen(e, n_tests):.2g}{unit}{away} "
         f"would have been seen in {100 * POWER:.0f} % of cases"
     )
 
