@@ -280,8 +280,9 @@ def _why_open(test: Test, e: Estimate, n_tests: int) -> str:
             f"{(e.high - e.low) / 2:.2g}{unit}"
         )
     away = f" away from {test.bound:g}" if test.bound else ""
+    effect = f"{smallest_seen(e, n_tests):.2g}{unit}{away}"
     return (
-        f"the interval includes {test.bound:g}; an effect of {smallest_seen(e, n_tests):.2g}{unit}{away} "
+        f"the interval includes {test.bound:g}; an effect of {effect} "
         f"would have been seen in {100 * POWER:.0f} % of cases"
     )
 
