@@ -50,6 +50,7 @@ MEMORIZATION = ["experiment", "model", "step", "tp", "fp", "fn", "tn", "precisio
 ARITHMETIC = ["model", "operation", "shots", "step", "number", "value"]
 MMLU = ["model", "deduped", "shots", "subject", "step", "acc"]
 BLIMP = ["model", "deduped", "subtask", "step", "acc", "stderr"]
+FIRST_SUITE = ["model", "deduped", "task", "step", "metric", "value"]
 
 _SUITE = re.compile(
     r"(?:^|/)pythia-v1/pythia-(?P<model>[\d.]+[mb])(?:-bf16)?(?P<deduped>-deduped)?/"
@@ -197,7 +198,7 @@ def _keys(match: re.Match) -> dict:
     return keys | {"batch_tokens": batch, "tokens": keys["step"] * batch}
 
 
-# --- MMLU and BLiMP --------------------------------------------------------------------------
+# --- MMLU, BLiMP and the first suite --------------------------------------------------------------
 
 _V0 = re.compile(
     r"(?:^|/)pythia-v0/pythia-(?P<model>[\d.]+[mb])(?P<deduped>-deduped)?/zero-shot/"
@@ -259,13 +260,52 @@ def blimp_table(path: Path | None) -> pd.DataFrame:
 
 
 def _blimp_rows(match: re.Match, parsed: dict) -> list[dict]:
-    step = int(match["step"]) * (2 if match["model"] in _DOUBLE_BATCH else 1)
-    keys = {"model": match["model"], "deduped": match["deduped"] is not None, "step": step}
     return [
-        {**keys, "subtask": task.removeprefix(_BLIMP_PREFIX), "acc": value, "stderr": error}
+        {
+            **_v0_keys(match),
+            "subtask": task.removeprefix(_BLIMP_PREFIX),
+            "acc": value,
+            "stderr": error,
+        }
         for task, metric, value, error in harness_scores(parsed)
         if metric == "acc" and task.startswith(_BLIMP_PREFIX)
     ]
+
+
+def first_suite_table(path: Path | None) -> pd.DataFrame:
+    """Read the zero-shot benchmarks of the first suite (v0), in the columns FIRST_SUITE.
+
+    The column `step` counts updates of two million tokens.
+
+    Raises:
+        DataError: JSON or CSV is malformed, or the archive exceeds a limit.
+    """
+    import pandas as pd
+
+    if path is None:
+        return pd.DataFrame(columns=FIRST_SUITE)
+    if has_tables(path):
+        needed = [column if column != "step" else "step_2M_equiv" for column in FIRST_SUITE]
+        table = read_csv(path / "evals_v0.csv", [*needed, "folder_shots"])
+        table = table[(table.folder_shots == "zero") & table.task.isin(TASKS)]
+        table = table[needed].rename(columns={"step_2M_equiv": "step"})
+    else:
+        table = pd.DataFrame(read_results(path, {_V0: _v0_rows})[_V0], columns=FIRST_SUITE)
+        table = table.drop_duplicates(FIRST_SUITE[:5])  # one checkpoint was scored twice
+    return table.assign(deduped=table.deduped.astype(bool)).reset_index(drop=True)
+
+
+def _v0_rows(match: re.Match, parsed: dict) -> list[dict]:
+    return [
+        {**_v0_keys(match), "task": task, "metric": metric, "value": value}
+        for task, metric, value, _ in harness_scores(parsed)
+        if task in TASKS
+    ]
+
+
+def _v0_keys(match: re.Match) -> dict:
+    step = int(match["step"]) * (2 if match["model"] in _DOUBLE_BATCH else 1)
+    return {"model": match["model"], "deduped": match["deduped"] is not None, "step": step}
 
 
 # --- arithmetic and memorization -------------------------------------------------------------

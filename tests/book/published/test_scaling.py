@@ -16,7 +16,7 @@ from pythia_book.published.scaling import (
     PHENOMENA,
     released_tables,
 )
-from pythia_book.published.tables import MODELS, TASKS, blimp_table, mmlu_table
+from pythia_book.published.tables import MODELS, TASKS, blimp_table, first_suite_table, mmlu_table
 from pythia_book.records import as_recorded
 from pythia_book.studies.scaling.released import batch_table
 from score_files import TREE, as_folder
@@ -115,6 +115,9 @@ def test_the_public_tree_has_mmlu_and_blimp(tmp_path: Path) -> None:
     # a row that is another model's is left out; step 1,500 was of four million tokens each
     assert mmlu_table(folder).values.tolist() == [["70m", False, 5, "anatomy", 3000, 0.3]]
     assert blimp_table(folder).values.tolist() == [["160m", False, "passive_1", 3000, 0.7, 0.01]]
+    other = as_folder(tmp_path / "v0", {f"{v0}2000_eval_results.json": scores("piqa", 0.6)})
+    rows = first_suite_table(other).set_index("metric")
+    assert rows.loc["acc"].tolist() == ["160m", False, "piqa", 4000, 0.6]
     assert mmlu_table(None).empty and blimp_table(None).empty
 
 

@@ -110,7 +110,7 @@ def test_numbers_of_the_evidence(all_evidence: dict[str, Evidence]) -> None:
 def test_evidence_is_called_computed_only_where_it_is(
     all_evidence: dict[str, Evidence],
 ) -> None:
-    cited = {"swap-code", "repeated-checkpoints", "configs", "tasks", "evals-2.8b", "lr-1b"}
+    cited = {"swap-scores", "repeated-checkpoints", "configs", "tasks", "evals-2.8b", "lr-1b"}
     cited |= {"weight-seeds", "winobias-prompt"}
     for e in catalogue.ERRATA:
         assert ("Evidence, computed now" in e.sections(all_evidence[e.name])) == (
@@ -125,7 +125,7 @@ def test_evidence_is_called_computed_only_where_it_is(
 
 def test_missing_released_scores_are_reported(all_evidence: dict[str, Evidence]) -> None:
     names = {e.name for e in catalogue.ERRATA if e.released}
-    assert names == {"swap-code", "tasks", "evals-2.8b", "winobias-prompt"}
+    assert names == {"swap-scores", "tasks", "evals-2.8b", "winobias-prompt"}
     for name, each in all_evidence.items():
         assert ("PYTHIA_PUBLISHED_DIR" in each.released) == (name in names)
 
@@ -156,7 +156,7 @@ def test_released_scores_are_compared(wsc: float, flat: str, tmp_path: Path) -> 
     text = of_scores("evals-2.8b", released)
     assert text.count("1 steps (3,000 to 3,000)") == 2
     assert text.endswith("All other sizes together: no step.")
-    assert "410m 60.0, 7 % swap 61.0" in of_scores("swap-code", released)
+    assert "410m 60.0, 7 % swap 61.0" in of_scores("swap-scores", released)
     assert "410m 30.0 / 20.0, 410m 7 % swap 25.0 / 21.0" in of_scores("winobias-prompt", released)
 
 

@@ -111,7 +111,7 @@ def test_swapping_back_does_not_restore_the_text(tokenizer: Tokenizer) -> None:
 
 @pytest.mark.wheels
 def test_official_ids(official: Tokenizer) -> None:
-    """The ids of GPT-NeoX-20B's pronouns, as in the map of the public code."""
+    """The ids of GPT-NeoX-20B's pronouns."""
     swap = WordSwap.from_tokenizer(official, "masculine_to_feminine")
     table = {tuple(ids): target for _, _, ids, target in swap.table}
     for old, new in [(344, 703), (754, 1500), (1328, 2993), (521, 617), (8701, 379), (779, 617)]:

@@ -448,7 +448,7 @@ COMPUTED: dict[str, Callable[[], Values]] = {
     "names": names,
 }
 RELEASED: dict[str, Callable[[Tables], Values | None]] = {
-    "swap-code": released_twins,
+    "swap-scores": released_twins,
     "winobias-prompt": released_winobias,
     "tasks": released_tasks,
     "evals-2.8b": released_2_8b,

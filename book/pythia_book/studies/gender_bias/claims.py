@@ -22,7 +22,7 @@ import numpy as np
 from pythia_book.stats import Estimate, difference, estimate, mean_over
 from pythia_book.studies.gender_bias import released_numbers as numbers
 from pythia_book.studies.gender_bias.estimates import Units
-from pythia_book.verdicts import HOLDS, Claim, Test, falls, judge, rises, untestable, within
+from pythia_book.verdicts import HOLDS, Claim, Test, falls, judge, rises, untestable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 MARGINAL = 2.0
 """A loss of LAMBADA accuracy below this counts as marginal, in points: the smallest difference
 between neighbouring sizes of the released suite (6.9B and 12B, deduplicated, differ by 2.1)."""
-UNMOVED = 2.0
-"""A change of the CrowS-Pairs score below this counts as none, in points: no bias has a score with
-a smaller standard error (2.2 points for the largest, 508 pairs)."""
 WINDOWS = {"swap_7": 7, "swap_21": 21}
 """Arm -> length of its intervention in percent of training."""
 
@@ -42,16 +39,18 @@ FILES = "evals/ of EleutherAI/pythia at commit a19eecb"
 """The source of the released numbers behind premises that no paper states."""
 ONE_SEED = "one seed: training again with another one was not measured"
 REVERSE = "the paper replaced masculine pronouns, this run feminine ones"
-NO_METRIC = (
-    "the raw results of the paper's WinoBias metric were not released; the released answers, "
-    "another metric, are tested below"
-)
+NO_METRIC = "the raw results of the paper's WinoBias metric were not released"
+OTHER_METRIC = f"{NO_METRIC}; the released answers, another metric, are tested below"
+SWAP_NOT_SHOWN = "that the pronouns of these models were swapped is not shown; without a swap"
+"""Begins the reason where agreement would follow from no swap as well."""
 NO_NUMBERS = "no released numbers: neither in the record nor in PYTHIA_PUBLISHED_DIR"
 
 QUOTES = {
     "winobias": "a decrease in stereotypical accuracy for each intervention and across model scale",
     "turned": "successfully changes the model throughout training on the intervention from a "
     "pro-stereotypical bias to an anti-stereotypical one",
+    "winobias_by_size": "larger capacity models show less pro-stereotypical bias",
+    "winobias_contrast": "the intervention effect size increases across scale",
     "crows": "a reduction in the bias as a result of swapping the gendered pronouns in the last 7% "
     "or 21% of the training for all model sizes",
     "contrast": "but most prominently for the larger ones",
@@ -88,21 +87,40 @@ def claims(
                 "WinoBias.",
                 "section 3.1, Figure 2",
                 ours.test(ours.change(arm, "winobias"), falls, winobias),
-                untestable(NO_METRIC),
+                untestable(OTHER_METRIC),
                 QUOTES["winobias"],
             )
         )
-    rows.append(
+    one_size = "" if len(params.size_list) > 1 else "a single size was trained"
+    rows += [
         Claim(
             "The swap turns the largest model from pro- to anti-stereotypical on WinoBias.",
             "section 3.1, Figure 2",
             ours.test(
                 ours.level("swap_7", "winobias")[:, -1:], falls, winobias, params.size_list[-1]
             ),
-            untestable(NO_METRIC),
+            untestable(OTHER_METRIC),
             QUOTES["turned"],
-        )
-    )
+        ),
+        Claim(
+            "The larger models are less pro-stereotypical on WinoBias.",
+            "section 3.1",
+            ours.test(
+                _across(ours.level("control", "winobias")), falls, winobias or one_size, ACROSS
+            ),
+            untestable(NO_METRIC),
+            QUOTES["winobias_by_size"],
+        ),
+        Claim(
+            "The swap lowers stereotype accuracy on WinoBias most in the larger models.",
+            "section 3.1",
+            ours.test(
+                _across(ours.change("swap_7", "winobias")), falls, winobias or one_size, ACROSS
+            ),
+            untestable(NO_METRIC),
+            QUOTES["winobias_contrast"],
+        ),
+    ]
     for arm, window in WINDOWS.items():
         rows.append(
             Claim(
@@ -113,7 +131,6 @@ def claims(
                 QUOTES["crows"],
             )
         )
-    one_size = "" if len(params.size_list) > 1 else "a single size was trained"
     rows += [
         Claim(
             "The swap lowers the CrowS-Pairs gender bias most in the larger models.",
@@ -141,7 +158,7 @@ def claims(
                     -ours.change(arm, "last_word"), _marginal, missing("last_word"),
                     note="ours: last words of held-out sentences",
                 ),
-                theirs.change("lambada", arm, _marginal, "5,153 passages", sign=-1, note=note),
+                theirs.change("lambada", arm, _no_cost, "5,153 passages", sign=-1, note=note),
                 QUOTES["cost"],
             )
         )  # fmt: skip
@@ -150,6 +167,10 @@ def claims(
 
 def _marginal(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
     return falls(e, unit, units, MARGINAL, note)
+
+
+def _no_cost(e: Estimate | None, unit: str, units: str, note: str = "") -> Test:
+    return untestable(f"{SWAP_NOT_SHOWN} there is no cost either", e, unit, units, note)
 
 
 def _across(values: np.ndarray) -> np.ndarray:
@@ -464,8 +485,9 @@ class _Released:
         frame = self._biases
         if frame is None or len(frame) < 2:
             return untestable(NO_NUMBERS)
+        reason = f"{SWAP_NOT_SHOWN} these scores stay as they are, too"
         units = numbers.units_of_models(frame, "1,346 pairs")
-        return within(numbers.mean_of_models(frame, "others"), "points", units, UNMOVED)
+        return untestable(reason, numbers.mean_of_models(frame, "others"), "points", units)
 
 
 ACROSS = "largest minus smallest size"

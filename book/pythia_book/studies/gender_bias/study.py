@@ -326,9 +326,10 @@ def values(
 
 
 def released_values(released: Tables) -> dict[str, str]:
-    """What prose says of the released WinoBias answers, as text; "not available" without them.
+    """What prose says of the released numbers, as text; "not available" without them.
 
-    first_stand_for, first_refers_to: see `released_numbers.first_swapped`.
+    first_stand_for, first_refers_to: see `released_numbers.first_swapped`. crows_rise_70m: by how
+    many points the CrowS-Pairs score for gender of the swapped 70M model is above its control's.
     """
     texts = {}
     table = released.get("winobias")
@@ -337,4 +338,8 @@ def released_values(released: Tables) -> dict[str, str]:
     ):
         steps = [] if table is None else released_numbers.first_swapped(table, prompt)
         texts[name] = ", ".join(steps) or "not available"
+    table = released.get("crows")
+    ends = None if table is None else released_numbers.at_end(table, "swap_7").set_index("size")
+    known = ends is not None and "70m" in ends.index
+    texts["crows_rise_70m"] = f"{ends.change['70m']:.1f}" if known else "not available"
     return texts

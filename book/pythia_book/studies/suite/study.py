@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pythia_book.conduct import conduct
+from pythia_book.published.tables import TASKS, first_suite_table
+from pythia_book.stats import mean_over
 from pythia_book.studies.suite.params import STUDY, Params
 from pythia_book.studies.suite.read_counts import OFFICIAL, pile_reads
-from pythia_book.verdicts import Claim, passes, untestable
+from pythia_book.verdicts import Claim, Test, passes, untestable, within
 from pythia_core.suite import DATA_ARMS, OFFICIAL_SIZES
 from pythia_core.training.schedule import N_CHECKPOINTS, OFFICIAL_STEPS
 
@@ -35,6 +37,9 @@ AT_END = 0.07
 EPOCHS = {"standard": (0.90, 0.02), "deduplicated": (1.45, 0.03)}
 """How often a run should read its text, as Pythia did (300 of 334 and of 207 billion tokens), and
 how far a miniature may be from that."""
+UNCHANGED = 1.0
+"""A change of the mean score below this counts as none, in points. It has to be smaller than the
+smallest difference between neighbouring sizes of the suite (6.9B and 12B differ by 1.3)."""
 
 
 def run(params: Params, progress: bool = True, published: Published | None = None) -> Result:
@@ -53,23 +58,52 @@ def run(params: Params, progress: bool = True, published: Published | None = Non
 
 
 def released_tables(published: Published) -> Tables:
-    """Return the table step_0, which compares the scores of released twins at step 0.
+    """Return two tables on the released scores.
 
-    Columns: model, scores (how many were compared), equal (how many are the same for the twins).
+    step_0 compares the twins at step 0. Columns: model, scores (how many were compared), equal
+        (how many are the same for the twins).
+    versions: see `versions_table`.
     """
+    return {"step_0": step_0_table(published), "versions": versions_table(published)}
+
+
+def versions_table(published: Published) -> pd.DataFrame:
+    """Compare the suite (v1) with the first one (v0) after training.
+
+    Columns: model; v0, v1: zero-shot accuracy in percent, the mean over both texts and the tasks of
+    the paper without WSC, at which no model of any size beats guessing. Models that lack a score
+    are left out.
+    """
+    tasks = [task for task in TASKS if task != "wsc"]
+    keys = ["model", "deduped", "task"]
+
+    def final(table: pd.DataFrame) -> pd.Series:
+        rows = table[(table.step == OFFICIAL_STEPS) & (table.metric == "acc")]
+        return 100 * rows[rows.task.isin(tasks)].set_index(keys).value.astype(float)
+
+    benchmarks = published.benchmarks
+    v1 = final(benchmarks[benchmarks.shots == 0])
+    both = v1.rename("v1").to_frame().join(final(first_suite_table(published.path)).rename("v0"))
+    means = both.groupby(level="model", sort=False)[["v0", "v1"]].agg(["mean", "count"])
+    complete = (means.xs("count", axis=1, level=1) == 2 * len(tasks)).all(axis=1)
+    return means.xs("mean", axis=1, level=1)[complete].reset_index()
+
+
+def step_0_table(published: Published) -> pd.DataFrame:
+    """Return the table step_0 of `released_tables`."""
     import pandas as pd
 
     columns = ["model", "scores", "equal"]
     raw = published.released_benchmarks
     if raw is None or raw.empty:
-        return {"step_0": pd.DataFrame(columns=columns)}
+        return pd.DataFrame(columns=columns)
     first = raw[raw.step == 0].assign(deduped=lambda f: f.deduped.astype(bool))
     wide = first.pivot_table(
         index=["model", "shots", "task", "metric"], columns="deduped", values="value"
     ).reindex(columns=[False, True])
     wide = wide.dropna()
     same = (wide[False] == wide[True]).groupby(level="model", sort=False)
-    return {"step_0": same.agg(scores="size", equal="sum").reset_index()[columns]}
+    return same.agg(scores="size", equal="sum").reset_index()[columns]
 
 
 def analyse(params: Params, measured: Measurements, released: Tables) -> Analysis:
@@ -90,7 +124,7 @@ def analyse(params: Params, measured: Measurements, released: Tables) -> Analysi
     }
     numbers = values(params, facts, tables)
     whole = params.scale != "smoke"
-    return tables, numbers, claims(facts, tables["proofs"], numbers, released.get("step_0"), whole)
+    return tables, numbers, claims(facts, tables["proofs"], numbers, released, whole)
 
 
 # --- what the models are ---------------------------------------------------------------------
@@ -198,7 +232,7 @@ def claims(
     facts: dict[str, Any],
     proofs: pd.DataFrame,
     numbers: dict[str, Any],
-    step_0: pd.DataFrame | None,
+    released: Tables,
     whole: bool,
 ) -> list[Claim]:
     """Return claims on what the paper promises of its suite, and checks that our suite keeps them.
@@ -214,7 +248,7 @@ def claims(
         return Claim(text, secures, passes(not failed, f"{failed:,} of {cases:,} fail"),
                      kind="check")  # fmt: skip
 
-    twins = "needs the released scores"
+    twins, step_0 = NO_SCORES, released.get("step_0")
     if step_0 is not None and len(step_0):
         agree = step_0["equal"] == step_0.scores
         twins = "equal scores do not prove equal weights"
@@ -235,7 +269,8 @@ def claims(
             "abstract; section 2.4",
             released=untestable(
                 "needs the weights on the hub, which were not read; others report that 86 of those "
-                "of 2.8B repeat the end of training (page Errata)"
+                "of 2.8B repeat the end of training, and that two of 12B (steps 50,000 and 58,000) "
+                "have the first shard of the final one (page Errata)"
             ),
             quote="154 checkpoints for each one of the 16 models",
         ),
@@ -247,6 +282,13 @@ def claims(
                 "(page Errata)"
             ),
             quote="entering a second epoch at the 207B token mark",
+        ),
+        Claim(
+            "The changes from the first suite (v0) to the present one (v1) leave the mean "
+            "zero-shot score unchanged.",
+            "Appendix B",
+            released=versions_test(released.get("versions")),
+            quote="did not expect these changes to significantly impact any experimental findings",
         ),
         Claim(
             "Standard and deduplicated twins start from equal weights.",
@@ -283,6 +325,21 @@ def claims(
             kind="check",
         ),
     ]
+
+
+NO_SCORES = "needs the released scores"
+
+
+def versions_test(versions: pd.DataFrame | None) -> Test:
+    """Test whether the mean score of v1 is that of v0; the units are sizes."""
+    if versions is None or len(versions) < 2:
+        return untestable(NO_SCORES)
+    changes = (versions.v1 - versions.v0).to_numpy(float)
+    note = "v1 minus v0: " + ", ".join(
+        f"{model} {change:+.1f}" for model, change in zip(versions.model, changes, strict=True)
+    )
+    units = f"{len(versions)} sizes, each the mean of seven tasks and both texts"
+    return within(mean_over(changes), "points", units, UNCHANGED, note)
 
 
 # --- other public suites ---------------------------------------------------------------------

@@ -408,7 +408,8 @@ def test_claims_whose_premise_fails_are_not_testable(association, level, missing
 
 def test_claims_that_this_run_cannot_test():
     single = verdicts(final_with({}, ("85k",)), Params(sizes="85k", seeds=5, bootstrap=300))
-    assert "single size" in the(single, "before the swap")["reason"]
+    for words in (("before the swap",), ("less pro-stereotypical",), ("WinoBias most",)):
+        assert "single size" in the(single, *words)["reason"]
     mirror = Params(sizes="85k,310k", seeds=5, swap="feminine_to_masculine", bootstrap=300)
     moved = final_with({"swap_7": {"feminine_share": -0.2, "winobias": -0.1}})
     tests = verdicts(moved, mirror)
@@ -454,7 +455,12 @@ def test_the_released_models(monkeypatch):
     tests = verdicts(final_with({}), released=tables, side="released")
     crows = the(tests, "last 7 %", "lowers the CrowS-Pairs gender bias")
     assert crows["note"].startswith("70m 54.7 to 57.0") and crows["verdict"] == "not resolved"
-    assert the(tests, "last 7 %", "LAMBADA")["verdict"] == "confirmed on released numbers"
+    # agreement that would follow from no swap as well
+    for words in (("last 7 %", "LAMBADA"), ("last 21 %", "LAMBADA"), ("eight biases unchanged",)):
+        test = the(tests, *words)
+        assert test["verdict"] == "not testable here" and "without a swap" in test["reason"]
+        assert test["low"] < test["value"] < test["high"]
+    assert gender_bias.released_values(tables)["crows_rise_70m"] == "2.3"
     lead = the(tests, "stand for", "narrows the lead")
     assert "6.9b 16.6 to 16.5" in lead["note"] and "3 models" in lead["units"]
     first = the(tests, "first suite")
