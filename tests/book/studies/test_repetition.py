@@ -8,15 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book import records
-from pythia_book.published.results import find
 from pythia_book.studies.repetition import figures as draw
 from pythia_book.studies.repetition import law
 from pythia_book.studies.repetition import study as repetition
-from pythia_book.studies.repetition.claims import AFTER, BEFORE, second_epoch_change
 from pythia_book.studies.repetition.study import Params, repetition_configs
 from pythia_book.studies.repetition.tables import Arms, measured_share
 from pythia_book.study import Measurements
-from pythia_book.verdicts import VERDICTS, judge
+from pythia_book.verdicts import judge
 
 from pythia_core.config import config_dict, config_differences
 from pythia_core.errors import ConfigError, DataError
@@ -153,17 +151,6 @@ def planted(
     return Measurements(arrays, FACTS)
 
 
-def second_epoch(change: float, noise: float = 0.001, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """Released accuracies of which the deduplicated half's change by `change` in that epoch."""
-    rng = np.random.default_rng(seed)
-    rows = [
-        (m, d, s, step, 0.5 + 0.02 * m + change * (d and step == AFTER) + rng.normal(0, noise))
-        for m in range(8) for d in (False, True) for s in (0, 5) for step in (BEFORE, AFTER)
-    ]  # fmt: skip
-    columns = ["model", "deduped", "shots", "step", "value"]
-    return {"second_epoch": pd.DataFrame(rows, columns=columns)}
-
-
 def judged(measured: Measurements, released: dict[str, pd.DataFrame] | None = None) -> list[dict]:
     return judge(repetition.analyse(PARAMS, measured, released or {})[2])
 
@@ -229,33 +216,6 @@ def test_an_overfitted_arm_is_worth_more_at_its_best_checkpoint() -> None:
     assert arms.worth("85k", 16, best=True).low > arms.worth("85k", 16).high
     table = repetition.tables(arms)["worth"]
     assert table[table["at"] == "best"].n.unique().tolist() == [160]
-
-
-def test_the_second_epoch_of_the_released_models() -> None:
-    measured = planted(dict.fromkeys(PARAMS.epoch_list, 0.2))
-    outcomes = {0.0: "confirmed", -0.03: "contradicted", 0.03: "confirmed"}
-    for change, outcome in outcomes.items():
-        found = verdicts(judged(measured, second_epoch(change)), "released")
-        assert found == [word for word in VERDICTS if word.startswith(outcome + " ")][:1] * 2
-    assert set(verdicts(judged(measured, second_epoch(0, noise=0.1)), "released")) == {
-        "not resolved"
-    }
-    assert set(verdicts(judged(measured), "released")) == {"not testable here"}
-    alarms = sum(
-        verdicts(judged(measured, second_epoch(-0.01, 0.01, seed)), "released")[0].startswith("con")
-        for seed in range(100)
-    )
-    assert alarms <= 8  # at the margin itself
-
-
-def test_released_scores_of_the_second_epoch() -> None:
-    if (published := find()) is None:
-        pytest.skip("needs the released numbers: set PYTHIA_PUBLISHED_DIR (see the README)")
-    table = repetition.released(published)["second_epoch"]
-    assert len(table) == 64
-    zero, five = (second_epoch_change(table, shots) for shots in (0, 5))
-    assert (zero.value, zero.n_seeds) == (pytest.approx(-0.446, abs=1e-3), 8)
-    assert five.value == pytest.approx(-0.084, abs=1e-3)
 
 
 def test_missing_arms_are_not_testable() -> None:

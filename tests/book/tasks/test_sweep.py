@@ -120,7 +120,7 @@ def test_steps_of_a_text(run: Run) -> None:
     assert steps_of(run, "last, 0,2,2") == [0, 2, 6]
     assert steps_of(run, "first") == [0]
     for text in ("", "late", "-1", "2.0", "²"):
-        with pytest.raises(ConfigError, match="expected all"):
+        with pytest.raises(ConfigError, match='expected "all"'):
             steps_of(run, text)
     with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; .*7 are \[3, 4, 5, 6"):
         steps_of(run, "9")

@@ -32,6 +32,7 @@ from pythia_core.training.schedule import OFFICIAL_STEPS, linear_step
 if TYPE_CHECKING:
     import pandas as pd
 
+TOO_EARLY = "nothing is memorized yet: no planted text has been read often enough, by design"
 OURS = "the source says high and low; four in five is our bound, set with these numbers in view"
 """Note on tests of the released numbers against HIGH."""
 TREND = 5.0
@@ -47,6 +48,7 @@ FEWEST_SIZES = 3
 
 PYTHIA = "section 3.2, Figure 3"
 PREDICTION = "Biderman et al. 2023b, section 4 and Table 2"
+RECALL = "recall, where the sentence is about correlation"
 SMALLER = "Biderman et al. 2023b, section 3 and Figure 2"
 
 
@@ -162,7 +164,8 @@ def _often_read(extracted: Extracted) -> Test:
         "points",
         f"one run; {texts:,} different continuations read {OFTEN} times or more and {once.sum():,} "
         "read once",
-        note="how often a text is read was planted",
+        note="how often a text is read was planted; the bound lies where memorization was seen to "
+        "begin",
     )
 
 
@@ -224,7 +227,9 @@ def _predictions(
                 f"Of the rows memorized at the end, fewer than four in five are memorized already "
                 f"after {percent} % of training.",
                 PREDICTION,
-                _share(ours, "recall", falls, "nothing is memorized at the end"),
+                _share(ours, "recall", falls, "nothing is memorized at the end")
+                if ours is None or ours.tp
+                else untestable(TOO_EARLY, unit="%"),
                 _over_models(numbers, "recall", falls),
                 quote="only achieve high recall after significant compute has been expended",
             ),
@@ -247,8 +252,8 @@ def _predictions(
             quote="the precision is high for all models",
         ),
         Claim(
-            "Of the rows that the largest model memorizes, a smaller one memorizes fewer than four "
-            "in five.",
+            "Of the rows that the largest model memorizes, a smaller one on average memorizes "
+            "fewer than four in five.",
             SMALLER,
             _share(tenth, "recall", falls, missed, note),
             _over_models(theirs, "recall", falls),
@@ -256,9 +261,9 @@ def _predictions(
         ),
         Claim(
             "The smaller a model, the fewer it memorizes of the rows that the largest memorizes.",
-            SMALLER,
-            _size_trend((100 * recall).to_dict(), "" if recall.any() else missed, "recall"),
-            _size_trend(dict(zip(theirs.model, 100 * theirs.recall, strict=True)), note="recall"),
+            "Biderman et al. 2023b, section 3, Figures 1 and 2",
+            _size_trend((100 * recall).to_dict(), "" if recall.any() else missed, RECALL),
+            _size_trend(dict(zip(theirs.model, 100 * theirs.recall, strict=True)), note=RECALL),
             quote="a sharp decline in correlation between which sequences are memorized by smaller "
             "models and the 12B model as the gap between the model sizes increases",
         ),
@@ -280,7 +285,7 @@ def _share(
     if not n:
         return untestable(nothing, unit="%")
     e = Estimate(row[measure], row[f"{measure}_low"], row[f"{measure}_high"], n, 1).times(100)
-    counts = f"{int(row.tp)} of {n}"
+    counts = f"{int(row.tp)} of {n}, nearly all planted copies, whose reading goes on; {OURS}"
     units = f"one run; {n} different continuations"
     return test(e, "%", units, HIGH, "; ".join(filter(None, (counts, note))))
 

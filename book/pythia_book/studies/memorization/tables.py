@@ -35,7 +35,7 @@ BINS = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 32), (33, 64), (65, None))
 """The smallest and the largest repetition count of each bin."""
 OFTEN = 33
 """Rows whose continuation was read at least this often are compared with those read once. Texts are
-planted up to 64 times, and cut or edited copies of them add to that."""
+planted up to 128 times; in the recorded run, memorization begins at about this count."""
 RATE_BINS = 20
 """The number of equal parts into which training is divided."""
 RATES = (0.01, 0.05, 0.2)

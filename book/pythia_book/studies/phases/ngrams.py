@@ -41,7 +41,8 @@ class Ngrams:
         rows = np.asarray(rows).astype(np.int64)
         if rows.ndim != 2 or rows.shape[1] < 3 or not len(rows):
             raise DataError(
-                f"rows must have two dimensions and at least 3 tokens, got shape {rows.shape}"
+                "rows must be a matrix with at least one row of at least three tokens, got shape "
+                f"{rows.shape}"
             )
         if rows.min() < 0 or rows.max() >= vocab_size:
             raise DataError(

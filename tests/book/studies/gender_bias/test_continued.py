@@ -102,7 +102,7 @@ def test_from_the_command_line(published: Published, capsys: pytest.CaptureFixtu
     assert "7 checkpoints match their hashes, 6 batches match the log" in seen
     assert "equals the hash that training logged" in seen and "[ his> her]" in seen
     assert main(["continue", run.id, "--step", "46", "--steps", "2", "--state", "weights"]) == 0
-    assert "weights of step 46 only" in capsys.readouterr().out
+    assert "only the weights of step 46" in capsys.readouterr().out
     for wrong, why in (
         (["--revision", "step41"], "existing revisions: step0"),
         (["--steps", "21"], "enough for 60 updates"),
@@ -182,7 +182,7 @@ def test_missing_models_and_several_seeds_are_refused(
     monkeypatch.setenv(released.MODELS, str(tmp_path))
     with pytest.raises(ConfigError, match=r"no config\.json for revision 'step47'"):
         gender_bias.check(Params("paper", "7k"))
-    with pytest.raises(ConfigError, match="have one"):
+    with pytest.raises(ConfigError, match="has only one seed"):
         gender_bias.check(Params("paper", "7k", seeds=2))
 
 
