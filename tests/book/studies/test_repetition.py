@@ -163,17 +163,17 @@ def test_true_statements_are_found_true() -> None:
     costs = {1: 0, 2: 0.1, 4: 0.3, 8: 2, 16: 8}
     found = judged(planted(costs, turns=0.5))
     assert verdicts(found) == [
-        "not testable here", "reproduced", "not testable here", "holds", "holds", "holds",
+        *["not testable here"] * 3, "holds", "holds", "holds",
     ]  # fmt: skip
-    assert found[2]["ours"]["value"] == pytest.approx(0.3, abs=0.1)
-    assert "fitted to models of 7 million" in found[4]["ours"]["reason"]
+    assert found[0]["ours"]["value"] == pytest.approx(0.3, abs=0.1)
+    assert "fitted to models of 7 million" in found[2]["ours"]["reason"]
 
 
 def test_false_statements_are_found_false() -> None:
-    """Sixteen epochs are better than four, and nothing is overfitted."""
+    """Nothing is overfitted, and nothing is memorized."""
     costs = {1: 0, 2: 8, 4: 20, 8: 9, 16: -2}
     assert verdicts(judged(planted(costs, learned=-0.05))) == [
-        "not testable here", "contradicted", "not testable here",
+        *["not testable here"] * 3,
         "does not hold", "does not hold", "does not hold",
     ]  # fmt: skip
 
@@ -182,7 +182,7 @@ def test_wide_intervals_resolve_nothing() -> None:
     costs = dict.fromkeys(PARAMS.epoch_list, 0.3)
     found = verdicts(judged(planted(costs, learned=0, noise=5)))
     assert found == [
-        "not testable here", "not resolved", "not testable here", *["not resolved"] * 3,
+        *["not testable here"] * 3, *["not resolved"] * 3,
     ]  # fmt: skip
 
 

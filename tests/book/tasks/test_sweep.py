@@ -122,7 +122,9 @@ def test_steps_of_a_text(run: Run) -> None:
     for text in ("", "late", "-1", "2.0", "²"):
         with pytest.raises(ConfigError, match='expected "all"'):
             steps_of(run, text)
-    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9; .*7 are \[3, 4, 5, 6"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of step 9; .* 7 checkpoints are \[3, 4, 5, 6"
+    ):
         steps_of(run, "9")
 
 

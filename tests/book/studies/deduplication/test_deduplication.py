@@ -29,7 +29,7 @@ RECIPES = [[name, 100, tokens, 3, 2] for name, tokens in (
     ("none", 1000), ("exact", 700), ("jaccard-0.87", 620), ("eleutherai-0.87", 640))]  # fmt: skip
 
 END, EPOCH, LOSS, WORDS, BETTER, LESS = "end", "epoch", "loss", "words", "better", "less"
-CLAIMS = {END: "not clearly better", EPOCH: "a second time", LOSS: "worse models",
+CLAIMS = {END: "not clearly better", EPOCH: "do not fall behind", LOSS: "worse models",
           WORDS: "last words", BETTER: "score higher", LESS: "memorize less"}  # fmt: skip
 """Name -> words of a claim; the first of several counts."""
 
@@ -162,10 +162,10 @@ def test_the_released_effects_and_the_margin() -> None:
     released = deduplication.released(results.load(FOLDER))
     stderr = released["twins"].stderr
     assert 1.96 * (stderr**2).mean() ** 0.5 == pytest.approx(CLEAR, abs=0.02)
-    effects = {name: e.interval() for name, e in released_effects(released).items()}
+    effects = {name: e.interval() for name, e in released_effects(released).items() if e}
     for name, expected in (
         ("zero_before", (0.70, 0.16, 1.23)), ("zero_end", (0.32, -0.21, 0.86)),
-        ("average", (0.38, 0.17, 0.60)), ("second_epoch", (0.12, -0.07, 0.30)),
+        ("average", (0.38, -0.15, 0.92)), ("second_epoch", (0.12, -0.07, 0.30)),
     ):  # fmt: skip
         assert tuple(effects[name].values()) == pytest.approx(expected, abs=0.01)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from pythia_book.published import results
-from pythia_book.published.scaling import COLUMNS, INFORMATIVE, SMALL, released_tables
-from pythia_book.published.tables import CHANCE, MODELS, TASKS, TOKENS_PER_STEP
+from pythia_book.published.scaling import COLUMNS, INFORMATIVE, released_tables
+from pythia_book.published.tables import MODELS, TASKS, TOKENS_PER_STEP
 from pythia_book.studies.scaling import released
 from pythia_book.verdicts import judge
 
@@ -142,9 +142,9 @@ def pick(rows: dict[str, dict], words: str) -> dict:
          {"bloom": 0.05}),
         ("not worse than Pythia on SciQ", {"bloom": 0.0}, "confirmed on released numbers",
          {"bloom": -0.05}),
-        ("in the first half", {}, "holds", None),
-        ("at the end of training.", {"batch": 0.0}, "holds", None),
-        ("The larger the model", {"batch": -0.05}, "holds", {"batch": 0.05}),
+        ("In the first half", {}, "holds", None),
+        ("At the end of training", {"batch": 0.0}, "holds", None),
+        ("shrinks with model size", {"batch": -0.05}, "holds", {"batch": 0.05}),
         ("guess on MMLU", {}, "holds", None),
         ("better than guessing on MMLU", {"mmlu": 0.05}, "holds", {"mmlu": -0.05}),
         ("know agreement better", {"agreement": 0.2}, "confirmed on released numbers",
@@ -165,7 +165,7 @@ def test_a_planted_effect_decides(
 
 def test_without_effects_nothing_is_claimed() -> None:
     rows = judged(made())
-    for words in ("fewer than 1,000", "at least 1,000", "The larger the model", "know agreement",
+    for words in ("fewer than 1,000", "at least 1,000", "shrinks with model size", "know agreement",
                   "worse than Pythia on LAMBADA", "better than guessing"):  # fmt: skip
         assert all(
             row["verdict"] == "not resolved" for claim, row in rows.items()
@@ -176,15 +176,10 @@ def test_without_effects_nothing_is_claimed() -> None:
     assert pick(rows, "With smaller batches")["value"] is not None
 
 
-def test_a_single_diverged_run_contradicts_convergence() -> None:
-    tables = made()
-    assert pick(judged(tables), "converge")["verdict"] == "confirmed on released numbers"
-    final = tables["final"]
-    diverged = final.name == f"{SMALL[1]}-deduped"
-    final.loc[diverged, "value"] = final[diverged].task.map(CHANCE) / 100 - 0.02
-    assert pick(judged(tables), "converge")["verdict"] == "contradicted by released numbers"
-    final.loc[diverged, "value"] += 0.02
-    assert pick(judged(tables), "converge")["verdict"] == "not resolved"
+def test_final_scores_are_no_test_of_convergence() -> None:
+    """Any run that learned a little passes, so the value is shown without a verdict."""
+    row = pick(judged(made()), "converge")
+    assert row["verdict"] == "not testable here" and row["value"] > 0
 
 
 def test_opt_350m_can_decide_and_is_shown_apart() -> None:
@@ -194,7 +189,7 @@ def test_opt_350m_can_decide_and_is_shown_apart() -> None:
     rows = judged(tables)
     assert pick(rows, "of the same size do.")["verdict"] == "not resolved"
     assert pick(rows, "leaving out opt-350m")["verdict"] == "holds"
-    assert "410M +15.0" in pick(rows, "of the same size do.")["note"]
+    assert "410M and opt-350m +15.0" in pick(rows, "of the same size do.")["note"]
 
 
 def test_missing_tables_are_said_to_be_missing() -> None:
