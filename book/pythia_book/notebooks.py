@@ -126,6 +126,12 @@ def source_hash(notebook: Notebook) -> str:
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
+def outputs_hash(notebook: Notebook) -> str:
+    """sha256 of the outputs of all cells, in order."""
+    outputs = [cell.get("outputs", []) for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()
+
+
 def library_hash() -> str:
     """sha256 over all Python files of pythia_core and pythia_book."""
     import pythia_core
@@ -295,7 +301,7 @@ def has_errors(notebook: Notebook) -> bool:
 
 def is_finished(notebook: Notebook) -> bool:
     """Whether the run of a notebook completed: it has a stamp, and no cell failed."""
-    return STAMP in notebook.metadata and not has_errors(notebook)
+    return isinstance(notebook.metadata.get(STAMP), dict) and not has_errors(notebook)
 
 
 # --- cleaning --------------------------------------------------------------------------------

@@ -141,8 +141,8 @@ def _place_of_a_run(written: str, study: str, base: Path) -> Path | None:
         base: the folder to which `written` is relative.
     """
     places = (notebooks.output_path(study, scale).absolute() for scale in SCALES)
-    path = Path(os.path.abspath(base / written))
-    return next((place for place in places if os.path.abspath(place) == str(path)), None)
+    path = os.path.realpath(base / written)
+    return next((place for place in places if os.path.realpath(place) == path), None)
 
 
 def _working_folder() -> Path:
@@ -213,8 +213,9 @@ def finish(notebook: Any, stamp: dict[str, Any], folder: Path) -> None:
         )
     notebook.metadata[notebooks.STAMP] = stamp | {"record": file_sha256(record)}
     notebooks.clean_notebook(notebook)
+    notebook.metadata[notebooks.STAMP]["outputs"] = notebooks.outputs_hash(notebook)
     notebooks.write_notebook(notebook, folder / records.NOTEBOOK)
-    if problems := records.check_whole(folder):
+    if problems := records.check_whole(folder, named=False):
         del notebook.metadata[notebooks.STAMP]
         raise DataError("; ".join(problems))
 

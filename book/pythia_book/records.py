@@ -42,6 +42,7 @@ from pythia_book.notebooks import (
     is_finished,
     notebook_path,
     notebooks_dir,
+    outputs_hash,
     parameters_of,
     read_notebook,
     source_hash,
@@ -72,6 +73,7 @@ RELEASED = "released_{}.csv"
 RELEASED_SOURCE = "EleutherAI/pythia at commit a19eecb, https://github.com/EleutherAI/pythia"
 """The source of the released numbers that a record contains."""
 NOTEBOOK = "notebook.ipynb"
+TEST_KEYS = frozenset({"value", "low", "high", "unit", "units", "verdict", "reason", "note"})
 CLAIM_KEYS = ("kind", "claim", "source", "quote", *SIDES)
 _PACKAGES = ("torch", "numpy", "tokenizers", "transformers", "pandas", "papermill")
 _REQUIRED = ("schema", "study", "scale", "parameters", "config_hash", "created", "values", "claims")
@@ -115,9 +117,12 @@ def _rounded(value: Any) -> Any:
 def _claim_problems(claims: list[dict[str, Any]]) -> list[str]:
     problems = []
     for claim in claims:
-        name = claim.get("claim", "?")
-        if set(claim) != set(CLAIM_KEYS):
+        name = claim.get("claim", "?") if isinstance(claim, dict) else "?"
+        if not isinstance(claim, dict) or set(claim) != set(CLAIM_KEYS):
             problems.append(f"claim {name!r} must have the keys {', '.join(CLAIM_KEYS)}")
+            continue
+        if not all(claim[s] is None or TEST_KEYS <= set(claim[s]) for s in SIDES):
+            problems.append(f"claim {name!r}: a test must have {', '.join(sorted(TEST_KEYS))}")
             continue
         if claim["kind"] not in KINDS:
             problems.append(f"claim {name!r}: " + one_of(claim["kind"], KINDS, "kind"))
@@ -387,16 +392,22 @@ def read_released(folder: Path | None) -> Tables:
     return {n.removeprefix(prefix).removesuffix(suffix): _read_csv(folder / n) for n in names}
 
 
-def check_whole(folder: Path) -> list[str]:
+def check_whole(folder: Path, named: bool = True) -> list[str]:
     """List what is wrong with the folder of a record; an empty list if it is complete.
 
-    Problems are files that are missing, unreadable, or from different runs.
+    Problems are files that are missing, unreadable, edited, or from different runs.
+
+    Args:
+        named: check also that the folder is <study>/<scale> of its record.
     """
     problems = []
     try:
         record = read_record(folder)
     except DataError as error:
         return [str(error)]
+    owner = record["study"], record["scale"]
+    if named and folder.absolute().parts[-2:] != owner:
+        problems.append(f"the record is of {owner[0]} at scale {owner[1]}, not of this folder")
     for name, entry in record["files"].items():
         if not (folder / name).is_file():
             problems.append(f"{name} is missing")
@@ -410,6 +421,8 @@ def check_whole(folder: Path) -> list[str]:
         problems.append("the notebook did not run to the end without errors")
     elif notebook.metadata[STAMP].get("record") != file_sha256(folder / "record.json"):
         problems.append(f"{NOTEBOOK} and record.json are from different runs")
+    elif notebook.metadata[STAMP].get("outputs", "") not in ("", outputs_hash(notebook)):
+        problems.append(f"the outputs of {NOTEBOOK} were edited")
     return problems
 
 
@@ -418,7 +431,7 @@ def is_current(folder: Path, stamp: dict[str, Any]) -> bool:
     if not folder.is_dir() or check_whole(folder):
         return False
     found = read_notebook(folder / NOTEBOOK).metadata[STAMP]
-    return {key: value for key, value in found.items() if key != "record"} == stamp
+    return {k: value for k, value in found.items() if k not in ("record", "outputs")} == stamp
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -446,10 +459,19 @@ def read_record(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is not a record: it lacks {', '.join(missing)}; run the study again"
         )
+    types = {"claims": list, "values": dict, "parameters": dict, "facts": dict}
+    if wrong := [key for key, kind in types.items() if not isinstance(record[key], kind)]:
+        raise DataError(
+            f"{path} is not a record: {', '.join(wrong)} has the wrong type; run the study again"
+        )
     files = record["files"]
-    if not isinstance(files, dict) or not all(
-        name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
-        for name, entry in files.items()
+    if (
+        not isinstance(files, dict)
+        or MEASURED not in files
+        or not all(
+            name == Path(name).name and isinstance(entry, dict) and "sha256" in entry
+            for name, entry in files.items()
+        )
     ):
         raise DataError(
             f"{path} is not a record: its list of files is invalid; run the study again"

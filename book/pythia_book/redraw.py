@@ -23,7 +23,7 @@ from pythia_core.suite import SCALES
 from pythia_core.util.files import project_root, results_dir
 from pythia_core.util.workers import parallel_map
 
-UNCHANGED_BY = ("library_hash", "published_numbers", "record")
+UNCHANGED_BY = ("library_hash", "published_numbers", "record", "outputs")
 """Keys of a notebook's stamp that may differ although the notebook shows the same."""
 
 
@@ -97,8 +97,9 @@ def redraw_one(folder: Path) -> Redrawn:
             if changes:
                 records.swap_in(new, folder)
         return Redrawn(name, changes)
-    except PythiaError as error:
-        return Redrawn(name, problem=str(error).replace(f"{folder}/", ""))
+    except Exception as error:  # of one damaged record; the others are redrawn
+        kind = "" if isinstance(error, PythiaError) else f"{type(error).__name__}: "
+        return Redrawn(name, problem=kind + str(error).replace(f"{folder}/", ""))
 
 
 def _execute(folder: Path, new: Path) -> None:

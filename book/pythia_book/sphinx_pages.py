@@ -232,7 +232,10 @@ def verdict_counts(claims: list[dict[str, Any]]) -> nodes.paragraph:
         line += [badge(verdict, f"{count} {verdict}"), nodes.Text(" ")]
     if others:
         holding = sum(set(verdicts_of(row)) == {HOLDS} for row in others)
-        line += nodes.Text(f"{claim_tables.counted([], others)}, of which {holding} hold")
+        line += nodes.Text(
+            f"{claim_tables.counted([], others)}, of which {holding} "
+            f"{'holds' if holding == 1 else 'hold'}"
+        )
     return line
 
 

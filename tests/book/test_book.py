@@ -252,7 +252,7 @@ def test_a_claim_shows_one_verdict_for_each_kind_of_models(yours: Path) -> None:
     assert "<details><summary>Details</summary>" in text
     assert 'href="method.html#verdicts"' in text
     assert 'id="verdicts"' in (yours / "method.html").read_text(encoding="utf-8")
-    assert "1 check, of which 1 hold" in pages(yours)["index.html"].text
+    assert "1 check, of which 1 holds" in pages(yours)["index.html"].text
     compared = pages(yours)[f"studies/{STUDY}.html"].text
     assert "Your run and ours" in compared and "recorded, laptop" in compared
 
